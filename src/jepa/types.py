@@ -1,0 +1,214 @@
+"""The nouns of the project: static geometry, tensors that travel together, and the protocols of the components.
+
+Legend of shape letters: B batch, C channels, T frames, H W pixels, N tokens of the full grid, K context tokens,
+M target blocks, J tokens of one target block, D width of the encoder. Nothing here imports torch at run time, so that a
+configuration can be checked in a moment.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, NamedTuple, Protocol
+
+if TYPE_CHECKING:
+    from torch import Generator, Tensor, nn
+
+ClipShape = tuple[int, int, int, int]
+"""(C, T, H, W) of what a data set delivers after augmentation; an image has T = 1."""
+
+
+@dataclass(frozen=True)
+class PatchGrid:
+    """Patches in time, height and width; token n sits at (n // (h*w), n // w % h, n % w)."""
+
+    t: int
+    h: int
+    w: int
+
+    def __post_init__(self) -> None:
+        if min(self.t, self.h, self.w) < 1:
+            raise ValueError(f"a patch grid needs at least one patch on each axis, got {self.t}x{self.h}x{self.w}")
+
+    @property
+    def num_tokens(self) -> int:
+        return self.t * self.h * self.w
+
+    def num_context(self, ratio: float) -> int:
+        """Tokens left to the context encoder when the share `ratio` of the grid is hidden from it."""
+        return self.num_tokens - round(self.num_tokens * ratio)
+
+
+class RawBatch(NamedTuple):
+    """What the loader delivers: whole decoded images, before augmentation."""
+
+    pixels: Tensor
+    """uint8 [B, C, T, Hmax, Wmax], each sample in the upper left corner of its canvas"""
+    sizes: Tensor
+    """long [B, 2]: true height and width of each sample"""
+    labels: Tensor
+    """long [B], -1 where there is none"""
+    broken: Tensor
+    """long [b]: data set indices that could not be read and were replaced by another sample"""
+
+
+class Batch(NamedTuple):
+    """What an objective sees."""
+
+    clips: Tensor
+    """float [B, C, T, H, W], normalised"""
+    labels: Tensor
+    """long [B], -1 where there is none; for evaluation, never for the loss of a self-supervised objective"""
+
+
+class Masks(NamedTuple):
+    """Which tokens are seen and which are predicted: sorted, disjoint, rectangular."""
+
+    context: Tensor
+    """long [B, K]"""
+    targets: Tensor
+    """long [B, M, J]"""
+
+
+class LossOutput(NamedTuple):
+    """A NamedTuple, since DDP(static_graph=True) stops averaging gradients when forward returns a dataclass."""
+
+    loss: Tensor
+    """float32 scalar"""
+    metrics: dict[str, Tensor]
+    """detached float32 scalars, on the device"""
+    embedding: Tensor
+    """[B, D], detached: one vector per sample"""
+
+
+class Masker(Protocol):
+    """Draws masks on the CPU; everything random comes from the generator."""
+
+    def __call__(self, batch_size: int, generator: Generator) -> Masks: ...
+
+
+class Encoder(Protocol):
+    """A module that maps clips [B, C, T, H, W] to tokens: [B, N, D], or [B, K, D] of the tokens `keep` [B, K]."""
+
+    grid: PatchGrid
+    clip_shape: ClipShape
+    embed_dim: int
+    num_heads: int
+
+    def __call__(self, clips: Tensor, keep: Tensor | None = None) -> Tensor: ...
+
+
+class Objective(Protocol):
+    """A model together with its loss: the one thing that is compiled and distributed."""
+
+    backbone: nn.Module
+    """the encoder that is probed, tuned and exported"""
+
+    def __call__(self, batch: Batch, masks: Masks) -> LossOutput: ...
+
+    def after_step(self, step: int) -> dict[str, float]:
+        """Update what no gradient reaches, after optimizer step `step` (from 0); returns schedule values to log."""
+        ...
+
+    def diagnose(self, batch: Batch, masks: Masks) -> dict[str, Tensor]:
+        """Scalars that tell whether the method works, e.g. prediction error against the trivial predictor."""
+        ...
+
+
+class Dataset(Protocol):
+    """Pure in the index: the same index gives the same clip, in any process."""
+
+    classes: tuple[str, ...]
+    """names of the labels; empty when there are none"""
+    channels: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    """of pixel values in [0, 1], one per channel"""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        """uint8 [C, T, H, W] of any H and W, and its label (-1 without); raises OSError or RuntimeError when unreadable."""
+        ...
+
+    def describe(self, index: int) -> str:
+        """Where the sample comes from, for messages: a path, or a name and a number."""
+        ...
+
+    def validation(self) -> Dataset | None:
+        """The held-out part that labels are probed on, None when the data set has none."""
+        ...
+
+
+class Features(NamedTuple):
+    vectors: Tensor
+    """float32 [n, D] on the CPU"""
+    labels: Tensor
+    """long [n]"""
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """What the evaluators look at: frozen features of one moment of the training, all on the CPU."""
+
+    step: int
+    train: Features
+    val: Features
+    classes: tuple[str, ...]
+    grid: PatchGrid
+    pictures: Tensor
+    """uint8 [P, C, H, W]: the first P validation images, as the encoder saw them before normalisation"""
+    tokens: Tensor
+    """float32 [P, N, D] of those pictures"""
+    thumbnails: Tensor
+    """uint8 [n, C, 32, 32] of the validation samples"""
+    masks: Masks
+    """of a few hundred samples, as in training"""
+    diagnosis: Mapping[str, float]
+    """what `Objective.diagnose` said on validation samples"""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """uint8 [H, W, 3] for a logger to show."""
+
+    name: str
+    pixels: Tensor
+    caption: str = ""
+
+
+@dataclass(frozen=True)
+class EmbeddingTable:
+    """Vectors [n, D] with labels and thumbnails uint8 [n, C, h, w], for a projector."""
+
+    name: str
+    vectors: Tensor
+    labels: Sequence[str]
+    thumbnails: Tensor
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Metrics have names with a slash ("probe/knn_top1") and float values."""
+
+    metrics: dict[str, float] = field(default_factory=dict)
+    pictures: tuple[Picture, ...] = ()
+    tables: tuple[EmbeddingTable, ...] = ()
+
+
+Evaluator = Callable[[Snapshot], Evaluation]
+
+
+class Logger(Protocol):
+    def log(self, step: int, metrics: Mapping[str, float]) -> None: ...
+
+    def show(self, step: int, evaluation: Evaluation) -> None:
+        """Pictures and tables of an evaluation; its metrics come through `log`."""
+        ...
+
+    def close(self, status: str) -> None:
+        """`status` is finished, stopped or failed."""
+        ...
+
+
+RawBatches = Iterator[RawBatch]
