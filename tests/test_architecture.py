@@ -1,0 +1,236 @@
+"""Reads the source with `ast` and holds what the design promises about it: direction of imports, sizes, habits."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+SOURCE = ROOT / "src" / "jepa"
+FILES = sorted(SOURCE.rglob("*.py"))
+TREES = {path.relative_to(SOURCE).as_posix(): ast.parse(path.read_text()) for path in FILES}
+
+# Bottom to top: a module imports from the levels below its own, and from its own folder.
+LEVELS = (
+    {"types", "geometry", "schedules"},
+    {"distributed", "config"},
+    {"layers", "regularizers", "logger", "report", "checkpoint", "optim"},
+    {"encoders", "predictors", "masks", "data"},
+    {"objectives", "evaluation"},
+    {"training", "downstream", "planning", "export"},
+    {"agent"},
+    {"cli"},
+)
+LEVEL = {part: number for number, parts in enumerate(LEVELS) for part in parts}
+# One file is one choice of the group: two that share something move it down to layers/.
+COMPONENT_FOLDERS = {"encoders", "predictors", "masks", "objectives", "regularizers", "evaluation"}
+ONE_HOME = {
+    "hydra": ("config.py", "agent.py", "cli/"),
+    "omegaconf": ("config.py", "agent.py", "cli/"),
+    "torch.distributed": ("distributed.py", "checkpoint.py"),
+    "wandb": ("logger.py",),
+}
+WITHOUT_TORCH = ("jepa", "jepa.types", "jepa.schedules", "jepa.config", "jepa.report", "jepa.cli.train")
+BLOCKS = (ast.If, ast.For, ast.While, ast.With, ast.Try, ast.Match, ast.AsyncFor, ast.AsyncWith)
+FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
+
+
+def imports(tree: ast.AST) -> Iterator[tuple[int, str]]:
+    """Line and dotted name of all that is imported, also inside functions; relative imports are refused elsewhere."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield from ((node.lineno, f"{node.module}.{alias.name}") for alias in node.names)
+
+
+def functions(tree: ast.AST) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
+    return (node for node in ast.walk(tree) if isinstance(node, FUNCTIONS))
+
+
+def part_of(path: str) -> str:
+    """encoders/spatial.py -> encoders; config.py -> config"""
+    return path.split("/")[0].removesuffix(".py")
+
+
+def inside(name: str, package: str) -> bool:
+    return name == package or name.startswith(package + ".")
+
+
+def nesting(statements: list[ast.stmt]) -> int:
+    """Blocks inside one another; an `elif` counts as its `if`, and a function inside starts anew."""
+    deepest = 0
+    for statement in statements:
+        if isinstance(statement, BLOCKS):
+            deepest = max(deepest, 1 + nesting(children(statement)), *(nesting([e]) for e in elifs(statement)))
+    return deepest
+
+
+def elifs(statement: ast.stmt) -> list[ast.stmt]:
+    return statement.orelse if isinstance(statement, ast.If) and is_elif(statement) else []
+
+
+def is_elif(statement: ast.If) -> bool:
+    return len(statement.orelse) == 1 and isinstance(statement.orelse[0], ast.If)
+
+
+def children(statement: ast.stmt) -> list[ast.stmt]:
+    if isinstance(statement, ast.Match):
+        return [inner for case in statement.cases for inner in case.body]
+    if isinstance(statement, ast.Try):
+        handlers = [inner for handler in statement.handlers for inner in handler.body]
+        return statement.body + handlers + statement.orelse + statement.finalbody
+    if isinstance(statement, ast.If):
+        return statement.body if is_elif(statement) else statement.body + statement.orelse
+    return statement.body + getattr(statement, "orelse", [])
+
+
+def test_imports_point_downwards() -> None:
+    faults = []
+    for path, tree in TREES.items():
+        own = part_of(path)
+        if own == "__init__":
+            continue
+        assert own in LEVEL, f"{path}: not part of the layering; give it a level in {Path(__file__).name}"
+        for line, name in imports(tree):
+            if not inside(name, "jepa") or name == "jepa":
+                continue
+            other = name.split(".")[1]
+            if other != own and LEVEL.get(other, len(LEVELS)) >= LEVEL[own]:
+                faults.append(f"{path}:{line} imports {name}")
+    assert not faults
+
+
+def test_components_of_a_group_do_not_import_each_other() -> None:
+    faults = [
+        f"{path}:{line} imports {name}"
+        for path, tree in TREES.items()
+        for line, name in imports(tree)
+        if part_of(path) in COMPONENT_FOLDERS and inside(name, f"jepa.{part_of(path)}")
+    ]
+    assert not faults
+
+
+def test_no_relative_imports() -> None:
+    assert not [
+        f"{path}:{node.lineno}"
+        for path, tree in TREES.items()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom) and node.level
+    ]
+
+
+@pytest.mark.parametrize("package", ONE_HOME)
+def test_package_is_imported_only_in_its_home(package: str) -> None:
+    faults = [
+        f"{path}:{line}"
+        for path, tree in TREES.items()
+        for line, name in imports(tree)
+        if inside(name, package) and not path.startswith(ONE_HOME[package])
+    ]
+    assert not faults
+
+
+def test_configuration_side_is_imported_without_torch() -> None:
+    program = "; ".join(f"import {name}" for name in WITHOUT_TORCH)
+    check = "import sys; heavy = {'torch', 'timm', 'wandb', 'PIL'} & set(sys.modules); assert not heavy, heavy"
+    result = subprocess.run([sys.executable, "-c", f"{program}; {check}"], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+
+
+def test_source_stays_small() -> None:
+    lengths = {path.relative_to(SOURCE).as_posix(): path.read_text().count("\n") for path in FILES}
+    assert not {path: length for path, length in lengths.items() if length > 400}
+    assert sum(lengths.values()) < 7000
+    assert not {p: n for p, n in lengths.items() if p.startswith("cli/") and n > 90}
+
+
+def test_functions_stay_small_and_flat() -> None:
+    faults = []
+    for path, tree in TREES.items():
+        for function in functions(tree):
+            length = (function.end_lineno or 0) - function.lineno + 1
+            if length > 60:
+                faults.append(f"{path}:{function.lineno} {function.name}: {length} lines")
+            if nesting(function.body) > 3:
+                faults.append(f"{path}:{function.lineno} {function.name}: nested {nesting(function.body)} deep")
+    assert not faults
+
+
+def test_only_the_top_init_has_content() -> None:
+    assert [path for path in TREES if path.endswith("__init__.py") and TREES[path].body] == ["__init__.py"]
+
+
+def test_no_error_is_swallowed_unnamed() -> None:
+    faults = []
+    for path, tree in TREES.items():
+        for node in ast.walk(tree):
+            if not isinstance(node, ast.ExceptHandler):
+                continue
+            names = {name.id for name in ast.walk(node.type) if isinstance(name, ast.Name)} if node.type else {"bare"}
+            if names & {"bare", "Exception", "BaseException"}:
+                faults.append(f"{path}:{node.lineno}")
+    assert not faults
+
+
+def test_no_module_keeps_state() -> None:
+    assert not [f"{p}:{n.lineno}" for p, tree in TREES.items() for n in ast.walk(tree) if isinstance(n, ast.Global)]
+
+
+def test_nothing_in_the_step_waits_for_the_device() -> None:
+    faults = []
+    for path, tree in TREES.items():
+        if part_of(path) not in {"encoders", "predictors", "objectives", "regularizers"}:
+            continue
+        for function in functions(tree):
+            for call in (node for node in ast.walk(function) if isinstance(node, ast.Call)):
+                method = call.func.attr if isinstance(call.func, ast.Attribute) else ""
+                to_float = isinstance(call.func, ast.Name) and call.func.id == "float" and function.name != "__init__"
+                if method in {"item", "cpu", "tolist", "numpy"} or to_float:
+                    faults.append(f"{path}:{call.lineno} {ast.unparse(call)}")
+    assert not faults
+
+
+def test_constructors_of_components_are_keyword_only_without_kwargs() -> None:
+    faults = []
+    for path, tree in TREES.items():
+        if part_of(path) not in COMPONENT_FOLDERS:
+            continue
+        for cls in (node for node in tree.body if isinstance(node, ast.ClassDef)):
+            for init in (node for node in cls.body if isinstance(node, FUNCTIONS) and node.name == "__init__"):
+                public = not cls.name.startswith("_")
+                if public and (len(init.args.args) > 1 or init.args.vararg or init.args.kwarg):
+                    faults.append(f"{path}:{init.lineno} {cls.name}")
+    assert not faults
+
+
+def test_nothing_is_left_unfinished() -> None:
+    words = re.compile(r"\b(TODO|FIXME|XXX)\b")
+    files = [*FILES, *(ROOT / "conf").rglob("*.yaml"), *(ROOT / "scripts").iterdir()]
+    assert not [path for path in files if path.is_file() and words.search(path.read_text())]
+
+
+def test_nine_of_ten_functions_are_under_thirty_lines() -> None:
+    every = [function for tree in TREES.values() for function in functions(tree)]
+    short = sum((function.end_lineno or 0) - function.lineno < 30 for function in every)
+    assert short >= 0.9 * len(every)
+
+
+@pytest.mark.parametrize(
+    ("source", "depth"),
+    [
+        ("x = 1", 0),
+        ("if a:\n  x = 1\nelif b:\n  x = 2\nelse:\n  x = 3", 1),
+        ("for a in b:\n  with c:\n    x = 1", 2),
+        ("try:\n  x = 1\nexcept E:\n  if a:\n    while b:\n      x = 2", 3),
+        ("if a:\n  x = 1\nelif b:\n  for c in d:\n    x = 2", 2),
+    ],
+)
+def test_nesting_is_counted_in_blocks(source: str, depth: int) -> None:
+    assert nesting(ast.parse(source).body) == depth
