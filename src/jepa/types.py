@@ -128,7 +128,7 @@ class Dataset(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        """uint8 [C, T, H, W] of any H and W, and its label (-1 without); raises OSError or RuntimeError when unreadable."""
+        """uint8 [C, T, H, W] of any H and W, and its label, -1 without; OSError or RuntimeError when unreadable."""
         ...
 
     def describe(self, index: int) -> str:

@@ -1,0 +1,52 @@
+"""Where a run computes: device, precision, rank and the random generators that all of it derives from."""
+
+from __future__ import annotations
+
+import hashlib
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True)
+class Session:
+    """The device and the arithmetic of this process; one process for now."""
+
+    device: torch.device
+    bf16: bool
+    rank: int = 0
+    world_size: int = 1
+
+    def autocast(self) -> AbstractContextManager:
+        return torch.autocast(self.device.type, torch.bfloat16) if self.bf16 else nullcontext()
+
+
+def open_session(*, device: str, precision: str) -> Session:
+    """Raises ValueError where the device is not there."""
+    chosen = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
+    if chosen.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"device={device}: torch {torch.__version__} finds no CUDA device; use device=cpu")
+    if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
+        raise ValueError(f"device={device}: there are {torch.cuda.device_count()} CUDA devices, counted from 0")
+    if chosen.type == "cuda":
+        torch.set_float32_matmul_precision("high")
+    return Session(device=chosen, bf16=has_fast_bf16(chosen) if precision == "auto" else precision == "bf16")
+
+
+def has_fast_bf16(device: torch.device) -> bool:
+    """A CPU without AVX512-BF16 emulates bfloat16, several hundred times slower than float32."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.cpu._is_avx512_bf16_supported()
+
+
+def derive_seed(seed: int, step: int, rank: int, stream: str) -> int:
+    """A 63-bit seed, a pure function of its arguments; streams ("masks", "augment") are independent."""
+    digest = hashlib.blake2b(f"{seed}/{step}/{rank}/{stream}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1
+
+
+def generator(seed: int, step: int, rank: int, stream: str) -> torch.Generator:
+    """A CPU generator, seeded by `derive_seed`."""
+    return torch.Generator().manual_seed(derive_seed(seed, step, rank, stream))

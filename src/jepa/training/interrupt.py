@@ -1,0 +1,33 @@
+"""SIGINT and SIGTERM finish the step in hand; a second SIGINT stops at once."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import FrameType
+
+
+@dataclass
+class Interrupt:
+    """`signum` is the signal that asked the run to stop, 0 until then."""
+
+    signum: int = 0
+
+    def receive(self, signum: int, frame: FrameType | None) -> None:
+        if self.signum and signum == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.signum = signum
+
+
+@contextmanager
+def listen() -> Iterator[Interrupt]:
+    """Signals are noted while the block runs; the earlier handlers come back after it."""
+    interrupt = Interrupt()
+    earlier = {s: signal.signal(s, interrupt.receive) for s in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield interrupt
+    finally:
+        for signum, handler in earlier.items():
+            signal.signal(signum, handler)

@@ -1,0 +1,60 @@
+"""The progress bar: a moving line on a terminal, a line now and then in a file."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+
+from tqdm import tqdm
+
+
+class Progress:
+    """Shows step, loss, samples/s, share of time waiting for data, time left."""
+
+    LINES_IN_A_FILE = 20
+
+    def __init__(self, first_step: int, total_steps: int, batch_size: int) -> None:
+        self.total, self.first, self.batch_size = total_steps, first_step, batch_size
+        self.moving = sys.stderr.isatty()
+        self.bar = tqdm(
+            total=total_steps,
+            initial=first_step,
+            disable=not self.moving,
+            unit="step",
+            dynamic_ncols=True,
+            bar_format="{desc}{percentage:3.0f}% |{bar}| step {n_fmt}/{total_fmt}{postfix}",
+        )
+        self.done = self.next_line = first_step
+        self.seconds = 0.0
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.bar.close()
+
+    def show(self, done: int, metrics: Mapping[str, float]) -> None:
+        self.seconds += (done - self.done) * self.batch_size / metrics["perf/samples_per_s"]
+        self.done = done
+        left = self.seconds / (done - self.first) * (self.total - done)
+        text = (
+            f"loss {metrics['train/loss']:.4f} | {metrics['perf/samples_per_s']:.1f} samples/s | "
+            f"data wait {metrics['perf/data_wait']:.0%} | {duration(left)} left"
+        )
+        self.bar.set_postfix_str(text, refresh=False)
+        self.bar.update(done - self.bar.n)
+        if not self.moving and (done >= self.next_line or done == self.total):
+            print(f"step {done}/{self.total} | {text}", file=sys.stderr, flush=True)
+            self.next_line = done + max(1, self.total // self.LINES_IN_A_FILE)
+
+
+def duration(seconds: float) -> str:
+    """`3 s`, `4 min 10 s`, `2 h 05 min`, `3.5 days`."""
+    seconds = round(seconds)
+    if seconds < 60:
+        return f"{seconds} s"
+    if seconds < 3600:
+        return f"{seconds // 60} min {seconds % 60:02d} s"
+    if seconds < 48 * 3600:
+        return f"{seconds // 3600} h {seconds % 3600 // 60:02d} min"
+    return f"{seconds / 86400:.1f} days"

@@ -1,0 +1,109 @@
+"""A run in its folder: resume, log, evaluate, save, report."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from torch import Tensor
+
+from jepa import checkpoint
+from jepa.folder_log import read_rows
+from jepa.report import write_report
+from jepa.training.interrupt import Interrupt
+from jepa.training.loop import Hooks, Parts, Plan, fit
+from jepa.types import Evaluation, Evaluator, Logger, RawBatch, Snapshot
+from jepa.verdict import collapse_alarm
+
+log = logging.getLogger(__name__)
+
+JUDGES = ("probe/linear_top1", "probe/knn_top1", "predict/gain")
+"""The first of these that is measured decides which checkpoint is `best`."""
+
+
+@dataclass(kw_only=True)
+class Run:
+    folder: Path
+    plan: Plan
+    parts: Parts
+    evaluators: Sequence[Evaluator]
+    loggers: Sequence[Logger]
+    take_snapshot: Callable[[int], Snapshot]
+    baselines: Callable[[], Mapping[str, float]]
+    note_broken: Callable[[Tensor], None]
+    config_text: str
+    facts: dict
+    """kept in every checkpoint: what is needed to load the encoder without the data set"""
+    keep: int
+    best: dict = field(default_factory=lambda: {"value": -math.inf, "step": 0})
+
+    def train(self, batches: Callable[[int], Iterator[RawBatch]], interrupt: Interrupt) -> int:
+        """To the end or to an interrupt, from where the folder stands; returns the number of finished steps."""
+        first_step = self.restore()
+        if first_step == 0:
+            self.evaluate(0)
+        hooks = Hooks(log=self.log, evaluate=self.evaluate, save=self.save, note_broken=self.note_broken)
+        return fit(self.plan, self.parts, batches(first_step), hooks, interrupt, first_step)
+
+    def restore(self) -> int:
+        """Load the last checkpoint, if any; the number of steps it had finished."""
+        found = checkpoint.latest(self.folder)
+        if found is None:
+            return 0
+        state = checkpoint.read_state(found)
+        self.parts.objective.load_state_dict(checkpoint.load_model(found))
+        saved = checkpoint.load_optimizer(found)
+        self.parts.optimizer.load_state_dict(saved["optimizer"])
+        if self.parts.guard is not None:
+            self.parts.guard.load_state_dict(saved["guard"])
+        self.best = state["best"]
+        log.info("resuming from %s", found)
+        return state["step"]
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        for logger in self.loggers:
+            logger.log(step, {**self.plan.position(step), **metrics})
+
+    def evaluate(self, step: int) -> None:
+        snapshot = self.take_snapshot(step)
+        evaluations = [evaluator(snapshot) for evaluator in self.evaluators]
+        metrics = {name: value for evaluation in evaluations for name, value in evaluation.metrics.items()}
+        if step == 0:
+            metrics |= self.baselines()
+        self.log(step, metrics)
+        shown = Evaluation(
+            pictures=tuple(picture for evaluation in evaluations for picture in evaluation.pictures),
+            tables=tuple(table for evaluation in evaluations for table in evaluation.tables),
+        )
+        for logger in self.loggers:
+            logger.show(step, shown)
+        self._judge(step, metrics)
+        write_report(self.folder)
+
+    def _judge(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Keep the best checkpoint, and warn when the representation collapses."""
+        alarm = collapse_alarm(read_rows(self.folder))
+        if alarm:
+            log.warning(alarm)
+        judge = next((name for name in JUDGES if name in metrics), None)
+        if step > 0 and judge and metrics[judge] > self.best["value"]:
+            self.best = {"metric": judge, "value": metrics[judge], "step": step}
+            checkpoint.link(self.folder, "best", self._write(step))
+
+    def save(self, step: int) -> None:
+        self._write(step)
+        checkpoint.prune(self.folder, keep=self.keep)
+
+    def _write(self, step: int) -> Path:
+        guard = {} if self.parts.guard is None else self.parts.guard.state_dict()
+        return checkpoint.save(
+            self.folder,
+            step=step,
+            model=self.parts.objective.state_dict(),
+            optimizer={"optimizer": self.parts.optimizer.state_dict(), "guard": guard},
+            config=self.config_text,
+            state={"best": self.best, **self.facts},
+        )

@@ -1,0 +1,112 @@
+"""One optimizer step: the only code between two batches that touches the device."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from jepa.types import Batch, LossOutput, Masks
+
+
+class StepOutput(NamedTuple):
+    """Float32 scalars on the device; nothing here waits for it."""
+
+    loss: Tensor
+    grad_norm: Tensor
+    skipped: Tensor
+    """1 where the step was not taken, else 0"""
+    metrics: dict[str, Tensor]
+
+
+class SpikeGuard(nn.Module):
+    """Refuses a step whose loss exceeds the mean of the recent ones by more than `num_std` standard deviations.
+
+    The loss-spike guard of V-JEPA 2.1; it looks at the last 300 accepted losses and stays silent for the first 30.
+    """
+
+    WINDOW, MINIMUM = 300, 30
+
+    def __init__(self, *, num_std: float) -> None:
+        super().__init__()
+        if num_std <= 0:
+            raise ValueError(f"spike_guard={num_std}: expected a positive number of standard deviations")
+        self.num_std = num_std
+        self.register_buffer("losses", torch.zeros(self.WINDOW))
+        self.register_buffer("count", torch.zeros((), dtype=torch.long))
+
+    losses: Tensor
+    count: Tensor
+
+    def forward(self, loss: Tensor) -> Tensor:
+        """[] -> [] bool: whether the step may be taken; remembers the loss if so."""
+        known = torch.arange(self.WINDOW, device=loss.device) < self.count
+        number = known.sum().clamp(min=2)
+        mean = (self.losses * known).sum() / number
+        deviation = (((self.losses - mean) ** 2 * known).sum() / (number - 1)).sqrt()
+        accepted = (self.count < self.MINIMUM) | (loss <= mean + self.num_std * deviation)
+        accepted = accepted & loss.isfinite()
+        slot = self.count % self.WINDOW
+        self.losses[slot] = torch.where(accepted, loss, self.losses[slot])
+        self.count += accepted
+        return accepted
+
+
+def train_step(
+    objective: nn.Module,
+    optimizer: Optimizer,
+    batch: Batch,
+    masks: Masks,
+    *,
+    micro_batch_size: int,
+    autocast: AbstractContextManager,
+    clip_grad: float | None,
+    guard: SpikeGuard | None,
+) -> StepOutput:
+    """Gradients of the whole batch in pieces of `micro_batch_size`, clipped, and one step if all is finite."""
+    outputs = [
+        _accumulate(objective, piece, piece_masks, len(piece.clips) / len(batch.clips), autocast)
+        for piece, piece_masks in _pieces(batch, masks, micro_batch_size)
+    ]
+    shares = [len(output.embedding) / len(batch.clips) for output in outputs]
+    loss = torch.stack([share * o.loss.detach() for share, o in zip(shares, outputs, strict=True)]).sum()
+    metrics = {
+        name: torch.stack([share * o.metrics[name] for share, o in zip(shares, outputs, strict=True)]).sum()
+        for name in outputs[0].metrics
+    }
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    grad_norm = nn.utils.clip_grad_norm_(parameters, float("inf") if clip_grad is None else clip_grad)
+    accepted = loss.isfinite() & grad_norm.isfinite()
+    if guard is not None:
+        accepted = accepted & guard(loss)
+    skipped = 1.0 - accepted.float()
+    _step(optimizer, skipped)
+    optimizer.zero_grad(set_to_none=True)
+    return StepOutput(loss=loss, grad_norm=grad_norm, skipped=skipped, metrics=metrics)
+
+
+def _pieces(batch: Batch, masks: Masks, size: int) -> list[tuple[Batch, Masks]]:
+    clips, labels = batch.clips.split(size), batch.labels.split(size)
+    contexts, targets = masks.context.split(size), masks.targets.split(size)
+    return [(Batch(c, y), Masks(k, j)) for c, y, k, j in zip(clips, labels, contexts, targets, strict=True)]
+
+
+def _accumulate(
+    objective: nn.Module, batch: Batch, masks: Masks, share: float, autocast: AbstractContextManager
+) -> LossOutput:
+    with autocast:
+        output: LossOutput = objective(batch, masks)
+    (output.loss * share).backward()
+    return output._replace(loss=output.loss.detach())
+
+
+def _step(optimizer: Optimizer, skipped: Tensor) -> None:
+    """Fused optimizers read the flag on the device; others need the host to look at it."""
+    if optimizer.defaults.get("fused"):
+        optimizer.grad_scale, optimizer.found_inf = None, skipped
+        optimizer.step()
+    elif not skipped:
+        optimizer.step()
