@@ -85,7 +85,7 @@ def find(path: Path) -> Path:
             f"{path.absolute()} does not exist: expected a run folder (outputs/NAME) or a checkpoint in it"
         )
     raise CheckpointError(
-        f"{path} is no checkpoint of jepa-train: expected a run folder with checkpoints/last, "
+        f"{path.resolve()} is no checkpoint of jepa-train: expected a run folder with checkpoints/last, "
         f"or a folder with state.json and model.safetensors"
     )
 
