@@ -101,8 +101,10 @@ class Encoder(Protocol):
 class Objective(Protocol):
     """A model together with its loss: the one thing that is compiled and distributed."""
 
-    backbone: nn.Module
-    """the encoder that is probed, tuned and exported"""
+    @property
+    def backbone(self) -> nn.Module:
+        """The encoder that is probed, tuned and exported."""
+        ...
 
     def __call__(self, batch: Batch, masks: Masks) -> LossOutput: ...
 
