@@ -89,10 +89,9 @@ class BlockGeometry:
         if context < 1:
             return [f"target_scale={_show(self.target_scale)} with num_targets={self.num_targets} leaves no context"]
         if context + target > tokens:
-            least = (target - 0.5) / tokens
             return [
-                f"ratio={self.ratio} keeps {context} of {tokens} tokens as context, a target block takes up to {target}: "
-                f"no room for both, ratio must be above {least:.2f}"
+                f"ratio={self.ratio} keeps {context} of {tokens} tokens as context, a target block takes {target}: "
+                f"no room for both, ratio must be above {(target - 0.5) / tokens:.2f}"
             ]
         return []
 

@@ -1,0 +1,23 @@
+"""Random masking: a share of the tokens, wherever they lie, is hidden and predicted (MAE, section 3)."""
+
+import torch
+
+from jepa.geometry import random_faults
+from jepa.layers.masking import pick
+from jepa.types import Masks, PatchGrid
+
+
+class RandomMasker:
+    """All hidden tokens are one target block: targets [B, 1, N - K]."""
+
+    def __init__(self, *, grid: PatchGrid, ratio: float = 0.75):
+        if faults := random_faults(grid, ratio):
+            raise ValueError("; ".join(faults))
+        self.num_tokens = grid.num_tokens
+        self.num_context = grid.num_context(ratio)
+
+    def __call__(self, batch_size: int, generator: torch.Generator) -> Masks:
+        keys = torch.rand(batch_size, self.num_tokens, generator=generator)
+        context = pick(keys, self.num_context)
+        hidden = pick(keys.scatter(1, context, 2.0), self.num_tokens - self.num_context)
+        return Masks(context, hidden.unsqueeze(1))

@@ -1,0 +1,280 @@
+"""Masks: exact, disjoint, unbiased on any grid, and a function of the generator alone."""
+
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from hydra.utils import instantiate
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from omegaconf import OmegaConf
+
+from jepa.geometry import BlockGeometry, block_shape, mask_faults
+from jepa.masks.block import BlockMasker
+from jepa.types import Masks, PatchGrid
+
+CONF = Path(__file__).parents[1] / "conf" / "mask"
+MASKS = sorted(path.stem for path in CONF.glob("*.yaml"))
+SIZES = [(4, 4), (6, 6), (7, 5), (14, 14), (32, 32), (4, 16), (8, 24), (16, 4)]
+
+on_grids = pytest.mark.parametrize("size", SIZES, ids=lambda size: f"{size[0]}x{size[1]}")
+each_mask = pytest.mark.parametrize("name", MASKS)
+
+
+def node(name: str) -> dict:
+    values = OmegaConf.to_container(OmegaConf.load(CONF / f"{name}.yaml"))
+    assert isinstance(values, dict)
+    return dict(values)
+
+
+def build(name: str, size: tuple[int, int], **changes):
+    return instantiate({**node(name), **changes}, _partial_=True, _convert_="all")(grid=PatchGrid(1, *size))
+
+
+def seeded(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def covered(tokens: torch.Tensor, num_tokens: int) -> torch.Tensor:
+    """[B, ...] -> [B, N] bool: which tokens appear in a row."""
+    hit = torch.zeros(len(tokens), num_tokens, dtype=torch.bool)
+    return hit.scatter_(1, tokens.flatten(1), True)
+
+
+def assert_valid(masks: Masks, num_tokens: int, num_context: int) -> None:
+    assert masks.context.dtype == masks.targets.dtype == torch.int64
+    assert masks.context.shape[1] == num_context
+    assert masks.context.min() >= 0 <= masks.targets.min()
+    assert max(masks.context.max(), masks.targets.max()) < num_tokens
+    assert (masks.context.diff(dim=-1) > 0).all()
+    assert (masks.targets.diff(dim=-1) > 0).all()
+    assert not (covered(masks.context, num_tokens) & covered(masks.targets, num_tokens)).any()
+
+
+def assert_full_rectangles(targets: torch.Tensor, width: int) -> None:
+    shapes = set()
+    for block in targets.flatten(0, 1).tolist():
+        rows = range(block[0] // width, block[-1] // width + 1)
+        columns = range(block[0] % width, block[-1] % width + 1)
+        assert block == [row * width + column for row in rows for column in columns]
+        shapes.add((len(rows), len(columns)))
+    assert len(shapes) == 1
+
+
+@on_grids
+@each_mask
+def test_tokens_are_sorted_disjoint_and_as_many_as_configured(name, size):
+    masker, grid = build(name, size), PatchGrid(1, *size)
+    for seed in range(5):
+        assert_valid(masker(16, seeded(seed)), grid.num_tokens, grid.num_context(0.75))
+
+
+@on_grids
+@each_mask
+def test_masks_of_a_sample_do_not_depend_on_the_batch_size(name, size):
+    masker = build(name, size)
+    few, many = masker(3, seeded(7)), masker(2048 if size == (14, 14) else 128, seeded(7))
+    assert few.context.equal(many.context[:3])
+    assert few.targets.equal(many.targets[:3])
+
+
+@each_mask
+def test_everything_random_comes_from_the_generator(name):
+    masker = build(name, (14, 14))
+    state = torch.get_rng_state()
+    first, other = masker(8, seeded(1)), masker(8, seeded(2))
+    torch.manual_seed(99)
+    again = masker(8, seeded(1))
+    torch.set_rng_state(state)
+    assert first.context.equal(again.context)
+    assert first.targets.shape == again.targets.shape
+    assert first.targets.equal(again.targets)
+    assert not first.context.equal(other.context)
+
+
+@each_mask
+def test_drawing_leaves_the_global_random_state_alone(name):
+    state = torch.get_rng_state()
+    build(name, (14, 14))(8, seeded(1))
+    assert state.equal(torch.get_rng_state())
+
+
+@on_grids
+@each_mask
+def test_every_token_is_reached_as_context_and_as_target(name, size):
+    masker, num_tokens = build(name, size), size[0] * size[1]
+    draws = [masker(1024, seeded(seed)) for seed in range(3)]
+    assert torch.cat([covered(masks.context, num_tokens) for masks in draws]).any(0).all()
+    assert torch.cat([covered(masks.targets, num_tokens) for masks in draws]).any(0).all()
+
+
+@each_mask
+@pytest.mark.parametrize("size", [(6, 6), (14, 14), (4, 16)], ids=str)
+def test_coverage_is_symmetric_under_flips(name, size):
+    masker, num_tokens = build(name, size), size[0] * size[1]
+    draws = [masker(2048, seeded(seed)) for seed in range(4)]
+    for part in ("context", "targets"):
+        shown = (
+            torch.cat([covered(getattr(masks, part), num_tokens) for masks in draws]).float().mean(0).unflatten(0, size)
+        )
+        for flip in ([0], [1]):
+            assert (shown - shown.flip(flip)).abs().max() < 6 * (2 * 0.25 / 8192) ** 0.5  # six deviations of a binomial
+
+
+@on_grids
+@pytest.mark.parametrize("ratio", [0.75, 0.5, None])
+def test_blocks_are_full_rectangles_of_one_possible_shape(size, ratio):
+    masker = build("block", size, ratio=ratio)
+    for seed in range(3):
+        masks = masker(8, seeded(seed))
+        assert masks.targets.shape[:2] == (8, 4)
+        assert_full_rectangles(masks.targets, size[1])
+        assert masks.targets.shape[2] in {height * width for height, width in masker.target_shapes}
+
+
+def test_scale_and_aspect_are_drawn_independently_and_over_their_whole_range():
+    masker, shapes = build("block", (32, 32)), []
+    for seed in range(400):
+        block = masker(1, seeded(seed)).targets[0, 0]
+        height = int(block[-1] // 32 - block[0] // 32 + 1)
+        shapes.append((height * len(block) // height / 1024, height * height / len(block)))
+    scale, aspect = torch.tensor(shapes).T
+    assert torch.corrcoef(torch.stack([scale, aspect]))[0, 1].abs() < 0.2
+    assert 0.135 < scale.min() < 0.155 < 0.195 < scale.max() < 0.21
+    assert 0.65 < aspect.min() < 0.85 < 1.35 < aspect.max() < 1.7
+
+
+@pytest.mark.parametrize(("size", "scale", "aspect", "shape"), [
+    ((8, 8), 1.0, 1.0, (8, 8)),
+    ((4, 16), 1.0, 4 / 16, (4, 16)),
+    ((8, 8), 0.5, 2.0, (8, 4)),
+    ((4, 16), 0.5, 1.0, (4, 8)),
+    ((16, 4), 0.5, 1.0, (8, 4)),
+    ((4, 4), 0.01, 1.0, (1, 1)),
+])  # fmt: skip
+def test_a_block_fits_the_grid_and_keeps_its_scale(size, scale, aspect, shape):
+    assert block_shape(PatchGrid(1, *size), scale, aspect) == shape
+
+
+@pytest.mark.parametrize("ratio", [0.75, None])
+def test_coverage_agrees_with_a_slow_reference(ratio):
+    size, draw = (6, 8), random.Random(3)
+    masker = build("block", size, ratio=ratio)
+    reference = [slow_sample(size, masker.num_context, draw) for _ in range(6000)]
+    draws = [masker(8, seeded(seed)) for seed in range(1500)]
+    for part, sets in zip(("context", "targets"), zip(*reference, strict=True), strict=True):
+        expected = torch.tensor([sum(token in chosen for chosen in sets) / len(sets) for token in range(48)])
+        found = torch.cat([covered(getattr(masks, part), 48) for masks in draws]).float().mean(0)
+        torch.testing.assert_close(found, expected, atol=0.04, rtol=0)
+
+
+def slow_draw(size, draw, attempts=1):
+    """Context block and union of the targets as sets, in plain loops; places are drawn anew for each attempt."""
+    height, width = size
+
+    def block(scale, aspect):
+        rows = min(height, max(1, round((scale * height * width * aspect) ** 0.5)))
+        columns = min(width, max(1, round((scale * height * width / aspect) ** 0.5)))
+        return rows, columns
+
+    def place(shape):
+        top, left = draw.randrange(height - shape[0] + 1), draw.randrange(width - shape[1] + 1)
+        return {(top + row) * width + left + column for row in range(shape[0]) for column in range(shape[1])}
+
+    target = block(draw.uniform(0.15, 0.2), draw.uniform(0.75, 1.5))
+    large = block(draw.uniform(0.85, 1.0), height / width)
+    for _ in range(attempts):
+        yield place(large), set().union(*(place(target) for _ in range(4)))
+
+
+def slow_sample(size, num_context, draw):
+    """Context and union of the targets of one sample."""
+    tokens = set(range(size[0] * size[1]))
+    for around, hidden in slow_draw(size, draw, attempts=4):
+        if len(around - hidden) >= num_context:
+            return set(draw.sample(sorted(around - hidden), num_context)), hidden
+    if len(tokens - hidden) < num_context:
+        return slow_sample(size, num_context, draw)
+    extra = draw.sample(sorted(tokens - around - hidden), num_context - len(around - hidden))
+    return (around - hidden) | set(extra), hidden
+
+
+@pytest.mark.parametrize("size", [(4, 4), (14, 14), (5, 9)], ids=str)
+def test_context_stays_exact_when_the_targets_leave_too_little(size):
+    masker, grid = build("block", size, ratio=0.4, num_targets=12), PatchGrid(1, *size)
+    for seed in range(5):
+        masks = masker(64, seeded(seed))
+        assert_valid(masks, grid.num_tokens, grid.num_context(0.4))
+        assert_full_rectangles(masks.targets, size[1])
+
+
+@pytest.mark.parametrize("size", [(14, 14), (16, 16), (8, 24)], ids=str)
+def test_without_a_ratio_about_nine_draws_in_ten_leave_the_context_free(size):
+    num_context, draw = BlockGeometry(grid=PatchGrid(1, *size), ratio=None).num_context(), random.Random(5)
+    free = [len(around - hidden) for _ in range(1500) for around, hidden in slow_draw(size, draw)]
+    assert 0.87 < sum(count >= num_context for count in free) / len(free) < 0.95
+    assert build("block", size, ratio=None)(4, seeded(0)).context.shape == (4, num_context)
+
+
+@pytest.mark.parametrize(("values", "named"), [
+    ({"ratio": 1.0}, "ratio=1.0"),
+    ({"ratio": 0.0}, "ratio=0.0"),
+    ({"ratio": 0.999}, "leaves no context"),
+    ({"ratio": 0.1}, "no room for both"),
+    ({"num_targets": 0}, "num_targets=0"),
+    ({"target_scale": [0.2, 0.1]}, r"target_scale=\[0.2, 0.1\]"),
+    ({"target_scale": [0.5, 1.5]}, "at most 1"),
+    ({"target_scale": [0.9, 1.0], "ratio": None}, "leaves no context"),
+    ({"target_aspect": 1.0}, "target_aspect=1.0"),
+    ({"context_scale": [0.0, 1.0]}, "context_scale"),
+])  # fmt: skip
+def test_impossible_blocks_are_refused_with_value_and_bound(values, named):
+    with pytest.raises(ValueError, match=named):
+        build("block", (14, 14), **values)
+    faults = mask_faults({**node("block"), **values}, PatchGrid(1, 14, 14))
+    assert any(fault.startswith(key) for fault in faults for key in values)
+
+
+@pytest.mark.parametrize("ratio", [0.0, 1.0, 0.01, 0.99, "half"])
+def test_a_random_mask_without_context_or_target_is_refused(ratio):
+    with pytest.raises(ValueError, match=f"ratio={ratio}"):
+        build("random", (4, 4), ratio=ratio)
+    assert mask_faults({**node("random"), "ratio": ratio}, PatchGrid(1, 4, 4))
+
+
+def test_blocks_on_a_clip_are_refused():
+    with pytest.raises(ValueError, match="num_frames=1"):
+        BlockMasker(grid=PatchGrid(4, 14, 14))
+
+
+scales = st.tuples(st.floats(0.02, 1.0), st.floats(0.02, 1.0)).map(sorted)
+
+
+@settings(max_examples=80, deadline=None, derandomize=True)
+@given(
+    size=st.tuples(st.integers(1, 12), st.integers(1, 12)),
+    ratio=st.one_of(st.none(), st.floats(0.05, 0.98)),
+    num_targets=st.integers(1, 6),
+    target_scale=scales,
+    target_aspect=st.tuples(st.floats(0.2, 5.0), st.floats(0.2, 5.0)).map(sorted),
+    context_scale=scales,
+)
+def test_what_the_check_lets_pass_can_be_drawn(size, **values):
+    grid = PatchGrid(1, *size)
+    if mask_faults({**node("block"), **values}, grid):
+        with pytest.raises(ValueError, match="="):
+            BlockMasker(grid=grid, **values)
+        return
+    masker = BlockMasker(grid=grid, **values)
+    for seed in range(3):
+        masks = masker(9, seeded(seed))
+        assert_valid(masks, grid.num_tokens, masker.num_context)
+        assert_full_rectangles(masks.targets, grid.w)
+
+
+def test_the_check_needs_no_torch():
+    code = "import sys, jepa.geometry; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
