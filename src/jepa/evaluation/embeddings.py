@@ -1,0 +1,63 @@
+"""Vectors with thumbnails for a projector, and the nearest neighbours of a few images."""
+
+from __future__ import annotations
+
+from torch import Tensor
+from torch.nn import functional as F
+
+from jepa.layers.pictures import enlarge, labelled_tiles, montage, to_rgb
+from jepa.types import EmbeddingTable, Evaluation, Picture, Snapshot
+
+NUM_QUERIES = 8
+NUM_NEIGHBOURS = 5
+MAX_TEXT = 14
+BLACK, RIGHT, WRONG = (0, 0, 0), (20, 130, 50), (190, 40, 30)
+
+
+class Embeddings:
+    """A table of the first `rows` validation samples and a picture of nearest neighbours among all of them."""
+
+    def __init__(self, *, rows: int) -> None:
+        if rows < 1:
+            raise ValueError(f"rows={rows}: the table needs at least one row")
+        self.rows = rows
+        self.protocol = f"embeddings: features of {rows} validation images; neighbours by cosine among all of them"
+
+    def __call__(self, snapshot: Snapshot) -> Evaluation:
+        vectors, labels = snapshot.val.vectors[: self.rows], snapshot.val.labels[: self.rows]
+        names = [label_name(int(label), snapshot.classes) for label in labels]
+        table = EmbeddingTable("embeddings", vectors, names, snapshot.thumbnails[: self.rows])
+        drawable = len(snapshot.pictures) > 0 and len(snapshot.val.vectors) > 1
+        return Evaluation(pictures=(neighbour_picture(snapshot),) if drawable else (), tables=(table,))
+
+
+def label_name(label: int, classes: tuple[str, ...]) -> str:
+    if label < 0:
+        return ""
+    return classes[label] if label < len(classes) else str(label)
+
+
+def nearest(vectors: Tensor, num_queries: int, k: int) -> Tensor:
+    """[n, D] -> [num_queries, k]: the nearest others of the first samples by cosine similarity, best first."""
+    units = F.normalize(vectors, dim=1)
+    similarity = units[:num_queries] @ units.T
+    similarity.fill_diagonal_(-2.0)
+    return similarity.topk(k, dim=1).indices
+
+
+def neighbour_picture(snapshot: Snapshot) -> Picture:
+    """One row for a query: the image, then its neighbours, class names under them."""
+    num = len(snapshot.val.labels)
+    found = nearest(snapshot.val.vectors, min(NUM_QUERIES, num), min(NUM_NEIGHBOURS, num - 1))
+    thumbnails = to_rgb(snapshot.thumbnails)
+    rows = []
+    for query, others in enumerate(found.tolist()):
+        labels = [int(snapshot.val.labels[index]) for index in (query, *others)]
+        texts = [label_name(label, snapshot.classes)[:MAX_TEXT] for label in labels]
+        colours = [BLACK, *(RIGHT if label == labels[0] else WRONG for label in labels[1:])]
+        rows.append(labelled_tiles(enlarge(thumbnails[[query, *others]]), texts, colours))
+    caption = (
+        "Nearest neighbours: each row begins with a validation image, then the images whose features are most similar "
+        "(cosine), best first; green names are of its class, red ones of another."
+    )
+    return Picture("neighbours", montage(rows), caption)

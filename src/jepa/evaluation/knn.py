@@ -1,0 +1,56 @@
+"""Weighted nearest neighbours on frozen features: a probe without any training (Wu et al. 2018, section 3.4; DINO)."""
+
+from __future__ import annotations
+
+import logging
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from jepa.layers.probes import probe_task, top1
+from jepa.types import Evaluation, Snapshot
+
+ROWS = 1024
+"""queries compared at once, so that memory does not grow with the validation part"""
+
+
+class KNN:
+    """Each of the k nearest training samples votes for its class with weight exp(cosine similarity / temperature)."""
+
+    def __init__(self, *, k: int, temperature: float) -> None:
+        if k < 1:
+            raise ValueError(f"k={k}: at least one neighbour must vote")
+        if temperature <= 0:
+            raise ValueError(f"temperature={temperature}: must be above 0")
+        self.k = k
+        self.temperature = temperature
+        self.protocol = (
+            f"kNN: the {k} nearest training samples by cosine similarity vote with weight "
+            f"exp(similarity / {temperature:g}); top-1 micro accuracy in percent on the validation samples"
+        )
+        self._told = False
+
+    def __call__(self, snapshot: Snapshot) -> Evaluation:
+        task = probe_task(snapshot)
+        if isinstance(task, str):
+            if not self._told:
+                logging.getLogger(__name__).warning("kNN probe skipped: %s", task)
+            self._told = True
+            return Evaluation()
+        votes = knn_votes(
+            task.val.vectors, task.train.vectors, task.train.labels,
+            num_classes=task.num_classes, k=self.k, temperature=self.temperature,
+        )  # fmt: skip
+        return Evaluation(metrics={"probe/knn_top1": top1(votes.argmax(1), task.val.labels)})
+
+
+def knn_votes(queries: Tensor, bank: Tensor, labels: Tensor, *, num_classes: int, k: int, temperature: float) -> Tensor:
+    """[q, D], [n, D], [n] -> [q, classes], each row summing to one."""
+    bank = F.normalize(bank, dim=1)
+    rows = []
+    for some in F.normalize(queries, dim=1).split(ROWS):
+        similarity, nearest = (some @ bank.T).topk(min(k, len(bank)), dim=1)  # [r, k]
+        weights = (similarity / temperature).softmax(1)
+        rows.append(weights.new_zeros(len(some), num_classes).scatter_add_(1, labels[nearest], weights))
+    return torch.cat(rows)
