@@ -1,0 +1,78 @@
+"""The wheel carries code and configuration, and works from any folder; the pins name no host."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import tomllib
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def run(*command: str, cwd: Path, pythonpath: Path | None = None) -> str:
+    env = os.environ | ({"PYTHONPATH": str(pythonpath)} if pythonpath else {})
+    result = subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, timeout=120, check=False)
+    assert result.returncode == 0, result.stdout + result.stderr
+    return result.stdout
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("dist")
+    run(sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(folder), cwd=ROOT)
+    (path,) = folder.glob("*.whl")
+    return path
+
+
+@pytest.fixture(scope="module")
+def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    target = tmp_path_factory.mktemp("site")
+    options = ["--quiet", "--no-deps", "--no-index", "--target", str(target)]
+    run(sys.executable, "-m", "pip", "install", *options, str(wheel), cwd=target)
+    return target
+
+
+def test_wheel_carries_the_whole_configuration_and_the_licence(wheel: Path) -> None:
+    names = set(zipfile.ZipFile(wheel).namelist())
+    configuration = {f"jepa/{path.relative_to(ROOT)}" for path in (ROOT / "conf").rglob("*.yaml")}
+    assert configuration <= names
+    assert any(name.endswith("licenses/LICENSE") for name in names)
+
+
+def test_installed_wheel_finds_its_configuration_from_any_folder(installed: Path, tmp_path: Path) -> None:
+    where = run(sys.executable, "-c", "import jepa; print(jepa.__file__)", cwd=tmp_path, pythonpath=installed)
+    assert Path(where.strip()).is_relative_to(installed)
+    shown = run(sys.executable, "-m", "jepa.cli.train", "--help", cwd=tmp_path, pythonpath=installed)
+    groups = [folder.name for folder in (ROOT / "conf").iterdir() if folder.is_dir() and folder.name != "hydra"]
+    assert not [group for group in groups if group not in shown]
+    job = run(sys.executable, "-m", "jepa.cli.train", "--cfg", "job", cwd=tmp_path, pythonpath=installed)
+    assert "batch_size: 64" in job
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_console_command_is_installed(installed: Path) -> None:
+    assert (installed / "bin" / "jepa-train").exists()
+
+
+def test_pins_name_no_host_and_keep_torch_and_torchvision_together() -> None:
+    text = (ROOT / "constraints.txt").read_text()
+    assert not re.search(r"://|@|--|\.whl|\.com|\.org", text)
+    pins = dict(line.split(" ;")[0].split("==") for line in text.splitlines())
+    assert (pins["torch"], pins["torchvision"]) in {("2.15.0", "0.29.2")}
+
+
+def test_every_dependency_is_pinned() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    wanted = [
+        *project["dependencies"],
+        *(name for extra in project["optional-dependencies"].values() for name in extra),
+    ]
+    names = {re.split(r"[\[<>=]", name)[0] for name in wanted} - {"jepa-train"}
+    pinned = {line.split("==")[0] for line in (ROOT / "constraints.txt").read_text().splitlines()}
+    assert names <= pinned
