@@ -1,0 +1,231 @@
+"""Which samples the probes see, and snapshots that leave no trace in the training."""
+
+import pytest
+import torch
+from torch import nn
+
+from jepa.evaluation.diagnostics import Diagnostics
+from jepa.evaluation.embeddings import Embeddings
+from jepa.evaluation.features import ProbePart, Prober, probe_split
+from jepa.evaluation.knn import KNN, knn_votes
+from jepa.evaluation.linear import LinearProbe
+from jepa.types import Masks, PatchGrid
+
+GRID = PatchGrid(1, 4, 4)
+EVALUATORS = (KNN(k=5, temperature=0.07), LinearProbe(), Diagnostics(), Embeddings(rows=10))
+
+
+def seeded(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+class Images:
+    """Random pictures of several sizes; some can't be read."""
+
+    channels, classes, mean, std = 3, ("ant", "bee", "cat"), (0.5,) * 3, (0.25,) * 3
+
+    def __init__(self, num, *, held_out=None, broken=(), brightness=0):
+        self.num, self.held_out, self.broken, self.brightness = num, held_out, broken, brightness
+        self.num_read = 0
+
+    def __len__(self):
+        return self.num
+
+    def __getitem__(self, index):
+        self.num_read += 1
+        if index in self.broken:
+            raise OSError("cut short")
+        clip = torch.randint(0, 200, (3, 1, 16, 16 + index % 3), generator=seeded(index), dtype=torch.uint8)
+        return clip + self.brightness, index % 3
+
+    def describe(self, index):
+        return f"picture {index}"
+
+    def validation(self):
+        return self.held_out
+
+
+class Crop:
+    """[C, T, H, W] of any width -> [b, C, T, 16, 16]."""
+
+    def pictures(self, clips):
+        return torch.stack([clip[..., :16] for clip in clips])
+
+    def __call__(self, pictures):
+        return pictures.float() / 255
+
+
+class Toy(nn.Module):
+    """A convolution as backbone; records how it was called."""
+
+    def __init__(self):
+        super().__init__()
+        self.backbone = Backbone()
+        self.frozen = nn.Dropout(0.5).eval()
+        self.seen = []
+
+    def diagnose(self, batch, masks):
+        self.seen.append((batch, masks))
+        return {"error": batch.labels.float().mean(), "trivial_error": torch.tensor(2.0)}
+
+
+class Backbone(nn.Module):
+    grid = GRID
+
+    def __init__(self):
+        super().__init__()
+        self.patches = nn.Conv2d(3, 8, 4, 4)
+        self.drop = nn.Dropout(0.5)
+
+    def forward(self, clips):
+        assert not self.training
+        assert not torch.is_grad_enabled()
+        return self.drop(self.patches(clips[:, :, 0])).flatten(2).mT
+
+
+def random_masker(num, generator):
+    order = torch.rand(num, GRID.num_tokens, generator=generator).argsort(1)
+    return Masks(order[:, :4].sort(1).values, order[:, 4:10].unflatten(1, (2, 3)).sort(2).values)
+
+
+def prober_of(dataset, **changes):
+    values = {
+        "dataset": dataset, "transform": Crop(), "masker": random_masker, "device": "cpu",
+        "batch_size": 8, "train_samples": 30, "val_samples": 12, "seed": 0,
+    }  # fmt: skip
+    return Prober(**(values | changes))
+
+
+def test_without_a_validation_set_the_validation_samples_are_held_out_of_the_training_set():
+    dataset = Images(50)
+    split = probe_split(dataset, train_samples=30, val_samples=12, seed=0)
+    assert (len(split.train.indices), len(split.val.indices)) == (30, 12)
+    assert not set(split.train.indices) & set(split.val.indices)
+    assert split.val.dataset is dataset
+    assert "held out of the training set" in split.protocol
+
+
+def test_a_validation_set_is_used_where_there_is_one():
+    held_out = Images(10)
+    split = probe_split(Images(50, held_out=held_out), train_samples=30, val_samples=12, seed=0)
+    assert split.val.dataset is held_out
+    assert sorted(split.val.indices) == list(range(10))
+    assert "10 samples of the validation set" in split.protocol
+
+
+def test_the_split_depends_on_the_seed_alone():
+    first, again, other = (probe_split(Images(50), train_samples=30, val_samples=12, seed=s) for s in (0, 0, 1))
+    assert first.train.indices == again.train.indices
+    assert first.val.indices == again.val.indices
+    assert first.train.indices != other.train.indices
+
+
+@pytest.mark.parametrize("num", [2, 3, 8])
+def test_a_tiny_data_set_still_has_both_parts(num):
+    split = probe_split(Images(num), train_samples=4096, val_samples=2048, seed=0)
+    assert len(split.train.indices) + len(split.val.indices) == num
+    assert len(split.train.indices) >= len(split.val.indices) >= 1
+
+
+def test_impossible_splits_are_refused_by_name():
+    with pytest.raises(ValueError, match="val_samples=0"):
+        probe_split(Images(50), train_samples=10, val_samples=0, seed=0)
+    with pytest.raises(ValueError, match="the data set has 1"):
+        probe_split(Images(1), train_samples=10, val_samples=5, seed=0)
+
+
+def test_images_are_decoded_once_where_they_fit_and_the_batches_stay_the_same():
+    for limit, num_read in ((1 << 30, 10), (100, 20)):
+        dataset = Images(10)
+        part = ProbePart(dataset=dataset, indices=range(10), max_cache_bytes=limit)
+        first, second = (list(part.batches(Crop(), 4)) for _ in range(2))
+        assert dataset.num_read == num_read
+        assert [len(labels) for _, labels in first] == [4, 4, 2]
+        for one, other in zip(first, second, strict=True):
+            assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+
+
+def test_unreadable_samples_are_left_out_and_named_once(caplog):
+    part = ProbePart(dataset=Images(10, broken=(3, 4)), indices=range(10), max_cache_bytes=0)
+    sizes = [len(labels) for _ in range(2) for _, labels in part.batches(Crop(), 4)]
+    assert sizes == [3, 3, 2] * 2
+    assert [record.message for record in caplog.records] == [
+        f"evaluation leaves out picture {index}: cut short" for index in (3, 4)
+    ]
+
+
+def test_when_nothing_can_be_read_the_run_stops_with_a_name():
+    part = ProbePart(dataset=Images(3, broken=(0, 1, 2)), indices=range(3))
+    with pytest.raises(RuntimeError, match=r"none of the 3 samples.*picture 0"):
+        list(part.batches(Crop(), 2))
+
+
+# snapshots
+
+
+def test_a_snapshot_holds_the_pooled_tokens_of_the_backbone():
+    dataset, objective = Images(50), Toy()
+    prober = prober_of(dataset)
+    snapshot = prober.snapshot(7, objective)
+    pictures = torch.stack([dataset[index][0][..., :16] for index in prober.split.val.indices])
+    with torch.no_grad():
+        tokens = objective.eval().backbone(pictures.float() / 255)
+    assert snapshot.step == 7
+    torch.testing.assert_close(snapshot.val.vectors, tokens.mean(1))
+    torch.testing.assert_close(snapshot.tokens, tokens[:8])
+    assert torch.equal(snapshot.pictures, pictures[:8, :, 0])
+    assert snapshot.val.labels.tolist() == [index % 3 for index in prober.split.val.indices]
+    assert snapshot.train.vectors.shape == (30, 8)
+    assert snapshot.thumbnails.shape == (12, 3, 32, 32)
+    assert torch.equal(snapshot.thumbnails[:, :, ::2, ::2], pictures[:, :, 0])
+
+
+def test_a_snapshot_leaves_modes_and_random_state_as_they_were():
+    objective = Toy()
+    objective.train()
+    objective.frozen.eval()
+    before = torch.get_rng_state()
+    snapshot = prober_of(Images(50)).snapshot(0, objective)
+    for evaluator in EVALUATORS:
+        evaluator(snapshot)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert objective.backbone.drop.training
+    assert not objective.frozen.training
+    assert all(parameter.grad is None for parameter in objective.parameters())
+
+
+def test_two_snapshots_of_one_encoder_are_equal():
+    prober, objective = prober_of(Images(50)), Toy()
+    first, second = prober.snapshot(0, objective), prober.snapshot(9, objective)
+    assert torch.equal(first.val.vectors, second.val.vectors)
+    assert torch.equal(first.masks.context, second.masks.context)
+    assert first.diagnosis == second.diagnosis
+
+
+def test_the_diagnosis_is_the_mean_over_validation_samples_with_masks_of_their_own():
+    prober, objective = prober_of(Images(50)), Toy()
+    snapshot = prober.snapshot(0, objective)
+    assert [len(batch.labels) for batch, _ in objective.seen] == [8, 4]
+    assert torch.equal(objective.seen[1][1].context, prober.masks.context[8:12])
+    assert snapshot.diagnosis["error"] == pytest.approx(snapshot.val.labels.float().mean().item())
+
+
+def test_raw_pixels_are_probed_like_features_under_names_of_their_own():
+    prober = prober_of(Images(50))
+    snapshot = prober.snapshot(0, Toy())
+    baselines = prober.baselines(snapshot, EVALUATORS)
+    assert set(baselines) == {"baseline/pixels_knn_top1", "baseline/pixels_linear_top1", "baseline/pixels_rank"}
+    pixels = [
+        torch.stack([prober.split.train.dataset[index][0][..., :16] for index in part.indices]).flatten(1) / 255
+        for part in prober.split[:2]
+    ]
+    votes = knn_votes(pixels[1], pixels[0], snapshot.train.labels, num_classes=3, k=5, temperature=0.07)
+    expected = 100 * (votes.argmax(1) == snapshot.val.labels).float().mean().item()
+    assert baselines["baseline/pixels_knn_top1"] == pytest.approx(expected)
+
+
+def test_every_evaluator_states_its_protocol():
+    prober = prober_of(Images(50))
+    assert all(len(one.protocol) > 40 for one in (prober, *EVALUATORS))
+    assert "30 samples of the training set" in prober.protocol
+    assert "the 5 nearest" in EVALUATORS[0].protocol
