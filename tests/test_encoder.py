@@ -1,0 +1,170 @@
+"""The spatial encoder: tokens are dropped before the trunk, sizes follow from the clip, weights start as stated."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor
+
+from jepa.encoders.spatial import SpatialEncoder
+from jepa.types import PatchGrid
+
+SIZES: dict[str, Any] = {"clip_shape": (3, 1, 16, 24), "patch_size": 8, "embed_dim": 16, "depth": 3, "num_heads": 2}
+
+
+def make_encoder(**changes: Any) -> SpatialEncoder:
+    torch.manual_seed(0)
+    return SpatialEncoder(**(SIZES | changes))
+
+
+def random_clips(encoder: SpatialEncoder, batch_size: int = 2) -> Tensor:
+    return torch.randn(batch_size, *encoder.clip_shape, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize(
+    ("clip_shape", "patch_size", "grid"),
+    [
+        ((3, 1, 32, 32), 8, PatchGrid(1, 4, 4)),
+        ((1, 1, 16, 48), 8, PatchGrid(1, 2, 6)),
+        ((7, 1, 24, 12), [8, 4], PatchGrid(1, 3, 3)),
+        ([4, 1, 6, 6], (6, 6), PatchGrid(1, 1, 1)),
+    ],
+)
+def test_the_clip_and_the_patch_decide_the_grid(clip_shape: Any, patch_size: Any, grid: PatchGrid) -> None:
+    encoder = make_encoder(clip_shape=clip_shape, patch_size=patch_size)
+    assert (encoder.grid, encoder.clip_shape) == (grid, tuple(clip_shape))
+    assert encoder(random_clips(encoder)).shape == (2, grid.num_tokens, 16)
+
+
+def test_without_class_token_and_with_the_same_weights_it_is_timms_vision_transformer() -> None:
+    encoder = make_encoder().eval()
+    timm_encoder = VisionTransformer(
+        img_size=(16, 24),
+        patch_size=8,
+        embed_dim=16,
+        depth=3,
+        num_heads=2,
+        num_classes=0,
+        class_token=False,
+        global_pool="",
+    ).eval()
+    weights = encoder.state_dict()
+    weights["patch_embed.proj.weight"] = weights.pop("embed.weight").unflatten(1, (3, 8, 8))
+    weights["patch_embed.proj.bias"] = weights.pop("embed.bias")
+    weights["pos_embed"] = encoder.positions[None]
+    timm_encoder.load_state_dict(weights)
+    clips = random_clips(encoder)
+    torch.testing.assert_close(encoder(clips), timm_encoder(clips[:, :, 0]), rtol=1e-5, atol=1e-5)
+
+
+def test_keeping_every_token_changes_nothing() -> None:
+    encoder = make_encoder()
+    clips = random_clips(encoder)
+    torch.testing.assert_close(encoder(clips, keep=torch.arange(6).expand(2, 6)), encoder(clips))
+
+
+def test_kept_tokens_come_in_the_order_of_their_indices() -> None:
+    encoder = make_encoder()
+    clips, keep = random_clips(encoder), torch.tensor([[0, 2, 5], [1, 3, 4]])
+    torch.testing.assert_close(encoder(clips, keep=keep.flip(1)), encoder(clips, keep=keep).flip(1))
+
+
+def test_hidden_pixels_cannot_reach_the_tokens() -> None:
+    encoder = make_encoder()
+    clips = random_clips(encoder).requires_grad_()
+    encoder(clips, keep=torch.tensor([[0, 4], [1, 5]])).square().sum().backward()
+    assert clips.grad is not None
+    touched = clips.grad.abs().sum(dim=(1, 2)).unflatten(1, (2, 8)).unflatten(3, (3, 8)).sum(dim=(2, 4)).flatten(1) > 0
+    assert touched.tolist() == [[n in (0, 4) for n in range(6)], [n in (1, 5) for n in range(6)]]
+
+
+def test_the_trunk_computes_only_kept_tokens() -> None:
+    encoder = make_encoder()
+    shapes: list[torch.Size] = []
+    for layer in (encoder.embed, encoder.blocks[0]):
+        layer.register_forward_hook(lambda _module, inputs, _output: shapes.append(inputs[0].shape))
+    encoder(random_clips(encoder), keep=torch.zeros(2, 4, dtype=torch.long))
+    assert [shape[1] for shape in shapes] == [4, 4]
+
+
+def test_an_image_is_a_clip_of_one_frame() -> None:
+    encoder = make_encoder()
+    clips = random_clips(encoder)
+    assert encoder(clips[:, :, 0]).equal(encoder(clips))
+
+
+def test_positions_are_neither_learnt_nor_stored() -> None:
+    encoder = make_encoder()
+    names = {name for name, _ in encoder.named_parameters()}
+    assert not any("position" in name for name in names)
+    assert set(encoder.state_dict()) == names
+    assert encoder.positions.dtype == torch.float32
+
+
+def test_residual_outputs_start_smaller_the_deeper_they_are() -> None:
+    encoder = make_encoder(embed_dim=128, depth=4)
+    for number, block in enumerate(encoder.blocks, start=1):
+        for name, scale in {"attn.qkv": 1.0, "mlp.fc1": 1.0, "attn.proj": 2 * number, "mlp.fc2": 2 * number}.items():
+            assert block.get_parameter(f"{name}.weight").std().item() == pytest.approx(0.02 / scale**0.5, rel=0.05), (
+                number,
+                name,
+            )
+            assert not block.get_parameter(f"{name}.bias").any()
+
+
+@pytest.mark.parametrize("drop_path", [0.0, 0.5])
+def test_activation_checkpointing_changes_no_output_and_no_gradient(drop_path: float) -> None:
+    results = []
+    for checkpointed in (False, True):
+        encoder = make_encoder(checkpoint_activations=checkpointed, drop_path=drop_path)
+        torch.manual_seed(1)
+        output = encoder(random_clips(encoder))
+        output.square().sum().backward()
+        results.append([output, *(parameter.grad for parameter in encoder.parameters())])
+    torch.testing.assert_close(results[0], results[1])
+
+
+def test_activation_checkpointing_computes_each_block_again_in_the_backward() -> None:
+    encoder, calls = make_encoder(checkpoint_activations=True), []
+    encoder.blocks[1].get_submodule("norm1").register_forward_hook(lambda *_: calls.append(1))
+    encoder(random_clips(encoder)).sum().backward()
+    assert len(calls) == 2
+
+
+def test_drop_path_acts_in_training_alone() -> None:
+    encoder = make_encoder(drop_path=0.9)
+    clips = random_clips(encoder, batch_size=8)
+    assert not encoder(clips).equal(encoder(clips))
+    encoder.eval()
+    assert encoder(clips).equal(encoder(clips))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"clip_shape": (3, 1, 20, 24)},
+            "height 20 is not divisible by the patch's 8: .*image_size or encoder.patch_size",
+        ),
+        ({"clip_shape": (3, 1, 16, 25)}, "width 25"),
+        ({"clip_shape": (3, 4, 16, 24)}, "num_frames=4"),
+        ({"num_heads": 3}, r"encoder.embed_dim=16 is not divisible by encoder.num_heads=3"),
+        ({"num_heads": 0}, "num_heads=0"),
+        ({"embed_dim": 18}, "divisible by 4, got 18"),
+        ({"depth": 0}, "depth=0"),
+        ({"patch_size": 0}, "patch_size=0"),
+        ({"mlp_ratio": 0.0}, "mlp_ratio=0.0"),
+        ({"drop_path": 1.0}, "drop_path=1.0"),
+    ],
+)
+def test_refuses_sizes_that_do_not_fit(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make_encoder(**changes)
+
+
+def test_refuses_clips_of_another_size() -> None:
+    with pytest.raises(ValueError, match=r"\(3, 1, 16, 24\), got \(3, 1, 24, 24\)"):
+        make_encoder()(torch.zeros(1, 3, 24, 24))

@@ -1,0 +1,259 @@
+"""The JEPA objective: what is compared with what, who learns, who follows, and what is told about it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from jepa.encoders.spatial import SpatialEncoder
+from jepa.objectives.jepa import JEPA
+from jepa.predictors.cross_attention import CrossAttentionPredictor
+from jepa.predictors.transformer import TransformerPredictor
+from jepa.regularizers.vicreg import VICReg
+from jepa.types import Batch, Masks
+
+B, K, M, J, D = 4, 5, 2, 3, 16
+PREDICTORS: dict[str, Callable[..., nn.Module]] = {
+    "joint": TransformerPredictor,
+    "apart": lambda **sizes: TransformerPredictor(joint=False, **sizes),
+    "cross_attention": CrossAttentionPredictor,
+}
+
+
+def make_objective(predictor: str = "joint", drop_path: float = 0.0, depth: int = 2, **changes: Any) -> JEPA:
+    torch.manual_seed(0)
+    encoder = SpatialEncoder(
+        clip_shape=(3, 1, 16, 16), patch_size=4, embed_dim=D, depth=depth, num_heads=2, drop_path=drop_path
+    )
+    built = PREDICTORS[predictor](grid=encoder.grid, embed_dim=D, num_heads=2, width=16, depth=depth)
+    return JEPA(**({"encoder": encoder, "predictor": built, "batch_size": B, "total_steps": 10} | changes))
+
+
+def sample(seed: int = 1) -> tuple[Batch, Masks]:
+    generator = torch.Generator().manual_seed(seed)
+    order = torch.stack([torch.randperm(16, generator=generator) for _ in range(B)])
+    targets = order[:, K : K + M * J].unflatten(1, (M, J)).sort(dim=2).values
+    clips = torch.randn(B, 3, 1, 16, 16, generator=generator)
+    return Batch(clips, torch.zeros(B, dtype=torch.long)), Masks(order[:, :K].sort(dim=1).values, targets)
+
+
+def move(module: nn.Module) -> None:
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.add_(torch.randn_like(parameter), alpha=0.1)
+
+
+def smooth_l1(difference: np.ndarray) -> np.ndarray:
+    size = np.abs(difference)
+    return np.where(size < 1, size**2 / 2, size - 0.5)
+
+
+@pytest.mark.parametrize("predictor", PREDICTORS)
+@pytest.mark.parametrize(("loss", "formula"), [("mse", np.square), ("l1", np.abs), ("smooth_l1", smooth_l1)])
+def test_loss_compares_predictions_with_normalised_target_tokens(
+    predictor: str, loss: str, formula: Callable[[np.ndarray], np.ndarray]
+) -> None:
+    objective, (batch, masks) = make_objective(predictor, loss=loss), sample()
+    move(objective.context_encoder)
+    with torch.no_grad():
+        tokens = objective.target_encoder(batch.clips).numpy()
+        predicted = objective.predictor(objective.context_encoder(batch.clips, keep=masks.context), masks).numpy()
+    tokens = (tokens - tokens.mean(-1, keepdims=True)) / np.sqrt(tokens.var(-1, keepdims=True) + 1e-5)
+    targets = np.stack([tokens[b][masks.targets[b]] for b in range(B)])
+    output = objective(batch, masks)
+    assert output.loss.item() == pytest.approx(formula(predicted - targets).mean(), rel=1e-4)
+    assert output.metrics["prediction"].equal(output.loss.detach())
+
+
+@pytest.mark.parametrize("predictor", PREDICTORS)
+def test_gradients_reach_every_learner_and_nobody_who_follows(predictor: str) -> None:
+    objective, (batch, masks) = make_objective(predictor), sample()
+    move(objective)
+    objective(batch, masks).loss.backward()
+    learners = [*objective.context_encoder.parameters(), *objective.predictor.parameters()]
+    assert all(p.grad is not None and p.grad.any() for p in learners)
+    assert all(p.grad is None and not p.requires_grad for p in objective.target_encoder.parameters())
+    assert len(learners) == len([p for p in objective.parameters() if p.requires_grad])
+
+
+def test_the_target_encoder_starts_as_the_context_encoder_with_weights_of_its_own() -> None:
+    objective = make_objective()
+    for target, source in zip(
+        objective.target_encoder.parameters(), objective.context_encoder.parameters(), strict=True
+    ):
+        assert target.equal(source)
+        assert target.data_ptr() != source.data_ptr()
+    assert objective.backbone is objective.target_encoder
+
+
+def test_targets_are_the_same_in_training_and_evaluation() -> None:
+    objective, (batch, masks) = make_objective(drop_path=0.9), sample()
+    targets = objective.eval().targets(batch.clips, masks)
+    objective.train()
+    assert not objective.target_encoder.training
+    assert objective.context_encoder.training
+    assert objective.targets(batch.clips, masks).equal(targets)
+
+
+def test_the_context_pass_drops_paths_in_training() -> None:
+    objective, (batch, masks) = make_objective(drop_path=0.5), sample()
+    losses = {objective(batch, masks).loss.item() for _ in range(4)}
+    assert len(losses) > 1
+
+
+def test_hidden_pixels_do_not_reach_the_prediction() -> None:
+    objective, (batch, masks) = make_objective(), sample()
+    clips = batch.clips.requires_grad_()
+    objective(batch, masks).loss.backward()
+    assert clips.grad is not None
+    touched = clips.grad.abs().sum(dim=(1, 2)).unflatten(1, (4, 4)).unflatten(3, (4, 4)).sum(dim=(2, 4)).flatten(1) > 0
+    assert [row.nonzero().flatten().tolist() for row in touched] == masks.context.tolist()
+
+
+def test_loss_of_a_batch_is_the_mean_over_its_samples() -> None:
+    objective, (batch, masks) = make_objective(), sample()
+    alone = [
+        objective(Batch(*(part[b : b + 1] for part in batch)), Masks(*(part[b : b + 1] for part in masks))).loss
+        for b in range(B)
+    ]
+    torch.testing.assert_close(objective(batch, masks).loss, torch.stack(alone).mean())
+
+
+def test_the_regularizer_is_added_on_the_pooled_context() -> None:
+    regularizer = VICReg(variance=2.0, covariance=3.0)
+    plain, objective, (batch, masks) = make_objective(), make_objective(regularizer=regularizer), sample()
+    embedding = plain.context_encoder(batch.clips, keep=masks.context).mean(dim=1)
+    penalty, terms = regularizer(embedding)
+    output = objective(batch, masks)
+    torch.testing.assert_close(output.embedding, embedding.detach())
+    torch.testing.assert_close(output.loss, plain(batch, masks).loss + penalty)
+    torch.testing.assert_close(output.metrics["regularizer"], penalty.detach())
+    assert set(output.metrics) == {"prediction", "regularizer", *terms}
+
+
+@pytest.mark.parametrize("predictor", PREDICTORS)
+def test_loss_and_metrics_are_float32_under_autocast(predictor: str) -> None:
+    objective, (batch, masks) = make_objective(predictor, regularizer=VICReg()), sample()
+    with torch.autocast("cpu", torch.bfloat16):
+        output = objective(batch, masks)
+    output.loss.backward()
+    tensors = [output.loss, output.embedding, *output.metrics.values()]
+    assert {tensor.dtype for tensor in tensors} == {torch.float32}
+    assert not any(tensor.requires_grad for tensor in tensors[1:])
+    torch.testing.assert_close(output.loss, objective(batch, masks).loss, rtol=0.02, atol=0.02)
+
+
+def test_the_half_life_in_samples_does_not_depend_on_the_batch_size() -> None:
+    def half_life(batch_size: int) -> float:
+        objective = make_objective(momentum=0.99, final_momentum=0.99, batch_size=batch_size)
+        return batch_size * np.log(0.5) / np.log(objective.momentum_at(0))
+
+    assert half_life(64) == pytest.approx(64 * np.log(0.5) / np.log(0.99))
+    assert [half_life(size) for size in (1, 32, 2048)] == pytest.approx([half_life(64)] * 3)
+
+
+def test_momentum_goes_linearly_to_its_final_value() -> None:
+    objective = make_objective(momentum=0.9, final_momentum=1.0, batch_size=64, total_steps=10)
+    assert [objective.momentum_at(step) for step in (0, 5, 10, 20)] == pytest.approx([0.9, 0.95, 1.0, 1.0])
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.7, 1.0])
+def test_the_target_encoder_moves_by_one_minus_the_momentum(momentum: float) -> None:
+    objective = make_objective(momentum=momentum, final_momentum=momentum, batch_size=64)
+    before = [p.clone() for p in objective.target_encoder.parameters()]
+    move(objective.context_encoder)
+    assert objective.after_step(3) == {"momentum": momentum}
+    after, goal = objective.target_encoder.parameters(), objective.context_encoder.parameters()
+    for old, new, source in zip(before, after, goal, strict=True):
+        torch.testing.assert_close(new, momentum * old + (1 - momentum) * source)
+
+
+def test_buffers_of_the_target_encoder_are_copied() -> None:
+    objective = make_objective()
+    for encoder, value in ((objective.context_encoder, 1.0), (objective.target_encoder, 0.0)):
+        encoder.register_buffer("running_mean", torch.tensor(value))
+    objective.after_step(0)
+    assert objective.target_encoder.get_buffer("running_mean") == 1
+
+
+class Constant(nn.Module):
+    """Predicts the same for all, or what it is told to."""
+
+    def __init__(self, answer: Tensor) -> None:
+        super().__init__()
+        self.answer = answer
+
+    def forward(self, context: Tensor, masks: Masks) -> Tensor:
+        return self.answer.expand(*masks.targets.shape, -1)
+
+
+def test_diagnosis_compares_with_the_mean_target() -> None:
+    objective, (batch, masks) = make_objective(), sample()
+    targets = objective.targets(batch.clips, masks)
+    mean, variance = targets.mean(dim=(0, 1, 2)), targets.flatten(0, 2).var(dim=0, correction=0).mean()
+    objective.predictor = Constant(mean)
+    told = objective.diagnose(batch, masks)
+    torch.testing.assert_close(told["error"], told["trivial_error"])
+    torch.testing.assert_close(told["trivial_error"], variance)
+    torch.testing.assert_close(told["target_std"], targets.flatten(0, 2).std(dim=0).mean())
+    objective.predictor = Constant(targets)
+    assert objective.diagnose(batch, masks)["error"] == 0
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_diagnosis_leaves_no_trace(training: bool) -> None:
+    objective, (batch, masks) = make_objective(drop_path=0.9).train(training), sample()
+    first, second = objective.diagnose(batch, masks), objective.diagnose(batch, masks)
+    assert first == second
+    assert objective.training == objective.context_encoder.training == training
+    assert not objective.target_encoder.training
+    assert not any(value.requires_grad for value in first.values())
+
+
+@pytest.mark.parametrize("predictor", PREDICTORS)
+def test_compiles_into_one_graph_that_computes_the_same(predictor: str) -> None:
+    objective, (batch, masks) = make_objective(predictor, depth=1, regularizer=VICReg()), sample()
+    torch.compiler.reset()
+    compiled = torch.compile(objective, backend="eager", fullgraph=True)
+    gradients = []
+    for forward in (compiled, objective):
+        objective.zero_grad()
+        output = forward(batch, masks)
+        output.loss.backward()
+        gradients.append([output.loss, *(p.grad for p in objective.parameters() if p.requires_grad)])
+    torch.testing.assert_close(gradients[0], gradients[1])
+
+
+@pytest.mark.parametrize("predictor", PREDICTORS)
+def test_learns_to_predict_better_than_the_mean(predictor: str) -> None:
+    objective, (batch, masks) = make_objective(predictor, momentum=1.0), sample()
+    move(objective.target_encoder)
+    learners = [p for p in objective.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(learners, lr=5e-3)
+    for _ in range(100):
+        objective(batch, masks).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    told = objective.diagnose(batch, masks)
+    assert told["error"] < 0.5 * told["trivial_error"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"loss": "huber"}, "loss=huber is not one of mse, smooth_l1, l1"),
+        ({"momentum": 1.1}, "momentum=1.1"),
+        ({"momentum": 0.99, "final_momentum": 0.9}, "final_momentum=0.9"),
+        ({"momentum_batch_size": 0}, "momentum_batch_size=0"),
+        ({"batch_size": 0}, "batch_size=0"),
+        ({"total_steps": 0}, "steps=0"),
+    ],
+)
+def test_refuses_values_out_of_range(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make_objective(**changes)

@@ -1,0 +1,218 @@
+"""Predictors: each target block is told from the context alone, whatever the other blocks are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from jepa.predictors.cross_attention import CrossAttentionPredictor
+from jepa.predictors.transformer import TransformerPredictor
+from jepa.types import Masks, PatchGrid
+
+GRID = PatchGrid(1, 4, 6)
+B, K, M, J, D = 2, 5, 3, 4, 16
+Predictor = TransformerPredictor | CrossAttentionPredictor
+AnyPredictor = TypeVar("AnyPredictor", TransformerPredictor, CrossAttentionPredictor)
+
+
+def joint(**changes: Any) -> TransformerPredictor:
+    sizes: dict[str, Any] = {"grid": GRID, "embed_dim": D, "num_heads": 2, "width": 12, "depth": 3, "mlp_ratio": 2.0}
+    torch.manual_seed(0)
+    return at_large(TransformerPredictor(**(sizes | changes)))
+
+
+def apart(**changes: Any) -> TransformerPredictor:
+    return joint(joint=False, **changes)
+
+
+def cross(**changes: Any) -> CrossAttentionPredictor:
+    sizes: dict[str, Any] = {"grid": GRID, "embed_dim": D, "num_heads": 2, "width": 12, "depth": 3, "mlp_ratio": 2.0}
+    torch.manual_seed(0)
+    return at_large(CrossAttentionPredictor(**(sizes | changes)))
+
+
+def at_large(predictor: AnyPredictor) -> AnyPredictor:
+    """Weights far from the small initial ones, in float64, so that every dependence shows."""
+    for parameter in predictor.double().parameters():
+        nn.init.normal_(parameter, std=0.5)
+    return predictor
+
+
+KINDS = pytest.mark.parametrize("make", [joint, apart, cross])
+Make = Callable[..., Predictor]
+
+
+def sample() -> tuple[Tensor, Masks]:
+    generator = torch.Generator().manual_seed(1)
+    order = torch.stack([torch.randperm(GRID.num_tokens, generator=generator) for _ in range(B)])
+    context, rest = order[:, :K].sort(dim=1).values, order[:, K:]
+    places = torch.randint(rest.shape[1], (B, M * J), generator=generator)
+    targets = rest.gather(1, places).unflatten(1, (M, J)).sort(dim=2).values
+    return torch.randn(B, K, D, generator=generator, dtype=torch.float64), Masks(context, targets)
+
+
+def only(masks: Masks, *blocks: int) -> Masks:
+    return masks._replace(targets=masks.targets[:, list(blocks)])
+
+
+def attend(block: Any, x: Tensor, keys: Tensor) -> Tensor:
+    """One pre-norm block [S, W] whose queries `x` see `keys` [R, W], written out head by head."""
+    weight, bias = block.attn.qkv.weight.chunk(3), block.attn.qkv.bias.chunk(3)
+    q = block.norm1(x) @ weight[0].T + bias[0]
+    k, v = (block.norm1(keys) @ weight[i].T + bias[i] for i in (1, 2))
+    heads = [
+        ((qh @ kh.T) / kh.shape[1] ** 0.5).softmax(dim=1) @ vh
+        for qh, kh, vh in zip(*(part.chunk(2, dim=1) for part in (q, k, v)), strict=True)
+    ]
+    x = x + block.attn.proj(torch.cat(heads, dim=1))
+    return x + block.mlp(block.norm2(x))
+
+
+def one_block(predictor: TransformerPredictor, context: Tensor, seen: Tensor, hidden: Tensor) -> Tensor:
+    """[K, D], [K], [J] -> [J, D]: the joint rule for a single block of a single sample."""
+    stream = predictor.embed(context) + predictor.positions[seen]
+    block_stream = predictor.mask_token + predictor.positions[hidden]
+    for block in predictor.blocks:
+        new = attend(block, block_stream, torch.cat([stream, block_stream]))
+        stream, block_stream = attend(block, stream, stream), new
+    return predictor.project(predictor.norm(block_stream))
+
+
+def test_joint_pass_equals_each_block_apart_when_the_context_sees_only_itself() -> None:
+    predictor = joint()
+    context, masks = sample()
+    results = []
+    for route in ("joint", "apart"):
+        predictor.zero_grad()
+        context = context.detach().requires_grad_()
+        if route == "joint":
+            predicted = predictor(context, masks)
+        else:
+            predicted = torch.stack(
+                [
+                    torch.stack(
+                        [one_block(predictor, context[b], masks.context[b], masks.targets[b, m]) for m in range(M)]
+                    )
+                    for b in range(B)
+                ]
+            )
+        predicted.sin().sum().backward()
+        results.append([predicted, context.grad, *(p.grad for p in predictor.parameters())])
+    torch.testing.assert_close(results[0], results[1], rtol=1e-9, atol=1e-9)
+
+
+@KINDS
+def test_a_block_does_not_depend_on_the_other_blocks(make: Make) -> None:
+    predictor, (context, masks) = make(), sample()
+    together = predictor(context, masks)
+    for m in range(M):
+        torch.testing.assert_close(predictor(context, only(masks, m)), together[:, [m]])
+    torch.testing.assert_close(predictor(context, only(masks, 2, 0, 1)), together[:, [2, 0, 1]])
+
+
+@KINDS
+def test_the_order_of_context_tokens_is_of_no_account(make: Make) -> None:
+    predictor, (context, masks) = make(), sample()
+    shuffled = predictor(context.flip(1), masks._replace(context=masks.context.flip(1)))
+    torch.testing.assert_close(shuffled, predictor(context, masks))
+
+
+@KINDS
+def test_predictions_come_in_the_order_of_their_indices(make: Make) -> None:
+    predictor, (context, masks) = make(), sample()
+    flipped = predictor(context, masks._replace(targets=masks.targets.flip(2)))
+    torch.testing.assert_close(flipped, predictor(context, masks).flip(2))
+
+
+@KINDS
+def test_samples_do_not_meet(make: Make) -> None:
+    predictor, (context, masks) = make(), sample()
+    torch.testing.assert_close(
+        predictor(context[:1], Masks(*(part[:1] for part in masks))), predictor(context, masks)[:1]
+    )
+
+
+@KINDS
+def test_every_context_token_and_every_parameter_matters(make: Make) -> None:
+    predictor, (context, masks) = make(), sample()
+    predictor(context.requires_grad_(), masks).sin().sum().backward()
+    assert context.grad is not None
+    assert (context.grad.abs().sum(dim=2) > 0).all()
+    assert all(p.grad is not None and p.grad.any() for p in predictor.parameters())
+
+
+@KINDS
+def test_positions_tell_rows_from_columns(make: Make) -> None:
+    predictor, (context, masks) = make(), sample()
+    predictor.positions = predictor.positions.unflatten(0, (4, 6)).transpose(0, 1).flatten(0, 1)
+    assert (predictor(context, masks) - make()(context, masks)).abs().max() > 1e-3
+
+
+def test_repeated_context_sees_the_mask_tokens_of_its_block_and_joint_context_does_not() -> None:
+    context, masks = sample()
+    shallow, deep = (make(depth=depth)(context, masks) for depth, make in ((1, joint), (2, joint)))
+    torch.testing.assert_close(shallow, apart(depth=1)(context, masks))
+    assert (deep - apart(depth=2)(context, masks)).abs().max() > 1e-3
+
+
+def test_repeated_context_is_full_attention_over_context_and_one_block() -> None:
+    predictor, (context, masks) = apart(), sample()
+    for b in range(B):
+        stream = torch.cat(
+            [
+                predictor.embed(context[b]) + predictor.positions[masks.context[b]],
+                predictor.mask_token + predictor.positions[masks.targets[b, 0]],
+            ]
+        )
+        for block in predictor.blocks:
+            stream = attend(block, stream, stream)
+        expected = predictor.project(predictor.norm(stream[K:]))
+        torch.testing.assert_close(predictor(context, masks)[b, 0], expected)
+
+
+def test_cross_attention_queries_do_not_meet_within_a_block() -> None:
+    predictor, (context, masks) = cross(), sample()
+    together = predictor(context, masks)
+    for j in range(J):
+        alone = predictor(context, masks._replace(targets=masks.targets[:, :, [j]]))
+        torch.testing.assert_close(alone, together[:, :, [j]])
+
+
+@KINDS
+def test_blocks_of_many_sizes_may_follow_each_other(make: Make) -> None:
+    predictor, (context, masks) = make(), sample()
+    expected = predictor(context, masks)
+    for size in (1, 2, 3):
+        assert predictor(context, masks._replace(targets=masks.targets[..., :size])).shape == (B, M, size, D)
+    assert predictor(context, masks).equal(expected)
+
+
+@pytest.mark.parametrize("kind", [TransformerPredictor, CrossAttentionPredictor])
+def test_residual_outputs_start_smaller_the_deeper_they_are(kind: type[Predictor]) -> None:
+    torch.manual_seed(0)
+    predictor = kind(grid=GRID, embed_dim=D, num_heads=2, width=128, depth=3)
+    for number, block in enumerate(predictor.blocks, start=1):
+        for name in ("attn.proj", "mlp.fc2"):
+            std = block.get_parameter(f"{name}.weight").std().item()
+            assert std == pytest.approx(0.02 / (2 * number) ** 0.5, rel=0.05)
+    assert predictor.project.weight.std().item() == pytest.approx(0.02, rel=0.05)
+    assert predictor.mask_token.std().item() == pytest.approx(0.02, rel=0.3)
+
+
+@KINDS
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"num_heads": 5}, "predictor.width=12 is not divisible by predictor.num_heads=5"),
+        ({"depth": 0}, "depth=0"),
+        ({"width": 14}, "divisible by 4, got 14"),
+        ({"grid": PatchGrid(2, 2, 2)}, "num_frames=1"),
+    ],
+)
+def test_refuses_sizes_that_do_not_fit(make: Make, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make(**changes)
