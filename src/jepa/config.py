@@ -1,0 +1,314 @@
+"""The configuration of a run: what we read, how it is composed, and what is refused before anything is built."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
+from hydra import version
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.utils import create_config_search_path
+from hydra.core.config_search_path import SearchPathQuery
+from hydra.core.config_store import ConfigStore
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.object_type import ObjectType
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override, Quote, QuotedString
+from hydra.core.utils import setup_globals
+from hydra.errors import HydraException
+from hydra.types import RunMode
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from jepa import config_checks, signatures
+from jepa.catalogue import Catalogue, Choice, conf_folder, find, suggestion
+from jepa.schema import AugmentConfig, ConfigError, EvaluationConfig, TrainConfig, changed_keys, show_value, to_yaml
+
+__all__ = [
+    "AugmentConfig",
+    "Composer",
+    "ConfigError",
+    "EvaluationConfig",
+    "TrainConfig",
+    "changed_keys",
+    "compose",
+    "factory",
+    "literal",
+    "to_yaml",
+    "typed",
+]
+
+ABSENT = object()
+FOR_VIDEO = {"mask": {"temporal", "tube", "multiblock3d"}}
+
+
+ConfigStore.instance().store(name="schema", node=TrainConfig)
+
+
+def factory(node: Mapping[str, Any]) -> Callable[..., Any]:
+    """The callable of a component's node, with the arguments that the configuration gives; call it with the others.
+
+    An empty node ("none") gives a callable that returns None.
+    """
+    if not node:
+        return lambda **_: None
+    return instantiate(dict(node), _partial_=True, _convert_="all")
+
+
+def compose(overrides: Sequence[str] = (), config_dir: str | os.PathLike | None = None) -> TrainConfig:
+    """The configuration that `jepa-train` would run with these overrides. Raises ConfigError with all faults."""
+    found = Composer(config_dir).inspect(overrides)
+    if found.faults:
+        raise ConfigError(found.faults)
+    return typed(found.config)
+
+
+def typed(config: Mapping[str, Any] | DictConfig) -> TrainConfig:
+    """A composed configuration, resolved, as plain Python objects."""
+    merged = OmegaConf.merge(OmegaConf.structured(TrainConfig), config)
+    OmegaConf.resolve(merged)
+    result = OmegaConf.to_object(merged)
+    assert isinstance(result, TrainConfig)
+    return result
+
+
+def literal(value: Any) -> str:
+    """A Python value as the right side of an override."""
+    if isinstance(value, Mapping):
+        return "{" + ",".join(f"{key}:{literal(item)}" for key, item in value.items()) + "}"
+    if isinstance(value, list | tuple):
+        return "[" + ",".join(map(literal, value)) + "]"
+    if not isinstance(value, str | os.PathLike):
+        return show_value(value)
+    text = os.fspath(value)
+    is_plain = re.fullmatch(r"[A-Za-z_./][\w./-]*", text) and text.lower() not in (
+        "true",
+        "false",
+        "null",
+        "nan",
+        "inf",
+    )
+    return text if is_plain else QuotedString(text, Quote.single).with_quotes()
+
+
+class Inspection(NamedTuple):
+    config: dict[str, Any]
+    """resolved, with what is not given as "???"; empty when it could not be composed"""
+    faults: list[str]
+
+
+class Composer:
+    """Composes and checks configurations; remembers what the same choices compose to, for the members of a sweep."""
+
+    def __init__(self, config_dir: str | os.PathLike | None = None, config_name: str = "train") -> None:
+        self.config_name = config_name.removesuffix(".yaml")
+        self.folders = [conf_folder()]
+        if config_dir is not None:
+            self.folders.append(Path(config_dir).absolute())
+            if not self.folders[-1].is_dir():
+                raise ConfigError([f"--config-dir {config_dir}: there is no folder {self.folders[-1]}"])
+        self.catalogue = Catalogue(self.folders)
+        self._loader = _loader(self.folders)
+        self._bases: dict[tuple[str, ...], DictConfig] = {}
+        self._parsed: dict[str, Override] = {}
+
+    def inspect(self, overrides: Sequence[str], sweep_folder: str | None = None) -> Inspection:
+        """Compose with overrides and collect all faults; `sweep_folder` is the name of this member of a sweep."""
+        parsed, faults = self.parse(overrides)
+        groups = [override for override in parsed if self.is_group(override)]
+        wrong = {id(override): fault for override in groups if (fault := self.choice_fault(override))}
+        faults += wrong.values()
+        chosen = [o.input_line or "" for o in parsed if id(o) not in wrong and (o in groups or o.is_hydra_override())]
+        try:
+            base = self._base(tuple(chosen))
+        except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
+            return Inspection({}, [*faults, _of_hydra(error)])
+        config = base.copy()
+        values = [override for override in parsed if override not in groups and not override.is_hydra_override()]
+        for override in values:
+            faults += self._apply(config, override)
+        schema = signatures.read("jepa.schema.TrainConfig")
+        assert schema is not None
+        show = partial(self._show, config, values)
+        try:
+            plain = _resolved(config)
+            faults += config_checks.faults(plain, schema, show)
+            faults += _existing_run(config, plain, sweep_folder)
+        except OmegaConfBaseException as error:
+            return Inspection({}, [*faults, _of_hydra(error)])
+        return Inspection(plain, faults)
+
+    def parse(self, overrides: Sequence[str]) -> tuple[list[Override], list[str]]:
+        """Overrides as Hydra reads them, and the faults of those that it cannot read."""
+        faults = []
+        for text in overrides:
+            if text not in self._parsed:
+                try:
+                    self._parsed[text] = OverridesParser.create().parse_override(text)
+                except HydraException:
+                    faults.append(_syntax(text))
+        return [self._parsed[text] for text in dict.fromkeys(overrides) if text in self._parsed], faults
+
+    def is_group(self, override: Override) -> bool:
+        return override.key_or_group in self.catalogue.groups or override.key_or_group.startswith("hydra/")
+
+    def default(self, overrides: Sequence[str]) -> dict[str, Any]:
+        """The configuration of these choices, resolved but not checked."""
+        return _resolved(self._base(tuple(overrides)))
+
+    def choice(self, overrides: Sequence[str], group: str) -> Any:
+        """The name of what is chosen of a group, or the list of names."""
+        return _chosen(self._base(tuple(overrides)), group)
+
+    def _base(self, choices: tuple[str, ...]) -> DictConfig:
+        if choices not in self._bases:
+            with _open_schema():
+                self._bases[choices] = self._loader.load_configuration(
+                    self.config_name, list(choices), RunMode.RUN, from_shell=False
+                )
+        return self._bases[choices]
+
+    def choice_fault(self, override: Override) -> str | None:
+        """Why a group cannot be set so; None when it can."""
+        group, text = override.key_or_group, override.input_line
+        if override.is_delete():
+            return f"{text}: a group cannot be deleted; choose another, as {group}=none where that is offered"
+        if override.is_sweep_override():
+            return _needs_multirun(override)
+        valid = self._loader.get_group_options(group, ObjectType.CONFIG)
+        value = override.value()
+        for name in value if isinstance(value, list) else [value]:
+            if name is not None and str(name) not in valid:
+                reason = "no such choice"
+                if str(name) in FOR_VIDEO.get(group, ()):
+                    reason = f"{name} masks hide steps in time, and images have one frame"
+                return f"{text}: {reason}{suggestion(str(name), valid)}; valid: {', '.join(valid)}"
+        return None
+
+    def _apply(self, config: DictConfig, override: Override) -> list[str]:
+        """Set one value as Hydra would; the faults that prevent it."""
+        key, text = override.key_or_group, override.input_line
+        plain = _plain(config)
+        is_there = find(plain, key, ABSENT) is not ABSENT
+        if override.is_sweep_override():
+            return [_needs_multirun(override)]
+        if not is_there and not (override.is_add() or override.is_force_add()):
+            return [config_checks.unknown_key(text or key, key, plain, self.catalogue)]
+        if override.is_add() and is_there:
+            return [f"{text}: {key} is there already; without the + it is replaced"]
+        OmegaConf.set_struct(config, False)
+        if override.is_delete():
+            section, _, leaf = key.rpartition(".")
+            OmegaConf.select(config, section).pop(leaf) if section else config.pop(leaf)
+        else:
+            OmegaConf.update(config, key, override.value(), merge=True, force_add=True)
+        return []
+
+    def _show(self, config: DictConfig, overrides: Sequence[Override], path: str) -> str:
+        """A key with its value, as the user wrote it or with the file that holds it."""
+        for override in reversed(overrides):
+            key = override.key_or_group
+            if path == key or path.startswith(f"{key}.") or key.startswith(f"{path}."):
+                return override.input_line or key
+        value = find(_plain(config), path)
+        shown = path if isinstance(value, dict) else f"{path}={show_value(value)}"
+        file = self._file(config, path)
+        return f"{shown} ({file})" if file else shown
+
+    def _file(self, config: DictConfig, path: str) -> str | None:
+        """The file that sets a key: experiments come last and win, then the choices, then the primary configuration."""
+        groups = sorted(self.catalogue.groups, key=lambda group: group != "experiment")
+        chosen = ((group, _chosen(config, group)) for group in groups)
+        named = [(group, name) for group, names in chosen for name in (names if isinstance(names, list) else [names])]
+        choices = [found for group, name in named if (found := self.catalogue.groups.get(group, {}).get(name))]
+        files = (folder / f"{self.config_name}.yaml" for folder in self.folders)
+        primary = [Choice("", file.stem, file) for file in files if file.is_file()]
+        holders = (c for c in [*choices, *primary] if any(f"{key}.".startswith(f"{path}.") for key in c.values))
+        return next((choice.label for choice in holders), None)
+
+
+def _loader(folders: Sequence[Path]) -> ConfigLoaderImpl:
+    """Hydra's own loader over the folders; unlike `hydra.initialize` it leaves an application of the user alone."""
+    if version.getbase() is None:
+        version.setbase("1.3")
+    setup_globals()
+    search_path = create_config_search_path(folders[0].as_uri())
+    for folder in folders[1:]:
+        search_path.prepend(provider="command-line", path=folder.as_uri(), anchor=SearchPathQuery(provider="schema"))
+    return ConfigLoaderImpl(search_path)
+
+
+@contextmanager
+def _open_schema() -> Iterator[None]:
+    """Lets wrong keys and types pass while composing, so that all of them are found and not only the first."""
+    store = ConfigStore.instance()
+    store.store(name="schema", node={})
+    try:
+        yield
+    finally:
+        store.store(name="schema", node=TrainConfig)
+
+
+def _resolved(config: DictConfig) -> dict[str, Any]:
+    """Plain values, with `${hydra:...}` meaning this configuration."""
+    outer, current = HydraConfig.instance().cfg, HydraConfig.instance()
+    current.set_config(config.copy())
+    try:
+        return _plain(OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"]), resolve=True)
+    finally:
+        current.cfg = outer
+
+
+def _chosen(config: DictConfig, group: str) -> Any:
+    """Hydra does not record what was chosen by a list; each choice of such a group has its name as its key."""
+    choices = config.hydra.runtime.choices
+    return choices[group] if group in choices else list(config.get(group) or ())
+
+
+def _plain(config: DictConfig, resolve: bool = False) -> dict[str, Any]:
+    plain = OmegaConf.to_container(config, resolve=resolve)
+    assert isinstance(plain, dict)
+    return {str(key): value for key, value in plain.items()}
+
+
+def _existing_run(config: DictConfig, plain: Mapping[str, Any], sweep_folder: str | None) -> list[str]:
+    """With resume=false the run folder must be new; of several processes of a run only the first looks."""
+    if plain.get("resume") is not False or os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) != "0":
+        return []
+    settings = OmegaConf.merge(config, {"name": plain.get("name")})
+    if sweep_folder is not None:
+        OmegaConf.update(settings, "hydra.job.override_dirname", sweep_folder)
+        folder = Path(settings.hydra.sweep.dir) / settings.hydra.sweep.subdir
+    else:
+        folder = Path(settings.hydra.run.dir)
+    kept = [name for name in ("config.yaml", "metrics.jsonl", "checkpoints") if (folder / name).exists()]
+    if not kept:
+        return []
+    return [f"resume=false: {folder} holds a run already ({', '.join(kept)}); give another name= or remove it"]
+
+
+def _needs_multirun(override: Override) -> str:
+    as_list = f"{override.key_or_group}=[{override.get_value_string()}]"
+    return f"{override.input_line}: several values need --multirun, which runs one after the other; a list is {as_list}"
+
+
+def _syntax(text: str) -> str:
+    """What is probably wrong with an override that cannot be read."""
+    if "=" not in text:
+        return f"{text}: cannot be read; an override is KEY=VALUE"
+    key, _, value = text.partition("=")
+    return f"{text}: cannot be read; quote special characters, as '{key}=\"{value}\"' with both kinds of quotes"
+
+
+def _of_hydra(error: Exception) -> str:
+    """Hydra's own words for what it could not compose, on one line."""
+    reason = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
+    lines = [line.strip() for line in f"{reason}".splitlines() if line.strip() and "full_key" not in line]
+    return " ".join(line for line in lines if not line.startswith("object_type"))

@@ -1,0 +1,104 @@
+"""What our own code reads of a configuration, and the error that lists what is wrong with one."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import yaml
+
+from jepa.catalogue import flatten
+
+IRRELEVANT = {"log_every", "eval_every", "save_every", "keep", "num_workers", "resume", "name", "device"}
+IRRELEVANT_SECTIONS = {"logger", "evaluator", "evaluation"}
+"""What may change when a run is resumed, because its result does not depend on it."""
+
+
+class ConfigError(ValueError):
+    """Everything that is wrong with a configuration; `faults` holds one sentence each."""
+
+    def __init__(self, faults: Sequence[str]) -> None:
+        self.faults = list(dict.fromkeys(faults))
+        count = f"{len(self.faults)} fault{'s' * (len(self.faults) > 1)} in the configuration, nothing was started"
+        super().__init__("\n".join([count, *(f"  {fault}" for fault in self.faults)]))
+
+
+@dataclass(kw_only=True)
+class AugmentConfig:
+    """Random crop and flip of the training images."""
+
+    crop_scale: list[float]
+    crop_aspect: list[float]
+    flip: bool
+
+
+@dataclass(kw_only=True)
+class EvaluationConfig:
+    """How many samples the evaluators look at."""
+
+    train_samples: int
+    val_samples: int
+    batch_size: int
+
+
+@dataclass(kw_only=True)
+class TrainConfig:
+    """What our own code reads; conf/train.yaml explains every key and holds its default."""
+
+    name: str
+    epochs: int
+    steps: int | None
+    batch_size: int
+    micro_batch_size: int | None
+    lr: float
+    image_size: Any
+    num_frames: int
+    seed: int
+    resume: bool
+    precision: str
+    compile: bool
+    device: str
+    num_workers: int | None
+    clip_grad: float | None
+    spike_guard: float | None
+    log_every: int
+    eval_every: int | None
+    save_every: int | None
+    keep: int
+    augment: AugmentConfig
+    evaluation: EvaluationConfig
+    encoder: dict[str, Any]
+    mask: dict[str, Any]
+    predictor: dict[str, Any]
+    objective: dict[str, Any]
+    regularizer: dict[str, Any]
+    dataset: dict[str, Any]
+    optimizer: dict[str, Any]
+    schedule: dict[str, Any]
+    evaluator: dict[str, Any]
+    logger: dict[str, Any]
+
+
+def to_yaml(config: TrainConfig) -> str:
+    """The text of config.yaml; `jepa-train --config-dir FOLDER --config-name config` runs it again."""
+    return yaml.safe_dump(asdict(config), sort_keys=False, default_flow_style=None)
+
+
+def changed_keys(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """Dotted keys in which two runs differ, each with both values; what does not change the result is left out."""
+    before, after = dict(flatten(old)), dict(flatten(new))
+    changed = [key for key in dict.fromkeys([*before, *after]) if before.get(key, "-") != after.get(key, "-")]
+    return [
+        f"{key}: {show_value(before.get(key, 'absent'))} -> {show_value(after.get(key, 'absent'))}"
+        for key in changed
+        if key not in IRRELEVANT and key.partition(".")[0] not in IRRELEVANT_SECTIONS
+    ]
+
+
+def show_value(value: Any) -> str:
+    """A value as one writes it in an override."""
+    if isinstance(value, str):
+        return value
+    return json.dumps(value, separators=(",", ":"), default=str)
