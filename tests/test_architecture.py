@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import ast
+import importlib
+import inspect
 import re
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCE = ROOT / "src" / "jepa"
@@ -18,12 +22,16 @@ TREES = {path.relative_to(SOURCE).as_posix(): ast.parse(path.read_text()) for pa
 
 # Bottom to top: a module imports from the levels below its own, and from its own folder.
 LEVELS = (
-    {"types", "geometry", "schedules"},
+    {"types", "schedules", "catalogue", "signatures", "charts"},
+    {"geometry", "schema"},
+    {"config_checks"},
     {"distributed", "config"},
-    {"layers", "regularizers", "logger", "report", "checkpoint", "optim"},
+    {"layers", "regularizers", "logger", "folder_log", "checkpoint", "optim", "verdict"},
+    {"report"},
     {"encoders", "predictors", "masks", "data"},
     {"objectives", "evaluation"},
     {"training", "downstream", "planning", "export"},
+    {"assemble"},
     {"agent"},
     {"cli"},
 )
@@ -234,3 +242,62 @@ def test_nine_of_ten_functions_are_under_thirty_lines() -> None:
 )
 def test_nesting_is_counted_in_blocks(source: str, depth: int) -> None:
     assert nesting(ast.parse(source).body) == depth
+
+
+# What Python hands to a component (the parts of the run, and sizes derived from them) and YAML therefore never says.
+WIRED = {
+    "encoder": {"clip_shape"},
+    "mask": {"grid"},
+    "predictor": {"grid", "embed_dim"},
+    "objective": {"encoder", "predictor", "regularizer", "batch_size", "total_steps"},
+    "schedule": {"total_steps", "steps_per_epoch", "lr"},
+    "logger": {"folder", "config", "run_id", "resume_step"},
+}
+SIZE_KEYS = {"embed_dim", "depth", "num_heads"}
+CONF_FILES = sorted((ROOT / "conf").glob("*/*.yaml"))
+COMPONENT_FILES = [path for path in CONF_FILES if "_target_: jepa." in path.read_text()]
+
+
+def file_id(path: Path) -> str:
+    return path.relative_to(ROOT / "conf").as_posix()
+
+
+def components(node: Any) -> Iterator[dict[str, Any]]:
+    """Every mapping with a `_target_` of ours, at any depth."""
+    if isinstance(node, dict):
+        if str(node.get("_target_", "")).startswith("jepa."):
+            yield node
+        for value in node.values():
+            yield from components(value)
+
+
+def signature(target: str) -> tuple[set[str], set[str]]:
+    """All and the required argument names of a constructor, from the imported class."""
+    module, _, name = target.rpartition(".")
+    parameters = inspect.signature(getattr(importlib.import_module(module), name)).parameters
+    return set(parameters), {key for key, value in parameters.items() if value.default is value.empty}
+
+
+@pytest.mark.parametrize("path", CONF_FILES, ids=file_id)
+def test_configuration_file_says_what_it_is(path: Path) -> None:
+    comments = [line for line in path.read_text().splitlines()[:2] if line.startswith("# ")]
+    assert any(not line.startswith("# @package") for line in comments), "the file starts with a comment line"
+
+
+@pytest.mark.parametrize("path", COMPONENT_FILES, ids=file_id)
+def test_configuration_file_fits_its_constructor(path: Path) -> None:
+    group = path.parent.name
+    for node in components(yaml.safe_load(path.read_text())):
+        every, required = signature(node["_target_"])
+        wired = WIRED.get(group, set())
+        given = set(node) - {"_target_"} | (SIZE_KEYS if group == "encoder" else set())
+        assert given <= every, "a key that the constructor does not take"
+        assert not given & wired, "a key that Python hands over"
+        assert required <= given | wired, "a required argument without a value"
+        assert every <= given | wired, "an argument that no key reaches"
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "conf" / "experiment").glob("*.yaml")), ids=file_id)
+def test_experiment_starts_with_its_command(path: Path) -> None:
+    head = [line for line in path.read_text().splitlines() if not line.startswith("# @package")][:1]
+    assert head[0].startswith(f"# jepa-train experiment={path.stem}")
