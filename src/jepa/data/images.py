@@ -1,0 +1,211 @@
+"""Labelled images from folders and from torchvision's data sets."""
+
+from __future__ import annotations
+
+import copy
+import fcntl
+import logging
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torchvision import datasets
+from torchvision.datasets.folder import make_dataset
+
+from jepa.data.decode import SUFFIXES, check_channels, decode
+
+log = logging.getLogger(__name__)
+
+VALIDATION_NAMES = ("validation", "valid", "val", "test")
+"""of a folder or a split that is taken for the held-out part where none is named, in this order"""
+
+NATURAL = {3: ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)), 1: ((0.449,), (0.226,))}
+"""mean and standard deviation of ImageNet's pixels in [0, 1], by the number of channels"""
+
+
+class ImageFolder:
+    """Images of `root_path`/`image_folder`: one sub-folder for each class, or all in it and without labels.
+
+    `val_folder` is the held-out part, beside `image_folder`; None takes a folder of a usual name with the same classes.
+    """
+
+    def __init__(self, *, root_path: str, image_folder: str, val_folder: str | None = None, channels: int = 3) -> None:
+        check_channels(channels)
+        root = Path(root_path).expanduser().absolute()
+        self.folder = _existing_folder(root / image_folder, "dataset.image_folder")
+        self.channels = channels
+        self.mean, self.std = NATURAL[channels]
+        self.classes = _class_folders(self.folder)
+        self.paths, self.labels = _scan(self.folder, self.classes)
+        if not len(self.paths):
+            suffixes = " ".join(SUFFIXES)
+            raise ValueError(f"no images ({suffixes}) in {self.folder} or its sub-folders; {_content(self.folder)}")
+        self.held_out = self._held_out_part(root, val_folder)
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        """uint8 [C, 1, H, W] and its label; raises OSError or RuntimeError when it can't be read."""
+        return decode(Path(self.describe(index)).read_bytes(), channels=self.channels), int(self.labels[index])
+
+    def describe(self, index: int) -> str:
+        return os.path.join(self.folder, os.fsdecode(self.paths[index]))
+
+    def validation(self) -> ImageFolder | None:
+        return self.held_out
+
+    def _held_out_part(self, root: Path, val_folder: str | None) -> ImageFolder | None:
+        if val_folder is not None:
+            folder = _existing_folder(root / val_folder, "dataset.val_folder")
+            unknown = sorted(set(_class_folders(folder)) - set(self.classes))
+            if unknown:
+                raise ValueError(
+                    f"dataset.val_folder={val_folder} has classes that are not in {self.folder}: {unknown}"
+                )
+            return self._part(folder)
+        for name in VALIDATION_NAMES:
+            folder = self.folder.parent / name
+            if folder != self.folder and folder.is_dir() and set(_class_folders(folder)) <= set(self.classes):
+                part = self._part(folder)
+                if len(part) and bool(self.classes) == bool(_class_folders(folder)):
+                    log.info("held-out part: %s (name another with dataset.val_folder)", folder)
+                    return part
+        return None
+
+    def _part(self, folder: Path) -> ImageFolder:
+        part = copy.copy(self)
+        part.folder, part.held_out = folder, None
+        part.paths, part.labels = _scan(folder, self.classes)
+        return part
+
+
+def _existing_folder(folder: Path, key: str) -> Path:
+    if folder.is_dir():
+        return folder
+    known = next(parent for parent in folder.parents if parent.is_dir())
+    raise ValueError(f"{key}: no folder {folder}; {_content(known)}")
+
+
+def _content(folder: Path) -> str:
+    names = sorted(f"{entry.name}/" if entry.is_dir() else entry.name for entry in os.scandir(folder))
+    shown = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
+    return f"{folder} holds {shown or 'nothing'}"
+
+
+def _is_image(path: str) -> bool:
+    """By its name; hidden files are none."""
+    name = os.path.basename(path)
+    return name.lower().endswith(SUFFIXES) and not name.startswith(".")
+
+
+def _class_folders(folder: Path) -> tuple[str, ...]:
+    """Names of the sub-folders that hold images, at any depth."""
+    names = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith("."))
+    return tuple(name for name in names if any(_is_image(f) for *_, files in os.walk(folder / name) for f in files))
+
+
+def _scan(folder: Path, classes: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+    """Paths in the folder and labels, as arrays: a list of strings would be copied into every worker, page by page."""
+    if classes:
+        indices = {name: index for index, name in enumerate(classes)}
+        found = make_dataset(folder, indices, is_valid_file=_is_image, allow_empty=True)
+    else:
+        found = [
+            (entry.path, -1) for entry in sorted(os.scandir(folder), key=lambda e: e.name) if _is_image(entry.path)
+        ]
+    names = [os.fsencode(os.path.relpath(path, folder)) for path, _ in found]
+    return np.array(names, dtype=bytes), np.array([label for _, label in found], dtype=np.int64)
+
+
+TORCHVISION = {
+    "cifar10": ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
+    "cifar100": ((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
+    "mnist": ((0.1307,), (0.3081,)),
+    "fashion_mnist": ((0.2860,), (0.3530,)),
+    "stl10": ((0.4467, 0.4398, 0.4066), (0.2603, 0.2566, 0.2713)),
+}
+"""mean and standard deviation of the pixels in [0, 1], by data set"""
+
+
+class TorchvisionImages:
+    """A data set of torchvision that fits in memory, with its own test part held out.
+
+    Of stl10 the unlabelled images are used too, with the label -1.
+    """
+
+    cheap = True
+
+    def __init__(self, *, name: str, root_path: str, download: bool = True) -> None:
+        if name not in TORCHVISION:
+            raise ValueError(f"dataset.name={name}: expected one of {', '.join(TORCHVISION)}")
+        self.name = name
+        self.root = Path(root_path).expanduser().absolute()
+        self.download = download
+        self.mean, self.std = TORCHVISION[name]
+        self.channels = len(self.mean)
+        self._load(train=True)
+
+    def _load(self, train: bool) -> None:
+        self.part = "train" if train else "test"
+        with _alone(self.root):
+            try:
+                source = _torchvision_source(self.name, self.root, train, self.download)
+            except (OSError, RuntimeError) as fault:
+                raise ValueError(
+                    f"dataset.name={self.name}: neither found in {self.root} nor downloaded (dataset.download="
+                    f"{str(self.download).lower()}): {fault}"
+                ) from fault
+        self.classes = tuple(source.classes)
+        self.pixels = _channels_last(torch.as_tensor(source.data), self.channels)
+        self.labels = np.asarray(source.labels if self.name == "stl10" else source.targets, dtype=np.int64)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        """uint8 [C, 1, H, W] and its label, -1 without"""
+        return self.pixels[index].permute(2, 0, 1).unsqueeze(1), int(self.labels[index])
+
+    def describe(self, index: int) -> str:
+        return f"{self.name} {self.part} {index}"
+
+    def validation(self) -> TorchvisionImages | None:
+        if self.part == "test":
+            return None
+        held_out = copy.copy(self)
+        held_out._load(train=False)
+        return held_out
+
+
+def _torchvision_source(name: str, root: Path, train: bool, download: bool) -> Any:
+    if name == "stl10":
+        return datasets.STL10(root, split="train+unlabeled" if train else "test", download=download)
+    kinds = {
+        "cifar10": datasets.CIFAR10,
+        "cifar100": datasets.CIFAR100,
+        "mnist": datasets.MNIST,
+        "fashion_mnist": datasets.FashionMNIST,
+    }
+    return kinds[name](root, train=train, download=download)
+
+
+def _channels_last(pixels: Tensor, channels: int) -> Tensor:
+    """[n, H, W], [n, H, W, C] or [n, C, H, W] -> [n, H, W, C]"""
+    if pixels.ndim == 3:
+        return pixels.unsqueeze(-1)
+    return pixels if pixels.shape[-1] == channels else pixels.permute(0, 2, 3, 1)
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """One process at a time looks for the data in `folder`, so that two ranks do not download into one file."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / ".lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield

@@ -1,0 +1,255 @@
+"""Endless batches addressed by position: the batch of step s is a pure function of (seed, s, rank)."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from itertools import count
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import interpolate
+from torch.utils.data import DataLoader, get_worker_info
+from torch.utils.data import Dataset as TorchDataset
+
+from jepa.distributed import generator
+from jepa.types import Dataset, RawBatch
+
+log = logging.getLogger(__name__)
+
+UNREADABLE = (OSError, RuntimeError)
+"""what a data set raises for a sample that can't be read"""
+
+MOST_BROKEN = 0.01
+"""the share of a data set that may be broken"""
+
+LONGEST_SIDE = 4
+"""of a sample, in canvases: what is longer is cut at both ends, since all samples of a batch share its canvas"""
+
+
+class DataError(RuntimeError):
+    """The data can't be used as they are; the message says what to do."""
+
+
+def batches(
+    dataset: Dataset,
+    *,
+    batch_size: int,
+    seed: int,
+    first_step: int = 0,
+    num_workers: int | None = None,
+    rank: int = 0,
+    world_size: int = 1,
+    pin_memory: bool = False,
+    canvas: int | None = None,
+) -> Iterator[RawBatch]:
+    """Batches of `batch_size` samples for this rank, from step `first_step` on, for ever.
+
+    Every epoch is a permutation of its own, and the ranks share out each step's samples: their union is the same for
+    any number of ranks. Samples whose shorter side is above `canvas` are reduced to it. `num_workers=None` chooses.
+    Closing the iterator ends the workers. Raises ValueError at once, DataError where data or workers fail.
+    """
+    if min(batch_size, world_size) < 1 or not 0 <= rank < world_size:
+        raise ValueError(
+            f"batch_size={batch_size}, rank={rank}, world_size={world_size}: expected 0 <= rank < world_size"
+        )
+    if len(dataset) < batch_size * world_size:
+        raise ValueError(
+            f"the data set has {len(dataset)} samples, fewer than batch_size={batch_size * world_size}; "
+            f"lower batch_size to {len(dataset)} or less, or add data"
+        )
+    num_workers = choose_num_workers(dataset) if num_workers is None else num_workers
+    loader = DataLoader(
+        _BatchReader(dataset, canvas),
+        sampler=_Positions(len(dataset), batch_size, seed, first_step, rank, world_size),
+        batch_size=None,
+        collate_fn=_unchanged,
+        num_workers=num_workers,
+        pin_memory=pin_memory,
+        worker_init_fn=_outlive_signals,
+        generator=generator(seed, first_step, rank, "workers"),
+    )
+    return _iterate(loader)
+
+
+def choose_num_workers(dataset: Dataset) -> int:
+    """No worker for data that cost nothing (`dataset.cheap`), else one for each core that is left, at most 8."""
+    if getattr(dataset, "cheap", False):
+        return 0
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(0, min(8, cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1)) - 1))
+
+
+def _iterate(loader: DataLoader) -> Iterator[RawBatch]:
+    try:
+        for batch in loader:
+            if isinstance(batch, str):
+                raise DataError(batch)
+            yield batch
+    except RuntimeError as fault:
+        if not str(fault).startswith("DataLoader worker"):
+            raise
+        raise DataError(
+            f"{fault} It was killed from outside, often for want of memory: lower num_workers (num_workers=0 reads "
+            "in the main process), or give the container more shared memory (--shm-size)"
+        ) from fault
+
+
+class _Positions:
+    """Index lists, one for each step: position p of the endless stream is entry p % n of epoch p // n's permutation."""
+
+    def __init__(
+        self, num_samples: int, batch_size: int, seed: int, first_step: int, rank: int, world_size: int
+    ) -> None:
+        self.num_samples = num_samples
+        self.batch_size = batch_size
+        self.seed = seed
+        self.first_step = first_step
+        self.rank = rank
+        self.world_size = world_size
+
+    def __iter__(self) -> Iterator[list[int]]:
+        known, order = -1, np.empty(0)
+        for step in count(self.first_step):
+            first = step * self.batch_size * self.world_size + self.rank
+            indices = []
+            for position in range(first, first + self.batch_size * self.world_size, self.world_size):
+                epoch, offset = divmod(position, self.num_samples)
+                if epoch != known:
+                    known, order = epoch, self._permutation(epoch)
+                indices.append(int(order[offset]))
+            yield indices
+
+    def _permutation(self, epoch: int) -> np.ndarray:
+        return torch.randperm(self.num_samples, generator=generator(self.seed, epoch, 0, "order")).numpy()
+
+
+class _BatchReader(TorchDataset[RawBatch | str]):
+    """What runs in a worker: a list of indices -> RawBatch, or the message of a DataError."""
+
+    PATIENCE = 100
+    """unreadable samples in a row"""
+
+    def __init__(self, dataset: Dataset, canvas: int | None) -> None:
+        self.dataset = dataset
+        self.canvas = canvas
+
+    def __getitem__(self, indices: list[int]) -> RawBatch | str:
+        broken: list[int] = []
+        try:
+            samples = [self._read(index, broken) for index in indices]
+        except DataError as fault:
+            return str(fault)
+        return _collate([clip for clip, _ in samples], [label for _, label in samples], broken)
+
+    def _read(self, index: int, broken: list[int]) -> tuple[Tensor, int]:
+        """The sample, or the next one that can be read; notes the others in `broken`."""
+        reason = ""
+        for candidate in range(index, index + min(self.PATIENCE, len(self.dataset))):
+            candidate %= len(self.dataset)
+            try:
+                clip, label = self.dataset[candidate]
+            except UNREADABLE as fault:
+                broken.append(candidate)
+                reason = f"{self.dataset.describe(candidate)}: {first_line(fault)}"
+                continue
+            return (clip if self.canvas is None else bounded(clip, self.canvas)), label
+        raise DataError(
+            f"{min(self.PATIENCE, len(self.dataset))} samples in a row can't be read; the last was {reason}"
+        )
+
+
+def bounded(clip: Tensor, canvas: int) -> Tensor:
+    """[C, T, H, W] -> the same reduced, antialiased, so that the shorter side is at most `canvas`.
+
+    What is longer than `LONGEST_SIDE` canvases loses both ends.
+    """
+    height, width = clip.shape[-2:]
+    ratio = canvas / min(height, width)
+    if ratio < 1:
+        size = [max(canvas, round(side * ratio)) for side in (height, width)]
+        clip = interpolate(clip.transpose(0, 1), size, mode="bilinear", antialias=True).transpose(0, 1)
+    for dim in (-2, -1):
+        surplus = max(0, clip.shape[dim] - LONGEST_SIDE * canvas)
+        clip = clip.narrow(dim, surplus // 2, clip.shape[dim] - surplus)
+    return clip
+
+
+def _collate(clips: list[Tensor], labels: list[int], broken: list[int]) -> RawBatch:
+    sizes = torch.tensor([clip.shape[-2:] for clip in clips])
+    channels, frames = clips[0].shape[:2]
+    height, width = sizes.amax(dim=0).tolist()
+    # channels last, as decoders deliver and as the uint8 resampling kernel reads three times faster
+    pixels = _zeros((len(clips), frames, height, width, channels)).permute(0, 4, 1, 2, 3)  # [B, C, T, H, W]
+    for canvas, clip in zip(pixels, clips, strict=True):
+        canvas[..., : clip.shape[-2], : clip.shape[-1]] = clip
+    return RawBatch(pixels, sizes, torch.tensor(labels), torch.tensor(broken, dtype=torch.long))
+
+
+def _zeros(shape: tuple[int, ...]) -> Tensor:
+    """uint8; in a worker directly in shared memory, which saves a copy on the way to the main process."""
+    if get_worker_info() is None:
+        return torch.zeros(shape, dtype=torch.uint8)
+    storage = torch.UntypedStorage._new_shared(math.prod(shape))
+    return torch.empty(0, dtype=torch.uint8).set_(storage).unflatten(0, shape)
+
+
+def _unchanged(batch: Any) -> Any:
+    return batch
+
+
+def _outlive_signals(worker: int) -> None:
+    """What is sent to all of a job (Ctrl-C, a scheduler's warning) is the main process's to answer, not a worker's."""
+    for signum in (signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(signum, signal.SIG_IGN)
+    if hasattr(signal, "sigwaitinfo"):
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=_end_at_parents_word, daemon=True).start()
+
+
+def _end_at_parents_word() -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+        pass
+    os._exit(0)
+
+
+class BrokenSamples:
+    """Counts the distinct unreadable samples of a data set and warns of each one once."""
+
+    def __init__(self, dataset: Dataset) -> None:
+        self.dataset = dataset
+        self.indices: set[int] = set()
+
+    @property
+    def count(self) -> int:
+        return len(self.indices)
+
+    def note(self, broken: Tensor) -> None:
+        """long [b] of indices; raises DataError when more than `MOST_BROKEN` of the data set turns out to be broken."""
+        new = [index for index in dict.fromkeys(broken.tolist()) if index not in self.indices]
+        for index in new:
+            self.indices.add(index)
+            log.warning("skipped %s: %s", self.dataset.describe(index), self._reason(index))
+        if new and self.count > MOST_BROKEN * len(self.dataset):
+            raise DataError(
+                f"{self.count} of {len(self.dataset)} samples can't be read, more than {MOST_BROKEN:.0%}: the last was "
+                f"{self.dataset.describe(new[-1])}. Repair or remove them (the log names each one)"
+            )
+
+    def _reason(self, index: int) -> str:
+        try:
+            self.dataset[index]
+        except UNREADABLE as fault:
+            return first_line(fault)
+        return "could not be read at first"
+
+
+def first_line(fault: BaseException) -> str:
+    """The message of an exception without what some libraries append to it."""
+    return (str(fault).splitlines() or [type(fault).__name__])[0]

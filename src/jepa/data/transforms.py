@@ -1,0 +1,230 @@
+"""From decoded uint8 images to what the encoder sees: crops of their own for every sample, in batch, on their device.
+
+Resampling is bilinear with antialiasing, the default of torchvision's RandomResizedCrop on Pillow images and of I-JEPA.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Generator, Tensor
+from torch.nn.functional import interpolate
+
+from jepa.types import RawBatch
+
+ATTEMPTS = 10
+"""draws of a box before the largest central one is taken, as in torchvision's RandomResizedCrop"""
+
+
+class Augment:
+    """(RawBatch, generator) -> float [B, C, T, H, W] on the batch's device: random resized crop, flip, normalise.
+
+    The boxes are those of torchvision's RandomResizedCrop, drawn apart for every sample; sample i does not depend on
+    the batch size. Everything random comes from the CPU generator.
+    """
+
+    def __init__(
+        self,
+        *,
+        image_size: tuple[int, int],
+        crop_scale: tuple[float, float],
+        crop_aspect: tuple[float, float],
+        flip: bool,
+        mean: Sequence[float],
+        std: Sequence[float],
+    ) -> None:
+        _check_size(image_size)
+        if not 0 < crop_scale[0] <= crop_scale[1] <= 1:
+            raise ValueError(f"augment.crop_scale={list(crop_scale)}: expected 0 < smallest <= largest <= 1")
+        if not 0 < crop_aspect[0] <= crop_aspect[1]:
+            raise ValueError(f"augment.crop_aspect={list(crop_aspect)}: expected 0 < narrowest <= widest")
+        self.image_size = image_size
+        self.crop_scale = crop_scale
+        self.crop_aspect = crop_aspect
+        self.flip = flip
+        self.normalise = Normalise(mean, std)
+
+    @property
+    def canvas(self) -> int:
+        """The longest shorter side of a decoded image of which the smallest crop is not enlarged."""
+        return math.ceil(max(self.image_size) / math.sqrt(self.crop_scale[0]))
+
+    def __call__(self, raw: RawBatch, generator: Generator) -> Tensor:
+        boxes, flips = self.draw(raw.sizes, generator)
+        return resample(raw.pixels, boxes, self.image_size, flips if self.flip else None, self.normalise)
+
+    def draw(self, sizes: Tensor, generator: Generator) -> tuple[Tensor, Tensor]:
+        """[B, 2] -> long [B, 4] (top, left, height, width) and bool [B], on the device of `sizes`."""
+        uniform = torch.rand(len(sizes), 2 * ATTEMPTS + 3, generator=generator).to(sizes.device, non_blocking=True)
+        scale, aspect = uniform[:, : 2 * ATTEMPTS].unflatten(1, (2, ATTEMPTS)).unbind(1)  # [B, ATTEMPTS] each
+        size = sizes.float()
+        area = size.prod(1, keepdim=True) * _between(self.crop_scale, scale)
+        ratio = _between((math.log(self.crop_aspect[0]), math.log(self.crop_aspect[1])), aspect).exp()
+        tried = torch.stack([(area / ratio).sqrt().round(), (area * ratio).sqrt().round()], dim=-1)  # [B, ATTEMPTS, 2]
+        fits = ((tried >= 1) & (tried <= size[:, None])).all(dim=-1)
+        first = tried[torch.arange(len(sizes), device=sizes.device), fits.int().argmax(dim=1)]  # [B, 2]
+        found = fits.any(dim=1, keepdim=True)
+        shape = torch.where(found, first, _central(size, self.crop_aspect))
+        margin = size - shape
+        place = torch.where(found, (uniform[:, -3:-1] * (margin + 1)).floor().minimum(margin), (margin / 2).floor())
+        return torch.cat([place, shape], dim=1).long(), uniform[:, -1] < 0.5
+
+
+def _between(bounds: tuple[float, float], uniform: Tensor) -> Tensor:
+    return bounds[0] + (bounds[1] - bounds[0]) * uniform
+
+
+def _central(size: Tensor, aspect: tuple[float, float]) -> Tensor:
+    """[B, 2] -> [B, 2]: the largest height and width within the bounds of the aspect ratio."""
+    height, width = size.unbind(1)
+    widest = torch.minimum(width, (height * aspect[1]).round().clamp(min=1))
+    tallest = torch.minimum(height, (width / aspect[0]).round().clamp(min=1))
+    return torch.stack([tallest, widest], dim=1)
+
+
+class EvalTransform:
+    """uint8 images or clips of any size -> float [B, C, T, H, W]: the central part, resized and normalised.
+
+    Takes [C, H, W], [B, C, H, W], [B, C, T, H, W] or a list of [C, H, W] or [C, T, H, W] of any sizes.
+    """
+
+    def __init__(self, *, image_size: tuple[int, int], mean: Sequence[float], std: Sequence[float]) -> None:
+        _check_size(image_size)
+        self.image_size = image_size
+        self.normalise = Normalise(mean, std)
+
+    def __call__(self, images: Tensor | Sequence[Tensor]) -> Tensor:
+        return self.normalise(self.pictures(images).float())
+
+    def pictures(self, images: Tensor | Sequence[Tensor]) -> Tensor:
+        """The same before normalising: uint8 [B, C, T, H, W]."""
+        if isinstance(images, Tensor):
+            return self._central_part(_as_clips(images))
+        if not images:
+            raise ValueError("an empty list of images; expected at least one")
+        return torch.cat([self._central_part(_as_clips(image[None])) for image in images])
+
+    def _central_part(self, clips: Tensor) -> Tensor:
+        channels = len(self.normalise.shift)
+        if clips.dtype != torch.uint8:
+            raise ValueError(f"images of type {clips.dtype}; expected uint8 pixels from 0 to 255, before normalising")
+        if clips.shape[1] != channels:
+            raise ValueError(
+                f"images of shape {tuple(clips.shape)} have {clips.shape[1]} channels; expected {channels}"
+            )
+        box = torch.tensor(_central_box(clips.shape[-2:], self.image_size), device=clips.device)
+        return resample(clips, box.expand(len(clips), 4), self.image_size).round_().to(torch.uint8)
+
+
+def _as_clips(images: Tensor) -> Tensor:
+    """[C, H, W], [B, C, H, W] or [B, C, T, H, W] -> [B, C, T, H, W]"""
+    if images.ndim not in (3, 4, 5):
+        raise ValueError(f"images of shape {tuple(images.shape)}; expected [B, C, H, W], [B, C, T, H, W] or a list")
+    images = images[None] if images.ndim == 3 else images
+    return images.unsqueeze(2) if images.ndim == 4 else images
+
+
+def _central_box(size: Sequence[int], target: tuple[int, int]) -> tuple[int, int, int, int]:
+    """The largest box of the target's aspect ratio: what resizing the shorter side and cropping the centre keeps."""
+    ratio = min(size[0] / target[0], size[1] / target[1])
+    height, width = (min(have, max(1, round(side * ratio))) for have, side in zip(size, target, strict=True))
+    return (size[0] - height) // 2, (size[1] - width) // 2, height, width
+
+
+class Normalise:
+    """float [..., C, T, H, W] of 0 to 255 -> (x / 255 - mean) / std, in place."""
+
+    def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
+        if len(mean) != len(std) or min(std) <= 0:
+            raise ValueError(f"mean={list(mean)} std={list(std)}: expected one pair for each channel, std above 0")
+        deviation = torch.tensor(std)
+        self.scale = (1 / (255 * deviation)).view(-1, 1, 1, 1)
+        self.shift = (torch.tensor(mean) / deviation).view(-1, 1, 1, 1)
+
+    def __call__(self, clips: Tensor) -> Tensor:
+        return clips.mul_(self.scale.to(clips.device)).sub_(self.shift.to(clips.device))
+
+
+SMALL_CANVAS = 40
+"""on a CPU, the dense products are the faster route up to canvases of this size (measured, see `resample`)"""
+
+CHUNK = 2**26
+"""canvas values that the dense route keeps as float32 at a time: 256 MB"""
+
+
+def resample(
+    pixels: Tensor,
+    boxes: Tensor,
+    size: tuple[int, int],
+    flips: Tensor | None = None,
+    normalise: Normalise | None = None,
+) -> Tensor:
+    """uint8 [B, C, T, H, W], [B, 4], bool [B] -> float [B, C, T, h, w]: each sample's box, resized with antialiasing.
+
+    Two routes that agree to one grey level: torchvision's and torch's uint8 kernel image by image where a CPU has large
+    images, and two batched products with the weights of the separable filter elsewhere.
+    """
+    if pixels.device.type == "cpu" and max(pixels.shape[-2:]) > SMALL_CANVAS:
+        return resample_singly(pixels, boxes, size, flips, normalise)
+    return resample_densely(pixels, boxes, size, flips, normalise)
+
+
+def resample_singly(
+    pixels: Tensor, boxes: Tensor, size: tuple[int, int], flips: Tensor | None, normalise: Normalise | None
+) -> Tensor:
+    """As `resample`; each image is finished while it is in the cache."""
+    clips = torch.empty(*pixels.shape[:3], *size)
+    flipped = [False] * len(pixels) if flips is None else flips.tolist()
+    for clip, frames, box, flip in zip(clips, pixels.transpose(1, 2), boxes.tolist(), flipped, strict=True):
+        top, left, height, width = box
+        crop = frames[..., top : top + height, left : left + width]  # [T, C, height, width]
+        resized = interpolate(crop, size, mode="bilinear", antialias=True)
+        clip.copy_((resized.flip(-1) if flip else resized).transpose(0, 1))
+        if normalise is not None:
+            normalise(clip)
+    return clips
+
+
+def resample_densely(
+    pixels: Tensor, boxes: Tensor, size: tuple[int, int], flips: Tensor | None, normalise: Normalise | None
+) -> Tensor:
+    """As `resample`; no loop over samples and no host synchronisation."""
+    samples = max(1, CHUNK // pixels[0].numel())
+    pieces = []
+    for start in range(0, len(pixels), samples):
+        part = slice(start, start + samples)
+        rows = filter_weights(boxes[part, 0], boxes[part, 2], pixels.shape[-2], size[0])
+        columns = filter_weights(boxes[part, 1], boxes[part, 3], pixels.shape[-1], size[1])
+        if flips is not None:
+            columns = torch.where(flips[part, None, None], columns.flip(1), columns)
+        pieces.append(_separable(pixels[part], rows, columns))
+    clips = torch.cat(pieces) if len(pieces) > 1 else pieces[0]
+    return clips if normalise is None else normalise(clips)
+
+
+def _separable(pixels: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """[B, C, T, H, W], [B, h, H], [B, w, W] -> [B, C, T, h, w]"""
+    _, channels, frames, height, _ = pixels.shape
+    lines = pixels.permute(0, 3, 1, 2, 4).float().flatten(1, 3)  # [B, H C T, W]
+    narrow = torch.bmm(lines, columns.mT).unflatten(1, (height, -1)).flatten(2)  # [B, H, C T w]
+    small = torch.bmm(rows, narrow).unflatten(2, (channels, frames, -1))  # [B, h, C, T, w]
+    return small.permute(0, 2, 3, 1, 4).contiguous()
+
+
+def filter_weights(start: Tensor, length: Tensor, num_in: int, num_out: int) -> Tensor:
+    """[B], [B] -> [B, num_out, num_in]: the triangle filter, widened when it shrinks, that sees the box alone."""
+    start, length = start.float()[:, None], length.float()[:, None]
+    ratio = length / num_out
+    outputs = torch.arange(num_out, device=start.device) + 0.5
+    inputs = torch.arange(num_in, device=start.device) + 0.5 - start  # [B, num_in]
+    distance = (inputs[:, None] - (outputs * ratio)[..., None]).abs_()  # [B, num_out, num_in]
+    weights = distance.mul_((-1 / ratio.clamp(min=1))[..., None]).add_(1).clamp_(min=0)
+    weights.mul_(((inputs > 0) & (inputs < length))[:, None])
+    return weights.div_(weights.sum(dim=-1, keepdim=True))
+
+
+def _check_size(image_size: tuple[int, int]) -> None:
+    if len(image_size) != 2 or min(image_size) < 1:
+        raise ValueError(f"image_size={image_size}: expected a height and a width of at least 1 pixel")
