@@ -1,0 +1,250 @@
+"""Crops, resampling and normalisation on whole batches."""
+
+import math
+
+import pytest
+import torch
+from torch.nn.functional import interpolate
+
+from jepa.data.transforms import Augment, EvalTransform, resample_densely, resample_singly
+from jepa.types import RawBatch
+
+MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
+
+
+def smooth(*shape: int, seed: int = 0) -> torch.Tensor:
+    """uint8 noise [..., H, W] without the highest frequencies"""
+    noise = torch.rand(
+        *shape[:-2], shape[-2] // 2 + 1, shape[-1] // 2 + 1, generator=torch.Generator().manual_seed(seed)
+    )
+    noise = interpolate(noise.flatten(0, -3)[None], shape[-2:], mode="bilinear")[0]
+    return (noise * 255).to(torch.uint8).reshape(shape)
+
+
+def raw_batch(sizes: list[tuple[int, int]], frames: int = 1) -> RawBatch:
+    height, width = (max(side) for side in zip(*sizes, strict=True))
+    pixels = torch.zeros(len(sizes), 3, frames, height, width, dtype=torch.uint8)
+    for index, (h, w) in enumerate(sizes):
+        pixels[index, ..., :h, :w] = smooth(3, frames, h, w, seed=index)
+    return RawBatch(pixels, torch.tensor(sizes), torch.full((len(sizes),), -1), torch.empty(0, dtype=torch.long))
+
+
+def augment(**changes) -> Augment:
+    defaults = {"image_size": (24, 32), "crop_scale": (0.3, 1.0), "crop_aspect": (0.75, 4 / 3), "flip": True}
+    return Augment(**defaults | {"mean": MEAN, "std": STD} | changes)
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def boxes_of(sizes: list[tuple[int, int]], **changes) -> torch.Tensor:
+    return augment(**changes).draw(torch.tensor(sizes), seeded())[0]
+
+
+SIZES = [(37, 50), (50, 37), (64, 64), (1, 1), (10, 100), (5, 3), (33, 48), (90, 20)]
+
+
+def test_boxes_lie_within_their_images():
+    boxes = boxes_of(SIZES * 100)
+    sizes = torch.tensor(SIZES * 100)
+    assert boxes.dtype == torch.long
+    assert (boxes[:, :2] >= 0).all()
+    assert (boxes[:, 2:] >= 1).all()
+    assert (boxes[:, :2] + boxes[:, 2:] <= sizes).all()
+
+
+def test_boxes_follow_scale_and_aspect_independently():
+    top, left, height, width = (
+        boxes_of([(400, 400)] * 4000, crop_scale=(0.2, 0.5), crop_aspect=(0.8, 1.25)).double().unbind(1)
+    )
+    share, aspect = height * width / 160000, (width / height).log()
+    assert 0.198 < share.min() < 0.202
+    assert 0.498 < share.max() < 0.502
+    assert share.mean() == pytest.approx(0.35, abs=0.01)
+    assert aspect.abs().max() < math.log(1.26)
+    assert aspect.mean().abs() < 0.01
+    assert torch.corrcoef(torch.stack([share, aspect, top + height / 2, left + width / 2])).triu(1).abs().max() < 0.06
+
+
+def test_places_are_uniform_and_reach_every_edge():
+    top, left, height, width = boxes_of([(20, 30)] * 4000, crop_scale=(0.5, 0.9)).unbind(1)
+    for start, length, size in ((top, height, 20), (left, width, 30)):
+        assert (start == 0).any()
+        assert (start + length == size).any()
+        free = size - length > 0
+        assert (start / (size - length).clamp(min=1))[free].mean() == pytest.approx(0.5, abs=0.03)
+
+
+def test_where_no_box_fits_the_largest_central_one_is_taken():
+    boxes = boxes_of([(10, 1000), (1000, 10)], crop_scale=(0.9, 1.0), crop_aspect=(0.5, 2.0))
+    assert boxes.tolist() == [[0, 490, 10, 20], [490, 0, 20, 10]]
+
+
+def test_every_image_has_a_box_of_its_own():
+    assert len(set(map(tuple, boxes_of([(200, 200)] * 64).tolist()))) > 60
+
+
+def test_a_sample_does_not_depend_on_the_batch_size():
+    raw = raw_batch([(40, 60), (60, 40), (50, 50), (31, 44), (60, 60)])
+    whole = augment()(raw, seeded())
+    part = augment()(RawBatch(*(t[:2] for t in raw[:3]), raw.broken), seeded())
+    assert torch.equal(whole[:2], part)
+
+
+def test_the_generator_decides_everything():
+    raw = raw_batch([(40, 60)] * 3)
+    assert torch.equal(augment()(raw, seeded(1)), augment()(raw, seeded(1)))
+    assert not torch.equal(augment()(raw, seeded(1)), augment()(raw, seeded(2)))
+
+
+def test_half_of_the_images_are_mirrored_unless_flip_is_false():
+    raw = raw_batch([(24, 32)] * 400)
+    raw = raw._replace(pixels=raw.pixels[:1].expand(400, -1, -1, -1, -1))
+    whole = {"crop_scale": (1.0, 1.0), "crop_aspect": (4 / 3, 4 / 3)}
+    plain = augment(**whole, flip=False)(raw, seeded())
+    mixed = augment(**whole)(raw, seeded())
+    assert (plain == plain[:1]).all()
+    mirrored = (mixed == plain.flip(-1)).flatten(1).all(1)
+    assert (mirrored | (mixed == plain).flatten(1).all(1)).all()
+    assert 160 < mirrored.sum() < 240
+
+
+def test_normalisation_is_that_of_the_data_set():
+    raw = raw_batch([(24, 32)])
+    clips = augment(crop_scale=(1.0, 1.0), crop_aspect=(4 / 3, 4 / 3), flip=False)(raw, seeded())
+    mean, std = (torch.tensor(values).view(1, 3, 1, 1, 1) for values in (MEAN, STD))
+    torch.testing.assert_close(clips, (raw.pixels / 255 - mean) / std, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("frames", [1, 3])
+@pytest.mark.parametrize("size", [(24, 32), (96, 64), (7, 5)])
+def test_the_two_routes_agree_to_one_grey_level(size, frames):
+    raw = raw_batch([(37, 50), (64, 41), (64, 64), (9, 9)], frames)
+    boxes, flips = augment(image_size=size).draw(raw.sizes, seeded())
+    singly = resample_singly(raw.pixels, boxes, size, flips, None)
+    densely = resample_densely(raw.pixels, boxes, size, flips, None)
+    assert singly.shape == (4, 3, frames, *size)
+    assert (singly - densely).abs().max() <= 1.01
+
+
+def test_the_dense_route_equals_float_resampling_of_each_crop():
+    raw = raw_batch([(37, 50), (64, 41), (64, 64)])
+    boxes, _ = augment().draw(raw.sizes, seeded())
+    densely = resample_densely(raw.pixels, boxes, (24, 32), None, None)
+    for clip, frame, (top, left, height, width) in zip(
+        densely, raw.pixels[:, :, 0].float(), boxes.tolist(), strict=True
+    ):
+        crop = frame[None, :, top : top + height, left : left + width]
+        torch.testing.assert_close(
+            clip[:, 0], interpolate(crop, (24, 32), mode="bilinear", antialias=True)[0], atol=1e-3, rtol=0
+        )
+
+
+def test_the_dense_route_in_pieces_is_the_same(monkeypatch):
+    raw = raw_batch([(37, 50), (64, 41), (64, 64)])
+    boxes, flips = augment().draw(raw.sizes, seeded())
+    whole = resample_densely(raw.pixels, boxes, (24, 32), flips, None)
+    monkeypatch.setattr("jepa.data.transforms.CHUNK", 2 * raw.pixels[0].numel())
+    torch.testing.assert_close(resample_densely(raw.pixels, boxes, (24, 32), flips, None), whole, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("route", [resample_singly, resample_densely])
+def test_what_lies_outside_the_box_is_never_seen(route):
+    raw = raw_batch([(64, 64)])
+    boxes = torch.tensor([[10, 12, 30, 40]])
+    seen = route(raw.pixels, boxes, (24, 32), None, None)
+    other = torch.full_like(raw.pixels, 255)
+    other[..., 10:40, 12:52] = raw.pixels[..., 10:40, 12:52]
+    assert torch.equal(route(other, boxes, (24, 32), None, None), seen)
+
+
+def test_the_canvas_is_the_least_of_which_no_crop_is_enlarged():
+    canvas = augment(image_size=(224, 224), crop_scale=(0.3, 1.0)).canvas
+    assert canvas == 409
+    assert boxes_of([(canvas, canvas)] * 2000, crop_aspect=(1.0, 1.0))[:, 2:].min() >= 224
+
+
+def test_small_images_take_the_dense_route_and_large_ones_the_other(monkeypatch):
+    taken = []
+    for name in ("resample_singly", "resample_densely"):
+        monkeypatch.setattr(f"jepa.data.transforms.{name}", lambda pixels, *_, name=name: taken.append(name) or pixels)
+    for size in ((32, 32), (200, 300)):
+        augment()(raw_batch([size]), seeded())
+    assert taken == ["resample_densely", "resample_singly"]
+
+
+def test_evaluation_keeps_an_image_that_has_the_right_size():
+    images = smooth(2, 3, 24, 32)
+    transform = EvalTransform(image_size=(24, 32), mean=MEAN, std=STD)
+    assert torch.equal(transform.pictures(images)[:, :, 0], images)
+
+
+def test_evaluation_takes_the_central_part_of_the_right_aspect():
+    image = torch.zeros(3, 60, 200, dtype=torch.uint8)
+    image[..., 70:130] = smooth(3, 60, 60)
+    transform = EvalTransform(image_size=(60, 60), mean=MEAN, std=STD)
+    assert torch.equal(transform.pictures(image)[0, :, 0], image[..., 70:130])
+    halved = EvalTransform(image_size=(30, 30), mean=MEAN, std=STD).pictures(image)[0, :, 0]
+    reference = interpolate(image[None, ..., 70:130].float(), (30, 30), mode="bilinear", antialias=True)[0]
+    assert (halved.float() - reference).abs().max() <= 1
+
+
+def test_evaluation_takes_batches_clips_and_lists_alike():
+    images = smooth(2, 3, 40, 50)
+    transform = EvalTransform(image_size=(24, 32), mean=MEAN, std=STD)
+    expected = transform(images)
+    assert expected.shape == (2, 3, 1, 24, 32)
+    assert torch.equal(transform(images.unsqueeze(2)), expected)
+    assert torch.equal(transform(list(images)), expected)
+    assert torch.equal(transform([image.unsqueeze(1) for image in images]), expected)
+    assert torch.equal(transform(images[0]), expected[:1])
+    assert transform([smooth(3, 9, 90), smooth(3, 33, 21)]).shape == (2, 3, 1, 24, 32)
+
+
+def test_evaluation_is_its_pictures_normalised():
+    images = smooth(2, 3, 40, 50)
+    transform = EvalTransform(image_size=(24, 32), mean=MEAN, std=STD)
+    pictures = transform.pictures(images)
+    assert pictures.dtype == torch.uint8
+    mean, std = (torch.tensor(values).view(1, 3, 1, 1, 1) for values in (MEAN, STD))
+    torch.testing.assert_close(transform(images), (pictures / 255 - mean) / std, atol=1e-5, rtol=0)
+
+
+def test_evaluation_and_an_augmentation_that_does_nothing_agree():
+    raw = raw_batch([(48, 64)] * 2)
+    still = augment(crop_scale=(1.0, 1.0), crop_aspect=(4 / 3, 4 / 3), flip=False)(raw, seeded())
+    seen = EvalTransform(image_size=(24, 32), mean=MEAN, std=STD)(raw.pixels)
+    assert (still - seen).abs().max() <= 1.01 / (255 * min(STD))
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        (torch.zeros(2, 3, 8, 8), "expected uint8"),
+        (torch.zeros(2, 1, 8, 8, dtype=torch.uint8), "1 channels; expected 3"),
+        (torch.zeros(8, 8, dtype=torch.uint8), r"\(8, 8\)"),
+        ([], "empty list"),
+    ],
+)
+def test_evaluation_refuses_what_it_cannot_read(images, message):
+    with pytest.raises(ValueError, match=message):
+        EvalTransform(image_size=(8, 8), mean=MEAN, std=STD)(images)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"crop_scale": (0.0, 1.0)},
+        {"crop_scale": (0.5, 0.3)},
+        {"crop_scale": (0.5, 1.1)},
+        {"crop_aspect": (2.0, 1.0)},
+        {"crop_aspect": (0.0, 1.0)},
+        {"image_size": (0, 8)},
+        {"std": (0.1, 0.0, 0.1)},
+        {"mean": (0.5,)},
+    ],
+)
+def test_impossible_augmentations_are_refused(changes):
+    with pytest.raises(ValueError, match=next(iter(changes))):
+        augment(**changes)
