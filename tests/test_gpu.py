@@ -1,0 +1,142 @@
+"""What only a GPU can show; `make gpu-check` runs these. They need torch, torchvision, timm and einops, no Hydra."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from jepa.data.transforms import Augment
+from jepa.distributed import generator, open_session
+from jepa.encoders.spatial import SpatialEncoder
+from jepa.masks.block import BlockMasker
+from jepa.objectives.jepa import JEPA
+from jepa.optim import parameter_groups, set_schedule
+from jepa.predictors.cross_attention import CrossAttentionPredictor
+from jepa.predictors.transformer import TransformerPredictor
+from jepa.training.step import train_step
+from jepa.types import Batch, Masks, PatchGrid, RawBatch
+
+pytestmark = pytest.mark.gpu
+
+DEVICE = torch.device("cuda")
+BATCH = 16
+PREDICTORS = {
+    "joint": TransformerPredictor,
+    "apart": lambda **sizes: TransformerPredictor(joint=False, **sizes),
+    "cross_attention": CrossAttentionPredictor,
+}
+
+
+def make_objective(predictor: str = "joint") -> JEPA:
+    torch.manual_seed(0)
+    encoder = SpatialEncoder(clip_shape=(3, 1, 32, 32), patch_size=4, embed_dim=64, depth=2, num_heads=4)
+    head = PREDICTORS[predictor](grid=encoder.grid, embed_dim=64, num_heads=4, width=32, depth=2)
+    return JEPA(encoder=encoder, predictor=head, batch_size=BATCH, total_steps=1000, momentum=0.99)
+
+
+def make_batch(device: torch.device = DEVICE) -> tuple[Batch, Masks]:
+    clips = torch.randn(BATCH, 3, 1, 32, 32, generator=torch.Generator().manual_seed(0)).to(device)
+    masks = BlockMasker(grid=PatchGrid(1, 8, 8))(BATCH, generator(0, 0, 0, "masks"))
+    return Batch(clips, torch.zeros(BATCH, dtype=torch.long)), Masks(*(mask.to(device) for mask in masks))
+
+
+@pytest.mark.parametrize("predictor", PREDICTORS)
+def test_bf16_training_steps_lower_the_loss(predictor: str) -> None:
+    session = open_session(device="cuda", precision="auto")
+    assert session.bf16
+    objective = make_objective(predictor).to(DEVICE).train()
+    optimizer = torch.optim.AdamW(parameter_groups(objective), fused=True)
+    set_schedule(optimizer, lr=1e-3, weight_decay=0.0)
+    batch, masks = make_batch()
+    losses = []
+    for step in range(60):
+        output = train_step(
+            objective,
+            optimizer,
+            batch,
+            masks,
+            micro_batch_size=BATCH // 2,
+            autocast=session.autocast(),
+            clip_grad=1.0,
+            guard=None,
+        )
+        objective.after_step(step)
+        losses.append(output.loss)
+    means = torch.stack(losses).unflatten(0, (6, 10)).mean(dim=1).tolist()
+    assert means[-1] < 0.8 * means[0]
+
+
+@pytest.mark.parametrize("predictor", PREDICTORS)
+def test_gpu_and_cpu_agree_on_loss_and_gradients(predictor: str) -> None:
+    losses, gradients = [], []
+    for device in (torch.device("cpu"), DEVICE):
+        objective = make_objective(predictor).to(device).train()
+        loss = objective(*make_batch(device)).loss
+        loss.backward()
+        losses.append(loss.detach().cpu())
+        gradients.append(torch.cat([p.grad.cpu().flatten() for p in objective.parameters() if p.grad is not None]))
+    torch.testing.assert_close(losses[1], losses[0], rtol=1e-3, atol=1e-4)
+    assert torch.cosine_similarity(gradients[0], gradients[1], dim=0) > 0.999
+
+
+def test_compiled_objective_agrees_with_the_plain_one() -> None:
+    objective = make_objective().to(DEVICE).train()
+    graphs: list[int] = []
+
+    def count(module: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> torch.fx.GraphModule:
+        graphs.append(len(module.graph.nodes))
+        return module
+
+    batch, masks = make_batch()
+    plain = objective(batch, masks).loss
+    torch.testing.assert_close(torch.compile(objective, backend=count)(batch, masks).loss, plain, rtol=1e-4, atol=1e-5)
+    assert sum(graphs) > 50, "nothing was compiled"
+    fast = torch.compile(objective)(batch, masks).loss
+    fast.backward()
+    torch.testing.assert_close(fast, plain, rtol=1e-3, atol=1e-4)
+
+
+def test_augmentation_agrees_with_the_cpu() -> None:
+    pixels = torch.randint(0, 256, (8, 3, 1, 90, 70), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    sizes = torch.tensor([[90, 70], [60, 70], [90, 40], [33, 35]]).repeat(2, 1)
+    labels = torch.zeros(8, dtype=torch.long)
+    raw = RawBatch(pixels, sizes, labels, torch.zeros(0, dtype=torch.long))
+    moved = RawBatch(*(tensor.to(DEVICE) for tensor in raw))
+    augment = Augment(
+        image_size=(32, 48),
+        crop_scale=(0.3, 1.0),
+        crop_aspect=(0.75, 1.3333),
+        flip=True,
+        mean=(0.5, 0.5, 0.5),
+        std=(1.0, 1.0, 1.0),
+    )
+    here, there = (augment(batch, generator(0, 0, 0, "augment")) for batch in (raw, moved))
+    assert there.device.type == DEVICE.type
+    assert (here - there.cpu()).abs().max() <= 1.5 / 255  # one grey level: the CPU's kernel rounds
+
+
+def test_step_does_not_wait_for_the_device() -> None:
+    session = open_session(device="cuda", precision="auto")
+    objective = make_objective().to(DEVICE).train()
+    optimizer = torch.optim.AdamW(parameter_groups(objective), lr=1e-3, fused=True)
+    batch, masks = make_batch()
+
+    def step(number: int) -> None:
+        train_step(
+            objective,
+            optimizer,
+            batch,
+            masks,
+            micro_batch_size=BATCH,
+            autocast=session.autocast(),
+            clip_grad=1.0,
+            guard=None,
+        )
+        objective.after_step(number)
+
+    step(0)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        step(1)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
