@@ -26,6 +26,7 @@ LEVELS = (
     {"geometry", "schema"},
     {"config_checks"},
     {"distributed", "config"},
+    {"python_config"},
     {"layers", "regularizers", "logger", "folder_log", "checkpoint", "optim", "verdict"},
     {"report"},
     {"encoders", "predictors", "masks", "data"},

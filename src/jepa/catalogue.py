@@ -59,9 +59,9 @@ class Choice:
 
     @cached_property
     def comment(self) -> str:
-        """The first comment line that is not a directive to Hydra."""
+        """The first comment line that is neither a directive to Hydra nor the command of an experiment."""
         lines = (line.lstrip("# ").rstrip() for line in self.text.splitlines() if line.startswith("#"))
-        return next((line for line in lines if line and not line.startswith("@package")), "")
+        return next((line for line in lines if line and not line.startswith(("@package", "jepa-train"))), "")
 
     @cached_property
     def package(self) -> str:

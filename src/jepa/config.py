@@ -115,9 +115,18 @@ class Composer:
             if not self.folders[-1].is_dir():
                 raise ConfigError([f"--config-dir {config_dir}: there is no folder {self.folders[-1]}"])
         self.catalogue = Catalogue(self.folders)
+        self.settings = [] if self.config_name == "train" else self._hydra_settings()
         self._loader = _loader(self.folders)
         self._bases: dict[tuple[str, ...], DictConfig] = {}
         self._parsed: dict[str, Override] = {}
+
+    def _hydra_settings(self) -> list[str]:
+        """Overrides that give another primary configuration the settings of Hydra in train.yaml that it lacks."""
+        path = next((path for folder in self.folders if (path := folder / f"{self.config_name}.yaml").is_file()), None)
+        own = Choice("", self.config_name, path).values if path else {}
+        ours = Choice("", "train", self.folders[0] / "train.yaml").values.items()
+        lacking = [f"{k}={literal(v)}" for k, v in ours if k.startswith("hydra.") and k not in own]
+        return ["hydra/job_logging=none", *lacking]
 
     def inspect(self, overrides: Sequence[str], sweep_folder: str | None = None) -> Inspection:
         """Compose with overrides and collect all faults; `sweep_folder` is the name of this member of a sweep."""
@@ -125,7 +134,9 @@ class Composer:
         groups = [override for override in parsed if self.is_group(override)]
         wrong = {id(override): fault for override in groups if (fault := self.choice_fault(override))}
         faults += wrong.values()
-        chosen = [o.input_line or "" for o in parsed if id(o) not in wrong and (o in groups or o.is_hydra_override())]
+        chosen = self.settings + [
+            o.input_line or "" for o in parsed if id(o) not in wrong and (o in groups or o.is_hydra_override())
+        ]
         try:
             base = self._base(tuple(chosen))
         except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
@@ -151,7 +162,7 @@ class Composer:
         for text in overrides:
             if text not in self._parsed:
                 try:
-                    self._parsed[text] = OverridesParser.create().parse_override(text)
+                    self._parsed[text] = OverridesParser.create(self._loader).parse_override(text)
                 except HydraException:
                     faults.append(_syntax(text))
         return [self._parsed[text] for text in dict.fromkeys(overrides) if text in self._parsed], faults

@@ -323,6 +323,7 @@ def _image_folder(checked: Checked) -> Iterator[str]:
         if not folder.is_dir():
             both = f"{checked.show('dataset.root_path')} with {checked.show(key)}"
             yield f"{both}: there is no folder {folder}; {_what_is_there(folder)}; expected {folder}/CLASS/IMAGE.jpg"
+            return
 
 
 def _downloaded(checked: Checked) -> Iterator[str]:

@@ -1,0 +1,69 @@
+"""Reads a command line as Hydra will, and refuses all that is wrong with it before torch is imported."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import itertools
+from collections.abc import Iterator, Sequence
+
+from hydra._internal.utils import get_args_parser
+from hydra.core.override_parser.types import IntervalSweep, Override
+
+from jepa.config import Composer, ConfigError
+
+
+def preflight(arguments: Sequence[str]) -> list[str]:
+    """The arguments to hand to Hydra. Raises ConfigError with all faults, those of every member of a sweep."""
+    parser = get_args_parser()
+    parser.exit_on_error = False
+    try:
+        flags, unknown = parser.parse_known_intermixed_args(list(arguments))
+    except argparse.ArgumentError as error:
+        raise ConfigError([str(error)]) from error
+    known = [name for action in parser._actions for name in action.option_strings]
+    faults = [_unknown_flag(flag, known) for flag in unknown]
+
+    composer = Composer(flags.config_dir, flags.config_name or "train")
+    overrides: list[str] = flags.overrides
+    parsed, unread = composer.parse(overrides)
+    faults += unread
+    settings = list(composer.settings)
+    if flags.multirun or any(override.input_line == "hydra.mode=MULTIRUN" for override in parsed):
+        swept = {override.key_or_group for override in parsed if override.is_sweep_override()}
+        plain = {override.key_or_group for override in parsed if not override.is_hydra_override()} - swept
+        settings.append(f"hydra.job.config.override_dirname.exclude_keys=[{','.join(sorted(plain))}]")
+        for member in _members(parsed):
+            name = ",".join(sorted(text for text in member if text not in overrides))
+            faults += composer.inspect(member, sweep_folder=name).faults
+    else:
+        faults += composer.inspect([o.input_line or "" for o in parsed]).faults
+    if flags.cfg:
+        faults = [fault for fault in faults if not fault.endswith("=VALUE")]  # the one way to see what must be given
+    if faults:
+        raise ConfigError(faults)
+    return [argument for argument in arguments if argument not in overrides] + settings + overrides
+
+
+def _members(parsed: Sequence[Override]) -> Iterator[list[str]]:
+    """The overrides of every single run of a sweep; of an interval both ends."""
+    axes = []
+    for override in parsed:
+        key, values = override.get_key_element(), override.value()
+        if isinstance(values, IntervalSweep):
+            axes.append([f"{key}={values.start}", f"{key}={values.end}"])
+        elif override.is_sweep_override():
+            axes.append([f"{key}={value}" for value in override.sweep_string_iterator()])
+        else:
+            axes.append([override.input_line or ""])
+    for member in itertools.product(*axes):
+        yield list(member)
+
+
+def _unknown_flag(flag: str, known: Sequence[str]) -> str:
+    name, _, value = flag.partition("=")
+    near = difflib.get_close_matches(name, known, n=1)
+    if near:
+        return f"{flag}: there is no such flag; did you mean {near[0]}?"
+    key = name.lstrip("-").replace("-", "_")
+    return f"{flag}: there is no such flag; keys are given without dashes, as {key}={value or 'VALUE'}"

@@ -1,0 +1,72 @@
+"""jepa-train: checks a configuration and trains it; torch is imported only once nothing is left to refuse."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from jepa.catalogue import conf_folder
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+HYDRAS_OWN = {"--shell-completion", "-sc", "--hydra-help", "--version", "--info", "-i", "--experimental-rerun"}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The exit status: 0, 2 for a configuration that is refused, 128 plus the signal that stopped the training."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    if {"--help", "-h"} & set(given):
+        from jepa.cli.help import help_text
+
+        print(help_text(given))
+        return 0
+
+    from jepa.schema import ConfigError
+
+    try:
+        if not HYDRAS_OWN & {argument.partition("=")[0] for argument in given}:
+            from jepa.cli.preflight import preflight
+
+            given = preflight(given)
+    except ConfigError as error:
+        print(f"jepa-train: {error}", file=sys.stderr)
+        return 2
+    _hand_over(given)
+    return 0
+
+
+def task(config: DictConfig) -> None:
+    """One run, in the process that Hydra or its launcher chose."""
+    from hydra.core.hydra_config import HydraConfig
+
+    from jepa.config import ConfigError, typed
+
+    folder = Path(HydraConfig.get().runtime.output_dir)
+    if folder.is_relative_to(Path.cwd()):
+        folder = folder.relative_to(Path.cwd())
+    checked = typed(config)
+    from jepa.agent import train
+
+    try:
+        status = train(checked, folder)
+    except ConfigError as error:
+        print(f"jepa-train: {error}", file=sys.stderr)
+        status = 2
+    if status:
+        sys.exit(status)
+
+
+def _hand_over(arguments: Sequence[str]) -> None:
+    import hydra
+
+    import jepa.config  # noqa: F401  registers the schema
+
+    sys.argv = [sys.argv[0], *arguments]
+    hydra.main(version_base="1.3", config_path=str(conf_folder()), config_name="train")(task)()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
