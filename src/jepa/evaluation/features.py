@@ -145,6 +145,11 @@ class Prober:
         self.num_pictures = num_pictures
         self._seen: tuple[Tensor, Tensor, Tensor] | None = None
 
+    @property
+    def num_samples(self) -> int:
+        """How many images each evaluation encodes."""
+        return len(self.split.train.indices) + len(self.split.val.indices)
+
     def snapshot(self, step: int, objective: Any) -> Snapshot:
         """What the evaluators look at, of an objective on this prober's device."""
         pictures, labels, thumbnails = self._look()

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import fcntl
 import json
-import os
 import secrets
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,6 +13,7 @@ from pathlib import Path
 
 from jepa import checkpoint
 from jepa.config import ConfigError, changed_keys
+from jepa.folder_log import write_atomically
 
 
 class RunFolder:
@@ -27,14 +28,30 @@ class RunFolder:
         return self.facts["run_id"]
 
     @property
-    def is_finished(self) -> bool:
-        return self.facts["status"] == "finished"
+    def status(self) -> str:
+        return self.facts["status"]
 
-    def write(self, **facts: object) -> None:
+    @property
+    def is_finished(self) -> bool:
+        return self.status == "finished"
+
+    def begin(self, config_text: str) -> None:
+        write_atomically(self.path / "config.yaml", config_text)
+        self._write(status="running", message="")
+
+    def end(self, signum: int) -> None:
+        """Record how the run ended, by the error in flight, if any, or by the signal that stopped it."""
+        error = sys.exc_info()[1]
+        if error is not None:
+            self._write(status="failed", message=f"{type(error).__name__}: {error}")
+        elif signum:
+            self._write(status="stopped", message=f"stopped by {signal.Signals(signum).name}")
+        else:
+            self._write(status="finished", message="")
+
+    def _write(self, **facts: str) -> None:
         self.facts |= facts
-        temporary = self.path / ".run.json"
-        temporary.write_text(json.dumps(self.facts, indent=1))
-        os.replace(temporary, self.path / "run.json")
+        write_atomically(self.path / "run.json", json.dumps(self.facts, indent=1))
 
     def _read(self) -> dict:
         try:
@@ -48,34 +65,19 @@ class RunFolder:
 
 
 @contextmanager
-def open_folder(path: Path, *, config: dict, config_text: str, resume: bool) -> Iterator[RunFolder]:
-    """Claim the folder for this process; on leaving, run.json says how the block ended.
+def open_folder(path: Path, *, config: dict, resume: bool) -> Iterator[RunFolder]:
+    """Claim the folder for this process.
 
     Raises ConfigError when the folder belongs to a run of another configuration, to a running process, or exists
     although resume=false.
     """
-    known = path / "config.yaml"
-    if known.exists() and not resume:
+    if (path / "config.yaml").exists() and not resume:
         raise ConfigError([f"resume=false: {path} exists already; give another name= or remove it"])
     path.mkdir(parents=True, exist_ok=True)
     with (path / ".lock").open("w") as lock:
         _claim(lock.fileno(), path)
         _compare(path, config)
-        folder = RunFolder(path)
-        known.write_text(config_text)
-        yield folder
-
-
-@contextmanager
-def recorded_end(folder: RunFolder) -> Iterator[None]:
-    """An error inside is written into run.json before it goes on."""
-    folder.write(status="running", message="", pid=os.getpid())
-    try:
-        yield
-    finally:
-        error = sys.exc_info()[1]
-        if error is not None:
-            folder.write(status="failed", message=f"{type(error).__name__}: {error}")
+        yield RunFolder(path)
 
 
 def _claim(descriptor: int, path: Path) -> None:

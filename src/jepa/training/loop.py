@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from jepa.data.transforms import Augment
 from jepa.distributed import Session, derive_seed, generator
 from jepa.optim import set_schedule
 from jepa.schedules import Schedule
@@ -59,7 +60,7 @@ class Parts:
     schedule: Schedule
     guard: SpikeGuard | None
     masker: Masker
-    augment: Callable[[RawBatch, torch.Generator], Tensor]
+    augment: Augment
 
 
 @dataclass(frozen=True, kw_only=True)

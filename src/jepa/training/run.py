@@ -8,14 +8,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from torch import Tensor
-
 from jepa import checkpoint
+from jepa.data.loader import BrokenSamples
+from jepa.evaluation.features import Prober
 from jepa.folder_log import read_rows
 from jepa.report import write_report
 from jepa.training.interrupt import Interrupt
 from jepa.training.loop import Hooks, Parts, Plan, fit
-from jepa.types import Evaluation, Evaluator, Logger, RawBatch, Snapshot
+from jepa.types import Evaluation, Evaluator, Logger, RawBatch
 from jepa.verdict import collapse_alarm
 
 log = logging.getLogger(__name__)
@@ -31,9 +31,8 @@ class Run:
     parts: Parts
     evaluators: Sequence[Evaluator]
     loggers: Sequence[Logger]
-    take_snapshot: Callable[[int], Snapshot]
-    baselines: Callable[[], Mapping[str, float]]
-    note_broken: Callable[[Tensor], None]
+    prober: Prober
+    broken: BrokenSamples
     config_text: str
     facts: dict
     """kept in every checkpoint: what is needed to load the encoder without the data set"""
@@ -45,7 +44,7 @@ class Run:
         first_step = self.restore()
         if first_step == 0:
             self.evaluate(0)
-        hooks = Hooks(log=self.log, evaluate=self.evaluate, save=self.save, note_broken=self.note_broken)
+        hooks = Hooks(log=self.log, evaluate=self.evaluate, save=self.save, note_broken=self.broken.note)
         return fit(self.plan, self.parts, batches(first_step), hooks, interrupt, first_step)
 
     def restore(self) -> int:
@@ -65,14 +64,14 @@ class Run:
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         for logger in self.loggers:
-            logger.log(step, {**self.plan.position(step), **metrics})
+            logger.log(step, {**self.plan.position(step), **metrics, "data/broken": float(self.broken.count)})
 
     def evaluate(self, step: int) -> None:
-        snapshot = self.take_snapshot(step)
+        snapshot = self.prober.snapshot(step, self.parts.objective)
         evaluations = [evaluator(snapshot) for evaluator in self.evaluators]
         metrics = {name: value for evaluation in evaluations for name, value in evaluation.metrics.items()}
         if step == 0:
-            metrics |= self.baselines()
+            metrics |= self.prober.baselines(snapshot, self.evaluators)
         self.log(step, metrics)
         shown = Evaluation(
             pictures=tuple(picture for evaluation in evaluations for picture in evaluation.pictures),
@@ -105,5 +104,9 @@ class Run:
             model=self.parts.objective.state_dict(),
             optimizer={"optimizer": self.parts.optimizer.state_dict(), "guard": guard},
             config=self.config_text,
-            state={"best": self.best, **self.facts},
+            state={"best": self.best, "backbone": self._backbone_name(), **self.facts},
         )
+
+    def _backbone_name(self) -> str:
+        objective = self.parts.objective
+        return next(name for name, part in objective.named_modules() if part is objective.backbone)

@@ -1,0 +1,122 @@
+"""The Python API, and what the command line runs: one path through one configuration."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from jepa import checkpoint
+from jepa.assemble import assemble, start_batches
+from jepa.config import TrainConfig, factory
+from jepa.data.transforms import EvalTransform
+from jepa.folder_log import read_rows
+from jepa.python_config import JEPAConfig
+from jepa.report import write_report
+from jepa.training.cost import describe_cost
+from jepa.training.folder import RunFolder, open_folder
+from jepa.training.interrupt import Interrupt, listen
+from jepa.training.run import Run
+from jepa.verdict import final_table, verdict
+
+__all__ = ["JEPAAgent", "JEPAConfig", "load_encoder"]
+
+
+class JEPAAgent:
+    """Trains what a configuration describes and encodes images with the result.
+
+    `config` is a JEPAConfig or an already checked TrainConfig; the run lives in `folder`, outputs/NAME by default.
+    Raises ConfigError with all faults at once.
+    """
+
+    def __init__(self, config: JEPAConfig | TrainConfig, folder: str | os.PathLike | None = None) -> None:
+        self.config = config.compose() if isinstance(config, JEPAConfig) else config
+        self.folder = Path(folder) if folder is not None else Path("outputs") / self.config.name
+        self._encoder: nn.Module | None = None
+
+    def train(self) -> dict[str, float]:
+        """Train to the end, resuming what is in the run folder; returns the last value of every metric."""
+        self._encoder = None
+        train(self.config, self.folder)
+        return {name: value for row in read_rows(self.folder) for name, value in row.items()}
+
+    @property
+    def encoder(self) -> nn.Module:
+        """The encoder that was trained in the run folder, in eval mode; see `load_encoder`."""
+        if self._encoder is None:
+            self._encoder = load_encoder(self.folder)
+        return self._encoder
+
+    @torch.inference_mode()
+    def encode(self, images: Tensor | Sequence[Tensor]) -> Tensor:
+        """uint8 [B, C, H, W] or a list of [C, H, W] of any sizes -> [B, D], the mean over the tokens."""
+        return self.encoder(self.encoder.transform(images)).mean(dim=1)
+
+
+def load_encoder(path: str | os.PathLike) -> nn.Module:
+    """The trained encoder of a run folder or a checkpoint, in eval mode, on the CPU.
+
+    Maps clips [B, C, T, H, W] or images [B, C, H, W] to tokens [B, N, D]; `.transform` makes such clips from uint8
+    images of any size, `.embed_dim` is D. Raises CheckpointError for what is damaged or no checkpoint of ours. Only
+    encoders of this package are built, so that no file can name code to run.
+    """
+    found = checkpoint.find(Path(path))
+    state, node = checkpoint.read_state(found), checkpoint.read_config(found)["encoder"]
+    if not str(node.get("_target_")).startswith("jepa.encoders."):
+        raise checkpoint.CheckpointError(f"{found}: encoder {node.get('_target_')} is not one of jepa.encoders")
+    encoder = factory(node)(clip_shape=tuple(state["clip_shape"]))
+    prefix = state["backbone"] + "."
+    weights = {
+        name.removeprefix(prefix): tensor
+        for name, tensor in checkpoint.load_model(found).items()
+        if name.startswith(prefix)
+    }
+    encoder.load_state_dict(weights)
+    encoder.transform = EvalTransform(image_size=state["clip_shape"][2:], mean=state["mean"], std=state["std"])
+    return encoder.eval()
+
+
+def train(config: TrainConfig, folder: Path) -> int:
+    """Run `config` in `folder`; 0 when it is finished, 128 plus the signal when a signal stopped it."""
+    with open_folder(folder, config=asdict(config), resume=config.resume) as run_folder:
+        if run_folder.is_finished:
+            print(f"{folder} is finished; for another run give another name=\n{_closing(folder)}")
+            return 0
+        with listen() as interrupt:
+            _train(config, run_folder, interrupt)
+    print(_closing(folder))
+    return 128 + interrupt.signum if interrupt.signum else 0
+
+
+def _train(config: TrainConfig, folder: RunFolder, interrupt: Interrupt) -> None:
+    run = _assembled(config, folder)
+    folder.begin(run.config_text)
+    print(describe_cost(run.plan, run.parts, run.prober), file=sys.stderr, flush=True)
+    try:
+        run.train(lambda first_step: start_batches(config, run, first_step), interrupt)
+    finally:
+        folder.end(interrupt.signum)
+        for logger in run.loggers:
+            logger.close(folder.status)
+        write_report(folder.path)
+
+
+def _assembled(config: TrainConfig, folder: RunFolder) -> Run:
+    """What a constructor refuses is a fault of the configuration."""
+    try:
+        return assemble(config, folder)
+    except (ConfigError, checkpoint.CheckpointError):
+        raise
+    except ValueError as error:
+        raise ConfigError([str(error)]) from error
+
+
+def _closing(folder: Path) -> str:
+    rows = read_rows(folder)
+    judged = verdict(rows)
+    return f"{final_table(rows)}\n{judged.word}: {judged.reason}\nreport: {folder / 'report.html'}"

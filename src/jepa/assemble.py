@@ -1,0 +1,145 @@
+"""From a checked configuration to a run, in reading order: sizes flow one way, through constructors."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+
+import torch
+
+from jepa import checkpoint
+from jepa.config import ConfigError, TrainConfig, factory, to_yaml
+from jepa.data.loader import BrokenSamples, batches
+from jepa.data.transforms import Augment, EvalTransform
+from jepa.distributed import Session, derive_seed, open_session
+from jepa.evaluation.features import Prober
+from jepa.folder_log import FolderLogger
+from jepa.layers.attention import choose_attention
+from jepa.optim import parameter_groups
+from jepa.training.folder import RunFolder
+from jepa.training.loop import Parts, Plan
+from jepa.training.run import Run
+from jepa.training.step import SpikeGuard
+from jepa.types import Dataset, Logger, Masker, Objective, RawBatch
+
+
+def assemble(config: TrainConfig, folder: RunFolder) -> Run:
+    """Raises ConfigError or ValueError, naming key and value, for what only the built parts can tell."""
+    session = open_session(device=config.device, precision=config.precision)
+    dataset: Dataset = factory(config.dataset)()
+    plan = make_plan(config, len(dataset))
+    parts = make_parts(config, dataset, plan, session)
+    prober = Prober(
+        dataset=dataset,
+        transform=EvalTransform(**picture(config, dataset)),
+        masker=parts.masker,
+        device=session.device,
+        seed=config.seed,
+        autocast=session.autocast,
+        **asdict(config.evaluation),
+    )
+    return Run(
+        folder=folder.path,
+        plan=plan,
+        parts=parts,
+        prober=prober,
+        evaluators=[factory(node)() for node in config.evaluator.values()],
+        loggers=make_loggers(config, folder),
+        broken=BrokenSamples(dataset),
+        config_text=to_yaml(config),
+        facts={"clip_shape": parts.objective.backbone.clip_shape, "mean": dataset.mean, "std": dataset.std},
+        keep=config.keep,
+    )
+
+
+def make_plan(config: TrainConfig, dataset_size: int) -> Plan:
+    """Everything in steps and samples. Raises ConfigError where the data set is smaller than a batch."""
+    per_epoch = dataset_size // config.batch_size
+    if per_epoch == 0:
+        fault = f"batch_size={config.batch_size}: the data set has only {dataset_size} samples; lower batch_size"
+        raise ConfigError([fault])
+    total = config.steps if config.steps is not None else config.epochs * per_epoch
+    return Plan(
+        total_steps=total,
+        batch_size=config.batch_size,
+        micro_batch_size=config.micro_batch_size or config.batch_size,
+        dataset_size=dataset_size,
+        seed=config.seed,
+        log_every=config.log_every,
+        eval_every=config.eval_every or math.ceil(total / 5),
+        save_every=config.save_every or max(1, min(1000, total // 10)),
+        clip_grad=config.clip_grad,
+    )
+
+
+def make_parts(config: TrainConfig, dataset: Dataset, plan: Plan, session: Session) -> Parts:
+    """All that a training step needs."""
+    objective, masker = make_model(config, dataset, plan, session)
+    return Parts(
+        session=session,
+        objective=objective,
+        compiled=torch.compile(objective) if config.compile else objective,
+        optimizer=factory(config.optimizer)(parameter_groups(objective), lr=config.lr),
+        schedule=factory(config.schedule)(
+            total_steps=plan.total_steps, steps_per_epoch=len(dataset) // plan.batch_size, lr=config.lr
+        ),
+        guard=SpikeGuard(num_std=config.spike_guard).to(session.device) if config.spike_guard else None,
+        masker=masker,
+        augment=Augment(**picture(config, dataset), **asdict(config.augment)),
+    )
+
+
+def make_model(config: TrainConfig, dataset: Dataset, plan: Plan, session: Session) -> tuple[Objective, Masker]:
+    torch.manual_seed(derive_seed(config.seed, 0, 0, "init"))
+    encoder = factory(config.encoder)(clip_shape=(dataset.channels, config.num_frames, *image_size(config)))
+    masker = factory(config.mask)(grid=encoder.grid)
+    predictor = factory(config.predictor)(
+        grid=encoder.grid, embed_dim=encoder.embed_dim, num_heads=config.predictor["num_heads"] or encoder.num_heads
+    )
+    objective = factory(config.objective)(
+        encoder=encoder,
+        predictor=predictor,
+        regularizer=factory(config.regularizer)() if config.regularizer else None,
+        batch_size=plan.batch_size,
+        total_steps=plan.total_steps,
+    )
+    choose_attention(objective, session.device, torch.bfloat16 if session.bf16 else torch.float32)
+    return objective.to(session.device).train(), masker
+
+
+def make_loggers(config: TrainConfig, folder: RunFolder) -> list[Logger]:
+    """The run folder's own log first, then those of the configuration."""
+    last = checkpoint.latest(folder.path)
+    wired = {
+        "folder": folder.path,
+        "config": asdict(config),
+        "run_id": folder.run_id,
+        "resume_step": checkpoint.read_state(last)["step"] if last else None,
+    }
+    return [FolderLogger(**wired), *(factory(node)(**wired) for node in config.logger.values())]
+
+
+def start_batches(config: TrainConfig, run: Run, first_step: int) -> Iterator[RawBatch]:
+    """Endless raw batches from `first_step` on, no larger than what the crops need."""
+    return batches(
+        run.broken.dataset,
+        batch_size=run.plan.batch_size,
+        seed=config.seed,
+        first_step=first_step,
+        num_workers=config.num_workers,
+        pin_memory=run.parts.session.device.type == "cuda",
+        canvas=run.parts.augment.canvas,
+    )
+
+
+def picture(config: TrainConfig, dataset: Dataset) -> dict:
+    """What both transforms need to know of the images."""
+    return {"image_size": image_size(config), "mean": dataset.mean, "std": dataset.std}
+
+
+def image_size(config: TrainConfig) -> tuple[int, int]:
+    """Height and width in pixels."""
+    size = config.image_size
+    height, width = size if isinstance(size, Sequence) else (size, size)
+    return height, width

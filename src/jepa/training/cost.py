@@ -1,0 +1,83 @@
+"""What a run will cost on this machine: one small batch, measured before the first step."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+
+import torch
+
+from jepa.distributed import derive_seed, generator
+from jepa.evaluation.features import Prober, evaluating
+from jepa.training.loop import Parts, Plan
+from jepa.training.progress import duration
+from jepa.types import Batch, Masks
+
+QUICK_LOOK = "for a quick look: jepa-train experiment=quickstart"
+PATIENCE_SECONDS = 900
+
+
+def describe_cost(plan: Plan, parts: Parts, prober: Prober) -> str:
+    """Two lines for a person: what is trained, and how long it takes here."""
+    trained, judged = _seconds_per_sample(plan, parts)
+    training = trained * plan.batch_size * plan.total_steps
+    evaluation = judged * prober.num_samples
+    num_evaluations = 1 + math.ceil(plan.total_steps / plan.eval_every)
+    encoder = _millions(parts.objective.backbone)
+    everything = sum(p.numel() for p in parts.optimizer.param_groups[0]["params"]) / 1e6
+    samples = plan.position(plan.total_steps)
+    precision = "bf16" if parts.session.bf16 else "fp32"
+    lines = [
+        f"{encoder:.1f} M parameters in the encoder, {everything:.1f} M trained; {plan.dataset_size:,} samples, "
+        f"batch {plan.batch_size}, {plan.total_steps:,} steps ({samples['epoch']:.1f} epochs)",
+        f"on {parts.session.device} in {precision}: about {duration(training)} of training and {num_evaluations} "
+        f"evaluations of {duration(evaluation)}",
+    ]
+    if training + num_evaluations * evaluation > PATIENCE_SECONDS:
+        lines.append(QUICK_LOOK)
+    return "\n".join(lines)
+
+
+def _seconds_per_sample(plan: Plan, parts: Parts) -> tuple[float, float]:
+    """Of a training step without the optimizer's part, and of the encoder alone; weights and gradients stay."""
+    device, shape = parts.session.device, parts.objective.backbone.clip_shape
+    size = plan.micro_batch_size if device.type == "cuda" else min(4, plan.micro_batch_size)
+    drawn = parts.masker(size, generator(plan.seed, 0, 0, "cost"))
+    masks = Masks(*(m.to(device) for m in drawn))
+    batch = Batch(torch.zeros(size, *shape, device=device), torch.full((size,), -1, device=device))
+
+    def train() -> None:
+        with parts.session.autocast():
+            loss = parts.objective(batch, masks).loss
+        loss.backward()
+        parts.optimizer.zero_grad(set_to_none=True)
+
+    def encode() -> None:
+        with evaluating(parts.objective), torch.no_grad(), parts.session.autocast():
+            parts.objective.backbone(batch.clips)
+
+    torch.manual_seed(derive_seed(plan.seed, 0, 0, "cost"))
+    return _seconds(train, device) / size, _seconds(encode, device) / size
+
+
+def _seconds(work: Callable[[], None], device: torch.device) -> float:
+    """The second of two goes, when the first was short; the first of a GPU or of a small model warms up."""
+    for _ in range(2):
+        _synchronize(device)
+        begun = time.perf_counter()
+        work()
+        _synchronize(device)
+        spent = time.perf_counter() - begun
+        if spent > 3:
+            break
+    return spent
+
+
+def _synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _millions(module: torch.nn.Module) -> float:
+    return sum(p.numel() for p in module.parameters()) / 1e6
