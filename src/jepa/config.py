@@ -49,7 +49,14 @@ ABSENT = object()
 FOR_VIDEO = {"mask": {"temporal", "tube", "multiblock3d"}}
 
 
+def _choice(group: str, *, _root_: DictConfig) -> str:
+    """`${choice:GROUP}` in a configuration: the name of what is chosen, before and inside a job."""
+    hydra = _root_.get("hydra") or HydraConfig.get()
+    return str(hydra.runtime.choices[group])
+
+
 ConfigStore.instance().store(name="schema", node=TrainConfig)
+OmegaConf.register_new_resolver("choice", _choice, replace=True)
 
 
 def factory(node: Mapping[str, Any]) -> Callable[..., Any]:
@@ -72,9 +79,7 @@ def compose(overrides: Sequence[str] = (), config_dir: str | os.PathLike | None 
 
 def typed(config: Mapping[str, Any] | DictConfig) -> TrainConfig:
     """A composed configuration, resolved, as plain Python objects."""
-    merged = OmegaConf.merge(OmegaConf.structured(TrainConfig), config)
-    OmegaConf.resolve(merged)
-    result = OmegaConf.to_object(merged)
+    result = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(TrainConfig), config))
     assert isinstance(result, TrainConfig)
     return result
 
@@ -268,13 +273,12 @@ def _open_schema() -> Iterator[None]:
 
 
 def _resolved(config: DictConfig) -> dict[str, Any]:
-    """Plain values, with `${hydra:...}` meaning this configuration."""
-    outer, current = HydraConfig.instance().cfg, HydraConfig.instance()
-    current.set_config(config.copy())
-    try:
-        return _plain(OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"]), resolve=True)
-    finally:
-        current.cfg = outer
+    """Plain values of all but Hydra's own section, to which they may refer."""
+    resolved = {}
+    for key in (str(key) for key in config if key != "hydra"):
+        value = "???" if OmegaConf.is_missing(config, key) else config[key]
+        resolved[key] = OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
+    return resolved
 
 
 def _chosen(config: DictConfig, group: str) -> Any:

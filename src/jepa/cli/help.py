@@ -60,7 +60,7 @@ def _keys(text: str) -> Iterator[str]:
     for indent, key, value, meaning in re.findall(r"^( *)(\w+):(?: +(.*?))?(?: +# (.*))?$", text, re.MULTILINE):
         section = section if indent else f"{key}."
         if meaning:
-            default = re.sub(r"\$\{hydra:runtime\.choices\.(\w+)\}", r"\1", value)
+            default = re.sub(r"\$\{choice:(\w+)\}", r"\1", value)
             yield f"  {(section if indent else '') + key + '=' + default:<36} {meaning}"
 
 

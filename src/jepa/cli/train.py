@@ -4,13 +4,8 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING
 
 from jepa.catalogue import conf_folder
-
-if TYPE_CHECKING:
-    from omegaconf import DictConfig
 
 HYDRAS_OWN = {"--shell-completion", "-sc", "--hydra-help", "--version", "--info", "-i", "--experimental-rerun"}
 
@@ -38,34 +33,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def task(config: DictConfig) -> None:
-    """One run, in the process that Hydra or its launcher chose."""
-    from hydra.core.hydra_config import HydraConfig
-
-    from jepa.config import ConfigError, typed
-
-    folder = Path(HydraConfig.get().runtime.output_dir)
-    if folder.is_relative_to(Path.cwd()):
-        folder = folder.relative_to(Path.cwd())
-    checked = typed(config)
-    from jepa.agent import train
-
-    try:
-        status = train(checked, folder)
-    except ConfigError as error:
-        print(f"jepa-train: {error}", file=sys.stderr)
-        status = 2
-    if status:
-        sys.exit(status)
-
-
 def _hand_over(arguments: Sequence[str]) -> None:
     import hydra
 
-    import jepa.config  # noqa: F401  registers the schema
+    from jepa.cli.job import job
 
     sys.argv = [sys.argv[0], *arguments]
-    hydra.main(version_base="1.3", config_path=str(conf_folder()), config_name="train")(task)()
+    hydra.main(version_base="1.3", config_path=str(conf_folder()), config_name="train")(job)()
 
 
 if __name__ == "__main__":
