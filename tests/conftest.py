@@ -23,3 +23,23 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if not torch.cuda.is_available():
         for item in gpu_items:
             item.add_marker(pytest.mark.skip(reason="no CUDA device"))
+
+
+@pytest.fixture(scope="session")
+def tiny() -> list[str]:
+    """Overrides that make any training of images a matter of seconds."""
+    return [
+        "steps=2",
+        "batch_size=4",
+        "image_size=32",
+        "encoder.patch_size=8",
+        "encoder.embed_dim=32",
+        "encoder.depth=1",
+        "encoder.num_heads=2",
+        "predictor.width=16",
+        "predictor.depth=1",
+        "evaluation.train_samples=32",
+        "evaluation.val_samples=16",
+        "num_workers=0",
+        "log_every=1",
+    ]

@@ -27,6 +27,7 @@ LEVELS = (
     {"config_checks"},
     {"distributed", "config"},
     {"python_config"},
+    {"python_config"},
     {"layers", "regularizers", "logger", "folder_log", "checkpoint", "optim", "verdict"},
     {"report"},
     {"encoders", "predictors", "masks", "data"},

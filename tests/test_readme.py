@@ -1,0 +1,138 @@
+"""Every command in the README runs; trainings are shrunk by overrides that are appended to them."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+ROOT = Path(__file__).resolve().parents[1]
+BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```$", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL)
+SHELL_LINES = [line for kind, block in BLOCKS if kind == "bash" for line in block.splitlines() if line.strip()]
+PYTHON_BLOCKS = [block for kind, block in BLOCKS if kind == "python"]
+
+
+def run(command: list[str], cwd: Path) -> str:
+    result = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=240, check=False)
+    assert result.returncode == 0, f"{shlex.join(command)}\n{result.stdout}\n{result.stderr}"
+    return result.stdout
+
+
+@pytest.fixture
+def workplace(tmp_path: Path) -> Path:
+    """A folder with what the README's commands expect to find."""
+    for number in range(12):
+        path = tmp_path / "data" / "train" / ("dog" if number % 2 == 0 else "cat") / f"{number}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.effect_noise((48, 40), 20.0 * number).convert("RGB").save(path)
+    datasets = pytest.importorskip("datasets")
+    images = sorted((tmp_path / "data").rglob("*.jpg"))
+    columns = {"image": [str(path) for path in images], "label": [number % 2 for number in range(len(images))]}
+    table = datasets.Dataset.from_dict(columns).cast_column("image", datasets.Image())
+    table.to_parquet(str(tmp_path / "data" / "images.parquet"))
+    return tmp_path
+
+
+def shrunk(arguments: list[str], tiny: list[str]) -> list[str]:
+    quiet = [] if any(argument.startswith("logger=") for argument in arguments) else ["logger=none"]
+    return [*arguments, *tiny, *quiet]
+
+
+def jepa_train(arguments: list[str], tiny: list[str], cwd: Path) -> None:
+    command = [str(Path(sys.executable).parent / "jepa-train")]
+    if {"--help", "-sc"} & set(arguments):
+        assert run([*command, *arguments], cwd)
+    elif "experiment=cifar10_vit_tiny" in arguments:  # would download the data: its configuration alone is checked
+        assert "cifar10" in run([*command, *arguments, "--cfg", "job"], cwd)
+    else:
+        run([*command, *shrunk(arguments, tiny)], cwd)
+        reports = list((cwd / "outputs").rglob("report.html"))
+        assert len(reports) == (4 if "--multirun" in arguments else 1)
+
+
+def make_target(arguments: list[str], tiny: list[str], cwd: Path) -> None:
+    """Not run, since this test is part of `make test`: the target exists and its recipe expands."""
+    recipe = run(["make", "-n", *arguments], ROOT)
+    assert {"train": "experiment=quickstart", "test": "pytest"}[arguments[0]] in recipe
+
+
+def submit(arguments: list[str], tiny: list[str], cwd: Path) -> None:
+    """The script itself is submitted by the Slurm test; here its arguments are checked."""
+    script, *overrides = arguments
+    assert (ROOT / script).exists()
+    (folder,) = [text.partition("=")[2] for text in overrides if text.startswith("dataset.root_path=")]
+    overrides = [text.replace(folder, str(cwd / "data")) for text in overrides]
+    run([sys.executable, "-m", "jepa.cli.train", *overrides, "dataset.val_folder=null", "--cfg", "job"], cwd)
+
+
+def activate(arguments: list[str], tiny: list[str], cwd: Path) -> None:
+    venv = re.search(r"^VENV := (.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert venv
+    assert arguments == [f"{venv[1]}/bin/activate"]
+
+
+def evaluate(arguments: list[str], tiny: list[str], cwd: Path) -> None:
+    inner = re.fullmatch(r"\$\((.*)\)", arguments[0])
+    assert inner
+    script = run(["bash", "-c", f"PATH={Path(sys.executable).parent}:$PATH; {inner[1]}"], cwd)
+    assert "complete" in script
+    run(["bash", "-n", "-c", script], cwd)
+
+
+RULES: dict[str, Callable[[list[str], list[str], Path], None]] = {
+    "make": make_target,
+    "jepa-train": jepa_train,
+    "sbatch": submit,
+    "source": activate,
+    "eval": evaluate,
+}
+
+
+@pytest.mark.parametrize("line", SHELL_LINES)
+def test_shell_command_works(line: str, tiny: list[str], workplace: Path) -> None:
+    program, *arguments = shlex.split(line, comments=True)
+    assert program in RULES, "no rule says how to test this command"
+    RULES[program](arguments, tiny, workplace)
+
+
+@pytest.mark.parametrize("block", PYTHON_BLOCKS)
+def test_python_block_works(block: str, tiny: list[str], workplace: Path) -> None:
+    if "load_encoder" in block:
+        jepa_train(["experiment=quickstart"], tiny, workplace)
+    overrides = shrunk([], tiny)
+    block = block.replace("JEPAConfig()", f"JEPAConfig(*{overrides})")
+    run([sys.executable, "-c", block], workplace)
+
+
+def test_two_commands_come_first() -> None:
+    assert SHELL_LINES[:2] == ["make train", "make test"]
+
+
+def test_every_block_and_link_is_covered() -> None:
+    assert {kind for kind, _ in BLOCKS} <= {"bash", "python", ""}
+    links = re.findall(r"\]\(([^)#]+)\)", (ROOT / "README.md").read_text())
+    assert not [link for link in links if not link.startswith("http") and not (ROOT / link).exists()]
+
+
+def test_make_help_lists_every_target() -> None:
+    listed = run(["make", "help"], ROOT)
+    for target in ("train", "test", "setup", "lint", "bench", "gpu-check", "help"):
+        assert f"make {target} " in listed
+
+
+def test_gpu_check_says_so_where_there_is_no_gpu() -> None:
+    import torch
+
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    command = [shutil.which("make") or "make", "gpu-check", f"PYTHON={sys.executable}"]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+    assert result.returncode != 0
+    assert "no CUDA device" in result.stderr
