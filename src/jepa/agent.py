@@ -7,13 +7,14 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from jepa import checkpoint
 from jepa.assemble import assemble, start_batches
-from jepa.config import TrainConfig, factory
+from jepa.config import ConfigError, TrainConfig, factory
 from jepa.data.transforms import EvalTransform
 from jepa.folder_log import read_rows
 from jepa.python_config import JEPAConfig
@@ -55,7 +56,8 @@ class JEPAAgent:
     @torch.inference_mode()
     def encode(self, images: Tensor | Sequence[Tensor]) -> Tensor:
         """uint8 [B, C, H, W] or a list of [C, H, W] of any sizes -> [B, D], the mean over the tokens."""
-        return self.encoder(self.encoder.transform(images)).mean(dim=1)
+        encoder: Any = self.encoder
+        return encoder(encoder.transform(images)).mean(dim=1)
 
 
 def load_encoder(path: str | os.PathLike) -> nn.Module:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
+from typing import Any
 
 import torch
 
@@ -21,7 +22,7 @@ from jepa.training.folder import RunFolder
 from jepa.training.loop import Parts, Plan
 from jepa.training.run import Run
 from jepa.training.step import SpikeGuard
-from jepa.types import Dataset, Logger, Masker, Objective, RawBatch
+from jepa.types import Dataset, Logger, Masker, RawBatch
 
 
 def assemble(config: TrainConfig, folder: RunFolder) -> Run:
@@ -90,7 +91,7 @@ def make_parts(config: TrainConfig, dataset: Dataset, plan: Plan, session: Sessi
     )
 
 
-def make_model(config: TrainConfig, dataset: Dataset, plan: Plan, session: Session) -> tuple[Objective, Masker]:
+def make_model(config: TrainConfig, dataset: Dataset, plan: Plan, session: Session) -> tuple[Any, Masker]:
     torch.manual_seed(derive_seed(config.seed, 0, 0, "init"))
     encoder = factory(config.encoder)(clip_shape=(dataset.channels, config.num_frames, *image_size(config)))
     masker = factory(config.mask)(grid=encoder.grid)

@@ -16,6 +16,7 @@ from jepa.types import Batch, Masks
 
 QUICK_LOOK = "for a quick look: jepa-train experiment=quickstart"
 PATIENCE_SECONDS = 900
+PATIENCE_FOR_ONE = 3
 
 
 def describe_cost(plan: Plan, parts: Parts, prober: Prober) -> str:
@@ -63,14 +64,15 @@ def _seconds_per_sample(plan: Plan, parts: Parts) -> tuple[float, float]:
 
 def _seconds(work: Callable[[], None], device: torch.device) -> float:
     """The second of two goes, when the first was short; the first of a GPU or of a small model warms up."""
+    spent = 0.0
     for _ in range(2):
+        if spent > PATIENCE_FOR_ONE:
+            break
         _synchronize(device)
         begun = time.perf_counter()
         work()
         _synchronize(device)
         spent = time.perf_counter() - begun
-        if spent > 3:
-            break
     return spent
 
 

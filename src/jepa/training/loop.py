@@ -6,9 +6,10 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import Optimizer
 
 from jepa.data.transforms import Augment
@@ -18,7 +19,7 @@ from jepa.schedules import Schedule
 from jepa.training.interrupt import Interrupt
 from jepa.training.progress import Progress
 from jepa.training.step import SpikeGuard, StepOutput, train_step
-from jepa.types import Batch, Masker, Objective, RawBatch
+from jepa.types import Batch, Masker, RawBatch
 
 
 class TrainingError(RuntimeError):
@@ -53,8 +54,9 @@ class Parts:
     """What a run is assembled from."""
 
     session: Session
-    objective: Objective
-    compiled: nn.Module
+    objective: Any
+    """a module that is a types.Objective"""
+    compiled: Any
     """the objective, or its compiled form: the one that is called"""
     optimizer: Optimizer
     schedule: Schedule

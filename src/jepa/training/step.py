@@ -106,7 +106,7 @@ def _accumulate(
 def _step(optimizer: Optimizer, skipped: Tensor) -> None:
     """Fused optimizers read the flag on the device; others need the host to look at it."""
     if optimizer.defaults.get("fused"):
-        optimizer.grad_scale, optimizer.found_inf = None, skipped
+        vars(optimizer).update(grad_scale=None, found_inf=skipped)
         optimizer.step()
     elif not skipped:
         optimizer.step()
