@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn.functional import interpolate
 
-from jepa.data.transforms import Augment, EvalTransform, resample_densely, resample_singly
+from jepa.data.transforms import CHUNK, Augment, EvalTransform, resample_densely, resample_singly
 from jepa.types import RawBatch
 
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
@@ -145,7 +145,7 @@ def test_the_dense_route_in_pieces_is_the_same(monkeypatch):
     raw = raw_batch([(37, 50), (64, 41), (64, 64)])
     boxes, flips = augment().draw(raw.sizes, seeded())
     whole = resample_densely(raw.pixels, boxes, (24, 32), flips, None)
-    monkeypatch.setattr("jepa.data.transforms.CHUNK", 2 * raw.pixels[0].numel())
+    monkeypatch.setitem(CHUNK, "cpu", 2 * raw.pixels[0].numel())
     torch.testing.assert_close(resample_densely(raw.pixels, boxes, (24, 32), flips, None), whole, atol=1e-4, rtol=0)
 
 

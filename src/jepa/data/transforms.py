@@ -150,8 +150,8 @@ class Normalise:
 SMALL_CANVAS = 40
 """on a CPU, the dense products are the faster route up to canvases of this size (measured, see `resample`)"""
 
-CHUNK = 2**26
-"""canvas values that the dense route keeps as float32 at a time: 256 MB"""
+CHUNK = {"cpu": 2**17, "accelerator": 2**26}
+"""canvas values that the dense route holds as float32 at a time: what fits into a core's cache, and 256 MB"""
 
 
 def resample(
@@ -191,26 +191,27 @@ def resample_densely(
     pixels: Tensor, boxes: Tensor, size: tuple[int, int], flips: Tensor | None, normalise: Normalise | None
 ) -> Tensor:
     """As `resample`; no loop over samples and no host synchronisation."""
-    samples = max(1, CHUNK // pixels[0].numel())
-    pieces = []
+    clips = torch.empty(*pixels.shape[:3], *size, device=pixels.device)
+    samples = max(1, CHUNK["cpu" if pixels.device.type == "cpu" else "accelerator"] // pixels[0].numel())
     for start in range(0, len(pixels), samples):
         part = slice(start, start + samples)
         rows = filter_weights(boxes[part, 0], boxes[part, 2], pixels.shape[-2], size[0])
         columns = filter_weights(boxes[part, 1], boxes[part, 3], pixels.shape[-1], size[1])
         if flips is not None:
             columns = torch.where(flips[part, None, None], columns.flip(1), columns)
-        pieces.append(_separable(pixels[part], rows, columns))
-    clips = torch.cat(pieces) if len(pieces) > 1 else pieces[0]
-    return clips if normalise is None else normalise(clips)
+        clips[part] = _separable(pixels[part], rows, columns)
+        if normalise is not None:
+            normalise(clips[part])
+    return clips
 
 
 def _separable(pixels: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
     """[B, C, T, H, W], [B, h, H], [B, w, W] -> [B, C, T, h, w]"""
     _, channels, frames, height, _ = pixels.shape
-    lines = pixels.permute(0, 3, 1, 2, 4).float().flatten(1, 3)  # [B, H C T, W]
+    lines = pixels.permute(0, 3, 1, 2, 4).contiguous().float().flatten(1, 3)  # [B, H C T, W]
     narrow = torch.bmm(lines, columns.mT).unflatten(1, (height, -1)).flatten(2)  # [B, H, C T w]
     small = torch.bmm(rows, narrow).unflatten(2, (channels, frames, -1))  # [B, h, C, T, w]
-    return small.permute(0, 2, 3, 1, 4).contiguous()
+    return small.permute(0, 2, 3, 1, 4)
 
 
 def filter_weights(start: Tensor, length: Tensor, num_in: int, num_out: int) -> Tensor:

@@ -1,0 +1,135 @@
+"""How fast images are decoded and augmented on one core, against torchvision's pipeline of Pillow images.
+
+python scripts/bench_loader.py prints one line of JSON. Both sides read the same JPEG files (500x375, about 70 KiB, made
+here with the spectrum of photographs) and deliver batches of 32 crops of 224 pixels, flipped and normalised. They take
+turns, in processor time, on one thread, and a ratio is the median over the turns. `loader_ratio` is against Pillow's
+bicubic resampling, `loader_ratio_bilinear` against its bilinear one, which is the filter that ours has too.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torchvision.transforms import v2
+from torchvision.transforms.functional import InterpolationMode
+
+from jepa.data.images import NATURAL, ImageFolder
+from jepa.data.loader import batches
+from jepa.data.transforms import Augment
+from jepa.types import RawBatch
+
+BATCH = 32
+SIZE = (224, 224)
+CROP_SCALE, CROP_ASPECT = (0.3, 1.0), (0.75, 4 / 3)
+MEAN, STD = NATURAL[3]
+
+
+def measure_loader(turns: int = 15) -> dict[str, float]:
+    """Prints and returns images per second and ratios of one core."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as folder:
+        kibibytes = write_photographs(Path(folder) / "train")
+        pipelines = {
+            "ours": our_pipeline(folder),
+            "pillow_bicubic": pillow_pipeline(folder, InterpolationMode.BICUBIC),
+            "pillow_bilinear": pillow_pipeline(folder, InterpolationMode.BILINEAR),
+        }
+        for pipeline in pipelines.values():
+            assert pipeline().shape[-2:] == SIZE
+        costs = {name: [] for name in pipelines}
+        for _ in range(turns):
+            for name, pipeline in pipelines.items():
+                costs[name].append(processor_seconds(pipeline) / BATCH)
+    torch.set_num_threads(threads)
+    result = {f"{name}_images_per_s": round(1 / statistics.median(values), 1) for name, values in costs.items()}
+    result["loader_ratio"] = median_ratio(costs["pillow_bicubic"], costs["ours"])
+    result["loader_ratio_bilinear"] = median_ratio(costs["pillow_bilinear"], costs["ours"])
+    result["small_image_us"] = round(small_image_cost() * 1e6, 1)
+    result["jpeg_kib"] = round(kibibytes, 1)
+    print(json.dumps(result))
+    return result
+
+
+def median_ratio(slow: list[float], fast: list[float]) -> float:
+    return round(statistics.median(a / b for a, b in zip(slow, fast, strict=True)), 3)
+
+
+def processor_seconds(work: Callable[[], Tensor]) -> float:
+    begun = time.process_time()
+    work()
+    return time.process_time() - begun
+
+
+def our_pipeline(folder: str) -> Callable[[], Tensor]:
+    """What a worker and the main process do, here in one."""
+    augment = Augment(
+        image_size=SIZE, crop_scale=CROP_SCALE, crop_aspect=CROP_ASPECT, flip=True, mean=MEAN, std=STD
+    )  # fmt: skip
+    images = ImageFolder(root_path=folder, image_folder="train")
+    stream = batches(images, batch_size=BATCH, seed=0, num_workers=0, canvas=augment.canvas)
+    generator = torch.Generator().manual_seed(0)
+    return lambda: augment(next(stream), generator)
+
+
+def pillow_pipeline(folder: str, interpolation: InterpolationMode) -> Callable[[], Tensor]:
+    """torchvision's classic: decode, crop and resize, flip, to a tensor, normalise, one image after the other."""
+    transform = v2.Compose(
+        [
+            v2.RandomResizedCrop(SIZE, scale=CROP_SCALE, ratio=CROP_ASPECT, interpolation=interpolation),
+            v2.RandomHorizontalFlip(),
+            v2.PILToTensor(),
+            v2.ToDtype(torch.float32, scale=True),
+            v2.Normalize(MEAN, STD),
+        ]
+    )
+    paths = sorted(Path(folder).rglob("*.jpg"))
+    return lambda: torch.stack([transform(Image.open(path).convert("RGB")) for path in paths])
+
+
+def small_image_cost(turns: int = 9) -> float:
+    """Processor seconds for the augmentation of one 32x32 image in a batch of 256, on one thread."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    pixels = torch.randint(0, 256, (256, 1, 32, 32, 3), dtype=torch.uint8).permute(0, 4, 1, 2, 3)
+    raw = RawBatch(pixels, torch.full((256, 2), 32), torch.full((256,), -1), torch.empty(0, dtype=torch.long))
+    augment = Augment(
+        image_size=(32, 32), crop_scale=CROP_SCALE, crop_aspect=CROP_ASPECT, flip=True, mean=MEAN, std=STD
+    )  # fmt: skip
+    generator = torch.Generator().manual_seed(0)
+    cost = min(processor_seconds(lambda: augment(raw, generator)) for _ in range(turns)) / 256
+    torch.set_num_threads(threads)
+    return cost
+
+
+def write_photographs(folder: Path) -> float:
+    """`BATCH` JPEG files of 500x375 pixels; returns their mean size in KiB."""
+    folder.mkdir(parents=True)
+    random = np.random.default_rng(0)
+    for number in range(BATCH):
+        Image.fromarray(photograph(random)).save(folder / f"{number:03d}.jpg", quality=90)
+    return sum(path.stat().st_size for path in folder.iterdir()) / BATCH / 1024
+
+
+def photograph(random: np.random.Generator, height: int = 375, width: int = 500) -> np.ndarray:
+    """uint8 [H, W, 3] noise whose amplitude falls with frequency as in photographs, mostly in brightness"""
+    frequency = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(width)[None])
+    falloff = 1 / np.maximum(frequency, 1 / width) ** 1.25
+    planes = [
+        np.fft.irfft2(np.fft.rfft2(random.normal(size=(height, width))) * falloff, (height, width)) for _ in range(4)
+    ]
+    brightness, *colours = (plane / plane.std() for plane in planes)
+    return np.clip(np.stack([120 + 50 * brightness + 12 * c for c in colours], axis=-1), 0, 255).astype(np.uint8)
+
+
+if __name__ == "__main__":
+    measure_loader()
