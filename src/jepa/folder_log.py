@@ -61,8 +61,7 @@ class FolderLogger:
         self._write_provenance()
 
     def _save_pictures(self, step: int, evaluation: Evaluation) -> None:
-        place = self.folder / MEDIA / f"step_{step:08d}"
-        place.mkdir(parents=True, exist_ok=True)
+        place = self._place(step)
         captions = read_json(place / CAPTIONS)
         for picture in evaluation.pictures:
             name = file_name(picture.name)
@@ -71,13 +70,20 @@ class FolderLogger:
         write_atomically(place / CAPTIONS, json.dumps(captions, indent=1))
 
     def _save_table(self, step: int, table: EmbeddingTable) -> None:
-        """Only the latest: vectors [n, D], labels [n] and the step, as media/NAME.npz."""
-        target = self.folder / MEDIA / f"{file_name(table.name)}.npz"
-        target.parent.mkdir(exist_ok=True)
+        """NAME.npz with vectors [n, D] and labels [n]: those of step 0 and the latest are kept."""
+        target = self._place(step) / f"{file_name(table.name)}.npz"
         temporary = target.with_suffix(".tmp")
         with temporary.open("wb") as file:
-            np.savez(file, vectors=table.vectors.cpu().numpy(), labels=np.array(table.labels, dtype=np.str_), step=step)
+            np.savez(file, vectors=table.vectors.cpu().numpy(), labels=np.array(table.labels, dtype=np.str_))
         os.replace(temporary, target)
+        for other in self.folder.glob(f"{MEDIA}/step_*/{target.name}"):
+            if step_of(other.parent) not in (0, step):
+                other.unlink()
+
+    def _place(self, step: int) -> Path:
+        place = self.folder / MEDIA / f"step_{step:08d}"
+        place.mkdir(parents=True, exist_ok=True)
+        return place
 
     def _write_provenance(self) -> None:
         self._provenance["updated"] = time.time()
@@ -102,14 +108,14 @@ def rewind(folder: Path, step: int) -> None:
     if metrics.exists():
         kept = [row for row in _parse(metrics) if row["step"] <= step]
         write_atomically(metrics, "".join(json.dumps(row) + "\n" for row in kept))
-    for place in (folder / MEDIA).glob("step_*"):
-        if int(place.name.removeprefix("step_")) > step:
+    for place in folder.glob(f"{MEDIA}/step_*"):
+        if step_of(place) > step:
             shutil.rmtree(place)
-    for table in (folder / MEDIA).glob("*.npz"):
-        with np.load(table) as arrays:
-            is_later = arrays["step"] > step
-        if is_later:
-            table.unlink()
+
+
+def step_of(place: Path) -> int:
+    """The step in the name of a folder under media/."""
+    return int(place.name.removeprefix("step_"))
 
 
 def write_atomically(path: Path, text: str) -> None:
@@ -150,13 +156,14 @@ def _json_number(value: float) -> float | int | None:
 
 def _provenance(folder: Path, config: Mapping[str, Any], run_id: str, resume_step: int | None) -> dict[str, Any]:
     """How the run came about; a resumed run keeps its beginning."""
-    program = Path(sys.argv[0]).name if sys.argv else "python"
+    program = Path(sys.argv[0]).name
+    command = [*(["python"] if program.endswith(".py") else []), program, *sys.argv[1:]]
     sessions = read_json(folder / PROVENANCE).get("sessions", []) if resume_step is not None else []
     return {
         "name": str(config.get("name", folder.name)),
         "run_id": run_id,
         "status": "running",
-        "command": shlex.join([program, *sys.argv[1:]]),
+        "command": shlex.join(command),
         "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPU cores",
         "versions": {"python": platform.python_version(), **_versions()},
         "sessions": [*sessions, {"started": time.time(), "from_step": resume_step or 0}],

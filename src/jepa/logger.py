@@ -24,6 +24,8 @@ EXIT_CODES = {"finished": 0, "failed": 1, "stopped": 255}
 """255 is what W&B shows as killed."""
 TIMEOUTS = {"init_timeout": 20, "login_timeout": 10, "finish_timeout": 60}
 QUIET = {"console": "off", "silent": True, "disable_git": True}
+LOST_ON_KILL = {"x_transaction_log_flush_interval": 1.0}
+"""seconds of rows that kill -9 may take; 15 by default"""
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +38,7 @@ class WandbLogger:
     """
 
     def __init__(
-        self, *, project: str, entity: str | None, mode: str | None, max_rows: int = 512,
+        self, *, project: str, entity: str | None, mode: str | None,
         folder: Path, config: Mapping[str, Any], run_id: str, resume_step: int | None,
     ) -> None:  # fmt: skip
         if mode is not None and mode not in MODES:
@@ -44,7 +46,6 @@ class WandbLogger:
         if not re.fullmatch(r"[\w.-]{1,128}", run_id):
             raise ValueError(f"run_id={run_id!r}: at most 128 letters, digits, dots, dashes and underscores")
         self.folder = Path(folder).resolve()
-        self.max_rows = max_rows
         mode = mode or os.environ.get("WANDB_MODE") or ("online" if _has_key() else "offline")
         if mode == "online" and not _has_key():
             log.warning("W&B: no key is configured (wandb login), so this run is kept offline")
@@ -55,9 +56,10 @@ class WandbLogger:
             self._run = _start(mode, self.folder, identity, config)
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        self._send(step, dict(metrics))
+        self._send(step, dict(metrics), commit=False)
 
     def show(self, step: int, evaluation: Evaluation) -> None:
+        """Also completes the row of this step, which W&B would hold back until a later one."""
         if self._run is None:
             return
         import wandb
@@ -67,8 +69,8 @@ class WandbLogger:
             for picture in evaluation.pictures
         }
         with _staged_in(self.folder / "wandb" / "data"):
-            tables = {f"tables/{t.name}": _wandb_table(t, self.max_rows) for t in evaluation.tables}
-            self._send(step, pictures | tables)
+            tables = {f"tables/{t.name}": _wandb_table(t) for t in evaluation.tables}
+            self._send(step, pictures | tables, commit=True)
 
     def close(self, status: str) -> None:
         if self._run is None:
@@ -78,10 +80,10 @@ class WandbLogger:
             self._run.finish(exit_code=EXIT_CODES[status])
         self._run = None
 
-    def _send(self, step: int, values: dict[str, Any]) -> None:
-        if self._run is not None and values:
+    def _send(self, step: int, values: dict[str, Any], commit: bool) -> None:
+        if self._run is not None:
             with self._surviving():
-                self._run.log(values, step=step)
+                self._run.log(values, step=step, commit=commit)
 
     @contextmanager
     def _surviving(self) -> Iterator[None]:
@@ -100,14 +102,15 @@ def _start(mode: str, folder: Path, identity: dict[str, Any], config: Mapping[st
 
     folder.mkdir(parents=True, exist_ok=True)
     watched = mode == "online"
-    wanted = QUIET | TIMEOUTS | {"x_disable_stats": not watched, "x_disable_machine_info": not watched}
+    wanted = QUIET | TIMEOUTS | LOST_ON_KILL | {"x_disable_stats": not watched, "x_disable_machine_info": not watched}
     known = {name: value for name, value in wanted.items() if name in wandb.Settings.model_fields}
     arguments = identity | {"dir": str(folder), "config": dict(config), "resume": "allow"}
     try:
         run = wandb.init(mode=mode, settings=wandb.Settings(**known), **arguments)
     except wandb.Error as error:
         if mode == "offline":
-            raise RuntimeError(f"W&B could not write to {folder / 'wandb'}: {error}. logger=none does without") from error
+            place = folder / "wandb"
+            raise RuntimeError(f"W&B could not write to {place}: {error}; logger=none does without it") from error
         log.warning("W&B cannot be reached (%s): this run is kept offline", error)
         wandb.teardown()  # its process would refuse a second run of the same id
         run = wandb.init(mode="offline", settings=wandb.Settings(**known), **arguments)
@@ -151,25 +154,21 @@ def _staged_in(place: Path) -> Iterator[None]:
             del os.environ[name]
 
 
-def _wandb_table(table: EmbeddingTable, max_rows: int) -> Any:
-    """At most `max_rows` evenly spread rows of thumbnail, label and embedding, for W&B's 2D projector."""
+def _wandb_table(table: EmbeddingTable) -> Any:
+    """Rows of thumbnail, label and embedding, for W&B's 2D projector."""
     import wandb
 
-    rows = np.unique(np.linspace(0, len(table.labels) - 1, max_rows).round().astype(int))
     vectors = table.vectors.cpu().numpy().astype(np.float64).round(4)  # float32 would be printed with 17 digits
-    thumbnails = _rgb(table.thumbnails)
-    sent = wandb.Table(
-        columns=["thumbnail", "label", "embedding"],
-        data=[[wandb.Image(thumbnails[i]), table.labels[i], vectors[i]] for i in rows],
-    )
+    thumbnails = _rgb(table.thumbnails).permute(0, 2, 3, 1).cpu().numpy()  # [n, h, w, 3]
+    rows = zip(map(wandb.Image, thumbnails), table.labels, vectors, strict=True)
+    sent = wandb.Table(columns=["thumbnail", "label", "embedding"], data=[list(row) for row in rows])
     sent._MAX_EMBEDDING_DIMENSIONS = vectors.shape[1]  # wider arrays would be taken out of the table, into an npz
     return sent
 
 
-def _rgb(pictures: Tensor) -> np.ndarray:
-    """uint8 [n, C, h, w] -> [n, h, w, 3]; other channel counts show the first channel."""
-    pixels = pictures.cpu().numpy().transpose(0, 2, 3, 1)
-    return pixels if pixels.shape[-1] == 3 else pixels[..., :1].repeat(3, axis=-1)
+def _rgb(pictures: Tensor) -> Tensor:
+    """uint8 [n, C, h, w] -> [n, 3, h, w]; of other channel counts the first channel is shown."""
+    return pictures if pictures.shape[1] == 3 else pictures[:, :1].expand(-1, 3, -1, -1)
 
 
 class TensorboardLogger:
@@ -194,7 +193,7 @@ class TensorboardLogger:
         for picture in evaluation.pictures:
             self._writer.add_image(f"pictures/{picture.name}", picture.pixels, step, dataformats="HWC")
         for table in evaluation.tables:
-            thumbnails = _rgb(table.thumbnails).transpose(0, 3, 1, 2) / 255
+            thumbnails = _rgb(table.thumbnails).float() / 255
             self._writer.add_embedding(table.vectors, list(table.labels), thumbnails, step, tag=table.name)
         self._writer.flush()
 
