@@ -1,0 +1,172 @@
+"""Pictures that are drawn on the fly: a labelled data set that needs no download."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from math import cos, pi, sin
+
+import numpy as np
+import torch
+from torch import Tensor
+
+Field = Callable[[np.ndarray, np.ndarray], np.ndarray]
+"""(x, y) -> a distance to the outline, negative inside"""
+
+MAX_CACHE_BYTES = 1 << 28
+"""of drawn pictures; a larger data set is drawn again in every epoch"""
+
+REACH = 1.56
+"""no shape of area pi leaves the circle of this radius"""
+
+
+class Shapes:
+    """Each picture shows a flock of one kind of shape, and the kind is its label.
+
+    `kinds`: disc, ring, square, triangle, cross, bar, crescent, star, corner, half disc, all of the same area at the same
+    scale. Every copy has a colour, a size, a turn and a place of its own, drawn apart from all others, on a plain dark
+    ground: the kind, the ground and the spacing are all that one part of a picture tells of another, while the pixels
+    at any place, and the mean colour, say nothing of the kind. A picture is a pure function of (seed, index), drawn at
+    `side` x `side` pixels with smooth edges; the held-out part has a random stream of its own.
+    """
+
+    channels = 3
+    mean = (0.33, 0.33, 0.33)
+    std = (0.25, 0.25, 0.25)
+    cheap = True
+
+    def __init__(self, *, num_samples: int = 20000, val_samples: int = 4000, side: int = 64, seed: int = 0) -> None:
+        if min(num_samples, val_samples) < 1:
+            raise ValueError(f"dataset.num_samples={num_samples}, val_samples={val_samples}: each must be at least 1")
+        if not 8 <= side <= 1024:
+            raise ValueError(f"dataset.side={side} must lie in [8, 1024]: the pixels of a side of the drawn picture")
+        if not 0 <= seed < 2**32:
+            raise ValueError(f"dataset.seed={seed} must lie in [0, 2**32)")
+        self.val_samples = val_samples
+        self.side = side
+        self.seed = seed
+        self.classes = tuple(name for name, _ in KINDS)
+        self._start(num_samples, stream=0)
+
+    def _start(self, num_samples: int, stream: int) -> None:
+        self.num_samples = num_samples
+        self.stream = stream
+        size = num_samples * self.channels * self.side**2
+        self._drawn: dict[int, Tensor] | None = {} if size <= MAX_CACHE_BYTES else None
+
+    def __len__(self) -> int:
+        return self.num_samples
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        """uint8 [3, 1, side, side] and the number of the kind; the kinds take turns."""
+        if not 0 <= index < self.num_samples:
+            raise IndexError(f"index {index} of {self.num_samples} pictures")
+        label = index % len(KINDS)
+        if self._drawn is None:
+            return self._draw(index, label), label
+        if index not in self._drawn:
+            self._drawn[index] = self._draw(index, label)
+        return self._drawn[index].clone(), label
+
+    def _draw(self, index: int, label: int) -> Tensor:
+        key = np.array([self.seed + (self.stream << 32), index], dtype=np.uint64)
+        picture = draw(KINDS[label][1], self.side, np.random.Generator(np.random.Philox(key=key)))
+        return torch.from_numpy(picture)[:, None]
+
+    def describe(self, index: int) -> str:
+        return f"{self.classes[index % len(KINDS)]}, picture {index} of the {'held-out' if self.stream else 'drawn'} shapes"
+
+    def validation(self) -> Shapes | None:
+        """Other pictures of the same kinds; the held-out part has none of its own."""
+        if self.stream:
+            return None
+        held_out = Shapes(num_samples=self.val_samples, side=self.side, seed=self.seed)
+        held_out._start(self.val_samples, stream=1)
+        return held_out
+
+
+def draw(field: Field, side: int, rng: np.random.Generator) -> np.ndarray:
+    """-> uint8 [3, side, side]: a turned lattice of cells with a copy of the shape somewhere in each."""
+    ruler = (np.arange(side, dtype=np.float32) + 0.5) / side - 0.5
+    spacing, turn, shift_x, shift_y = rng.uniform(0.4, 0.6), rng.uniform(0, 2 * pi), rng.uniform(), rng.uniform()
+    along, upward = cos(turn) / spacing, sin(turn) / spacing
+    x = along * ruler - upward * ruler[:, None] + shift_x  # in cells
+    y = upward * ruler + along * ruler[:, None] + shift_y
+    column, row = np.floor(x), np.floor(y)
+    across = 2 * int(1 / spacing + 2)  # cells that a picture can touch
+    cell = ((row + across // 2) * across + column + across // 2).astype(np.intp)
+    return _paint(field, (x - column - 0.5, y - row - 0.5), cell, across**2, spacing * side, rng)
+
+
+def _paint(
+    field: Field, place: tuple[np.ndarray, np.ndarray], cell: np.ndarray, num_cells: int, pixels: float,
+    rng: np.random.Generator,
+) -> np.ndarray:  # fmt: skip
+    """Place in the cell [side, side] x 2, number of the cell [side, side] -> uint8 [3, side, side]."""
+    radius = rng.uniform(0.25, 0.31, num_cells)  # of the disc of the same area, in cells
+    turn = rng.uniform(-pi, pi, num_cells)
+    room = 0.5 - REACH * radius
+    copies = np.stack([np.cos(turn), np.sin(turn), radius, *rng.uniform(-room, room, (2, num_cells))])
+    cos, sin, radius, x0, y0 = copies.astype(np.float32)[:, cell]
+    x, y = (place[0] - x0) / radius, (place[1] - y0) / radius
+    inside = np.clip(0.5 - field(cos * x + sin * y, cos * y - sin * x) * radius * pixels, 0, 1)  # smooth over one pixel
+    ground = rng.uniform(0, 0.35, (3, 1, 1)).astype(np.float32)
+    colours = rng.uniform(0.3, 1, (3, num_cells)).astype(np.float32)
+    picture = ground + inside * (colours[:, cell] - ground)
+    return (picture * 255 + 0.5).astype(np.uint8)
+
+
+def disc(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    return np.hypot(x, y) - 1
+
+
+def ring(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    return np.abs(np.hypot(x, y) - 0.85) - 0.294
+
+
+def square(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    return np.maximum(np.abs(x), np.abs(y)) - 0.886
+
+
+def triangle(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    return np.maximum(0.866 * np.abs(x) - 0.5 * y, y) - 0.777
+
+
+def cross(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    x, y = np.abs(x), np.abs(y)
+    return np.maximum(np.maximum(x, y) - 1.189, np.minimum(x, y) - 0.396)
+
+
+def bar(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    return np.maximum(np.abs(x) - 1.4, np.abs(y) - 0.561)
+
+
+def crescent(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    return np.maximum(np.hypot(x, y) - 1.374, 1.004 - np.hypot(x - 0.634, y))
+
+
+def star(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    angle = np.arctan2(y, x) % (0.4 * np.pi) - 0.2 * np.pi  # from the nearest notch
+    radius = np.hypot(x, y)
+    return 0.854 * (radius * np.cos(angle) - 0.694) - 0.521 * np.abs(radius * np.sin(angle))
+
+
+def corner(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    return np.maximum(np.maximum(np.abs(x), np.abs(y)) - 1.1, np.minimum(x, y) + 0.238)
+
+
+def half_disc(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    return np.maximum(np.hypot(x, y + 0.6) - 1.414, -y - 0.6)
+
+
+KINDS: tuple[tuple[str, Field], ...] = (
+    ("disc", disc),
+    ("ring", ring),
+    ("square", square),
+    ("triangle", triangle),
+    ("cross", cross),
+    ("bar", bar),
+    ("crescent", crescent),
+    ("star", star),
+    ("corner", corner),
+    ("half disc", half_disc),
+)
