@@ -92,14 +92,20 @@ def fit(
                 metrics = meter.read() | schedule
                 hooks.log(done, metrics)
                 progress.show(done, metrics)
+            stopping = interrupt.signum != 0  # read once: a signal after this line waits for the next step
             with meter.paused():
-                if plan.is_due(plan.eval_every, done):
-                    hooks.evaluate(done)
-                if plan.is_due(plan.save_every, done) or interrupt.signum:
-                    hooks.save(done)
-            if interrupt.signum:
+                pause(plan, hooks, done, stopping)
+            if stopping:
                 return done
     return plan.total_steps
+
+
+def pause(plan: Plan, hooks: Hooks, done: int, stopping: bool) -> None:
+    """What is due after `done` steps; whoever stops saves first."""
+    if plan.is_due(plan.eval_every, done):
+        hooks.evaluate(done)
+    if plan.is_due(plan.save_every, done) or stopping:
+        hooks.save(done)
 
 
 def one_step(plan: Plan, parts: Parts, raw: RawBatch, step: int) -> tuple[StepOutput, dict[str, float]]:
