@@ -93,7 +93,7 @@ def literal(value: Any) -> str:
     if not isinstance(value, str | os.PathLike):
         return show_value(value)
     text = os.fspath(value)
-    is_plain = re.fullmatch(r"[A-Za-z_./][\w./-]*", text) and text.lower() not in (
+    is_plain = re.fullmatch(r"[A-Za-z_./][\w./-]*", text, re.ASCII) and text.lower() not in (
         "true",
         "false",
         "null",

@@ -31,6 +31,8 @@ WIRED = {
 }
 """Group -> the constructor arguments that Python gives; they are no keys."""
 
+SECTIONS = {"augment": "jepa.schema.AugmentConfig", "evaluation": "jepa.schema.EvaluationConfig"}
+
 MANY = {"evaluator", "logger"}
 """Groups of which several choices run together, each under its own name."""
 
@@ -128,6 +130,12 @@ def _wrong_values(config: Mapping[str, Any], schema: signatures.Signature, show:
     """(key, sentence) of every key that nothing reads, of every value of the wrong type, of what is lacking."""
     plain = {key: value for key, value in config.items() if key not in WIRED}
     yield from _against(schema, plain, "", show, given=set(WIRED))
+    for name, section in SECTIONS.items():
+        signature, values = signatures.read(section), config.get(name)
+        if signature is not None and isinstance(values, Mapping):
+            yield from _against(signature, values, f"{name}.", show, given=set())
+        elif signature is not None:
+            yield name, f"{show(name)}: takes the keys {', '.join(signature.parameters)}, not {_kind(values)}"
     for group, wired in WIRED.items():
         node = config.get(group) or {}
         for path, part in ((f"{group}.{name}", node[name]) for name in node) if group in MANY else [(group, node)]:
@@ -257,9 +265,12 @@ def _frames(checked: Checked) -> Iterator[str]:
 
 
 def _heads(checked: Checked) -> Iterator[str]:
-    yield from _divides(checked, "encoder.num_heads", "encoder.embed_dim")
-    own = "predictor.num_heads" in checked
-    yield from _divides(checked, "predictor.num_heads" if own else "encoder.num_heads", "predictor.width")
+    found = list(_divides(checked, "encoder.num_heads", "encoder.embed_dim"))
+    yield from found
+    if "predictor.num_heads" in checked:
+        yield from _divides(checked, "predictor.num_heads", "predictor.width")
+    elif not found:
+        yield from _divides(checked, "encoder.num_heads", "predictor.width")
 
 
 def _divides(checked: Checked, heads_key: str, width_key: str) -> Iterator[str]:

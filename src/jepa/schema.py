@@ -83,7 +83,7 @@ class TrainConfig:
 
 def to_yaml(config: TrainConfig) -> str:
     """The text of config.yaml; `jepa-train --config-dir FOLDER --config-name config` runs it again."""
-    return yaml.safe_dump(asdict(config), sort_keys=False, default_flow_style=None)
+    return yaml.safe_dump(asdict(config), sort_keys=False, default_flow_style=None, width=120)
 
 
 def changed_keys(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:

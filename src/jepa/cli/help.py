@@ -48,9 +48,10 @@ def help_text(arguments: Sequence[str] = ()) -> str:
 
 
 def _value_of(flag: str, arguments: Sequence[str]) -> str | None:
-    for argument, following in zip(arguments, [*arguments[1:], ""], strict=True):
-        if argument.partition("=")[0] == flag:
-            return argument.partition("=")[2] or following
+    for position, argument in enumerate(arguments):
+        name, _, value = argument.partition("=")
+        if name == flag:
+            return value or next(iter(arguments[position + 1 :]), None)
     return None
 
 
