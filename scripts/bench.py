@@ -1,0 +1,266 @@
+"""How fast a training step is, where its time goes, and how that compares.
+
+python scripts/bench.py [--steps N] [--reference CHECKOUT] [--loader] [OVERRIDE ...]
+
+The overrides are those of jepa-train, `experiment=NAME` among them; without any, ViT-B/16 at 224 pixels with batch 8.
+Prints a table and, as the last line, the same as one JSON object. `--reference` takes a checkout of
+facebookresearch/ijepa and runs its step in turn with ours on the same images, sizes and block geometry: `step_ratio` is
+the median over the turns of its time (float32, as it ships) over ours, `step_ratio_bf16` the same with its step under
+bf16 autocast. `--loader` adds decoding and augmentation against Pillow (bench_loader.py).
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import resource
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from bench_loader import measure_loader
+from bench_reference import ReferenceStep, check_checkout
+from jepa.assemble import make_parts, make_plan
+from jepa.config import ConfigError, TrainConfig, compose, factory
+from jepa.data.loader import batches
+from jepa.distributed import Session, has_fast_bf16, open_session
+from jepa.training.loop import Parts, Plan, one_step
+from jepa.types import RawBatch
+
+PUBLISHED = ["batch_size=8"]
+"""the sizes of the published comparison; all else is the default of jepa-train"""
+
+SAME_GEOMETRY = ["mask.ratio=null", "objective.loss=smooth_l1"]
+"""what makes our step the reference's task"""
+
+PARTS = ("mask", "target", "context+predictor", "backward", "optimizer+EMA", "data")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", type=int, default=5, help="measured steps, after one to warm up")
+    parser.add_argument("--reference", type=Path, metavar="CHECKOUT", help="a checkout of facebookresearch/ijepa")
+    parser.add_argument("--loader", action="store_true", help="measure decoding and augmentation as well")
+    parser.add_argument("overrides", nargs="*", help="as for jepa-train")
+    chosen = parser.parse_args(arguments)
+    overrides = [*(SAME_GEOMETRY if chosen.reference else []), *(chosen.overrides or PUBLISHED)]
+    try:
+        if chosen.reference:
+            check_checkout(chosen.reference)
+        config = compose(overrides)
+        report = {"overrides": overrides} | measure(config, chosen.steps)
+        if chosen.reference:
+            report |= compare(config, chosen.reference, chosen.steps)
+    except (ConfigError, ValueError) as fault:
+        print(fault, file=sys.stderr)
+        return 2
+    if chosen.loader:
+        report |= measure_loader()
+    print(table(report))
+    print(json.dumps(report))
+    return 0
+
+
+class Bench:
+    """The parts of a run, without folder, evaluation and loggers."""
+
+    def __init__(self, config: TrainConfig) -> None:
+        self.session: Session = open_session(device=config.device, precision=config.precision)
+        dataset = factory(config.dataset)()
+        self.plan: Plan = make_plan(config, len(dataset))
+        self.parts: Parts = make_parts(config, dataset, self.plan, self.session)
+        self.raw: Iterator[RawBatch] = batches(
+            dataset,
+            batch_size=self.plan.batch_size,
+            seed=config.seed,
+            num_workers=config.num_workers,
+            pin_memory=self.session.device.type == "cuda",
+            canvas=self.parts.augment.canvas,
+        )
+        self.done = 0
+
+    def step(self, parts: Parts | None = None) -> None:
+        """A training step as the loop takes it, the wait for its data included."""
+        one_step(self.plan, parts or self.parts, next(self.raw), self.done)
+        self.done += 1
+
+    def seconds(self, work: Callable[[], object]) -> float:
+        self.synchronize()
+        begun = time.perf_counter()
+        work()
+        self.synchronize()
+        return time.perf_counter() - begun
+
+    def synchronize(self) -> None:
+        if self.session.device.type == "cuda":
+            torch.cuda.synchronize(self.session.device)
+
+
+def measure(config: TrainConfig, num_steps: int) -> dict[str, Any]:
+    """Speed, memory and arithmetic of one step, and its parts."""
+    bench = Bench(config)
+    device, batch_size = bench.session.device, bench.plan.batch_size
+    with FlopCounterMode(display=False) as counter:
+        bench.step()  # also warms up
+    flops = counter.get_total_flops()
+    step = statistics.median(bench.seconds(bench.step) for _ in range(num_steps))
+    parts = parts_of_a_step(bench, max(2, num_steps // 2))
+    dtype = torch.bfloat16 if bench.session.bf16 else torch.float32
+    rate = matmul_rate(bench, dtype)
+    return {
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        "precision": str(dtype).removeprefix("torch."),
+        "threads": torch.get_num_threads(),
+        "batch_size": batch_size,
+        "parameters": sum(p.numel() for group in bench.parts.optimizer.param_groups for p in group["params"]),
+        "step_ms": round(1000 * step, 2),
+        "samples_per_s": round(batch_size / step, 3),
+        "ms": {name: round(1000 * parts.get(name, 0.0), 2) for name in PARTS},
+        "peak_memory_mb": round(peak_memory(device) / 2**20),
+        "gflops_per_sample": float(f"{flops / batch_size / 1e9:.4g}"),
+        "matmul_gflops_per_s": round(rate / 1e9, 1),
+        "matmul_share": float(f"{flops / step / rate:.3g}"),
+    }
+
+
+def parts_of_a_step(bench: Bench, num_steps: int) -> dict[str, float]:
+    """Median seconds of each part; waiting for the device at every border costs a GPU a little speed."""
+    watch = Stopwatch(bench)
+    parts = watch.attach(bench.parts)
+    rows = []
+    for _ in range(num_steps):
+        watch.enter("data")
+        bench.step(parts)
+        rows.append(watch.stop())
+    watch.detach()
+    return {name: statistics.median(row.get(name, 0.0) for row in rows) for name in PARTS}
+
+
+class Stopwatch:
+    """Seconds by part: a part ends where the next begins, so that the parts add up to the step."""
+
+    def __init__(self, bench: Bench) -> None:
+        self.bench = bench
+        self.spent: dict[str, float] = {}
+        self.part, self.since = "", 0.0
+        self.hooks: list[Any] = []
+
+    def enter(self, part: str) -> None:
+        self.bench.synchronize()
+        now = time.perf_counter()
+        if self.part:
+            self.spent[self.part] = self.spent.get(self.part, 0.0) + now - self.since
+        self.part, self.since = part, now
+
+    def stop(self) -> dict[str, float]:
+        self.enter("")
+        spent, self.spent = self.spent, {}
+        return spent
+
+    def attach(self, parts: Parts) -> Parts:
+        """The same parts, telling the watch when they begin; inside a compiled objective nothing is told apart."""
+        objective, target = parts.compiled, getattr(parts.objective, "target_encoder", None)
+        self.around(objective, "context+predictor", then="backward")
+        if isinstance(target, nn.Module) and objective is parts.objective:
+            self.around(target, "target", then="context+predictor")
+        self.hooks.append(parts.optimizer.register_step_pre_hook(lambda *_: self.enter("optimizer+EMA")))
+
+        def masker(batch_size: int, generator: torch.Generator):
+            self.enter("mask")
+            masks = parts.masker(batch_size, generator)
+            self.enter("data")
+            return masks
+
+        return dataclasses.replace(parts, masker=masker)
+
+    def around(self, module: nn.Module, part: str, then: str) -> None:
+        self.hooks.append(module.register_forward_pre_hook(lambda *_: self.enter(part)))
+        self.hooks.append(module.register_forward_hook(lambda *_: self.enter(then)))
+
+    def detach(self) -> None:
+        for hook in self.hooks:
+            hook.remove()
+
+
+def matmul_rate(bench: Bench, dtype: torch.dtype) -> float:
+    """Best FLOP/s of this machine in large square products."""
+    size = 8192 if bench.session.device.type == "cuda" else 2048
+    a, b = (torch.randn(size, size, device=bench.session.device, dtype=dtype) for _ in range(2))
+    return 2 * size**3 / min(bench.seconds(lambda: a @ b) for _ in range(5))
+
+
+def peak_memory(device: torch.device) -> int:
+    """Bytes: what torch had allocated on a GPU, the largest resident set of this process on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def compare(config: TrainConfig, checkout: Path, num_steps: int) -> dict[str, Any]:
+    """Our step and the reference's, taking turns on the same images."""
+    bench = Bench(config)
+    device = bench.session.device
+    images = bench.parts.augment(next(bench.raw), torch.Generator().manual_seed(0)).to(device)
+    reference = ReferenceStep(checkout, config, images.squeeze(2))
+    bench.parts = dataclasses.replace(bench.parts, augment=lambda *_: images)
+    bench.raw = repeat(next(bench.raw))
+    sides: dict[str, Callable[[], object]] = {"ours": bench.step, "reference": reference}
+    without_bf16 = ""
+    if has_fast_bf16(device):
+        sides["reference_bf16"] = lambda: reference(bf16=True)
+    else:
+        without_bf16 = f"this {device.type} has no fast bfloat16"
+    turns = take_turns(bench, sides, num_steps)
+    ours = bench.parts.masker(bench.plan.batch_size, torch.Generator().manual_seed(0))
+    return {
+        "turns_ms": {name: [round(1000 * spent) for spent in spents] for name, spents in turns.items()},
+        "tokens": {"ours": {"context_tokens": ours.context.shape[1], "target_tokens": ours.targets.shape[2]}}
+        | {"reference": reference.shape},
+        "step_ratio": median_ratio(turns["reference"], turns["ours"]),
+        "step_ratio_bf16": median_ratio(turns.get("reference_bf16"), turns["ours"]),
+        "step_ratio_bf16_skipped": without_bf16,
+    }
+
+
+def repeat(raw: RawBatch) -> Iterator[RawBatch]:
+    while True:
+        yield raw
+
+
+def take_turns(bench: Bench, sides: dict[str, Callable[[], object]], num_steps: int) -> dict[str, list[float]]:
+    """Seconds of each side, A B A B, after one step each to warm up."""
+    for step in sides.values():
+        step()
+    turns: dict[str, list[float]] = {name: [] for name in sides}
+    for _ in range(num_steps):
+        for name, step in sides.items():
+            turns[name].append(bench.seconds(step))
+    return turns
+
+
+def median_ratio(slow: list[float] | None, fast: list[float]) -> float | None:
+    return None if slow is None else round(statistics.median(a / b for a, b in zip(slow, fast, strict=True)), 3)
+
+
+def table(report: dict[str, Any]) -> str:
+    """The report for a person, one value a line."""
+    lines = []
+    for name, value in report.items():
+        if isinstance(value, dict):
+            lines += [f"{name + ' ' + key:<34}{item}" for key, item in value.items()]
+        else:
+            lines.append(f"{name:<34}{' '.join(value) if isinstance(value, list) else value}")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
