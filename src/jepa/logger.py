@@ -97,13 +97,13 @@ class WandbLogger:
             log.warning("W&B was lost (%s): nothing more is sent to it; metrics.jsonl and report.html go on", error)
 
 
-def _start(mode: str, folder: Path, identity: dict[str, Any], config: Mapping[str, Any]) -> Any:
+def _start(mode: Any, folder: Path, identity: dict[str, Any], config: Mapping[str, Any]) -> Any:
     import wandb
 
     folder.mkdir(parents=True, exist_ok=True)
     watched = mode == "online"
     wanted = QUIET | TIMEOUTS | LOST_ON_KILL | {"x_disable_stats": not watched, "x_disable_machine_info": not watched}
-    known = {name: value for name, value in wanted.items() if name in wandb.Settings.model_fields}
+    known: dict[str, Any] = {name: value for name, value in wanted.items() if name in wandb.Settings.model_fields}
     arguments = identity | {"dir": str(folder), "config": dict(config), "resume": "allow"}
     try:
         run = wandb.init(mode=mode, settings=wandb.Settings(**known), **arguments)
