@@ -52,7 +52,9 @@ class ImageFolder:
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         """uint8 [C, 1, H, W] and its label; raises OSError or RuntimeError when it can't be read."""
-        return decode(Path(self.describe(index)).read_bytes(), channels=self.channels), int(self.labels[index])
+        with open(self.describe(index), "rb") as file:
+            data = file.read()
+        return decode(data, channels=self.channels), int(self.labels[index])
 
     def describe(self, index: int) -> str:
         return os.path.join(self.folder, os.fsdecode(self.paths[index]))
@@ -153,17 +155,24 @@ class TorchvisionImages:
 
     def _load(self, train: bool) -> None:
         self.part = "train" if train else "test"
-        with _alone(self.root):
-            try:
-                source = _torchvision_source(self.name, self.root, train, self.download)
-            except (OSError, RuntimeError) as fault:
-                raise ValueError(
-                    f"dataset.name={self.name}: neither found in {self.root} nor downloaded (dataset.download="
-                    f"{str(self.download).lower()}): {fault}"
-                ) from fault
+        try:
+            source = self._source(train)
+        except (OSError, RuntimeError) as fault:
+            told = f"dataset.name={self.name} dataset.download={str(self.download).lower()}"
+            raise ValueError(f"{told}: not in {self.root}, or not whole: {fault}") from fault
         self.classes = tuple(source.classes)
         self.pixels = _channels_last(torch.as_tensor(source.data), self.channels)
         self.labels = np.asarray(source.labels if self.name == "stl10" else source.targets, dtype=np.int64)
+
+    def _source(self, train: bool) -> Any:
+        """torchvision's object; what is there already is read without writing, and one process at a time downloads."""
+        try:
+            return _torchvision_source(self.name, self.root, train, download=False)
+        except RuntimeError:
+            if not self.download:
+                raise
+        with _alone(self.root):
+            return _torchvision_source(self.name, self.root, train, download=True)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -204,7 +213,7 @@ def _channels_last(pixels: Tensor, channels: int) -> Tensor:
 
 @contextmanager
 def _alone(folder: Path) -> Iterator[None]:
-    """One process at a time looks for the data in `folder`, so that two ranks do not download into one file."""
+    """One process at a time is inside, so that two ranks do not download into one file."""
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / ".lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)

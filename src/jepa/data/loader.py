@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import multiprocessing
 import os
 import signal
 import threading
@@ -87,8 +88,11 @@ def choose_num_workers(dataset: Dataset) -> int:
 
 
 def _iterate(loader: DataLoader) -> Iterator[RawBatch]:
+    others = multiprocessing.active_children()
+    iterator: Any = iter(loader)
+    workers = [child for child in multiprocessing.active_children() if child not in others]
     try:
-        for batch in loader:
+        for batch in iterator:
             if isinstance(batch, str):
                 raise DataError(batch)
             yield batch
@@ -99,6 +103,11 @@ def _iterate(loader: DataLoader) -> Iterator[RawBatch]:
             f"{fault} It was killed from outside, often for want of memory: lower num_workers (num_workers=0 reads "
             "in the main process), or give the container more shared memory (--shm-size)"
         ) from fault
+    finally:
+        if workers:
+            iterator._shutdown_workers()  # otherwise left to the garbage collector, which a traceback holds off
+        for worker in workers:
+            worker.join(timeout=30)
 
 
 class _Positions:
