@@ -53,7 +53,7 @@ class JEPAAgent:
             self._encoder = load_encoder(self.folder)
         return self._encoder
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def encode(self, images: Tensor | Sequence[Tensor]) -> Tensor:
         """uint8 [B, C, H, W] or a list of [C, H, W] of any sizes -> [B, D], the mean over the tokens."""
         encoder: Any = self.encoder

@@ -14,7 +14,7 @@ from jepa.evaluation.features import Prober
 from jepa.folder_log import read_rows
 from jepa.report import write_report
 from jepa.training.interrupt import Interrupt
-from jepa.training.loop import Hooks, Parts, Plan, fit
+from jepa.training.loop import Hooks, Parts, Plan, TrainingError, fit
 from jepa.types import Evaluation, Evaluator, Logger, RawBatch
 from jepa.verdict import collapse_alarm
 
@@ -68,6 +68,8 @@ class Run:
 
     def evaluate(self, step: int) -> None:
         snapshot = self.prober.snapshot(step, self.parts.objective)
+        if not snapshot.val.vectors.isfinite().all():
+            raise TrainingError(f"the features of step {step} are not finite: the weights have blown up; lower lr")
         evaluations = [evaluator(snapshot) for evaluator in self.evaluators]
         metrics = {name: value for evaluation in evaluations for name, value in evaluation.metrics.items()}
         if step == 0:
