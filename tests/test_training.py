@@ -228,7 +228,13 @@ def test_a_second_job_on_a_running_folder_is_refused(tmp_path):
 def test_a_loss_that_is_never_finite_stops_the_run_and_the_report_says_why(tmp_path):
     with pytest.raises(RuntimeError, match="not finite"):
         agent(
-            tmp_path / "run", "steps=100", "lr=1e30", "schedule.start_ratio=1", "clip_grad=null", "log_every=1"
+            tmp_path / "run",
+            "steps=100",
+            "eval_every=100",
+            "lr=1e30",
+            "schedule.start_ratio=1",
+            "clip_grad=null",
+            "log_every=1",
         ).train()
     assert "not finite" in (tmp_path / "run" / "report.html").read_text()
 
