@@ -64,6 +64,12 @@ start() {
 
 stop() {
     local pid_file
+    export SLURM_CONF=$1/slurm.conf
+    scancel --user="$(id -un)" || true
+    for _ in $(seq 100); do
+        [ -z "$(squeue --noheader 2>/dev/null)" ] && break
+        sleep 0.1
+    done
     for pid_file in "$1"/slurmd.pid "$1"/slurmctld.pid "$1"/munged.pid; do
         [ -s "$pid_file" ] && kill "$(cat "$pid_file")" || true
     done

@@ -109,10 +109,11 @@ def test_shell_command_works(line: str, tiny: list[str], workplace: Path) -> Non
 
 @pytest.mark.parametrize("block", PYTHON_BLOCKS, ids=["train", "load"])
 def test_python_block_works(block: str, tiny: list[str], workplace: Path) -> None:
-    if "load_encoder" in block:
-        jepa_train(["experiment=quickstart"], tiny, workplace)
     overrides = shrunk([], tiny)
     block = block.replace("JEPAConfig()", f"JEPAConfig(*{overrides})")
+    if "load_encoder" in block:
+        quickstart = ["experiment=quickstart", *overrides]
+        block = f"from jepa import JEPAAgent, JEPAConfig\nJEPAAgent(JEPAConfig(*{quickstart})).train()\n{block}"
     run([sys.executable, "-c", block], workplace)
 
 

@@ -20,7 +20,10 @@ SBIN = os.pathsep.join(["/usr/sbin", "/sbin"])
 
 slurm_is_here = bool(shutil.which("sbatch") and shutil.which("munged", path=f"{os.environ['PATH']}{os.pathsep}{SBIN}"))
 # On a continuous integration machine a missing Slurm is a fault of the machine, not a reason to skip.
-pytestmark = pytest.mark.skipif(not slurm_is_here and os.environ.get("CI") != "true", reason="Slurm is not installed")
+pytestmark = [
+    pytest.mark.skipif(not slurm_is_here and os.environ.get("CI") != "true", reason="Slurm is not installed"),
+    pytest.mark.timeout(600),
+]
 
 Slurm = Callable[..., str]
 
@@ -62,7 +65,7 @@ def wait_for(condition: Callable[[], bool], seconds: float) -> None:
 
 
 def test_submitted_training_runs_to_its_end(slurm: Slurm, tiny: list[str], tmp_path: Path) -> None:
-    slurm("sbatch", "--wait", str(SCRIPT), "experiment=quickstart", *tiny, "name=sub", "steps=2", cwd=tmp_path)
+    slurm("sbatch", "--wait", str(SCRIPT), "experiment=quickstart", *tiny, "logger=none", "name=sub", cwd=tmp_path)
     assert finished_steps(tmp_path / "outputs" / "sub")[-1] == 2
     assert (tmp_path / "outputs" / "sub" / "report.html").exists()
 
@@ -71,13 +74,21 @@ def test_job_that_is_told_to_stop_goes_back_to_the_queue_and_resumes(
     slurm: Slurm, tiny: list[str], tmp_path: Path
 ) -> None:
     run_folder = tmp_path / "outputs" / "again"
-    options = [*tiny, "name=again", "steps=2000", "save_every=1000000", "eval_every=1000000", "log_every=1"]
+    options = [
+        *tiny,
+        "logger=none",
+        "name=again",
+        "steps=2000",
+        "save_every=1000000",
+        "eval_every=1000000",
+        "log_every=1",
+    ]
     job = slurm("sbatch", "--parsable", str(SCRIPT), "experiment=quickstart", *options, cwd=tmp_path).strip()
-    wait_for(lambda: len(finished_steps(run_folder)) >= 3, seconds=120)
+    wait_for(lambda: len(finished_steps(run_folder)) >= 3, seconds=200)
     slurm("scancel", "--signal=TERM", job)
     wait_for(lambda: "PENDING" in slurm("squeue", "--noheader", f"--jobs={job}", "--format=%T"), seconds=60)
     steps = len(finished_steps(run_folder))
     slurm("scontrol", "update", f"JobId={job}", "StartTime=now+2")
-    wait_for(lambda: len(finished_steps(run_folder)) > steps, seconds=120)
+    wait_for(lambda: len(finished_steps(run_folder)) > steps, seconds=200)
     slurm("scancel", job)
     assert finished_steps(run_folder)[: steps + 1] == list(range(1, steps + 2))
