@@ -12,8 +12,10 @@ from torch.nn import functional as F
 from jepa.layers.probes import ProbeTask, probe_task, top1
 from jepa.types import Evaluation, Features, Snapshot
 
-L2_GRID = (1.0, 0.1, 0.01, 0.001, 0.0001)
+L2_GRID = (1.0, 0.1, 0.01, 1e-3, 1e-4, 1e-5, 1e-6)
 """from strong to weak: each solution is a good start for the next"""
+PATIENCE = 2
+LEAST_CURVATURE = 1e-5
 SELECTION_SHARE = 0.2
 
 
@@ -34,8 +36,8 @@ class LinearProbe:
     def __init__(self) -> None:
         self.protocol = (
             "linear: logistic regression on features standardised by the training samples, solved by L-BFGS; "
-            f"L2 weight chosen from {', '.join(f'{l2:g}' for l2 in sorted(L2_GRID))} on {SELECTION_SHARE:.0%} of "
-            "the training samples, then fitted on all; top-1 micro accuracy in percent on the validation samples"
+            f"L2 weight chosen from {L2_GRID[0]:g}, {L2_GRID[1]:g} ... {L2_GRID[-1]:g} on {SELECTION_SHARE:.0%} of the "
+            "training samples, then fitted on all; top-1 micro accuracy in percent on the validation samples"
         )
         self._told = False
 
@@ -60,40 +62,55 @@ def standardise(task: ProbeTask) -> ProbeTask:
 
 
 def select_l2(train: Features, *, num_classes: int) -> tuple[float, LinearModel]:
-    """The weight with the best accuracy on held-out training samples (the stronger one of equals), and its solution."""
+    """The weight with the best accuracy on held-out training samples (the stronger one of equals), and its solution.
+
+    The search ends when PATIENCE weaker weights in a row are no better.
+    """
     order = torch.randperm(len(train.labels), generator=torch.Generator().manual_seed(0))
     num_held_out = max(1, round(SELECTION_SHARE * len(order)))
     held_out, used = order[:num_held_out], order[num_held_out:]
-    best, chosen, model = -1.0, L2_GRID[0], None
-    candidates = []
+    vectors, labels = train.vectors[used], train.labels[used]
+    second_moment = vectors.T @ vectors / len(vectors)
+    tried: list[tuple[float, float, LinearModel]] = []
+    best, model = 0, None
     for l2 in L2_GRID:
-        model = fit_logistic(train.vectors[used], train.labels[used], num_classes=num_classes, l2=l2, start=model)
-        candidates.append(model)
-        accuracy = top1(model.predict(train.vectors[held_out]), train.labels[held_out])
-        if accuracy > best:
-            best, chosen = accuracy, l2
-    return chosen, candidates[L2_GRID.index(chosen)]
+        model = fit_logistic(vectors, labels, num_classes=num_classes, l2=l2, start=model, second_moment=second_moment)
+        tried.append((top1(model.predict(train.vectors[held_out]), train.labels[held_out]), l2, model))
+        best = max(range(len(tried)), key=lambda index: tried[index][0])
+        if len(tried) - 1 - best >= PATIENCE:
+            break
+    return tried[best][1:]
 
 
 def fit_logistic(
     vectors: Tensor, labels: Tensor, *, num_classes: int, l2: float, start: LinearModel | None = None,
-    max_iterations: int = 100, tolerance: float = 1e-4,
+    second_moment: Tensor | None = None, max_iterations: int = 100, tolerance: float = 1e-4,
 ) -> LinearModel:  # fmt: skip
-    """[n, D], [n] -> the minimum of mean cross-entropy + l2 / 2 |weight|^2, bias free; sklearn's C is 1 / (n l2)."""
+    """[n, D], [n] -> the minimum of mean cross-entropy + l2 / 2 |weight|^2, bias free; sklearn's C is 1 / (n l2).
+
+    L-BFGS works on weight @ factor, where factor factor^T is the curvature at weight 0 (bounded below, a weak l2 would
+    make it singular in float32): features of an encoder are so unevenly spread that it would not converge otherwise.
+    """
+    num, dim = vectors.shape
+    identity = torch.eye(dim, dtype=vectors.dtype)
+    curvature = (vectors.T @ vectors / num if second_moment is None else second_moment) / num_classes
+    factor = torch.linalg.cholesky(curvature + max(l2, LEAST_CURVATURE) * identity)
+    inverse = torch.linalg.solve_triangular(factor, identity, upper=False)
     if start is None:
-        start = LinearModel(vectors.new_zeros(num_classes, vectors.shape[1]), vectors.new_zeros(num_classes))
-    weight, bias = (part.clone().requires_grad_() for part in start)
+        start = LinearModel(vectors.new_zeros(num_classes, dim), vectors.new_zeros(num_classes))
+    solution, bias = (start.weight @ factor).requires_grad_(), start.bias.clone().requires_grad_()
     solver = torch.optim.LBFGS(
-        [weight, bias], max_iter=max_iterations, tolerance_grad=tolerance, tolerance_change=1e-12,
+        [solution, bias], max_iter=max_iterations, tolerance_grad=tolerance, tolerance_change=tolerance / 100,
         line_search_fn="strong_wolfe",
     )  # fmt: skip
 
     def objective() -> Tensor:
         solver.zero_grad()
+        weight = solution @ inverse
         loss = F.cross_entropy(F.linear(vectors, weight, bias), labels) + 0.5 * l2 * weight.square().sum()
         loss.backward()
         return loss
 
     with torch.enable_grad():
         solver.step(objective)
-    return LinearModel(weight.detach(), bias.detach())
+    return LinearModel(solution.detach() @ inverse, bias.detach())
