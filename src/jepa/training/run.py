@@ -42,6 +42,9 @@ class Run:
     def train(self, batches: Callable[[int], Iterator[RawBatch]], interrupt: Interrupt) -> int:
         """To the end or to an interrupt, from where the folder stands; returns the number of finished steps."""
         first_step = self.restore()
+        for judge in (self.prober, *self.evaluators):
+            if protocol := getattr(judge, "protocol", None):
+                log.info("%s", protocol)
         if first_step == 0:
             self.evaluate(0)
         hooks = Hooks(log=self.log, evaluate=self.evaluate, save=self.save, note_broken=self.broken.note)
