@@ -108,10 +108,9 @@ def test_residual_outputs_start_smaller_the_deeper_they_are() -> None:
     encoder = make_encoder(embed_dim=128, depth=4)
     for number, block in enumerate(encoder.blocks, start=1):
         for name, scale in {"attn.qkv": 1.0, "mlp.fc1": 1.0, "attn.proj": 2 * number, "mlp.fc2": 2 * number}.items():
-            assert block.get_parameter(f"{name}.weight").std().item() == pytest.approx(0.02 / scale**0.5, rel=0.05), (
-                number,
-                name,
-            )
+            weight = block.get_parameter(f"{name}.weight")
+            expected = 0.6 / (weight.shape[1] * scale) ** 0.5
+            assert weight.std().item() == pytest.approx(expected, rel=0.05), (number, name)
             assert not block.get_parameter(f"{name}.bias").any()
 
 
@@ -168,3 +167,8 @@ def test_refuses_sizes_that_do_not_fit(changes: dict[str, Any], message: str) ->
 def test_refuses_clips_of_another_size() -> None:
     with pytest.raises(ValueError, match=r"\(3, 1, 16, 24\), got \(3, 1, 24, 24\)"):
         make_encoder()(torch.zeros(1, 3, 24, 24))
+
+
+def test_weights_start_as_usual_at_the_usual_width() -> None:
+    block = make_encoder(embed_dim=768, depth=1, num_heads=12).blocks[0]
+    assert block.get_parameter("attn.qkv.weight").std().item() == pytest.approx(0.02, rel=0.1)

@@ -59,6 +59,7 @@ class SpatialEncoder(nn.Module):
         )
         self.norm = LayerNorm(embed_dim)
         init_weights(self, self.blocks)
+        nn.init.xavier_uniform_(self.embed.weight)  # as in MAE: a patch speaks as loudly as its position
 
     def forward(self, clips: Tensor, keep: Tensor | None = None) -> Tensor:
         """[B, C, T, H, W] or [B, C, H, W] -> [B, N, D]; with `keep` [B, K] only those tokens: [B, K, D]."""
