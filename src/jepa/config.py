@@ -13,6 +13,8 @@ from typing import Any, NamedTuple
 import yaml
 from hydra import version
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.config_repository import CachingConfigRepository
+from hydra._internal.defaults_list import create_defaults_list
 from hydra._internal.utils import create_config_search_path
 from hydra.core.config_search_path import SearchPathQuery
 from hydra.core.config_store import ConfigStore
@@ -21,7 +23,7 @@ from hydra.core.object_type import ObjectType
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, Quote, QuotedString
 from hydra.core.utils import setup_globals
-from hydra.errors import HydraException
+from hydra.errors import ConfigCompositionException, HydraException
 from hydra.types import RunMode
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
@@ -130,8 +132,7 @@ class Composer:
         path = next((path for folder in self.folders if (path := folder / f"{self.config_name}.yaml").is_file()), None)
         own = Choice("", self.config_name, path).values if path else {}
         ours = Choice("", "train", self.folders[0] / "train.yaml").values.items()
-        lacking = [f"{k}={literal(v)}" for k, v in ours if k.startswith("hydra.") and k not in own]
-        return ["hydra/job_logging=none", *lacking]
+        return [f"{k}={literal(v)}" for k, v in ours if k.startswith("hydra.") and k not in own]
 
     def inspect(self, overrides: Sequence[str], sweep_folder: str | None = None) -> Inspection:
         """Compose with overrides and collect all faults; `sweep_folder` is the name of this member of a sweep."""
@@ -156,7 +157,8 @@ class Composer:
         try:
             plain = _resolved(config)
             faults += config_checks.faults(plain, schema, show)
-            faults += _existing_run(config, plain, sweep_folder)
+            if plain.get("resume") is False:
+                faults += _existing_run(config, sweep_folder)
         except OmegaConfBaseException as error:
             return Inspection({}, [*faults, _of_hydra(error)])
         return Inspection(plain, faults)
@@ -185,11 +187,25 @@ class Composer:
 
     def _base(self, choices: tuple[str, ...]) -> DictConfig:
         if choices not in self._bases:
+            asks_hydra = any(override.is_hydra_override() for override in self.parse(choices)[0])
             with _open_schema():
-                self._bases[choices] = self._loader.load_configuration(
-                    self.config_name, list(choices), RunMode.RUN, from_shell=False
-                )
+                self._bases[choices] = self._whole(choices) if asks_hydra else self._quick(choices)
         return self._bases[choices]
+
+    def _whole(self, overrides: Sequence[str]) -> DictConfig:
+        return self._loader.load_configuration(self.config_name, list(overrides), RunMode.RUN, from_shell=False)
+
+    def _quick(self, choices: Sequence[str]) -> DictConfig:
+        """Without Hydra's own section, which takes most of the time; but where a file sets a group of Hydra."""
+        repository = CachingConfigRepository(self._loader.repository)
+        parsed, _ = self.parse(choices)
+        try:
+            listed = create_defaults_list(repository, self.config_name, parsed, prepend_hydra=False, skip_missing=False)
+        except ConfigCompositionException:
+            return self._whole(choices)
+        config = self._loader._compose_config_from_defaults_list(listed.defaults, repository)
+        OmegaConf.update(config, "hydra.runtime.choices", listed.overrides.known_choices, force_add=True)
+        return config
 
     def choice_fault(self, override: Override) -> str | None:
         """Why a group cannot be set so; None when it can."""
@@ -293,16 +309,14 @@ def _plain(config: DictConfig, resolve: bool = False) -> dict[str, Any]:
     return {str(key): value for key, value in plain.items()}
 
 
-def _existing_run(config: DictConfig, plain: Mapping[str, Any], sweep_folder: str | None) -> list[str]:
+def _existing_run(config: DictConfig, sweep_folder: str | None) -> list[str]:
     """With resume=false the run folder must be new; of several processes of a run only the first looks."""
-    if plain.get("resume") is not False or os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) != "0":
+    if os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) != "0":
         return []
-    settings = OmegaConf.merge(config, {"name": plain.get("name")})
+    folder = Path(config.hydra.run.dir)
     if sweep_folder is not None:
-        OmegaConf.update(settings, "hydra.job.override_dirname", sweep_folder)
-        folder = Path(settings.hydra.sweep.dir) / settings.hydra.sweep.subdir
-    else:
-        folder = Path(settings.hydra.run.dir)
+        OmegaConf.update(config, "hydra.job.override_dirname", sweep_folder, force_add=True)
+        folder = Path(config.hydra.sweep.dir) / config.hydra.sweep.subdir
     kept = [name for name in ("config.yaml", "metrics.jsonl", "checkpoints") if (folder / name).exists()]
     if not kept:
         return []
