@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+pytestmark = pytest.mark.timeout(600)
+
 ROOT = Path(__file__).resolve().parents[1]
 BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```$", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL)
 SHELL_LINES = [line for kind, block in BLOCKS if kind == "bash" for line in block.splitlines() if line.strip()]
@@ -20,7 +22,7 @@ PYTHON_BLOCKS = [block for kind, block in BLOCKS if kind == "python"]
 
 
 def run(command: list[str], cwd: Path) -> str:
-    result = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=240, check=False)
+    result = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=400, check=False)
     assert result.returncode == 0, f"{shlex.join(command)}\n{result.stdout}\n{result.stderr}"
     return result.stdout
 

@@ -22,7 +22,7 @@ slurm_is_here = bool(shutil.which("sbatch") and shutil.which("munged", path=f"{o
 # On a continuous integration machine a missing Slurm is a fault of the machine, not a reason to skip.
 pytestmark = [
     pytest.mark.skipif(not slurm_is_here and os.environ.get("CI") != "true", reason="Slurm is not installed"),
-    pytest.mark.timeout(600),
+    pytest.mark.timeout(900),
 ]
 
 Slurm = Callable[..., str]
@@ -39,7 +39,7 @@ def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Slurm]:
         # Output goes to a file: the daemons inherit it, and a pipe would stay open with them.
         with (folder / "printed").open("w+") as printed:
             done = subprocess.run(
-                command, cwd=cwd, env=env, stdout=printed, stderr=subprocess.STDOUT, timeout=240, check=False
+                command, cwd=cwd, env=env, stdout=printed, stderr=subprocess.STDOUT, timeout=400, check=False
             )
             printed.seek(0)
             text = printed.read()
@@ -84,11 +84,11 @@ def test_job_that_is_told_to_stop_goes_back_to_the_queue_and_resumes(
         "log_every=1",
     ]
     job = slurm("sbatch", "--parsable", str(SCRIPT), "experiment=quickstart", *options, cwd=tmp_path).strip()
-    wait_for(lambda: len(finished_steps(run_folder)) >= 3, seconds=200)
+    wait_for(lambda: len(finished_steps(run_folder)) >= 3, seconds=300)
     slurm("scancel", "--signal=TERM", job)
     wait_for(lambda: "PENDING" in slurm("squeue", "--noheader", f"--jobs={job}", "--format=%T"), seconds=60)
     steps = len(finished_steps(run_folder))
     slurm("scontrol", "update", f"JobId={job}", "StartTime=now+2")
-    wait_for(lambda: len(finished_steps(run_folder)) > steps, seconds=200)
+    wait_for(lambda: len(finished_steps(run_folder)) > steps, seconds=300)
     slurm("scancel", job)
     assert finished_steps(run_folder)[: steps + 1] == list(range(1, steps + 2))
