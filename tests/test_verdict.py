@@ -81,6 +81,22 @@ def test_a_collapse_after_a_good_start_is_seen_against_the_best_value():
     assert "down from 45.0 % at step 100" in said.reason
 
 
+def test_the_early_dip_of_a_healthy_run_raises_no_alarm():
+    dip = {"collapse/std": 0.06, "collapse/cosine": 0.996, "collapse/rank_centred": 3.6}
+    assert collapse_alarm(run(START, dip)) is None
+    said = verdict(run(START | probes(30.0, 28.0), dip | probes(29.0, 25.0)))
+    assert said.word == "stalled"
+    assert "std at 20% of its start" in said.reason
+
+
+def test_a_deep_dip_that_is_being_left_is_no_collapse():
+    deep = {"collapse/std": 0.01, "collapse/cosine": 0.9999, "collapse/rank_centred": 12.0}
+    rising = {"collapse/std": 0.025, "collapse/cosine": 0.9994, "collapse/rank_centred": 12.0}
+    assert collapse_alarm(run(START, deep)) is not None
+    assert collapse_alarm(run(START, deep, rising)) is None
+    assert collapse_alarm(run(START, deep, deep)) is not None
+
+
 def test_features_that_only_shrink_are_not_collapsing():
     shrunk = START | {"collapse/std": 0.01, "collapse/norm": 0.1}
     assert verdict(run(START | probes(30.0, 28.0), shrunk | probes(45.0, 40.0))).word == "learning"

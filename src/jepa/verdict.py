@@ -28,12 +28,15 @@ PROBES = {
 CLEAR_POINTS = 2.0
 """percentage points; two standard errors of an accuracy of 50 % on 2,048 samples are 2.2"""
 CLEAR_GAIN = 0.1
-COLLAPSED_SPREAD = 0.2
-"""share of the start (or the best value since) that std and 1 - cosine must both have fallen to"""
-COLLAPSED_RANK = 0.1
-"""share of the start that the centred rank must have fallen to"""
+COLLAPSED_SPREAD = 0.1
+"""share of the start (or the best value since) that std and 1 - cosine must both have fallen to; the dip of a healthy
+run, before the predictor has something to say, was seen to go down to 0.2"""
+COLLAPSED_RANK = 0.05
+"""share of the start that the centred rank must have fallen to; in healthy runs 0.14 was seen"""
 POINT_RANK = 1.5
 """a centred rank below this is a line or a point, whatever it was at the start"""
+RECOVERY = 2.0
+"""a value that has at least doubled since the evaluation before is leaving its dip"""
 
 
 @dataclass(frozen=True)
@@ -60,7 +63,7 @@ def verdict(rows: Rows) -> Verdict:
         return _unlabelled(rows)
     if best.points >= CLEAR_POINTS and sum(change.points for change in probes) >= CLEAR_POINTS:
         return Verdict("learning", f"{told}; but {collapsed}" if collapsed else told)
-    return Verdict("stalled", f"{told}; the features have not collapsed: train longer, or change lr")
+    return Verdict("stalled", f"{told}; {_spread(rows)}: train longer, or change lr")
 
 
 def collapse_alarm(rows: Rows) -> str | None:
@@ -138,16 +141,23 @@ def _collapse(rows: Rows) -> str | None:
     features merely shrink). Dimensional collapse: the centred rank falls to a few directions.
     """
     spread, angle = _fallen(rows, "collapse/std"), _fallen(rows, "collapse/cosine", opposite=True)
-    if spread and angle and max(spread.share, angle.share) <= COLLAPSED_SPREAD:
+    if spread and angle and max(spread.share, angle.share) <= COLLAPSED_SPREAD and not spread.recovers:
         return (
             f"the std of the features fell to {spread.share:.0%} of its {spread.when} ({spread.reference:.3g} -> "
             f"{spread.last:.3g}) and all images point the same way (mean cosine {1 - angle.last:.3f})"
         )
     rank = _fallen(rows, "collapse/rank_centred")
-    if rank and (rank.share <= COLLAPSED_RANK or rank.last < POINT_RANK):
+    if rank and (rank.share <= COLLAPSED_RANK or rank.last < POINT_RANK) and not rank.recovers:
         before = f"its {rank.when} was {rank.reference:.1f}"
         return f"the features vary in only {rank.last:.1f} directions (centred effective rank; {before})"
     return None
+
+
+def _spread(rows: Rows) -> str:
+    found = _fallen(rows, "collapse/std")
+    if found is None or found.share >= 0.5:
+        return "the features have not collapsed"
+    return f"the features have come closer (std at {found.share:.0%} of its {found.when}) but have not collapsed"
 
 
 @dataclass(frozen=True)
@@ -155,6 +165,7 @@ class Fall:
     last: float
     reference: float
     when: str
+    recovers: bool
 
     @property
     def share(self) -> float:
@@ -167,7 +178,9 @@ def _fallen(rows: Rows, name: str, opposite: bool = False) -> Fall | None:
     if len(values) < 2:
         return None
     step, reference = max(values, key=lambda pair: pair[1])
-    return Fall(values[-1][1], reference, "start" if step == values[0][0] else f"value at step {step}")
+    (_, before), (_, last) = values[-2:]
+    when = "start" if step == values[0][0] else f"value at step {step}"
+    return Fall(last, reference, when, recovers=last >= RECOVERY * before)
 
 
 def _unlabelled(rows: Rows) -> Verdict:
