@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from pathlib import Path
 
@@ -17,6 +18,7 @@ def job(config: DictConfig) -> None:
     if folder.is_relative_to(Path.cwd()):
         folder = folder.relative_to(Path.cwd())
     checked = typed(config)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", force=True)
     from jepa.agent import train  # imports torch
 
     try:

@@ -16,7 +16,7 @@ from jepa.types import Batch, Masks
 
 QUICK_LOOK = "for a quick look: jepa-train experiment=quickstart"
 PATIENCE_SECONDS = 900
-PATIENCE_FOR_ONE = 3
+PATIENCE_FOR_ONE = 0.5
 
 
 def describe_cost(plan: Plan, parts: Parts, prober: Prober) -> str:
@@ -41,9 +41,19 @@ def describe_cost(plan: Plan, parts: Parts, prober: Prober) -> str:
 
 
 def _seconds_per_sample(plan: Plan, parts: Parts) -> tuple[float, float]:
-    """Of a training step without the optimizer's part, and of the encoder alone; weights and gradients stay."""
+    """Of a training step without the optimizer's part, and of the encoder alone; weights and gradients stay.
+
+    Four samples tell enough where they take long; otherwise as many as a step has.
+    """
+    few = min(4, plan.micro_batch_size)
+    seconds = _measure(plan, parts, few)
+    size = few if max(seconds) > PATIENCE_FOR_ONE else plan.micro_batch_size
+    trained, judged = seconds if size == few else _measure(plan, parts, size)
+    return trained / size, judged / size
+
+
+def _measure(plan: Plan, parts: Parts, size: int) -> tuple[float, float]:
     device, shape = parts.session.device, parts.objective.backbone.clip_shape
-    size = plan.micro_batch_size if device.type == "cuda" else min(4, plan.micro_batch_size)
     drawn = parts.masker(size, generator(plan.seed, 0, 0, "cost"))
     masks = Masks(*(m.to(device) for m in drawn))
     batch = Batch(torch.zeros(size, *shape, device=device), torch.full((size,), -1, device=device))
@@ -59,7 +69,7 @@ def _seconds_per_sample(plan: Plan, parts: Parts) -> tuple[float, float]:
             parts.objective.backbone(batch.clips)
 
     torch.manual_seed(derive_seed(plan.seed, 0, 0, "cost"))
-    return _seconds(train, device) / size, _seconds(encode, device) / size
+    return _seconds(train, device), _seconds(encode, device)
 
 
 def _seconds(work: Callable[[], None], device: torch.device) -> float:
