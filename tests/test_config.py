@@ -317,7 +317,7 @@ def test_values_fit_annotations(annotation: str, good: list, bad: list) -> None:
     assert not any(signatures.fits(node, value) for value in bad)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(st.recursive(st.none() | st.booleans() | st.integers() | st.text(max_size=8), st.lists, max_leaves=4))
 def test_python_values_survive_as_overrides(value: object) -> None:
     parsed, unread = COMPOSER.parse([f"key={literal(value)}"])
@@ -325,7 +325,7 @@ def test_python_values_survive_as_overrides(value: object) -> None:
     assert parsed[0].value() == value
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(
     st.dictionaries(st.text("abc", min_size=1), st.dictionaries(st.text("abc", min_size=1), st.integers(), min_size=1))
 )

@@ -333,7 +333,8 @@ def _image_folder(checked: Checked) -> Iterator[str]:
         folder = Path(root).expanduser().absolute() / checked[key]
         if not folder.is_dir():
             both = f"{checked.show('dataset.root_path')} with {checked.show(key)}"
-            yield f"{both}: there is no folder {folder}; {_what_is_there(folder)}; expected {folder}/CLASS/IMAGE.jpg"
+            layout = f"{folder}/CLASS/IMAGE.jpg, or {folder}/IMAGE.jpg without labels"
+            yield f"{both}: there is no folder {folder}; {_what_is_there(folder)}; expected {layout}"
             return
 
 
