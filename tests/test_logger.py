@@ -310,7 +310,7 @@ class TestWandb:
         """
         script = textwrap.dedent(start) + textwrap.dedent(body)
         return subprocess.run(
-            [sys.executable, "-c", script], capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=60
+            [sys.executable, "-c", script], capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=250
         )
 
 

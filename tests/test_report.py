@@ -242,7 +242,7 @@ def test_thinning_keeps_the_extremes_the_end_and_the_limit(values):
 )
 def test_any_values_can_be_drawn(values, level, may_be_log):
     lines = [Line(name="a", points=list(enumerate(values)))]
-    figure = line_chart(Chart(title="t", lines=lines, levels=[Level(name="l", value=level)], may_be_log=may_be_log))
+    figure = line_chart(Chart(title="t", may_be_log=may_be_log), lines, [Level(name="l", value=level)])
     root = ElementTree.fromstring(figure)
     assert root.tag == "figure"
     assert figure.count('class="strip"') <= MAX_STRIPS

@@ -33,9 +33,9 @@ class Level:
 
 @dataclass(frozen=True, kw_only=True)
 class Chart:
+    """The words around the curves."""
+
     title: str
-    lines: Sequence[Line]
-    levels: Sequence[Level] = ()
     unit: str = ""
     hint: str = ""
     may_be_log: bool = False
@@ -62,21 +62,21 @@ class Scale:
         return [t for t in nice_ticks(self.low, self.high, count) if self.low <= t <= self.high]
 
 
-def line_chart(chart: Chart) -> str:
+def line_chart(chart: Chart, lines: Sequence[Line], levels: Sequence[Level] = ()) -> str:
     """A figure with legend, axes, curves, baselines, hint; many points become their mean in a band of extremes."""
-    thinned = [(line, thin(line.points)) for line in chart.lines]
+    thinned = [(line, thin(line.points)) for line in lines]
     values = _drawn_values([b for _, buckets in thinned for b in buckets if math.isfinite(b.mean)])
     steps = [b.step for _, buckets in thinned for b in buckets]
     if not values:
-        return _figure(chart, '<p class="empty">no finite value yet</p>')
+        return _figure(chart, lines, levels, '<p class="empty">no finite value yet</p>')
     x = Scale(*_span(min(steps), max(steps)), LEFT, WIDTH - RIGHT)
-    y = _value_scale(values, [level.value for level in chart.levels], chart.may_be_log)
-    parts = [_axes(x, y), *(_baseline(level, index, y) for index, level in enumerate(chart.levels))]
+    y = _value_scale(values, [level.value for level in levels], chart.may_be_log)
+    parts = [_axes(x, y), *(_baseline(level, index, y) for index, level in enumerate(levels))]
     parts += [_curve(buckets, index, x, y) for index, (_, buckets) in enumerate(thinned)]
     parts += [_strips(chart, thinned, x)]
     label = f"{chart.title} over {max(steps):,.0f} steps"
     svg = f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(label)}">{"".join(parts)}</svg>'
-    return _figure(chart, svg)
+    return _figure(chart, lines, levels, svg)
 
 
 @dataclass(frozen=True)
@@ -225,11 +225,11 @@ def _strips(chart: Chart, thinned: list[tuple[Line, list[Bucket]]], x: Scale) ->
     return "".join(parts)
 
 
-def _figure(chart: Chart, body: str) -> str:
+def _figure(chart: Chart, lines: Sequence[Line], levels: Sequence[Level], body: str) -> str:
     unit = f' <span class="unit">{escape(chart.unit)}</span>' if chart.unit else ""
     hint = f'<p class="hint">{escape(chart.hint)}</p>' if chart.hint else ""
-    keys = [_key(f"c{index}", line.name, _last(line.points)) for index, line in enumerate(chart.lines)]
-    keys += [_key(f"d{index} dashed", level.name, number(level.value)) for index, level in enumerate(chart.levels)]
+    keys = [_key(f"c{index}", line.name, _last(line.points)) for index, line in enumerate(lines)]
+    keys += [_key(f"d{index} dashed", level.name, number(level.value)) for index, level in enumerate(levels)]
     return (
         f'<figure class="chart"><figcaption>{escape(chart.title)}{unit}</figcaption>'
         f'<div class="legend">{"".join(keys)}</div>{body}{hint}</figure>'

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import netrc
 import os
@@ -46,6 +47,8 @@ class WandbLogger:
         if not re.fullmatch(r"[\w.-]{1,128}", run_id):
             raise ValueError(f"run_id={run_id!r}: at most 128 letters, digits, dots, dashes and underscores")
         self.folder = Path(folder).resolve()
+        # W&B's report on itself: seconds of imports at the first row, and it asks the network in an offline run too
+        os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
         mode = mode or os.environ.get("WANDB_MODE") or ("online" if _has_key() else "offline")
         if mode == "online" and not _has_key():
             log.warning("W&B: no key is configured (wandb login), so this run is kept offline")
@@ -182,7 +185,7 @@ class TensorboardLogger:
         first = 0 if resume_step is None else resume_step + 1
         self._writer = SummaryWriter(str(Path(folder) / "tensorboard"), purge_step=first)
         if resume_step is None:
-            self._writer.add_text("config", f"run {run_id}\n\n```\n{_indented(config)}\n```", 0)
+            self._writer.add_text("config", f"run {run_id}\n\n```\n{json.dumps(dict(config), indent=1)}\n```", 0)
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         for name, value in metrics.items():
@@ -199,12 +202,3 @@ class TensorboardLogger:
 
     def close(self, status: str) -> None:
         self._writer.close()
-
-
-def _indented(config: Mapping[str, Any], depth: int = 0) -> str:
-    lines = []
-    for key, value in config.items():
-        inner = isinstance(value, Mapping) and value
-        lines.append(f"{'  ' * depth}{key}:{'' if inner else f' {value}'}")
-        lines += [_indented(value, depth + 1)] if inner else []
-    return "\n".join(lines)

@@ -6,7 +6,7 @@ import base64
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
 
@@ -25,18 +25,14 @@ MAX_CLOUD = 600
 
 
 @dataclass(frozen=True, kw_only=True)
-class Curve:
-    """What a chart shows: names of metrics with their labels; names of baselines with theirs."""
+class Curve(Chart):
+    """A chart of named metrics with their labels, and of baselines with theirs."""
 
-    title: str
     metrics: Mapping[str, str]
-    baselines: Mapping[str, str] | None = None
+    baselines: Mapping[str, str] = field(default_factory=dict)
     starts: bool = False
     """the value at step 0, of the untrained encoder, is a baseline too"""
-    unit: str = ""
     factor: float = 1.0
-    hint: str = ""
-    may_be_log: bool = False
 
 
 SECTIONS: dict[str, tuple[str, Sequence[Curve]]] = {
@@ -116,7 +112,7 @@ def write_report(folder: Path) -> Path:
     parts = [
         _header(name, status),
         _verdict(rows),
-        f'<div class="card message"><b>{escape(status)}:</b> {escape(message)}</div>' if message else "",
+        _message(status, message),
         _facts(rows, facts),
         _table(rows),
         *_curves(rows),
@@ -148,6 +144,13 @@ def _header(name: str, status: str) -> str:
     )
 
 
+def _message(status: str, message: str) -> str:
+    if not message:
+        return ""
+    text = message if message.startswith(status) else f"{status}: {message}"
+    return f'<div class="card message {TONES.get(status, "calm")}"><span>{escape(text)}</span></div>'
+
+
 def _verdict(rows: Sequence[Row]) -> str:
     judged = verdict(rows)
     tone = TONES.get(judged.word, "calm")
@@ -177,14 +180,15 @@ def _time(seconds: float) -> str:
 
 
 def _table(rows: Sequence[Row]) -> str:
-    compared = table_rows(rows)
-    if all(value is None for _, values in compared for value in values):
+    compared = [(title, values) for title, values in table_rows(rows) if any(value is not None for value in values)]
+    if not compared:
         return ""
     lines = []
     for title, (knn, linear, rank) in compared:
         cells = ["–" if v is None else f"{v:.1f}&nbsp;%" for v in (knn, linear)]  # noqa: RUF001
         cells.append("–" if rank is None else f"{rank:.1f}")  # noqa: RUF001
-        lines.append(f"<tr><th>{escape(title)}</th>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>")
+        style = ' class="trained"' if title.startswith("trained") else ""
+        lines.append(f"<tr{style}><th>{escape(title)}</th>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>")
     heads = "<tr><th></th><th>kNN</th><th>linear</th><th>rank</th></tr>"
     return (
         f'<h2>Result</h2><div class="card scroll"><table><thead>{heads}</thead>'
@@ -222,13 +226,9 @@ def _chart(curve: Curve, columns: Mapping[str, list[Point]]) -> str:
     levels = []
     if curve.starts and lines[0].points[0][0] == 0:
         levels.append(Level(name="untrained", value=lines[0].points[0][1]))
-    for name, label in (curve.baselines or {}).items():
+    for name, label in curve.baselines.items():
         levels += [Level(name=label, value=value) for _, value in columns.get(name, [])[-1:]]
-    return line_chart(
-        Chart(
-            title=curve.title, lines=lines, levels=levels, unit=curve.unit, hint=curve.hint, may_be_log=curve.may_be_log
-        )
-    )
+    return line_chart(curve, lines, levels)
 
 
 def _pictures(folder: Path) -> str:
@@ -244,7 +244,7 @@ def _pictures(folder: Path) -> str:
         "Features of images on their two main directions, each evaluation on its own; under the pointer, their labels."
     )
     parts += [_panel(path, _cloud, text) for path in sorted(last.glob("*.npz"))]
-    return f"<h2>Pictures</h2>{''.join(parts)}"
+    return f"<h2>Pictures</h2><div class='pictures'>{''.join(parts)}</div>"
 
 
 def _panel(path: Path, draw: Callable[[Path], str], caption: str) -> str:
@@ -255,7 +255,8 @@ def _panel(path: Path, draw: Callable[[Path], str], caption: str) -> str:
     figures = "".join(f"<figure><figcaption>{_moment(p)}</figcaption>{draw(p)}</figure>" for p in shown)
     title = escape(path.stem.replace("_", " ").capitalize())
     hint = f'<p class="hint">{escape(caption)}</p>'
-    return f'<div class="card picture"><h3>{title}</h3><div class="pair">{figures}</div>{hint}</div>'
+    width = "wide" if len(shown) > 1 else ""
+    return f'<div class="card picture {width}"><h3>{title}</h3><div class="pair">{figures}</div>{hint}</div>'
 
 
 def _moment(path: Path) -> str:
