@@ -116,7 +116,7 @@ def write_photographs(folder: Path) -> float:
     folder.mkdir(parents=True)
     random = np.random.default_rng(0)
     for number in range(BATCH):
-        Image.fromarray(photograph(random)).save(folder / f"{number:03d}.jpg", quality=90)
+        Image.fromarray(photograph(random)).save(folder / f"{number:03d}.jpg", quality=86)
     return sum(path.stat().st_size for path in folder.iterdir()) / BATCH / 1024
 
 

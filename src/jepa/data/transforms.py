@@ -196,9 +196,8 @@ def resample_densely(
     for start in range(0, len(pixels), samples):
         part = slice(start, start + samples)
         rows = filter_weights(boxes[part, 0], boxes[part, 2], pixels.shape[-2], size[0])
-        columns = filter_weights(boxes[part, 1], boxes[part, 3], pixels.shape[-1], size[1])
-        if flips is not None:
-            columns = torch.where(flips[part, None, None], columns.flip(1), columns)
+        mirrored = None if flips is None else flips[part]
+        columns = filter_weights(boxes[part, 1], boxes[part, 3], pixels.shape[-1], size[1], mirrored)
         clips[part] = _separable(pixels[part], rows, columns)
         if normalise is not None:
             normalise(clips[part])
@@ -214,15 +213,18 @@ def _separable(pixels: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
     return small.permute(0, 2, 3, 1, 4)
 
 
-def filter_weights(start: Tensor, length: Tensor, num_in: int, num_out: int) -> Tensor:
-    """[B], [B] -> [B, num_out, num_in]: the triangle filter, widened when it shrinks, that sees the box alone."""
+def filter_weights(start: Tensor, length: Tensor, num_in: int, num_out: int, flips: Tensor | None = None) -> Tensor:
+    """[B], [B], bool [B] -> [B, num_out, num_in]: triangles, widened where they shrink, that see the box alone."""
     start, length = start.float()[:, None], length.float()[:, None]
     ratio = length / num_out
-    outputs = torch.arange(num_out, device=start.device) + 0.5
+    radius = ratio.clamp(min=1)
+    outputs = torch.arange(num_out, device=start.device) + 0.5  # [num_out]
+    if flips is not None:
+        outputs = torch.where(flips[:, None], num_out - outputs, outputs)  # [B, num_out]
     inputs = torch.arange(num_in, device=start.device) + 0.5 - start  # [B, num_in]
-    distance = (inputs[:, None] - (outputs * ratio)[..., None]).abs_()  # [B, num_out, num_in]
-    weights = distance.mul_((-1 / ratio.clamp(min=1))[..., None]).add_(1).clamp_(min=0)
-    weights.mul_(((inputs > 0) & (inputs < length))[:, None])
+    inputs = inputs.masked_fill((inputs < 0) | (inputs > length), math.inf)
+    distance = ((inputs / radius)[:, None] - (outputs * (ratio / radius))[..., None]).abs_()  # [B, num_out, num_in]
+    weights = torch.rsub(distance, 1).clamp_(min=0)
     return weights.div_(weights.sum(dim=-1, keepdim=True))
 
 
