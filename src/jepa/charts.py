@@ -159,7 +159,7 @@ def _value_scale(values: list[float], levels: list[float], may_be_log: bool) -> 
 def _axes(x: Scale, y: Scale) -> str:
     floor = HEIGHT - BOTTOM
     parts = []
-    for tick in y.ticks(4):
+    for tick in y.ticks(6):
         at = f"{y(tick):.1f}"
         parts.append(f'<path class="grid" d="M{LEFT} {at}H{WIDTH - RIGHT}"/>')
         parts.append(f'<text class="tick" x="{LEFT - 6}" y="{at}" dy=".32em" text-anchor="end">{number(tick)}</text>')
