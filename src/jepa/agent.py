@@ -14,7 +14,9 @@ from torch import Tensor, nn
 
 from jepa import checkpoint
 from jepa.assemble import assemble, start_batches
+from jepa.checkpoint import CheckpointError
 from jepa.config import ConfigError, TrainConfig, factory
+from jepa.data.loader import DataError
 from jepa.data.transforms import EvalTransform
 from jepa.folder_log import read_rows
 from jepa.python_config import JEPAConfig
@@ -22,10 +24,11 @@ from jepa.report import write_report
 from jepa.training.cost import describe_cost
 from jepa.training.folder import RunFolder, open_folder
 from jepa.training.interrupt import Interrupt, listen
+from jepa.training.loop import TrainingError
 from jepa.training.run import Run
 from jepa.verdict import final_table, verdict
 
-__all__ = ["JEPAAgent", "JEPAConfig", "load_encoder"]
+__all__ = ["CheckpointError", "DataError", "JEPAAgent", "JEPAConfig", "TrainingError", "load_encoder"]
 
 
 class JEPAAgent:
@@ -70,7 +73,7 @@ def load_encoder(path: str | os.PathLike) -> nn.Module:
     found = checkpoint.find(Path(path))
     state, node = checkpoint.read_state(found), checkpoint.read_config(found)["encoder"]
     if not str(node.get("_target_")).startswith("jepa.encoders."):
-        raise checkpoint.CheckpointError(f"{found}: encoder {node.get('_target_')} is not one of jepa.encoders")
+        raise CheckpointError(f"{found}: encoder {node.get('_target_')} is not one of jepa.encoders")
     encoder = factory(node)(clip_shape=tuple(state["clip_shape"]))
     prefix = state["backbone"] + "."
     weights = {
@@ -112,7 +115,7 @@ def _assembled(config: TrainConfig, folder: RunFolder) -> Run:
     """What a constructor refuses is a fault of the configuration."""
     try:
         return assemble(config, folder)
-    except (ConfigError, checkpoint.CheckpointError):
+    except (ConfigError, CheckpointError):
         raise
     except ValueError as error:
         raise ConfigError([str(error)]) from error

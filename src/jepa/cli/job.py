@@ -19,12 +19,15 @@ def job(config: DictConfig) -> None:
         folder = folder.relative_to(Path.cwd())
     checked = typed(config)
     logging.basicConfig(level=logging.INFO, format="%(message)s", force=True)
-    from jepa.agent import train  # imports torch
+    from jepa.agent import CheckpointError, DataError, TrainingError, train  # imports torch
 
     try:
         status = train(checked, folder)
-    except ConfigError as error:
+    except (ConfigError, CheckpointError) as error:
         print(f"jepa-train: {error}", file=sys.stderr)
         status = 2
+    except (DataError, TrainingError) as error:
+        print(f"jepa-train: stopped: {error}\nreport: {folder / 'report.html'}", file=sys.stderr)
+        status = 1
     if status:
         sys.exit(status)
