@@ -18,7 +18,8 @@ def init_weights(module: nn.Module, blocks: Iterable[nn.Module]) -> None:
     """Linear layers ~ N(0, GAIN^2 / inputs), then what block l = 1, 2, ... adds to the stream divided by sqrt(2 l).
 
     At 768 inputs that is the usual 0.02; in a narrow model 0.02 leaves tokens that tell little but their position, and
-    the predictor has nothing else to learn. Call it once, when all is built: another initialisation after it would undo the division (BEiT, section 2.5).
+    the predictor has nothing else to learn. Call it once, when all is built: another initialisation after it would
+    undo the division (BEiT, section 2.5).
     """
     for layer in module.modules():
         if isinstance(layer, nn.Linear):
