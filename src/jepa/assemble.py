@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -121,7 +121,7 @@ def make_loggers(config: TrainConfig, folder: RunFolder) -> list[Logger]:
     return [FolderLogger(**wired), *(factory(node)(**wired) for node in config.logger.values())]
 
 
-def start_batches(config: TrainConfig, run: Run, first_step: int) -> Iterator[RawBatch]:
+def start_batches(config: TrainConfig, run: Run, first_step: int) -> Generator[RawBatch, None, None]:
     """Endless raw batches from `first_step` on, no larger than what the crops need."""
     return batches(
         run.broken.dataset,

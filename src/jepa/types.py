@@ -7,7 +7,7 @@ configuration can be checked in a moment.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
@@ -211,6 +211,3 @@ class Logger(Protocol):
     def close(self, status: str) -> None:
         """`status` is finished, stopped or failed."""
         ...
-
-
-RawBatches = Iterator[RawBatch]

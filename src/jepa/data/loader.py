@@ -8,7 +8,7 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from itertools import count
 from typing import Any
 
@@ -49,7 +49,7 @@ def batches(
     world_size: int = 1,
     pin_memory: bool = False,
     canvas: int | None = None,
-) -> Iterator[RawBatch]:
+) -> Generator[RawBatch, None, None]:
     """Batches of `batch_size` samples for this rank, from step `first_step` on, for ever.
 
     Every epoch is a permutation of its own, and the ranks share out each step's samples: their union is the same for
@@ -87,7 +87,7 @@ def choose_num_workers(dataset: Dataset) -> int:
     return max(0, min(8, cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1)) - 1))
 
 
-def _iterate(loader: DataLoader) -> Iterator[RawBatch]:
+def _iterate(loader: DataLoader) -> Generator[RawBatch, None, None]:
     others = multiprocessing.active_children()
     iterator: Any = iter(loader)
     workers = [child for child in multiprocessing.active_children() if child not in others]

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -39,7 +40,7 @@ class Run:
     keep: int
     best: dict = field(default_factory=lambda: {"value": -math.inf, "step": 0})
 
-    def train(self, batches: Callable[[int], Iterator[RawBatch]], interrupt: Interrupt) -> int:
+    def train(self, batches: Callable[[int], Generator[RawBatch, None, None]], interrupt: Interrupt) -> int:
         """To the end or to an interrupt, from where the folder stands; returns the number of finished steps."""
         first_step = self.restore()
         for judge in (self.prober, *self.evaluators):
@@ -48,7 +49,8 @@ class Run:
         if first_step == 0:
             self.evaluate(0)
         hooks = Hooks(log=self.log, evaluate=self.evaluate, save=self.save, note_broken=self.broken.note)
-        return fit(self.plan, self.parts, batches(first_step), hooks, interrupt, first_step)
+        with closing(batches(first_step)) as stream:
+            return fit(self.plan, self.parts, stream, hooks, interrupt, first_step)
 
     def restore(self) -> int:
         """Load the last checkpoint, if any; the number of steps it had finished."""
