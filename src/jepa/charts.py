@@ -120,7 +120,7 @@ def number(value: float) -> str:
     if not math.isfinite(value):
         return str(value)
     size = abs(value)
-    if size >= 1e15 or 0 < size < 1e-3:
+    if size >= 1e15 or 0 < size <= 1e-3:
         mantissa, exponent = f"{value:.2e}".split("e")
         return f"{float(mantissa):g}e{int(exponent)}"
     for bound, suffix in ((1e9, "G"), (1e6, "M"), (1e4, "k")):
