@@ -16,7 +16,6 @@ from jepa import checkpoint
 from jepa.assemble import assemble, start_batches
 from jepa.checkpoint import CheckpointError
 from jepa.config import ConfigError, TrainConfig, factory
-from jepa.data.loader import DataError
 from jepa.data.transforms import EvalTransform
 from jepa.folder_log import read_rows
 from jepa.python_config import JEPAConfig
@@ -24,11 +23,10 @@ from jepa.report import write_report
 from jepa.training.cost import describe_cost
 from jepa.training.folder import RunFolder, open_folder
 from jepa.training.interrupt import Interrupt, listen
-from jepa.training.loop import TrainingError
 from jepa.training.run import Run
 from jepa.verdict import final_table, verdict
 
-__all__ = ["CheckpointError", "DataError", "JEPAAgent", "JEPAConfig", "TrainingError", "load_encoder"]
+__all__ = ["JEPAAgent", "JEPAConfig", "load_encoder"]
 
 
 class JEPAAgent:
@@ -115,7 +113,7 @@ def _assembled(config: TrainConfig, folder: RunFolder) -> Run:
     """What a constructor refuses is a fault of the configuration."""
     try:
         return assemble(config, folder)
-    except (ConfigError, CheckpointError):
+    except ConfigError:
         raise
     except ValueError as error:
         raise ConfigError([str(error)]) from error

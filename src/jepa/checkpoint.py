@@ -21,10 +21,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from jepa.types import RunError
+
 FORMAT = "jepa-train checkpoint 1"
 
 
-class CheckpointError(ValueError):
+class CheckpointError(RunError):
     """A checkpoint that cannot be used; the message names it and says what to do."""
 
 

@@ -18,6 +18,10 @@ ClipShape = tuple[int, int, int, int]
 """(C, T, H, W) of what a data set delivers after augmentation; an image has T = 1."""
 
 
+class RunError(RuntimeError):
+    """A run that cannot begin or go on; the message says why and what to do, and needs no traceback."""
+
+
 @dataclass(frozen=True)
 class PatchGrid:
     """Patches in time, height and width; token n sits at (n // (h*w), n // w % h, n % w)."""

@@ -10,6 +10,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from jepa.config import ConfigError, typed
+from jepa.types import RunError
 
 
 def job(config: DictConfig) -> None:
@@ -19,15 +20,15 @@ def job(config: DictConfig) -> None:
         folder = folder.relative_to(Path.cwd())
     checked = typed(config)
     logging.basicConfig(level=logging.INFO, format="%(message)s", force=True)
-    from jepa.agent import CheckpointError, DataError, TrainingError, train  # imports torch
+    from jepa.agent import train  # imports torch
 
     try:
         status = train(checked, folder)
-    except (ConfigError, CheckpointError) as error:
+    except ConfigError as error:
         print(f"jepa-train: {error}", file=sys.stderr)
         status = 2
-    except (DataError, TrainingError) as error:
-        print(f"jepa-train: stopped: {error}\nreport: {folder / 'report.html'}", file=sys.stderr)
+    except RunError as error:
+        print(f"jepa-train: {error}", file=sys.stderr)
         status = 1
     if status:
         sys.exit(status)

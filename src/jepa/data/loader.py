@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, get_worker_info
 from torch.utils.data import Dataset as TorchDataset
 
 from jepa.distributed import generator
-from jepa.types import Dataset, RawBatch
+from jepa.types import Dataset, RawBatch, RunError
 
 log = logging.getLogger(__name__)
 
@@ -34,7 +34,7 @@ LONGEST_SIDE = 4
 """of a sample, in canvases: what is longer is cut at both ends, since all samples of a batch share its canvas"""
 
 
-class DataError(RuntimeError):
+class DataError(RunError):
     """The data can't be used as they are; the message says what to do."""
 
 

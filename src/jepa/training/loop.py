@@ -19,11 +19,11 @@ from jepa.schedules import Schedule
 from jepa.training.interrupt import Interrupt
 from jepa.training.progress import Progress
 from jepa.training.step import SpikeGuard, StepOutput, train_step
-from jepa.types import Batch, Masker, RawBatch
+from jepa.types import Batch, Masker, RawBatch, RunError
 
 
-class TrainingError(RuntimeError):
-    """The run cannot go on; the message says why and what to change."""
+class TrainingError(RunError):
+    """The numbers of the run have gone wrong."""
 
 
 @dataclass(frozen=True, kw_only=True)
