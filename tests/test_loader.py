@@ -252,6 +252,7 @@ def test_a_worker_ends_when_its_parent_says_so():
 
 INTERRUPTED = """
 import os, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may have started the tests with SIGINT ignored
 sys.path.insert(0, sys.argv[1])
 from test_loader import Numbers
 from jepa.data.loader import batches
