@@ -43,7 +43,7 @@ def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Slurm]:
             )
             printed.seek(0)
             text = printed.read()
-        assert done.returncode == 0, text + "".join(p.read_text() for p in cwd.glob("slurm-*.out"))
+        assert done.returncode == 0, text + printed_by_jobs(cwd)
         return text
 
     call("bash", str(CLUSTER), "start", str(folder))
@@ -57,10 +57,14 @@ def finished_steps(run_folder: Path) -> list[int]:
     return [row["step"] for row in map(json.loads, lines) if "train/loss" in row]
 
 
-def wait_for(condition: Callable[[], bool], seconds: float) -> None:
-    deadline = time.monotonic() + seconds
+def printed_by_jobs(folder: Path) -> str:
+    return "".join(path.read_text() for path in folder.glob("slurm-*.out"))
+
+
+def wait_for(condition: Callable[[], bool], folder: Path) -> None:
+    deadline = time.monotonic() + 300
     while not condition():
-        assert time.monotonic() < deadline, "the job did not get there in time"
+        assert time.monotonic() < deadline, printed_by_jobs(folder)
         time.sleep(0.2)
 
 
@@ -84,11 +88,11 @@ def test_job_that_is_told_to_stop_goes_back_to_the_queue_and_resumes(
         "log_every=1",
     ]
     job = slurm("sbatch", "--parsable", str(SCRIPT), "experiment=quickstart", *options, cwd=tmp_path).strip()
-    wait_for(lambda: len(finished_steps(run_folder)) >= 3, seconds=300)
+    wait_for(lambda: len(finished_steps(run_folder)) >= 3, tmp_path)
     slurm("scancel", "--signal=TERM", job)
-    wait_for(lambda: "PENDING" in slurm("squeue", "--noheader", f"--jobs={job}", "--format=%T"), seconds=60)
+    wait_for(lambda: "PENDING" in slurm("squeue", "--noheader", f"--jobs={job}", "--format=%T"), tmp_path)
     steps = len(finished_steps(run_folder))
     slurm("scontrol", "update", f"JobId={job}", "StartTime=now+2")
-    wait_for(lambda: len(finished_steps(run_folder)) > steps, seconds=300)
+    wait_for(lambda: len(finished_steps(run_folder)) > steps, tmp_path)
     slurm("scancel", job)
     assert finished_steps(run_folder)[: steps + 1] == list(range(1, steps + 2))
