@@ -70,7 +70,7 @@ class ReferenceStep:
         self.code.grad_logger(self.encoder.named_parameters())
         self.optimizer.zero_grad()
         self._follow(momentum=0.996)
-        return float(loss)
+        return loss.item()
 
     @torch.no_grad()
     def _targets(self, targets: list[Tensor], batch: int) -> Tensor:
