@@ -47,6 +47,7 @@ class Run:
             if protocol := getattr(judge, "protocol", None):
                 log.info("%s", protocol)
         if first_step == 0:
+            log.info("judging the untrained encoder first: step 0 of all curves")
             self.evaluate(0)
         hooks = Hooks(log=self.log, evaluate=self.evaluate, save=self.save, note_broken=self.broken.note)
         with closing(batches(first_step)) as stream:
