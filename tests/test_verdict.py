@@ -177,3 +177,13 @@ def test_the_verdict_needs_no_torch():
     source = Path(sys.modules[verdict.__module__].__file__ or "").read_text()
     imported = {n.module for n in ast.walk(ast.parse(source)) if isinstance(n, ast.ImportFrom)}
     assert not any(name and name.startswith("jepa") for name in imported)
+
+
+def test_raw_pixels_that_are_still_ahead_are_named_so() -> None:
+    rows = [
+        {"step": 0, "probe/linear_top1": 27.4, "collapse/std": 0.15, "baseline/pixels_linear_top1": 78.2},
+        {"step": 9, "probe/linear_top1": 53.5, "collapse/std": 0.13},
+    ]
+    judged = verdict(rows)
+    assert judged.word == "learning"
+    assert "(raw pixels: 78.2 %, still ahead)" in judged.reason

@@ -121,7 +121,8 @@ class ProbeChange:
     def sentence(self, rows: Rows) -> str:
         change = f"{abs(self.points):.1f} points {'above' if self.points >= 0 else 'below'} the untrained encoder's"
         pixels = _last(rows, PROBES[self.metric].baseline)
-        beside = f" (raw pixels: {pixels:.1f} %)" if pixels is not None else ""
+        ahead = ", still ahead" if pixels is not None and pixels > self.last else ""
+        beside = f" (raw pixels: {pixels:.1f} %{ahead})" if pixels is not None else ""
         fallen = f", down from {self.peak:.1f} % at step {self.peak_step}" if self.lost >= 2 * CLEAR_POINTS else ""
         return f"the {PROBES[self.metric].title} is at {self.last:.1f} %{fallen}, {change} {self.start:.1f} %{beside}"
 
