@@ -56,8 +56,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if chosen.reference:
             check_checkout(chosen.reference)
         config = compose(overrides)
+        say(f"measuring some {2 + 3 * chosen.steps // 2} steps of {' '.join(overrides)}")
         report = {"overrides": overrides} | measure(config, chosen.steps)
         if chosen.reference:
+            say(f"{chosen.steps} turns with the reference, after one to warm up")
             report |= compare(config, chosen.reference, chosen.steps)
     except (ConfigError, ValueError) as fault:
         print(fault, file=sys.stderr)
@@ -67,6 +69,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print(table(report))
     print(json.dumps(report))
     return 0
+
+
+def say(words: str) -> None:
+    print(words, file=sys.stderr, flush=True)
 
 
 class Bench:
