@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     from torch import Generator, Tensor, nn
@@ -63,6 +63,8 @@ class Batch(NamedTuple):
     """float [B, C, T, H, W], normalised"""
     labels: Tensor
     """long [B], -1 where there is none; for evaluation, never for the loss of a self-supervised objective"""
+    views: int = 1
+    """crops of each sample: rows v, v + 1, ... v + views - 1 show the same one"""
 
 
 class Masks(NamedTuple):
@@ -72,6 +74,46 @@ class Masks(NamedTuple):
     """long [B, K]"""
     targets: Tensor
     """long [B, M, J]"""
+
+    @property
+    def sets(self) -> tuple[Masks, ...]:
+        """The mask sets of each sample, each with sizes of its own; most maskers draw one."""
+        return (self,)
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> Masks:
+        """The same masks after `change` of every tensor, e.g. on another device or of some rows."""
+        return Masks(change(self.context), change(self.targets))
+
+
+class MaskSets(Masks):
+    """Several mask sets of the same samples; read as Masks it is the first of them."""
+
+    _sets: tuple[Masks, ...]
+
+    def __new__(cls, sets: Sequence[Masks]) -> MaskSets:
+        self = super().__new__(cls, *sets[0])
+        self._sets = tuple(sets)
+        return self
+
+    @property
+    def sets(self) -> tuple[Masks, ...]:
+        return self._sets
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> MaskSets:
+        return MaskSets([masks.map(change) for masks in self._sets])
+
+
+class Latents(NamedTuple):
+    """What a regulariser sees of one mask set."""
+
+    context: Tensor
+    """[B, K, D], of the context encoder"""
+    predicted: Tensor
+    """[B, M, J, D], of the predictor"""
+    masks: Masks
+    grid: PatchGrid
+    views: int
+    """as in Batch"""
 
 
 class LossOutput(NamedTuple):
@@ -86,7 +128,7 @@ class LossOutput(NamedTuple):
 
 
 class Masker(Protocol):
-    """Draws masks on the CPU; everything random comes from the generator."""
+    """Draws masks on the CPU; everything random comes from the generator. `num_sets`, where there, counts its sets."""
 
     def __call__(self, batch_size: int, generator: Generator) -> Masks: ...
 
@@ -100,6 +142,22 @@ class Encoder(Protocol):
     num_heads: int
 
     def __call__(self, clips: Tensor, keep: Tensor | None = None) -> Tensor: ...
+
+    def grid_of(self, clips: Tensor) -> PatchGrid:
+        """The grid of tokens that such clips give; `grid` is that of `clip_shape`."""
+        ...
+
+
+class Predictor(Protocol):
+    """A module that maps context tokens [B, K, D] to predictions [B, M, J, D] on `grid`, with mask token `mask_set`."""
+
+    def __call__(self, context: Tensor, masks: Masks, grid: PatchGrid | None = None, mask_set: int = 0) -> Tensor: ...
+
+
+class Regularizer(Protocol):
+    """A module: float32 scalar that is already weighted, and its terms before weighting, detached, by name."""
+
+    def __call__(self, latents: Latents) -> tuple[Tensor, dict[str, Tensor]]: ...
 
 
 class Objective(Protocol):
@@ -143,6 +201,29 @@ class Dataset(Protocol):
 
     def validation(self) -> Dataset | None:
         """The held-out part that labels are probed on, None when the data set has none."""
+        ...
+
+
+@runtime_checkable
+class ClipDataset(Dataset, Protocol):
+    """A data set of clips: its constructor takes `num_frames`."""
+
+    num_frames: int
+
+    def draw(self, index: int, seed: int) -> tuple[Tensor, int]:
+        """As `self[index]`, which is the same for ever, but somewhere in the video: pure in index and seed."""
+        ...
+
+
+@runtime_checkable
+class MeasuredDataset(Dataset, Protocol):
+    """A data set that knows numbers about its samples, for regression probes."""
+
+    quantities: tuple[str, ...]
+    """e.g. "position/x", "position/y": what shares the part before the slash is one probe"""
+
+    def measure(self, index: int) -> Tensor:
+        """float32 [Q], the quantities of `self[index]`"""
         ...
 
 
