@@ -22,6 +22,10 @@ class RunError(RuntimeError):
     """A run that cannot begin or go on; the message says why and what to do, and needs no traceback."""
 
 
+class Interrupted(Exception):
+    """An evaluation was left because the run is asked to stop."""
+
+
 @dataclass(frozen=True)
 class PatchGrid:
     """Patches in time, height and width; token n sits at (n // (h*w), n // w % h, n % w)."""
