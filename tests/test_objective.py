@@ -15,7 +15,7 @@ from jepa.objectives.jepa import JEPA
 from jepa.predictors.cross_attention import CrossAttentionPredictor
 from jepa.predictors.transformer import TransformerPredictor
 from jepa.regularizers.vicreg import VICReg
-from jepa.types import Batch, Masks
+from jepa.types import Batch, Latents, Masks
 
 B, K, M, J, D = 4, 5, 2, 3, 16
 PREDICTORS: dict[str, Callable[..., nn.Module]] = {
@@ -93,11 +93,11 @@ def test_the_target_encoder_starts_as_the_context_encoder_with_weights_of_its_ow
 
 def test_targets_are_the_same_in_training_and_evaluation() -> None:
     objective, (batch, masks) = make_objective(drop_path=0.9), sample()
-    targets = objective.eval().targets(batch.clips, masks)
+    targets = objective.eval().targets(objective.tell(batch.clips), masks)
     objective.train()
     assert not objective.target_encoder.training
     assert objective.context_encoder.training
-    assert objective.targets(batch.clips, masks).equal(targets)
+    assert objective.targets(objective.tell(batch.clips), masks).equal(targets)
 
 
 def test_the_context_pass_drops_paths_in_training() -> None:
@@ -118,27 +118,34 @@ def test_hidden_pixels_do_not_reach_the_prediction() -> None:
 def test_loss_of_a_batch_is_the_mean_over_its_samples() -> None:
     objective, (batch, masks) = make_objective(), sample()
     alone = [
-        objective(Batch(*(part[b : b + 1] for part in batch)), Masks(*(part[b : b + 1] for part in masks))).loss
+        objective(Batch(batch.clips[b : b + 1], batch.labels[b : b + 1]), masks.map(lambda m, b=b: m[b : b + 1])).loss
         for b in range(B)
     ]
     torch.testing.assert_close(objective(batch, masks).loss, torch.stack(alone).mean())
 
 
-def test_the_regularizer_is_added_on_the_pooled_context() -> None:
+def test_regularizers_are_added_on_the_pooled_context() -> None:
     regularizer = VICReg(variance=2.0, covariance=3.0)
-    plain, objective, (batch, masks) = make_objective(), make_objective(regularizer=regularizer), sample()
-    embedding = plain.context_encoder(batch.clips, keep=masks.context).mean(dim=1)
-    penalty, terms = regularizer(embedding)
+    plain, objective = make_objective(), make_objective(regularizers={"one": regularizer, "two": VICReg()})
+    batch, masks = sample()
+    grid, context = plain.context_encoder.grid, plain.context_encoder(batch.clips, keep=masks.context)
+    embedding = context.mean(dim=1)
+    latents = Latents(context, plain.predictor(context, masks), masks, grid, 1)
+    (penalty, terms), (other, _) = regularizer(latents), VICReg()(latents)
     output = objective(batch, masks)
     torch.testing.assert_close(output.embedding, embedding.detach())
-    torch.testing.assert_close(output.loss, plain(batch, masks).loss + penalty)
-    torch.testing.assert_close(output.metrics["regularizer"], penalty.detach())
-    assert set(output.metrics) == {"prediction", "regularizer", *terms}
+    torch.testing.assert_close(output.loss, plain(batch, masks).loss + penalty + other)
+    torch.testing.assert_close(output.metrics["regularizer"], (penalty + other).detach())
+    assert set(output.metrics) == {
+        "prediction",
+        "regularizer",
+        *(f"{n}_{term}" for n in ("one", "two") for term in terms),
+    }
 
 
 @pytest.mark.parametrize("predictor", PREDICTORS)
 def test_loss_and_metrics_are_float32_under_autocast(predictor: str) -> None:
-    objective, (batch, masks) = make_objective(predictor, regularizer=VICReg()), sample()
+    objective, (batch, masks) = make_objective(predictor, regularizers={"vicreg": VICReg()}), sample()
     with torch.autocast("cpu", torch.bfloat16):
         output = objective(batch, masks)
     output.loss.backward()
@@ -188,13 +195,13 @@ class Constant(nn.Module):
         super().__init__()
         self.answer = answer
 
-    def forward(self, context: Tensor, masks: Masks) -> Tensor:
+    def forward(self, context: Tensor, masks: Masks, *_: object) -> Tensor:
         return self.answer.expand(*masks.targets.shape, -1)
 
 
 def test_diagnosis_compares_with_the_mean_target() -> None:
     objective, (batch, masks) = make_objective(), sample()
-    targets = objective.targets(batch.clips, masks)
+    targets = objective.targets(objective.tell(batch.clips), masks)
     mean, variance = targets.mean(dim=(0, 1, 2)), targets.flatten(0, 2).var(dim=0, correction=0).mean()
     objective.predictor = Constant(mean)
     told = objective.diagnose(batch, masks)
@@ -217,7 +224,7 @@ def test_diagnosis_leaves_no_trace(training: bool) -> None:
 
 @pytest.mark.parametrize("predictor", PREDICTORS)
 def test_compiles_into_one_graph_that_computes_the_same(predictor: str) -> None:
-    objective, (batch, masks) = make_objective(predictor, depth=1, regularizer=VICReg()), sample()
+    objective, (batch, masks) = make_objective(predictor, depth=1, regularizers={"vicreg": VICReg()}), sample()
     torch.compiler.reset()
     compiled = torch.compile(objective, backend="eager", fullgraph=True)
     gradients = []

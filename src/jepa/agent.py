@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from jepa import checkpoint
-from jepa.assemble import assemble, start_batches
+from jepa.assemble import Phase, assemble, make_dataset, make_loggers, phases_left, start_batches
 from jepa.checkpoint import CheckpointError
-from jepa.config import ConfigError, TrainConfig, factory
+from jepa.config import ConfigError, TrainConfig, factory, to_yaml
 from jepa.data.transforms import EvalTransform
 from jepa.folder_log import read_rows
 from jepa.python_config import JEPAConfig
@@ -24,6 +26,7 @@ from jepa.training.cost import describe_cost
 from jepa.training.folder import RunFolder, open_folder
 from jepa.training.interrupt import Interrupt, listen
 from jepa.training.run import Run
+from jepa.types import Logger
 from jepa.verdict import final_table, verdict
 
 __all__ = ["JEPAAgent", "JEPAConfig", "load_encoder"]
@@ -91,28 +94,49 @@ def train(config: TrainConfig, folder: Path) -> int:
             print(f"{folder} is finished; for another run give another name=\n{_closing(folder)}")
             return 0
         with listen() as interrupt:
-            _train(config, run_folder, interrupt)
+            signum = _train(config, run_folder, interrupt)
     print(_closing(folder))
-    return 128 + interrupt.signum if interrupt.signum else 0
+    return 128 + signum if signum else 0
 
 
-def _train(config: TrainConfig, folder: RunFolder, interrupt: Interrupt) -> None:
-    run = _assembled(config, folder)
-    folder.begin(run.config_text)
-    print(describe_cost(run.plan, run.parts, run.prober), file=sys.stderr, flush=True)
+def _train(config: TrainConfig, folder: RunFolder, interrupt: Interrupt) -> int:
+    """The phases that are left, one after the other; the signal that stopped the run, 0 when it is finished."""
+    with _refusals():
+        dataset = make_dataset(config)
+        phases = phases_left(config, len(dataset), folder.path)
+        run = assemble(phases[0], dataset, folder.path)
+        run.loggers = make_loggers(config, folder)
+    folder.begin(to_yaml(config))
+    stopped_by = 0
     try:
-        run.train(lambda first_step: start_batches(config, run, first_step), interrupt)
+        for phase in phases:
+            run = run if phase is phases[0] else _next_phase(phase, folder.path, run.loggers)
+            print(describe_cost(run.plan, run.parts, run.prober), file=sys.stderr, flush=True)
+            done = run.train(partial(start_batches, phase.config, run), interrupt)
+            if done < phase.end_step or run.lacks_evaluation(done):
+                stopped_by = interrupt.signum
+                break
     finally:
-        folder.end(interrupt.signum)
+        folder.end(stopped_by)
         for logger in run.loggers:
             logger.close(folder.status)
         write_report(folder.path)
+    return stopped_by
 
 
-def _assembled(config: TrainConfig, folder: RunFolder) -> Run:
+def _next_phase(phase: Phase, folder: Path, loggers: Sequence[Logger]) -> Run:
+    """Parts of other sizes; they take over the weights from the checkpoint that the phase before left."""
+    with _refusals():
+        run = assemble(phase, make_dataset(phase.config), folder)
+    run.loggers = loggers
+    return run
+
+
+@contextmanager
+def _refusals() -> Iterator[None]:
     """What a constructor refuses is a fault of the configuration."""
     try:
-        return assemble(config, folder)
+        yield
     except ConfigError:
         raise
     except ValueError as error:

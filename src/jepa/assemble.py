@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Generator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,11 +27,50 @@ from jepa.training.step import SpikeGuard
 from jepa.types import Dataset, Logger, Masker, RawBatch
 
 
-def assemble(config: TrainConfig, folder: RunFolder) -> Run:
+@dataclass(frozen=True)
+class Phase:
+    """A stretch of the run with sizes of its own; `config` holds them where the whole configuration has the first."""
+
+    config: TrainConfig
+    whole: TrainConfig
+    begin_step: int
+    end_step: int
+    total_steps: int
+
+
+def split_phases(config: TrainConfig, dataset_size: int) -> list[Phase]:
+    """The run in steps, one phase where the configuration names none.
+
+    Raises ConfigError where the data set is smaller than a batch.
+    """
+    per_epoch = dataset_size // config.batch_size
+    if per_epoch == 0:
+        fault = f"batch_size={config.batch_size}: the data set has only {dataset_size} samples; lower batch_size"
+        raise ConfigError([fault])
+    total = config.steps if config.steps is not None else config.epochs * per_epoch
+    found, done = [], 0.0
+    for number, phase in enumerate(config.phases or [{"share": 1.0}]):
+        sizes = {key: value for key, value in phase.items() if key != "share"}
+        begin, done = round(done * total), done + phase["share"]
+        end = total if number + 1 == len(config.phases) else round(done * total)
+        if end <= begin:
+            raise ConfigError([f"phases[{number}].share={phase['share']}: has no step in a run of {total}"])
+        found.append(Phase(replace(config, **sizes), config, begin, end, total))
+    return found
+
+
+def phases_left(config: TrainConfig, dataset_size: int, folder: Path) -> list[Phase]:
+    """Those that the last checkpoint of the folder has not seen the end of; the last one when it has seen all."""
+    phases, last = split_phases(config, dataset_size), checkpoint.latest(folder)
+    done = checkpoint.read_state(last)["step"] if last else 0
+    return [phase for phase in phases if phase.end_step > done] or phases[-1:]
+
+
+def assemble(phase: Phase, dataset: Dataset, folder: Path) -> Run:
     """Raises ConfigError or ValueError, naming key and value, for what only the built parts can tell."""
+    config = phase.config
     session = open_session(device=config.device, precision=config.precision)
-    dataset: Dataset = factory(config.dataset)()
-    plan = make_plan(config, len(dataset))
+    plan = make_plan(phase, len(dataset))
     parts = make_parts(config, dataset, plan, session)
     prober = Prober(
         dataset=dataset,
@@ -41,28 +82,33 @@ def assemble(config: TrainConfig, folder: RunFolder) -> Run:
         **asdict(config.evaluation),
     )
     return Run(
-        folder=folder.path,
+        folder=folder,
         plan=plan,
         parts=parts,
         prober=prober,
         evaluators=[factory(node)() for node in config.evaluator.values()],
-        loggers=make_loggers(config, folder),
+        loggers=(),
         broken=BrokenSamples(dataset),
-        config_text=to_yaml(config),
+        config_text=to_yaml(phase.whole),
         facts={"clip_shape": parts.objective.backbone.clip_shape, "mean": dataset.mean, "std": dataset.std},
         keep=config.keep,
     )
 
 
-def make_plan(config: TrainConfig, dataset_size: int) -> Plan:
-    """Everything in steps and samples. Raises ConfigError where the data set is smaller than a batch."""
-    per_epoch = dataset_size // config.batch_size
-    if per_epoch == 0:
-        fault = f"batch_size={config.batch_size}: the data set has only {dataset_size} samples; lower batch_size"
-        raise ConfigError([fault])
-    total = config.steps if config.steps is not None else config.epochs * per_epoch
+def make_dataset(config: TrainConfig) -> Dataset:
+    """Data sets of clips are told how many frames a clip has."""
+    build = factory(config.dataset)
+    takes_frames = "num_frames" in inspect.signature(build).parameters
+    return build(num_frames=config.num_frames) if takes_frames else build()
+
+
+def make_plan(phase: Phase, dataset_size: int) -> Plan:
+    """Everything in steps and samples."""
+    config, total = phase.config, phase.total_steps
     return Plan(
         total_steps=total,
+        begin_step=phase.begin_step,
+        end_step=phase.end_step,
         batch_size=config.batch_size,
         micro_batch_size=config.micro_batch_size or config.batch_size,
         dataset_size=dataset_size,
@@ -96,12 +142,15 @@ def make_model(config: TrainConfig, dataset: Dataset, plan: Plan, session: Sessi
     encoder = factory(config.encoder)(clip_shape=(dataset.channels, config.num_frames, *image_size(config)))
     masker = factory(config.mask)(grid=encoder.grid)
     predictor = factory(config.predictor)(
-        grid=encoder.grid, embed_dim=encoder.embed_dim, num_heads=config.predictor["num_heads"] or encoder.num_heads
+        grid=encoder.grid,
+        embed_dim=encoder.embed_dim,
+        num_heads=config.predictor["num_heads"] or encoder.num_heads,
+        num_mask_tokens=getattr(masker, "num_sets", 1),
     )
     objective = factory(config.objective)(
         encoder=encoder,
         predictor=predictor,
-        regularizer=factory(config.regularizer)() if config.regularizer else None,
+        regularizers={name: factory(node)() for name, node in config.regularizer.items()},
         batch_size=plan.batch_size,
         total_steps=plan.total_steps,
     )

@@ -55,6 +55,7 @@ class TrainConfig:
     lr: float
     image_size: Any
     num_frames: int
+    phases: list[Any]
     seed: int
     resume: bool
     precision: str

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from copy import deepcopy
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 
 from jepa.layers.tokens import take
 from jepa.schedules import linear
-from jepa.types import Batch, LossOutput, Masks
+from jepa.types import Batch, Latents, LossOutput, Masks, PatchGrid
 
 LOSSES = {"mse": F.mse_loss, "smooth_l1": F.smooth_l1_loss, "l1": F.l1_loss}
 
@@ -20,7 +21,7 @@ class JEPA(nn.Module):
 
     The target encoder follows the context encoder with a momentum that goes linearly from `momentum` to
     `final_momentum`. Both are meant for batches of `momentum_batch_size`: another `batch_size` keeps the half-life in
-    samples.
+    samples. With several mask sets for each sample the losses of the sets are averaged (V-JEPA, Bardes et al. 2024).
     """
 
     def __init__(
@@ -28,7 +29,7 @@ class JEPA(nn.Module):
         *,
         encoder: nn.Module,
         predictor: nn.Module,
-        regularizer: nn.Module | None = None,
+        regularizers: Mapping[str, nn.Module] | None = None,
         loss: str = "mse",
         momentum: float = 0.996,
         final_momentum: float = 1.0,
@@ -56,7 +57,7 @@ class JEPA(nn.Module):
         self.context_encoder = encoder
         self.target_encoder = deepcopy(encoder).requires_grad_(False).eval()
         self.predictor = predictor
-        self.regularizer = regularizer
+        self.regularizers = nn.ModuleDict(regularizers)
 
     @property
     def backbone(self) -> nn.Module:
@@ -70,22 +71,40 @@ class JEPA(nn.Module):
         return self
 
     def forward(self, batch: Batch, masks: Masks) -> LossOutput:
-        targets = self.targets(batch.clips, masks)
-        context = self.context_encoder(batch.clips, keep=masks.context)
-        predictions = self.predictor(context, masks).float()
-        loss = self.loss(predictions, targets)
-        embedding = context.float().mean(dim=1)  # [B, D]
-        metrics = {"prediction": loss.detach()}
-        if self.regularizer is not None:
-            penalty, terms = self.regularizer(embedding)
-            metrics |= {"regularizer": penalty.detach(), **terms}
-            loss = loss + penalty
-        return LossOutput(loss, metrics, embedding.detach())
+        grid, told = self.context_encoder.grid_of(batch.clips), self.tell(batch.clips)
+        losses, metrics, embedding = [], {}, None
+        for number, mask in enumerate(masks.sets):
+            targets = self.targets(told, mask)
+            context = self.context_encoder(batch.clips, keep=mask.context)
+            predictions = self.predictor(context, mask, grid, number).float()
+            loss = self.loss(predictions, targets)
+            embedding = context.float().mean(dim=1) if embedding is None else embedding  # [B, D]
+            terms = {"prediction": loss.detach()}
+            if self.regularizers:
+                penalty, penalties = self.penalty(Latents(context, predictions, mask, grid, batch.views))
+                terms |= penalties
+                loss = loss + penalty
+            losses.append(loss)
+            metrics |= {name: metrics.get(name, 0) + value / len(masks.sets) for name, value in terms.items()}
+        assert embedding is not None
+        return LossOutput(torch.stack(losses).mean(), metrics, embedding.detach())
+
+    def penalty(self, latents: Latents) -> tuple[Tensor, dict[str, Tensor]]:
+        """The sum of all regularisers, and every term by name, detached."""
+        parts = {name: regularizer(latents) for name, regularizer in self.regularizers.items()}
+        total = torch.stack([value for value, _ in parts.values()]).sum()
+        terms = {f"{name}_{term}": value for name, (_, told) in parts.items() for term, value in told.items()}
+        return total, {"regularizer": total.detach(), **terms}
 
     @torch.no_grad()
-    def targets(self, clips: Tensor, masks: Masks) -> Tensor:
-        """[B, C, T, H, W] -> float32 [B, M, J, D]: the target encoder's tokens, each normalised over its width."""
-        hidden = take(self.target_encoder(clips), masks.targets).float()
+    def tell(self, clips: Tensor) -> Tensor:
+        """[B, C, T, H, W] -> [B, N, D]: what the target encoder says of every token."""
+        return self.target_encoder(clips)
+
+    @torch.no_grad()
+    def targets(self, told: Tensor, masks: Masks) -> Tensor:
+        """[B, N, D] -> float32 [B, M, J, D]: the target encoder's tokens, each normalised over its width."""
+        hidden = take(told, masks.targets).float()
         return F.layer_norm(hidden, hidden.shape[-1:])
 
     def momentum_at(self, step: int) -> float:
@@ -106,15 +125,41 @@ class JEPA(nn.Module):
 
     @torch.no_grad()
     def diagnose(self, batch: Batch, masks: Masks) -> dict[str, Tensor]:
-        """Squared error of the prediction and of the best constant one (the mean target), and the targets' std."""
+        """Squared error of the prediction and of the best constant one (the mean target), and the targets' std.
+
+        Where the targets are the future, also that of copying the last step seen, and all three by horizon.
+        """
         training = self.training
         self.eval()
-        targets = self.targets(batch.clips, masks)
-        predictions = self.predictor(self.context_encoder(batch.clips, keep=masks.context), masks).float()
+        grid, told = self.context_encoder.grid_of(batch.clips), self.tell(batch.clips)
+        parts = [self._diagnose(batch.clips, told, mask, grid, number) for number, mask in enumerate(masks.sets)]
         self.train(training)
+        return {name: torch.stack([part[name] for part in parts]).mean() for name in parts[0]}
+
+    def _diagnose(self, clips: Tensor, told: Tensor, masks: Masks, grid: PatchGrid, number: int) -> dict[str, Tensor]:
+        targets = self.targets(told, masks)
+        predictions = self.predictor(self.context_encoder(clips, keep=masks.context), masks, grid, number).float()
         mean = targets.mean(dim=(0, 1, 2))  # [D]
-        return {
+        found = {
             "error": F.mse_loss(predictions, targets),
             "trivial_error": (targets - mean).square().mean(),
             "target_std": targets.flatten(0, 2).std(dim=0).mean(),
         }
+        copies = self._copies(told, masks, grid)
+        if copies is None:
+            return found
+        found["copy_error"] = F.mse_loss(copies, targets)
+        for block in range(targets.shape[1]):
+            future, horizon = targets[:, block], f"h{block + 1}"
+            found[f"error_{horizon}"] = F.mse_loss(predictions[:, block], future)
+            found[f"copy_error_{horizon}"] = F.mse_loss(copies[:, block], future)
+            found[f"trivial_error_{horizon}"] = (future - future.mean(dim=(0, 1))).square().mean()
+        return found
+
+    def _copies(self, told: Tensor, masks: Masks, grid: PatchGrid) -> Tensor | None:
+        """[B, N, D] -> [B, M, J, D]: the last step seen, at the places of the targets; None if they are not ahead."""
+        places = grid.h * grid.w
+        last = masks.context.amax(dim=1)[:, None, None] // places  # [B, 1, 1]
+        if grid.t == 1 or bool((masks.targets // places <= last).any()):
+            return None
+        return self.targets(told, masks._replace(targets=last * places + masks.targets % places))

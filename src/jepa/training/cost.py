@@ -12,7 +12,7 @@ from jepa.distributed import derive_seed, generator
 from jepa.evaluation.features import Prober, evaluating
 from jepa.training.loop import Parts, Plan
 from jepa.training.progress import duration
-from jepa.types import Batch, Masks
+from jepa.types import Batch
 
 QUICK_LOOK = "for a quick look: jepa-train experiment=quickstart"
 PATIENCE_SECONDS = 900
@@ -20,18 +20,19 @@ PATIENCE_FOR_ONE = 0.5
 
 
 def describe_cost(plan: Plan, parts: Parts, prober: Prober) -> str:
-    """Two lines for a person: what is trained, and how long it takes here."""
+    """Two lines for a person: what is trained, and how long it takes here; of one phase of the run."""
+    num_steps = plan.end_step - plan.begin_step
     trained, judged = _seconds_per_sample(plan, parts)
-    training = trained * plan.batch_size * plan.total_steps
+    training = trained * plan.batch_size * num_steps
     evaluation = judged * prober.num_samples
-    num_evaluations = 1 + math.ceil(plan.total_steps / plan.eval_every)
+    num_evaluations = 1 + math.ceil(num_steps / plan.eval_every)
     encoder = _millions(parts.objective.backbone)
     everything = sum(p.numel() for p in parts.optimizer.param_groups[0]["params"]) / 1e6
-    samples = plan.position(plan.total_steps)
+    samples = plan.position(num_steps)
     precision = "bf16" if parts.session.bf16 else "fp32"
     lines = [
         f"{encoder:.1f} M parameters in the encoder, {everything:.1f} M trained; {plan.dataset_size:,} samples, "
-        f"batch {plan.batch_size}, {plan.total_steps:,} steps ({samples['epoch']:.1f} epochs)",
+        f"batch {plan.batch_size}, {num_steps:,} steps ({samples['epoch']:.1f} epochs)",
         f"on {parts.session.device} in {precision}: about {duration(training)} of training and {num_evaluations} "
         f"evaluations of {duration(evaluation)}",
     ]
@@ -54,8 +55,7 @@ def _seconds_per_sample(plan: Plan, parts: Parts) -> tuple[float, float]:
 
 def _measure(plan: Plan, parts: Parts, size: int) -> tuple[float, float]:
     device, shape = parts.session.device, parts.objective.backbone.clip_shape
-    drawn = parts.masker(size, generator(plan.seed, 0, 0, "cost"))
-    masks = Masks(*(m.to(device) for m in drawn))
+    masks = parts.masker(size, generator(plan.seed, 0, 0, "cost")).map(lambda indices: indices.to(device))
     batch = Batch(torch.zeros(size, *shape, device=device), torch.full((size,), -1, device=device))
 
     def train() -> None:

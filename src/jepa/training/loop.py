@@ -31,6 +31,9 @@ class Plan:
     """The numbers of a run, in steps and samples."""
 
     total_steps: int
+    begin_step: int
+    end_step: int
+    """of this phase of the run"""
     batch_size: int
     micro_batch_size: int
     dataset_size: int
@@ -46,7 +49,7 @@ class Plan:
         return {"epoch": samples / self.dataset_size, "samples": samples}
 
     def is_due(self, every: int, done: int) -> bool:
-        return done % every == 0 or done == self.total_steps
+        return done % every == 0 or done == self.end_step
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +65,8 @@ class Parts:
     schedule: Schedule
     guard: SpikeGuard | None
     masker: Masker
+    image_masker: Masker | None = None
+    """for the batches of images in a run of clips"""
     augment: Augment
 
 
@@ -78,10 +83,10 @@ class Hooks:
 def fit(
     plan: Plan, parts: Parts, batches: Iterator[RawBatch], hooks: Hooks, interrupt: Interrupt, first_step: int
 ) -> int:
-    """Train from `first_step` to the end or to an interrupt; returns the number of finished steps."""
+    """Train from `first_step` to the end of the phase or to an interrupt; returns the number of finished steps."""
     meter = Meter(plan)
     with Progress(first_step, plan.total_steps, plan.batch_size) as progress:
-        for step in range(first_step, plan.total_steps):
+        for step in range(first_step, plan.end_step):
             with meter.waiting():
                 raw = next(batches)
             hooks.note_broken(raw.broken)
@@ -97,7 +102,7 @@ def fit(
                 pause(plan, hooks, done, stopping)
             if stopping:
                 return done
-    return plan.total_steps
+    return plan.end_step
 
 
 def pause(plan: Plan, hooks: Hooks, done: int, stopping: bool) -> None:
@@ -112,8 +117,10 @@ def one_step(plan: Plan, parts: Parts, raw: RawBatch, step: int) -> tuple[StepOu
     """A pure function of the weights, the raw batch and the step; also returns the schedules' values."""
     session = parts.session
     torch.manual_seed(derive_seed(plan.seed, step, session.rank, "step"))
-    masks = parts.masker(plan.batch_size, generator(plan.seed, step, session.rank, "masks"))
-    masks = type(masks)(*(m.to(session.device, non_blocking=True) for m in masks))
+    views, is_image = parts.augment.views, raw.pixels.shape[2] == 1
+    masker = parts.image_masker if is_image and parts.image_masker else parts.masker
+    masks = masker(plan.batch_size * views, generator(plan.seed, step, session.rank, "masks"))
+    masks = masks.map(lambda indices: indices.to(session.device, non_blocking=True))
     on_device = RawBatch(*(t.to(session.device, non_blocking=True) for t in raw))
     clips = parts.augment(on_device, generator(plan.seed, step, session.rank, "augment"))
     lr, weight_decay = parts.schedule.lr_at(step), parts.schedule.weight_decay_at(step)
@@ -121,7 +128,7 @@ def one_step(plan: Plan, parts: Parts, raw: RawBatch, step: int) -> tuple[StepOu
     output = train_step(
         parts.compiled,
         parts.optimizer,
-        Batch(clips, on_device.labels),
+        Batch(clips, on_device.labels.repeat_interleave(views), views),
         masks,
         micro_batch_size=plan.micro_batch_size,
         autocast=session.autocast(),

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import logging
 import math
+import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from jepa import checkpoint
@@ -16,13 +18,17 @@ from jepa.folder_log import read_rows
 from jepa.report import write_report
 from jepa.training.interrupt import Interrupt
 from jepa.training.loop import Hooks, Parts, Plan, TrainingError, fit
-from jepa.types import Evaluation, Evaluator, Logger, RawBatch
+from jepa.types import Evaluation, Evaluator, Interrupted, Logger, RawBatch
 from jepa.verdict import collapse_alarm
 
 log = logging.getLogger(__name__)
 
 JUDGES = ("probe/linear_top1", "probe/knn_top1", "predict/gain")
 """The first of these that is measured decides which checkpoint is `best`."""
+
+
+EVALUATION_TIME = "perf/evaluation_s"
+"""logged by every evaluation that was made to its end"""
 
 
 @dataclass(kw_only=True)
@@ -46,10 +52,14 @@ class Run:
         for judge in (self.prober, *self.evaluators):
             if protocol := getattr(judge, "protocol", None):
                 log.info("%s", protocol)
+        evaluate = partial(self.evaluate, should_stop=lambda: interrupt.signum != 0)
         if first_step == 0:
             log.info("judging the untrained encoder first: step 0 of all curves")
-            self.evaluate(0)
-        hooks = Hooks(log=self.log, evaluate=self.evaluate, save=self.save, note_broken=self.broken.note)
+        if self.lacks_evaluation(first_step):
+            evaluate(first_step)
+        if interrupt.signum:
+            return first_step
+        hooks = Hooks(log=self.log, evaluate=evaluate, save=self.save, note_broken=self.broken.note)
         with closing(batches(first_step)) as stream:
             return fit(self.plan, self.parts, stream, hooks, interrupt, first_step)
 
@@ -72,15 +82,25 @@ class Run:
         for logger in self.loggers:
             logger.log(step, {**self.plan.position(step), **metrics, "data/broken": float(self.broken.count)})
 
-    def evaluate(self, step: int) -> None:
-        snapshot = self.prober.snapshot(step, self.parts.objective)
+    def lacks_evaluation(self, step: int) -> bool:
+        """Whether the evaluation due after `step` steps is yet to be made: at the start, or one left at a signal."""
+        known = {int(row["step"]) for row in read_rows(self.folder) if EVALUATION_TIME in row}
+        return self.plan.is_due(self.plan.eval_every, step) and step not in known
+
+    def evaluate(self, step: int, should_stop: Callable[[], bool] = lambda: False) -> None:
+        """Left half done where the run is to stop; the next start makes up for it."""
+        begun = time.perf_counter()
+        try:
+            snapshot = self.prober.snapshot(step, self.parts.objective, should_stop)
+        except Interrupted:
+            return
         if not snapshot.val.vectors.isfinite().all():
             raise TrainingError(f"the features of step {step} are not finite: the weights have blown up; lower lr")
         evaluations = [evaluator(snapshot) for evaluator in self.evaluators]
         metrics = {name: value for evaluation in evaluations for name, value in evaluation.metrics.items()}
         if step == 0:
             metrics |= self.prober.baselines(snapshot, self.evaluators)
-        self.log(step, metrics)
+        self.log(step, {**metrics, EVALUATION_TIME: time.perf_counter() - begun})
         shown = Evaluation(
             pictures=tuple(picture for evaluation in evaluations for picture in evaluation.pictures),
             tables=tuple(table for evaluation in evaluations for table in evaluation.tables),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from typing import NamedTuple
 
@@ -66,10 +67,10 @@ def train_step(
     clip_grad: float | None,
     guard: SpikeGuard | None,
 ) -> StepOutput:
-    """Gradients of the whole batch in pieces of `micro_batch_size`, clipped, and one step if all is finite."""
+    """Gradients of the whole batch in pieces of `micro_batch_size` samples, clipped, and one step if all is finite."""
     outputs = [
         _accumulate(objective, piece, piece_masks, len(piece.clips) / len(batch.clips), autocast)
-        for piece, piece_masks in _pieces(batch, masks, micro_batch_size)
+        for piece, piece_masks in _pieces(batch, masks, micro_batch_size * batch.views)
     ]
     shares = [len(output.embedding) / len(batch.clips) for output in outputs]
     loss = torch.stack([share * o.loss.detach() for share, o in zip(shares, outputs, strict=True)]).sum()
@@ -88,10 +89,10 @@ def train_step(
     return StepOutput(loss=loss, grad_norm=grad_norm, skipped=skipped, metrics=metrics)
 
 
-def _pieces(batch: Batch, masks: Masks, size: int) -> list[tuple[Batch, Masks]]:
-    clips, labels = batch.clips.split(size), batch.labels.split(size)
-    contexts, targets = masks.context.split(size), masks.targets.split(size)
-    return [(Batch(c, y), Masks(k, j)) for c, y, k, j in zip(clips, labels, contexts, targets, strict=True)]
+def _pieces(batch: Batch, masks: Masks, size: int) -> Iterator[tuple[Batch, Masks]]:
+    for start in range(0, len(batch.clips), size):
+        rows = slice(start, start + size)
+        yield Batch(batch.clips[rows], batch.labels[rows], batch.views), masks.map(lambda m, rows=rows: m[rows])
 
 
 def _accumulate(
