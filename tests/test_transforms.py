@@ -110,6 +110,37 @@ def test_half_of_the_images_are_mirrored_unless_flip_is_false():
     assert 160 < mirrored.sum() < 240
 
 
+@pytest.mark.parametrize("size", [(24, 32), (80, 64)])
+def test_views_are_crops_of_their_own_of_one_sample_side_by_side(size):
+    raw = raw_batch([(37, 50), size], frames=2)
+    views = augment(views=3)(raw, seeded())
+    repeated = RawBatch(*(tensor.repeat_interleave(3, dim=0) for tensor in raw[:3]), raw.broken)
+    assert views.shape == (6, 3, 2, 24, 32)
+    torch.testing.assert_close(views, augment()(repeated, seeded()), atol=1e-5, rtol=0)
+    assert len({view.numpy().tobytes() for view in views}) == 6
+
+
+def test_one_view_is_the_batch_itself():
+    raw = raw_batch([(37, 50), (31, 44)])
+    assert torch.equal(augment(views=1)(raw, seeded()), augment()(raw, seeded()))
+
+
+def test_views_of_a_sample_do_not_depend_on_the_batch_size():
+    raw = raw_batch([(40, 60), (60, 40), (50, 50)])
+    part = RawBatch(*(t[:2] for t in raw[:3]), raw.broken)
+    assert torch.equal(augment(views=2)(raw, seeded())[:4], augment(views=2)(part, seeded()))
+
+
+@pytest.mark.parametrize("size", [(24, 32), (80, 64)])
+def test_all_frames_of_a_clip_share_one_box(size):
+    """A clip of one image repeated stays still, and a frame does not depend on its neighbours."""
+    raw = raw_batch([size, (37, 50)], frames=3)
+    clips = augment()(raw, seeded())
+    for frame in range(3):
+        still = raw._replace(pixels=raw.pixels[:, :, frame : frame + 1].expand(-1, -1, 3, -1, -1))
+        torch.testing.assert_close(augment()(still, seeded())[:, :, 0], clips[:, :, frame], atol=1e-5, rtol=0)
+
+
 def test_normalisation_is_that_of_the_data_set():
     raw = raw_batch([(24, 32)])
     clips = augment(crop_scale=(1.0, 1.0), crop_aspect=(4 / 3, 4 / 3), flip=False)(raw, seeded())
@@ -202,6 +233,15 @@ def test_evaluation_takes_batches_clips_and_lists_alike():
     assert transform([smooth(3, 9, 90), smooth(3, 33, 21)]).shape == (2, 3, 1, 24, 32)
 
 
+def test_evaluation_sees_every_frame_of_a_clip_as_it_would_see_an_image():
+    clips = smooth(2, 3, 4, 40, 50)
+    transform = EvalTransform(image_size=(24, 32), mean=MEAN, std=STD)
+    expected = torch.stack([transform(clips[:, :, frame])[:, :, 0] for frame in range(4)], dim=2)
+    assert torch.equal(transform(clips), expected)
+    assert torch.equal(transform(list(clips)), expected)
+    assert transform([smooth(3, 4, 60, 90), smooth(3, 4, 33, 21)]).shape == (2, 3, 4, 24, 32)
+
+
 def test_evaluation_is_its_pictures_normalised():
     images = smooth(2, 3, 40, 50)
     transform = EvalTransform(image_size=(24, 32), mean=MEAN, std=STD)
@@ -241,6 +281,7 @@ def test_evaluation_refuses_what_it_cannot_read(images, message):
         {"crop_aspect": (2.0, 1.0)},
         {"crop_aspect": (0.0, 1.0)},
         {"image_size": (0, 8)},
+        {"views": 0},
         {"std": (0.1, 0.0, 0.1)},
         {"mean": (0.5,)},
     ],

@@ -32,6 +32,7 @@ class AugmentConfig:
     crop_scale: list[float]
     crop_aspect: list[float]
     flip: bool
+    views: int
 
 
 @dataclass(kw_only=True)

@@ -19,10 +19,11 @@ ATTEMPTS = 10
 
 
 class Augment:
-    """(RawBatch, generator) -> float [B, C, T, H, W] on the batch's device: random resized crop, flip, normalise.
+    """(RawBatch, generator) -> float [B * views, C, T, H, W] on its device: random resized crop, flip, normalise.
 
-    The boxes are those of torchvision's RandomResizedCrop, drawn apart for every sample; sample i does not depend on
-    the batch size. Everything random comes from the CPU generator.
+    The boxes are those of torchvision's RandomResizedCrop, drawn apart for every sample and for each of its `views`,
+    which are rows v * views to v * views + views - 1; all frames of a clip share one. Sample i does not depend on the
+    batch size. Everything random comes from the CPU generator.
     """
 
     def __init__(
@@ -34,8 +35,11 @@ class Augment:
         flip: bool,
         mean: Sequence[float],
         std: Sequence[float],
+        views: int = 1,
     ) -> None:
         _check_size(image_size)
+        if views < 1:
+            raise ValueError(f"augment.views={views}: expected at least one crop of each sample")
         if not 0 < crop_scale[0] <= crop_scale[1] <= 1:
             raise ValueError(f"augment.crop_scale={list(crop_scale)}: expected 0 < smallest <= largest <= 1")
         if not 0 < crop_aspect[0] <= crop_aspect[1]:
@@ -44,6 +48,7 @@ class Augment:
         self.crop_scale = crop_scale
         self.crop_aspect = crop_aspect
         self.flip = flip
+        self.views = views
         self.normalise = Normalise(mean, std)
 
     @property
@@ -52,7 +57,7 @@ class Augment:
         return math.ceil(max(self.image_size) / math.sqrt(self.crop_scale[0]))
 
     def __call__(self, raw: RawBatch, generator: Generator) -> Tensor:
-        boxes, flips = self.draw(raw.sizes, generator)
+        boxes, flips = self.draw(raw.sizes.repeat_interleave(self.views, dim=0), generator)
         return resample(raw.pixels, boxes, self.image_size, flips if self.flip else None, self.normalise)
 
     def draw(self, sizes: Tensor, generator: Generator) -> tuple[Tensor, Tensor]:
@@ -161,10 +166,10 @@ def resample(
     flips: Tensor | None = None,
     normalise: Normalise | None = None,
 ) -> Tensor:
-    """uint8 [B, C, T, H, W], [B, 4], bool [B] -> float [B, C, T, h, w]: each sample's box, resized with antialiasing.
+    """uint8 [B, C, T, H, W], [B V, 4], bool [B V] -> float [B V, C, T, h, w]: each sample's V boxes, resized.
 
-    Two routes that agree to one grey level: torchvision's and torch's uint8 kernel image by image where a CPU has large
-    images, and two batched products with the weights of the separable filter elsewhere.
+    Two routes that agree to one grey level, both with antialiasing: torchvision's and torch's uint8 kernel image by
+    image where a CPU has large images, and two batched products with the weights of the separable filter elsewhere.
     """
     if pixels.device.type == "cpu" and max(pixels.shape[-2:]) > SMALL_CANVAS:
         return resample_singly(pixels, boxes, size, flips, normalise)
@@ -175,9 +180,10 @@ def resample_singly(
     pixels: Tensor, boxes: Tensor, size: tuple[int, int], flips: Tensor | None, normalise: Normalise | None
 ) -> Tensor:
     """As `resample`; each image is finished while it is in the cache."""
-    clips = torch.empty(*pixels.shape[:3], *size)
-    flipped = [False] * len(pixels) if flips is None else flips.tolist()
-    for clip, frames, box, flip in zip(clips, pixels.transpose(1, 2), boxes.tolist(), flipped, strict=True):
+    clips = torch.empty(len(boxes), *pixels.shape[1:3], *size)
+    flipped = [False] * len(boxes) if flips is None else flips.tolist()
+    sources = (frames for frames in pixels.transpose(1, 2) for _ in range(len(boxes) // len(pixels)))
+    for clip, frames, box, flip in zip(clips, sources, boxes.tolist(), flipped, strict=True):
         top, left, height, width = box
         crop = frames[..., top : top + height, left : left + width]  # [T, C, height, width]
         resized = interpolate(crop, size, mode="bilinear", antialias=True)
@@ -191,14 +197,16 @@ def resample_densely(
     pixels: Tensor, boxes: Tensor, size: tuple[int, int], flips: Tensor | None, normalise: Normalise | None
 ) -> Tensor:
     """As `resample`; no loop over samples and no host synchronisation."""
-    clips = torch.empty(*pixels.shape[:3], *size, device=pixels.device)
-    samples = max(1, CHUNK["cpu" if pixels.device.type == "cpu" else "accelerator"] // pixels[0].numel())
+    views = len(boxes) // len(pixels)
+    clips = torch.empty(len(boxes), *pixels.shape[1:3], *size, device=pixels.device)
+    samples = max(1, CHUNK["cpu" if pixels.device.type == "cpu" else "accelerator"] // (views * pixels[0].numel()))
     for start in range(0, len(pixels), samples):
-        part = slice(start, start + samples)
+        part = slice(start * views, (start + samples) * views)
+        sources = pixels[start : start + samples, None].expand(-1, views, -1, -1, -1, -1).flatten(0, 1)
         rows = filter_weights(boxes[part, 0], boxes[part, 2], pixels.shape[-2], size[0])
         mirrored = None if flips is None else flips[part]
         columns = filter_weights(boxes[part, 1], boxes[part, 3], pixels.shape[-1], size[1], mirrored)
-        clips[part] = _separable(pixels[part], rows, columns)
+        clips[part] = _separable(sources, rows, columns)
         if normalise is not None:
             normalise(clips[part])
     return clips
