@@ -110,12 +110,13 @@ def test_half_of_the_images_are_mirrored_unless_flip_is_false():
     assert 160 < mirrored.sum() < 240
 
 
+@pytest.mark.parametrize("frames", [1, 2])
 @pytest.mark.parametrize("size", [(24, 32), (80, 64)])
-def test_views_are_crops_of_their_own_of_one_sample_side_by_side(size):
-    raw = raw_batch([(37, 50), size], frames=2)
+def test_views_are_crops_of_their_own_of_one_sample_side_by_side(size, frames):
+    raw = raw_batch([(37, 40), size], frames)
     views = augment(views=3)(raw, seeded())
     repeated = RawBatch(*(tensor.repeat_interleave(3, dim=0) for tensor in raw[:3]), raw.broken)
-    assert views.shape == (6, 3, 2, 24, 32)
+    assert views.shape == (6, 3, frames, 24, 32)
     torch.testing.assert_close(views, augment()(repeated, seeded()), atol=1e-5, rtol=0)
     assert len({view.numpy().tobytes() for view in views}) == 6
 
@@ -196,13 +197,13 @@ def test_the_canvas_is_the_least_of_which_no_crop_is_enlarged():
     assert boxes_of([(canvas, canvas)] * 2000, crop_aspect=(1.0, 1.0))[:, 2:].min() >= 224
 
 
-def test_small_images_take_the_dense_route_and_large_ones_the_other(monkeypatch):
+def test_small_images_take_the_dense_route_and_clips_and_large_images_the_other(monkeypatch):
     taken = []
     for name in ("resample_singly", "resample_densely"):
         monkeypatch.setattr(f"jepa.data.transforms.{name}", lambda pixels, *_, name=name: taken.append(name) or pixels)
-    for size in ((32, 32), (200, 300)):
-        augment()(raw_batch([size]), seeded())
-    assert taken == ["resample_densely", "resample_singly"]
+    for size, frames in (((32, 32), 1), ((200, 300), 1), ((32, 32), 2)):
+        augment()(raw_batch([size], frames), seeded())
+    assert taken == ["resample_densely", "resample_singly", "resample_singly"]
 
 
 def test_evaluation_keeps_an_image_that_has_the_right_size():

@@ -153,7 +153,7 @@ class Normalise:
 
 
 SMALL_CANVAS = 40
-"""on a CPU, the dense products are the faster route up to canvases of this size (measured, see `resample`)"""
+"""on a CPU, the dense products are the faster route up to images of this size (measured); for clips they never are"""
 
 CHUNK = {"cpu": 2**17, "accelerator": 2**26}
 """canvas values that the dense route holds as float32 at a time: what fits into a core's cache, and 256 MB"""
@@ -168,10 +168,11 @@ def resample(
 ) -> Tensor:
     """uint8 [B, C, T, H, W], [B V, 4], bool [B V] -> float [B V, C, T, h, w]: each sample's V boxes, resized.
 
-    Two routes that agree to one grey level, both with antialiasing: torchvision's and torch's uint8 kernel image by
-    image where a CPU has large images, and two batched products with the weights of the separable filter elsewhere.
+    Two routes that agree to one grey level, both with antialiasing: torchvision's and torch's uint8 kernel sample
+    by sample where a CPU has clips or large images, and two batched products with the weights of the separable filter elsewhere.
     """
-    if pixels.device.type == "cpu" and max(pixels.shape[-2:]) > SMALL_CANVAS:
+    frames, *canvas = pixels.shape[2:]
+    if pixels.device.type == "cpu" and (frames > 1 or max(canvas) > SMALL_CANVAS):
         return resample_singly(pixels, boxes, size, flips, normalise)
     return resample_densely(pixels, boxes, size, flips, normalise)
 
