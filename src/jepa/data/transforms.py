@@ -168,8 +168,9 @@ def resample(
 ) -> Tensor:
     """uint8 [B, C, T, H, W], [B V, 4], bool [B V] -> float [B V, C, T, h, w]: each sample's V boxes, resized.
 
-    Two routes that agree to one grey level, both with antialiasing: torchvision's and torch's uint8 kernel sample
-    by sample where a CPU has clips or large images, and two batched products with the weights of the separable filter elsewhere.
+    Two routes that agree to one grey level, both with antialiasing: torchvision's and torch's uint8 kernel sample by
+    sample where a CPU has clips or large images, and two batched products with the weights of the separable filter
+    elsewhere.
     """
     frames, *canvas = pixels.shape[2:]
     if pixels.device.type == "cpu" and (frames > 1 or max(canvas) > SMALL_CANVAS):
