@@ -13,7 +13,8 @@ import numpy as np
 from torch import Tensor
 
 from jepa.data.decode import check_channels, decode
-from jepa.data.images import NATURAL, VALIDATION_NAMES
+from jepa.data.folders import VALIDATION_NAMES
+from jepa.data.images import NATURAL
 
 if TYPE_CHECKING:
     import datasets

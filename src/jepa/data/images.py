@@ -6,7 +6,7 @@ import copy
 import fcntl
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,14 +15,11 @@ import numpy as np
 import torch
 from torch import Tensor
 from torchvision import datasets
-from torchvision.datasets.folder import make_dataset
 
 from jepa.data.decode import SUFFIXES, check_channels, decode
+from jepa.data.folders import class_folders, content, existing_folder, held_out_files, scan
 
 log = logging.getLogger(__name__)
-
-VALIDATION_NAMES = ("validation", "valid", "val", "test")
-"""of a folder or a split that is taken for the held-out part where none is named, in this order"""
 
 NATURAL = {3: ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)), 1: ((0.449,), (0.226,))}
 """mean and standard deviation of ImageNet's pixels in [0, 1], by the number of channels"""
@@ -37,15 +34,18 @@ class ImageFolder:
     def __init__(self, *, root_path: str, image_folder: str, val_folder: str | None = None, channels: int = 3) -> None:
         check_channels(channels)
         root = Path(root_path).expanduser().absolute()
-        self.folder = _existing_folder(root / image_folder, "dataset.image_folder")
+        folder = existing_folder(root / image_folder, "dataset.image_folder")
         self.channels = channels
         self.mean, self.std = NATURAL[channels]
-        self.classes = _class_folders(self.folder)
-        self.paths, self.labels = _scan(self.folder, self.classes)
+        self.classes = class_folders(folder, SUFFIXES)
+        self.folder, self.paths, self.labels = scan(folder, self.classes, SUFFIXES)
         if not len(self.paths):
-            suffixes = " ".join(SUFFIXES)
-            raise ValueError(f"no images ({suffixes}) in {self.folder} or its sub-folders; {_content(self.folder)}")
-        self.held_out = self._held_out_part(root, val_folder)
+            raise ValueError(f"no images ({' '.join(SUFFIXES)}) in {folder} or its sub-folders; {content(folder)}")
+        self.held_out: ImageFolder | None = None
+        held_out = held_out_files(folder, root, val_folder, self.classes, SUFFIXES)
+        if held_out is not None:
+            self.held_out = copy.copy(self)
+            self.held_out.folder, self.held_out.paths, self.held_out.labels = held_out
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -61,68 +61,6 @@ class ImageFolder:
 
     def validation(self) -> ImageFolder | None:
         return self.held_out
-
-    def _held_out_part(self, root: Path, val_folder: str | None) -> ImageFolder | None:
-        if val_folder is not None:
-            folder = _existing_folder(root / val_folder, "dataset.val_folder")
-            unknown = sorted(set(_class_folders(folder)) - set(self.classes))
-            if unknown:
-                raise ValueError(
-                    f"dataset.val_folder={val_folder} has classes that are not in {self.folder}: {unknown}"
-                )
-            return self._part(folder)
-        for name in VALIDATION_NAMES:
-            folder = self.folder.parent / name
-            if folder != self.folder and folder.is_dir() and set(_class_folders(folder)) <= set(self.classes):
-                part = self._part(folder)
-                if len(part) and bool(self.classes) == bool(_class_folders(folder)):
-                    log.info("held-out part: %s (name another with dataset.val_folder)", folder)
-                    return part
-        return None
-
-    def _part(self, folder: Path) -> ImageFolder:
-        part = copy.copy(self)
-        part.folder, part.held_out = folder, None
-        part.paths, part.labels = _scan(folder, self.classes)
-        return part
-
-
-def _existing_folder(folder: Path, key: str) -> Path:
-    if folder.is_dir():
-        return folder
-    known = next(parent for parent in folder.parents if parent.is_dir())
-    raise ValueError(f"{key}: no folder {folder}; {_content(known)}")
-
-
-def _content(folder: Path) -> str:
-    names = sorted(f"{entry.name}/" if entry.is_dir() else entry.name for entry in os.scandir(folder))
-    shown = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
-    return f"{folder} holds {shown or 'nothing'}"
-
-
-def _is_image(path: str) -> bool:
-    """By its name; hidden files are none."""
-    name = os.path.basename(path)
-    return name.lower().endswith(SUFFIXES) and not name.startswith(".")
-
-
-def _class_folders(folder: Path) -> tuple[str, ...]:
-    """Names of the sub-folders that hold images, at any depth."""
-    names = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith("."))
-    return tuple(name for name in names if any(_is_image(f) for *_, files in os.walk(folder / name) for f in files))
-
-
-def _scan(folder: Path, classes: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-    """Paths in the folder and labels, as arrays: a list of strings would be copied into every worker, page by page."""
-    if classes:
-        indices = {name: index for index, name in enumerate(classes)}
-        found = make_dataset(folder, indices, is_valid_file=_is_image, allow_empty=True)
-    else:
-        found = [
-            (entry.path, -1) for entry in sorted(os.scandir(folder), key=lambda e: e.name) if _is_image(entry.path)
-        ]
-    names = [os.fsencode(os.path.relpath(path, folder)) for path, _ in found]
-    return np.array(names, dtype=bytes), np.array([label for _, label in found], dtype=np.int64)
 
 
 TORCHVISION = {

@@ -1,0 +1,92 @@
+"""Files in folders: classes by sub-folder, and the held-out part beside them."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from torchvision.datasets.folder import make_dataset
+
+log = logging.getLogger(__name__)
+
+VALIDATION_NAMES = ("validation", "valid", "val", "test")
+"""of a folder or a split that is taken for the held-out part where none is named, in this order"""
+
+
+class Files(NamedTuple):
+    folder: Path
+    paths: np.ndarray
+    """in the folder, as an array: a list of strings would be copied into every worker, page by page"""
+    labels: np.ndarray
+    """-1 without"""
+
+
+def existing_folder(folder: Path, key: str) -> Path:
+    if folder.is_dir():
+        return folder
+    known = next(parent for parent in folder.parents if parent.is_dir())
+    raise ValueError(f"{key}: no folder {folder}; {content(known)}")
+
+
+def content(folder: Path) -> str:
+    names = sorted(f"{entry.name}/" if entry.is_dir() else entry.name for entry in os.scandir(folder))
+    shown = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
+    return f"{folder} holds {shown or 'nothing'}"
+
+
+def has_suffix(path: str, suffixes: tuple[str, ...]) -> bool:
+    """By its name; hidden files have none."""
+    name = os.path.basename(path)
+    return name.lower().endswith(suffixes) and not name.startswith(".")
+
+
+def sub_folders(folder: Path) -> list[str]:
+    return sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith("."))
+
+
+def class_folders(folder: Path, suffixes: tuple[str, ...]) -> tuple[str, ...]:
+    """Names of the sub-folders that hold such files, at any depth."""
+    walks = {name: (f for *_, files in os.walk(folder / name) for f in files) for name in sub_folders(folder)}
+    return tuple(name for name, files in walks.items() if any(has_suffix(f, suffixes) for f in files))
+
+
+def scan(folder: Path, classes: Sequence[str], suffixes: tuple[str, ...]) -> Files:
+    """All such files with the numbers of their classes, or without classes those in the folder itself."""
+    if classes:
+        indices = {name: index for index, name in enumerate(classes)}
+        found = make_dataset(folder, indices, is_valid_file=lambda p: has_suffix(p, suffixes), allow_empty=True)
+    else:
+        entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+        found = [(entry.path, -1) for entry in entries if has_suffix(entry.path, suffixes)]
+    names = [os.fsencode(os.path.relpath(path, folder)) for path, _ in found]
+    return Files(folder, np.array(names, dtype=bytes), np.array([label for _, label in found], dtype=np.int64))
+
+
+def held_out_files(
+    folder: Path, root: Path, val_folder: str | None, classes: tuple[str, ...], suffixes: tuple[str, ...]
+) -> Files | None:
+    """The files of `root`/`val_folder`, or of a folder beside `folder` with a usual name and no other classes."""
+    if val_folder is not None:
+        named = existing_folder(root / val_folder, "dataset.val_folder")
+        unknown = sorted(set(class_folders(named, suffixes)) - set(classes))
+        if unknown:
+            raise ValueError(f"dataset.val_folder={val_folder} has classes that are not in {folder}: {unknown}")
+        return scan(named, classes, suffixes)
+    for candidate in _siblings(folder):
+        found = class_folders(candidate, suffixes)
+        if not set(found) <= set(classes) or bool(found) != bool(classes):
+            continue
+        files = scan(candidate, classes, suffixes)
+        if len(files.paths):
+            log.info("held-out part: %s (name another with dataset.val_folder)", candidate)
+            return files
+    return None
+
+
+def _siblings(folder: Path) -> Iterator[Path]:
+    beside = (folder.parent / name for name in VALIDATION_NAMES)
+    return (candidate for candidate in beside if candidate != folder and candidate.is_dir())
