@@ -13,9 +13,9 @@ from torch.nn import functional as F
 from jepa.evaluation.diagnostics import Diagnostics, collapse, coverage, effective_rank, mean_cosine
 from jepa.evaluation.embeddings import Embeddings, nearest
 from jepa.evaluation.knn import KNN, knn_votes
-from jepa.evaluation.linear import L2_GRID, LinearProbe, fit_logistic, select_l2, standardise
+from jepa.evaluation.linear import L2_GRID, LinearProbe, fit_logistic, select_l2
 from jepa.layers.pictures import mask_overlay, montage, principal_colours, to_rgb
-from jepa.layers.probes import ProbeTask
+from jepa.layers.probes import standardise
 from jepa.types import Features, Masks, PatchGrid, Snapshot
 
 GRID = PatchGrid(1, 4, 4)
@@ -41,7 +41,7 @@ def snapshot_of(train, val, **changes):
     num, pictures = len(val.labels), min(6, len(val.labels))
     values = {
         "step": 0, "train": train, "val": val, "classes": ("ant", "bee", "cat"), "grid": GRID,
-        "pictures": torch.randint(0, 256, (pictures, 3, 16, 16), generator=seeded(1), dtype=torch.uint8),
+        "pictures": torch.randint(0, 256, (pictures, 3, 1, 16, 16), generator=seeded(1), dtype=torch.uint8),
         "tokens": torch.randn(pictures, GRID.num_tokens, train.vectors.shape[1], generator=seeded(2)),
         "thumbnails": torch.randint(0, 256, (num, 3, 32, 32), generator=seeded(3), dtype=torch.uint8),
         "masks": masks_of(32), "diagnosis": {"error": 0.25, "trivial_error": 1.0},
@@ -101,19 +101,15 @@ def test_the_linear_probe_equals_logistic_regression_of_sklearn_at_the_same_l2(l
 def test_the_probe_as_it_runs_scores_like_sklearn_with_the_chosen_l2():
     train, val = clusters(600, dim=16, spread=1.5), clusters(300, dim=16, spread=1.5, seed=5)
     measured = LinearProbe()(snapshot_of(train, val)).metrics["probe/linear_top1"]
-    task = standardise(ProbeTask(train, val, 3))
-    l2, _ = select_l2(task.train, num_classes=3)
-    reference = LogisticRegression(C=1 / (600 * l2), max_iter=10000).fit(
-        task.train.vectors.numpy(), train.labels.numpy()
-    )
-    assert measured == pytest.approx(100 * reference.score(task.val.vectors.numpy(), val.labels.numpy()), abs=0.5)
+    train, val = standardise(train, val)
+    l2, _ = select_l2(train, num_classes=3)
+    reference = LogisticRegression(C=1 / (600 * l2), max_iter=10000).fit(train.vectors.numpy(), train.labels.numpy())
+    assert measured == pytest.approx(100 * reference.score(val.vectors.numpy(), val.labels.numpy()), abs=0.5)
 
 
 def test_the_l2_weight_is_chosen_without_the_validation_samples():
     train, val = clusters(100), clusters(50, seed=5)
-    chosen = [
-        select_l2(standardise(ProbeTask(train, v, 3)).train, num_classes=3)[0] for v in (val, clusters(9, seed=8))
-    ]
+    chosen = [select_l2(standardise(train, v)[0], num_classes=3)[0] for v in (val, clusters(9, seed=8))]
     assert chosen[0] == chosen[1]
     assert chosen[0] in L2_GRID
 
@@ -225,8 +221,7 @@ def test_the_gain_is_one_minus_the_error_over_that_of_the_trivial_predictor():
 def test_coverage_counts_the_samples_in_which_a_token_is_context_or_target():
     context = torch.tensor([[0, 1], [0, 2]])
     targets = torch.tensor([[[4, 5], [5, 6]], [[5, 6], [6, 7]]])
-    snapshot = snapshot_of(clusters(30), clusters(20), masks=Masks(context, targets))
-    seen, asked = coverage(snapshot)
+    seen, asked = coverage(Masks(context, targets), GRID)
     assert seen.tolist() == [1.0, 0.5, 0.5] + [0.0] * 13
     assert asked.tolist() == [0.0] * 4 + [0.5, 1.0, 1.0, 0.5] + [0.0] * 8
     metrics = Diagnostics()(snapshot_of(clusters(30), clusters(20), masks=masks_of(500))).metrics
@@ -253,7 +248,8 @@ def test_equal_tokens_have_equal_colours_and_different_ones_differ():
     tokens = torch.randn(2, 1, 8, generator=seeded()).repeat_interleave(8, 1)  # [2, 8, 8]
     tokens = torch.cat([tokens, tokens.flip(0)], dim=1)
     colours, shares = principal_colours(tokens, GRID)
-    assert colours.shape == (2, 3, 4, 4)
+    assert colours.shape == (2, 3, 1, 4, 4)
+    colours = colours[:, :, 0]
     assert (colours[0, :, :2] == colours[0, :, :1, :1]).all()
     assert (colours[0, :, 0, 0] == colours[1, :, 3, 3]).all()
     assert (colours[0, 0, 0, 0].int() - colours[0, 0, 3, 3].int()).abs() == 255
@@ -280,7 +276,7 @@ def test_tiles_of_a_montage_are_the_images():
 @pytest.mark.parametrize("grid", [GRID, PatchGrid(1, 2, 5), PatchGrid(2, 4, 4)])
 @pytest.mark.parametrize("channels", [1, 3])
 def test_every_picture_is_rgb_and_large_enough_to_read(grid, channels):
-    pictures = torch.randint(0, 256, (5, channels, 2 * grid.h, 2 * grid.w), generator=seeded(), dtype=torch.uint8)
+    pictures = torch.randint(0, 256, (5, channels, grid.t, 2 * grid.h, 2 * grid.w), generator=seeded(), dtype=torch.uint8)
     snapshot = snapshot_of(
         clusters(30), clusters(20), grid=grid, pictures=pictures,
         tokens=torch.randn(5, grid.num_tokens, 8, generator=seeded()), masks=masks_of(32, grid=PatchGrid(1, 2, 5)),

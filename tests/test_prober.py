@@ -140,14 +140,14 @@ def test_images_are_decoded_once_where_they_fit_and_the_batches_stay_the_same():
         part = ProbePart(dataset=dataset, indices=range(10), max_cache_bytes=limit)
         first, second = (list(part.batches(Crop(), 4)) for _ in range(2))
         assert dataset.num_read == num_read
-        assert [len(labels) for _, labels in first] == [4, 4, 2]
+        assert [len(batch.labels) for batch in first] == [4, 4, 2]
         for one, other in zip(first, second, strict=True):
             assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
 
 
 def test_unreadable_samples_are_left_out_and_named_once(caplog):
     part = ProbePart(dataset=Images(10, broken=(3, 4)), indices=range(10), max_cache_bytes=0)
-    sizes = [len(labels) for _ in range(2) for _, labels in part.batches(Crop(), 4)]
+    sizes = [len(batch.labels) for _ in range(2) for batch in part.batches(Crop(), 4)]
     assert sizes == [3, 3, 2] * 2
     assert [record.message for record in caplog.records] == [
         f"evaluation leaves out picture {index}: cut short" for index in (3, 4)
@@ -173,7 +173,7 @@ def test_a_snapshot_holds_the_pooled_tokens_of_the_backbone():
     assert snapshot.step == 7
     torch.testing.assert_close(snapshot.val.vectors, tokens.mean(1))
     torch.testing.assert_close(snapshot.tokens, tokens[:8])
-    assert torch.equal(snapshot.pictures, pictures[:8, :, 0])
+    assert torch.equal(snapshot.pictures, pictures[:8])
     assert snapshot.val.labels.tolist() == [index % 3 for index in prober.split.val.indices]
     assert snapshot.train.vectors.shape == (30, 8)
     assert snapshot.thumbnails.shape == (12, 3, 32, 32)

@@ -236,6 +236,10 @@ class Features(NamedTuple):
     """float32 [n, D] on the CPU"""
     labels: Tensor
     """long [n]"""
+    targets: Tensor | None = None
+    """float32 [n, Q], the quantities of a MeasuredDataset; nan where one is unknown"""
+    tokens: Tensor | None = None
+    """float16 [n, J, D], averaged over neighbours down to what an evaluator asks for; None where none asks"""
 
 
 @dataclass(frozen=True)
@@ -248,15 +252,19 @@ class Snapshot:
     classes: tuple[str, ...]
     grid: PatchGrid
     pictures: Tensor
-    """uint8 [P, C, H, W]: the first P validation images, as the encoder saw them before normalisation"""
+    """uint8 [P, C, T, H, W]: the first P validation samples, as the encoder saw them before normalisation"""
     tokens: Tensor
     """float32 [P, N, D] of those pictures"""
     thumbnails: Tensor
-    """uint8 [n, C, 32, 32] of the validation samples"""
+    """uint8 [n, C, 32, 32] of the validation samples, of clips the middle frame"""
     masks: Masks
     """of a few hundred samples, as in training"""
     diagnosis: Mapping[str, float]
     """what `Objective.diagnose` said on validation samples"""
+    quantities: tuple[str, ...] = ()
+    """names of the columns of `targets`"""
+    still: tuple[Features, Features] | None = None
+    """train and val of clips that show their middle frame all the time, where motion is told apart"""
 
 
 @dataclass(frozen=True)

@@ -2,13 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
-from jepa.layers.pictures import enlarge, fit, heat, interleave, mask_overlay, montage, principal_colours, to_rgb
-from jepa.types import Evaluation, PatchGrid, Picture, Snapshot
+from jepa.layers.pictures import (
+    TILE,
+    enlarge,
+    film,
+    fit,
+    frames_shown,
+    heat,
+    interleave,
+    mask_overlay,
+    montage,
+    principal_colours,
+    to_rgb,
+)
+from jepa.types import Evaluation, Masks, PatchGrid, Picture, Snapshot
 
 HEAT_SIDE = 192
+NUM_FILMS = 4
+"""clips that are shown, where images are eight"""
 
 
 class Diagnostics:
@@ -67,64 +83,116 @@ def mean_cosine(vectors: Tensor) -> float:
 
 
 def prediction(snapshot: Snapshot) -> dict[str, float]:
-    """What the objective diagnosed as predict/*, and the gain over always predicting the mean target: 1 is perfect."""
+    """What the objective diagnosed as predict/*, and the gains over the trivial predictors: 1 is perfect."""
     metrics = {f"predict/{name}": value for name, value in snapshot.diagnosis.items()}
-    error, trivial = metrics.get("predict/error"), metrics.get("predict/trivial_error")
-    if error is not None and trivial:
-        metrics["predict/gain"] = 1.0 - error / trivial
+    error = metrics.get("predict/error")
+    for gain, other in (("predict/gain", "predict/trivial_error"), ("predict/copy_gain", "predict/copy_error")):
+        if error is not None and metrics.get(other):
+            metrics[gain] = 1.0 - error / metrics[other]
     return metrics
 
 
-def coverage(snapshot: Snapshot) -> tuple[Tensor, Tensor]:
-    """Share of samples in which a token is context, and in which it is in any target: [N], [N]."""
-    context, targets = snapshot.masks
-    shape = (len(context), snapshot.grid.num_tokens)
-    seen = torch.zeros(shape).scatter_(1, context, 1.0)
-    asked = torch.zeros(shape).scatter_(1, targets.flatten(1), 1.0)
+def coverage(masks: Masks, grid: PatchGrid) -> tuple[Tensor, Tensor]:
+    """Share of samples in which a token is context, and in which it is in any target, of one mask set: [N], [N]."""
+    shape = (len(masks.context), grid.num_tokens)
+    seen = torch.zeros(shape).scatter_(1, masks.context, 1.0)
+    asked = torch.zeros(shape).scatter_(1, masks.targets.flatten(1), 1.0)
     return seen.mean(0), asked.mean(0)
 
 
 def coverage_range(snapshot: Snapshot) -> dict[str, float]:
-    metrics = {"mask/context_tokens": float(snapshot.masks.context.shape[1])}
-    for name, share in zip(("context", "target"), coverage(snapshot), strict=True):
+    """Of several mask sets the mean."""
+    sets = snapshot.masks.sets
+    metrics = {"mask/context_tokens": sum(masks.context.shape[1] for masks in sets) / len(sets)}
+    found = zip(*(coverage(masks, snapshot.grid) for masks in sets), strict=True)
+    for name, shares in zip(("context", "target"), found, strict=True):
+        share = torch.stack(shares).mean(0)
         metrics[f"mask/coverage_{name}_min"] = share.min().item()
         metrics[f"mask/coverage_{name}_max"] = share.max().item()
     return metrics
 
 
 def mask_picture(snapshot: Snapshot) -> Picture:
-    images = to_rgb(snapshot.pictures)
-    context, targets = (indices[: len(images)] for indices in snapshot.masks)
-    overlay = mask_overlay(images, context, targets, snapshot.grid)
-    share = context.shape[1] / snapshot.grid.num_tokens
+    draw = film_rows if snapshot.pictures.shape[2] > 1 else image_rows
+    sets, num_tokens = snapshot.masks.sets, snapshot.grid.num_tokens
+    counts = ", ".join(str(masks.context.shape[1]) for masks in sets)
+    share = ", ".join(f"{masks.context.shape[1] / num_tokens:.0%}" for masks in sets)
+    blocks = ", ".join(str(masks.targets.shape[1]) for masks in sets)
     caption = (
-        f"Masks as in training: bright is the context ({context.shape[1]} of {snapshot.grid.num_tokens} tokens, "
-        f"{share:.0%}), coloured the {targets.shape[1]} target block(s) to predict, dark is neither."
+        f"Masks as in training: bright is the context ({counts} of {num_tokens} tokens, {share}), coloured the "
+        f"{blocks} target block(s) to predict, dark is neither."
     )
-    return Picture("masks", montage(interleave(enlarge(images), enlarge(overlay))), caption)
+    if len(sets) > 1:
+        caption += f" Each sample has {len(sets)} mask sets, one under the other."
+    return Picture("masks", montage(draw(snapshot, sets)), caption)
+
+
+def image_rows(snapshot: Snapshot, sets: Sequence[Masks]) -> list[Tensor]:
+    images = to_rgb(snapshot.pictures[:, :, 0])
+    first = [masks.map(lambda indices: indices[: len(images)]) for masks in sets]
+    overlays = [mask_overlay(images, masks.context, masks.targets, snapshot.grid) for masks in first]
+    return interleave(*(enlarge(shown) for shown in (images, *overlays)))
+
+
+def film_rows(snapshot: Snapshot, sets: Sequence[Masks]) -> list[Tensor]:
+    """For each clip a row of frames, and for each mask set one with what is seen of them and asked."""
+    rows = []
+    for sample, clip in enumerate(snapshot.pictures[:NUM_FILMS]):
+        frames, steps = film(clip), steps_shown(snapshot)
+        rows.append(enlarge(frames))
+        for masks in sets:
+            context, targets = masks.context[sample, None], masks.targets[sample, None]
+            shown = [
+                mask_overlay(frame[None], context, targets, snapshot.grid, step)
+                for frame, step in zip(frames, steps, strict=True)
+            ]
+            rows.append(enlarge(torch.cat(shown)))
+    return rows
+
+
+def steps_shown(snapshot: Snapshot) -> list[int]:
+    """The time step of the grid that each frame shown belongs to."""
+    num_frames = snapshot.pictures.shape[2]
+    return [frame * snapshot.grid.t // num_frames for frame in frames_shown(num_frames)]
 
 
 def feature_picture(snapshot: Snapshot) -> Picture:
-    images = enlarge(to_rgb(snapshot.pictures))
     colours, shares = principal_colours(snapshot.tokens, snapshot.grid)
+    share = ", ".join(f"{share:.0%}" for share in shares)
     caption = (
-        "Feature maps: the three main directions of all tokens of these images as red, green and blue "
-        f"({', '.join(f'{share:.0%}' for share in shares)} of their variance). Equal colours are equal features."
+        "Feature maps: the three main directions of all tokens of these samples as red, green and blue "
+        f"({share} of their variance). Equal colours are equal features"
     )
-    return Picture("features", montage(interleave(images, fit(colours, images.shape[-2:]))), caption)
+    if snapshot.pictures.shape[2] == 1:
+        images = enlarge(to_rgb(snapshot.pictures[:, :, 0]))
+        rows = interleave(images, fit(colours[:, :, 0], images.shape[-2:]))
+        return Picture("features", montage(rows), f"{caption}.")
+    rows = []
+    for clip, maps in list(zip(snapshot.pictures, colours, strict=True))[:NUM_FILMS]:
+        frames = enlarge(film(clip))
+        rows += [frames, fit(maps[:, steps_shown(snapshot)].transpose(0, 1), frames.shape[-2:])]
+    return Picture("features", montage(rows), f"{caption}, also over time.")
 
 
 def coverage_picture(snapshot: Snapshot) -> Picture:
-    seen, asked = coverage(snapshot)
+    rows, told = [], []
+    grid, sets = snapshot.grid, snapshot.masks.sets
+    for masks in sets:
+        seen, asked = coverage(masks, grid)
+        told.append(f"{seen.min():.0%} to {seen.max():.0%}; {asked.min():.0%} to {asked.max():.0%}")
+        maps = [heat(on_scale(share, grid)) for share in (seen, asked)]  # [t, 3, h, w] each
+        if grid.t == 1:
+            rows.append(enlarge(torch.cat(maps), HEAT_SIDE))
+        else:
+            rows += [enlarge(shown[frames_shown(grid.t)], TILE) for shown in maps]
+    places = "left and right" if grid.t == 1 else "one row under the other, a column for each time step"
     caption = (
-        f"How often a token is context (left, {seen.min():.0%} to {seen.max():.0%} of the samples) and target (right, "
-        f"{asked.min():.0%} to {asked.max():.0%}), both on a scale from 0 (dark) to the map's maximum (bright)."
+        f"How often a token is context and target ({places}; of the samples {' | '.join(told)}), each on a scale from "
+        "0 (dark) to the map's maximum (bright)."
     )
-    maps = [_frames(share / share.max().clamp_min(1e-12), snapshot.grid) for share in (seen, asked)]
-    tiles = [torch.cat(frames, dim=0) for frames in zip(*(m.split(1) for m in maps), strict=True)]
-    return Picture("coverage", montage([enlarge(heat(pair), HEAT_SIDE) for pair in tiles]), caption)
+    return Picture("coverage", montage(rows), caption)
 
 
-def _frames(share: Tensor, grid: PatchGrid) -> Tensor:
-    """[N] -> [t, h, w]"""
-    return share.unflatten(0, (grid.t, grid.h, grid.w))
+def on_scale(share: Tensor, grid: PatchGrid) -> Tensor:
+    """[N] -> [t, h, w], the maximum 1"""
+    return (share / share.max().clamp_min(1e-12)).unflatten(0, (grid.t, grid.h, grid.w))

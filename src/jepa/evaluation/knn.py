@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import logging
-
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from jepa.layers.probes import probe_task, top1
-from jepa.types import Evaluation, Snapshot
+from jepa.layers.probes import ClassProbe, ProbeTask
 
 ROWS = 1024
 """queries compared at once, so that memory does not grow with the validation part"""
 
 
-class KNN:
+class KNN(ClassProbe):
     """Each of the k nearest training samples votes for its class with weight exp(cosine similarity / temperature)."""
 
     def __init__(self, *, k: int, temperature: float) -> None:
@@ -25,24 +22,18 @@ class KNN:
             raise ValueError(f"temperature={temperature}: must be above 0")
         self.k = k
         self.temperature = temperature
-        self.protocol = (
+        protocol = (
             f"kNN: the {k} nearest training samples by cosine similarity vote with weight "
-            f"exp(similarity / {temperature:g}); top-1 micro accuracy in percent on the validation samples"
+            f"exp(similarity / {temperature:g})"
         )
-        self._told = False
+        super().__init__(name="knn", protocol=protocol)
 
-    def __call__(self, snapshot: Snapshot) -> Evaluation:
-        task = probe_task(snapshot)
-        if isinstance(task, str):
-            if not self._told:
-                logging.getLogger(__name__).warning("kNN probe skipped: %s", task)
-            self._told = True
-            return Evaluation()
+    def predict(self, task: ProbeTask) -> Tensor:
         votes = knn_votes(
             task.val.vectors, task.train.vectors, task.train.labels,
             num_classes=task.num_classes, k=self.k, temperature=self.temperature,
         )  # fmt: skip
-        return Evaluation(metrics={"probe/knn_top1": top1(votes.argmax(1), task.val.labels)})
+        return votes.argmax(1)
 
 
 def knn_votes(queries: Tensor, bank: Tensor, labels: Tensor, *, num_classes: int, k: int, temperature: float) -> Tensor:

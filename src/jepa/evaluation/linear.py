@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import logging
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from jepa.layers.probes import ProbeTask, probe_task, top1
-from jepa.types import Evaluation, Features, Snapshot
+from jepa.layers.probes import SELECTION_SHARE, ClassProbe, ProbeTask, held_out, select, standardise, top1
+from jepa.types import Features
 
 L2_GRID = (1.0, 0.1, 0.01, 1e-3, 1e-4, 1e-5, 1e-6)
 """from strong to weak: each solution is a good start for the next"""
 PATIENCE = 2
 LEAST_CURVATURE = 1e-5
-SELECTION_SHARE = 0.2
 
 
 class LinearModel(NamedTuple):
@@ -30,35 +28,22 @@ class LinearModel(NamedTuple):
         return F.linear(vectors, self.weight, self.bias).argmax(1)
 
 
-class LinearProbe:
+class LinearProbe(ClassProbe):
     """The L2 weight is chosen on a fifth of the probe's training samples; the validation samples are only scored."""
 
     def __init__(self) -> None:
-        self.protocol = (
+        protocol = (
             "linear: logistic regression on features standardised by the training samples, solved by L-BFGS; "
             f"L2 weight chosen from {L2_GRID[0]:g}, {L2_GRID[1]:g} ... {L2_GRID[-1]:g} on {SELECTION_SHARE:.0%} of the "
-            "training samples, then fitted on all; top-1 micro accuracy in percent on the validation samples"
+            "training samples, then fitted on all"
         )
-        self._told = False
+        super().__init__(name="linear", protocol=protocol)
 
-    def __call__(self, snapshot: Snapshot) -> Evaluation:
-        task = probe_task(snapshot)
-        if isinstance(task, str):
-            if not self._told:
-                logging.getLogger(__name__).warning("linear probe skipped: %s", task)
-            self._told = True
-            return Evaluation()
-        task = standardise(task)
-        l2, start = select_l2(task.train, num_classes=task.num_classes)
-        model = fit_logistic(*task.train, num_classes=task.num_classes, l2=l2, start=start)
-        return Evaluation(metrics={"probe/linear_top1": top1(model.predict(task.val.vectors), task.val.labels)})
-
-
-def standardise(task: ProbeTask) -> ProbeTask:
-    """Zero mean and unit deviation in each dimension, by the statistics of the training samples."""
-    mean, deviation = task.train.vectors.mean(0), task.train.vectors.std(0, correction=0).clamp_min(1e-6)
-    train, val = (part._replace(vectors=(part.vectors - mean) / deviation) for part in (task.train, task.val))
-    return ProbeTask(train, val, task.num_classes)
+    def predict(self, task: ProbeTask) -> Tensor:
+        (train, val), num_classes = standardise(task.train, task.val), task.num_classes
+        l2, start = select_l2(train, num_classes=num_classes)
+        model = fit_logistic(train.vectors, train.labels, num_classes=num_classes, l2=l2, start=start)
+        return model.predict(val.vectors)
 
 
 def select_l2(train: Features, *, num_classes: int) -> tuple[float, LinearModel]:
@@ -66,16 +51,14 @@ def select_l2(train: Features, *, num_classes: int) -> tuple[float, LinearModel]
 
     The search ends when PATIENCE weaker weights in a row are no better.
     """
-    order = torch.randperm(len(train.labels), generator=torch.Generator().manual_seed(0))
-    num_held_out = max(1, round(SELECTION_SHARE * len(order)))
-    held_out, used = order[:num_held_out], order[num_held_out:]
-    vectors, labels = train.vectors[used], train.labels[used]
+    used, judged = (select(train, rows) for rows in held_out(len(train.labels)))
+    vectors, labels = used.vectors, used.labels
     second_moment = vectors.T @ vectors / len(vectors)
     tried: list[tuple[float, float, LinearModel]] = []
     best, model = 0, None
     for l2 in L2_GRID:
         model = fit_logistic(vectors, labels, num_classes=num_classes, l2=l2, start=model, second_moment=second_moment)
-        tried.append((top1(model.predict(train.vectors[held_out]), train.labels[held_out]), l2, model))
+        tried.append((top1(model.predict(judged.vectors), judged.labels), l2, model))
         best = max(range(len(tried)), key=lambda index: tried[index][0])
         if len(tried) - 1 - best >= PATIENCE:
             break

@@ -16,6 +16,7 @@ GAP = 4
 TILE = 96
 """least side of a readable tile"""
 LABEL_HEIGHT = 16
+MAX_FRAMES = 8
 BLOCK_COLOURS = ((230, 60, 50), (40, 120, 230), (30, 170, 90), (240, 160, 20), (150, 70, 200), (20, 180, 190))
 HEAT = ((68, 1, 84), (59, 82, 139), (33, 145, 140), (94, 201, 98), (253, 231, 37))
 """dark to bright, near the viridis map"""
@@ -55,8 +56,19 @@ def interleave(*columns: Tensor, per_row: int = 4) -> list[Tensor]:
     return [part for parts in zip(*(c.split(per_row) for c in columns), strict=True) for part in parts]
 
 
-def mask_overlay(images: Tensor, context: Tensor, targets: Tensor, grid: PatchGrid) -> Tensor:
-    """[n, 3, H, W], [n, K], [n, M, J]: context as it is, target blocks tinted, the rest dark. First frame only."""
+def frames_shown(num_frames: int) -> list[int]:
+    """At most MAX_FRAMES of a clip, evenly spaced."""
+    num = min(num_frames, MAX_FRAMES)
+    return [(2 * i + 1) * num_frames // (2 * num) for i in range(num)]
+
+
+def film(clip: Tensor) -> Tensor:
+    """[C, T, h, w] -> [F, 3, h, w]: the frames that are shown."""
+    return to_rgb(clip[:, frames_shown(clip.shape[1])].transpose(0, 1))
+
+
+def mask_overlay(images: Tensor, context: Tensor, targets: Tensor, grid: PatchGrid, step: int = 0) -> Tensor:
+    """[n, 3, H, W], [n, K], [n, M, J]: context as it is, target blocks tinted, the rest dark, at a step of the grid."""
     num_images, num_tokens = len(images), grid.num_tokens
     brightness = torch.full((num_images, num_tokens), 0.2).scatter_(1, context, 1.0)
     tint = torch.zeros(num_images, num_tokens, 3)
@@ -67,24 +79,23 @@ def mask_overlay(images: Tensor, context: Tensor, targets: Tensor, grid: PatchGr
         covered.scatter_(1, targets[:, block], 0.6)
         brightness.scatter_(1, targets[:, block], 0.4)
     size = images.shape[-2:]
-    kept = fit(_first_frame(brightness[..., None], grid), size)
-    painted = fit(_first_frame(tint * covered[..., None], grid), size)
+    kept = fit(_on_grid(brightness[..., None], grid)[:, :, step], size)
+    painted = fit(_on_grid(tint * covered[..., None], grid)[:, :, step], size)
     return (images * kept + painted).clamp(0, 255).byte()
 
 
 def principal_colours(tokens: Tensor, grid: PatchGrid) -> tuple[Tensor, list[float]]:
-    """[n, N, D] -> the three main directions of all tokens as colours [n, 3, h, w], their shares of the variance."""
-    first = tokens[:, : grid.h * grid.w].double()
-    cloud = first.flatten(0, 1)
+    """[n, N, D] -> the three main directions of all tokens as colours [n, 3, t, h, w], their shares of the variance."""
+    cloud = tokens.double().flatten(0, 1)
     cloud = cloud - cloud.mean(0)
     variances, directions = torch.linalg.eigh(cloud.T @ cloud)  # ascending
     directions = directions[:, -3:].flip(1)
     directions = directions * directions.gather(0, directions.abs().argmax(0, keepdim=True)).sign()
-    values = F.pad(cloud @ directions, (0, 3 - directions.shape[1]))  # [n * h * w, 3]
+    values = F.pad(cloud @ directions, (0, 3 - directions.shape[1]))  # [n * N, 3]
     low, high = values.quantile(0.02, dim=0), values.quantile(0.98, dim=0)
     colours = ((values - low) / (high - low).clamp_min(1e-12) * 255).clamp(0, 255).round().byte()
     shares = variances.flip(0)[:3] / variances.sum().clamp_min(1e-12)
-    return _first_frame(colours.unflatten(0, first.shape[:2]), grid), shares.tolist()
+    return _on_grid(colours.unflatten(0, tokens.shape[:2]), grid), shares.tolist()
 
 
 def heat(values: Tensor) -> Tensor:
@@ -107,6 +118,6 @@ def labelled_tiles(tiles: Tensor, texts: Sequence[str], colours: Sequence[tuple[
     return torch.cat([tiles, torch.stack(strips).permute(0, 3, 1, 2)], dim=2)
 
 
-def _first_frame(values: Tensor, grid: PatchGrid) -> Tensor:
-    """[n, N, c] -> [n, c, h, w]"""
-    return values[:, : grid.h * grid.w].unflatten(1, (grid.h, grid.w)).permute(0, 3, 1, 2)
+def _on_grid(values: Tensor, grid: PatchGrid) -> Tensor:
+    """[n, N, c] -> [n, c, t, h, w]"""
+    return values.unflatten(1, (grid.t, grid.h, grid.w)).movedim(-1, 1)

@@ -2,11 +2,23 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterator
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
+from torch.nn import functional as F
 
-from jepa.types import Features, Snapshot
+from jepa.types import Evaluation, Features, PatchGrid, Snapshot
+
+SELECTION_SHARE = 0.2
+"""of a probe's training samples, on which its hyper-parameters are chosen"""
+UNEVEN, UNEVEN_DEVIATIONS = 1.5, 4
+BALANCED = (
+    "; _balanced, the mean over classes of the share that is right, is given where the largest class has more than "
+    f"{UNEVEN:g} times its fair share of the samples, beyond chance"
+)
 
 
 class ProbeTask(NamedTuple):
@@ -15,15 +27,47 @@ class ProbeTask(NamedTuple):
     num_classes: int
 
 
-def labelled(features: Features) -> Features:
-    """[n, D] -> [m, D]: the samples that have a label."""
-    known = features.labels >= 0
-    return Features(features.vectors[known], features.labels[known])
+class ClassProbe:
+    """A probe of class labels: `predict` is a subclass's. Where it cannot be made, it says so once and is silent."""
+
+    def __init__(self, *, name: str, protocol: str) -> None:
+        self.name = name
+        self.protocol = f"{protocol}; top-1 micro accuracy in percent on the validation samples{BALANCED}"
+        self._told = False
+
+    def __call__(self, snapshot: Snapshot) -> Evaluation:
+        metrics = {}
+        for prefix, train, val in probed(snapshot):
+            task = probe_task(train, val)
+            if isinstance(task, str):
+                if not self._told:
+                    logging.getLogger(__name__).warning("%s probe skipped: %s", self.name, task)
+                self._told = True
+                return Evaluation()
+            metrics |= scores(f"{prefix}/{self.name}", self.predict(task), task)
+        return Evaluation(metrics=metrics)
+
+    def predict(self, task: ProbeTask) -> Tensor:
+        """-> [n], the class of each validation sample"""
+        raise NotImplementedError
 
 
-def probe_task(snapshot: Snapshot) -> ProbeTask | str:
+def probed(snapshot: Snapshot) -> Iterator[tuple[str, Features, Features]]:
+    """Prefix of the metrics, train and val: of the samples, and of their middle frames where there are more."""
+    yield "probe", snapshot.train, snapshot.val
+    if snapshot.still is not None:
+        yield "still", *snapshot.still
+
+
+def select(features: Features, rows: Tensor) -> Features:
+    """Indices [m] or bool [n] -> the m samples."""
+    targets, tokens = (part if part is None else part[rows] for part in (features.targets, features.tokens))
+    return Features(features.vectors[rows], features.labels[rows], targets, tokens)
+
+
+def probe_task(train: Features, val: Features) -> ProbeTask | str:
     """The labelled samples of both parts, or the reason why no probe is possible."""
-    train, val = labelled(snapshot.train), labelled(snapshot.val)
+    train, val = (select(part, part.labels >= 0) for part in (train, val))
     if len(train.labels) == 0 or len(val.labels) == 0:
         return "the data set has no labels"
     if len(train.labels.unique()) < 2:
@@ -31,6 +75,61 @@ def probe_task(snapshot: Snapshot) -> ProbeTask | str:
     return ProbeTask(train, val, int(max(train.labels.max(), val.labels.max())) + 1)
 
 
+def standardise(train: Features, val: Features) -> tuple[Features, Features]:
+    """Zero mean and unit deviation in each dimension, by the statistics of the training samples."""
+    mean, deviation = train.vectors.mean(0), train.vectors.std(0, correction=0).clamp_min(1e-6)
+    train, val = (part._replace(vectors=(part.vectors - mean) / deviation) for part in (train, val))
+    return train, val
+
+
+def held_out(num: int) -> tuple[Tensor, Tensor]:
+    """Indices of the samples to fit on and of those to choose hyper-parameters on, always the same."""
+    order = torch.randperm(num, generator=torch.Generator().manual_seed(0))
+    num_held_out = max(1, round(SELECTION_SHARE * num))
+    return order[num_held_out:], order[:num_held_out]
+
+
+def scores(name: str, predicted: Tensor, task: ProbeTask) -> dict[str, float]:
+    """NAME_top1, and NAME_balanced where the classes are uneven."""
+    labels = task.val.labels
+    metrics = {f"{name}_top1": top1(predicted, labels)}
+    if is_uneven(torch.cat([task.train.labels, labels])):
+        metrics[f"{name}_balanced"] = balanced(predicted, labels)
+    return metrics
+
+
+def is_uneven(labels: Tensor) -> bool:
+    """[n] -> whether the largest class is well above its fair share, more than a sample of equal ones would be."""
+    counts = labels.bincount()
+    fair = len(labels) / int((counts > 0).sum())
+    return int(counts.max()) > max(UNEVEN * fair, fair + UNEVEN_DEVIATIONS * fair**0.5)
+
+
 def top1(predicted: Tensor, labels: Tensor) -> float:
     """[n], [n] -> micro accuracy: the share of samples that are right, in percent."""
     return 100.0 * int((predicted == labels).sum()) / len(labels)
+
+
+def balanced(predicted: Tensor, labels: Tensor) -> float:
+    """[n], [n] -> mean recall of the classes that `labels` has, in percent."""
+    recalls = [top1(predicted[labels == label], labels[labels == label]) for label in labels.unique()]
+    return sum(recalls) / len(recalls)
+
+
+def pool_tokens(tokens: Tensor, grid: PatchGrid, most: int) -> Tensor:
+    """[b, N, D] -> [b, J, D], J <= most: neighbours on the grid are averaged."""
+    full, size = (grid.t, grid.h, grid.w), coarser(grid, most)
+    if size == full:
+        return tokens
+    return F.adaptive_avg_pool3d(tokens.mT.unflatten(2, full), size).flatten(2).mT
+
+
+def coarser(grid: PatchGrid, most: int) -> tuple[int, int, int]:
+    """Time, height and width, halved (rounded up) where they are longest, space first, until `most` places are left."""
+    t, h, w = grid.t, grid.h, grid.w
+    while t * h * w > most:
+        if max(h, w) >= t:
+            h, w = (h + 1) // 2, (w + 1) // 2
+        else:
+            t = (t + 1) // 2
+    return t, h, w

@@ -1,0 +1,132 @@
+"""Attentive probe: a learned query reads the frozen tokens (V-JEPA, Bardes et al. 2024, section 4 and appendix)."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from jepa.layers.attention import CrossAttention, CrossAttentionBlock
+from jepa.layers.probes import SELECTION_SHARE, ClassProbe, ProbeTask, held_out, select, top1
+from jepa.types import Evaluation, Features, Snapshot
+
+HEAD_WIDTH = 64
+RATES, DECAYS = (3e-4, 1e-3, 3e-3), (0.01, 0.3)
+
+
+class Trial(NamedTuple):
+    lr: float
+    weight_decay: float
+
+
+class AttentiveProbe(ClassProbe):
+    """Trained from the same start at each evaluation; silent where there are no tokens, as for raw pixels."""
+
+    def __init__(self, *, epochs: int, batch_size: int, max_tokens: int) -> None:
+        for name, value in (("epochs", epochs), ("batch_size", batch_size), ("max_tokens", max_tokens)):
+            if value < 1:
+                raise ValueError(f"evaluator.attentive.{name}={value}: must be at least 1")
+        self.epochs = epochs
+        self.batch_size = batch_size
+        self.needs_tokens = max_tokens
+        protocol = (
+            f"attentive: a learned query, a cross-attention block and a linear layer on at most {max_tokens} tokens of "
+            f"a sample (neighbours averaged), standardised by the training samples; {epochs} epochs of AdamW with a "
+            f"cosine schedule, no augmentation; learning rate of {', '.join(f'{r:g}' for r in RATES)} and weight decay "
+            f"of {', '.join(f'{d:g}' for d in DECAYS)} chosen on {SELECTION_SHARE:.0%} of the training samples, then "
+            "trained on all"
+        )
+        super().__init__(name="attentive", protocol=protocol)
+
+    def __call__(self, snapshot: Snapshot) -> Evaluation:
+        return super().__call__(snapshot) if snapshot.train.tokens is not None else Evaluation()
+
+    def predict(self, task: ProbeTask) -> Tensor:
+        used, judged = (select(task.train, rows) for rows in held_out(len(task.train.labels)))
+        trials = [Trial(lr, decay) for lr in RATES for decay in DECAYS]
+        found = [top1(self._fit(used, trial, task.num_classes).answer(judged), judged.labels) for trial in trials]
+        best = trials[max(range(len(trials)), key=found.__getitem__)]
+        return self._fit(task.train, best, task.num_classes).answer(task.val)
+
+    def _fit(self, train: Features, trial: Trial, num_classes: int) -> AttentiveHead:
+        """Deterministic, and leaves the global random state as it was."""
+        generator = torch.Generator().manual_seed(0)
+        with torch.random.fork_rng(devices=[]), torch.enable_grad():
+            torch.manual_seed(0)
+            head = AttentiveHead(tokens=tokens_of(train), num_classes=num_classes)
+            optimizer = torch.optim.AdamW(head.parameters(), lr=trial.lr, weight_decay=trial.weight_decay)
+            num_batches = math.ceil(len(train.labels) / self.batch_size)
+            schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=self.epochs * num_batches)
+            for _ in range(self.epochs):
+                for rows in torch.randperm(len(train.labels), generator=generator).chunk(num_batches):
+                    loss = F.cross_entropy(head(tokens_of(train)[rows]), train.labels[rows])
+                    optimizer.zero_grad()
+                    loss.backward()
+                    optimizer.step()
+                    schedule.step()
+        return head
+
+
+class AttentiveHead(nn.Module):
+    """[b, J, D] of any float type -> [b, classes], tokens standardised as those it is made with."""
+
+    def __init__(self, *, tokens: Tensor, num_classes: int) -> None:
+        super().__init__()
+        width = tokens.shape[-1]
+        self.mean, self.scale = token_statistics(tokens)
+        self.query = nn.Parameter(0.02 * torch.randn(1, 1, width))
+        self.block = CrossAttentionBlock(width=width, num_heads=num_heads(width), mlp_ratio=4.0)
+        self.norm = nn.LayerNorm(width)
+        self.classify = nn.Linear(width, num_classes)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        tokens = (tokens.float() - self.mean) * self.scale
+        read = self.query + read_once(self.block.attn, self.block.norm1(self.query), tokens)  # [b, 1, D]
+        return self.classify(self.norm(read + self.block.mlp(self.block.norm2(read)))[:, 0])
+
+    @torch.no_grad()
+    def answer(self, features: Features) -> Tensor:
+        """-> [n], the best class of each sample"""
+        return torch.cat([self(some).argmax(1) for some in tokens_of(features).split(256)])
+
+
+def read_once(attention: CrossAttention, query: Tensor, context: Tensor) -> Tensor:
+    """[1, 1, D], [b, J, D] -> [b, 1, D]: `attention(query, context)` of one query for all, without keys and values.
+
+    Both are linear in the context: the query goes into its space, and what it reads there is projected afterwards, at
+    1/head width of the cost. A bias of the keys adds the same to all scores.
+    """
+    heads = attention.num_heads
+    to_keys, to_values = attention.kv.weight.unflatten(0, (2, heads, -1))  # [h, d, D] each
+    asked = attention.q(query)[0, 0].unflatten(0, (heads, -1))  # [h, d]
+    directions = torch.einsum("hd,hde->he", asked, to_keys) * asked.shape[1] ** -0.5
+    shares = (context @ directions.T).softmax(dim=1)  # [b, J, h]
+    read = torch.einsum("hde,bhe->bhd", to_values, shares.mT @ context).flatten(1)
+    bias = 0 if attention.kv.bias is None else attention.kv.bias[attention.kv.out_features // 2 :]
+    return attention.proj(read + bias)[:, None]
+
+
+def num_heads(width: int) -> int:
+    """The largest number that divides `width` and leaves a head at least HEAD_WIDTH of it, if any does."""
+    return next(heads for heads in range(max(1, width // HEAD_WIDTH), 0, -1) if width % heads == 0)
+
+
+def token_statistics(tokens: Tensor) -> tuple[Tensor, Tensor]:
+    """[n, J, D] -> mean and 1 / deviation [D] over samples and tokens, without a float32 copy of all."""
+    count, width = tokens.shape[0] * tokens.shape[1], tokens.shape[2]
+    first, second = torch.zeros(width, dtype=torch.double), torch.zeros(width, dtype=torch.double)
+    for some in tokens.split(256):
+        values = some.double().flatten(0, 1)
+        first += values.sum(0)
+        second += values.square().sum(0)
+    mean = first / count
+    deviation = (second / count - mean.square()).clamp_min(0).sqrt().clamp_min(1e-6)
+    return mean.float(), (1 / deviation).float()
+
+
+def tokens_of(features: Features) -> Tensor:
+    assert features.tokens is not None
+    return features.tokens
