@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from jepa.geometry import BlockGeometry, Shape
-from jepa.layers.masking import pick
+from jepa.layers.masking import pick, through_time
 from jepa.types import Masks, PatchGrid
 
 ATTEMPTS = 4
@@ -13,6 +13,8 @@ ATTEMPTS = 4
 
 class BlockMasker:
     """Target blocks [B, M, J] are full rectangles of one shape per batch; the context [B, K] avoids them all.
+
+    In a clip a block reaches through all time steps, and the context is thinned at random over space and time.
 
     K follows from the configuration, never from the batch, and a sample's masks do not depend on how many others are
     drawn with it. `ratio=None` keeps what the blocks themselves leave free (`BlockGeometry.num_context`).
@@ -57,17 +59,17 @@ class BlockMasker:
         context_corners = self._corners(tries[:, :, 0], context)  # [B, attempts, 2]
 
         corners, distance = self._place(target_corners, context_corners, target, context)
-        kept = pick(draws[:, places:] + distance, self.num_context)
-        return Masks(kept, self._tokens(corners, target))
+        kept = pick(draws[:, places:] + distance.repeat(1, self.grid.t), self.num_context)
+        return Masks(kept, through_time(self._patches(corners, target), self.grid))
 
     def _corners(self, draws: Tensor, shape: Shape) -> Tensor:
         """[..., 2] in [0, 1) -> [..., 2] long: upper left corner, any that keeps the block on the grid."""
         return (draws * torch.tensor([self.grid.h - shape[0] + 1, self.grid.w - shape[1] + 1])).long()
 
     def _place(self, targets: Tensor, contexts: Tensor, target: Shape, context: Shape) -> tuple[Tensor, Tensor]:
-        """[B, attempts, M, 2], [B, attempts, 2] -> corners [B, M, 2], distance [B, N].
+        """[B, attempts, M, 2], [B, attempts, 2] -> corners [B, M, 2], distance [B, h * w].
 
-        The distance of a token from the context is 0 in the context block, 1 around it and 2 in a target. When no
+        The distance of a patch from the context is 0 in the context block, 1 around it and 2 in a target. When no
         attempt leaves K tokens at distance 0, those around the context block serve too; while even they do not
         suffice, one target block after another moves onto the first.
         """
@@ -88,17 +90,17 @@ class BlockMasker:
         return corners, distance
 
     def _short(self, distance: Tensor, below: int) -> Tensor:
-        """[B, N] -> [b]: samples with fewer than K tokens nearer than `below`."""
-        return ((distance < below).sum(1) < self.num_context).nonzero().squeeze(1)
+        """[B, h * w] -> [b]: samples with fewer than K tokens nearer than `below`."""
+        return ((distance < below).sum(1) * self.grid.t < self.num_context).nonzero().squeeze(1)
 
     def _distance(self, targets: Tensor, contexts: Tensor, target: Shape, context: Shape) -> Tensor:
-        """[b, M, 2], [b, 2] -> [b, N]: 0 in the context block, 1 around it, 2 in a target block."""
-        distance = torch.ones(len(targets), self.grid.num_tokens)
-        distance.scatter_(1, self._tokens(contexts, context), 0.0)
-        return distance.scatter_(1, self._tokens(targets, target).flatten(1), 2.0)
+        """[b, M, 2], [b, 2] -> [b, h * w]: 0 in the context block, 1 around it, 2 in a target block."""
+        distance = torch.ones(len(targets), self.grid.h * self.grid.w)
+        distance.scatter_(1, self._patches(contexts, context), 0.0)
+        return distance.scatter_(1, self._patches(targets, target).flatten(1), 2.0)
 
-    def _tokens(self, corners: Tensor, shape: Shape) -> Tensor:
-        """[..., 2] -> [..., J] long: the tokens of a block in raster order."""
+    def _patches(self, corners: Tensor, shape: Shape) -> Tensor:
+        """[..., 2] -> [..., height * width] long: the patches of a block of one frame, in raster order."""
         first = corners[..., 0] * self.grid.w + corners[..., 1]
         offsets = torch.arange(shape[0]).unsqueeze(1) * self.grid.w + torch.arange(shape[1])
         return first.unsqueeze(-1) + offsets.flatten()

@@ -1,0 +1,74 @@
+"""Multi-block masking of clips with several mask sets (V-JEPA, Bardes et al. 2024, section 3.2 and appendix)."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from jepa.geometry import CuboidGeometry, multiblock_faults
+from jepa.layers.masking import pick
+from jepa.types import Masks, MaskSets, PatchGrid
+
+ATTEMPTS = 3
+"""Placements drawn for each sample; the first whose union has J tokens and leaves K is taken."""
+
+
+class MultiBlock3DMasker:
+    """In each mask set the union of the blocks is the target [B, 1, J] and what is around them the context [B, K].
+
+    `sets` holds one mapping for each mask set: `num_blocks`, `spatial_scale`, `aspect` and `temporal_scale`. Scale,
+    aspect and place are drawn for each block of each sample; K and J follow from the configuration alone
+    (`CuboidGeometry.counts`), and the surplus is dropped at random over all of space and time.
+    """
+
+    def __init__(self, *, grid: PatchGrid, sets: Sequence[Mapping[str, Any]]):
+        if faults := multiblock_faults(grid, sets):
+            raise ValueError("; ".join(faults))
+        self.samplers = [CuboidSampler(CuboidGeometry.of(grid, values)) for values in sets]
+        self.num_sets = len(sets)
+
+    def __call__(self, batch_size: int, generator: torch.Generator) -> MaskSets:
+        """Draws one row of numbers for each sample: rows do not move when the batch grows."""
+        sizes = [sampler.num_draws for sampler in self.samplers]
+        draws = torch.rand(batch_size, sum(sizes), generator=generator).split(sizes, dim=1)
+        return MaskSets([sampler(part) for sampler, part in zip(self.samplers, draws, strict=True)])
+
+
+class CuboidSampler:
+    """Turns random numbers [B, num_draws] into one mask set."""
+
+    def __init__(self, geometry: CuboidGeometry) -> None:
+        self.grid = geometry.grid
+        self.drawn = geometry.drawn_grid()
+        self.shapes = torch.tensor(geometry.shapes())  # [number of shapes, 2]
+        self.durations = torch.tensor(geometry.durations())
+        self.num_context, self.num_targets = geometry.counts()
+        self.tries = (ATTEMPTS, geometry.num_blocks, 5)
+        self.num_places = ATTEMPTS * geometry.num_blocks * 5
+        self.num_draws = self.num_places + self.grid.num_tokens
+
+    def __call__(self, draws: Tensor) -> Masks:
+        hidden = self._first_fit(self._unions(draws[:, : self.num_places].unflatten(1, self.tries)))
+        # From the two ends of one order, hidden tokens before the others: what lacks on one side comes from the other.
+        order = draws[:, self.num_places :] + ~hidden
+        return Masks(pick(-order, self.num_context), pick(order, self.num_targets).unsqueeze(1))
+
+    def _first_fit(self, hidden: Tensor) -> Tensor:
+        """[B, attempts, n] -> [B, N]: of each sample the first union that has J tokens and leaves K, if any."""
+        repeats = self.grid.t // self.drawn.t
+        size = hidden.sum(2) * repeats
+        fits = (size >= self.num_targets) & (size <= self.grid.num_tokens - self.num_context)
+        return hidden[torch.arange(len(fits)), fits.byte().argmax(1)].repeat(1, repeats)
+
+    def _unions(self, draws: Tensor) -> Tensor:
+        """[..., blocks, 5] -> [..., n] bool: the tokens of the drawn grid that lie in any of the blocks."""
+        sides = torch.tensor([self.drawn.t, self.drawn.h, self.drawn.w])
+        steps = self.durations[(draws[..., :1] * len(self.durations)).long()]
+        lengths = torch.cat([steps, self.shapes[(draws[..., 1] * len(self.shapes)).long()]], dim=-1)  # [..., blocks, 3]
+        start = (draws[..., 2:] * (sides - lengths + 1)).long().unsqueeze(-1)  # anywhere on the grid
+        place = torch.arange(max(sides.tolist()))
+        inside = (place >= start) & (place < start + lengths.unsqueeze(-1))
+        time, rows, columns = inside.float().unbind(-2)  # [..., blocks, longest side] each
+        lines = (time[..., : self.drawn.t, None] * rows[..., None, : self.drawn.h]).flatten(-2)  # [..., blocks, t * h]
+        return (lines.mT @ columns[..., : self.drawn.w] > 0).flatten(-2)

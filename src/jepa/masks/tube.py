@@ -1,0 +1,24 @@
+"""Tube masking: the same random patches are hidden in every frame (VideoMAE, Tong et al. 2022, section 3.3)."""
+
+import torch
+
+from jepa.geometry import tube_faults
+from jepa.layers.masking import pick, through_time
+from jepa.types import Masks, PatchGrid
+
+
+class TubeMasker:
+    """All hidden tokens are one target block: targets [B, 1, N - K]; K and N - K are multiples of the time steps."""
+
+    def __init__(self, *, grid: PatchGrid, ratio: float = 0.75):
+        if faults := tube_faults(grid, ratio):
+            raise ValueError("; ".join(faults))
+        self.grid = grid
+        self.num_patches = grid.h * grid.w
+        self.num_context = PatchGrid(1, grid.h, grid.w).num_context(ratio)
+
+    def __call__(self, batch_size: int, generator: torch.Generator) -> Masks:
+        keys = torch.rand(batch_size, self.num_patches, generator=generator)
+        context = pick(keys, self.num_context)
+        hidden = pick(keys.scatter(1, context, 2.0), self.num_patches - self.num_context)
+        return Masks(through_time(context, self.grid), through_time(hidden, self.grid).unsqueeze(1))
