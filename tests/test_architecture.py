@@ -250,7 +250,7 @@ def test_nesting_is_counted_in_blocks(source: str, depth: int) -> None:
 WIRED = {
     "encoder": {"clip_shape"},
     "mask": {"grid"},
-    "predictor": {"grid", "embed_dim"},
+    "predictor": {"grid", "embed_dim", "num_mask_tokens"},
     "dataset": {"num_frames"},
     "objective": {"encoder", "predictor", "regularizers", "batch_size", "total_steps"},
     "schedule": {"total_steps", "steps_per_epoch", "lr"},

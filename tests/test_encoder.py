@@ -31,6 +31,7 @@ def random_clips(encoder: SpatialEncoder, batch_size: int = 2) -> Tensor:
         ((1, 1, 16, 48), 8, PatchGrid(1, 2, 6)),
         ((7, 1, 24, 12), [8, 4], PatchGrid(1, 3, 3)),
         ([4, 1, 6, 6], (6, 6), PatchGrid(1, 1, 1)),
+        ((3, 5, 16, 24), 8, PatchGrid(5, 2, 3)),
     ],
 )
 def test_the_clip_and_the_patch_decide_the_grid(clip_shape: Any, patch_size: Any, grid: PatchGrid) -> None:
@@ -54,7 +55,7 @@ def test_without_class_token_and_with_the_same_weights_it_is_timms_vision_transf
     weights = encoder.state_dict()
     weights["patch_embed.proj.weight"] = weights.pop("embed.weight").unflatten(1, (3, 8, 8))
     weights["patch_embed.proj.bias"] = weights.pop("embed.bias")
-    weights["pos_embed"] = encoder.positions[None]
+    weights["pos_embed"] = encoder.positions.table[None]
     timm_encoder.load_state_dict(weights)
     clips = random_clips(encoder)
     torch.testing.assert_close(encoder(clips), timm_encoder(clips[:, :, 0]), rtol=1e-5, atol=1e-5)
@@ -101,7 +102,7 @@ def test_positions_are_neither_learnt_nor_stored() -> None:
     names = {name for name, _ in encoder.named_parameters()}
     assert not any("position" in name for name in names)
     assert set(encoder.state_dict()) == names
-    assert encoder.positions.dtype == torch.float32
+    assert encoder.positions.table.dtype == torch.float32
 
 
 def test_residual_outputs_start_smaller_the_deeper_they_are() -> None:
@@ -149,7 +150,6 @@ def test_drop_path_acts_in_training_alone() -> None:
             "height 20 is not divisible by the patch's 8: .*image_size or encoder.patch_size",
         ),
         ({"clip_shape": (3, 1, 16, 25)}, "width 25"),
-        ({"clip_shape": (3, 4, 16, 24)}, "num_frames=4"),
         ({"num_heads": 3}, r"encoder.embed_dim=16 is not divisible by encoder.num_heads=3"),
         ({"num_heads": 0}, "num_heads=0"),
         ({"embed_dim": 18}, "divisible by 4, got 18"),
@@ -172,3 +172,31 @@ def test_refuses_clips_of_another_size() -> None:
 def test_weights_start_as_usual_at_the_usual_width() -> None:
     block = make_encoder(embed_dim=768, depth=1, num_heads=12).blocks[0]
     assert block.get_parameter("attn.qkv.weight").std().item() == pytest.approx(0.02, rel=0.1)
+
+
+def test_a_clip_is_seen_frame_by_frame() -> None:
+    encoder = make_encoder(clip_shape=(3, 4, 16, 24))
+    clips = random_clips(encoder)
+    frames = torch.cat([encoder(clips[:, :, t]) for t in range(4)], dim=1)
+    torch.testing.assert_close(encoder(clips), frames)
+    torch.testing.assert_close(encoder(clips, keep=torch.arange(24).flip(0).expand(2, 24)), frames.flip(1))
+
+
+def test_kept_tokens_see_those_kept_of_their_own_frame() -> None:
+    encoder = make_encoder(clip_shape=(3, 3, 16, 24))
+    clips = random_clips(encoder)
+    keep = torch.tensor([[0, 2, 5, 6, 8, 12], [1, 7, 9, 10, 11, 17]])  # 6 tokens a frame
+    told = encoder(clips, keep=keep)
+    for b in range(2):
+        for t in range(3):
+            chosen = keep[b] // 6 == t
+            alone = encoder(clips[b : b + 1, :, t], keep=keep[b : b + 1, chosen] % 6)
+            torch.testing.assert_close(told[b : b + 1, chosen], alone)
+
+
+def test_frames_may_be_of_any_number() -> None:
+    encoder = make_encoder()
+    clips = torch.randn(2, 3, 5, 16, 24, generator=torch.Generator().manual_seed(0))
+    assert encoder.grid_of(clips) == PatchGrid(5, 2, 3)
+    assert encoder.grid_of(clips[:, :, 0]) == encoder.grid == PatchGrid(1, 2, 3)
+    torch.testing.assert_close(encoder(clips)[:, 12:18], encoder(clips[:, :, 2]))

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from timm.models.vision_transformer import Block
+from torch import Tensor
 
-from jepa.layers.attention import CrossAttentionBlock, block_bias, cached_block_bias, choose_attention
-from jepa.layers.position import sincos
-from jepa.layers.tokens import patchify, take
+from jepa.layers.attention import CrossAttentionBlock, block_bias, choose_attention, same_group, turned
+from jepa.layers.position import Positions, coordinates, rotary, sincos, waves
+from jepa.layers.tables import remembered
+from jepa.layers.tokens import divide, patchify, take
 from jepa.layers.transformer import make_blocks
 from jepa.types import PatchGrid
 
@@ -75,11 +79,129 @@ def test_similarity_of_positions_depends_on_their_distance_alone(height: int, wi
     assert (similarity - torch.eye(height * width)).max() < 1 - 1e-3
 
 
-def test_positions_refuse_what_they_cannot_describe() -> None:
-    with pytest.raises(ValueError, match="num_frames=1"):
-        sincos(PatchGrid(2, 2, 2), 16)
-    with pytest.raises(ValueError, match="divisible by 4, got 18"):
-        sincos(PatchGrid(1, 2, 2), 18)
+@pytest.mark.parametrize("width", [12, 18, 20, 22])
+def test_positions_in_time_give_each_axis_an_equal_even_share(width: int) -> None:
+    grid = PatchGrid(4, 3, 5)
+    parts = sincos(grid, width).split(width // 6 * 2, dim=1)
+    for part, axis in zip(parts, coordinates(grid), strict=False):
+        torch.testing.assert_close(part, waves(axis, width // 6 * 2).float())
+    assert len(parts) == 3 or not parts[3].any()
+
+
+@given(
+    small=st.tuples(st.integers(2, 3), st.integers(1, 3), st.integers(1, 3)),
+    more=st.tuples(st.integers(0, 3), st.integers(0, 2), st.integers(0, 2)),
+    kind=st.sampled_from(["sincos", "rope", "vjepa2"]),
+)
+@settings(max_examples=30, deadline=None)
+def test_a_larger_grid_keeps_the_positions_of_a_smaller_one(small: tuple, more: tuple, kind: str) -> None:
+    large = tuple(a + b for a, b in zip(small, more, strict=True))
+    tables = []
+    for size in (small, large):
+        positions = Positions(grid=PatchGrid(*size), width=16, kind=kind, in_time=True)
+        tables.append(positions.table.unflatten(0, size))
+    assert tables[1][: small[0], : small[1], : small[2]].equal(tables[0])
+
+
+def test_positions_of_another_grid_are_those_of_a_module_built_for_it() -> None:
+    here, there = PatchGrid(2, 2, 3), PatchGrid(1, 3, 2)
+    tokens, indices = torch.randn(2, 6, 12), torch.tensor([[0, 5, 2], [1, 1, 4]])
+    for kind in ("sincos", "rope"):
+        here_positions, there_positions = (
+            Positions(grid=grid, width=12, kind=kind, in_time=True) for grid in (here, there)
+        )
+        assert here_positions.add(tokens, there).equal(there_positions.add(tokens, there))
+        turns = [p.turns(tokens, there, indices) for p in (here_positions, there_positions)]
+        assert (turns[0] is None) == (turns[1] is None) == (kind == "sincos")
+        if turns[0] is not None:
+            assert turns[0].equal(turns[1])
+
+
+def logits(q: Tensor, k: Tensor, table: Tensor) -> Tensor:
+    """[d], [d], [N, 2, d] -> [N, N]: what the query says of the key, for all pairs of their places."""
+    turns = table.movedim(1, 0)[:, None, :, None, None]  # [2, 1, N, 1, 1, d]
+    pair = torch.stack([q, k])[None, None, :, None].expand(1, len(table), 2, 1, -1)
+    q_turned, k_turned = turned(pair, turns)[0, :, :, 0].unbind(1)
+    return q_turned @ k_turned.T
+
+
+def test_rotary_logits_depend_on_the_difference_of_places_alone() -> None:
+    grid = PatchGrid(3, 4, 5)
+    q, k = torch.randn(2, 20, generator=torch.Generator().manual_seed(0)).double()
+    told = logits(q, k, rotary(grid, 20).double()).flatten()
+    places = torch.stack(coordinates(grid), dim=1)
+    _, kind = (places[:, None] - places).flatten(0, 1).unique(dim=0, return_inverse=True)
+    means = torch.zeros(int(kind.max()) + 1).double().scatter_reduce_(0, kind, told, "mean", include_self=False)
+    torch.testing.assert_close(told, means[kind], rtol=1e-5, atol=1e-5)
+    assert means.std() > 0.1
+
+
+def test_a_rotation_is_the_product_of_complex_numbers() -> None:
+    grid, head_dim = PatchGrid(2, 3, 4), 20
+    x = torch.randn(1, 24, 2, 3, head_dim, generator=torch.Generator().manual_seed(0))
+    angles = [axis[:, None] / 10000 ** (torch.arange(3) / 3) for axis in coordinates(grid)]  # 3 x [24, 3]
+    factor = torch.polar(torch.ones(24, 10), F.pad(torch.cat(angles, dim=1), (0, 1)).float())
+    expected = torch.view_as_real(torch.view_as_complex(x.unflatten(-1, (-1, 2))) * factor[:, None, None]).flatten(-2)
+    turns = rotary(grid, head_dim).movedim(1, 0)[:, None, :, None, None]
+    torch.testing.assert_close(turned(x, turns), expected)
+
+
+def test_published_pairing_tiles_the_frequencies_and_agrees_where_there_is_one() -> None:
+    grid = PatchGrid(2, 2, 2)
+    assert rotary(grid, 8, tiled=True).equal(rotary(grid, 8)), "one frequency an axis"
+    ours, theirs = rotary(grid, 12)[:, 0], rotary(grid, 12, tiled=True)[:, 0]  # cosines of 3 x (2 frequencies, twice)
+    assert theirs.unflatten(1, (3, 4))[..., [0, 2, 1, 3]].flatten(1).equal(ours)
+
+
+def test_rotation_keeps_the_length_of_queries() -> None:
+    x = torch.randn(2, 8, 2, 3, 14, generator=torch.Generator().manual_seed(0))
+    turns = rotary(PatchGrid(2, 2, 2), 14).movedim(1, 0)[:, None, :, None, None]
+    torch.testing.assert_close(turned(x, turns).norm(dim=-1), x.norm(dim=-1))
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_a_block_whose_turns_are_none_at_all_is_timms_block(fused: bool) -> None:
+    torch.manual_seed(0)
+    (block,) = make_blocks(width=24, depth=1, num_heads=2, mlp_ratio=2.0)
+    timms = Block(24, 2, mlp_ratio=2.0, qkv_bias=True)
+    timms.load_state_dict(block.state_dict())
+    tokens, bias = torch.randn(2, 8, 24), block_bias(2, 2, 3, CPU, torch.float32)
+    for attention in (block.get_submodule("attn"), timms.attn):
+        attention.fused_attn = fused  # pyright: ignore[reportArgumentType]
+    still = torch.stack([torch.ones(8, 12), torch.zeros(8, 12)])[:, None, :, None, None]
+    for mask in (None, bias):
+        assert block(tokens, mask).equal(timms(tokens, mask))
+        torch.testing.assert_close(block(tokens, mask, turns=still), timms(tokens, mask))
+
+
+@pytest.mark.parametrize(
+    ("refused", "message"),
+    [
+        (lambda: sincos(PatchGrid(1, 2, 2), 18), "divisible by 4, got 18"),
+        (lambda: sincos(PatchGrid(2, 2, 2), 5), "at least 6, got 5"),
+        (lambda: rotary(PatchGrid(2, 2, 2), 4), "at least 6, got 4: change num_heads"),
+        (lambda: rotary(PatchGrid(2, 2, 2), 9), "even width of each head, at least 6, got 9"),
+        (
+            lambda: Positions(grid=PatchGrid(1, 2, 2), width=16, kind="rop", kind_key="encoder.position"),
+            "encoder.position=rop is not one of sincos, rope, vjepa2",
+        ),
+        (
+            lambda: divide(7, 2, "num_frames", "tubelet", "this"),
+            r"num_frames 7 .* tubelet's 2: change this \(nearest: 6 and 8\)",
+        ),
+        (lambda: divide(3, 8, "image width", "patch", "this"), r"change this \(nearest: 8\)"),
+    ],
+)
+def test_refuses_what_cannot_be_described(refused: Callable[[], object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        refused()
+
+
+def test_tokens_see_those_of_their_own_group() -> None:
+    bias = same_group(torch.tensor([[0, 0, 1], [2, 0, 2]]), torch.float32)
+    no = -math.inf
+    assert bias[0, 0].tolist() == [[0, 0, no], [0, 0, no], [no, no, 0]]
+    assert bias[1, 0].tolist() == [[0, no, 0], [no, 0, no], [0, no, 0]]
 
 
 @given(num_context=st.integers(1, 6), num_blocks=st.integers(1, 4), block_size=st.integers(1, 5))
@@ -92,10 +214,10 @@ def test_a_block_sees_the_context_and_itself(num_context: int, num_blocks: int, 
 
 
 def test_a_bias_first_made_for_an_evaluation_serves_training() -> None:
-    cached_block_bias.cache_clear()
+    arguments = (block_bias, 2, 1, 2, CPU, torch.float32)
     with torch.inference_mode():
-        cached_block_bias(2, 1, 2, CPU, torch.float32)
-    bias = cached_block_bias(2, 1, 2, CPU, torch.float32)
+        bias = remembered(*arguments)
+    assert remembered(*arguments) is bias, "made once"
     q = torch.randn(1, 1, 4, 8, requires_grad=True)
     F.scaled_dot_product_attention(q, q, q, attn_mask=bias).sum().backward()
     assert q.grad is not None

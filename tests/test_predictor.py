@@ -9,11 +9,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from jepa.optim import parameter_groups
 from jepa.predictors.cross_attention import CrossAttentionPredictor
 from jepa.predictors.transformer import TransformerPredictor
 from jepa.types import Masks, PatchGrid
 
 GRID = PatchGrid(1, 4, 6)
+CLIP_GRID = PatchGrid(4, 3, 2)
+"""as many tokens"""
 B, K, M, J, D = 2, 5, 3, 4, 16
 Predictor = TransformerPredictor | CrossAttentionPredictor
 AnyPredictor = TypeVar("AnyPredictor", TransformerPredictor, CrossAttentionPredictor)
@@ -42,7 +45,19 @@ def at_large(predictor: AnyPredictor) -> AnyPredictor:
     return predictor
 
 
-KINDS = pytest.mark.parametrize("make", [joint, apart, cross])
+def turning(**changes: Any) -> TransformerPredictor:
+    return joint(**({"position": "rope", "grid": CLIP_GRID} | changes))
+
+
+def turning_apart(**changes: Any) -> TransformerPredictor:
+    return turning(joint=False, **changes)
+
+
+def in_time(**changes: Any) -> CrossAttentionPredictor:
+    return cross(**({"grid": CLIP_GRID} | changes))
+
+
+KINDS = pytest.mark.parametrize("make", [joint, apart, cross, turning, turning_apart, in_time])
 Make = Callable[..., Predictor]
 
 
@@ -74,8 +89,8 @@ def attend(block: Any, x: Tensor, keys: Tensor) -> Tensor:
 
 def one_block(predictor: TransformerPredictor, context: Tensor, seen: Tensor, hidden: Tensor) -> Tensor:
     """[K, D], [K], [J] -> [J, D]: the joint rule for a single block of a single sample."""
-    stream = predictor.embed(context) + predictor.positions[seen]
-    block_stream = predictor.mask_token + predictor.positions[hidden]
+    stream = predictor.embed(context) + predictor.positions.table[seen]
+    block_stream = predictor.mask_tokens[0] + predictor.positions.table[hidden]
     for block in predictor.blocks:
         new = attend(block, block_stream, torch.cat([stream, block_stream]))
         stream, block_stream = attend(block, stream, stream), new
@@ -146,9 +161,9 @@ def test_every_context_token_and_every_parameter_matters(make: Make) -> None:
 
 
 @KINDS
-def test_positions_tell_rows_from_columns(make: Make) -> None:
+def test_positions_tell_one_axis_from_another(make: Make) -> None:
     predictor, (context, masks) = make(), sample()
-    predictor.positions = predictor.positions.unflatten(0, (4, 6)).transpose(0, 1).flatten(0, 1)
+    predictor.positions.table = predictor.positions.table.unflatten(0, (4, 6)).transpose(0, 1).flatten(0, 1)
     assert (predictor(context, masks) - make()(context, masks)).abs().max() > 1e-3
 
 
@@ -159,13 +174,61 @@ def test_repeated_context_sees_the_mask_tokens_of_its_block_and_joint_context_do
     assert (deep - apart(depth=2)(context, masks)).abs().max() > 1e-3
 
 
+def test_turned_tokens_meet_alike_in_both_forms() -> None:
+    context, masks = sample()
+    torch.testing.assert_close(turning(depth=1)(context, masks), turning_apart(depth=1)(context, masks))
+
+
+@pytest.mark.parametrize("position", ["rope", "vjepa2"])
+def test_rotary_predictions_depend_on_differences_of_places_alone(position: str) -> None:
+    predictor, (context, masks) = turning(position=position), sample()
+    wide = PatchGrid(6, 7, 5)
+
+    def moved(indices: Tensor, by: tuple[int, int, int]) -> Tensor:
+        t, h, w = indices // 6, indices // 2 % 3, indices % 2
+        return ((t + by[0]) * wide.h + h + by[1]) * wide.w + w + by[2]
+
+    expected = predictor(context, masks)
+    for by in ((0, 0, 0), (2, 0, 0), (1, 4, 3)):
+        elsewhere = Masks(moved(masks.context, by), moved(masks.targets, by))
+        torch.testing.assert_close(predictor(context, elsewhere, wide), expected, rtol=1e-4, atol=1e-4)
+
+
+@KINDS
+def test_another_grid_is_as_if_the_predictor_had_been_built_for_it(make: Make) -> None:
+    predictor, (context, masks) = make(), sample()
+    other = PatchGrid(3, 2, 4)
+    predictor.positions.float()
+    told = predictor(context, masks, other)
+    torch.testing.assert_close(told, make(grid=other)(context, masks))
+    assert (told - predictor(context, masks)).abs().max() > 1e-3
+
+
+@KINDS
+def test_each_mask_set_has_a_token_of_its_own(make: Make) -> None:
+    predictor, (context, masks) = make(num_mask_tokens=3), sample()
+    told = [predictor(context, masks, mask_set=number) for number in range(3)]
+    assert min((told[a] - told[b]).abs().max() for a, b in ((0, 1), (0, 2), (1, 2))) > 1e-3
+    told[1].sin().sum().backward()
+    assert predictor.mask_tokens.grad is not None
+    assert predictor.mask_tokens.grad.any(dim=1).tolist() == [False, True, False]
+
+
+@pytest.mark.parametrize("kind", [TransformerPredictor, CrossAttentionPredictor])
+def test_mask_tokens_do_not_decay(kind: type[Predictor]) -> None:
+    predictor = kind(grid=GRID, embed_dim=D, num_heads=2, width=12, num_mask_tokens=2)
+    decays = {id(p): group["decays"] for group in parameter_groups(predictor) for p in group["params"]}
+    assert not decays[id(predictor.mask_tokens)]
+    assert decays[id(predictor.embed.weight)]
+
+
 def test_repeated_context_is_full_attention_over_context_and_one_block() -> None:
     predictor, (context, masks) = apart(), sample()
     for b in range(B):
         stream = torch.cat(
             [
-                predictor.embed(context[b]) + predictor.positions[masks.context[b]],
-                predictor.mask_token + predictor.positions[masks.targets[b, 0]],
+                predictor.embed(context[b]) + predictor.positions.table[masks.context[b]],
+                predictor.mask_tokens[0] + predictor.positions.table[masks.targets[b, 0]],
             ]
         )
         for block in predictor.blocks:
@@ -200,19 +263,26 @@ def test_residual_outputs_start_smaller_the_deeper_they_are(kind: type[Predictor
             weight = block.get_parameter(f"{name}.weight")
             assert weight.std().item() == pytest.approx(0.6 / (weight.shape[1] * 2 * number) ** 0.5, rel=0.05)
     assert predictor.project.weight.std().item() == pytest.approx(0.6 / 128**0.5, rel=0.05)
-    assert predictor.mask_token.std().item() == pytest.approx(0.02, rel=0.3)
+    assert predictor.mask_tokens.std().item() == pytest.approx(0.02, rel=0.3)
 
 
-@KINDS
+@pytest.mark.parametrize("make", [joint, apart, cross])
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"num_heads": 5}, "predictor.width=12 is not divisible by predictor.num_heads=5"),
         ({"depth": 0}, "depth=0"),
         ({"width": 14}, "divisible by 4, got 14"),
-        ({"grid": PatchGrid(2, 2, 2)}, "num_frames=1"),
+        ({"grid": PatchGrid(2, 2, 2), "width": 4}, "at least 6, got 4"),
     ],
 )
 def test_refuses_sizes_that_do_not_fit(make: Make, changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make(**changes)
+
+
+def test_refuses_rotary_positions_that_do_not_fit() -> None:
+    with pytest.raises(ValueError, match=r"predictor\.position=rotary is not one of sincos, rope, vjepa2"):
+        joint(position="rotary")
+    with pytest.raises(ValueError, match="at least 6, got 4"):
+        joint(position="rope", width=8)

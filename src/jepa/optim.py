@@ -9,10 +9,10 @@ from torch.optim import Optimizer
 
 
 def parameter_groups(module: nn.Module) -> list[dict]:
-    """Two groups: matrices, which decay; biases, norms and other 1-D parameters, which never do."""
+    """Two groups: matrices, which decay; biases, norms, learned tokens and other 1-D parameters, which never do."""
     matrices, vectors = [], []
     for name, parameter in _trainable(module):
-        (vectors if parameter.ndim <= 1 or name.endswith("bias") else matrices).append(parameter)
+        (vectors if parameter.ndim <= 1 or name.endswith(("bias", "tokens")) else matrices).append(parameter)
     return [{"params": matrices, "decays": True}, {"params": vectors, "decays": False}]
 
 

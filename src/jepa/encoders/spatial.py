@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
-import torch
+from einops import rearrange
 from timm.layers.norm import LayerNorm
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
+from jepa.layers.attention import compute_dtype, same_group
 from jepa.layers.init import init_weights
-from jepa.layers.position import sincos
-from jepa.layers.tokens import patchify, take
-from jepa.layers.transformer import check_sizes, make_blocks
+from jepa.layers.position import Positions
+from jepa.layers.tokens import patch_pair, patches_of, patchify, take
+from jepa.layers.transformer import check_drop_path, check_sizes, make_blocks, run_blocks
 from jepa.types import ClipShape, PatchGrid
 
 
 class SpatialEncoder(nn.Module):
-    """Every patch is a token with a fixed 2-D sin-cos position; there is no class token."""
+    """Every patch is a token with a fixed 2-D sin-cos position; there is no class token.
 
-    positions: Tensor
+    The frames of a clip do not see each other, and there may be any number of them.
+    """
 
     def __init__(
         self,
@@ -42,18 +44,18 @@ class SpatialEncoder(nn.Module):
             width_key="encoder.embed_dim",
             heads_key="encoder.num_heads",
         )
-        if not 0 <= drop_path < 1:
-            raise ValueError(f"encoder.drop_path={drop_path} must lie in [0, 1)")
+        check_drop_path(drop_path)
         channels, frames, height, width = clip_shape
         self.clip_shape: ClipShape = (channels, frames, height, width)
-        self.patch_size = patch_height, patch_width = _pair(patch_size)
-        self.grid: PatchGrid = _grid(self.clip_shape, self.patch_size)
+        self.patch_size = patch_height, patch_width = patch_pair(patch_size)
+        self.frame_grid = PatchGrid(1, *patches_of((height, width), self.patch_size))
+        self.grid: PatchGrid = replace(self.frame_grid, t=frames)
         self.embed_dim = embed_dim
         self.num_heads = num_heads
         self.checkpoint_activations = checkpoint_activations
 
         self.embed = nn.Linear(channels * patch_height * patch_width, embed_dim)
-        self.register_buffer("positions", sincos(self.grid, embed_dim), persistent=False)  # follows from the sizes
+        self.positions = Positions(grid=self.frame_grid, width=embed_dim)
         self.blocks = make_blocks(
             width=embed_dim, depth=depth, num_heads=num_heads, mlp_ratio=mlp_ratio, drop_path=drop_path
         )
@@ -63,41 +65,34 @@ class SpatialEncoder(nn.Module):
 
     def forward(self, clips: Tensor, keep: Tensor | None = None) -> Tensor:
         """[B, C, T, H, W] or [B, C, H, W] -> [B, N, D]; with `keep` [B, K] only those tokens: [B, K, D]."""
-        if clips.ndim == 4:
-            clips = clips[:, :, None]
-        if tuple(clips.shape[1:]) != self.clip_shape:
-            raise ValueError(
-                f"this encoder reads clips of (channels, frames, height, width) {self.clip_shape}, "
-                f"got {tuple(clips.shape[1:])}: resize the pictures (`load_encoder(...).transform` does)"
-            )
+        grid = self.grid_of(clips)
+        clips = clips if clips.ndim == 5 else clips[:, :, None]
+        if keep is not None and grid.t > 1 and keep.shape[1] == grid.num_tokens:
+            return take(self(clips), keep)
         patches = patchify(clips, (1, *self.patch_size))
         if keep is None:
-            tokens = self.embed(patches) + self.positions
-        else:
-            tokens = self.embed(take(patches, keep)) + self.positions[keep]
-        for block in self.blocks:
-            if self.checkpoint_activations and torch.is_grad_enabled():
-                tokens = checkpoint(block, tokens, use_reentrant=False)
-            else:
-                tokens = block(tokens)
-        return self.norm(tokens)
+            return self._frames(patches, grid)
+        frame, place = keep // self.frame_grid.num_tokens, keep % self.frame_grid.num_tokens
+        tokens = self.positions.add(self.embed(take(patches, keep)), self.frame_grid, place)
+        mask = same_group(frame, compute_dtype(tokens)) if grid.t > 1 else None
+        return self._trunk(tokens, mask)
 
+    def _frames(self, patches: Tensor, grid: PatchGrid) -> Tensor:
+        """[B, N, patch] -> [B, N, D], every frame a sample of its own"""
+        patches = rearrange(patches, "b (t n) p -> (b t) n p", t=grid.t)
+        tokens = self._trunk(self.positions.add(self.embed(patches), self.frame_grid))
+        return rearrange(tokens, "(b t) n d -> b (t n) d", t=grid.t)
 
-def _pair(patch_size: int | Sequence[int]) -> tuple[int, int]:
-    height, width = (patch_size, patch_size) if isinstance(patch_size, int) else patch_size
-    if min(height, width) < 1:
-        raise ValueError(f"encoder.patch_size={patch_size} must be at least 1")
-    return height, width
+    def _trunk(self, tokens: Tensor, mask: Tensor | None = None) -> Tensor:
+        return self.norm(run_blocks(self.blocks, tokens, mask=mask, checkpointed=self.checkpoint_activations))
 
-
-def _grid(clip_shape: ClipShape, patch_size: tuple[int, int]) -> PatchGrid:
-    _, frames, *image_size = clip_shape
-    if frames != 1:
-        raise ValueError(f"encoder=spatial reads single images, got num_frames={frames}: set num_frames=1")
-    for name, pixels, patch in zip(("height", "width"), image_size, patch_size, strict=True):
-        if pixels % patch:
+    def grid_of(self, clips: Tensor) -> PatchGrid:
+        """The grid of [B, C, T, H, W] or [B, C, H, W]; T is free."""
+        channels, *frames, height, width = clips.shape[1:]
+        (num_frames,) = frames or (1,)
+        if (channels, height, width) != (self.clip_shape[0], *self.clip_shape[2:]):
             raise ValueError(
-                f"image {name} {pixels} is not divisible by the patch's {patch}: "
-                "change image_size or encoder.patch_size"
+                f"this encoder reads clips of (channels, frames, height, width) {self.clip_shape}, "
+                f"got {(channels, num_frames, height, width)}: resize the pictures (`load_encoder(...).transform` does)"
             )
-    return PatchGrid(1, image_size[0] // patch_size[0], image_size[1] // patch_size[1])
+        return replace(self.frame_grid, t=num_frames)

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
-
 import torch
 import torch.nn.functional as F
 from einops import rearrange
+from timm.layers.attention import Attention
 from timm.layers.mlp import Mlp
 from timm.layers.norm import LayerNorm
 from torch import Tensor, nn
@@ -38,17 +37,47 @@ def block_bias(num_context: int, num_blocks: int, block_size: int, device: torch
     return torch.zeros(sees.shape, device=device, dtype=dtype).masked_fill(~sees, float("-inf"))
 
 
-@lru_cache(maxsize=32)
-def cached_block_bias(*arguments) -> Tensor:
-    """`block_bias`, remembered, and fit for training also when the first call came from an evaluation."""
-    with torch.inference_mode(False):
-        return block_bias(*arguments)
+def same_group(groups: Tensor, dtype: torch.dtype) -> Tensor:
+    """Group numbers [B, S] -> [B, 1, S, S], 0 where a query and a key are of one group, -inf elsewhere."""
+    apart = groups[:, None, :, None] != groups[:, None, None, :]
+    return torch.zeros(apart.shape, device=groups.device, dtype=dtype).masked_fill(apart, float("-inf"))
 
 
 def compute_dtype(tokens: Tensor) -> torch.dtype:
     """The dtype in which attention runs on `tokens`: autocast's, where it is on."""
     device = tokens.device.type
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else tokens.dtype
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, *, fused: bool, mask: Tensor | None = None) -> Tensor:
+    """[B, h, Q, d], 2 x [B, h, K, d] -> [B, Q, h*d]; `mask`, 0 or -inf, is added to the logits."""
+    if fused:
+        read = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+    else:
+        logits = q * q.shape[-1] ** -0.5 @ k.transpose(-2, -1)
+        read = (logits if mask is None else logits + mask).softmax(dim=-1) @ v
+    return rearrange(read, "b h q d -> b q (h d)")
+
+
+class SelfAttention(Attention):
+    """timm's, whose queries and keys may be turned by rotary positions: [B, S, D] -> [B, S, D]."""
+
+    def forward(
+        self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False, turns: Tensor | None = None
+    ) -> Tensor:
+        """`turns` [2, B or 1, S, 1, 1, head_dim] is what Positions.turns gives."""
+        if turns is None:
+            return super().forward(x, attn_mask, is_causal)
+        qkv = self.qkv(x).unflatten(2, (3, self.num_heads, self.head_dim))  # [B, S, 3, h, d]
+        q, k = turned(qkv[:, :, :2], turns).permute(2, 0, 3, 1, 4).unbind(0)  # [B, h, S, d]
+        return self.proj(attend(q, k, qkv[:, :, 2].transpose(1, 2), fused=self.fused_attn, mask=attn_mask))
+
+
+def turned(x: Tensor, turns: Tensor) -> Tensor:
+    """[B, S, 2, h, d] -> the same, each pair of the last axis turned by its angle."""
+    cosines, sines = turns.unbind(0)
+    swapped = x.unflatten(-1, (-1, 2)).flip(-1).flatten(-2)
+    return torch.addcmul(x * cosines, swapped, sines)
 
 
 class CrossAttention(nn.Module):
@@ -65,11 +94,7 @@ class CrossAttention(nn.Module):
     def forward(self, queries: Tensor, context: Tensor) -> Tensor:
         q = rearrange(self.q(queries), "b q (h d) -> b h q d", h=self.num_heads)
         k, v = rearrange(self.kv(context), "b k (two h d) -> two b h k d", two=2, h=self.num_heads).unbind(0)
-        if self.fused_attn:
-            read = F.scaled_dot_product_attention(q, k, v)
-        else:
-            read = (q * q.shape[-1] ** -0.5 @ k.transpose(-2, -1)).softmax(dim=-1) @ v
-        return self.proj(rearrange(read, "b h q d -> b q (h d)"))
+        return self.proj(attend(q, k, v, fused=self.fused_attn))
 
 
 class CrossAttentionBlock(nn.Module):

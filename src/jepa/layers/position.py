@@ -1,29 +1,122 @@
-"""Fixed position embeddings."""
+"""Fixed positions of tokens: sines and cosines that are added to them, or rotary tables for their attention."""
 
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from jepa.layers.attention import compute_dtype
+from jepa.layers.tables import remembered
 from jepa.types import PatchGrid
 
+KINDS = ("sincos", "rope", "vjepa2")
+"""what `position` may be"""
 
-def sincos(grid: PatchGrid, width: int) -> Tensor:
-    """-> float32 [N, width]: half of the width says the row, half the column, each by sines, then cosines.
 
-    Transformer (Vaswani et al. 2017, section 3.5) in two dimensions, as in MAE and I-JEPA.
+def sincos(grid: PatchGrid, width: int, in_time: bool | None = None) -> Tensor:
+    """-> float32 [N, width]: equal parts of the width say the time, the row and the column, by sines, then cosines.
+
+    Without time (`in_time=False`, and by default where there is one frame) half says the row and half the column:
+    Transformer (Vaswani et al. 2017, section 3.5) in two dimensions, as in MAE and I-JEPA. What three even parts leave
+    of the width is zero.
     """
-    if grid.t != 1:
-        raise ValueError(f"2-D positions describe one frame, the grid has {grid.t}: use num_frames=1")
-    if width % 4:
+    in_time = grid.t > 1 if in_time is None else in_time
+    if not in_time and width % 4:
         raise ValueError(f"2-D sin-cos positions need a width divisible by 4, got {width}: change embed_dim or width")
+    if in_time and width < 6:
+        raise ValueError(f"3-D sin-cos positions need a width of at least 6, got {width}: change embed_dim or width")
+    axes = coordinates(grid) if in_time else coordinates(grid)[1:]
+    share = width // (2 * len(axes)) * 2
+    told = torch.cat([waves(axis, share) for axis in axes], dim=1).float()
+    return nn.functional.pad(told, (0, width - told.shape[1]))
+
+
+def rotary(grid: PatchGrid, head_dim: int, tiled: bool = False) -> Tensor:
+    """-> float32 [N, 2, head_dim]: cosines and signed sines that turn pairs (2i, 2i + 1) of a query or key.
+
+    Time, row and column turn an equal even part of the head each and the rest stays: axial RoPE (RoFormer, Su et al.
+    2021, section 3.2; V-JEPA 2, Assran et al. 2025, section 2). `tiled` gives the two of a pair frequencies that
+    differ, as the published V-JEPA 2 weights were trained.
+    """
+    if head_dim % 2 or head_dim < 6:
+        raise ValueError(
+            f"rotary positions need an even width of each head, at least 6, got {head_dim}: "
+            "change num_heads, or embed_dim or width"
+        )
+    half = head_dim // 6
+    angles = [_angles(axis, half) for axis in coordinates(grid)]  # 3 of [N, half]
+    angles = [a.repeat(1, 2) if tiled else a.repeat_interleave(2, dim=1) for a in angles]
+    turned = nn.functional.pad(torch.cat(angles, dim=1), (0, head_dim - 6 * half))  # [N, head_dim]
+    sign = torch.tensor([-1.0, 1.0]).repeat(head_dim // 2)
+    return torch.stack([turned.cos(), turned.sin() * sign], dim=1).float()
+
+
+def coordinates(grid: PatchGrid) -> tuple[Tensor, Tensor, Tensor]:
+    """-> time, row and column of each token, long [N]; they do not depend on the extent of the grid."""
     n = torch.arange(grid.num_tokens)
-    row, column = n // grid.w % grid.h, n % grid.w
-    return torch.cat([waves(row, width // 2), waves(column, width // 2)], dim=1).float()
+    return n // (grid.h * grid.w), n // grid.w % grid.h, n % grid.w
 
 
 def waves(coordinate: Tensor, width: int) -> Tensor:
     """[N] -> float64 [N, width]: sines, then cosines, of wavelengths from 2 pi to 10000 * 2 pi."""
-    frequency = 10000.0 ** -(torch.arange(width // 2, dtype=torch.float64) / (width // 2))
-    angle = coordinate.double()[:, None] * frequency
+    angle = _angles(coordinate, width // 2)
     return torch.cat([angle.sin(), angle.cos()], dim=1)
+
+
+def _angles(coordinate: Tensor, count: int) -> Tensor:
+    """[N] -> float64 [N, count]"""
+    frequency = 10000.0 ** -(torch.arange(count, dtype=torch.float64) / count)
+    return coordinate.double()[:, None] * frequency
+
+
+def table(grid: PatchGrid, width: int, kind: str, in_time: bool, device: torch.device) -> Tensor:
+    """-> float32 [N, width] of sin-cos positions, [N, 2, width] of rotary ones."""
+    made = sincos(grid, width, in_time) if kind == "sincos" else rotary(grid, width, tiled=kind == "vjepa2")
+    return made.to(device)
+
+
+class Positions(nn.Module):
+    """Positions of the tokens of any grid, of one of the `KINDS`; the table of `grid` moves with the module.
+
+    `in_time` gives sin-cos positions a share for the time even where no grid has more than one step.
+    """
+
+    table: Tensor
+
+    def __init__(
+        self,
+        *,
+        grid: PatchGrid,
+        width: int,
+        num_heads: int = 1,
+        kind: str = "sincos",
+        kind_key: str = "position",
+        in_time: bool = False,
+    ) -> None:
+        super().__init__()
+        if kind not in KINDS:
+            raise ValueError(f"{kind_key}={kind} is not one of {', '.join(KINDS)}")
+        self.grid = grid
+        self.kind = kind
+        self.width = width if kind == "sincos" else width // num_heads
+        self.in_time = in_time or grid.t > 1
+        self.register_buffer("table", self._table(grid, torch.device("cpu")), persistent=False)  # follows from sizes
+
+    def add(self, tokens: Tensor, grid: PatchGrid, indices: Tensor | None = None) -> Tensor:
+        """[..., D] of all tokens, or of those at `indices` [...] -> the same with positions, unless they are rotary."""
+        return tokens + self._rows(grid, indices) if self.kind == "sincos" else tokens
+
+    def turns(self, tokens: Tensor, grid: PatchGrid, indices: Tensor | None = None) -> Tensor | None:
+        """[B, S, D] (, [B, S]) -> [2, B or 1, S, 1, 1, head_dim] in the dtype of the attention, None unless rotary."""
+        if self.kind == "sincos":
+            return None
+        rows = self._rows(grid, indices).to(compute_dtype(tokens))
+        rows = rows if rows.ndim == 4 else rows[None]  # [B or 1, S, 2, head_dim]
+        return rows.movedim(2, 0)[..., None, None, :]
+
+    def _rows(self, grid: PatchGrid, indices: Tensor | None) -> Tensor:
+        rows = self.table if grid == self.grid else self._table(grid, self.table.device).to(self.table.dtype)
+        return rows if indices is None else rows[indices]
+
+    def _table(self, grid: PatchGrid, device: torch.device) -> Tensor:
+        return remembered(table, grid, self.width, self.kind, self.in_time or grid.t > 1, device)

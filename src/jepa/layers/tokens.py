@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from einops import rearrange
 from torch import Tensor
 
@@ -17,3 +19,30 @@ def take(tokens: Tensor, indices: Tensor) -> Tensor:
     flat = indices.flatten(1)[..., None]
     chosen = tokens.gather(1, flat.expand(-1, -1, tokens.shape[-1]))
     return chosen.unflatten(1, indices.shape[1:])
+
+
+def divide(size: int, part: int, name: str, part_name: str, keys: str) -> int:
+    """How many parts there are, or a ValueError that names the nearest sizes that can be divided and the keys."""
+    count, rest = divmod(size, part)
+    if not rest:
+        return count
+    nearest = " and ".join(str(n * part) for n in (count, count + 1) if n)
+    raise ValueError(f"{name} {size} is not divisible by the {part_name}'s {part}: change {keys} (nearest: {nearest})")
+
+
+def patch_pair(patch_size: int | Sequence[int]) -> tuple[int, int]:
+    """-> height and width"""
+    height, width = (patch_size, patch_size) if isinstance(patch_size, int) else patch_size
+    if min(height, width) < 1:
+        raise ValueError(f"encoder.patch_size={patch_size} must be at least 1")
+    return height, width
+
+
+def patches_of(image_size: Sequence[int], patch_size: tuple[int, int]) -> tuple[int, int]:
+    """Rows and columns of patches of an image of height and width."""
+    names = ("image height", "image width")
+    rows, columns = (
+        divide(pixels, patch, name, "patch", "image_size or encoder.patch_size")
+        for pixels, patch, name in zip(image_size, patch_size, names, strict=True)
+    )
+    return rows, columns

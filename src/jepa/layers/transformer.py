@@ -1,19 +1,63 @@
-"""The trunk that encoder and predictor share: timm's pre-norm blocks."""
+"""The trunk that encoder and predictor share: timm's pre-norm blocks, with rotary positions where asked for."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
+import torch
 from timm.layers.norm import LayerNorm
 from timm.models.vision_transformer import Block
-from torch import nn
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from jepa.layers.attention import SelfAttention
+
+
+class TrunkBlock(Block):
+    """timm's block; `turns` go to its attention."""
+
+    def forward(
+        self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False, turns: Tensor | None = None
+    ) -> Tensor:
+        """[B, S, D] -> [B, S, D]"""
+        if turns is None:
+            return super().forward(x, attn_mask, is_causal)
+        x = x + self.drop_path1(self.attn(self.norm1(x), attn_mask, turns=turns))
+        return x + self.drop_path2(self.mlp(self.norm2(x)))
 
 
 def make_blocks(*, width: int, depth: int, num_heads: int, mlp_ratio: float, drop_path: float = 0.0) -> nn.ModuleList:
     """`depth` blocks [B, N, width] -> [B, N, width]; the rate of drop path grows linearly from 0 to `drop_path`."""
     rates = [drop_path * number / max(depth - 1, 1) for number in range(depth)]
     return nn.ModuleList(
-        Block(width, num_heads, mlp_ratio=mlp_ratio, qkv_bias=True, norm_layer=LayerNorm, drop_path=rate)
+        TrunkBlock(
+            width,
+            num_heads,
+            mlp_ratio=mlp_ratio,
+            qkv_bias=True,
+            norm_layer=LayerNorm,
+            drop_path=rate,
+            attn_layer=SelfAttention,
+        )
         for rate in rates
     )
+
+
+def run_blocks(
+    blocks: Iterable[nn.Module],
+    tokens: Tensor,
+    *,
+    mask: Tensor | None = None,
+    turns: Tensor | None = None,
+    checkpointed: bool = False,
+) -> Tensor:
+    """[B, S, D] -> [B, S, D]; `checkpointed` keeps no activations for the backward but computes them again."""
+    for block in blocks:
+        if checkpointed and torch.is_grad_enabled():
+            tokens = checkpoint(block, tokens, mask, turns=turns, use_reentrant=False)
+        else:
+            tokens = block(tokens, mask, turns=turns)
+    return tokens
 
 
 def check_sizes(*, width: int, depth: int, num_heads: int, mlp_ratio: float, width_key: str, heads_key: str) -> None:
@@ -24,3 +68,8 @@ def check_sizes(*, width: int, depth: int, num_heads: int, mlp_ratio: float, wid
         raise ValueError(f"{width_key}={width} is not divisible by {heads_key}={num_heads}: change one of them")
     if int(width * mlp_ratio) < 1:
         raise ValueError(f"mlp_ratio={mlp_ratio} leaves no hidden unit at {width_key}={width}")
+
+
+def check_drop_path(drop_path: float) -> None:
+    if not 0 <= drop_path < 1:
+        raise ValueError(f"encoder.drop_path={drop_path} must lie in [0, 1)")

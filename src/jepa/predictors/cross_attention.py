@@ -8,15 +8,16 @@ from torch import Tensor, nn
 
 from jepa.layers.attention import CrossAttentionBlock
 from jepa.layers.init import STD, init_weights
-from jepa.layers.position import sincos
+from jepa.layers.position import Positions
 from jepa.layers.transformer import check_sizes
 from jepa.types import Masks, PatchGrid
 
 
 class CrossAttentionPredictor(nn.Module):
-    """Predicts every target token apart: queries read the context and never meet (CrossMAE, Fu et al. 2024)."""
+    """Predicts every target token apart: queries read the context and never meet (CrossMAE, Fu et al. 2024).
 
-    positions: Tensor
+    Each of several mask sets has a mask token of its own (V-JEPA, Bardes et al. 2024).
+    """
 
     def __init__(
         self,
@@ -24,6 +25,7 @@ class CrossAttentionPredictor(nn.Module):
         grid: PatchGrid,
         embed_dim: int,
         num_heads: int,
+        num_mask_tokens: int = 1,
         width: int = 384,
         depth: int = 6,
         mlp_ratio: float = 4.0,
@@ -37,22 +39,24 @@ class CrossAttentionPredictor(nn.Module):
             width_key="predictor.width",
             heads_key="predictor.num_heads",
         )
+        self.grid = grid
         self.embed = nn.Linear(embed_dim, width)
         self.context_norm = LayerNorm(width)
-        self.mask_token = nn.Parameter(torch.empty(width))
-        self.register_buffer("positions", sincos(grid, width), persistent=False)  # follows from the sizes
+        self.mask_tokens = nn.Parameter(torch.empty(num_mask_tokens, width))
+        self.positions = Positions(grid=grid, width=width)
         self.blocks = nn.ModuleList(
             CrossAttentionBlock(width=width, num_heads=num_heads, mlp_ratio=mlp_ratio) for _ in range(depth)
         )
         self.norm = LayerNorm(width)
         self.project = nn.Linear(width, embed_dim)
-        nn.init.trunc_normal_(self.mask_token, std=STD)
+        nn.init.trunc_normal_(self.mask_tokens, std=STD)
         init_weights(self, self.blocks)
 
-    def forward(self, context: Tensor, masks: Masks) -> Tensor:
+    def forward(self, context: Tensor, masks: Masks, grid: PatchGrid | None = None, mask_set: int = 0) -> Tensor:
         """[B, K, D] -> [B, M, J, D]"""
-        context = self.context_norm(self.embed(context) + self.positions[masks.context])
-        queries = (self.mask_token + self.positions[masks.targets]).flatten(1, 2)
+        grid = grid or self.grid
+        context = self.context_norm(self.positions.add(self.embed(context), grid, masks.context))
+        queries = self.positions.add(self.mask_tokens[mask_set], grid, masks.targets).flatten(1, 2)
         for block in self.blocks:
             queries = block(queries, context)
         return self.project(self.norm(queries)).unflatten(1, masks.targets.shape[1:])

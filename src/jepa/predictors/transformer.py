@@ -6,10 +6,11 @@ import torch
 from timm.layers.norm import LayerNorm
 from torch import Tensor, nn
 
-from jepa.layers.attention import block_bias, cached_block_bias, compute_dtype
+from jepa.layers.attention import block_bias, compute_dtype
 from jepa.layers.init import STD, init_weights
-from jepa.layers.position import sincos
-from jepa.layers.transformer import check_sizes, make_blocks
+from jepa.layers.position import Positions
+from jepa.layers.tables import remembered
+from jepa.layers.transformer import check_sizes, make_blocks, run_blocks
 from jepa.types import Masks, PatchGrid
 
 
@@ -18,10 +19,9 @@ class TransformerPredictor(nn.Module):
 
     `joint` runs one sequence, context | block 1 | ... | block M, in which the context sees only itself and a block
     sees the context and itself. Otherwise the context is repeated for each block and also sees that block's mask
-    tokens, as in the reference: the same task, a slightly different function, and more work.
+    tokens, as in the reference: the same task, a slightly different function, and more work. Each of several mask sets
+    has a mask token of its own (V-JEPA, Bardes et al. 2024).
     """
-
-    positions: Tensor
 
     def __init__(
         self,
@@ -29,10 +29,12 @@ class TransformerPredictor(nn.Module):
         grid: PatchGrid,
         embed_dim: int,
         num_heads: int,
+        num_mask_tokens: int = 1,
         width: int = 384,
         depth: int = 6,
         mlp_ratio: float = 4.0,
         joint: bool = True,
+        position: str = "sincos",
     ) -> None:
         super().__init__()
         check_sizes(
@@ -43,37 +45,45 @@ class TransformerPredictor(nn.Module):
             width_key="predictor.width",
             heads_key="predictor.num_heads",
         )
+        self.grid = grid
         self.joint = joint
         self.embed = nn.Linear(embed_dim, width)
-        self.mask_token = nn.Parameter(torch.empty(width))
-        self.register_buffer("positions", sincos(grid, width), persistent=False)  # follows from the sizes
+        self.mask_tokens = nn.Parameter(torch.empty(num_mask_tokens, width))
+        self.positions = Positions(
+            grid=grid, width=width, num_heads=num_heads, kind=position, kind_key="predictor.position"
+        )
         self.blocks = make_blocks(width=width, depth=depth, num_heads=num_heads, mlp_ratio=mlp_ratio)
         self.norm = LayerNorm(width)
         self.project = nn.Linear(width, embed_dim)
-        nn.init.trunc_normal_(self.mask_token, std=STD)
+        nn.init.trunc_normal_(self.mask_tokens, std=STD)
         init_weights(self, self.blocks)
 
-    def forward(self, context: Tensor, masks: Masks) -> Tensor:
+    def forward(self, context: Tensor, masks: Masks, grid: PatchGrid | None = None, mask_set: int = 0) -> Tensor:
         """[B, K, D] -> [B, M, J, D]"""
-        context = self.embed(context) + self.positions[masks.context]
-        queries = self.mask_token + self.positions[masks.targets]
-        predicted = self._joint(context, queries) if self.joint else self._apart(context, queries)
-        return self.project(self.norm(predicted))
+        grid = grid or self.grid
+        context = self.positions.add(self.embed(context), grid, masks.context)
+        queries = self.mask_tokens[mask_set].expand(*masks.targets.shape, -1)
+        queries = self.positions.add(queries, grid, masks.targets)
+        run = self._joint if self.joint else self._apart
+        return self.project(self.norm(run(context, queries, masks, grid)))
 
-    def _joint(self, context: Tensor, queries: Tensor) -> Tensor:
+    def _joint(self, context: Tensor, queries: Tensor, masks: Masks, grid: PatchGrid) -> Tensor:
         """[B, K, width], [B, M, J, width] -> [B, M, J, width] in one pass"""
         num_context, (num_blocks, block_size) = context.shape[1], queries.shape[1:3]
         tokens = torch.cat([context, queries.flatten(1, 2)], dim=1)
-        bias = block_bias if torch.compiler.is_compiling() else cached_block_bias
-        who_sees_whom = bias(num_context, num_blocks, block_size, tokens.device, compute_dtype(tokens))
-        for block in self.blocks:
-            tokens = block(tokens, attn_mask=who_sees_whom)
+        places = torch.cat([masks.context, masks.targets.flatten(1)], dim=1)
+        tokens = run_blocks(
+            self.blocks,
+            tokens,
+            mask=remembered(block_bias, num_context, num_blocks, block_size, tokens.device, compute_dtype(tokens)),
+            turns=self.positions.turns(tokens, grid, places),
+        )
         return tokens[:, num_context:].unflatten(1, (num_blocks, block_size))
 
-    def _apart(self, context: Tensor, queries: Tensor) -> Tensor:
+    def _apart(self, context: Tensor, queries: Tensor, masks: Masks, grid: PatchGrid) -> Tensor:
         """[B, K, width], [B, M, J, width] -> [B, M, J, width] with a copy of the context for each block"""
         num_context, num_blocks = context.shape[1], queries.shape[1]
         tokens = torch.cat([context.repeat_interleave(num_blocks, dim=0), queries.flatten(0, 1)], dim=1)
-        for block in self.blocks:
-            tokens = block(tokens)
+        places = torch.cat([masks.context.repeat_interleave(num_blocks, dim=0), masks.targets.flatten(0, 1)], dim=1)
+        tokens = run_blocks(self.blocks, tokens, turns=self.positions.turns(tokens, grid, places))
         return tokens[:, num_context:].unflatten(0, (-1, num_blocks))

@@ -1,0 +1,97 @@
+"""Vision Transformer on clips with joint attention over space and time (ViViT, Arnab et al. 2021, section 3.3)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from timm.layers.norm import LayerNorm
+from torch import Tensor, nn
+
+from jepa.layers.init import init_weights
+from jepa.layers.position import Positions
+from jepa.layers.tokens import divide, patch_pair, patches_of, patchify, take
+from jepa.layers.transformer import check_drop_path, check_sizes, make_blocks, run_blocks
+from jepa.types import ClipShape, PatchGrid
+
+
+class TemporalEncoder(nn.Module):
+    """Every tubelet, `tubelet_size` frames of one patch, is a token; clips of any divisible size will do.
+
+    A clip of one frame is an image: the frame fills a tubelet by being repeated.
+    """
+
+    def __init__(
+        self,
+        *,
+        clip_shape: Sequence[int],
+        patch_size: int | Sequence[int],
+        tubelet_size: int = 2,
+        embed_dim: int,
+        depth: int,
+        num_heads: int,
+        mlp_ratio: float = 4.0,
+        drop_path: float = 0.0,
+        checkpoint_activations: bool = False,
+        position: str = "sincos",
+    ) -> None:
+        super().__init__()
+        check_sizes(
+            width=embed_dim,
+            depth=depth,
+            num_heads=num_heads,
+            mlp_ratio=mlp_ratio,
+            width_key="encoder.embed_dim",
+            heads_key="encoder.num_heads",
+        )
+        check_drop_path(drop_path)
+        if tubelet_size < 1:
+            raise ValueError(f"encoder.tubelet_size={tubelet_size} must be at least 1")
+        channels, frames, height, width = clip_shape
+        self.clip_shape: ClipShape = (channels, frames, height, width)
+        self.patch_size = patch_height, patch_width = patch_pair(patch_size)
+        self.tubelet_size = tubelet_size
+        self.grid: PatchGrid = self._grid(frames, height, width)
+        self.embed_dim = embed_dim
+        self.num_heads = num_heads
+        self.checkpoint_activations = checkpoint_activations
+
+        self.embed = nn.Linear(channels * tubelet_size * patch_height * patch_width, embed_dim)
+        self.positions = Positions(
+            grid=self.grid,
+            width=embed_dim,
+            num_heads=num_heads,
+            kind=position,
+            kind_key="encoder.position",
+            in_time=True,
+        )
+        self.blocks = make_blocks(
+            width=embed_dim, depth=depth, num_heads=num_heads, mlp_ratio=mlp_ratio, drop_path=drop_path
+        )
+        self.norm = LayerNorm(embed_dim)
+        init_weights(self, self.blocks)
+        nn.init.xavier_uniform_(self.embed.weight)  # as in MAE: a patch speaks as loudly as its position
+
+    def forward(self, clips: Tensor, keep: Tensor | None = None) -> Tensor:
+        """[B, C, T, H, W] or [B, C, H, W] -> [B, N, D]; with `keep` [B, K] only those tokens: [B, K, D]."""
+        grid = self.grid_of(clips)
+        clips = clips if clips.ndim == 5 else clips[:, :, None]
+        if clips.shape[2] == 1:
+            clips = clips.expand(-1, -1, self.tubelet_size, -1, -1)
+        patches = patchify(clips, (self.tubelet_size, *self.patch_size))
+        tokens = self.embed(patches if keep is None else take(patches, keep))
+        tokens = self.positions.add(tokens, grid, keep)
+        turns = self.positions.turns(tokens, grid, keep)
+        return self.norm(run_blocks(self.blocks, tokens, turns=turns, checkpointed=self.checkpoint_activations))
+
+    def grid_of(self, clips: Tensor) -> PatchGrid:
+        """The grid of [B, C, T, H, W] or [B, C, H, W]; refuses what it cannot cut into tubelets."""
+        channels, *frames, height, width = clips.shape[1:]
+        (num_frames,) = frames or (1,)
+        if channels != self.clip_shape[0]:
+            raise ValueError(f"this encoder reads {self.clip_shape[0]} channels, got clips of {tuple(clips.shape[1:])}")
+        return self._grid(num_frames, height, width)
+
+    def _grid(self, frames: int, height: int, width: int) -> PatchGrid:
+        keys = "num_frames or encoder.tubelet_size"
+        steps = 1 if frames == 1 else divide(frames, self.tubelet_size, "num_frames", "tubelet", keys)
+        return PatchGrid(steps, *patches_of((height, width), self.patch_size))
