@@ -24,6 +24,7 @@ TREES = {path.relative_to(SOURCE).as_posix(): ast.parse(path.read_text()) for pa
 LEVELS = (
     {"types", "schedules", "catalogue", "signatures", "charts"},
     {"geometry", "schema"},
+    {"config_rules"},
     {"config_checks"},
     {"distributed", "config"},
     {"python_config"},

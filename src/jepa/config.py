@@ -48,7 +48,6 @@ __all__ = [
 ]
 
 ABSENT = object()
-FOR_VIDEO = {"mask": {"temporal", "tube", "multiblock3d"}}
 
 
 def _choice(group: str, *, _root_: DictConfig) -> str:
@@ -218,10 +217,7 @@ class Composer:
         value = override.value()
         for name in value if isinstance(value, list) else [value]:
             if name is not None and str(name) not in valid:
-                reason = "no such choice"
-                if str(name) in FOR_VIDEO.get(group, ()):
-                    reason = f"{name} masks hide steps in time, and images have one frame"
-                return f"{text}: {reason}{suggestion(str(name), valid)}; valid: {', '.join(valid)}"
+                return f"{text}: no such choice{suggestion(str(name), valid)}; valid: {', '.join(valid)}"
         return None
 
     def _apply(self, config: DictConfig, override: Override) -> list[str]:

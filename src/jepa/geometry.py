@@ -165,12 +165,12 @@ class TemporalGeometry:
         needed, steps = seen + self.horizon, self.grid.t
         if needed <= steps:
             return []
-        split = f"with split={self.split}" if self.split else f"with past={self.past}" if self.past else "and a split"
-        remedy = "raise num_frames or lower one of them"
+        given = f" with split={self.split}" if self.split else f" with past={self.past}" if self.past else ""
+        remedy = "raise num_frames or lower the others"
         if steps == 1:
             remedy = f"choose a dataset that delivers clips, and num_frames for at least {needed} steps"
         return [
-            f"horizon={self.horizon} {split} needs {needed} time steps, {seen} to see and {self.horizon} to predict, "
+            f"horizon={self.horizon} needs {needed} time steps{given}, {seen} to see and {self.horizon} to predict, "
             f"the clip has {steps}: {remedy}"
         ]
 
@@ -188,7 +188,8 @@ class CuboidGeometry:
     @classmethod
     def of(cls, grid: PatchGrid, values: Mapping[str, Any]) -> CuboidGeometry:
         """From the values of a mask set, whose lists become tuples: a geometry can be hashed."""
-        return cls(grid=grid, **{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+        plain: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+        return cls(grid=grid, **plain)
 
     def shapes(self) -> list[Shape]:
         """One entry for each pair of a scale and an aspect level, as for images."""
@@ -217,10 +218,8 @@ class CuboidGeometry:
         for name, upper in (("spatial_scale", 1.0), ("aspect", math.inf), ("temporal_scale", 1.0)):
             faults += _range_faults(name, getattr(self, name), upper)
         if not faults and self.counts()[1] == self.grid.num_tokens:
-            scale, grid = _show(self.spatial_scale), show_grid(self.grid)
-            faults.append(
-                f"spatial_scale={scale} with num_blocks={self.num_blocks} leaves no context on a {grid} grid: lower one"
-            )
+            scale = _show(self.spatial_scale)
+            faults.append(f"spatial_scale={scale} leaves no context with num_blocks={self.num_blocks}: lower one")
         return faults
 
 
@@ -254,8 +253,11 @@ def multiblock_faults(grid: PatchGrid, sets: Any) -> list[str]:
         if not isinstance(values, Mapping):
             faults.append(f"sets.{number}={values} must be a mask set, with the keys {', '.join(names)}")
             continue
-        known = f"sets.{number}={values} must have no {{0!r}}{{1}}; its keys: {', '.join(names)}"
-        wrong = [known.format(key, suggestion(key, names)) for key in values if key not in names]
+        wrong = [
+            f"sets.{number}.{key}={_show(value)} must go: a mask set has no {key!r}{suggestion(key, names)}"
+            for key, value in values.items()
+            if key not in names
+        ]
         lacking = [name for name, is_required in names.items() if is_required and name not in values]
         wrong += [f"sets.{number}={values} must have the key {name}" for name in lacking]
         faults += wrong or [f"sets.{number}.{fault}" for fault in CuboidGeometry.of(grid, values).faults()]
