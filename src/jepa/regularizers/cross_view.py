@@ -1,0 +1,61 @@
+"""Consistency: the views of one sample should have one latent (LeJEPA, Balestriero & LeCun 2025, prediction term)."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from jepa.distributed import mean_over_ranks
+from jepa.layers.pooling import check_source, pool_steps, pool_views
+from jepa.types import Latents
+
+BETWEEN = ("crops", "frames")
+
+
+class CrossView(nn.Module):
+    """The mean squared distance, over D, of the pooled latents of views from the mean of the views of their sample.
+
+    Views are the `augment.views` crops of a sample, or the time steps of a clip that have tokens. A sample with one
+    such step does not count, and a batch without any other, as of images, costs nothing.
+    """
+
+    def __init__(
+        self,
+        *,
+        of: Literal["context", "predicted"] = "context",
+        between: Literal["crops", "frames"] = "crops",
+        weight: float = 1.0,
+    ) -> None:
+        super().__init__()
+        if between not in BETWEEN:
+            raise ValueError(f"regularizer.cross_view.between={between} is not one of {', '.join(BETWEEN)}")
+        if weight < 0:
+            raise ValueError(f"regularizer.cross_view.weight={weight} must be at least 0")
+        self.of = check_source(of)
+        self.between = between
+        self.weight = weight
+
+    def forward(self, latents: Latents) -> tuple[Tensor, dict[str, Tensor]]:
+        """-> float32 scalar, and the distance before weighting, detached"""
+        with torch.autocast(latents.context.device.type, enabled=False):
+            views, counts = self.views(latents)
+            mean = (views * counts[..., None]).sum(dim=1, keepdim=True) / counts.sum(dim=1).clamp(min=1)[:, None, None]
+            squares = (views - mean).square().mean(dim=-1)  # [B, V]
+            total, count = mean_over_ranks(torch.stack([(squares * counts).sum(), counts.sum()]))
+            distance = total / count.clamp(min=torch.finfo(count.dtype).tiny)
+        return self.weight * distance, {"distance": distance.detach()}
+
+    def views(self, latents: Latents) -> tuple[Tensor, Tensor]:
+        """-> [B, V, D] and [B, V], 1 where a view counts and 0 elsewhere"""
+        if self.between == "crops":
+            if latents.views < 2:
+                raise ValueError(
+                    "regularizer.cross_view compares crops of a sample: set augment.views to 2 or more, "
+                    "or regularizer.cross_view.between=frames"
+                )
+            views = pool_views(latents, self.of)
+            return views, torch.ones_like(views[..., 0])
+        steps, is_there = pool_steps(latents, self.of)
+        return steps, (is_there & (is_there.sum(dim=1, keepdim=True) > 1)).to(steps.dtype)

@@ -1,0 +1,36 @@
+"""Latents that change slowly: what follows each other in a clip should be close (temporal similarity of EB-JEPA)."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from jepa.distributed import mean_over_ranks
+from jepa.layers.pooling import check_source, pool_steps
+from jepa.types import Latents
+
+
+class TemporalSimilarity(nn.Module):
+    """The mean squared difference, over D, of the pooled latents of consecutive time steps of the grid.
+
+    A pair of steps counts where a sample has tokens of both; a batch without such pairs, as of images, costs nothing.
+    """
+
+    def __init__(self, *, of: Literal["context", "predicted"] = "context", weight: float = 1.0) -> None:
+        super().__init__()
+        if weight < 0:
+            raise ValueError(f"regularizer.temporal_similarity.weight={weight} must be at least 0")
+        self.of = check_source(of)
+        self.weight = weight
+
+    def forward(self, latents: Latents) -> tuple[Tensor, dict[str, Tensor]]:
+        """-> float32 scalar, and the distance before weighting, detached"""
+        with torch.autocast(latents.context.device.type, enabled=False):
+            steps, is_there = pool_steps(latents, self.of)  # [B, T, D] and [B, T]
+            squares = (steps[:, 1:] - steps[:, :-1]).square().mean(dim=-1)  # [B, T - 1]
+            counts = (is_there[:, 1:] & is_there[:, :-1]).to(squares.dtype)
+            total, count = mean_over_ranks(torch.stack([(squares * counts).sum(), counts.sum()]))
+            distance = total / count.clamp(min=torch.finfo(count.dtype).tiny)
+        return self.weight * distance, {"distance": distance.detach()}
