@@ -21,7 +21,12 @@ from jepa.python_config import JEPAConfig
 
 CATALOGUE = Catalogue([conf_folder()])
 CHOICES = [(group, name) for group, choices in CATALOGUE.groups.items() for name in choices]
-NEEDED = {"imagefolder": ["dataset.root_path=.", "dataset.image_folder=."], "hf": ["dataset.path=somebody/something"]}
+NEEDED = {
+    "imagefolder": ["dataset.root_path=.", "dataset.image_folder=."],
+    "hf": ["dataset.path=somebody/something"],
+    "cross_view": ["augment.views=2"],
+    "temporal_similarity": ["dataset=moving_digits", "encoder=temporal"],
+}
 COMPOSER = Composer()
 
 
@@ -54,7 +59,7 @@ def faults(*overrides: str) -> list[str]:
         (["augment.crop_scale=3"], "augment.crop_scale=3: takes a list of numbers, not 3"),
         (["optimizer.betas=0.9"], "optimizer.betas=0.9: takes a list of 2"),
         (["mask=blok"], 'mask=blok: no such choice; did you mean "block"?; valid: block, random'),
-        (["evaluator=[knn,lin]"], "valid: diagnostics, embeddings, knn, linear"),
+        (["evaluator=[knn,lin]"], "valid: attentive, diagnostics, embeddings, knn, linear, regression"),
         (["hydra/launcher=slrum"], "hydra/launcher=slrum: no such choice"),
         (["mask=temporal"], "mask=temporal: temporal masks hide steps in time, and images have one frame"),
         (["mask=block,random"], "several values need --multirun"),
@@ -237,7 +242,7 @@ def test_python_configuration_reads_back_what_was_set_or_the_default() -> None:
     config = JEPAConfig("encoder.depth=6", size="tiny", lr=3e-4)
     assert (config.lr, config.epochs, config.encoder.depth, config.encoder.num_heads) == (3e-4, 100, 6, 3)
     assert config.dataset == "shapes"
-    assert config.evaluator == ["knn", "linear", "diagnostics", "embeddings"]
+    assert config.evaluator == ["knn", "linear", "regression", "diagnostics", "embeddings"]
     assert config.name == "jepa-shapes"
     config.augment.flip = False
     assert config.augment == {"crop_scale": [0.3, 1.0], "crop_aspect": [0.75, 1.3333], "flip": False}

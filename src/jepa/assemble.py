@@ -72,6 +72,7 @@ def assemble(phase: Phase, dataset: Dataset, folder: Path) -> Run:
     session = open_session(device=config.device, precision=config.precision)
     plan = make_plan(phase, len(dataset))
     parts = make_parts(config, dataset, plan, session)
+    evaluators = [factory(node)() for node in config.evaluator.values()]
     prober = Prober(
         dataset=dataset,
         transform=EvalTransform(**picture(config, dataset)),
@@ -79,6 +80,7 @@ def assemble(phase: Phase, dataset: Dataset, folder: Path) -> Run:
         device=session.device,
         seed=config.seed,
         autocast=session.autocast,
+        evaluators=evaluators,
         **asdict(config.evaluation),
     )
     return Run(
@@ -86,7 +88,7 @@ def assemble(phase: Phase, dataset: Dataset, folder: Path) -> Run:
         plan=plan,
         parts=parts,
         prober=prober,
-        evaluators=[factory(node)() for node in config.evaluator.values()],
+        evaluators=evaluators,
         loggers=(),
         broken=BrokenSamples(dataset),
         config_text=to_yaml(phase.whole),

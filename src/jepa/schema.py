@@ -42,6 +42,7 @@ class EvaluationConfig:
     train_samples: int
     val_samples: int
     batch_size: int
+    still: bool
 
 
 @dataclass(kw_only=True)
