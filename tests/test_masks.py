@@ -3,6 +3,7 @@
 import random
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,16 +13,25 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
-from jepa.geometry import BlockGeometry, block_shape, mask_faults
+from jepa.geometry import BlockGeometry, block_shape, mask_faults, show_grid
+from jepa.layers.masking import pick
 from jepa.masks.block import BlockMasker
 from jepa.types import Masks, PatchGrid
 
 CONF = Path(__file__).parents[1] / "conf" / "mask"
 MASKS = sorted(path.stem for path in CONF.glob("*.yaml"))
 SIZES = [(4, 4), (6, 6), (7, 5), (14, 14), (32, 32), (4, 16), (8, 24), (16, 4)]
+IMAGES = [PatchGrid(1, *size) for size in SIZES]
+CLIPS = [PatchGrid(2, 4, 4), PatchGrid(4, 6, 6), PatchGrid(3, 7, 5), PatchGrid(8, 14, 14), PatchGrid(16, 4, 16)]
 
-on_grids = pytest.mark.parametrize("size", SIZES, ids=lambda size: f"{size[0]}x{size[1]}")
+on_images = pytest.mark.parametrize("size", SIZES, ids=lambda size: f"{size[0]}x{size[1]}")
 each_mask = pytest.mark.parametrize("name", MASKS)
+
+
+def each_mask_on(grids: list[PatchGrid], names: list[str] = MASKS):
+    """Every pair of a mask and a grid; a single step has no past to tell the future from."""
+    pairs = [(name, grid) for name in names for grid in grids if name != "temporal" or grid.t > 1]
+    return pytest.mark.parametrize(("name", "grid"), pairs, ids=[f"{name}-{show_grid(grid)}" for name, grid in pairs])
 
 
 def node(name: str) -> dict:
@@ -30,8 +40,9 @@ def node(name: str) -> dict:
     return dict(values)
 
 
-def build(name: str, size: tuple[int, int], **changes):
-    return instantiate({**node(name), **changes}, _partial_=True, _convert_="all")(grid=PatchGrid(1, *size))
+def build(name: str, size: PatchGrid | tuple[int, int], **changes):
+    grid = size if isinstance(size, PatchGrid) else PatchGrid(1, *size)
+    return instantiate({**node(name), **changes}, _partial_=True, _convert_="all")(grid=grid)
 
 
 def seeded(seed: int) -> torch.Generator:
@@ -64,67 +75,93 @@ def assert_full_rectangles(targets: torch.Tensor, width: int) -> None:
     assert len(shapes) == 1
 
 
-@on_grids
-@each_mask
-def test_tokens_are_sorted_disjoint_and_as_many_as_configured(name, size):
-    masker, grid = build(name, size), PatchGrid(1, *size)
-    for seed in range(5):
-        assert_valid(masker(16, seeded(seed)), grid.num_tokens, grid.num_context(0.75))
+def assert_equal(first: Masks, second: Masks) -> None:
+    for one, other in zip(first.sets, second.sets, strict=True):
+        assert one.context.equal(other.context)
+        assert one.targets.equal(other.targets)
 
 
-@on_grids
-@each_mask
-def test_masks_of_a_sample_do_not_depend_on_the_batch_size(name, size):
-    masker = build(name, size)
-    few, many = masker(3, seeded(7)), masker(2048 if size == (14, 14) else 128, seeded(7))
-    assert few.context.equal(many.context[:3])
-    assert few.targets.equal(many.targets[:3])
+def coverage(masker, grid: PatchGrid, seeds: int, batch_size: int = 1024) -> Iterator[tuple[str, torch.Tensor]]:
+    """For context and targets: how often each token is in one of the mask sets, float [t, h, w]."""
+    draws = [masker(batch_size, seeded(seed)).sets for seed in range(seeds)]
+    for part in ("context", "targets"):
+        hits = [covered(getattr(masks, part), grid.num_tokens).float().mean(0) for sets in draws for masks in sets]
+        yield part, torch.stack(hits).mean(0).unflatten(0, (grid.t, grid.h, grid.w))
 
 
-@each_mask
-def test_everything_random_comes_from_the_generator(name):
-    masker = build(name, (14, 14))
+@each_mask_on(IMAGES + CLIPS)
+def test_tokens_are_sorted_disjoint_and_as_many_as_configured(name, grid):
+    masker = build(name, grid)
+    samplers = getattr(masker, "samplers", [masker])
+    for seed in range(3):
+        for masks, sampler in zip(masker(16, seeded(seed)).sets, samplers, strict=True):
+            assert_valid(masks, grid.num_tokens, sampler.num_context)
+    if name in ("block", "random", "tube"):
+        step, num_steps = (PatchGrid(1, grid.h, grid.w), grid.t) if name == "tube" else (grid, 1)
+        assert masker.num_context == step.num_context(0.75) * num_steps
+
+
+@each_mask_on(IMAGES + CLIPS)
+def test_masks_of_a_sample_do_not_depend_on_the_batch_size(name, grid):
+    masker = build(name, grid)
+    many = masker(2048 if grid == PatchGrid(1, 14, 14) else 128, seeded(7))
+    assert_equal(masker(3, seeded(7)), many.map(lambda rows: rows[:3]))
+
+
+@each_mask_on([PatchGrid(4, 6, 6)])
+def test_everything_random_comes_from_the_generator(name, grid):
+    masker = build(name, grid)
     state = torch.get_rng_state()
     first, other = masker(8, seeded(1)), masker(8, seeded(2))
     torch.manual_seed(99)
     again = masker(8, seeded(1))
     torch.set_rng_state(state)
-    assert first.context.equal(again.context)
-    assert first.targets.shape == again.targets.shape
-    assert first.targets.equal(again.targets)
+    assert_equal(first, again)
     assert not first.context.equal(other.context)
 
 
-@each_mask
-def test_drawing_leaves_the_global_random_state_alone(name):
+@each_mask_on([PatchGrid(4, 6, 6)])
+def test_drawing_leaves_the_global_random_state_alone(name, grid):
     state = torch.get_rng_state()
-    build(name, (14, 14))(8, seeded(1))
+    build(name, grid)(8, seeded(1))
     assert state.equal(torch.get_rng_state())
 
 
-@on_grids
-@each_mask
-def test_every_token_is_reached_as_context_and_as_target(name, size):
-    masker, num_tokens = build(name, size), size[0] * size[1]
-    draws = [masker(1024, seeded(seed)) for seed in range(3)]
-    assert torch.cat([covered(masks.context, num_tokens) for masks in draws]).any(0).all()
-    assert torch.cat([covered(masks.targets, num_tokens) for masks in draws]).any(0).all()
+@each_mask_on(IMAGES + CLIPS)
+def test_every_token_is_reached_as_context_and_as_target(name, grid):
+    for part, share in coverage(build(name, grid), grid, seeds=3, batch_size=512 if grid.num_tokens > 500 else 1024):
+        within = {"context": slice(0, grid.t - 1), "targets": slice(grid.t // 2, None)}[part]
+        assert (share[within if name == "temporal" else slice(None)] > 0).all()
 
 
-@each_mask
-@pytest.mark.parametrize("size", [(6, 6), (14, 14), (4, 16)], ids=str)
-def test_coverage_is_symmetric_under_flips(name, size):
-    masker, num_tokens = build(name, size), size[0] * size[1]
-    draws = [masker(2048, seeded(seed)) for seed in range(4)]
-    for part in ("context", "targets"):
-        shown = (
-            torch.cat([covered(getattr(masks, part), num_tokens) for masks in draws]).float().mean(0).unflatten(0, size)
-        )
-        for flip in ([0], [1]):
-            assert (shown - shown.flip(flip)).abs().max() < 6 * (2 * 0.25 / 8192) ** 0.5  # six deviations of a binomial
+@each_mask_on([PatchGrid(1, 6, 6), PatchGrid(1, 14, 14), PatchGrid(1, 4, 16), PatchGrid(4, 6, 6), PatchGrid(2, 5, 9)])
+def test_coverage_is_symmetric_under_flips(name, grid):
+    for _, share in coverage(build(name, grid), grid, seeds=8):
+        for flip in ([1], [2]) if name == "temporal" else ([0], [1], [2]):
+            difference = (share - share.flip(flip)).abs().max()
+            assert difference < 6 * (2 * 0.25 / 8192) ** 0.5  # six deviations of a binomial
 
 
-@on_grids
+@each_mask_on([PatchGrid(8, 6, 6), PatchGrid(5, 4, 9)], ["block", "random", "tube", "multiblock3d"])
+def test_every_time_step_is_seen_and_predicted_equally_often(name, grid):
+    for _, share in coverage(build(name, grid), grid, seeds=4):
+        by_step = share.mean((1, 2))
+        assert (by_step - by_step.mean()).abs().max() < 6 * (0.25 / (4096 * grid.h * grid.w)) ** 0.5
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(st.data())
+def test_the_smallest_keys_are_picked_in_raster_order_even_among_equal_ones(data):
+    rows = st.lists(st.integers(0, data.draw(st.sampled_from([1, 3, 1000]))), min_size=7, max_size=7)
+    keys = torch.tensor(data.draw(st.lists(rows, min_size=1, max_size=4)), dtype=torch.float32)
+    number = data.draw(st.integers(1, 7))
+    places = pick(keys, number)
+    assert places.dtype == torch.int64
+    assert (places.diff(dim=1) > 0).all()
+    assert keys.gather(1, places).sort(dim=1).values.equal(keys.sort(dim=1).values[:, :number])
+
+
+@on_images
 @pytest.mark.parametrize("ratio", [0.75, 0.5, None])
 def test_blocks_are_full_rectangles_of_one_possible_shape(size, ratio):
     masker = build("block", size, ratio=ratio)
@@ -245,9 +282,16 @@ def test_a_random_mask_without_context_or_target_is_refused(ratio):
     assert mask_faults({**node("random"), "ratio": ratio}, PatchGrid(1, 4, 4))
 
 
-def test_blocks_on_a_clip_are_refused():
-    with pytest.raises(ValueError, match="num_frames=1"):
-        BlockMasker(grid=PatchGrid(4, 14, 14))
+@pytest.mark.parametrize("ratio", [0.75, None])
+def test_blocks_reach_through_all_steps_of_a_clip(ratio):
+    grid = PatchGrid(4, 6, 6)
+    masker = build("block", grid, ratio=ratio)
+    for seed in range(3):
+        masks = masker(8, seeded(seed))
+        frames = masks.targets.unflatten(2, (grid.t, -1))
+        assert_full_rectangles(frames[:, :, 0], grid.w)
+        assert (frames - frames[:, :, :1] == 36 * torch.arange(grid.t).reshape(4, 1)).all()
+        assert_valid(masks, grid.num_tokens, masker.num_context)
 
 
 scales = st.tuples(st.floats(0.02, 1.0), st.floats(0.02, 1.0)).map(sorted)
@@ -255,15 +299,14 @@ scales = st.tuples(st.floats(0.02, 1.0), st.floats(0.02, 1.0)).map(sorted)
 
 @settings(max_examples=80, deadline=None, derandomize=True)
 @given(
-    size=st.tuples(st.integers(1, 12), st.integers(1, 12)),
+    grid=st.builds(PatchGrid, st.integers(1, 3), st.integers(1, 12), st.integers(1, 12)),
     ratio=st.one_of(st.none(), st.floats(0.05, 0.98)),
     num_targets=st.integers(1, 6),
     target_scale=scales,
     target_aspect=st.tuples(st.floats(0.2, 5.0), st.floats(0.2, 5.0)).map(sorted),
     context_scale=scales,
 )
-def test_what_the_check_lets_pass_can_be_drawn(size, **values):
-    grid = PatchGrid(1, *size)
+def test_what_the_check_lets_pass_can_be_drawn(grid, **values):
     if mask_faults({**node("block"), **values}, grid):
         with pytest.raises(ValueError, match="="):
             BlockMasker(grid=grid, **values)
@@ -272,7 +315,7 @@ def test_what_the_check_lets_pass_can_be_drawn(size, **values):
     for seed in range(3):
         masks = masker(9, seeded(seed))
         assert_valid(masks, grid.num_tokens, masker.num_context)
-        assert_full_rectangles(masks.targets, grid.w)
+        assert_full_rectangles(masks.targets.unflatten(2, (grid.t, -1))[:, :, 0], grid.w)
 
 
 def test_the_check_needs_no_torch():

@@ -15,10 +15,11 @@ class TubeMasker:
             raise ValueError("; ".join(faults))
         self.grid = grid
         self.num_patches = grid.h * grid.w
-        self.num_context = PatchGrid(1, grid.h, grid.w).num_context(ratio)
+        self.num_seen = PatchGrid(1, grid.h, grid.w).num_context(ratio)
+        self.num_context = self.num_seen * grid.t
 
     def __call__(self, batch_size: int, generator: torch.Generator) -> Masks:
         keys = torch.rand(batch_size, self.num_patches, generator=generator)
-        context = pick(keys, self.num_context)
-        hidden = pick(keys.scatter(1, context, 2.0), self.num_patches - self.num_context)
-        return Masks(through_time(context, self.grid), through_time(hidden, self.grid).unsqueeze(1))
+        seen = pick(keys, self.num_seen)
+        hidden = pick(keys.scatter(1, seen, 2.0), self.num_patches - self.num_seen)
+        return Masks(through_time(seen, self.grid), through_time(hidden, self.grid).unsqueeze(1))
