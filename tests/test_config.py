@@ -26,7 +26,9 @@ NEEDED = {
     "hf": ["dataset.path=somebody/something"],
     "cross_view": ["augment.views=2"],
     "temporal_similarity": ["dataset=moving_digits", "encoder=temporal"],
+    "temporal": ["dataset=moving_digits", "encoder=temporal"],
 }
+CLIPS = NEEDED["temporal"]
 COMPOSER = Composer()
 
 
@@ -61,7 +63,20 @@ def faults(*overrides: str) -> list[str]:
         (["mask=blok"], 'mask=blok: no such choice; did you mean "block"?; valid: block, random'),
         (["evaluator=[knn,lin]"], "valid: attentive, diagnostics, embeddings, knn, linear, regression"),
         (["hydra/launcher=slrum"], "hydra/launcher=slrum: no such choice"),
-        (["mask=temporal"], "mask=temporal: temporal masks hide steps in time, and images have one frame"),
+        (["mask=temporal"], "needs 2 time steps, 1 to see and 1 to predict, the clip has 1: choose a dataset that"),
+        ([*CLIPS, "mask=temporal", "num_frames=1"], "with num_frames=1 and encoder.tubelet_size=2"),
+        ([*CLIPS, "mask=temporal", "mask.horizon=8"], "mask.horizon=8 with num_frames=16 (dataset/moving_digits.yaml)"),
+        ([*CLIPS, "mask=temporal", "mask.split=9"], "needs 10 time steps with split=9, 9 to see and 1 to predict"),
+        ([*CLIPS, "mask=temporal", "mask.split=0"], "mask.split=0: must be a whole number of at least 1"),
+        ([*CLIPS, "mask=temporal", "mask.past=2", "mask.split=3"], "mask.past=2: must be null with split=3"),
+        ([*CLIPS, "mask=temporal", "mask.ratio=2"], "mask.ratio=2: must lie above 0 and be at most 1, or null"),
+        ([*CLIPS, "mask=tube", "mask.ratio=0.9999"], "leaves no context"),
+        (["mask=multiblock3d", "mask.sets=[]"], "mask.sets=[]: must be a list with at least one mask set"),
+        (["mask=multiblock3d", "mask.sets.1.num_blocks=0"], "mask.sets.1.num_blocks=0: must be a whole number"),
+        (
+            ["mask=multiblock3d", "mask.sets=[{num_blocks:1,spatial_scale:[0.2,0.2],aspekt:[1,1]}]"],
+            "a mask set has no 'aspekt'; did you mean \"aspect\"?",
+        ),
         (["mask=block,random"], "several values need --multirun"),
         (["lr=1e-4,1e-3"], "a list is lr=[1e-4,1e-3]"),
         (["~mask"], "~mask: a group cannot be deleted"),
@@ -85,7 +100,38 @@ def faults(*overrides: str) -> list[str]:
         (["schedule.warmup_epochs=100"], "the warm-up must be shorter than the run"),
         (["steps=50", "schedule.warmup_epochs=1"], "steps=50: a warm-up of 312 steps"),
         (["schedule.warmup_ratio=1.0"], "a warm-up as long as the run"),
-        (["num_frames=16"], "images have one frame"),
+        (["num_frames=16"], "num_frames=16: Shapes delivers images: num_frames=1"),
+        (
+            [*CLIPS, "num_frames=7"],
+            "encoder.tubelet_size=2 (encoder/temporal.yaml): 7 is not divisible by 2; nearest: 6, 8",
+        ),
+        ([*CLIPS, "num_frames=3", "encoder.tubelet_size=4"], "3 is not divisible by 4; nearest: 4"),
+        ([*CLIPS, "+dataset.num_frames=8"], "is worked out by the program, it cannot be set; use num_frames"),
+        (["+predictor.num_mask_tokens=2"], "is worked out by the program"),
+        (["predictor.position=rotary"], "no such position embedding; valid: sincos, rope, vjepa2"),
+        ([*CLIPS, "encoder.position=rop"], 'did you mean "rope"?; valid: sincos, rope, vjepa2'),
+        (["predictor.position=rope", "predictor.width=48"], "heads of an even width of at least 6, not 4"),
+        (["regularizer=[vicreg,sig]"], 'did you mean "sigreg"?'),
+        (["regularizer.variance=2"], 'did you mean "regularizer.vicreg.variance" (with regularizer=vicreg)?'),
+        (["regularizer=vicreg", "regularizer.vicreg.variance=high"], "takes a number, not the text 'high'"),
+        (["phases=3"], "phases=3: takes a list"),
+        (["phases=[{share:0.5},{share:0.4}]"], "the shares sum to 0.9, not to 1"),
+        (["phases=[3]"], "phases[0]: 3 is no phase; its keys: share, image_size, num_frames, micro_batch_size"),
+        (["phases=[{share:1,size:96}]"], 'size=96: a phase has no such key; did you mean "image_size"?'),
+        (["phases=[{share:0},{share:1}]"], "phases[0]: share=0: must be a number above 0"),
+        (["phases=[{share:1,image_size:null}]"], "phases[0]: image_size=null: must be a whole number"),
+        (["phases=[{share:1,image_size:225}]"], "phases[0]: image_size=225 with encoder.patch_size=16"),
+        (["phases=[{share:1,num_frames:2}]"], "phases[0]: num_frames=2: Shapes delivers images"),
+        (["phases=[{share:1,micro_batch_size:24}]"], "phases[0]: micro_batch_size=24 with batch_size=64"),
+        ([*CLIPS, "phases=[{share:1,num_frames:9}]"], "phases[0]: num_frames=9 with encoder.tubelet_size=2"),
+        (
+            [*CLIPS, "mask=temporal", "mask.horizon=4", "phases=[{share:0.5},{share:0.5,num_frames:8}]"],
+            "phases[1]: mask.horizon=4 with num_frames=8 and encoder.tubelet_size=2",
+        ),
+        (
+            ["image_size=64", "mask.ratio=0.9", "phases=[{share:1,image_size:16}]"],
+            "phases[0]: mask.ratio=0.9 with image_size=16",
+        ),
         (["batch_size=64", "micro_batch_size=24"], "24 does not divide 64"),
         (["batch_size=64", "dataset.num_samples=63"], "smaller than one batch"),
         (["epochs=0"], "epochs=0: must be at least 1"),
@@ -134,7 +180,71 @@ def test_every_choice_composes_without_a_fault(group: str, name: str) -> None:
 @pytest.mark.parametrize("image_size", [32, 96, "[64,128]"])
 @pytest.mark.parametrize("mask", CATALOGUE.groups["mask"])
 def test_masks_go_with_small_and_oblong_images(mask: str, image_size: object) -> None:
-    assert not faults(f"mask={mask}", f"image_size={image_size}", "encoder.patch_size=8")
+    assert not faults(f"mask={mask}", f"image_size={image_size}", *NEEDED.get(mask, []), "encoder.patch_size=8")
+
+
+@pytest.mark.parametrize("num_frames", [1, 2, 16])
+@pytest.mark.parametrize("encoder", ["spatial", "temporal"])
+@pytest.mark.parametrize("mask", CATALOGUE.groups["mask"])
+def test_masks_go_with_clips_and_images_of_either_encoder(mask: str, encoder: str, num_frames: int) -> None:
+    found = faults(f"mask={mask}", "dataset=moving_digits", f"encoder={encoder}", f"num_frames={num_frames}")
+    steps = num_frames if encoder == "spatial" else max(1, num_frames // 2)
+    assert len(found) == (mask == "temporal" and steps == 1)
+
+
+def test_a_fault_of_all_phases_is_told_once() -> None:
+    found = faults("mask.ratio=2", "batch_size=64", "micro_batch_size=24", "phases=[{share:0.5},{share:0.5}]")
+    assert len(found) == 2
+
+
+def test_nested_data_sets_are_held_to_their_signatures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "groups/dataset").mkdir(parents=True)
+    (tmp_path / "groups/dataset/both.yaml").write_text(
+        "# two data sets\n_target_: my_data.Mixture\nparts:\n"
+        "  drawn: {_target_: jepa.data.embedded.Shapes, num_sampels: 3, side: wide}\n"
+        "  moving: {_target_: jepa.data.moving_digits.MovingDigits, num_frames: 4}\n"
+    )
+    (tmp_path / "my_data.py").write_text(
+        "class Mixture:\n    def __init__(self, *, parts: dict, num_frames: int): ...\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    found = Composer(tmp_path / "groups").inspect(["dataset=both", "num_frames=8"]).faults
+    assert found == [
+        "dataset.parts.drawn.num_sampels=3 (dataset/both.yaml): Shapes has no 'num_sampels'; did you mean \"num_samples\"?",
+        "dataset.parts.drawn.side=wide (dataset/both.yaml): takes a whole number, not the text 'wide'",
+        "dataset.parts.moving.num_frames=4 (dataset/both.yaml): is worked out by the program, it cannot be set; use num_frames",
+    ]
+
+
+def test_regularizers_run_alone_or_together() -> None:
+    assert compose().regularizer == compose(["regularizer=none"]).regularizer == {}
+    assert list(compose(["regularizer=vicreg"]).regularizer) == ["vicreg"]
+    both = compose(["regularizer=[vicreg,sigreg]", "regularizer.vicreg.variance=2"]).regularizer
+    assert (list(both), both["vicreg"]["variance"]) == (["vicreg", "sigreg"], 2)
+    assert compose(["experiment=quickstart", "regularizer=[sigreg]"]).regularizer == {"sigreg": both["sigreg"]}
+
+
+def test_regularizers_are_chosen_from_python() -> None:
+    config = JEPAConfig()
+    assert config.regularizer == "none"
+    config.regularizer = "vicreg"
+    assert config.regularizer == "vicreg"
+    config.regularizer.vicreg.variance = 2
+    assert config.compose() == compose(["regularizer=vicreg", "regularizer.vicreg.variance=2"])
+    config.regularizer = ["vicreg", "sigreg"]
+    assert config.compose() == compose(["regularizer=[vicreg,sigreg]", "regularizer.vicreg.variance=2"])
+    with pytest.raises(ConfigError, match='did you mean "sigreg"'):
+        config.regularizer = ["sigrek"]
+
+
+def test_experiment_may_choose_several_regularizers(tmp_path: Path) -> None:
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment/two.yaml").write_text(
+        "# @package _global_\n# two regularisers\ndefaults:\n  - override /regularizer: [vicreg, sigreg]\n"
+        "regularizer:\n  vicreg:\n    variance: 3.0\n"
+    )
+    config = compose(["experiment=two"], config_dir=tmp_path)
+    assert (list(config.regularizer), config.regularizer["vicreg"]["variance"]) == (["vicreg", "sigreg"], 3.0)
 
 
 def test_published_defaults() -> None:
