@@ -100,7 +100,7 @@ def test_augmentation_agrees_with_the_cpu() -> None:
     pixels = torch.randint(0, 256, (8, 3, 1, 90, 70), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
     sizes = torch.tensor([[90, 70], [60, 70], [90, 40], [33, 35]]).repeat(2, 1)
     labels = torch.zeros(8, dtype=torch.long)
-    raw = RawBatch(pixels, sizes, labels, torch.zeros(0, dtype=torch.long))
+    raw = RawBatch(pixels, sizes, labels, torch.zeros(0, dtype=torch.long), torch.zeros_like(labels))
     moved = RawBatch(*(tensor.to(DEVICE) for tensor in raw))
     augment = Augment(
         image_size=(32, 48),

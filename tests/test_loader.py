@@ -196,7 +196,7 @@ def test_cheap_data_need_no_workers_and_others_get_a_core_each(monkeypatch):
 
 def test_what_goes_to_a_worker_can_be_pickled():
     reader = pickle.loads(pickle.dumps(_BatchReader(Numbers(8), canvas=10)))
-    assert reader[[3, 5]].labels.tolist() == [3, 5]
+    assert reader[[(3, 0), (5, 0)]].labels.tolist() == [3, 5]
 
 
 def test_workers_of_all_ranks_have_seeds_of_their_own():

@@ -26,7 +26,8 @@ def raw_batch(sizes: list[tuple[int, int]], frames: int = 1) -> RawBatch:
     pixels = torch.zeros(len(sizes), 3, frames, height, width, dtype=torch.uint8)
     for index, (h, w) in enumerate(sizes):
         pixels[index, ..., :h, :w] = smooth(3, frames, h, w, seed=index)
-    return RawBatch(pixels, torch.tensor(sizes), torch.full((len(sizes),), -1), torch.empty(0, dtype=torch.long))
+    labels, none = torch.full((len(sizes),), -1), torch.empty(0, dtype=torch.long)
+    return RawBatch(pixels, torch.tensor(sizes), labels, none, torch.zeros_like(labels))
 
 
 def augment(**changes) -> Augment:
@@ -88,7 +89,7 @@ def test_every_image_has_a_box_of_its_own():
 def test_a_sample_does_not_depend_on_the_batch_size():
     raw = raw_batch([(40, 60), (60, 40), (50, 50), (31, 44), (60, 60)])
     whole = augment()(raw, seeded())
-    part = augment()(RawBatch(*(t[:2] for t in raw[:3]), raw.broken), seeded())
+    part = augment()(RawBatch(*(t[:2] for t in raw[:3]), raw.broken, raw.parts[:2]), seeded())
     assert torch.equal(whole[:2], part)
 
 
@@ -115,7 +116,8 @@ def test_half_of_the_images_are_mirrored_unless_flip_is_false():
 def test_views_are_crops_of_their_own_of_one_sample_side_by_side(size, frames):
     raw = raw_batch([(37, 40), size], frames)
     views = augment(views=3)(raw, seeded())
-    repeated = RawBatch(*(tensor.repeat_interleave(3, dim=0) for tensor in raw[:3]), raw.broken)
+    rows = (tensor.repeat_interleave(3, dim=0) for tensor in raw[:3])
+    repeated = RawBatch(*rows, raw.broken, raw.parts.repeat_interleave(3))
     assert views.shape == (6, 3, frames, 24, 32)
     torch.testing.assert_close(views, augment()(repeated, seeded()), atol=1e-5, rtol=0)
     assert len({view.numpy().tobytes() for view in views}) == 6
@@ -128,7 +130,7 @@ def test_one_view_is_the_batch_itself():
 
 def test_views_of_a_sample_do_not_depend_on_the_batch_size():
     raw = raw_batch([(40, 60), (60, 40), (50, 50)])
-    part = RawBatch(*(t[:2] for t in raw[:3]), raw.broken)
+    part = RawBatch(*(t[:2] for t in raw[:3]), raw.broken, raw.parts[:2])
     assert torch.equal(augment(views=2)(raw, seeded())[:4], augment(views=2)(part, seeded()))
 
 

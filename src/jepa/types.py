@@ -58,6 +58,8 @@ class RawBatch(NamedTuple):
     """long [B], -1 where there is none"""
     broken: Tensor
     """long [b]: data set indices that could not be read and were replaced by another sample"""
+    parts: Tensor
+    """long [B]: which part of a mixture each sample is of; zeros without"""
 
 
 class Batch(NamedTuple):

@@ -19,8 +19,8 @@ from torch.nn.functional import interpolate
 from torch.utils.data import DataLoader, get_worker_info
 from torch.utils.data import Dataset as TorchDataset
 
-from jepa.distributed import generator
-from jepa.types import Dataset, RawBatch, RunError
+from jepa.distributed import derive_seed, generator
+from jepa.types import ClipDataset, Dataset, RawBatch, RunError
 
 log = logging.getLogger(__name__)
 
@@ -53,7 +53,8 @@ def batches(
     """Batches of `batch_size` samples for this rank, from step `first_step` on, for ever.
 
     Every epoch is a permutation of its own, and the ranks share out each step's samples: their union is the same for
-    any number of ranks. Samples whose shorter side is above `canvas` are reduced to it. `num_workers=None` chooses.
+    any number of ranks. Clips are drawn from another place of their video in each epoch. Samples whose shorter side is
+    above `canvas` are reduced to it. `num_workers=None` chooses.
     Closing the iterator ends the workers. Raises ValueError at once, DataError where data or workers fail.
     """
     if min(batch_size, world_size) < 1 or not 0 <= rank < world_size:
@@ -68,7 +69,9 @@ def batches(
     num_workers = choose_num_workers(dataset) if num_workers is None else num_workers
     loader = DataLoader(
         _BatchReader(dataset, canvas),
-        sampler=_Positions(len(dataset), batch_size, seed, first_step, rank, world_size),
+        sampler=_Sampler(
+            dataset, batch_size * world_size, seed, range(rank, batch_size * world_size, world_size), first_step
+        ),
         batch_size=None,
         collate_fn=_unchanged,
         num_workers=num_workers,
@@ -110,68 +113,81 @@ def _iterate(loader: DataLoader) -> Generator[RawBatch, None, None]:
             worker.join(timeout=30)
 
 
-class _Positions:
-    """Index lists, one for each step: position p of the endless stream is entry p % n of epoch p // n's permutation."""
+class Endless:
+    """A sequence without end: entry p is number p % n of epoch p // n's permutation of n samples."""
 
-    def __init__(
-        self, num_samples: int, batch_size: int, seed: int, first_step: int, rank: int, world_size: int
-    ) -> None:
+    def __init__(self, num_samples: int, seed: int, stream: str = "order") -> None:
         self.num_samples = num_samples
+        self.seed = seed
+        self.stream = stream
+        self._epoch, self._order = -1, np.empty(0, dtype=np.int64)
+
+    def take(self, position: int) -> tuple[int, int]:
+        """The sample there, and its epoch."""
+        epoch, offset = divmod(position, self.num_samples)
+        if epoch != self._epoch:
+            random = generator(self.seed, epoch, 0, self.stream)
+            self._epoch, self._order = epoch, torch.randperm(self.num_samples, generator=random).numpy()
+        return int(self._order[offset]), epoch
+
+
+class _Sampler:
+    """Lists of (index, seed), one for each step: a data set that can `deal` says itself what is at a position."""
+
+    def __init__(self, dataset: Dataset, batch_size: int, seed: int, share: range, first_step: int) -> None:
+        deal = getattr(dataset, "deal", None)
+        self.take = Endless(len(dataset), seed).take if deal is None else deal(batch_size, seed)
         self.batch_size = batch_size
         self.seed = seed
+        self.share = share
         self.first_step = first_step
-        self.rank = rank
-        self.world_size = world_size
 
-    def __iter__(self) -> Iterator[list[int]]:
-        known, order = -1, np.empty(0)
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         for step in count(self.first_step):
-            first = step * self.batch_size * self.world_size + self.rank
-            indices = []
-            for position in range(first, first + self.batch_size * self.world_size, self.world_size):
-                epoch, offset = divmod(position, self.num_samples)
-                if epoch != known:
-                    known, order = epoch, self._permutation(epoch)
-                indices.append(int(order[offset]))
-            yield indices
-
-    def _permutation(self, epoch: int) -> np.ndarray:
-        return torch.randperm(self.num_samples, generator=generator(self.seed, epoch, 0, "order")).numpy()
+            taken = (self.take(step * self.batch_size + place) for place in self.share)
+            yield [(index, derive_seed(self.seed, epoch, index, "draw")) for index, epoch in taken]
 
 
 class _BatchReader(TorchDataset[RawBatch | str]):
-    """What runs in a worker: a list of indices -> RawBatch, or the message of a DataError."""
+    """What runs in a worker: a list of (index, seed) -> RawBatch, or the message of a DataError."""
 
     PATIENCE = 100
     """unreadable samples in a row"""
 
     def __init__(self, dataset: Dataset, canvas: int | None) -> None:
-        self.dataset = dataset
+        self.dataset: Any = dataset
+        self.draws = isinstance(dataset, ClipDataset)
         self.canvas = canvas
 
-    def __getitem__(self, indices: list[int]) -> RawBatch | str:
+    def __getitem__(self, places: list[tuple[int, int]]) -> RawBatch | str:
         broken: list[int] = []
         try:
-            samples = [self._read(index, broken) for index in indices]
+            samples = [self._read(index, seed, broken) for index, seed in places]
         except DataError as fault:
             return str(fault)
-        return _collate([clip for clip, _ in samples], [label for _, label in samples], broken)
+        parts = [part_of(self.dataset, index)[0] for index, _ in places]
+        return _collate([clip for clip, _ in samples], [label for _, label in samples], broken, parts)
 
-    def _read(self, index: int, broken: list[int]) -> tuple[Tensor, int]:
-        """The sample, or the next one that can be read; notes the others in `broken`."""
+    def _read(self, index: int, seed: int, broken: list[int]) -> tuple[Tensor, int]:
+        """The sample, or the next of its part that can be read; notes the others in `broken`."""
         reason = ""
-        for candidate in range(index, index + min(self.PATIENCE, len(self.dataset))):
-            candidate %= len(self.dataset)
+        _, part = part_of(self.dataset, index)
+        for surplus in range(min(self.PATIENCE, len(part))):
+            candidate = part[(index - part.start + surplus) % len(part)]
             try:
-                clip, label = self.dataset[candidate]
+                clip, label = self.dataset.draw(candidate, seed) if self.draws else self.dataset[candidate]
             except UNREADABLE as fault:
                 broken.append(candidate)
                 reason = f"{self.dataset.describe(candidate)}: {first_line(fault)}"
                 continue
             return (clip if self.canvas is None else bounded(clip, self.canvas)), label
-        raise DataError(
-            f"{min(self.PATIENCE, len(self.dataset))} samples in a row can't be read; the last was {reason}"
-        )
+        raise DataError(f"{min(self.PATIENCE, len(part))} samples in a row can't be read; the last was {reason}")
+
+
+def part_of(dataset: Dataset, index: int) -> tuple[int, range]:
+    """The number of a mixture's part that an index belongs to, and that part's indices; other data are one part."""
+    found = getattr(dataset, "part_of", None)
+    return (0, range(len(dataset))) if found is None else found(index)
 
 
 def bounded(clip: Tensor, canvas: int) -> Tensor:
@@ -190,7 +206,7 @@ def bounded(clip: Tensor, canvas: int) -> Tensor:
     return clip
 
 
-def _collate(clips: list[Tensor], labels: list[int], broken: list[int]) -> RawBatch:
+def _collate(clips: list[Tensor], labels: list[int], broken: list[int], parts: list[int]) -> RawBatch:
     sizes = torch.tensor([clip.shape[-2:] for clip in clips])
     channels, frames = clips[0].shape[:2]
     height, width = sizes.amax(dim=0).tolist()
@@ -198,7 +214,8 @@ def _collate(clips: list[Tensor], labels: list[int], broken: list[int]) -> RawBa
     pixels = _zeros((len(clips), frames, height, width, channels)).permute(0, 4, 1, 2, 3)  # [B, C, T, H, W]
     for canvas, clip in zip(pixels, clips, strict=True):
         canvas[..., : clip.shape[-2], : clip.shape[-1]] = clip
-    return RawBatch(pixels, sizes, torch.tensor(labels), torch.tensor(broken, dtype=torch.long))
+    unread = torch.tensor(broken, dtype=torch.long)
+    return RawBatch(pixels, sizes, torch.tensor(labels), unread, torch.tensor(parts))
 
 
 def _zeros(shape: tuple[int, ...]) -> Tensor:
