@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 
 from jepa.catalogue import conf_folder
 
@@ -16,7 +17,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if {"--help", "-h"} & set(given):
         from jepa.cli.help import help_text
 
-        print(help_text(given))
+        with suppress(BrokenPipeError):  # a pager or `head` that has seen enough
+            print(help_text(given), flush=True)
         return 0
 
     from jepa.schema import ConfigError
