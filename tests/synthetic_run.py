@@ -18,8 +18,12 @@ CLASSES = ("circle", "square", "triangle", "star", "ring", "cross", "bar", "cres
 def write_run(
     folder: Path, *, steps: int = 3000, log_every: int = 10, eval_every: int = 500, name: str = "quickstart",
     kind: str = "learning", status: str = "finished", message: str = "", pictures: bool = True, classes: int = 8,
+    clips: bool = False,
 ) -> Path:  # fmt: skip
-    """`kind` is learning or collapsing; `classes` 0 is a run without labels; `eval_every` 0 one without evaluations."""
+    """`kind` is learning or collapsing; `classes` 0 is a run without labels; `eval_every` 0 one without evaluations.
+
+    `clips` is a run on clips with measured positions and velocities that predicts the future.
+    """
     rng = np.random.default_rng(0)
     config = {"name": name, "batch_size": 64, "lr": 1e-3, "encoder": {"patch_size": 8, "embed_dim": 192}}
     logger = FolderLogger(folder=folder, config=config, run_id="a1b2c3d4", resume_step=None)
@@ -30,6 +34,7 @@ def write_run(
             logger.log(step, place | _training_row(step, steps, kind, rng))
         if eval_every and (step % eval_every == 0 or step == steps):
             logger.log(step, place | _evaluation_row(step, steps, kind, classes, rng))
+            logger.log(step, _motion_row(step, steps) if clips else {})
             if pictures:
                 logger.show(step, _evaluation(step / max(1, steps), classes, rng))
     logger.close(status)
@@ -75,6 +80,26 @@ def _evaluation_row(step: int, steps: int, kind: str, classes: int, rng: np.rand
     if step == 0:
         row |= {"baseline/pixels_rank": 12.4}
         row |= {"baseline/pixels_linear_top1": 35.2, "baseline/pixels_knn_top1": 29.7} if classes else {}
+    return row
+
+
+def _motion_row(step: int, steps: int) -> dict[str, float]:
+    good = 1 - math.exp(-3 * step / max(1, steps))
+    row = {
+        "probe/attentive_top1": 35 + 45 * good, "still/attentive_top1": 34 + 30 * good,
+        "still/linear_top1": 31 + 25 * good, "still/knn_top1": 26 + 20 * good,
+        "probe/position_r2": 40 + 50 * good, "still/position_r2": 38 + 35 * good,
+        "probe/velocity_r2": 5 + 60 * good, "still/velocity_r2": -1.5 + 2 * good,
+        "predict/copy_error": 0.8, "predict/copy_gain": -0.3 + 0.7 * good,
+    }  # fmt: skip
+    for ahead in range(1, 5):
+        row |= {
+            f"predict/error_h{ahead}": 0.5 - 0.3 * good + 0.08 * ahead,
+            f"predict/copy_error_h{ahead}": 0.5 + 0.15 * ahead,
+            f"predict/trivial_error_h{ahead}": 1.02,
+        }
+    if step == 0:
+        row |= {"baseline/pixels_position_r2": 61.0, "baseline/pixels_velocity_r2": 0.8}
     return row
 
 

@@ -265,3 +265,16 @@ def test_the_plane_of_the_embeddings_holds_their_main_variance():
     assert np.allclose(points.std(axis=0), [9, 5], rtol=0.2)
     between = np.linalg.norm(vectors[:, None] - vectors, axis=-1)
     assert np.allclose(np.linalg.norm(points[:, None] - points, axis=-1), between, atol=1)
+
+
+def test_a_run_on_clips_shows_motion_probes_the_middle_frame_and_the_error_over_the_horizon(tmp_path):
+    page = report(write_run(tmp_path, steps=40, eval_every=20, clips=True))
+    for words in ("Is motion learned?", "Position probe, R²", "middle frame only", "copy of the last step"):
+        assert words in page.text
+    assert "Prediction error over the horizon over 4 horizons" in page.html
+    assert "_h1" not in page.text
+    assert "velocity_r2" not in page.text
+
+
+def test_a_run_on_images_has_no_section_on_motion(run):
+    assert "motion" not in report(run).text

@@ -187,3 +187,44 @@ def test_raw_pixels_that_are_still_ahead_are_named_so() -> None:
     judged = verdict(rows)
     assert judged.word == "learning"
     assert "(raw pixels: 78.2 %, still ahead)" in judged.reason
+
+
+def test_a_regression_probe_that_rose_clearly_is_learning_where_the_class_probes_did_not() -> None:
+    before, after = {"probe/velocity_r2": -30.0}, {"probe/velocity_r2": 41.0}
+    said = verdict(run(START | probes(30.0, 28.0) | before, HEALTHY | probes(30.5, 28.0) | after))
+    assert said.word == "learning"
+    assert "R² of the velocity probe is at 41.0 %, 71.0 points above" in said.reason
+    assert verdict(run(START | before, HEALTHY | after)).word == "learning"
+
+
+def test_an_r2_that_only_comes_up_to_the_mean_is_no_learning() -> None:
+    rows = run(START | {"probe/velocity_r2": -30.0}, HEALTHY | {"probe/velocity_r2": 1.0})
+    assert verdict(rows).word == "stalled"
+
+
+def test_a_gain_of_one_regression_that_another_lost_is_no_learning() -> None:
+    before, after = (
+        {"probe/position_r2": position, "probe/velocity_r2": velocity}
+        for position, velocity in ((60.0, 10.0), (40.0, 25.0))
+    )
+    assert verdict(run(START | before, HEALTHY | after)).word == "stalled"
+
+
+def test_the_reason_and_the_table_put_the_middle_frame_beside_the_probes() -> None:
+    last = {"probe/position_r2": 80.0, "still/position_r2": 70.0, "probe/velocity_r2": 60.0, "still/velocity_r2": 2.0}
+    rows = run(START | {"probe/position_r2": 30.0, "probe/velocity_r2": 1.0}, HEALTHY | last)
+    assert "(middle frame only: 70.0 %)" in verdict(rows).reason
+    assert [line.split() for line in final_table(rows).splitlines()] == [
+        ["position", "R²", "velocity", "R²", "rank"],
+        ["untrained", "encoder", "30.0", "%", "1.0", "%", "5.0"],
+        ["raw", "pixels", "-", "-", "-"],
+        ["trained,", "middle", "frame", "only", "70.0", "%", "2.0", "%", "-"],
+        ["trained", "encoder,", "step", "100", "80.0", "%", "60.0", "%", "20.0"],
+    ]
+
+
+def test_where_classes_are_uneven_the_table_shows_balanced_accuracy() -> None:
+    rows = run(START | probes(80.0, 80.0), HEALTHY | probes(82.0, 81.0) | {"probe/linear_balanced": 55.5})
+    assert "linear bal." in final_table(rows)
+    assert "55.5 %" in final_table(rows)
+    assert "82.0 %" not in final_table(rows)

@@ -40,6 +40,8 @@ class Chart:
     hint: str = ""
     may_be_log: bool = False
     """a logarithmic axis where the values span two decades"""
+    axis: str = "step"
+    """what the values stand over"""
 
 
 @dataclass(frozen=True)
@@ -71,10 +73,10 @@ def line_chart(chart: Chart, lines: Sequence[Line], levels: Sequence[Level] = ()
         return _figure(chart, lines, levels, '<p class="empty">no finite value yet</p>')
     x = Scale(*_span(min(steps), max(steps)), LEFT, WIDTH - RIGHT)
     y = _value_scale(values, [level.value for level in levels], chart.may_be_log)
-    parts = [_axes(x, y), *(_baseline(level, index, y) for index, level in enumerate(levels))]
+    parts = [_axes(x, y, chart.axis), *(_baseline(level, index, y) for index, level in enumerate(levels))]
     parts += [_curve(buckets, index, x, y) for index, (_, buckets) in enumerate(thinned)]
     parts += [_strips(chart, thinned, x)]
-    label = f"{chart.title} over {max(steps):,.0f} steps"
+    label = f"{chart.title} over {max(steps):,.0f} {chart.axis}s"
     svg = f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(label)}">{"".join(parts)}</svg>'
     return _figure(chart, lines, levels, svg)
 
@@ -156,7 +158,7 @@ def _value_scale(values: list[float], levels: list[float], may_be_log: bool) -> 
     return Scale(low - margin if low else 0.0, high + margin, start, end)
 
 
-def _axes(x: Scale, y: Scale) -> str:
+def _axes(x: Scale, y: Scale, name: str) -> str:
     floor = HEIGHT - BOTTOM
     parts = []
     for tick in y.ticks(6):
@@ -169,7 +171,7 @@ def _axes(x: Scale, y: Scale) -> str:
             parts.append(f'<path class="axis" d="M{at} {floor}v4"/>')
             parts.append(f'<text class="tick" x="{at}" y="{floor + 17}" text-anchor="middle">{number(tick)}</text>')
     parts.append(f'<path class="axis" d="M{LEFT} {floor}H{WIDTH - RIGHT}"/>')
-    parts.append(f'<text class="tick" x="{LEFT - 12}" y="{floor + 17}" text-anchor="end">step</text>')
+    parts.append(f'<text class="tick" x="{LEFT - 12}" y="{floor + 17}" text-anchor="end">{escape(name)}</text>')
     return "".join(parts)
 
 
@@ -219,7 +221,7 @@ def _strips(chart: Chart, thinned: list[tuple[Line, list[Bucket]]], x: Scale) ->
     unit = f" {chart.unit}" if chart.unit else ""
     parts = []
     for step, (left, right) in zip(steps, pairwise(edges), strict=True):
-        title = escape("\n".join([f"step {step:,.0f}", *(text + unit for text in by_step[step])]))
+        title = escape("\n".join([f"{chart.axis} {step:,.0f}", *(text + unit for text in by_step[step])]))
         size = f'x="{left:.1f}" y="{TOP}" width="{right - left:.1f}" height="{HEIGHT - TOP - BOTTOM}"'
         parts.append(f'<rect class="strip" {size}><title>{title}</title></rect>')
     return "".join(parts)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import math
+import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,7 +15,7 @@ import numpy as np
 
 from jepa.charts import Chart, Level, Line, Point, line_chart, number, scatter
 from jepa.folder_log import CAPTIONS, MEDIA, PROVENANCE, Row, read_json, read_rows, step_of, write_atomically
-from jepa.verdict import table_rows, verdict
+from jepa.verdict import REGRESSION, cell, table_columns, table_rows, verdict
 
 TONES = {
     "finished": "good", "running": "calm", "stopped": "wait", "failed": "bad",
@@ -22,6 +23,9 @@ TONES = {
 }  # fmt: skip
 SIGNS = {"good": "&#10003;", "bad": "&#9888;", "wait": "&#9208;", "calm": "&#8943;"}
 MAX_CLOUD = 600
+HORIZON = re.compile(r"predict/(error|copy_error|trivial_error)_h(\d+)")
+HORIZON_LINES = {"error": "predictor", "copy_error": "copy of the last step", "trivial_error": "mean target"}
+MOTION_METRICS = re.compile(rf"still/.*|{REGRESSION.pattern}|predict/copy_error")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,24 +39,55 @@ class Curve(Chart):
     factor: float = 1.0
 
 
+MOTION = "Is motion learned?"
 SECTIONS: dict[str, tuple[str, Sequence[Curve]]] = {
     "Is it learning?": (
         "Probes are fitted on frozen features of the target encoder and scored on images they were not fitted on.",
         (
             Curve(
-                title="Linear probe, top-1", metrics={"probe/linear_top1": "trained"}, starts=True, unit="%",
+                title="Linear probe, top-1", starts=True, unit="%",
+                metrics={"probe/linear_top1": "trained", "still/linear_top1": "middle frame only"},
                 baselines={"baseline/pixels_linear_top1": "raw pixels"},
                 hint="Useful features rise clearly above both baselines.",
             ),
             Curve(
-                title="kNN probe, top-1", metrics={"probe/knn_top1": "trained"}, starts=True, unit="%",
+                title="kNN probe, top-1", starts=True, unit="%",
+                metrics={"probe/knn_top1": "trained", "still/knn_top1": "middle frame only"},
                 baselines={"baseline/pixels_knn_top1": "raw pixels"},
-                hint="Nothing is fitted here: the neighbours of an image vote.",
+                hint="Nothing is fitted here: the neighbours of a sample vote.",
+            ),
+            Curve(
+                title="Attentive probe, top-1", starts=True, unit="%",
+                metrics={"probe/attentive_top1": "trained", "still/attentive_top1": "middle frame only"},
+                hint="A learned query reads the tokens, so that nothing is lost by averaging them.",
+            ),
+            Curve(
+                title="Balanced accuracy", starts=True, unit="%",
+                metrics={
+                    "probe/linear_balanced": "linear", "probe/knn_balanced": "kNN",
+                    "probe/attentive_balanced": "attentive", "still/linear_balanced": "linear, middle frame",
+                },
+                baselines={"baseline/pixels_linear_balanced": "raw pixels, linear"},
+                hint="The mean over the classes, which are uneven here: always naming the largest gains nothing.",
             ),
             Curve(
                 title="Prediction error", may_be_log=True,
-                metrics={"predict/error": "predictor", "predict/trivial_error": "mean target"},
-                hint="The predictor must beat always predicting the mean target; both near zero is a collapse.",
+                metrics={
+                    "predict/error": "predictor", "predict/trivial_error": "mean target",
+                    "predict/copy_error": "copy of the last step",
+                },
+                hint="The predictor must beat the trivial answers; all near zero is a collapse.",
+            ),
+        ),
+    ),
+    MOTION: (
+        "Motion is learned where the probes of whole clips rise above those of their middle frame, and where the "
+        "prediction beats a copy of what was seen last.",
+        (
+            Curve(
+                title="Gain over trivial predictions",
+                metrics={"predict/copy_gain": "over a copy of the last step", "predict/gain": "over the mean target"},
+                hint="1 is a perfect prediction, 0 is no better than the trivial one.",
             ),
         ),
     ),
@@ -183,15 +218,15 @@ def _table(rows: Sequence[Row]) -> str:
     compared = [(title, values) for title, values in table_rows(rows) if any(value is not None for value in values)]
     if not compared:
         return ""
+    columns = table_columns(rows)
     lines = []
-    for title, (knn, linear, rank) in compared:
-        cells = ["–" if v is None else f"{v:.1f}&nbsp;%" for v in (knn, linear)]  # noqa: RUF001
-        cells.append("–" if rank is None else f"{rank:.1f}")  # noqa: RUF001
-        style = ' class="trained"' if title.startswith("trained") else ""
-        lines.append(f"<tr{style}><th>{escape(title)}</th>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>")
-    heads = "<tr><th></th><th>kNN</th><th>linear</th><th>rank</th></tr>"
+    for title, values in compared:
+        cells = "".join(f"<td>{cell(v, c).replace(' ', '&nbsp;')}</td>" for v, c in zip(values, columns, strict=True))
+        style = ' class="trained"' if title.startswith("trained encoder") else ""
+        lines.append(f"<tr{style}><th>{escape(title)}</th>{cells}</tr>")
+    heads = "".join(f"<th>{escape(column.head)}</th>" for column in columns)
     return (
-        f'<h2>Result</h2><div class="card scroll"><table><thead>{heads}</thead>'
+        f'<h2>Result</h2><div class="card scroll"><table><thead><tr><th></th>{heads}</tr></thead>'
         f"<tbody>{''.join(lines)}</tbody></table></div>"
     )
 
@@ -205,8 +240,15 @@ def _curves(rows: Sequence[Row]) -> list[str]:
     metrics = {name for name in columns if "/" in name and not name.startswith("baseline/")}
     parts = []
     for title, (lead, curves) in SECTIONS.items():
+        if title == MOTION:
+            if not any(MOTION_METRICS.fullmatch(name) for name in metrics):
+                continue
+            curves = [*_regressions(columns), *curves]
         drawn = [_chart(curve, columns) for curve in curves if metrics & set(curve.metrics)]
         metrics -= {name for curve in curves for name in curve.metrics}
+        if title == MOTION:
+            drawn.append(_horizons(columns))
+            metrics = {name for name in metrics if not HORIZON.fullmatch(name)}
         if drawn:
             lead = f'<p class="lead">{escape(lead)}</p>' if lead else ""
             parts.append(f'<h2>{escape(title)}</h2>{lead}<div class="charts">{"".join(drawn)}</div>')
@@ -215,6 +257,36 @@ def _curves(rows: Sequence[Row]) -> list[str]:
         count = f"{len(others)} more curve{'s' if len(others) > 1 else ''}"
         parts.append(f'<details><summary>{count}</summary><br><div class="charts">{"".join(others)}</div></details>')
     return parts
+
+
+def _regressions(columns: Mapping[str, list[Point]]) -> list[Curve]:
+    """One chart for each group of measured quantities."""
+    groups = [found[1] for name in columns if (found := REGRESSION.fullmatch(name))]
+    return [
+        Curve(
+            title=f"{group.replace('_', ' ').capitalize()} probe, R²", starts=True, unit="%",
+            metrics={f"probe/{group}_r2": "trained", f"still/{group}_r2": "middle frame only"},
+            baselines={f"baseline/pixels_{group}_r2": "raw pixels"},
+            hint="Variance explained by ridge regression on the features; below 0, the mean is the better answer.",
+        )
+        for group in groups
+    ]  # fmt: skip
+
+
+def _horizons(columns: Mapping[str, list[Point]]) -> str:
+    """Errors of the last evaluation over the number of steps ahead; nothing where there is only one."""
+    last: dict[str, list[Point]] = {}
+    for name, points in columns.items():
+        if found := HORIZON.fullmatch(name):
+            last.setdefault(found[1], []).append((int(found[2]), points[-1][1]))
+    if max((len(points) for points in last.values()), default=0) < 2:
+        return ""
+    lines = [Line(name=HORIZON_LINES[kind], points=sorted(last[kind])) for kind in HORIZON_LINES if kind in last]
+    chart = Chart(
+        title="Prediction error over the horizon", axis="horizon",
+        hint="Of the last evaluation, in time steps of the encoder after the last one seen.",
+    )  # fmt: skip
+    return line_chart(chart, lines)
 
 
 def _chart(curve: Curve, columns: Mapping[str, list[Point]]) -> str:

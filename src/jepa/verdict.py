@@ -8,6 +8,7 @@ it counts only while the features stay spread out, and only where there are no l
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -16,17 +17,16 @@ Rows = Sequence[Mapping[str, float]]
 Series = list[tuple[int, float]]
 
 
-class Probe(NamedTuple):
-    title: str
-    baseline: str
-
-
-PROBES = {
-    "probe/linear_top1": Probe("linear probe", "baseline/pixels_linear_top1"),
-    "probe/knn_top1": Probe("kNN probe", "baseline/pixels_knn_top1"),
+CLASS_PROBES = {
+    "probe/linear_top1": "linear probe",
+    "probe/knn_top1": "kNN probe",
+    "probe/attentive_top1": "attentive probe",
 }
+REGRESSION = re.compile(r"probe/(\w+)_r2")
 CLEAR_POINTS = 2.0
 """percentage points; two standard errors of an accuracy of 50 % on 2,048 samples are 2.2"""
+CLEAR_R2_POINTS = 5.0
+"""hundredths of R^2, where it is above zero: below, the mean is the better answer"""
 CLEAR_GAIN = 0.1
 COLLAPSED_SPREAD = 0.1
 """share of the start (or the best value since) that std and 1 - cosine must both have fallen to; the dip of a healthy
@@ -47,21 +47,24 @@ class Verdict:
 
 
 def verdict(rows: Rows) -> Verdict:
-    """Judge a run by its evaluations: collapse first, then the probes, then (without labels) the prediction.
+    """Judge a run by its evaluations: collapse first, then the probes, then (without any) the prediction.
 
-    Learning is a gain of CLEAR_POINTS over step 0 in the better probe, unless the other one lost as much. Only a probe
-    that has gained much more than that, and has kept it, outweighs features that look collapsed.
+    Learning is a clear gain over step 0 in the best probe of its kind (of classes, or regression), unless the others
+    lost as much. Only a probe that has gained much more than that, and has kept it, outweighs features that look
+    collapsed.
     """
-    if not any(step > 0 for name in ("collapse/std", *PROBES) for step, _ in series(rows, name)):
+    kinds = [[found for name in kind if (found := _probe_change(rows, name))] for kind in _probes(rows)]
+    probes = [change for kind in kinds for change in kind]
+    if not probes and not any(step > 0 for step, _ in series(rows, "collapse/std")):
         return Verdict("too early to tell", "there is no evaluation after step 0 yet")
-    probes = [found for name in PROBES if (found := _probe_change(rows, name)) is not None]
-    collapsed, told = _collapse(rows), "; ".join(change.sentence(rows) for change in probes)
-    best = max(probes, key=lambda change: change.points, default=None)
-    if collapsed and not (best and best.points >= 3 * CLEAR_POINTS and best.lost < CLEAR_POINTS):
+    spoken = probes if len(probes) < 3 else [max(kinds[0], key=lambda c: c.gain)] * bool(kinds[0]) + kinds[1]
+    collapsed, told = _collapse(rows), "; ".join(change.sentence(rows) for change in spoken)
+    best = max(probes, key=lambda change: change.gain, default=None)
+    if collapsed and not (best and best.gain >= 3 and best.lost < best.clear):
         return Verdict("collapsing", f"{collapsed}; {told}" if told else collapsed)
     if best is None:
         return _unlabelled(rows)
-    if best.points >= CLEAR_POINTS and sum(change.points for change in probes) >= CLEAR_POINTS:
+    if any(max(c.gain for c in kind) >= 1 and sum(c.gain for c in kind) >= 1 for kind in kinds if kind):
         return Verdict("learning", f"{told}; but {collapsed}" if collapsed else told)
     return Verdict("stalled", f"{told}; {_spread(rows)}: train longer, or change lr")
 
@@ -79,27 +82,69 @@ def collapse_alarm(rows: Rows) -> str | None:
     return f"the representation is collapsing: {found}. Try, one at a time: {', '.join(advice)}"
 
 
+class Column(NamedTuple):
+    head: str
+    metric: str
+    unit: str = " %"
+
+
+def table_columns(rows: Rows) -> list[Column]:
+    """kNN and linear accuracy (balanced where classes are uneven), whatever other probe there is, and the rank."""
+    names = {name for row in rows for name in row}
+    regressions = [Column(f"{name} R²", metric) for metric, name in _regressions(rows)]
+    columns = []
+    for probe in ("knn", "linear", "attentive"):
+        kind = "balanced" if f"probe/{probe}_balanced" in names else "top1"
+        head = {"knn": "kNN"}.get(probe, probe) + (" bal." if kind == "balanced" else "")
+        measured = f"probe/{probe}_{kind}" in names
+        if measured or (probe != "attentive" and not regressions):
+            columns.append(Column(head, f"probe/{probe}_{kind}"))
+    return [*columns, *regressions, Column("rank", "collapse/rank", "")]
+
+
 def table_rows(rows: Rows) -> list[tuple[str, list[float | None]]]:
-    """Title, then kNN and linear in percent and rank: of the untrained encoder, raw pixels, the trained encoder."""
-    names = ("probe/knn_top1", "probe/linear_top1", "collapse/rank")
+    """Title and a value for each of `table_columns`: untrained encoder, raw pixels, one frame, trained encoder."""
+    names = [column.metric for column in table_columns(rows)]
     step = max((s for name in names for s, _ in series(rows, name)), default=0)
+    still = [_last(rows, _beside(name, "still/"), after=0) for name in names]
     return [
         ("untrained encoder", [_at_zero(rows, name) for name in names]),
-        ("raw pixels", [_last(rows, f"baseline/pixels_{name.partition('/')[2]}") for name in names]),
+        ("raw pixels", [_last(rows, _beside(name, "baseline/pixels_")) for name in names]),
+        *([("trained, middle frame only", still)] if any(value is not None for value in still) else []),
         (f"trained encoder, step {step}", [_last(rows, name, after=0) for name in names]),
     ]
 
 
+def cell(value: float | None, column: Column) -> str:
+    return "-" if value is None else f"{value:.1f}{column.unit}"
+
+
 def final_table(rows: Rows) -> str:
-    """Three lines with headings: untrained encoder, raw pixels, trained encoder; a dash where nothing was measured."""
-    lines = [f"{'':<28}{'kNN':>8}{'linear':>8}{'rank':>8}"]
-    return "\n".join(lines + [_table_line(title, values) for title, values in table_rows(rows)])
+    """Lines with headings: untrained encoder, raw pixels, trained encoder; a dash where nothing was measured."""
+    columns = table_columns(rows)
+    widths = [max(8, len(column.head) + 2) for column in columns]
+    lines = [("", [column.head for column in columns])]
+    lines += [(title, list(map(cell, values, columns))) for title, values in table_rows(rows)]
+    return "\n".join(
+        f"{title:<28}" + "".join(f"{text:>{width}}" for text, width in zip(texts, widths, strict=True))
+        for title, texts in lines
+    )
 
 
-def _table_line(title: str, values: Sequence[float | None]) -> str:
-    knn, linear, rank = values
-    shares = "".join(f"{'-' if v is None else f'{v:.1f} %':>8}" for v in (knn, linear))
-    return f"{title:<28}{shares}{'-' if rank is None else f'{rank:.1f}':>8}"
+def _probes(rows: Rows) -> tuple[list[str], list[str]]:
+    """Names of the metrics: of classes, and regressions."""
+    return list(CLASS_PROBES), [metric for metric, _ in _regressions(rows)]
+
+
+def _regressions(rows: Rows) -> list[tuple[str, str]]:
+    """Metric and group of the regression probes, in the order in which they were measured."""
+    names = dict.fromkeys(name for row in rows for name in row)
+    return [(name, found[1].replace("_", " ")) for name in names if (found := REGRESSION.fullmatch(name))]
+
+
+def _beside(metric: str, prefix: str) -> str:
+    """probe/linear_top1 -> baseline/pixels_linear_top1, still/linear_top1"""
+    return prefix + metric.partition("/")[2]
 
 
 @dataclass(frozen=True)
@@ -111,20 +156,42 @@ class ProbeChange:
     peak_step: int
 
     @property
+    def is_regression(self) -> bool:
+        return REGRESSION.fullmatch(self.metric) is not None
+
+    @property
     def points(self) -> float:
         return self.last - self.start
+
+    @property
+    def clear(self) -> float:
+        return CLEAR_R2_POINTS if self.is_regression else CLEAR_POINTS
+
+    @property
+    def gain(self) -> float:
+        """In units of what is clear."""
+        start, last = (max(0.0, value) for value in (self.start, self.last))
+        return (last - start) / self.clear
 
     @property
     def lost(self) -> float:
         return self.peak - self.last
 
     def sentence(self, rows: Rows) -> str:
+        found = REGRESSION.fullmatch(self.metric)
+        title = f"R² of the {found[1].replace('_', ' ')} probe" if found else CLASS_PROBES[self.metric]
         change = f"{abs(self.points):.1f} points {'above' if self.points >= 0 else 'below'} the untrained encoder's"
-        pixels = _last(rows, PROBES[self.metric].baseline)
-        ahead = ", still ahead" if pixels is not None and pixels > self.last else ""
-        beside = f" (raw pixels: {pixels:.1f} %{ahead})" if pixels is not None else ""
-        fallen = f", down from {self.peak:.1f} % at step {self.peak_step}" if self.lost >= 2 * CLEAR_POINTS else ""
-        return f"the {PROBES[self.metric].title} is at {self.last:.1f} %{fallen}, {change} {self.start:.1f} %{beside}"
+        fallen = f", down from {self.peak:.1f} % at step {self.peak_step}" if self.lost >= 2 * self.clear else ""
+        others = (("raw pixels", "baseline/pixels_"), ("middle frame only", "still/"))
+        told = [self._other(rows, name, prefix) for name, prefix in others]
+        beside = f" ({'; '.join(filter(None, told))})" if any(told) else ""
+        return f"the {title} is at {self.last:.1f} %{fallen}, {change} {self.start:.1f} %{beside}"
+
+    def _other(self, rows: Rows, name: str, prefix: str) -> str:
+        other = _last(rows, _beside(self.metric, prefix))
+        if other is None:
+            return ""
+        return f"{name}: {other:.1f} %{', still ahead' if other > self.last else ''}"
 
 
 def _probe_change(rows: Rows, metric: str) -> ProbeChange | None:
