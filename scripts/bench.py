@@ -4,9 +4,10 @@ python scripts/bench.py [--steps N] [--reference CHECKOUT] [--loader] [OVERRIDE 
 
 The overrides are those of jepa-train, `experiment=NAME` among them; without any, ViT-B/16 at 224 pixels with batch 8.
 Prints a table and, as the last line, the same as one JSON object. `--reference` takes a checkout of
-facebookresearch/ijepa and runs its step in turn with ours on the same images, sizes and block geometry: `step_ratio` is
-the median over the turns of its time (float32, as it ships) over ours, `step_ratio_bf16` the same with its step under
-bf16 autocast. `--loader` adds decoding and augmentation against Pillow (bench_loader.py).
+facebookresearch/ijepa or facebookresearch/vjepa2 and runs its step in turn with ours on the same clips, sizes and block
+geometry (without overrides ViT-S/16 on 16 frames of 112 pixels with batch 4 for the latter): `step_ratio` is the median
+over the turns of its time (float32, as it ships) over ours, `step_ratio_bf16` the same with its step under bf16
+autocast. `--loader` adds decoding and augmentation against Pillow (bench_loader.py).
 """
 
 from __future__ import annotations
@@ -19,27 +20,22 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from bench_loader import measure_loader
-from bench_reference import ReferenceStep, check_checkout
-from jepa.assemble import make_parts, make_plan
-from jepa.config import ConfigError, TrainConfig, compose, factory
+from bench_reference import ImageStep, ReferenceStep, find_reference
+from jepa.assemble import make_dataset, make_parts, make_plan, split_phases
+from jepa.config import ConfigError, TrainConfig, compose
 from jepa.data.loader import batches
 from jepa.distributed import Session, has_fast_bf16, open_session
 from jepa.training.loop import Parts, Plan, one_step
-from jepa.types import RawBatch
-
-PUBLISHED = ["batch_size=8"]
-"""the sizes of the published comparison; all else is the default of jepa-train"""
-
-SAME_GEOMETRY = ["mask.ratio=null", "objective.loss=smooth_l1"]
-"""what makes our step the reference's task"""
+from jepa.types import Masks, RawBatch
 
 PARTS = ("mask", "target", "context+predictor", "backward", "optimizer+EMA", "data")
 
@@ -47,20 +43,20 @@ PARTS = ("mask", "target", "context+predictor", "backward", "optimizer+EMA", "da
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=5, help="measured steps, after one to warm up")
-    parser.add_argument("--reference", type=Path, metavar="CHECKOUT", help="a checkout of facebookresearch/ijepa")
+    parser.add_argument("--reference", type=Path, metavar="CHECKOUT", help="a checkout of ijepa or vjepa2")
     parser.add_argument("--loader", action="store_true", help="measure decoding and augmentation as well")
     parser.add_argument("overrides", nargs="*", help="as for jepa-train")
     chosen = parser.parse_args(arguments)
-    overrides = [*(SAME_GEOMETRY if chosen.reference else []), *(chosen.overrides or PUBLISHED)]
     try:
-        if chosen.reference:
-            check_checkout(chosen.reference)
+        reference = find_reference(chosen.reference) if chosen.reference else None
+        sizes = chosen.overrides or (reference or ImageStep).SIZES
+        overrides = [*(reference.SAME_TASK if reference else ()), *sizes]
         config = compose(overrides)
         say(f"measuring some {2 + 3 * chosen.steps // 2} steps of {' '.join(overrides)}")
         report = {"overrides": overrides} | measure(config, chosen.steps)
-        if chosen.reference:
+        if reference:
             say(f"{chosen.steps} turns with the reference, after one to warm up")
-            report |= compare(config, chosen.reference, chosen.steps)
+            report |= compare(config, partial(reference, chosen.reference, config), chosen.steps)
     except (ConfigError, ValueError) as fault:
         print(fault, file=sys.stderr)
         return 2
@@ -80,8 +76,8 @@ class Bench:
 
     def __init__(self, config: TrainConfig) -> None:
         self.session: Session = open_session(device=config.device, precision=config.precision)
-        dataset = factory(config.dataset)()
-        self.plan: Plan = make_plan(config, len(dataset))
+        dataset = make_dataset(config)
+        self.plan: Plan = make_plan(split_phases(config, len(dataset))[0], len(dataset))
         self.parts: Parts = make_parts(config, dataset, self.plan, self.session)
         self.raw: Iterator[RawBatch] = batches(
             dataset,
@@ -211,13 +207,13 @@ def peak_memory(device: torch.device) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
-def compare(config: TrainConfig, checkout: Path, num_steps: int) -> dict[str, Any]:
-    """Our step and the reference's, taking turns on the same images."""
+def compare(config: TrainConfig, build: Callable[[Tensor], ReferenceStep], num_steps: int) -> dict[str, Any]:
+    """Our step and the reference's, taking turns on the same clips."""
     bench = Bench(config)
     device = bench.session.device
-    images = bench.parts.augment(next(bench.raw), torch.Generator().manual_seed(0)).to(device)
-    reference = ReferenceStep(checkout, config, images.squeeze(2))
-    bench.parts = dataclasses.replace(bench.parts, augment=lambda *_: images)
+    clips = bench.parts.augment(next(bench.raw), torch.Generator().manual_seed(0)).to(device)
+    reference = build(clips)
+    bench.parts = dataclasses.replace(bench.parts, augment=SameClips(clips))
     bench.raw = repeat(next(bench.raw))
     sides: dict[str, Callable[[], object]] = {"ours": bench.step, "reference": reference}
     without_bf16 = ""
@@ -229,12 +225,32 @@ def compare(config: TrainConfig, checkout: Path, num_steps: int) -> dict[str, An
     ours = bench.parts.masker(bench.plan.batch_size, torch.Generator().manual_seed(0))
     return {
         "turns_ms": {name: [round(1000 * spent) for spent in spents] for name, spents in turns.items()},
-        "tokens": {"ours": {"context_tokens": ours.context.shape[1], "target_tokens": ours.targets.shape[2]}}
-        | {"reference": reference.shape},
+        "tokens": {"ours": count_tokens(ours), "reference": reference.tokens},
         "step_ratio": median_ratio(turns["reference"], turns["ours"]),
         "step_ratio_bf16": median_ratio(turns.get("reference_bf16"), turns["ours"]),
         "step_ratio_bf16_skipped": without_bf16,
     }
+
+
+def count_tokens(masks: Masks) -> dict[str, Any]:
+    """Of one sample, by mask set where there are several."""
+    counts = {
+        "context_tokens": [mask.context.shape[1] for mask in masks.sets],
+        "target_tokens": [mask.targets.shape[2] for mask in masks.sets],
+    }
+    return {name: values[0] if len(values) == 1 else values for name, values in counts.items()}
+
+
+class SameClips:
+    """An augmentation that costs nothing and always gives the same."""
+
+    views = 1
+
+    def __init__(self, clips: Tensor) -> None:
+        self.clips = clips
+
+    def __call__(self, raw: RawBatch, generator: torch.Generator) -> Tensor:
+        return self.clips
 
 
 def repeat(raw: RawBatch) -> Iterator[RawBatch]:

@@ -7,11 +7,15 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
 
 import bench
-from bench import Stopwatch, main, median_ratio, take_turns
+from bench import Stopwatch, count_tokens, main, median_ratio, take_turns
+from bench_reference import ClipStep, ImageStep, find_reference
+from jepa.config import compose
+from jepa.types import Masks, MaskSets
 
 SIZES = {"tokens": 16, "patch": 8 * 8 * 3, "width": 32, "depth": 2, "inner": 16, "inner_depth": 1}
 
@@ -93,6 +97,25 @@ def test_a_ratio_is_the_median_of_the_pairs():
 def test_a_folder_that_is_no_reference_is_refused(tmp_path, capsys):
     assert main(["--reference", str(tmp_path)]) == 2
     assert str(tmp_path) in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("step", [ImageStep, ClipStep])
+def test_a_reference_is_told_by_its_content(tmp_path, step):
+    mark = tmp_path / step.MARK
+    mark.parent.mkdir(parents=True)
+    mark.touch()
+    assert find_reference(tmp_path) is step
+
+
+@pytest.mark.parametrize("step", [ImageStep, ClipStep])
+def test_the_sizes_of_a_comparison_are_a_valid_configuration(step):
+    compose([*step.SAME_TASK, *step.SIZES])
+
+
+def test_tokens_are_counted_by_mask_set():
+    few, many = (Masks(torch.zeros(2, k), torch.zeros(2, 3, j)) for k, j in ((4, 5), (6, 7)))
+    assert count_tokens(few) == {"context_tokens": 4, "target_tokens": 5}
+    assert count_tokens(MaskSets([few, many])) == {"context_tokens": [4, 6], "target_tokens": [5, 7]}
 
 
 def test_a_wrong_override_is_refused(capsys):
