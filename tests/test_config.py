@@ -57,10 +57,10 @@ def faults(*overrides: str) -> list[str]:
         (["encoder.depth=2.5"], "encoder.depth=2.5: takes a whole number, not 2.5"),
         (["resume=3"], "resume=3: takes true or false, not 3"),
         (["augment.flip=yes"], "augment.flip=yes: takes true or false, not the text 'yes'"),
-        (["augment=3"], "augment=3: takes the keys crop_scale, crop_aspect, flip, not 3"),
+        (["augment=3"], "augment=3: takes the keys crop_scale, crop_aspect, flip, views, not 3"),
         (["augment.crop_scale=3"], "augment.crop_scale=3: takes a list of numbers, not 3"),
         (["optimizer.betas=0.9"], "optimizer.betas=0.9: takes a list of 2"),
-        (["mask=blok"], 'mask=blok: no such choice; did you mean "block"?; valid: block, random'),
+        (["mask=blok"], 'mask=blok: no such choice; did you mean "block"?; valid: block, multiblock3d, '),
         (["evaluator=[knn,lin]"], "valid: attentive, diagnostics, embeddings, knn, linear, regression"),
         (["hydra/launcher=slrum"], "hydra/launcher=slrum: no such choice"),
         (["mask=temporal"], "needs 2 time steps, 1 to see and 1 to predict, the clip has 1: choose a dataset that"),
@@ -117,7 +117,7 @@ def faults(*overrides: str) -> list[str]:
         (["phases=3"], "phases=3: takes a list"),
         (["phases=[{share:0.5},{share:0.4}]"], "the shares sum to 0.9, not to 1"),
         (["phases=[3]"], "phases[0]: 3 is no phase; its keys: share, image_size, num_frames, micro_batch_size"),
-        (["phases=[{share:1,size:96}]"], 'size=96: a phase has no such key; did you mean "image_size"?'),
+        (["phases=[{share:1,image_sise:96}]"], 'image_sise=96: a phase has no such key; did you mean "image_size"?'),
         (["phases=[{share:0},{share:1}]"], "phases[0]: share=0: must be a number above 0"),
         (["phases=[{share:1,image_size:null}]"], "phases[0]: image_size=null: must be a whole number"),
         (["phases=[{share:1,image_size:225}]"], "phases[0]: image_size=225 with encoder.patch_size=16"),
@@ -209,10 +209,11 @@ def test_nested_data_sets_are_held_to_their_signatures(tmp_path: Path, monkeypat
     )
     monkeypatch.syspath_prepend(tmp_path)
     found = Composer(tmp_path / "groups").inspect(["dataset=both", "num_frames=8"]).faults
+    parts, file = "dataset.parts", "(dataset/both.yaml)"
     assert found == [
-        "dataset.parts.drawn.num_sampels=3 (dataset/both.yaml): Shapes has no 'num_sampels'; did you mean \"num_samples\"?",
-        "dataset.parts.drawn.side=wide (dataset/both.yaml): takes a whole number, not the text 'wide'",
-        "dataset.parts.moving.num_frames=4 (dataset/both.yaml): is worked out by the program, it cannot be set; use num_frames",
+        f"{parts}.drawn.num_sampels=3 {file}: Shapes has no 'num_sampels'; did you mean \"num_samples\"?",
+        f"{parts}.drawn.side=wide {file}: takes a whole number, not the text 'wide'",
+        f"{parts}.moving.num_frames=4 {file}: is worked out by the program, it cannot be set; use num_frames",
     ]
 
 
@@ -355,7 +356,7 @@ def test_python_configuration_reads_back_what_was_set_or_the_default() -> None:
     assert config.evaluator == ["knn", "linear", "regression", "diagnostics", "embeddings"]
     assert config.name == "jepa-shapes"
     config.augment.flip = False
-    assert config.augment == {"crop_scale": [0.3, 1.0], "crop_aspect": [0.75, 1.3333], "flip": False}
+    assert config.augment == {"crop_scale": [0.3, 1.0], "crop_aspect": [0.75, 1.3333], "flip": False, "views": 1}
 
 
 @pytest.mark.parametrize(
