@@ -97,20 +97,21 @@ def fit(
                 metrics = meter.read() | schedule
                 hooks.log(done, metrics)
                 progress.show(done, metrics)
-            stopping = interrupt.signum != 0  # read once: a signal after this line waits for the next step
             with meter.paused():
-                pause(plan, hooks, done, stopping)
+                stopping = pause(plan, hooks, done, interrupt)
             if stopping:
                 return done
     return plan.end_step
 
 
-def pause(plan: Plan, hooks: Hooks, done: int, stopping: bool) -> None:
-    """What is due after `done` steps; whoever stops saves first."""
+def pause(plan: Plan, hooks: Hooks, done: int, interrupt: Interrupt) -> bool:
+    """What is due after `done` steps; whether the run is to stop. Whoever stops saves first."""
     if plan.is_due(plan.eval_every, done):
         hooks.evaluate(done)
+    stopping = interrupt.signum != 0  # read once: a signal after this line waits for the next step
     if plan.is_due(plan.save_every, done) or stopping:
         hooks.save(done)
+    return stopping
 
 
 def one_step(plan: Plan, parts: Parts, raw: RawBatch, step: int) -> tuple[StepOutput, dict[str, float]]:
