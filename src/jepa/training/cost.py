@@ -55,8 +55,9 @@ def _seconds_per_sample(plan: Plan, parts: Parts) -> tuple[float, float]:
 
 def _measure(plan: Plan, parts: Parts, size: int) -> tuple[float, float]:
     device, shape = parts.session.device, parts.objective.backbone.clip_shape
-    masks = parts.masker(size, generator(plan.seed, 0, 0, "cost")).map(lambda indices: indices.to(device))
-    batch = Batch(torch.zeros(size, *shape, device=device), torch.full((size,), -1, device=device))
+    views, rows = parts.augment.views, size * parts.augment.views
+    masks = parts.masker(rows, generator(plan.seed, 0, 0, "cost")).map(lambda indices: indices.to(device))
+    batch = Batch(torch.zeros(rows, *shape, device=device), torch.full((rows,), -1, device=device), views)
 
     def train() -> None:
         with parts.session.autocast():
@@ -66,7 +67,7 @@ def _measure(plan: Plan, parts: Parts, size: int) -> tuple[float, float]:
 
     def encode() -> None:
         with evaluating(parts.objective), torch.no_grad(), parts.session.autocast():
-            parts.objective.backbone(batch.clips)
+            parts.objective.backbone(batch.clips[:size])
 
     torch.manual_seed(derive_seed(plan.seed, 0, 0, "cost"))
     return _seconds(train, device), _seconds(encode, device)
