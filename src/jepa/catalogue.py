@@ -140,7 +140,7 @@ def nearest(name: str, known: Iterable[str], limit: int = 3) -> list[str]:
 
 
 def _likeness(name: str, leaf: str, key: str) -> float:
-    """Whole names are compared, of one without section the last part too, for less; a beginning of the key counts more."""
+    """Whole names, and for less the last part where a name has no section; a beginning of the key counts more."""
     match = difflib.SequenceMatcher(None, name, key).ratio() + 0.2 * key.startswith(name)
     if name == leaf:
         match = max(match, 0.9 * difflib.SequenceMatcher(None, leaf, key.rpartition(".")[2]).ratio())

@@ -25,7 +25,7 @@ class MultiBlock3DMasker:
     def __init__(self, *, grid: PatchGrid, sets: Sequence[Mapping[str, Any]]):
         if faults := multiblock_faults(grid, sets):
             raise ValueError("; ".join(faults))
-        self.samplers = [CuboidSampler(CuboidGeometry.of(grid, values)) for values in sets]
+        self.samplers = [_CuboidSampler(CuboidGeometry.of(grid, values)) for values in sets]
         self.num_sets = len(sets)
 
     def __call__(self, batch_size: int, generator: torch.Generator) -> MaskSets:
@@ -35,7 +35,7 @@ class MultiBlock3DMasker:
         return MaskSets([sampler(part) for sampler, part in zip(self.samplers, draws, strict=True)])
 
 
-class CuboidSampler:
+class _CuboidSampler:
     """Turns random numbers [B, num_draws] into one mask set."""
 
     def __init__(self, geometry: CuboidGeometry) -> None:
