@@ -146,7 +146,7 @@ def test_the_same_seed_gives_the_same_weights_and_another_seed_others(finished, 
     assert_identical(finished, tmp_path / "again")
     agent(tmp_path / "other", *options, "seed=1").train()
     assert not torch.equal(
-        weights(tmp_path / "other")["predictor.mask_token"], weights(finished)["predictor.mask_token"]
+        weights(tmp_path / "other")["predictor.mask_tokens"], weights(finished)["predictor.mask_tokens"]
     )
 
 
@@ -250,6 +250,7 @@ def test_a_data_set_smaller_than_the_batch_is_refused_with_both_numbers(tmp_path
         ["mask=random"],
         ["predictor=cross_attention"],
         ["regularizer=vicreg"],
+        ["regularizer=[vicreg,sigreg,cross_view]", "augment.views=2", "micro_batch_size=2"],
         ["predictor.joint=false"],
         ["objective.loss=l1"],
         ["schedule=wsd"],
