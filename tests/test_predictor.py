@@ -57,7 +57,11 @@ def in_time(**changes: Any) -> CrossAttentionPredictor:
     return cross(**({"grid": CLIP_GRID} | changes))
 
 
-KINDS = pytest.mark.parametrize("make", [joint, apart, cross, turning, turning_apart, in_time])
+def joint_in_time(**changes: Any) -> TransformerPredictor:
+    return joint(**({"grid": CLIP_GRID} | changes))
+
+
+KINDS = pytest.mark.parametrize("make", [joint, apart, cross, turning, turning_apart, in_time, joint_in_time])
 Make = Callable[..., Predictor]
 
 

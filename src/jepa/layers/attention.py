@@ -60,17 +60,27 @@ def attend(q: Tensor, k: Tensor, v: Tensor, *, fused: bool, mask: Tensor | None 
 
 
 class SelfAttention(Attention):
-    """timm's, whose queries and keys may be turned by rotary positions: [B, S, D] -> [B, S, D]."""
+    """timm's, with rotary positions and a prefix where asked for: [B, S, D] -> [B, S, D]."""
 
     def forward(
-        self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False, turns: Tensor | None = None
+        self,
+        x: Tensor,
+        attn_mask: Tensor | None = None,
+        is_causal: bool = False,
+        turns: Tensor | None = None,
+        prefix: int = 0,
     ) -> Tensor:
-        """`turns` [2, B or 1, S, 1, 1, head_dim] is what Positions.turns gives."""
-        if turns is None:
+        """`turns` are what Positions.turns gives; the first `prefix` tokens see only themselves, the others see all."""
+        if turns is None and not prefix:
             return super().forward(x, attn_mask, is_causal)
-        qkv = self.qkv(x).unflatten(2, (3, self.num_heads, self.head_dim))  # [B, S, 3, h, d]
-        q, k = turned(qkv[:, :, :2], turns).permute(2, 0, 3, 1, 4).unbind(0)  # [B, h, S, d]
-        return self.proj(attend(q, k, qkv[:, :, 2].transpose(1, 2), fused=self.fused_attn, mask=attn_mask))
+        qk, v = self.qkv(x).unflatten(2, (3, self.num_heads, self.head_dim)).split((2, 1), dim=2)
+        qk = qk if turns is None else turned(qk, turns)  # [B, S, 2, h, d]
+        q, k, v = (t.transpose(1, 2) for t in (*qk.unbind(2), v.squeeze(2)))  # 3 of [B, h, S, d]
+        read = attend(q[:, :, prefix:], k, v, fused=self.fused_attn, mask=attn_mask)
+        if prefix:
+            alone = attend(*(t[:, :, :prefix] for t in (q, k, v)), fused=self.fused_attn)
+            read = torch.cat([alone, read], dim=1)
+        return self.proj(read)
 
 
 def turned(x: Tensor, turns: Tensor) -> Tensor:

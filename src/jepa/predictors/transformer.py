@@ -72,12 +72,12 @@ class TransformerPredictor(nn.Module):
         num_context, (num_blocks, block_size) = context.shape[1], queries.shape[1:3]
         tokens = torch.cat([context, queries.flatten(1, 2)], dim=1)
         places = torch.cat([masks.context, masks.targets.flatten(1)], dim=1)
-        tokens = run_blocks(
-            self.blocks,
-            tokens,
-            mask=remembered(block_bias, num_context, num_blocks, block_size, tokens.device, compute_dtype(tokens)),
-            turns=self.positions.turns(tokens, grid, places),
-        )
+        # The sequence of a clip is long: two calls without a mask beat one with it.
+        prefix = num_context if num_blocks == 1 and grid.t > 1 else 0
+        sizes = (num_context, num_blocks, block_size)
+        mask = None if prefix else remembered(block_bias, *sizes, tokens.device, compute_dtype(tokens))
+        turns = self.positions.turns(tokens, grid, places)
+        tokens = run_blocks(self.blocks, tokens, mask=mask, turns=turns, prefix=prefix)
         return tokens[:, num_context:].unflatten(1, (num_blocks, block_size))
 
     def _apart(self, context: Tensor, queries: Tensor, masks: Masks, grid: PatchGrid) -> Tensor:
