@@ -27,16 +27,18 @@ class MultiBlock3DMasker:
             raise ValueError("; ".join(faults))
         self.samplers = [_CuboidSampler(CuboidGeometry.of(grid, values)) for values in sets]
         self.num_sets = len(sets)
+        self.num_tokens = grid.num_tokens
 
     def __call__(self, batch_size: int, generator: torch.Generator) -> MaskSets:
         """Draws one row of numbers for each sample: rows do not move when the batch grows."""
-        sizes = [sampler.num_draws for sampler in self.samplers]
-        draws = torch.rand(batch_size, sum(sizes), generator=generator).split(sizes, dim=1)
-        return MaskSets([sampler(part) for sampler, part in zip(self.samplers, draws, strict=True)])
+        sizes = [sampler.num_places for sampler in self.samplers]
+        draws = torch.rand(batch_size, self.num_tokens + sum(sizes), generator=generator)
+        keys, *places = draws.split([self.num_tokens, *sizes], dim=1)
+        return MaskSets([sampler(keys, part) for sampler, part in zip(self.samplers, places, strict=True)])
 
 
 class _CuboidSampler:
-    """Turns random numbers [B, num_draws] into one mask set."""
+    """Turns random numbers into one mask set; which tokens are surplus is decided by keys that the sets share."""
 
     def __init__(self, geometry: CuboidGeometry) -> None:
         self.grid = geometry.grid
@@ -46,12 +48,12 @@ class _CuboidSampler:
         self.num_context, self.num_targets = geometry.counts()
         self.tries = (ATTEMPTS, geometry.num_blocks, 5)
         self.num_places = ATTEMPTS * geometry.num_blocks * 5
-        self.num_draws = self.num_places + self.grid.num_tokens
 
-    def __call__(self, draws: Tensor) -> Masks:
-        hidden = self._first_fit(self._unions(draws[:, : self.num_places].unflatten(1, self.tries)))
+    def __call__(self, keys: Tensor, places: Tensor) -> Masks:
+        """[B, N], [B, num_places], all in [0, 1) -> [B, K], [B, 1, J]"""
+        hidden = self._first_fit(self._unions(places.unflatten(1, self.tries)))
         # From the two ends of one order, hidden tokens before the others: what lacks on one side comes from the other.
-        order = draws[:, self.num_places :] + ~hidden
+        order = keys + ~hidden
         return Masks(pick(-order, self.num_context), pick(order, self.num_targets).unsqueeze(1))
 
     def _first_fit(self, hidden: Tensor) -> Tensor:
