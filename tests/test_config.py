@@ -23,6 +23,7 @@ CATALOGUE = Catalogue([conf_folder()])
 CHOICES = [(group, name) for group, choices in CATALOGUE.groups.items() for name in choices]
 NEEDED = {
     "imagefolder": ["dataset.root_path=.", "dataset.image_folder=."],
+    "videofolder": ["dataset.root_path=.", "dataset.video_folder=."],
     "hf": ["dataset.path=somebody/something"],
     "cross_view": ["augment.views=2"],
     "temporal_similarity": ["dataset=moving_digits", "encoder=temporal"],
@@ -134,6 +135,15 @@ def faults(*overrides: str) -> list[str]:
         ),
         (["batch_size=64", "micro_batch_size=24"], "24 does not divide 64"),
         (["batch_size=64", "dataset.num_samples=63"], "smaller than one batch"),
+        (
+            ["dataset=videofolder", *NEEDED["videofolder"], "dataset.fps=8", "dataset.stride=2"],
+            "dataset.fps=8 with dataset.stride=2: give one of them",
+        ),
+        (
+            ["dataset=videofolder", "dataset.root_path=/nowhere"],
+            "there is no folder /nowhere/train; / holds",
+        ),
+        (["dataset=mixture", "+dataset.parts.clips.sped=1"], "MovingDigits has no 'sped'"),
         (["epochs=0"], "epochs=0: must be at least 1"),
         (["lr=0"], "lr=0: must be above 0"),
         (["precision=fp16"], "valid: auto, bf16, fp32"),

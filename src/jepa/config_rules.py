@@ -251,17 +251,25 @@ def _batch(checked: Checked) -> Iterator[str]:
         yield f"{both}: the data set is smaller than one batch"
 
 
-def _image_folder(checked: Checked) -> Iterator[str]:
+def _folders(checked: Checked) -> Iterator[str]:
     root = checked["dataset.root_path"]
-    for key in ("dataset.image_folder", "dataset.val_folder"):
+    kinds = {"dataset.image_folder": "IMAGE.jpg", "dataset.video_folder": "VIDEO.mp4"}
+    file = next((kinds[key] for key in kinds if key in checked), "")
+    for key in (*kinds, "dataset.val_folder"):
         if key not in checked:
             continue
         folder = Path(root).expanduser().absolute() / checked[key]
         if not folder.is_dir():
             both = f"{checked.show('dataset.root_path')} with {checked.show(key)}"
-            layout = f"{folder}/CLASS/IMAGE.jpg, or {folder}/IMAGE.jpg without labels"
+            layout = f"{folder}/CLASS/{file}, or {folder}/{file} without labels"
             yield f"{both}: there is no folder {folder}; {_what_is_there(folder)}; expected {layout}"
             return
+
+
+def _clips(checked: Checked) -> Iterator[str]:
+    if "dataset.fps" in checked and checked["dataset.stride"] != 1:
+        both = f"{checked.show('dataset.fps')} with {checked.show('dataset.stride')}"
+        yield f"{both}: give one of them; frames are chosen by time or by number"
 
 
 def _downloaded(checked: Checked) -> Iterator[str]:
@@ -355,7 +363,8 @@ RULES: tuple[Rule, ...] = (
     *OF_SIZES,
     _phases,
     _warmup,
-    _image_folder,
+    _folders,
+    _clips,
     _downloaded,
     _local_path,
 )

@@ -1,0 +1,67 @@
+"""Which frames of a video make a clip: pure functions of the video's length and of a place in [0, 1)."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from jepa.distributed import derive_seed
+
+SHORT = {
+    "skip": "leaves them out",
+    "hold": "repeats the last frame",
+    "loop": "begins again at the first frame",
+}
+"""what is done with a video that is shorter than a clip"""
+
+
+def check_sampling(*, num_frames: int, stride: int, clips_per_video: int = 1, short: str = "hold") -> None:
+    counts = {"num_frames": num_frames, "dataset.stride": stride, "dataset.clips_per_video": clips_per_video}
+    for key, value in counts.items():
+        if value < 1:
+            raise ValueError(f"{key}={value}: must be at least 1")
+    if short not in SHORT:
+        raise ValueError(f"dataset.short={short}: expected {', '.join(SHORT)}")
+
+
+def random_place(index: int, seed: int) -> float:
+    """In [0, 1), a pure function of both."""
+    return derive_seed(seed, index, 0, "clip") / 2**63
+
+
+def even_place(number: int, count: int) -> float:
+    """The middle of part `number` of `count` equal parts of [0, 1); of one clip the centre."""
+    return (number + 0.5) / count
+
+
+def spare(length: int, num_frames: int, step: float) -> int:
+    """How many other places a clip of frames that are `step` apart has in a video; negative where it has none."""
+    return math.floor(length - 1 - (num_frames - 1) * step + 1e-6)
+
+
+def positions(length: int, num_frames: int, step: float, place: float, short: str) -> np.ndarray:
+    """[T], in frames from the first: whole numbers below `length` where `step` is one.
+
+    Raises OSError for a video that is shorter than the clip and is to be skipped.
+    """
+    steps = np.arange(num_frames) * step
+    room = spare(length, num_frames, step)
+    if room >= 0:
+        return math.floor(place * (room + 1)) + steps
+    if short == "skip":
+        raise OSError(f"{length} frames are shorter than a clip (dataset.short=skip)")
+    return np.minimum(steps, length - 1) if short == "hold" else steps % length
+
+
+def grey(frames: Tensor) -> Tensor:
+    """uint8 [T, 3, H, W] -> [T, 1, H, W], by the weights of ITU-R BT.601"""
+    weights = torch.tensor([0.299, 0.587, 0.114]).view(3, 1, 1)
+    return (frames * weights).sum(dim=1, keepdim=True).round_().to(torch.uint8)
+
+
+def how_many_are_short(num_short: int, looked_at: int, total: int, clip: str, short: str) -> str:
+    of = f"{total} videos" if looked_at == total else f"{looked_at} of all {total} videos that were looked at"
+    return f"{num_short} of {of} are shorter than a clip of {clip}; short={short} {SHORT[short]}"

@@ -1,0 +1,183 @@
+"""Clips of video files: labelled by their folders or by a table."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import os
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from torch import Tensor
+
+from jepa.data.annotations import class_numbers, read_table
+from jepa.data.clips import check_sampling, even_place, grey, how_many_are_short, positions, random_place, spare
+from jepa.data.decode import check_channels
+from jepa.data.folders import Files, class_folders, content, existing_folder, held_out_files, scan
+from jepa.data.images import NATURAL
+from jepa.data.loader import MOST_BROKEN
+from jepa.data.video_decode import SUFFIXES, Video, choose_decoders, look_at
+
+log = logging.getLogger(__name__)
+
+SURVEYED = 1000
+"""videos whose length is looked at before the run, unless short=skip needs to know all"""
+
+TOLERANCE = 1.01
+"""by which `fps` may be above a file's rate, e.g. 30 of 29.97"""
+
+
+class VideoFolder:
+    """Clips of `num_frames` frames of the videos in `root_path`/`video_folder`: class folders, or all in one folder.
+
+    `annotations` is a CSV or parquet file in `root_path` with the columns path (in `video_folder`) and label, instead
+    of class folders. Frames are `stride` apart, or shown `fps` times a second. `self[index]` is one of
+    `clips_per_video` clips evenly spaced over a video, of one the central one; `draw` takes a random place. `short`
+    says what is done with videos shorter than a clip: skip, hold (the last frame) or loop.
+    """
+
+    def __init__(
+        self, *, num_frames: int, root_path: str, video_folder: str = "train", val_folder: str | None = None,
+        annotations: str | None = None, val_annotations: str | None = None, fps: float | None = None, stride: int = 1,
+        clips_per_video: int = 1, short: str = "hold", channels: int = 3, decoder: str = "auto",
+    ) -> None:  # fmt: skip
+        check_channels(channels)
+        check_sampling(num_frames=num_frames, stride=stride, clips_per_video=clips_per_video, short=short)
+        if fps is not None and (fps <= 0 or stride != 1):
+            raise ValueError(f"dataset.fps={fps} dataset.stride={stride}: give one of them, above 0")
+        self.num_frames, self.stride, self.fps = num_frames, stride, fps
+        self.clips_per_video, self.short = clips_per_video, short
+        self.channels = channels
+        self.mean, self.std = NATURAL[channels]
+        self.decoders = choose_decoders(decoder)
+        root = Path(root_path).expanduser().absolute()
+        folder = existing_folder(root / video_folder, "dataset.video_folder")
+        self.classes: tuple[str, ...] = ()
+        if annotations is None:
+            self.classes = class_folders(folder, SUFFIXES)
+            files = scan(folder, self.classes, SUFFIXES)
+            held_out = held_out_files(folder, root, val_folder, self.classes, SUFFIXES)
+        else:
+            self.classes, files = _annotated(folder, root / annotations, "dataset.annotations")
+            held_out = self._annotated_held_out(root, val_folder or video_folder, val_annotations)
+        if not len(files.paths):
+            raise ValueError(f"no videos ({' '.join(SUFFIXES)}) in {folder} or its sub-folders; {content(folder)}")
+        self._take(files)
+        self.held_out: VideoFolder | None = None
+        if held_out is not None:
+            part = copy.copy(self)
+            part._take(held_out)
+            self.held_out = part
+
+    def _annotated_held_out(self, root: Path, folder: str, table: str | None) -> Files | None:
+        if table is None:
+            return None
+        found = existing_folder(root / folder, "dataset.val_folder")
+        return _annotated(found, root / table, "dataset.val_annotations", self.classes)[1]
+
+    def __len__(self) -> int:
+        return len(self.paths) * self.clips_per_video
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        """uint8 [C, T, H, W] and its label; raises OSError when it can't be read."""
+        return self._clip(index, even_place(index % self.clips_per_video, self.clips_per_video))
+
+    def draw(self, index: int, seed: int) -> tuple[Tensor, int]:
+        """As `self[index]`, from a random place in time."""
+        return self._clip(index, random_place(index, seed))
+
+    def describe(self, index: int) -> str:
+        video, clip = divmod(index, self.clips_per_video)
+        path = self._path(video)
+        return path if self.clips_per_video == 1 else f"{path} clip {clip + 1} of {self.clips_per_video}"
+
+    def validation(self) -> VideoFolder | None:
+        return self.held_out
+
+    def _clip(self, index: int, place: float) -> tuple[Tensor, int]:
+        number = index // self.clips_per_video
+        frames = look_at(self._path(number), self.decoders, partial(self._frames, place=place))
+        frames = frames if self.channels == 3 else grey(frames)
+        return frames.transpose(0, 1), int(self.labels[number])
+
+    def _frames(self, video: Video, place: float) -> Tensor:
+        rate = _rate(video)
+        if fault := self._rate_fault(rate):
+            raise OSError(fault)
+        found = positions(video.num_frames, self.num_frames, self._step(rate), place, self.short)
+        if self.fps is None:
+            return video.at([int(number) for number in found])
+        middles = np.minimum(found + 0.5, video.num_frames - 0.5)  # no frame of a constant rate is moved by rounding
+        return video.shown_at((video.begin + middles / rate).tolist())
+
+    def _step(self, rate: float) -> float:
+        return self.stride if self.fps is None else rate / self.fps
+
+    def _rate_fault(self, rate: float) -> str | None:
+        if self.fps is None or self.fps <= rate * TOLERANCE:
+            return None
+        return f"{rate:.4g} frames a second, fewer than dataset.fps={self.fps:g}"
+
+    def _path(self, video: int) -> str:
+        return os.path.join(self.folder, os.fsdecode(self.paths[video]))
+
+    def _take(self, files: Files) -> None:
+        """Take these videos, after a look at how long they are."""
+        self.folder, self.paths, self.labels = files
+        total = len(self.paths)
+        if self.short == "skip" and total > SURVEYED:
+            log.info("short=skip looks at the length of all %d videos; short=hold or loop needs no look", total)
+        looked_at = range(total) if self.short == "skip" else range(0, total, -(-total // SURVEYED))
+        lengths = self._lengths(looked_at)
+        short = {i for i, (frames, rate) in lengths.items() if spare(frames, self.num_frames, self._step(rate)) < 0}
+        rhythm = f"stride {self.stride}" if self.fps is None else f"{self.fps:g} frames a second"
+        clip = f"{self.num_frames} frames at {rhythm}"
+        if short:
+            log.warning("%s: %s", self.folder, how_many_are_short(len(short), len(looked_at), total, clip, self.short))
+        if short and self.short == "skip":
+            kept = np.array([index for index in range(total) if index not in short], dtype=np.int64)
+            self.paths, self.labels = self.paths[kept], self.labels[kept]
+            if not len(kept):
+                raise ValueError(f"dataset.short=skip: no video in {self.folder} has {clip}; lower num_frames")
+
+    def _lengths(self, looked_at: range) -> dict[int, tuple[int, float]]:
+        """Frames and frames a second of the readable ones; raises ValueError where `fps` is above their rates."""
+        with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
+            found = dict(zip(looked_at, pool.map(self._length, looked_at), strict=True))
+        lengths = {index: length for index, length in found.items() if not isinstance(length, str)}
+        if not lengths:
+            raise ValueError(f"none of {len(found)} videos can be read; the first is {self._path(0)}: {found[0]}")
+        slow = {index: rate for index, (_, rate) in lengths.items() if self._rate_fault(rate)}
+        if slow and (next(iter(lengths)) in slow or len(slow) > MOST_BROKEN * len(lengths)):
+            first, lowest = next(iter(slow)), min(slow.values())
+            counted = f"{len(slow)} of {len(lengths)} videos have fewer frames a second, at least {lowest:.4g}"
+            raise ValueError(
+                f"dataset.fps={self.fps:g}: {counted}; the first is {self._path(first)}, {slow[first]:.4g}"
+            )
+        return lengths
+
+    def _length(self, video: int) -> tuple[int, float] | str:
+        """Frames and frames a second, or why it can't be read."""
+        try:
+            return look_at(self._path(video), self.decoders, lambda v: (v.num_frames, _rate(v)))
+        except OSError as fault:
+            return str(fault)
+
+
+def _rate(video: Video) -> float:
+    """Mean number of frames a second."""
+    return video.num_frames / (video.end - video.begin)
+
+
+def _annotated(
+    folder: Path, table: Path, key: str, classes: tuple[str, ...] | None = None
+) -> tuple[tuple[str, ...], Files]:
+    """Classes, and the files in `folder` that a table with the columns path and label names."""
+    columns = read_table(table, key, ("path", "label"))
+    classes, labels = class_numbers(columns["label"], classes, key)
+    paths = np.array([os.fsencode(path) for path in columns["path"]], dtype=bytes)
+    if not any((folder / os.fsdecode(path)).is_file() for path in paths[:SURVEYED]):
+        raise ValueError(f"{key}={table}: the files that it names, as {columns['path'][:1]}, are not in {folder}")
+    return classes, Files(folder, paths, labels)
