@@ -63,11 +63,18 @@ OmegaConf.register_new_resolver("choice", _choice, replace=True)
 def factory(node: Mapping[str, Any]) -> Callable[..., Any]:
     """The callable of a component's node, with the arguments that the configuration gives; call it with the others.
 
-    An empty node ("none") gives a callable that returns None.
+    An empty node ("none") gives a callable that returns None; a mapping of nodes is handed on as one of factories.
     """
     if not node:
         return lambda **_: None
-    return instantiate(dict(node), _partial_=True, _convert_="all")
+    inner = {key: {name: factory(part) for name, part in value.items()} for key, value in node.items() if _parts(value)}
+    outer = {key: value for key, value in node.items() if key not in inner}
+    built = instantiate(outer, _partial_=True, _convert_="all")
+    return partial(built, **inner) if inner else built
+
+
+def _parts(value: Any) -> bool:
+    return isinstance(value, Mapping) and any(isinstance(v, Mapping) and "_target_" in v for v in value.values())
 
 
 def compose(overrides: Sequence[str] = (), config_dir: str | os.PathLike | None = None) -> TrainConfig:
