@@ -14,6 +14,7 @@ import torch
 from jepa import checkpoint
 from jepa.config import ConfigError, TrainConfig, factory, to_yaml
 from jepa.data.loader import BrokenSamples, batches
+from jepa.data.mixture import Shares
 from jepa.data.transforms import Augment, EvalTransform
 from jepa.distributed import Session, derive_seed, open_session
 from jepa.evaluation.features import Prober
@@ -24,7 +25,7 @@ from jepa.training.folder import RunFolder
 from jepa.training.loop import Parts, Plan
 from jepa.training.run import Run
 from jepa.training.step import SpikeGuard
-from jepa.types import Dataset, Logger, Masker, RawBatch
+from jepa.types import ClipDataset, Dataset, Logger, Masker, RawBatch
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,7 @@ def assemble(phase: Phase, dataset: Dataset, folder: Path) -> Run:
     parts = make_parts(config, dataset, plan, session)
     evaluators = [factory(node)() for node in config.evaluator.values()]
     prober = Prober(
-        dataset=dataset,
+        dataset=getattr(dataset, "probed", dataset),
         transform=EvalTransform(**picture(config, dataset)),
         masker=parts.masker,
         device=session.device,
@@ -91,6 +92,7 @@ def assemble(phase: Phase, dataset: Dataset, folder: Path) -> Run:
         evaluators=evaluators,
         loggers=(),
         broken=BrokenSamples(dataset),
+        shares=Shares(dataset),
         config_text=to_yaml(phase.whole),
         facts={"clip_shape": parts.objective.backbone.clip_shape, "mean": dataset.mean, "std": dataset.std},
         keep=config.keep,
@@ -125,6 +127,9 @@ def make_plan(phase: Phase, dataset_size: int) -> Plan:
 def make_parts(config: TrainConfig, dataset: Dataset, plan: Plan, session: Session) -> Parts:
     """All that a training step needs."""
     objective, masker = make_model(config, dataset, plan, session)
+    channels, frames, height, width = objective.backbone.clip_shape
+    images = torch.empty(1, channels, 1, height, width, device="meta")
+    mixes_in_images = frames > 1 and any(not isinstance(part, ClipDataset) for part in getattr(dataset, "parts", ()))
     return Parts(
         session=session,
         objective=objective,
@@ -135,6 +140,7 @@ def make_parts(config: TrainConfig, dataset: Dataset, plan: Plan, session: Sessi
         ),
         guard=SpikeGuard(num_std=config.spike_guard).to(session.device) if config.spike_guard else None,
         masker=masker,
+        image_masker=factory(config.mask)(grid=objective.backbone.grid_of(images)) if mixes_in_images else None,
         augment=Augment(**picture(config, dataset), **asdict(config.augment)),
     )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from copy import deepcopy
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -71,7 +72,7 @@ class JEPA(nn.Module):
         return self
 
     def forward(self, batch: Batch, masks: Masks) -> LossOutput:
-        grid, told = self.context_encoder.grid_of(batch.clips), self.tell(batch.clips)
+        grid, told = self.grid_of(batch.clips), self.tell(batch.clips)
         losses, metrics, embedding = [], {}, None
         for number, mask in enumerate(masks.sets):
             targets = self.targets(told, mask)
@@ -95,6 +96,10 @@ class JEPA(nn.Module):
         total = torch.stack([value for value, _ in parts.values()]).sum()
         terms = {f"{name}_{term}": value for name, (_, told) in parts.items() for term, value in told.items()}
         return total, {"regularizer": total.detach(), **terms}
+
+    def grid_of(self, clips: Tensor) -> PatchGrid:
+        encoder: Any = self.context_encoder
+        return encoder.grid_of(clips)
 
     @torch.no_grad()
     def tell(self, clips: Tensor) -> Tensor:
@@ -131,7 +136,7 @@ class JEPA(nn.Module):
         """
         training = self.training
         self.eval()
-        grid, told = self.context_encoder.grid_of(batch.clips), self.tell(batch.clips)
+        grid, told = self.grid_of(batch.clips), self.tell(batch.clips)
         parts = [self._diagnose(batch.clips, told, mask, grid, number) for number, mask in enumerate(masks.sets)]
         self.train(training)
         return {name: torch.stack([part[name] for part in parts]).mean() for name in parts[0]}

@@ -77,7 +77,8 @@ class Hooks:
     log: Callable[[int, Mapping[str, float]], None]
     evaluate: Callable[[int], None]
     save: Callable[[int], None]
-    note_broken: Callable[[Tensor], None]
+    note: Callable[[RawBatch], None]
+    """sees every batch as the loader delivers it"""
 
 
 def fit(
@@ -89,7 +90,7 @@ def fit(
         for step in range(first_step, plan.end_step):
             with meter.waiting():
                 raw = next(batches)
-            hooks.note_broken(raw.broken)
+            hooks.note(raw)
             output, schedule = one_step(plan, parts, raw, step)
             meter.add(output)
             done = step + 1

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from jepa import checkpoint
 from jepa.data.loader import BrokenSamples
+from jepa.data.mixture import Shares
 from jepa.evaluation.features import Prober
 from jepa.folder_log import read_rows
 from jepa.report import write_report
@@ -40,6 +41,7 @@ class Run:
     loggers: Sequence[Logger]
     prober: Prober
     broken: BrokenSamples
+    shares: Shares
     config_text: str
     facts: dict
     """kept in every checkpoint: what is needed to load the encoder without the data set"""
@@ -59,7 +61,7 @@ class Run:
             evaluate(first_step)
         if interrupt.signum:
             return first_step
-        hooks = Hooks(log=self.log, evaluate=evaluate, save=self.save, note_broken=self.broken.note)
+        hooks = Hooks(log=self.log, evaluate=evaluate, save=self.save, note=self.note)
         with closing(batches(first_step)) as stream:
             return fit(self.plan, self.parts, stream, hooks, interrupt, first_step)
 
@@ -78,9 +80,16 @@ class Run:
         log.info("resuming from %s", found)
         return state["step"]
 
+    def note(self, raw: RawBatch) -> None:
+        self.broken.note(raw.broken)
+        self.shares.note(raw.parts)
+
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        data = {"data/broken": float(self.broken.count)}
+        if "train/loss" in metrics:
+            data |= self.shares.read()
         for logger in self.loggers:
-            logger.log(step, {**self.plan.position(step), **metrics, "data/broken": float(self.broken.count)})
+            logger.log(step, {**self.plan.position(step), **metrics, **data})
 
     def lacks_evaluation(self, step: int) -> bool:
         """Whether the evaluation due after `step` steps is yet to be made: at the start, or one left at a signal."""
