@@ -15,10 +15,7 @@ from jepa.types import Evaluation, Features, PatchGrid, Snapshot
 SELECTION_SHARE = 0.2
 """of a probe's training samples, on which its hyper-parameters are chosen"""
 UNEVEN, UNEVEN_DEVIATIONS = 1.5, 4
-BALANCED = (
-    "; _balanced, the mean over classes of the share that is right, is given where the largest class has more than "
-    f"{UNEVEN:g} times its fair share of the samples, beyond chance"
-)
+BALANCED = f", and the mean recall of the classes where the largest has over {UNEVEN:g} times its fair share"
 
 
 class ProbeTask(NamedTuple):
