@@ -24,6 +24,7 @@ CHOICES = [(group, name) for group, choices in CATALOGUE.groups.items() for name
 NEEDED = {
     "imagefolder": ["dataset.root_path=.", "dataset.image_folder=."],
     "videofolder": ["dataset.root_path=.", "dataset.video_folder=."],
+    "frames": ["dataset.root_path=.", "dataset.image_folder=."],
     "hf": ["dataset.path=somebody/something"],
     "cross_view": ["augment.views=2"],
     "temporal_similarity": ["dataset=moving_digits", "encoder=temporal"],

@@ -1,0 +1,184 @@
+"""Clips of folders of numbered images, with what a table says of each frame."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import os
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from jepa.data.annotations import read_table
+from jepa.data.clips import check_sampling, how_many_are_short, random_place, spare
+from jepa.data.decode import SUFFIXES, check_channels, decode
+from jepa.data.folders import content, existing_folder, has_suffix, sub_folders
+from jepa.data.images import NATURAL
+
+log = logging.getLogger(__name__)
+
+
+class Stretch(NamedTuple):
+    """The folders of a part, their frames one after the other."""
+
+    folders: tuple[str, ...]
+    names: np.ndarray
+    """of all frames, as bytes"""
+    starts: np.ndarray
+    """long [folders + 1]: where each folder's frames begin"""
+    clips: np.ndarray
+    """long [n, 2]: folder and first frame in it"""
+
+
+class FrameFolders:
+    """Clips of `num_frames` frames, `stride` apart, of the folders of numbered images in `root_path`/`image_folder`.
+
+    A clip begins every `hop` frames (None: where the one before ends); `self[index]` is that clip and `draw` begins up
+    to `hop` frames later. Folders lie there as VIDEO or, with labels, as CLASS/VIDEO. The held-out part are the folders
+    `val_folders`, or the last `val_ratio` of them. `annotations` is a table in `root_path` whose column `file_column`
+    has the path of each frame in `image_folder`, and `columns` its quantities, e.g. "steering/angle": angle. They are
+    those of the frame `lag` frames before the middle of the clip: by so many frames do the images answer late.
+    """
+
+    def __init__(
+        self, *, num_frames: int, root_path: str, image_folder: str = ".", stride: int = 1, hop: int | None = None,
+        val_folders: Sequence[str] | None = None, val_ratio: float = 0.2, annotations: str | None = None,
+        file_column: str = "file", columns: Mapping[str, str] | None = None, lag: int = 0, channels: int = 3,
+    ) -> None:  # fmt: skip
+        check_channels(channels)
+        check_sampling(num_frames=num_frames, stride=stride)
+        if (hop is not None and hop < 1) or lag < 0 or not 0 <= val_ratio < 1:
+            expected = "expected hop of at least 1, lag not below 0, val_ratio in [0, 1)"
+            raise ValueError(f"dataset.hop={hop} lag={lag} val_ratio={val_ratio}: {expected}")
+        self.num_frames, self.stride, self.lag = num_frames, stride, lag
+        self.hop = hop or (num_frames - 1) * stride + 1
+        self.channels = channels
+        self.mean, self.std = NATURAL[channels]
+        root = Path(root_path).expanduser().absolute()
+        self.folder = existing_folder(root / image_folder, "dataset.image_folder")
+        folders = _video_folders(self.folder)
+        self.classes = tuple(sorted({os.path.dirname(name) for name in folders} - {""}))
+        held_out = _held_out(folders, val_folders, val_ratio)
+        self.part = self._stretch([name for name in folders if name not in held_out])
+        self.quantities = tuple(columns or ()) if annotations else ()
+        self.table = _read_table(root / annotations, file_column, columns or {}) if annotations else {}
+        self.held_out: FrameFolders | None = None
+        if held_out:
+            self.held_out = copy.copy(self)
+            self.held_out.part = self._stretch(held_out)
+
+    def __len__(self) -> int:
+        return len(self.part.clips)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        """uint8 [C, T, H, W] and its label; raises OSError or RuntimeError when a frame can't be read."""
+        folder, first = self.part.clips[index].tolist()
+        return self._clip(folder, first)
+
+    def draw(self, index: int, seed: int) -> tuple[Tensor, int]:
+        folder, first = self.part.clips[index].tolist()
+        room = spare(self._length(folder), self.num_frames, self.stride) - first
+        return self._clip(folder, first + int(random_place(index, seed) * (min(self.hop - 1, room) + 1)))
+
+    def describe(self, index: int) -> str:
+        folder, first = self.part.clips[index].tolist()
+        return f"{self.folder / self.part.folders[folder]} from frame {first} on"
+
+    def validation(self) -> FrameFolders | None:
+        return self.held_out
+
+    def measure(self, index: int) -> Tensor:
+        """float32 [Q], of the frame `lag` frames before the middle one; of the folder's first where it begins later."""
+        folder, first = self.part.clips[index].tolist()
+        frame = max(0, first + (self.num_frames - 1) * self.stride // 2 - self.lag)
+        name = self._name(folder, frame)
+        if name not in self.table:
+            raise ValueError(f"dataset.annotations: no row for {name}")
+        return torch.from_numpy(self.table[name])
+
+    def _clip(self, folder: int, first: int) -> tuple[Tensor, int]:
+        frames = []
+        for number in range(self.num_frames):
+            path = self.folder / self._name(folder, first + number * self.stride)
+            frames.append(decode(path.read_bytes(), channels=self.channels))
+            if frames[-1].shape != frames[0].shape:
+                raise OSError(f"{path} is of another size than the frames before it")
+        name = os.path.dirname(self.part.folders[folder])
+        return torch.cat(frames, dim=1), self.classes.index(name) if name else -1
+
+    def _name(self, folder: int, frame: int) -> str:
+        return f"{self.part.folders[folder]}/{os.fsdecode(bytes(self.part.names[self.part.starts[folder] + frame]))}"
+
+    def _length(self, folder: int) -> int:
+        return int(self.part.starts[folder + 1] - self.part.starts[folder])
+
+    def _stretch(self, folders: Sequence[str]) -> Stretch:
+        """All clips of these folders; says which numbers are lacking and which folders are too short."""
+        names = [_numbered(self.folder / folder) for folder in folders]
+        rooms = [spare(len(found), self.num_frames, self.stride) for found in names]
+        clips = [(n, first) for n, room in enumerate(rooms) for first in range(0, room + 1, self.hop)]
+        if short := sum(room < 0 for room in rooms):
+            clip = f"{self.num_frames} frames at stride {self.stride}"
+            log.warning("%s: %s", self.folder, how_many_are_short(short, len(folders), len(folders), clip, "skip"))
+        if not clips:
+            raise ValueError(
+                f"no clip of {self.num_frames} frames at stride {self.stride} in {self.folder}; lower them"
+            )
+        starts = np.cumsum([0, *map(len, names)])
+        joined = np.array([os.fsencode(name) for found in names for name in found], dtype=bytes)
+        return Stretch(tuple(folders), joined, starts, np.array(clips))
+
+
+def _read_table(path: Path, file_column: str, columns: Mapping[str, str]) -> dict[str, np.ndarray]:
+    """Quantities float32 [Q] by the frame's path."""
+    table = read_table(path, "dataset.annotations", (file_column, *columns.values()))
+    try:
+        values = np.array([table[name] for name in columns.values()], dtype=np.float32).T
+    except ValueError as fault:
+        raise ValueError(f"{path}: {', '.join(columns.values())} must be numbers: {fault}") from fault
+    return dict(zip(table[file_column], values, strict=True)) if columns else {}
+
+
+def _video_folders(root: Path) -> list[str]:
+    """Folders with images, as VIDEO or CLASS/VIDEO."""
+    found = [name for name in sub_folders(root) if _images(root / name)]
+    classes = [name for name in sub_folders(root) if name not in found]
+    inner = [
+        f"{label}/{name}" for label in classes for name in sub_folders(root / label) if _images(root / label / name)
+    ]
+    if bool(found) == bool(inner):
+        what = "both VIDEO/IMAGE.jpg and CLASS/VIDEO/IMAGE.jpg" if found else "no folder of images"
+        raise ValueError(f"dataset.image_folder: {root} holds {what}; {content(root)}")
+    return found or inner
+
+
+def _images(folder: Path) -> list[str]:
+    return [entry.name for entry in os.scandir(folder) if has_suffix(entry.name, SUFFIXES)]
+
+
+def _numbered(folder: Path) -> list[str]:
+    """Names in the order of their last number; what is lacking is said."""
+    names = _images(folder)
+    if unnumbered := [name for name in names if not re.search(r"\d", name)]:
+        raise ValueError(f"dataset.image_folder: {folder} holds {unnumbered[0]}, a frame without a number")
+    numbers = {name: int(re.findall(r"\d+", name)[-1]) for name in names}
+    names.sort(key=lambda name: (numbers[name], name))
+    span = numbers[names[-1]] - numbers[names[0]] + 1
+    if span != len(names):
+        what = f"{span - len(names)} numbers are lacking" if span > len(names) else "some numbers come twice"
+        log.warning("%s: %d frames from %s to %s, %s", folder, len(names), names[0], names[-1], what)
+    return names
+
+
+def _held_out(folders: Sequence[str], named: Sequence[str] | None, ratio: float) -> list[str]:
+    if named is None:
+        count = max(1, round(ratio * len(folders))) if ratio and len(folders) > 1 else 0
+        return list(folders[len(folders) - count :])
+    if unknown := sorted(set(named) - set(folders)):
+        raise ValueError(f"dataset.val_folders: no folders {unknown}; there are {', '.join(folders[:8])}")
+    return list(named)
