@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
+from fnmatch import fnmatch
 from functools import partial
 from pathlib import Path
 
@@ -24,7 +25,7 @@ from jepa.verdict import collapse_alarm
 
 log = logging.getLogger(__name__)
 
-JUDGES = ("probe/linear_top1", "probe/knn_top1", "predict/gain")
+JUDGES = ("probe/linear_balanced", "probe/linear_top1", "probe/knn_top1", "probe/*_r2", "predict/gain")
 """The first of these that is measured decides which checkpoint is `best`."""
 
 
@@ -124,7 +125,7 @@ class Run:
         alarm = collapse_alarm(read_rows(self.folder))
         if alarm:
             log.warning(alarm)
-        judge = next((name for name in JUDGES if name in metrics), None)
+        judge = next((name for pattern in JUDGES for name in sorted(metrics) if fnmatch(name, pattern)), None)
         if step > 0 and judge and metrics[judge] > self.best["value"]:
             self.best = {"metric": judge, "value": metrics[judge], "step": step}
             checkpoint.link(self.folder, "best", self._write(step))
