@@ -10,6 +10,8 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import av
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -30,11 +32,24 @@ def run(command: list[str], cwd: Path) -> str:
 @pytest.fixture
 def workplace(tmp_path: Path) -> Path:
     """A folder with what the README's commands expect to find."""
+    for number in range(6):
+        write_video(tmp_path / "videos" / "train" / ("left" if number % 2 == 0 else "right") / f"{number}.mp4", number)
     for number in range(12):
         path = tmp_path / "data" / "train" / ("dog" if number % 2 == 0 else "cat") / f"{number}.jpg"
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.effect_noise((48, 40), 20.0 * number).convert("RGB").save(path)
     return tmp_path
+
+
+def write_video(path: Path, brightness: int) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mpeg4", rate=20)
+        stream.width, stream.height, stream.pix_fmt = 48, 32, "yuv420p"
+        for number in range(40):
+            pixels = np.full((32, 48, 3), 20 * brightness + number, np.uint8)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
+        container.mux(stream.encode())
 
 
 def write_parquet(path: Path) -> None:
