@@ -33,7 +33,7 @@ __all__ = ["JEPAAgent", "JEPAConfig", "load_encoder"]
 
 
 class JEPAAgent:
-    """Trains what a configuration describes and encodes images with the result.
+    """Trains what a configuration describes and encodes images or clips with the result.
 
     `config` is a JEPAConfig or an already checked TrainConfig; the run lives in `folder`, outputs/NAME by default.
     Raises ConfigError with all faults at once.
@@ -59,7 +59,7 @@ class JEPAAgent:
 
     @torch.no_grad()
     def encode(self, images: Tensor | Sequence[Tensor]) -> Tensor:
-        """uint8 [B, C, H, W] or a list of [C, H, W] of any sizes -> [B, D], the mean over the tokens."""
+        """uint8 images [B, C, H, W], clips [B, C, T, H, W] or a list of either, of any sizes -> [B, D], the mean token."""
         encoder: Any = self.encoder
         return encoder(encoder.transform(images)).mean(dim=1)
 
