@@ -59,7 +59,7 @@ class JEPAAgent:
 
     @torch.no_grad()
     def encode(self, images: Tensor | Sequence[Tensor]) -> Tensor:
-        """uint8 images [B, C, H, W], clips [B, C, T, H, W] or a list of either, of any sizes -> [B, D], the mean token."""
+        """uint8 [B, C, H, W], clips [B, C, T, H, W], or a list of either, of any sizes -> [B, D], the mean token."""
         encoder: Any = self.encoder
         return encoder(encoder.transform(images)).mean(dim=1)
 
