@@ -1,19 +1,28 @@
 """How fast images are decoded and augmented on one core, against torchvision's pipeline of Pillow images.
 
-python scripts/bench_loader.py prints one line of JSON. Both sides read the same JPEG files (500x375, about 70 KiB, made
-here with the spectrum of photographs) and deliver batches of 32 crops of 224 pixels, flipped and normalised. They take
-turns, in processor time, on one thread, and a ratio is the median over the turns. `loader_ratio` is against Pillow's
-bicubic resampling, `loader_ratio_bilinear` against its bilinear one, which is the filter that ours has too.
+python scripts/bench_loader.py [VIDEO_FOLDER ...] prints one line of JSON, or one for each folder of videos.
+
+Both sides read the same JPEG files (500x375, about 70 KiB, made here with the spectrum of photographs) and deliver
+batches of 32 crops of 224 pixels, flipped and normalised. They take turns, in processor time, on one thread; a ratio is
+the median over the turns. `loader_ratio` is against Pillow's bicubic resampling, `loader_ratio_bilinear` against its
+bilinear one, which is the filter that ours has too.
+
+Of videos, clips of 16 frames are read from the same places by torchcodec alone (open, exact seek, the frames of the
+clip, nothing more) and by the data set with each decoder: `video_ratio` is the former's processor time over that of
+decoder=auto.
 """
 
 from __future__ import annotations
 
 import json
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,6 +34,7 @@ from torchvision.transforms.functional import InterpolationMode
 from jepa.data.images import NATURAL, ImageFolder
 from jepa.data.loader import batches
 from jepa.data.transforms import Augment
+from jepa.data.videos import VideoFolder
 from jepa.types import RawBatch
 
 BATCH = 32
@@ -132,5 +142,54 @@ def photograph(random: np.random.Generator, height: int = 375, width: int = 500)
     return np.clip(np.stack([120 + 50 * brightness + 12 * c for c in colours], axis=-1), 0, 255).astype(np.uint8)
 
 
+def measure_videos(folder: str, num_frames: int = 16, turns: int = 5, most: int = 40) -> dict[str, Any]:
+    """Prints and returns clips per second and ratios of one core, at stride 1 and, where all are long enough, 4."""
+    torch.set_num_threads(1)
+    result: dict[str, Any] = {"videos": folder}
+    for stride in (1, 4):
+        try:
+            readers = {name: open_videos(folder, num_frames, stride, name) for name in ("auto", "torchcodec", "pyav")}
+        except ValueError:  # none is long enough
+            continue
+        indices = range(0, len(readers["auto"]), -(-len(readers["auto"]) // most))
+        alone = [partial(torchcodec_alone, readers["auto"].describe(i), num_frames, stride) for i in indices]
+        assert all(torch.equal(read(), readers["auto"][i][0]) for read, i in zip(alone[:3], indices, strict=False))
+        costs = {name: [] for name in ("alone", *readers)}
+        for _ in range(turns):
+            costs["alone"].append(sum(processor_seconds(read) for read in alone))
+            for name, videos in readers.items():
+                costs[name].append(sum(processor_seconds(partial(clip_of, videos, i)) for i in indices))
+        for name, values in costs.items():
+            result[f"{name}_clips_per_s_stride{stride}"] = round(len(indices) / statistics.median(values), 1)
+        for name in readers:
+            kind = "" if name == "auto" else f"_{name}"
+            result[f"video_ratio{kind}_stride{stride}"] = median_ratio(costs["alone"], costs[name])
+    print(json.dumps(result))
+    return result
+
+
+def open_videos(folder: str, num_frames: int, stride: int, decoder: str) -> VideoFolder:
+    return VideoFolder(
+        num_frames=num_frames, root_path=folder, video_folder=".", stride=stride, decoder=decoder, short="skip"
+    )  # fmt: skip
+
+
+def clip_of(videos: VideoFolder, index: int) -> Tensor:
+    return videos[index][0]
+
+
+def torchcodec_alone(path: str, num_frames: int, stride: int) -> Tensor:
+    """The central clip [C, T, H, W]"""
+    from torchcodec.decoders import VideoDecoder  # pyright: ignore[reportPrivateImportUsage]
+
+    decoder = VideoDecoder(path, num_ffmpeg_threads=1)
+    span = (num_frames - 1) * stride + 1
+    first = (len(decoder) - span + 1) // 2
+    return decoder.get_frames_in_range(first, first + span, stride).data.transpose(0, 1)
+
+
 if __name__ == "__main__":
-    measure_loader()
+    for folder in sys.argv[1:]:
+        measure_videos(folder)
+    if not sys.argv[1:]:
+        measure_loader()

@@ -15,7 +15,7 @@ import torch
 
 from jepa.data.clips import even_place, grey, positions, random_place
 from jepa.data.loader import BrokenSamples, DataError, batches
-from jepa.data.video_decode import Video, choose_decoders, look_at
+from jepa.data.video_decode import Video, choose_decoders, faster_first, look_at
 from jepa.data.videos import VideoFolder
 from jepa.types import ClipDataset
 
@@ -182,8 +182,9 @@ def test_both_decoders_give_the_frames_that_were_written(tmp_path, name, options
 
 
 def test_the_last_frame_is_read_where_one_decoder_misses_it(tmp_path):
-    write(tmp_path / "a.mkv", **OPEN_GOP)
-    assert numbers(dataset(tmp_path, decoder="auto", num_frames=2, stride=19)[0][0]) == [0, 19]
+    decoders = [*(["torchcodec"] if torchcodec_works() else []), "pyav"]
+    clip = look_at(str(write(tmp_path / "a.mkv", **OPEN_GOP)), decoders, lambda video: video.at([19]))
+    assert numbers(clip.transpose(0, 1)) == [19]
 
 
 @both
@@ -323,9 +324,7 @@ def test_sizes_may_be_mixed_in_one_folder(tmp_path):
 
 def test_a_rate_above_the_files_is_refused_with_file_and_rate(tmp_path):
     write(tmp_path / "a.mkv", rate=10)
-    with pytest.raises(
-        ValueError, match=r"dataset\.fps=25: 1 of 1 videos .* at least 10; the first is .*a\.mkv, 10"
-    ):
+    with pytest.raises(ValueError, match=r"dataset\.fps=25: 1 of 1 videos .* at least 10; the first is .*a\.mkv, 10"):
         dataset(tmp_path, fps=25)
     assert len(dataset(tmp_path, fps=10.05)) == 1  # 30 of 29.97 is meant
 
@@ -367,6 +366,13 @@ def test_the_fallback_is_announced_with_its_reason(monkeypatch, caplog):
     monkeypatch.setitem(sys.modules, "av", None)
     with pytest.raises(ValueError, match=r"jepa-train\[video\].*FFmpeg"):
         choose_decoders("auto")
+
+
+def test_torchcodec_reads_whole_videos_and_pyav_parts_of_them():
+    pair = ("torchcodec", "pyav")
+    assert faster_first(pair, num_wanted=16, length=20) == pair
+    assert faster_first(pair, num_wanted=16, length=300) == pair[::-1]
+    assert faster_first(("torchcodec",), num_wanted=16, length=300) == ("torchcodec",)
 
 
 def test_a_library_without_ffmpeg_is_not_taken(monkeypatch, caplog):
