@@ -101,7 +101,7 @@ def test_quantities_are_those_of_the_frame_before_the_middle(tmp_path):
     arguments = {
         "image_folder": "frames",
         "annotations": "steps.csv",
-        "columns": {"wheel/angle": "angle", "time/t": "t"},
+        "columns": ["wheel/angle", "time/t"],
     }
     videos = dataset(tmp_path, num_frames=5, stride=2, lag=1, val_ratio=0.5, **arguments)
     held_out = videos.validation()
@@ -136,10 +136,10 @@ def test_frames_of_other_sizes_make_a_broken_sample(tmp_path):
         ({"image_folder": "a"}, "no folder of images"),
         ({"annotations": "none.csv"}, r"there is no file .*none\.csv"),
         (
-            {"annotations": "steps.csv", "columns": {"x/x": "speed"}},
+            {"annotations": "steps.csv", "columns": ["x/speed"]},
             "no column speed; its first line names file, angle",
         ),
-        ({"annotations": "steps.csv", "columns": {"x/x": "angle"}}, "angle must be numbers"),
+        ({"annotations": "steps.csv", "columns": ["x/angle"]}, "angle must be numbers"),
     ],
 )
 def test_what_cannot_be_is_refused(tmp_path, arguments, message):
@@ -162,7 +162,7 @@ def test_real_episodes_are_read_with_their_steering(tmp_path):
     shutil.unpack_archive(SHARED / "driving-rc-4k.tar", tmp_path)
     videos = FrameFolders(
         num_frames=16, root_path=str(tmp_path / "driving-rc-4k"), image_folder="frames", hop=8, lag=4,
-        annotations="steps.csv", columns={"steering/angle": "angle", "throttle/throttle": "throttle"},
+        annotations="steps.csv", columns=["steering/angle", "throttle/throttle"],
     )  # fmt: skip
     held_out = videos.validation()
     assert held_out is not None

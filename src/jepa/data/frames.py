@@ -6,7 +6,7 @@ import copy
 import logging
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -41,14 +41,14 @@ class FrameFolders:
     A clip begins every `hop` frames (None: where the one before ends); `self[index]` is that clip and `draw` begins up
     to `hop` frames later. Folders lie there as VIDEO or, with labels, as CLASS/VIDEO. The held-out part are the folders
     `val_folders`, or the last `val_ratio` of them. `annotations` is a table in `root_path` whose column `file_column`
-    has the path of each frame in `image_folder`, and `columns` its quantities, e.g. "steering/angle": angle. They are
-    those of the frame `lag` frames before the middle of the clip: by so many frames do the images answer late.
+    has the path of each frame in `image_folder`; "steering/angle" in `columns` is its column angle, a quantity of the
+    probe steering. It is that of the frame `lag` frames before the middle of the clip: so late do the images answer.
     """
 
     def __init__(
         self, *, num_frames: int, root_path: str, image_folder: str = ".", stride: int = 1, hop: int | None = None,
         val_folders: Sequence[str] | None = None, val_ratio: float = 0.2, annotations: str | None = None,
-        file_column: str = "file", columns: Mapping[str, str] | None = None, lag: int = 0, channels: int = 3,
+        file_column: str = "file", columns: Sequence[str] = (), lag: int = 0, channels: int = 3,
     ) -> None:  # fmt: skip
         check_channels(channels)
         check_sampling(num_frames=num_frames, stride=stride)
@@ -65,8 +65,8 @@ class FrameFolders:
         self.classes = tuple(sorted({os.path.dirname(name) for name in folders} - {""}))
         held_out = _held_out(folders, val_folders, val_ratio)
         self.part = self._stretch([name for name in folders if name not in held_out])
-        self.quantities = tuple(columns or ()) if annotations else ()
-        self.table = _read_table(root / annotations, file_column, columns or {}) if annotations else {}
+        self.quantities = tuple(columns) if annotations else ()
+        self.table = _read_table(root / annotations, file_column, columns) if annotations else {}
         self.held_out: FrameFolders | None = None
         if held_out:
             self.held_out = copy.copy(self)
@@ -99,7 +99,7 @@ class FrameFolders:
         name = self._name(folder, frame)
         if name not in self.table:
             raise ValueError(f"dataset.annotations: no row for {name}")
-        return torch.from_numpy(self.table[name])
+        return torch.tensor(self.table[name])
 
     def _clip(self, folder: int, first: int) -> tuple[Tensor, int]:
         frames = []
@@ -134,14 +134,15 @@ class FrameFolders:
         return Stretch(tuple(folders), joined, starts, np.array(clips))
 
 
-def _read_table(path: Path, file_column: str, columns: Mapping[str, str]) -> dict[str, np.ndarray]:
+def _read_table(path: Path, file_column: str, columns: Sequence[str]) -> dict[str, np.ndarray]:
     """Quantities float32 [Q] by the frame's path."""
-    table = read_table(path, "dataset.annotations", (file_column, *columns.values()))
+    names = [column.rpartition("/")[2] for column in columns]
+    table = read_table(path, "dataset.annotations", (file_column, *names))
     try:
-        values = np.array([table[name] for name in columns.values()], dtype=np.float32).T
+        values = np.array([table[name] for name in names], dtype=np.float32).T
     except ValueError as fault:
-        raise ValueError(f"{path}: {', '.join(columns.values())} must be numbers: {fault}") from fault
-    return dict(zip(table[file_column], values, strict=True)) if columns else {}
+        raise ValueError(f"{path}: {', '.join(names)} must be numbers: {fault}") from fault
+    return dict(zip(table[file_column], values, strict=True)) if names else {}
 
 
 def _video_folders(root: Path) -> list[str]:
