@@ -24,6 +24,8 @@ CHOICES = [(group, name) for group, choices in CATALOGUE.groups.items() for name
 NEEDED = {
     "imagefolder": ["dataset.root_path=.", "dataset.image_folder=."],
     "videofolder": ["dataset.root_path=.", "dataset.video_folder=."],
+    "driving_turn": ["dataset.root_path=.", "dataset.video_folder=.", "dataset.val_folder=null"],
+    "vjepa2_vitl16": ["dataset.root_path=.", "dataset.video_folder=."],
     "frames": ["dataset.root_path=.", "dataset.image_folder=."],
     "hf": ["dataset.path=somebody/something"],
     "cross_view": ["augment.views=2"],

@@ -276,7 +276,8 @@ def test_tiles_of_a_montage_are_the_images():
 @pytest.mark.parametrize("grid", [GRID, PatchGrid(1, 2, 5), PatchGrid(2, 4, 4)])
 @pytest.mark.parametrize("channels", [1, 3])
 def test_every_picture_is_rgb_and_large_enough_to_read(grid, channels):
-    pictures = torch.randint(0, 256, (5, channels, grid.t, 2 * grid.h, 2 * grid.w), generator=seeded(), dtype=torch.uint8)
+    shape = (5, channels, grid.t, 2 * grid.h, 2 * grid.w)
+    pictures = torch.randint(0, 256, shape, generator=seeded(), dtype=torch.uint8)
     snapshot = snapshot_of(
         clusters(30), clusters(20), grid=grid, pictures=pictures,
         tokens=torch.randn(5, grid.num_tokens, 8, generator=seeded()), masks=masks_of(32, grid=PatchGrid(1, 2, 5)),

@@ -229,3 +229,17 @@ def test_every_evaluator_states_its_protocol():
     assert all(len(one.protocol) > 40 for one in (prober, *EVALUATORS))
     assert "30 samples of the training set" in prober.protocol
     assert "the 5 nearest" in EVALUATORS[0].protocol
+
+
+def test_a_probe_is_not_judged_on_clips_of_videos_that_it_was_fitted_on():
+    class Clips(Images):
+        def source(self, index):
+            return index // 4
+
+    dataset = Clips(40)
+    split = probe_split(dataset, train_samples=40, val_samples=5, seed=0)
+    videos = [{dataset.source(index) for index in part.indices} for part in (split.train, split.val)]
+    assert not videos[0] & videos[1]
+    assert len(split.val.indices) == 5
+    with pytest.raises(ValueError, match=r"evaluation.val_samples=5"):
+        probe_split(Clips(4), train_samples=4, val_samples=5, seed=0)

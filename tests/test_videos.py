@@ -97,11 +97,11 @@ def dataset(root: Path, **arguments) -> VideoFolder:
     [(10, 0.0, [0, 2, 4]), (10, 0.999, [5, 7, 9]), (10, 0.5, [3, 5, 7]), (5, 0.9, [0, 2, 4]), (3, 0.9, [0, 2, 2])],
 )
 def test_a_clip_lies_inside_the_video_at_its_place(length, place, expected):
-    assert positions(length, 3, 2, place, "hold").tolist() == expected
+    assert positions(length, 3, 2, place, "hold") == expected
 
 
 def test_a_short_video_begins_again_or_is_left_out():
-    assert positions(3, 5, 1, 0.3, "loop").tolist() == [0, 1, 2, 0, 1]
+    assert positions(3, 5, 1, 0.3, "loop") == [0, 1, 2, 0, 1]
     with pytest.raises(OSError, match="3 frames are shorter"):
         positions(3, 5, 1, 0.3, "skip")
 
@@ -400,3 +400,11 @@ def test_real_videos_are_read(tmp_path, decoder):
     videos = dataset(tmp_path / "driving-turn", video_folder="train", num_frames=16, decoder=decoder)
     assert (len(videos), videos.classes) == (577, ("left", "right", "straight"))
     assert videos[300][0].shape == (3, 16, 120, 160)
+
+
+def test_every_clip_has_the_label_and_the_source_of_its_video(tmp_path):
+    for name in ("left", "right"):
+        write(tmp_path / name / "0.mkv")
+    videos = dataset(tmp_path, clips_per_video=3)
+    assert videos.labels.tolist() == [0, 0, 0, 1, 1, 1] == [videos[index][1] for index in range(6)]
+    assert [videos.source(index) for index in range(6)] == [0, 0, 0, 1, 1, 1]

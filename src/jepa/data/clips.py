@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -42,18 +41,19 @@ def spare(length: int, num_frames: int, step: float) -> int:
     return math.floor(length - 1 - (num_frames - 1) * step + 1e-6)
 
 
-def positions(length: int, num_frames: int, step: float, place: float, short: str) -> np.ndarray:
-    """[T], in frames from the first: whole numbers below `length` where `step` is one.
+def positions(length: int, num_frames: int, step: float, place: float, short: str) -> list[float]:
+    """In frames from the first: whole numbers below `length` where `step` is one.
 
     Raises OSError for a video that is shorter than the clip and is to be skipped.
     """
-    steps = np.arange(num_frames) * step
     room = spare(length, num_frames, step)
+    first = math.floor(place * (room + 1)) if room >= 0 else 0
+    found = [first + number * step for number in range(num_frames)]
     if room >= 0:
-        return math.floor(place * (room + 1)) + steps
+        return found
     if short == "skip":
         raise OSError(f"{length} frames are shorter than a clip (dataset.short=skip)")
-    return np.minimum(steps, length - 1) if short == "hold" else steps % length
+    return [min(position, length - 1) if short == "hold" else position % length for position in found]
 
 
 def grey(frames: Tensor) -> Tensor:

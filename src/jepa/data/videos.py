@@ -88,6 +88,15 @@ class VideoFolder:
         """As `self[index]`, from a random place in time."""
         return self._clip(index, random_place(index, seed))
 
+    @property
+    def labels(self) -> np.ndarray:
+        """long [n], of every clip, -1 without"""
+        return np.repeat(self.video_labels, self.clips_per_video)
+
+    def source(self, index: int) -> int:
+        """The video that a clip is of."""
+        return index // self.clips_per_video
+
     def describe(self, index: int) -> str:
         video, clip = divmod(index, self.clips_per_video)
         path = self._path(video)
@@ -100,7 +109,7 @@ class VideoFolder:
         number = index // self.clips_per_video
         frames = look_at(self._path(number), self.decoders, partial(self._frames, place=place))
         frames = frames if self.channels == 3 else grey(frames)
-        return frames.transpose(0, 1), int(self.labels[number])
+        return frames.transpose(0, 1), int(self.video_labels[number])
 
     def _frames(self, video: Video, place: float) -> Tensor:
         rate = _rate(video)
@@ -109,8 +118,8 @@ class VideoFolder:
         found = positions(video.num_frames, self.num_frames, self._step(rate), place, self.short)
         if self.fps is None:
             return video.at([int(number) for number in found])
-        middles = np.minimum(found + 0.5, video.num_frames - 0.5)  # no frame of a constant rate is moved by rounding
-        return video.shown_at((video.begin + middles / rate).tolist())
+        middles = (min(position + 0.5, video.num_frames - 0.5) for position in found)  # where rounding moves no frame
+        return video.shown_at([video.begin + middle / rate for middle in middles])
 
     def _step(self, rate: float) -> float:
         return self.stride if self.fps is None else rate / self.fps
@@ -125,7 +134,7 @@ class VideoFolder:
 
     def _take(self, files: Files) -> None:
         """Take these videos, after a look at how long they are."""
-        self.folder, self.paths, self.labels = files
+        self.folder, self.paths, self.video_labels = files
         total = len(self.paths)
         if self.short == "skip" and total > SURVEYED:
             log.info("short=skip looks at the length of all %d videos; short=hold or loop needs no look", total)
@@ -140,7 +149,7 @@ class VideoFolder:
             log.warning("%s: %s", self.folder, how_many_are_short(len(short), len(looked_at), total, clip, self.short))
         if short and self.short == "skip":
             kept = np.array([index for index in range(total) if index not in short], dtype=np.int64)
-            self.paths, self.labels = self.paths[kept], self.labels[kept]
+            self.paths, self.video_labels = self.paths[kept], self.video_labels[kept]
             if not len(kept):
                 raise ValueError(f"dataset.short=skip: no video in {self.folder} has {clip}; lower num_frames")
 

@@ -137,7 +137,7 @@ def probe_split(dataset: Dataset, *, train_samples: int, val_samples: int, seed:
     """The probe's two parts, drawn uniformly without replacement, labelled samples first: pure in its arguments.
 
     The validation part comes from `dataset.validation()`, or where there is none from samples of the training set that
-    the probe is not fitted on.
+    the probe is not fitted on, nor on others of the same `dataset.source(index)`, as of one video.
     """
     if min(train_samples, val_samples) < 1:
         raise ValueError(f"train_samples={train_samples}, val_samples={val_samples}: each must be at least 1")
@@ -154,7 +154,13 @@ def probe_split(dataset: Dataset, *, train_samples: int, val_samples: int, seed:
         num_labelled = min(num_val, max(1, len(order) // 4) if order else 0)
         num_others = min(num_val - num_labelled, len(others))
         val = ProbePart(dataset=dataset, indices=order[:num_labelled] + others[:num_others])
-        order, others = order[num_labelled:], others[num_others:]
+        shown = {_source(dataset, index) for index in val.indices}
+        order, others = ([i for i in part if _source(dataset, i) not in shown] for part in (order, others))
+        if not order and not others:
+            raise ValueError(
+                f"the probe has no samples of its own: all are of the {len(shown)} sources of its validation part; "
+                f"lower evaluation.val_samples={val_samples}, or give a held-out part"
+            )
         source = "held out of the training set (the encoder sees these images, never their labels)"
     train = ProbePart(dataset=dataset, indices=(order + others)[:train_samples])
     protocol = (
@@ -164,6 +170,12 @@ def probe_split(dataset: Dataset, *, train_samples: int, val_samples: int, seed:
         f"raw pixels are reduced to at most {PIXELS_SIDE} a side"
     )
     return ProbeSplit(train, val, protocol)
+
+
+def _source(dataset: Dataset, index: int) -> int:
+    """What a sample is taken from: samples of one source are no test of each other."""
+    source = getattr(dataset, "source", None)
+    return index if source is None else source(index)
 
 
 def _shuffled(dataset: Dataset, seed: int, stream: str) -> tuple[list[int], list[int]]:
