@@ -51,7 +51,7 @@ def faults(*overrides: str) -> list[str]:
         (["root_path=."], 'did you mean "dataset.root_path" (with dataset=cifar10, '),
         (
             ["dataset=cifar10", "dataset.image_folder=."],
-            "the chosen dataset has no 'image_folder'; dataset=imagefolder has",
+            "the chosen dataset has no 'image_folder'; dataset=frames, imagefolder has",
         ),
         (["optimizer.amsgrad=true"], "torch.optim.AdamW takes it: write +optimizer.amsgrad=true"),
         (["+encoder.wings=2"], "SpatialEncoder has no 'wings'"),
