@@ -10,7 +10,7 @@ from jepa.geometry import CuboidGeometry, multiblock_faults
 from jepa.layers.masking import pick
 from jepa.types import Masks, MaskSets, PatchGrid
 
-ATTEMPTS = 3
+ATTEMPTS = 2
 """Placements drawn for each sample; the first whose union has J tokens and leaves K is taken."""
 
 
@@ -43,8 +43,9 @@ class _CuboidSampler:
     def __init__(self, geometry: CuboidGeometry) -> None:
         self.grid = geometry.grid
         self.drawn = geometry.drawn_grid()
-        self.shapes = torch.tensor(geometry.shapes())  # [number of shapes, 2]
-        self.durations = torch.tensor(geometry.durations())
+        self.shapes = torch.tensor(geometry.shapes(), dtype=torch.float32)  # [number of shapes, 2]
+        self.durations = torch.tensor(geometry.durations(), dtype=torch.float32)
+        self.sides = torch.tensor([self.drawn.t, self.drawn.h, self.drawn.w], dtype=torch.float32)
         self.num_context, self.num_targets = geometry.counts()
         self.tries = (ATTEMPTS, geometry.num_blocks, 5)
         self.num_places = ATTEMPTS * geometry.num_blocks * 5
@@ -65,12 +66,11 @@ class _CuboidSampler:
 
     def _unions(self, draws: Tensor) -> Tensor:
         """[..., blocks, 5] -> [..., n] bool: the tokens of the drawn grid that lie in any of the blocks."""
-        sides = torch.tensor([self.drawn.t, self.drawn.h, self.drawn.w])
         steps = self.durations[(draws[..., :1] * len(self.durations)).long()]
         lengths = torch.cat([steps, self.shapes[(draws[..., 1] * len(self.shapes)).long()]], dim=-1)  # [..., blocks, 3]
-        start = (draws[..., 2:] * (sides - lengths + 1)).long().unsqueeze(-1)  # anywhere on the grid
-        place = torch.arange(max(sides.tolist()))
-        inside = (place >= start) & (place < start + lengths.unsqueeze(-1))
+        start = (draws[..., 2:] * (self.sides - lengths + 1)).floor_().unsqueeze(-1)  # anywhere on the grid
+        place = torch.arange(max(self.drawn.t, self.drawn.h, self.drawn.w), dtype=torch.float32) - start
+        inside = (place >= 0) & (place < lengths.unsqueeze(-1))
         time, rows, columns = inside.float().unbind(-2)  # [..., blocks, longest side] each
         lines = (time[..., : self.drawn.t, None] * rows[..., None, : self.drawn.h]).flatten(-2)  # [..., blocks, t * h]
         return (lines.mT @ columns[..., : self.drawn.w] > 0).flatten(-2)
