@@ -66,6 +66,20 @@ def test_a_run_stopped_in_any_phase_ends_with_the_weights_of_an_undisturbed_one(
     assert [name for name in whole if not torch.equal(whole[name], stopped[name])] == []
 
 
+def test_a_run_is_resumed_in_a_phase_of_longer_clips(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    longer = "phases=[{share:0.5,num_frames:4},{share:0.5,num_frames:8}]"
+    options = ["encoder=temporal", "dataset=moving_digits", "dataset.side=16", "num_frames=2", longer]
+    options += ["steps=4", "eval_every=4"]
+    agent(tmp_path / "whole", *options).train()
+    stop_at(3, monkeypatch)
+    agent(tmp_path / "stopped", *options).train()
+    monkeypatch.undo()
+    agent(tmp_path / "stopped", *options).train()
+    assert load_encoder(tmp_path / "stopped").clip_shape == (3, 8, 16, 16)
+    whole, stopped = weights(tmp_path / "whole"), weights(tmp_path / "stopped")
+    assert [name for name in whole if not torch.equal(whole[name], stopped[name])] == []
+
+
 def stop_at(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """A signal arrives in the middle of step `step`, counted from 1."""
     after_step = JEPA.after_step

@@ -104,6 +104,8 @@ def _train(config: TrainConfig, folder: RunFolder, interrupt: Interrupt) -> int:
     with _refusals():
         dataset = make_dataset(config)
         phases = phases_left(config, len(dataset), folder.path)
+        if phases[0].config.num_frames != config.num_frames:
+            dataset = make_dataset(phases[0].config)
         run = assemble(phases[0], dataset, folder.path)
         run.loggers = make_loggers(config, folder)
     folder.begin(to_yaml(config))
