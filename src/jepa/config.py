@@ -87,7 +87,8 @@ def compose(overrides: Sequence[str] = (), config_dir: str | os.PathLike | None 
 
 def typed(config: Mapping[str, Any] | DictConfig) -> TrainConfig:
     """A composed configuration, resolved, as plain Python objects."""
-    result = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(TrainConfig), config))
+    chosen_none = {group: {} for group in config_checks.OPTIONAL}  # as evaluator=[], of which nothing is composed
+    result = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(TrainConfig), chosen_none, config))
     assert isinstance(result, TrainConfig)
     return result
 

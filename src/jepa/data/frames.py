@@ -67,6 +67,11 @@ class FrameFolders:
         self.part = self._stretch([name for name in folders if name not in held_out])
         self.quantities = tuple(columns) if annotations else ()
         self.table = _read_table(root / annotations, file_column, columns) if annotations else {}
+        if self.table and not any(self._name(folder, 0) in self.table for folder in range(len(self.part.folders))):
+            raise ValueError(
+                f"dataset.annotations={annotations}: its column {file_column} has paths as {next(iter(self.table))}, "
+                f"none is a folder's first frame, as {self._name(0, 0)}"
+            )
         self.held_out: FrameFolders | None = None
         if held_out:
             self.held_out = copy.copy(self)
@@ -93,13 +98,14 @@ class FrameFolders:
         return self.held_out
 
     def measure(self, index: int) -> Tensor:
-        """float32 [Q], of the frame `lag` frames before the middle one; of the folder's first where it begins later."""
+        """float32 [Q], of the frame `lag` frames before the middle one; of the folder's first where it begins later.
+
+        nan where the table has no row for it.
+        """
         folder, first = self.part.clips[index].tolist()
         frame = max(0, first + (self.num_frames - 1) * self.stride // 2 - self.lag)
         name = self._name(folder, frame)
-        if name not in self.table:
-            raise ValueError(f"dataset.annotations: no row for {name}")
-        return torch.tensor(self.table[name])
+        return torch.tensor(self.table[name]) if name in self.table else torch.full((len(self.quantities),), torch.nan)
 
     def _clip(self, folder: int, first: int) -> tuple[Tensor, int]:
         frames = []
