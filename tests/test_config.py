@@ -474,3 +474,8 @@ def test_configuration_is_found_from_any_folder(tmp_path: Path) -> None:
         assert compose().epochs == 100
     finally:
         os.chdir(before)
+
+
+@pytest.mark.parametrize("group", ["evaluator", "logger", "regularizer"])
+def test_nothing_may_be_chosen_of_a_group_of_many(group: str) -> None:
+    assert getattr(compose([f"{group}=[]"]), group) == {}

@@ -171,3 +171,14 @@ def test_real_episodes_are_read_with_their_steering(tmp_path):
     measured = torch.stack([videos.measure(i) for i in range(len(videos))])
     assert measured.isfinite().all()
     assert (measured.std(0) > 0.01).all()
+
+
+def test_a_frame_without_a_row_is_unknown_and_a_table_of_other_paths_refused(tmp_path):
+    write(tmp_path / "frames" / "a", range(8), "{:03d}.png")
+    arguments = {"image_folder": "frames", "annotations": "steps.csv", "columns": ["wheel/angle"], "val_ratio": 0.0}
+    (tmp_path / "steps.csv").write_text("file,angle\na/000.png,1.5\n")
+    videos = dataset(tmp_path, num_frames=4, **arguments)
+    assert videos.measure(0).isnan().tolist() == [True]
+    (tmp_path / "steps.csv").write_text("file,angle\nframes/a/000.png,1.5\n")
+    with pytest.raises(ValueError, match=r"paths as frames/a/000\.png, none is .* as a/000\.png"):
+        dataset(tmp_path, num_frames=4, **arguments)
