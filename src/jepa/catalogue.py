@@ -34,6 +34,8 @@ ELSEWHERE = {
 }
 """What other programs call it."""
 
+COMPARISONS = "compare"
+
 
 def conf_folder() -> Path:
     """conf/ inside an installed wheel, or at the top of a checkout."""
@@ -81,13 +83,18 @@ class Choice:
 
 
 class Catalogue:
-    """All choices of the folders; where two folders have the same file, the first wins, as it does for Hydra."""
+    """All choices of the folders; where two folders have the same file, the first wins, as it does for Hydra.
+
+    conf/compare/ holds lists of runs for jepa-compare, which are no choice of a run.
+    """
 
     def __init__(self, folders: Sequence[Path]) -> None:
         self.groups: dict[str, dict[str, Choice]] = {}
         for folder in folders:
             for path in sorted(folder.glob("*/**/*.yaml")):
                 group = path.parent.relative_to(folder).as_posix()
+                if group == COMPARISONS:
+                    continue
                 self.groups.setdefault(group, {}).setdefault(path.stem, Choice(group, path.stem, path))
 
     @cached_property

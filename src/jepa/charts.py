@@ -21,6 +21,8 @@ class Line:
     name: str
     points: Sequence[Point]
     """(step, value) in order of the steps; a value may be nan"""
+    band: Sequence[Point] = ()
+    """(lowest, highest) around each point"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +68,7 @@ class Scale:
 
 def line_chart(chart: Chart, lines: Sequence[Line], levels: Sequence[Level] = ()) -> str:
     """A figure with legend, axes, curves, baselines, hint; many points become their mean in a band of extremes."""
-    thinned = [(line, thin(line.points)) for line in lines]
+    thinned = [(line, thin(line.points, band=line.band)) for line in lines]
     values = _drawn_values([b for _, buckets in thinned for b in buckets if math.isfinite(b.mean)])
     steps = [b.step for _, buckets in thinned for b in buckets]
     if not values:
@@ -91,14 +93,18 @@ class Bucket:
     high: float
 
 
-def thin(points: Sequence[Point], limit: int = MAX_POINTS) -> list[Bucket]:
-    """At most `limit` buckets of equally many points; nan only where no point of the bucket is finite."""
+def thin(points: Sequence[Point], limit: int = MAX_POINTS, band: Sequence[Point] = ()) -> list[Bucket]:
+    """At most `limit` buckets of equally many points, with the band around them where one is given.
+
+    A mean is nan only where no point of the bucket is finite.
+    """
     size = max(1, math.ceil(len(points) / limit))
     buckets = []
     for start in range(0, len(points), size):
         part = points[start : start + size]
         finite = [value for _, value in part if math.isfinite(value)] or [math.nan]
-        buckets.append(Bucket(part[-1][0], sum(finite) / len(finite), min(finite), max(finite)))
+        reach = [*finite, *(edge for pair in band[start : start + size] for edge in pair)]
+        buckets.append(Bucket(part[-1][0], sum(finite) / len(finite), min(reach), max(reach)))
     return buckets
 
 

@@ -131,6 +131,7 @@ SECTIONS: dict[str, tuple[str, Sequence[Curve]]] = {
                 title="Waiting for data", metrics={"perf/data_wait": "of the time"}, unit="%", factor=100,
                 hint="Above a few percent, the loader is what limits the speed: raise num_workers.",
             ),
+            Curve(title="Peak memory", metrics={"perf/peak_memory_gib": "so far"}, unit="GiB"),
         ),
     ),
 }  # fmt: skip
@@ -154,16 +155,20 @@ def write_report(folder: Path) -> Path:
         _pictures(folder),
         _origin(folder, facts),
     ]
+    target = folder / "report.html"
+    write_atomically(target, page(f"{name} - jepa-train", parts))
+    return target
+
+
+def page(title: str, parts: Sequence[str]) -> str:
+    """A whole HTML file in the style of the report; empty parts are left out."""
     style = Path(__file__).with_name("report.css").read_text(encoding="utf-8")
-    page = (
+    return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{escape(name)} - jepa-train</title>\n<style>\n{style}</style></head>\n"
+        f"<title>{escape(title)}</title>\n<style>\n{style}</style></head>\n"
         f"<body><main>\n{''.join(part + chr(10) for part in parts if part)}</main></body></html>\n"
     )
-    target = folder / "report.html"
-    write_atomically(target, page)
-    return target
 
 
 def _status(facts: Mapping, ended: Mapping) -> tuple[str, str]:

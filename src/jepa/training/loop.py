@@ -13,13 +13,13 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from jepa.data.transforms import Augment
-from jepa.distributed import Session, derive_seed, generator
+from jepa.distributed import Session, derive_seed, generator, peak_memory_gib
 from jepa.optim import set_schedule
 from jepa.schedules import Schedule
 from jepa.training.interrupt import Interrupt
 from jepa.training.progress import Progress
 from jepa.training.step import SpikeGuard, StepOutput, train_step
-from jepa.types import Batch, Masker, RawBatch, RunError
+from jepa.types import Masker, RawBatch, RunError
 
 
 class TrainingError(RunError):
@@ -95,7 +95,7 @@ def fit(
             meter.add(output)
             done = step + 1
             if plan.is_due(plan.log_every, done):
-                metrics = meter.read() | schedule
+                metrics = meter.read() | schedule | {"perf/peak_memory_gib": peak_memory_gib(parts.session.device)}
                 hooks.log(done, metrics)
                 progress.show(done, metrics)
             with meter.paused():
@@ -124,13 +124,13 @@ def one_step(plan: Plan, parts: Parts, raw: RawBatch, step: int) -> tuple[StepOu
     masks = masker(plan.batch_size * views, generator(plan.seed, step, session.rank, "masks"))
     masks = masks.map(lambda indices: indices.to(session.device, non_blocking=True))
     on_device = RawBatch(*(t.to(session.device, non_blocking=True) for t in raw))
-    clips = parts.augment(on_device, generator(plan.seed, step, session.rank, "augment"))
+    batch = parts.augment(on_device, generator(plan.seed, step, session.rank, "augment"))
     lr, weight_decay = parts.schedule.lr_at(step), parts.schedule.weight_decay_at(step)
     set_schedule(parts.optimizer, lr=lr, weight_decay=weight_decay)
     output = train_step(
         parts.compiled,
         parts.optimizer,
-        Batch(clips, on_device.labels.repeat_interleave(views), views),
+        batch,
         masks,
         micro_batch_size=plan.micro_batch_size,
         autocast=session.autocast(),
