@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from jepa.data.transforms import Augment, EvalTransform
 from jepa.distributed import Session, derive_seed, open_session
 from jepa.evaluation.features import Prober
 from jepa.folder_log import FolderLogger
+from jepa.geometry import local_size
 from jepa.layers.attention import choose_attention
 from jepa.optim import parameter_groups
 from jepa.training.folder import RunFolder
@@ -101,9 +102,7 @@ def assemble(phase: Phase, dataset: Dataset, folder: Path) -> Run:
 
 def make_dataset(config: TrainConfig) -> Dataset:
     """Data sets of clips are told how many frames a clip has."""
-    build = factory(config.dataset)
-    takes_frames = "num_frames" in inspect.signature(build).parameters
-    return build(num_frames=config.num_frames) if takes_frames else build()
+    return build(config.dataset, num_frames=config.num_frames)
 
 
 def make_plan(phase: Phase, dataset_size: int) -> Plan:
@@ -141,7 +140,7 @@ def make_parts(config: TrainConfig, dataset: Dataset, plan: Plan, session: Sessi
         guard=SpikeGuard(num_std=config.spike_guard).to(session.device) if config.spike_guard else None,
         masker=masker,
         image_masker=factory(config.mask)(grid=objective.backbone.grid_of(images)) if mixes_in_images else None,
-        augment=Augment(**picture(config, dataset), **asdict(config.augment)),
+        augment=make_augment(config, dataset, objective.backbone),
     )
 
 
@@ -149,21 +148,42 @@ def make_model(config: TrainConfig, dataset: Dataset, plan: Plan, session: Sessi
     torch.manual_seed(derive_seed(config.seed, 0, 0, "init"))
     encoder = factory(config.encoder)(clip_shape=(dataset.channels, config.num_frames, *image_size(config)))
     masker = factory(config.mask)(grid=encoder.grid)
-    predictor = factory(config.predictor)(
+    num_mask_tokens = getattr(masker, "num_sets", 1)
+    predictor = build(
+        config.predictor,
         grid=encoder.grid,
         embed_dim=encoder.embed_dim,
-        num_heads=config.predictor["num_heads"] or encoder.num_heads,
-        num_mask_tokens=getattr(masker, "num_sets", 1),
+        num_heads=config.predictor.get("num_heads") or encoder.num_heads,
+        num_mask_tokens=num_mask_tokens,
     )
-    objective = factory(config.objective)(
+    objective = build(
+        config.objective,
         encoder=encoder,
         predictor=predictor,
         regularizers={name: factory(node)() for name, node in config.regularizer.items()},
+        num_mask_tokens=num_mask_tokens,
         batch_size=plan.batch_size,
         total_steps=plan.total_steps,
     )
     choose_attention(objective, session.device, torch.bfloat16 if session.bf16 else torch.float32)
     return objective.to(session.device).train(), masker
+
+
+def build(node: Mapping[str, Any], **given: Any) -> Any:
+    """The component of a node, with those of the given arguments that its constructor takes."""
+    make = factory(node)
+    taken = inspect.signature(make).parameters
+    takes_all = any(parameter.kind is parameter.VAR_KEYWORD for parameter in taken.values())
+    return make(**{name: value for name, value in given.items() if takes_all or name in taken})
+
+
+def make_augment(config: TrainConfig, dataset: Dataset, encoder: Any) -> Augment:
+    """Smaller crops are cut into the same patches as the others."""
+    values, size = asdict(config.augment), image_size(config)
+    if values["local_views"]:
+        patch = size[0] // encoder.grid.h, size[1] // encoder.grid.w
+        values["local_size"] = local_size(values["local_size"], size, patch)
+    return Augment(**picture(config, dataset), **values)
 
 
 def make_loggers(config: TrainConfig, folder: RunFolder) -> list[Logger]:

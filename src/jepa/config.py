@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,7 +23,7 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.object_type import ObjectType
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override, Quote, QuotedString
+from hydra.core.override_parser.types import IntervalSweep, Override, Quote, QuotedString
 from hydra.core.utils import setup_globals
 from hydra.errors import ConfigCompositionException, HydraException
 from hydra.types import RunMode
@@ -43,6 +45,7 @@ __all__ = [
     "compose",
     "factory",
     "literal",
+    "members",
     "to_yaml",
     "typed",
 ]
@@ -90,7 +93,7 @@ def typed(config: Mapping[str, Any] | DictConfig) -> TrainConfig:
     chosen_none = {group: {} for group in config_checks.OPTIONAL}  # as evaluator=[], of which nothing is composed
     result = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(TrainConfig), chosen_none, config))
     assert isinstance(result, TrainConfig)
-    return result
+    return replace(result, **config_checks.unused(vars(result)))
 
 
 def literal(value: Any) -> str:
@@ -155,6 +158,7 @@ class Composer:
         except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
             return Inspection({}, [*faults, _of_hydra(error)])
         config = base.copy()
+        self._drop_foreign(config, {override.key_or_group for override in groups})
         values = [override for override in parsed if override not in groups and not override.is_hydra_override()]
         for override in values:
             faults += self._apply(config, override)
@@ -163,6 +167,9 @@ class Composer:
         show = partial(self._show, config, values)
         try:
             plain = _resolved(config)
+            unused = config_checks.unused(plain)
+            faults += self._needless(parsed, unused, base)
+            plain |= unused
             faults += config_checks.faults(plain, schema, show)
             if plain.get("resume") is False:
                 faults += _existing_run(config, sweep_folder)
@@ -228,6 +235,23 @@ class Composer:
                 return f"{text}: no such choice{suggestion(str(name), valid)}; valid: {', '.join(valid)}"
         return None
 
+    def _drop_foreign(self, config: DictConfig, chosen: set[str]) -> None:
+        """Takes out what an experiment sets for its own choice of a group where another was chosen that has no such key."""
+        experiment = self.catalogue.groups.get("experiment", {}).get(_chosen(config, "experiment"))
+        for key in experiment.values if experiment else ():
+            group, _, leaf = key.partition(".")
+            if group in chosen and leaf and not config_checks.knows(_plain(config).get(group), leaf):
+                OmegaConf.set_struct(config, False)
+                config[group].pop(leaf, None)
+
+    def _needless(self, overrides: Sequence[Override], unused: Mapping[str, Any], base: DictConfig) -> Iterator[str]:
+        """A fault for each override of a section that the chosen objective does not use."""
+        for override in overrides:
+            section = override.key_or_group.partition(".")[0]
+            if section in unused and override.value() != "none":
+                text, choice = override.input_line or section, _chosen(base, "objective")
+                yield config_checks.needless(text, section, choice)
+
     def _apply(self, config: DictConfig, override: Override) -> list[str]:
         """Set one value as Hydra would; the faults that prevent it."""
         key, text = override.key_or_group, override.input_line
@@ -268,6 +292,21 @@ class Composer:
         primary = [Choice("", file.stem, file) for file in files if file.is_file()]
         holders = (c for c in [*choices, *primary] if any(f"{key}.".startswith(f"{path}.") for key in c.values))
         return next((choice.label for choice in holders), None)
+
+
+def members(parsed: Sequence[Override]) -> Iterator[list[str]]:
+    """The overrides of every single run of a sweep; of an interval both ends."""
+    axes = []
+    for override in parsed:
+        key, values = override.get_key_element(), override.value()
+        if isinstance(values, IntervalSweep):
+            axes.append([f"{key}={values.start}", f"{key}={values.end}"])
+        elif override.is_sweep_override():
+            axes.append([f"{key}={value}" for value in override.sweep_string_iterator()])
+        else:
+            axes.append([override.input_line or ""])
+    for member in itertools.product(*axes):
+        yield list(member)
 
 
 def _loader(folders: Sequence[Path]) -> ConfigLoaderImpl:

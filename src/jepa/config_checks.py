@@ -13,7 +13,7 @@ WIRED = {
     "encoder": {"clip_shape"},
     "mask": {"grid"},
     "predictor": {"grid", "embed_dim", "num_mask_tokens"},
-    "objective": {"encoder", "predictor", "regularizers", "batch_size", "total_steps"},
+    "objective": {"encoder", "predictor", "regularizers", "num_mask_tokens", "batch_size", "total_steps"},
     "dataset": {"num_frames"},
     "regularizer": set(),
     "optimizer": {"params", "lr", "weight_decay"},
@@ -29,6 +29,28 @@ MANY = {"regularizer", "evaluator", "logger"}
 """Groups of which several choices run together, each under its own name."""
 
 OPTIONAL = {"regularizer", "evaluator", "logger"}
+
+READERS = {"predictor": {"predictor"}, "regularizer": {"regularizers"}, "mask": {"predictor", "num_mask_tokens"}}
+"""Section -> the arguments of an objective of which it takes one or more when it uses the section."""
+
+NOTHING = {"predictor": {}, "regularizer": {}, "mask": {"_target_": "jepa.masks.none.NoMask"}}
+"""What stands in a section that the objective does not use."""
+
+
+def unused(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The sections that the objective of a configuration has no use for, with what is to stand there instead."""
+    try:
+        signature = signatures.read((config.get("objective") or {}).get("_target_", ""))
+    except (LookupError, AttributeError):
+        return {}
+    if signature is None or signature.takes_more:
+        return {}
+    return {name: NOTHING[name] for name, takes in READERS.items() if not takes & set(signature.parameters)}
+
+
+def needless(text: str, section: str, choice: str) -> str:
+    """Why the override `text` of a section that the chosen objective does not use is refused."""
+    return f"{text}: objective={choice} uses no {section}; leave it out"
 
 
 def faults(config: Mapping[str, Any], schema: signatures.Signature, show: Show) -> list[str]:
@@ -63,6 +85,16 @@ def _choices(choices: Sequence[Choice]) -> str:
     return f"{choices[0].group}={', '.join(choice.name for choice in choices)}"
 
 
+def knows(node: Any, name: str) -> bool:
+    """Whether the component chosen for a group takes an argument; also where that cannot be told."""
+    target = node.get("_target_") if isinstance(node, Mapping) else None
+    try:
+        signature = signatures.read(target) if isinstance(target, str) else None
+    except LookupError:
+        return True
+    return signature is None or signature.takes_more or name in signature.parameters
+
+
 def _takes(target: Any, name: str, group: str) -> bool:
     try:
         signature = signatures.read(target) if isinstance(target, str) else None
@@ -84,7 +116,7 @@ def _wrong_values(config: Mapping[str, Any], schema: signatures.Signature, show:
     for group, wired in WIRED.items():
         node = config.get(group) or {}
         for path, part in ((f"{group}.{name}", node[name]) for name in node) if group in MANY else [(group, node)]:
-            if part or group not in OPTIONAL:
+            if part or group not in OPTIONAL | unused(config).keys():
                 yield from _component(path, part, wired, show)
 
 

@@ -71,6 +71,17 @@ class Batch(NamedTuple):
     """long [B], -1 where there is none; for evaluation, never for the loss of a self-supervised objective"""
     views: int = 1
     """crops of each sample: rows v, v + 1, ... v + views - 1 show the same one"""
+    local: Tensor | None = None
+    """float [B / views * local views, C, T, h, w]: smaller crops of each sample, side by side"""
+
+    def rows(self, start: int, count: int) -> Batch:
+        """The part of so many samples, from sample `start` on."""
+        part = slice(start * self.views, (start + count) * self.views)
+        local = self.local
+        if local is not None:
+            num_local = len(local) * self.views // len(self.clips)
+            local = local[start * num_local : (start + count) * num_local]
+        return Batch(self.clips[part], self.labels[part], self.views, local)
 
 
 class Masks(NamedTuple):
@@ -120,6 +131,8 @@ class Latents(NamedTuple):
     grid: PatchGrid
     views: int
     """as in Batch"""
+    local: Latents | None = None
+    """of the smaller crops, with their own number of views"""
 
 
 class LossOutput(NamedTuple):
@@ -182,6 +195,10 @@ class Objective(Protocol):
 
     def diagnose(self, batch: Batch, masks: Masks) -> dict[str, Tensor]:
         """Scalars that tell whether the method works, e.g. prediction error against the trivial predictor."""
+        ...
+
+    def pictures(self, batch: Batch, masks: Masks) -> dict[str, Tensor]:
+        """Normalised clips [b, C, T, H, W] that show what is predicted, by name; none where that is latents."""
         ...
 
 
@@ -265,6 +282,8 @@ class Snapshot:
     """what `Objective.diagnose` said on validation samples"""
     quantities: tuple[str, ...] = ()
     """names of the columns of `targets`"""
+    shown: Mapping[str, Tensor] = field(default_factory=dict)
+    """uint8 [b, C, T, H, W] by name: what `Objective.pictures` gave for `pictures`"""
     still: tuple[Features, Features] | None = None
     """train and val of clips that show their middle frame all the time, where motion is told apart"""
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import logging
 import sys
 from pathlib import Path
+from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from jepa.config import ConfigError, typed
+from jepa.config import Composer, ConfigError, typed
 from jepa.types import RunError
 
 
@@ -18,11 +19,11 @@ def job(config: DictConfig) -> None:
     folder = Path(HydraConfig.get().runtime.output_dir)
     if folder.is_relative_to(Path.cwd()):
         folder = folder.relative_to(Path.cwd())
-    checked = typed(config)
     logging.basicConfig(level=logging.INFO, format="%(message)s", force=True)
-    from jepa.agent import train  # imports torch
-
     try:
+        checked = typed(_as_checked())
+        from jepa.agent import train  # imports torch
+
         status = train(checked, folder)
     except ConfigError as error:
         print(f"jepa-train: {error}", file=sys.stderr)
@@ -32,3 +33,13 @@ def job(config: DictConfig) -> None:
         status = 1
     if status:
         sys.exit(status)
+
+
+def _as_checked() -> dict[str, Any]:
+    """The configuration of this job as the command line was checked with, which is Hydra's without what nothing reads."""
+    hydra = HydraConfig.get()
+    own = [source.path for source in hydra.runtime.config_sources if source.provider == "command-line"]
+    found = Composer(own[0] if own else None, hydra.job.config_name or "train").inspect(list(hydra.overrides.task))
+    if found.faults:
+        raise ConfigError(found.faults)
+    return found.config

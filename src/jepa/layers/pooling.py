@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -23,8 +24,9 @@ def pool(latents: Latents, of: str) -> Tensor:
 
 
 def pool_views(latents: Latents, of: str) -> Tensor:
-    """-> float32 [b, views, D] of the b samples"""
-    return pool(latents, of).unflatten(0, (-1, latents.views))
+    """-> float32 [b, V, D] of the b samples: their `views`, then those of smaller crops, where there are any."""
+    views = pool(latents, of).unflatten(0, (-1, latents.views))
+    return views if latents.local is None else torch.cat([views, pool_views(latents.local, of)], dim=1)
 
 
 def pool_steps(latents: Latents, of: str) -> tuple[Tensor, Tensor]:

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from einops import rearrange
 from torch import Tensor
 
+from jepa.types import Encoder, PatchGrid
+
 
 def patchify(clips: Tensor, size: tuple[int, int, int]) -> Tensor:
     """[B, C, T, H, W] -> [B, N, C*t*h*w]: tokens in the order of PatchGrid, channels first within each."""
@@ -46,3 +48,26 @@ def patches_of(image_size: Sequence[int], patch_size: tuple[int, int]) -> tuple[
         for pixels, patch, name in zip(image_size, patch_size, names, strict=True)
     )
     return rows, columns
+
+
+def unpatchify(tokens: Tensor, grid: PatchGrid, size: tuple[int, int, int]) -> Tensor:
+    """[B, N, C*t*h*w] -> [B, C, T, H, W]: what `patchify` cut up."""
+    t, h, w = size
+    return rearrange(
+        tokens,
+        "b (nt nh nw) (c t h w) -> b c (nt t) (nh h) (nw w)",
+        nt=grid.t, nh=grid.h, nw=grid.w, t=t, h=h, w=w,
+    )  # fmt: skip
+
+
+def patch_of(encoder: Encoder) -> tuple[int, int, int]:
+    """Frames, height and width of what one token of the encoder shows."""
+    _, frames, height, width = encoder.clip_shape
+    grid = encoder.grid
+    return frames // grid.t, height // grid.h, width // grid.w
+
+
+def pixels_of(clips: Tensor, size: tuple[int, int, int]) -> Tensor:
+    """[B, C, T, H, W] -> float32 [B, N, C*t*h*w]; a single frame fills a patch of several by being repeated."""
+    frames = size[0] if clips.shape[2] == 1 else -1
+    return patchify(clips.float().expand(-1, -1, frames, -1, -1), size)

@@ -15,14 +15,18 @@ from jepa.schedules import linear
 from jepa.types import Batch, Latents, LossOutput, Masks, PatchGrid
 
 LOSSES = {"mse": F.mse_loss, "smooth_l1": F.smooth_l1_loss, "l1": F.l1_loss}
+TARGETS = ("ema", "stopgrad", "none")
 
 
 class JEPA(nn.Module):
     """The context encoder and the predictor learn to tell what the target encoder says of the hidden tokens.
 
-    The target encoder follows the context encoder with a momentum that goes linearly from `momentum` to
-    `final_momentum`. Both are meant for batches of `momentum_batch_size`: another `batch_size` keeps the half-life in
-    samples. With several mask sets for each sample the losses of the sets are averaged (V-JEPA, Bardes et al. 2024).
+    With `target=ema` the target encoder follows the context encoder with a momentum that goes linearly from `momentum`
+    to `final_momentum`. Both are meant for batches of `momentum_batch_size`: another `batch_size` keeps the half-life
+    in samples. With `stopgrad` the context encoder itself gives the targets (SimSiam, Chen and He 2021), with `none`
+    it also learns from them, and only regularisers keep it from collapse (VICReg, LeJEPA). With several mask sets for
+    each sample the losses of the sets are averaged (V-JEPA, Bardes et al. 2024). Where masks hide nothing, the
+    regularisers are the whole loss: they compare views (LeJEPA, Balestriero and LeCun 2025).
     """
 
     def __init__(
@@ -32,6 +36,7 @@ class JEPA(nn.Module):
         predictor: nn.Module,
         regularizers: Mapping[str, nn.Module] | None = None,
         loss: str = "mse",
+        target: str = "ema",
         momentum: float = 0.996,
         final_momentum: float = 1.0,
         momentum_batch_size: int = 64,
@@ -41,6 +46,8 @@ class JEPA(nn.Module):
         super().__init__()
         if loss not in LOSSES:
             raise ValueError(f"objective.loss={loss} is not one of {', '.join(LOSSES)}")
+        if target not in TARGETS:
+            raise ValueError(f"objective.target={target} is not one of {', '.join(TARGETS)}")
         if not 0 <= momentum <= final_momentum <= 1:
             raise ValueError(
                 f"0 <= objective.momentum={momentum} <= objective.final_momentum={final_momentum} <= 1 must hold"
@@ -51,41 +58,45 @@ class JEPA(nn.Module):
                 "must be at least 1"
             )
         self.loss = LOSSES[loss]
+        self.target = target
         self.momentum = momentum
         self.final_momentum = final_momentum
         self.batch_ratio = batch_size / momentum_batch_size
         self.total_steps = total_steps
         self.context_encoder = encoder
-        self.target_encoder = deepcopy(encoder).requires_grad_(False).eval()
+        self.target_encoder = deepcopy(encoder).requires_grad_(False).eval() if target == "ema" else None
         self.predictor = predictor
         self.regularizers = nn.ModuleDict(regularizers)
 
     @property
     def backbone(self) -> nn.Module:
         """The target encoder: the average of its followed weights is the better representation."""
-        return self.target_encoder
+        return self.context_encoder if self.target_encoder is None else self.target_encoder
 
     def train(self, mode: bool = True) -> JEPA:
         """The target encoder never drops a path: it stays in evaluation mode."""
         super().train(mode)
-        self.target_encoder.eval()
+        if self.target_encoder is not None:
+            self.target_encoder.eval()
         return self
 
     def forward(self, batch: Batch, masks: Masks) -> LossOutput:
-        grid, told = self.grid_of(batch.clips), self.tell(batch.clips)
+        grid, hides = self.grid_of(batch.clips), hides_some(masks)
+        told = self.tell(batch.clips) if hides else None
         losses, metrics, embedding = [], {}, None
         for number, mask in enumerate(masks.sets):
-            targets = self.targets(told, mask)
-            context = self.context_encoder(batch.clips, keep=mask.context)
+            context = self.context_encoder(batch.clips, keep=mask.context if hides else None)
             predictions = self.predictor(context, mask, grid, number).float()
-            loss = self.loss(predictions, targets)
             embedding = context.float().mean(dim=1) if embedding is None else embedding  # [B, D]
-            terms = {"prediction": loss.detach()}
+            parts, terms = [], {}
+            if told is not None:
+                parts.append(self.loss(predictions, self.targets(told, mask)))
+                terms["prediction"] = parts[0].detach()
             if self.regularizers:
                 penalty, penalties = self.penalty(Latents(context, predictions, mask, grid, batch.views))
+                parts.append(penalty)
                 terms |= penalties
-                loss = loss + penalty
-            losses.append(loss)
+            losses.append(torch.stack(parts).sum())
             metrics |= {name: metrics.get(name, 0) + value / len(masks.sets) for name, value in terms.items()}
         assert embedding is not None
         return LossOutput(torch.stack(losses).mean(), metrics, embedding.detach())
@@ -101,12 +112,11 @@ class JEPA(nn.Module):
         encoder: Any = self.context_encoder
         return encoder.grid_of(clips)
 
-    @torch.no_grad()
     def tell(self, clips: Tensor) -> Tensor:
         """[B, C, T, H, W] -> [B, N, D]: what the target encoder says of every token."""
-        return self.target_encoder(clips)
+        with torch.set_grad_enabled(self.target == "none" and torch.is_grad_enabled()):
+            return self.backbone(clips)
 
-    @torch.no_grad()
     def targets(self, told: Tensor, masks: Masks) -> Tensor:
         """[B, N, D] -> float32 [B, M, J, D]: the target encoder's tokens, each normalised over its width."""
         hidden = take(told, masks.targets).float()
@@ -118,9 +128,11 @@ class JEPA(nn.Module):
 
     @torch.no_grad()
     def after_step(self, step: int) -> dict[str, float]:
-        """The target encoder takes a small step towards the context encoder."""
-        momentum = self.momentum_at(step)
+        """The target encoder, where there is one, takes a small step towards the context encoder."""
         target, source = self.target_encoder, self.context_encoder
+        if target is None:
+            return {}
+        momentum = self.momentum_at(step)
         torch._foreach_lerp_(  # pyright: ignore[reportPrivateImportUsage]
             list(target.parameters()), list(source.parameters()), 1 - momentum
         )
@@ -132,14 +144,21 @@ class JEPA(nn.Module):
     def diagnose(self, batch: Batch, masks: Masks) -> dict[str, Tensor]:
         """Squared error of the prediction and of the best constant one (the mean target), and the targets' std.
 
-        Where the targets are the future, also that of copying the last step seen, and all three by horizon.
+        Where the targets are the future, also that of copying the last step seen, and all three by horizon. Nothing
+        where the masks hide nothing.
         """
+        if not hides_some(masks):
+            return {}
         training = self.training
         self.eval()
         grid, told = self.grid_of(batch.clips), self.tell(batch.clips)
         parts = [self._diagnose(batch.clips, told, mask, grid, number) for number, mask in enumerate(masks.sets)]
         self.train(training)
         return {name: torch.stack([part[name] for part in parts]).mean() for name in parts[0]}
+
+    def pictures(self, batch: Batch, masks: Masks) -> dict[str, Tensor]:
+        """None: latents are not to be looked at."""
+        return {}
 
     def _diagnose(self, clips: Tensor, told: Tensor, masks: Masks, grid: PatchGrid, number: int) -> dict[str, Tensor]:
         targets = self.targets(told, masks)
@@ -168,3 +187,8 @@ class JEPA(nn.Module):
         if grid.t == 1 or bool((masks.targets // places <= last).any()):
             return None
         return self.targets(told, masks._replace(targets=last * places + masks.targets % places))
+
+
+def hides_some(masks: Masks) -> bool:
+    """Whether there is anything to predict."""
+    return masks.targets.numel() > 0

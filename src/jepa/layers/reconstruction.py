@@ -1,0 +1,89 @@
+"""Encoder, bottleneck and decoder: what autoencoder and VAE have in common."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from jepa.layers.decoder import PixelDecoder
+from jepa.layers.tokens import patch_of, pixels_of, unpatchify
+from jepa.types import Batch, Masks, PatchGrid
+
+BOTTLENECKS = ("pooled", "tokens")
+
+
+class Reconstruction(nn.Module):
+    """Clips through `latent_dim` numbers back to pixels; `numbers_per_latent` is what the bottleneck is told of each.
+
+    With `bottleneck=pooled` all of a clip passes through the latent of its mean token; with `tokens` each token has one.
+    """
+
+    def __init__(
+        self,
+        *,
+        encoder: nn.Module,
+        latent_dim: int,
+        bottleneck: str,
+        numbers_per_latent: int,
+        decoder_width: int | None,
+        decoder_depth: int,
+        decoder_num_heads: int | None,
+    ) -> None:
+        super().__init__()
+        if latent_dim < 1:
+            raise ValueError(f"objective.latent_dim={latent_dim} must be at least 1")
+        if bottleneck not in BOTTLENECKS:
+            raise ValueError(f"objective.bottleneck={bottleneck} is not one of {', '.join(BOTTLENECKS)}")
+        self.encoder: Any = encoder
+        self.patch = patch_of(self.encoder)
+        self.is_pooled = bottleneck == "pooled"
+        self.squeeze = nn.Linear(self.encoder.embed_dim, latent_dim * numbers_per_latent)
+        self.decoder = PixelDecoder(
+            encoder=self.encoder,
+            input_dim=latent_dim,
+            width=decoder_width,
+            depth=decoder_depth,
+            num_heads=decoder_num_heads,
+        )
+
+    @property
+    def backbone(self) -> nn.Module:
+        return self.encoder
+
+    def told(self, clips: Tensor) -> tuple[Tensor, Tensor]:
+        """[B, C, T, H, W] -> tokens [B, N, D], and what the bottleneck is told: [B, 1 or N, numbers]"""
+        tokens = self.encoder(clips)
+        return tokens, self.squeeze(tokens.mean(dim=1, keepdim=True) if self.is_pooled else tokens)
+
+    def latents(self, told: Tensor) -> Tensor:
+        """[B, S, numbers] -> [B, S, latent_dim], the most likely ones"""
+        return told
+
+    def decode(self, latents: Tensor, grid: PatchGrid) -> Tensor:
+        """[B, S, latent_dim] -> float32 pixels [B, N, P]"""
+        return self.decoder(latents, grid).float()
+
+    def after_step(self, step: int) -> dict[str, float]:
+        return {}
+
+    @torch.no_grad()
+    def diagnose(self, batch: Batch, masks: Masks) -> dict[str, Tensor]:
+        """Squared error of the reconstruction, and of the mean clip of the batch."""
+        pixels, grid = pixels_of(batch.clips, self.patch), self.encoder.grid_of(batch.clips)
+        rebuilt = self.decode(self.latents(self.told(batch.clips)[1]), grid)
+        return {
+            "error": (rebuilt - pixels).square().mean(),
+            "trivial_error": (pixels - pixels.mean(dim=0)).square().mean(),
+        }
+
+    @torch.no_grad()
+    def pictures(self, batch: Batch, masks: Masks) -> dict[str, Tensor]:
+        latents = self.latents(self.told(batch.clips)[1])
+        return {"reconstruction": self.draw(latents, batch.clips)}
+
+    def draw(self, latents: Tensor, clips: Tensor) -> Tensor:
+        """[b, S, latent_dim] -> clips [b, C, T, H, W] of the shape that `clips` has"""
+        grid = self.encoder.grid_of(clips)
+        return unpatchify(self.decode(latents, grid), grid, self.patch)[:, :, : clips.shape[2]]

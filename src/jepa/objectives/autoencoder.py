@@ -1,0 +1,39 @@
+"""Autoencoder (Hinton and Salakhutdinov 2006): rebuild the pixels from a few numbers."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from jepa.layers.reconstruction import Reconstruction
+from jepa.layers.tokens import pixels_of
+from jepa.types import Batch, LossOutput, Masks
+
+
+class Autoencoder(Reconstruction):
+    """Squared error of normalised pixels, mean over all of them; masks are not used."""
+
+    def __init__(
+        self,
+        *,
+        encoder: nn.Module,
+        latent_dim: int = 128,
+        bottleneck: str = "pooled",
+        decoder_width: int | None = None,
+        decoder_depth: int = 4,
+        decoder_num_heads: int | None = None,
+    ) -> None:
+        super().__init__(
+            encoder=encoder,
+            latent_dim=latent_dim,
+            bottleneck=bottleneck,
+            numbers_per_latent=1,
+            decoder_width=decoder_width,
+            decoder_depth=decoder_depth,
+            decoder_num_heads=decoder_num_heads,
+        )
+
+    def forward(self, batch: Batch, masks: Masks) -> LossOutput:
+        tokens, told = self.told(batch.clips)
+        rebuilt = self.decode(told, self.encoder.grid_of(batch.clips))
+        loss = (rebuilt - pixels_of(batch.clips, self.patch)).square().mean()
+        return LossOutput(loss, {"reconstruction": loss.detach()}, tokens.float().mean(dim=1).detach())

@@ -1,0 +1,113 @@
+"""Masked autoencoder (He et al. 2022): predict the pixels of what is hidden."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from jepa.layers.decoder import PixelDecoder
+from jepa.layers.tokens import patch_of, pixels_of, unpatchify
+from jepa.types import Batch, LossOutput, Masks
+
+EPSILON = 1e-6
+
+
+class MAE(nn.Module):
+    """The encoder sees the context tokens; a light decoder predicts every other patch.
+
+    Squared error of the hidden patches' pixels, each patch normalised by its own mean and standard deviation where
+    `normalize_patches`. Of several mask sets the losses are averaged; target blocks play no part, whatever is no
+    context is predicted.
+    """
+
+    def __init__(
+        self,
+        *,
+        encoder: nn.Module,
+        num_mask_tokens: int = 1,
+        normalize_patches: bool = True,
+        decoder_width: int | None = None,
+        decoder_depth: int = 4,
+        decoder_num_heads: int | None = None,
+    ) -> None:
+        super().__init__()
+        self.encoder: Any = encoder
+        self.patch = patch_of(self.encoder)
+        self.normalizes = normalize_patches
+        self.decoder = PixelDecoder(
+            encoder=self.encoder,
+            input_dim=self.encoder.embed_dim,
+            width=decoder_width,
+            depth=decoder_depth,
+            num_heads=decoder_num_heads,
+            num_mask_tokens=num_mask_tokens,
+        )
+
+    @property
+    def backbone(self) -> nn.Module:
+        return self.encoder
+
+    def forward(self, batch: Batch, masks: Masks) -> LossOutput:
+        targets = self.targets(batch.clips)
+        losses, embedding = [], None
+        for number, mask in enumerate(masks.sets):
+            tokens = self.encoder(batch.clips, keep=mask.context)
+            embedding = tokens.float().mean(dim=1) if embedding is None else embedding  # [B, D]
+            errors = (self.predict(tokens, batch.clips, mask, number) - targets).square().mean(dim=-1)  # [B, N]
+            losses.append((errors * hidden(mask, errors)).sum(dim=1).mean() / count_hidden(mask, errors))
+        assert embedding is not None
+        loss = torch.stack(losses).mean()
+        return LossOutput(loss, {"reconstruction": loss.detach()}, embedding.detach())
+
+    def predict(self, tokens: Tensor, clips: Tensor, masks: Masks, mask_set: int) -> Tensor:
+        """Context tokens [B, K, D] -> float32 [B, N, P]"""
+        return self.decoder(tokens, self.encoder.grid_of(clips), masks.context, mask_set).float()
+
+    def targets(self, clips: Tensor) -> Tensor:
+        """[B, C, T, H, W] -> float32 [B, N, P]"""
+        pixels = pixels_of(clips, self.patch)
+        if not self.normalizes:
+            return pixels
+        variance, mean = torch.var_mean(pixels, dim=-1, keepdim=True)
+        return (pixels - mean) / (variance + EPSILON).sqrt()
+
+    def after_step(self, step: int) -> dict[str, float]:
+        return {}
+
+    @torch.no_grad()
+    def diagnose(self, batch: Batch, masks: Masks) -> dict[str, Tensor]:
+        """Squared error on the hidden patches, of the first mask set, and of the mean target of each place."""
+        targets = self.targets(batch.clips)
+        predicted = self.predict(self.encoder(batch.clips, keep=masks.context), batch.clips, masks, 0)
+        weights = hidden(masks, predicted[..., 0])
+        weights = weights / weights.sum()
+        mean = targets.mean(dim=0)
+        return {
+            "error": ((predicted - targets).square().mean(dim=-1) * weights).sum(),
+            "trivial_error": ((targets - mean).square().mean(dim=-1) * weights).sum(),
+        }
+
+    @torch.no_grad()
+    def pictures(self, batch: Batch, masks: Masks) -> dict[str, Tensor]:
+        """What is seen, hidden patches grey; and the prediction beside it, in the hidden patches' own mean and spread."""
+        clips, grid = batch.clips, self.encoder.grid_of(batch.clips)
+        pixels = pixels_of(clips, self.patch)
+        predicted = self.predict(self.encoder(clips, keep=masks.context), clips, masks, 0)
+        if self.normalizes:
+            variance, mean = torch.var_mean(pixels, dim=-1, keepdim=True)
+            predicted = predicted * (variance + EPSILON).sqrt() + mean
+        unseen = hidden(masks, predicted[..., 0])[..., None] > 0
+        shown = {"masked": pixels.masked_fill(unseen, 0.0), "reconstruction": torch.where(unseen, predicted, pixels)}
+        return {name: unpatchify(p, grid, self.patch)[:, :, : clips.shape[2]] for name, p in shown.items()}
+
+
+def hidden(masks: Masks, like: Tensor) -> Tensor:
+    """-> [B, N], 1 where a token is no context, else 0"""
+    return torch.ones_like(like).scatter(1, masks.context, 0.0)
+
+
+def count_hidden(masks: Masks, like: Tensor) -> int:
+    """Hidden tokens of each sample."""
+    return like.shape[1] - masks.context.shape[1]

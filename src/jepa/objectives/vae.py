@@ -1,0 +1,90 @@
+"""Variational autoencoder (Kingma and Welling 2014), weighted as beta-VAE (Higgins et al. 2017)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from jepa.layers.reconstruction import Reconstruction
+from jepa.layers.tokens import pixels_of
+from jepa.types import Batch, LossOutput, Masks
+
+NUM_SAMPLES, NUM_STEPS = 16, 8
+SEED = 0
+"""of the samples shown: those of the same latents at every evaluation"""
+
+
+class VAE(Reconstruction):
+    """Squared error of normalised pixels plus the divergence of the latents' posterior from a standard normal.
+
+    The loss is 2/P times the negative evidence lower bound of P pixels with unit variance, without its constant:
+    mean squared error + 2 beta KL / P. `free_bits`, in nats, is what each latent may tell for nothing (Kingma et al.
+    2016, equation 15): its KL, mean over the batch, counts only above it.
+    """
+
+    def __init__(
+        self,
+        *,
+        encoder: nn.Module,
+        latent_dim: int = 128,
+        bottleneck: str = "pooled",
+        beta: float = 1.0,
+        free_bits: float = 0.0,
+        decoder_width: int | None = None,
+        decoder_depth: int = 4,
+        decoder_num_heads: int | None = None,
+    ) -> None:
+        super().__init__(
+            encoder=encoder,
+            latent_dim=latent_dim,
+            bottleneck=bottleneck,
+            numbers_per_latent=2,
+            decoder_width=decoder_width,
+            decoder_depth=decoder_depth,
+            decoder_num_heads=decoder_num_heads,
+        )
+        if min(beta, free_bits) < 0:
+            raise ValueError(f"objective.beta={beta} and objective.free_bits={free_bits} must not be negative")
+        self.beta = beta
+        self.free_bits = free_bits
+
+    def forward(self, batch: Batch, masks: Masks) -> LossOutput:
+        tokens, told = self.told(batch.clips)
+        mean, log_variance = posterior(told)
+        latents = mean + (log_variance / 2).exp() * torch.randn_like(mean)
+        pixels = pixels_of(batch.clips, self.patch)
+        error = (self.decode(latents, self.encoder.grid_of(batch.clips)) - pixels).square().mean()
+        divergence = divergence_from_normal(mean, log_variance).mean(dim=0)  # [S, latent_dim]
+        charged = divergence.clamp_min(self.free_bits).sum()
+        loss = error + 2 * self.beta * charged / pixels[0].numel()
+        metrics = {"reconstruction": error.detach(), "kl": divergence.sum().detach()}
+        return LossOutput(loss, metrics, tokens.float().mean(dim=1).detach())
+
+    def latents(self, told: Tensor) -> Tensor:
+        return posterior(told)[0]
+
+    @torch.no_grad()
+    def pictures(self, batch: Batch, masks: Masks) -> dict[str, Tensor]:
+        clips = batch.clips
+        latents = self.latents(self.told(clips)[1])
+        drawn = torch.randn(NUM_SAMPLES, *latents.shape[1:], generator=torch.Generator().manual_seed(SEED))
+        shown = {
+            "reconstruction": self.draw(latents, clips),
+            "samples": self.draw(drawn.to(latents), clips),
+        }
+        if len(clips) > 1:
+            starts, ends = latents[: len(latents) // 2 * 2].unflatten(0, (-1, 2)).unbind(1)
+            shares = torch.linspace(0, 1, NUM_STEPS, device=latents.device)[:, None, None]
+            shown["interpolations"] = self.draw(torch.lerp(starts[:, None], ends[:, None], shares).flatten(0, 1), clips)
+        return shown
+
+
+def posterior(told: Tensor) -> tuple[Tensor, Tensor]:
+    """[..., 2 latent_dim] -> float32 mean and logarithm of the variance of each latent; the latter within reason."""
+    mean, log_variance = told.float().chunk(2, dim=-1)
+    return mean, log_variance.clamp(-20, 20)
+
+
+def divergence_from_normal(mean: Tensor, log_variance: Tensor) -> Tensor:
+    """KL(N(mean, variance) || N(0, 1)) of each latent in nats (Kingma and Welling 2014, appendix B)."""
+    return (mean.square() + log_variance.exp() - 1 - log_variance) / 2

@@ -1,0 +1,37 @@
+"""No prediction of hidden tokens but a head on what is seen, for views that are compared with each other."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from jepa.layers.init import init_weights
+from jepa.types import Masks, PatchGrid
+
+
+class Projector(nn.Module):
+    """The mean token through two hidden layers with batch norm: what regularisers compare as `predicted`.
+
+    Features before such a head keep more than those after it (SimCLR, Chen et al. 2020, section 4.2; VICReg, Bardes et
+    al. 2022, section 4.2).
+    """
+
+    def __init__(self, *, embed_dim: int, hidden_dim: int = 1024, output_dim: int = 128) -> None:
+        super().__init__()
+        if min(hidden_dim, output_dim) < 1:
+            raise ValueError(
+                f"predictor.hidden_dim={hidden_dim}, predictor.output_dim={output_dim}: must be at least 1"
+            )
+        self.layers = nn.Sequential(
+            nn.Linear(embed_dim, hidden_dim, bias=False),
+            nn.BatchNorm1d(hidden_dim),
+            nn.GELU(),
+            nn.Linear(hidden_dim, hidden_dim, bias=False),
+            nn.BatchNorm1d(hidden_dim),
+            nn.GELU(),
+            nn.Linear(hidden_dim, output_dim),
+        )
+        init_weights(self, ())
+
+    def forward(self, context: Tensor, masks: Masks, grid: PatchGrid | None = None, mask_set: int = 0) -> Tensor:
+        """[B, K, D] -> [B, 1, 1, output_dim]"""
+        return self.layers(context.mean(dim=1))[:, None, None]
