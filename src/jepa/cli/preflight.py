@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import argparse
 import difflib
-import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 from hydra._internal.utils import get_args_parser
-from hydra.core.override_parser.types import IntervalSweep, Override
 
-from jepa.config import Composer, ConfigError
+from jepa.config import Composer, ConfigError, members
 
 
 def preflight(arguments: Sequence[str]) -> list[str]:
@@ -33,7 +31,7 @@ def preflight(arguments: Sequence[str]) -> list[str]:
         swept = {override.key_or_group for override in parsed if override.is_sweep_override()}
         plain = {override.key_or_group for override in parsed if not override.is_hydra_override()} - swept
         settings.append(f"hydra.job.config.override_dirname.exclude_keys=[{','.join(sorted(plain))}]")
-        for member in _members(parsed):
+        for member in members(parsed):
             name = ",".join(sorted(text for text in member if text not in overrides))
             faults += composer.inspect(member, sweep_folder=name).faults
     else:
@@ -43,21 +41,6 @@ def preflight(arguments: Sequence[str]) -> list[str]:
     if faults:
         raise ConfigError(faults)
     return [argument for argument in arguments if argument not in overrides] + settings + overrides
-
-
-def _members(parsed: Sequence[Override]) -> Iterator[list[str]]:
-    """The overrides of every single run of a sweep; of an interval both ends."""
-    axes = []
-    for override in parsed:
-        key, values = override.get_key_element(), override.value()
-        if isinstance(values, IntervalSweep):
-            axes.append([f"{key}={values.start}", f"{key}={values.end}"])
-        elif override.is_sweep_override():
-            axes.append([f"{key}={value}" for value in override.sweep_string_iterator()])
-        else:
-            axes.append([override.input_line or ""])
-    for member in itertools.product(*axes):
-        yield list(member)
 
 
 def _unknown_flag(flag: str, known: Sequence[str]) -> str:
