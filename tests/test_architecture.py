@@ -24,6 +24,8 @@ TREES = {path.relative_to(SOURCE).as_posix(): ast.parse(path.read_text()) for pa
 LEVELS = (
     {"types", "schedules", "catalogue", "signatures", "charts"},
     {"geometry", "schema"},
+    {"checked"},
+    {"data_rules"},
     {"config_rules"},
     {"config_checks"},
     {"distributed", "config"},
@@ -34,6 +36,8 @@ LEVELS = (
     {"encoders", "predictors", "masks", "regularizers", "data"},
     {"objectives", "evaluation"},
     {"training", "downstream", "planning", "export"},
+    {"compare_results"},
+    {"compare", "compare_report"},
     {"assemble"},
     {"agent"},
     {"cli"},
@@ -47,7 +51,7 @@ ONE_HOME = {
     "torch.distributed": ("distributed.py", "checkpoint.py"),
     "wandb": ("logger.py",),
 }
-WITHOUT_TORCH = ("jepa", "jepa.types", "jepa.schedules", "jepa.config", "jepa.report", "jepa.cli.train")
+WITHOUT_TORCH = ("jepa", "jepa.types", "jepa.schedules", "jepa.config", "jepa.report", "jepa.cli.train", "jepa.compare", "jepa.cli.compare")
 BLOCKS = (ast.If, ast.For, ast.While, ast.With, ast.Try, ast.Match, ast.AsyncFor, ast.AsyncWith)
 FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 

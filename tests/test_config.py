@@ -61,7 +61,7 @@ def faults(*overrides: str) -> list[str]:
         (["encoder.depth=2.5"], "encoder.depth=2.5: takes a whole number, not 2.5"),
         (["resume=3"], "resume=3: takes true or false, not 3"),
         (["augment.flip=yes"], "augment.flip=yes: takes true or false, not the text 'yes'"),
-        (["augment=3"], "augment=3: takes the keys crop_scale, crop_aspect, flip, views, not 3"),
+        (["augment=3"], "augment=3: takes the keys crop_scale, crop_aspect, flip, views, jitter, "),
         (["augment.crop_scale=3"], "augment.crop_scale=3: takes a list of numbers, not 3"),
         (["optimizer.betas=0.9"], "optimizer.betas=0.9: takes a list of 2"),
         (["mask=blok"], 'mask=blok: no such choice; did you mean "block"?; valid: block, multiblock3d, '),

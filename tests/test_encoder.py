@@ -164,9 +164,23 @@ def test_refuses_sizes_that_do_not_fit(changes: dict[str, Any], message: str) ->
         make_encoder(**changes)
 
 
-def test_refuses_clips_of_another_size() -> None:
-    with pytest.raises(ValueError, match=r"\(3, 1, 16, 24\), got \(3, 1, 24, 24\)"):
-        make_encoder()(torch.zeros(1, 3, 24, 24))
+def test_refuses_clips_that_patches_do_not_divide_or_of_other_channels() -> None:
+    with pytest.raises(ValueError, match="image height 20 is not divisible by the patch's 8"):
+        make_encoder()(torch.zeros(1, 3, 20, 24))
+    with pytest.raises(ValueError, match=r"reads 3 channels, got clips of \(1, 24, 24\)"):
+        make_encoder()(torch.zeros(1, 1, 24, 24))
+
+
+def test_a_picture_of_another_size_has_the_positions_of_its_own_grid() -> None:
+    """What an encoder made for that size would say with the same weights."""
+    encoder = make_encoder()
+    other = make_encoder(clip_shape=(3, 1, 32, 8))
+    other.load_state_dict(encoder.state_dict())
+    clips = random_clips(other)
+    assert encoder.grid_of(clips) == other.grid == PatchGrid(1, 4, 1)
+    torch.testing.assert_close(encoder(clips), other(clips))
+    keep = torch.tensor([[0, 3], [1, 2]])
+    torch.testing.assert_close(encoder(clips, keep=keep), other(clips, keep=keep))
 
 
 def test_weights_start_as_usual_at_the_usual_width() -> None:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn.functional import interpolate
 
-from jepa.data.transforms import CHUNK, Augment, EvalTransform, resample_densely, resample_singly
+from jepa.data.transforms import BOX_DRAWS, CHUNK, Augment, EvalTransform, draw_boxes, resample_densely, resample_singly
 from jepa.types import RawBatch
 
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
@@ -39,8 +39,15 @@ def seeded(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
+def drawn(sizes: torch.Tensor, **changes) -> tuple[torch.Tensor, torch.Tensor]:
+    """Boxes and flips of `augment(**changes)` with the first generator."""
+    made = augment(**changes)
+    uniform = torch.rand(len(sizes), BOX_DRAWS, generator=seeded())
+    return draw_boxes(sizes, uniform, made.crop_scale, made.crop_aspect)
+
+
 def boxes_of(sizes: list[tuple[int, int]], **changes) -> torch.Tensor:
-    return augment(**changes).draw(torch.tensor(sizes), seeded())[0]
+    return drawn(torch.tensor(sizes), **changes)[0]
 
 
 SIZES = [(37, 50), (50, 37), (64, 64), (1, 1), (10, 100), (5, 3), (33, 48), (90, 20)]
@@ -88,23 +95,23 @@ def test_every_image_has_a_box_of_its_own():
 
 def test_a_sample_does_not_depend_on_the_batch_size():
     raw = raw_batch([(40, 60), (60, 40), (50, 50), (31, 44), (60, 60)])
-    whole = augment()(raw, seeded())
-    part = augment()(RawBatch(*(t[:2] for t in raw[:3]), raw.broken, raw.parts[:2]), seeded())
+    whole = augment()(raw, seeded()).clips
+    part = augment()(RawBatch(*(t[:2] for t in raw[:3]), raw.broken, raw.parts[:2]), seeded()).clips
     assert torch.equal(whole[:2], part)
 
 
 def test_the_generator_decides_everything():
     raw = raw_batch([(40, 60)] * 3)
-    assert torch.equal(augment()(raw, seeded(1)), augment()(raw, seeded(1)))
-    assert not torch.equal(augment()(raw, seeded(1)), augment()(raw, seeded(2)))
+    assert torch.equal(augment()(raw, seeded(1)).clips, augment()(raw, seeded(1)).clips)
+    assert not torch.equal(augment()(raw, seeded(1)).clips, augment()(raw, seeded(2)).clips)
 
 
 def test_half_of_the_images_are_mirrored_unless_flip_is_false():
     raw = raw_batch([(24, 32)] * 400)
     raw = raw._replace(pixels=raw.pixels[:1].expand(400, -1, -1, -1, -1))
     whole = {"crop_scale": (1.0, 1.0), "crop_aspect": (4 / 3, 4 / 3)}
-    plain = augment(**whole, flip=False)(raw, seeded())
-    mixed = augment(**whole)(raw, seeded())
+    plain = augment(**whole, flip=False)(raw, seeded()).clips
+    mixed = augment(**whole)(raw, seeded()).clips
     assert (plain == plain[:1]).all()
     mirrored = (mixed == plain.flip(-1)).flatten(1).all(1)
     assert (mirrored | (mixed == plain).flatten(1).all(1)).all()
@@ -115,38 +122,38 @@ def test_half_of_the_images_are_mirrored_unless_flip_is_false():
 @pytest.mark.parametrize("size", [(24, 32), (80, 64)])
 def test_views_are_crops_of_their_own_of_one_sample_side_by_side(size, frames):
     raw = raw_batch([(37, 40), size], frames)
-    views = augment(views=3)(raw, seeded())
+    views = augment(views=3)(raw, seeded()).clips
     rows = (tensor.repeat_interleave(3, dim=0) for tensor in raw[:3])
     repeated = RawBatch(*rows, raw.broken, raw.parts.repeat_interleave(3))
     assert views.shape == (6, 3, frames, 24, 32)
-    torch.testing.assert_close(views, augment()(repeated, seeded()), atol=1e-5, rtol=0)
+    torch.testing.assert_close(views, augment()(repeated, seeded()).clips, atol=1e-5, rtol=0)
     assert len({view.numpy().tobytes() for view in views}) == 6
 
 
 def test_one_view_is_the_batch_itself():
     raw = raw_batch([(37, 50), (31, 44)])
-    assert torch.equal(augment(views=1)(raw, seeded()), augment()(raw, seeded()))
+    assert torch.equal(augment(views=1)(raw, seeded()).clips, augment()(raw, seeded()).clips)
 
 
 def test_views_of_a_sample_do_not_depend_on_the_batch_size():
     raw = raw_batch([(40, 60), (60, 40), (50, 50)])
     part = RawBatch(*(t[:2] for t in raw[:3]), raw.broken, raw.parts[:2])
-    assert torch.equal(augment(views=2)(raw, seeded())[:4], augment(views=2)(part, seeded()))
+    assert torch.equal(augment(views=2)(raw, seeded()).clips[:4], augment(views=2)(part, seeded()).clips)
 
 
 @pytest.mark.parametrize("size", [(24, 32), (80, 64)])
 def test_all_frames_of_a_clip_share_one_box(size):
     """A clip of one image repeated stays still, and a frame does not depend on its neighbours."""
     raw = raw_batch([size, (37, 50)], frames=3)
-    clips = augment()(raw, seeded())
+    clips = augment()(raw, seeded()).clips
     for frame in range(3):
         still = raw._replace(pixels=raw.pixels[:, :, frame : frame + 1].expand(-1, -1, 3, -1, -1))
-        torch.testing.assert_close(augment()(still, seeded())[:, :, 0], clips[:, :, frame], atol=1e-5, rtol=0)
+        torch.testing.assert_close(augment()(still, seeded()).clips[:, :, 0], clips[:, :, frame], atol=1e-5, rtol=0)
 
 
 def test_normalisation_is_that_of_the_data_set():
     raw = raw_batch([(24, 32)])
-    clips = augment(crop_scale=(1.0, 1.0), crop_aspect=(4 / 3, 4 / 3), flip=False)(raw, seeded())
+    clips = augment(crop_scale=(1.0, 1.0), crop_aspect=(4 / 3, 4 / 3), flip=False)(raw, seeded()).clips
     mean, std = (torch.tensor(values).view(1, 3, 1, 1, 1) for values in (MEAN, STD))
     torch.testing.assert_close(clips, (raw.pixels / 255 - mean) / std, atol=1e-5, rtol=0)
 
@@ -155,7 +162,7 @@ def test_normalisation_is_that_of_the_data_set():
 @pytest.mark.parametrize("size", [(24, 32), (96, 64), (7, 5)])
 def test_the_two_routes_agree_to_one_grey_level(size, frames):
     raw = raw_batch([(37, 50), (64, 41), (64, 64), (9, 9)], frames)
-    boxes, flips = augment(image_size=size).draw(raw.sizes, seeded())
+    boxes, flips = drawn(raw.sizes)
     singly = resample_singly(raw.pixels, boxes, size, flips, None)
     densely = resample_densely(raw.pixels, boxes, size, flips, None)
     assert singly.shape == (4, 3, frames, *size)
@@ -164,7 +171,7 @@ def test_the_two_routes_agree_to_one_grey_level(size, frames):
 
 def test_the_dense_route_equals_float_resampling_of_each_crop():
     raw = raw_batch([(37, 50), (64, 41), (64, 64)])
-    boxes, _ = augment().draw(raw.sizes, seeded())
+    boxes, _ = drawn(raw.sizes)
     densely = resample_densely(raw.pixels, boxes, (24, 32), None, None)
     for clip, frame, (top, left, height, width) in zip(
         densely, raw.pixels[:, :, 0].float(), boxes.tolist(), strict=True
@@ -177,7 +184,7 @@ def test_the_dense_route_equals_float_resampling_of_each_crop():
 
 def test_the_dense_route_in_pieces_is_the_same(monkeypatch):
     raw = raw_batch([(37, 50), (64, 41), (64, 64)])
-    boxes, flips = augment().draw(raw.sizes, seeded())
+    boxes, flips = drawn(raw.sizes)
     whole = resample_densely(raw.pixels, boxes, (24, 32), flips, None)
     monkeypatch.setitem(CHUNK, "cpu", 2 * raw.pixels[0].numel())
     torch.testing.assert_close(resample_densely(raw.pixels, boxes, (24, 32), flips, None), whole, atol=1e-4, rtol=0)
@@ -256,7 +263,7 @@ def test_evaluation_is_its_pictures_normalised():
 
 def test_evaluation_and_an_augmentation_that_does_nothing_agree():
     raw = raw_batch([(48, 64)] * 2)
-    still = augment(crop_scale=(1.0, 1.0), crop_aspect=(4 / 3, 4 / 3), flip=False)(raw, seeded())
+    still = augment(crop_scale=(1.0, 1.0), crop_aspect=(4 / 3, 4 / 3), flip=False)(raw, seeded()).clips
     seen = EvalTransform(image_size=(24, 32), mean=MEAN, std=STD)(raw.pixels)
     assert (still - seen).abs().max() <= 1.01 / (255 * min(STD))
 

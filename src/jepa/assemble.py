@@ -6,6 +6,7 @@ import inspect
 import math
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +76,9 @@ def assemble(phase: Phase, dataset: Dataset, folder: Path) -> Run:
     plan = make_plan(phase, len(dataset))
     parts = make_parts(config, dataset, plan, session)
     evaluators = [factory(node)() for node in config.evaluator.values()]
+    evaluation = asdict(config.evaluation)
+    judge = evaluation.pop("judge")
+    crops = {key: getattr(config.augment, key) for key in ("crop_scale", "crop_aspect", "flip")}
     prober = Prober(
         dataset=getattr(dataset, "probed", dataset),
         transform=EvalTransform(**picture(config, dataset)),
@@ -83,7 +87,8 @@ def assemble(phase: Phase, dataset: Dataset, folder: Path) -> Run:
         seed=config.seed,
         autocast=session.autocast,
         evaluators=evaluators,
-        **asdict(config.evaluation),
+        crops=partial(Augment, **picture(config, dataset), **crops),
+        **evaluation,
     )
     return Run(
         folder=folder,
@@ -97,6 +102,7 @@ def assemble(phase: Phase, dataset: Dataset, folder: Path) -> Run:
         config_text=to_yaml(phase.whole),
         facts={"clip_shape": parts.objective.backbone.clip_shape, "mean": dataset.mean, "std": dataset.std},
         keep=config.keep,
+        judge=judge,
     )
 
 

@@ -7,7 +7,8 @@ from typing import Any
 
 from jepa import signatures
 from jepa.catalogue import Catalogue, Choice, find, flatten, nearest, suggestion
-from jepa.config_rules import Checked, Show, faults_between
+from jepa.checked import Checked, Show
+from jepa.config_rules import faults_between
 
 WIRED = {
     "encoder": {"clip_shape"},

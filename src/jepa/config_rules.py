@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from jepa import signatures
-from jepa.catalogue import find, flatten, suggestion
+from jepa.catalogue import find, suggestion
+from jepa.checked import AbsentError, Checked, Rule, not_divisible, pair_of
+from jepa.data_rules import OF_CROPS, OF_DATA
 from jepa.geometry import mask_faults, show_grid
 from jepa.schema import show_value
 from jepa.types import PatchGrid
-
-Show = Callable[[str], str]
-"""Dotted key -> the override that set it, or its value and the file."""
 
 AT_LEAST_ONE = (
     *(
@@ -36,49 +34,35 @@ AT_LEAST_ONE = (
         "predictor.depth",
         "predictor.num_heads",
         "predictor.width",
+        "predictor.hidden_dim",
+        "predictor.output_dim",
+        "objective.latent_dim",
+        "objective.decoder_width",
+        "objective.decoder_depth",
+        "objective.decoder_num_heads",
         "evaluation.train_samples",
         "evaluation.val_samples",
         "evaluation.batch_size",
     ),
 )
-NOT_NEGATIVE = ("seed", "num_workers", "schedule.warmup_ratio", "schedule.warmup_epochs")
+NOT_NEGATIVE = (
+    "objective.beta",
+    "objective.free_bits",
+    "seed",
+    "num_workers",
+    "schedule.warmup_ratio",
+    "schedule.warmup_epochs",
+    "augment.local_views",
+)
 ABOVE_ZERO = ("lr", "clip_grad", "spike_guard")
-PRECISIONS = ("auto", "bf16", "fp32")
+WORDS = {
+    "precision": ("auto", "bf16", "fp32"),
+    "objective.loss": ("mse", "smooth_l1", "l1"),
+    "objective.target": ("ema", "stopgrad", "none"),
+    "objective.bottleneck": ("pooled", "tokens"),
+}
 POSITIONS = ("sincos", "rope", "vjepa2")
 PHASE_KEYS = ("share", "image_size", "num_frames", "micro_batch_size")
-
-
-class AbsentError(KeyError):
-    """A rule needs a value that is not there, or that is already refused."""
-
-
-class Checked(Mapping[str, Any]):
-    """A configuration by dotted key, without the values that are null, not given, or already refused."""
-
-    def __init__(self, config: Mapping[str, Any], show: Show, refused: set[str]) -> None:
-        self.config = config
-        self.show = show
-        self.refused = refused
-        self._values = {k: v for k, v in flatten(config) if k not in refused and v is not None and v != "???"}
-
-    def changed(self, values: Mapping[str, Any]) -> Checked:
-        """The same configuration with other values of some top-level keys."""
-
-        def show(key: str) -> str:
-            return f"{key}={show_value(values[key])}" if key in values else self.show(key)
-
-        return Checked({**self.config, **values}, show, self.refused - set(values))
-
-    def __getitem__(self, key: str) -> Any:
-        if key not in self._values:
-            raise AbsentError(key)
-        return self._values[key]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._values)
-
-    def __len__(self) -> int:
-        return len(self._values)
 
 
 def _bounds(checked: Checked) -> Iterator[str]:
@@ -95,58 +79,38 @@ def _bounds(checked: Checked) -> Iterator[str]:
 
 
 def _words(checked: Checked) -> Iterator[str]:
-    if checked.get("precision", "auto") not in PRECISIONS:
-        yield f"{checked.show('precision')}: no such precision; valid: {', '.join(PRECISIONS)}"
+    for key, valid in WORDS.items():
+        is_ours = not key.startswith("objective.") or checked.get("objective._target_", "").startswith("jepa.")
+        if is_ours and (word := checked.get(key, valid[0])) not in valid:
+            meant = f"{suggestion(str(word), valid)}; valid: {', '.join(valid)}"
+            yield f"{checked.show(key)}: no such {key.rpartition('.')[2]}{meant}"
     if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", checked.get("device", "auto")):
         yield f"{checked.show('device')}: no such device; valid: auto, cpu, cuda, cuda:0, cuda:1 ..."
+    if not re.fullmatch(r"[\w*?-]+/[\w*?-]+", checked.get("evaluation.judge", "probe/*")):
+        yield f"{checked.show('evaluation.judge')}: metrics have names with a slash, as probe/knn_top1, predict/gain"
     name = str(checked.get("name", "-"))
     if not name or Path(name).is_absolute() or ".." in Path(name).parts:
         yield f"{checked.show('name')}: names a folder below outputs/, so no absolute path and no '..'"
 
 
-def _ranges(checked: Checked) -> Iterator[str]:
-    """Shares of an area and aspect ratios of the augmentation; those of masks are checked with the grid."""
-    for key, upper in (("augment.crop_scale", 1.0), ("augment.crop_aspect", float("inf"))):
-        bounds = checked[key]
-        if len(bounds) != 2 or not 0 < bounds[0] <= bounds[1] <= upper:
-            limit = f" and at most {upper:g}" if upper < float("inf") else ""
-            yield f"{checked.show(key)}: must be two numbers, the smaller first, above 0{limit}"
-
-
-def _pair(value: Any) -> tuple[int, int] | None:
-    """(height, width) of a whole number or two of them, None of anything else."""
-    pair: list[Any] = value if isinstance(value, list) else [value, value]
-    if len(pair) != 2 or not all(isinstance(side, int) and not isinstance(side, bool) and side > 0 for side in pair):
-        return None
-    return pair[0], pair[1]
-
-
 def _image_size(checked: Checked) -> Iterator[str]:
-    sizes = _pair(checked["image_size"])
+    sizes = pair_of(checked["image_size"])
     if sizes is None:
         yield f"{checked.show('image_size')}: takes a number of pixels, or [height, width]"
         return
-    patches = _pair(checked["encoder.patch_size"])
+    patches = pair_of(checked["encoder.patch_size"])
     if patches is None:
         yield f"{checked.show('encoder.patch_size')}: takes a number of pixels, or [height, width]"
         return
     for size, patch in dict.fromkeys(zip(sizes, patches, strict=True)):
-        yield from _not_divisible(checked, "image_size", size, "encoder.patch_size", patch)
+        yield from not_divisible(checked, "image_size", size, "encoder.patch_size", patch)
 
 
 def _frames(checked: Checked) -> Iterator[str]:
     """A single frame is an image, which the encoder repeats to fill a tubelet."""
     if checked["num_frames"] > 1:
         tubelet = checked["encoder.tubelet_size"]
-        yield from _not_divisible(checked, "num_frames", checked["num_frames"], "encoder.tubelet_size", tubelet)
-
-
-def _not_divisible(checked: Checked, size_key: str, size: int, patch_key: str, patch: int) -> Iterator[str]:
-    if patch > 0 and size % patch:
-        below = size // patch * patch
-        near = ", ".join(str(side) for side in (below, below + patch) if side)
-        both = f"{checked.show(size_key)} with {checked.show(patch_key)}"
-        yield f"{both}: {size} is not divisible by {patch}; nearest: {near}"
+        yield from not_divisible(checked, "num_frames", checked["num_frames"], "encoder.tubelet_size", tubelet)
 
 
 def _images_only(checked: Checked) -> Iterator[str]:
@@ -185,6 +149,17 @@ def _divides(checked: Checked, heads_key: str, width_key: str) -> Iterator[str]:
         yield f"{keys}: rotary positions need heads of an even width of at least 6, not {width // heads}"
 
 
+def _decoder(checked: Checked) -> Iterator[str]:
+    """The decoder of pixels takes half the encoder's width and its heads where nothing else is said."""
+    if "objective.decoder_depth" not in checked:
+        return
+    width = checked.get("objective.decoder_width", checked["encoder.embed_dim"] // 2)
+    heads = checked.get("objective.decoder_num_heads", checked["encoder.num_heads"])
+    if min(width, heads) >= 1 and (width % heads or width % 4):
+        shown = " with ".join(checked.show(f"objective.decoder_{key}") for key in ("width", "num_heads"))
+        yield f"{shown}: a decoder of width {width} and {heads} heads; the width must be divisible by both 4 and the heads"
+
+
 def _positions(checked: Checked) -> Iterator[str]:
     for section in ("encoder", "predictor"):
         key, target = f"{section}.position", checked.get(f"{section}._target_", "")
@@ -194,7 +169,7 @@ def _positions(checked: Checked) -> Iterator[str]:
 
 
 def _mask(checked: Checked) -> Iterator[str]:
-    sizes, patches = _pair(checked["image_size"]), _pair(checked["encoder.patch_size"])
+    sizes, patches = pair_of(checked["image_size"]), pair_of(checked["encoder.patch_size"])
     if sizes is None or patches is None or sizes[0] < patches[0] or sizes[1] < patches[1]:
         return
     steps = checked["num_frames"] // max(1, checked.get("encoder.tubelet_size", 1))
@@ -219,11 +194,29 @@ def _compared(checked: Checked) -> Iterator[str]:
         path, target = f"regularizer.{name}", str(node.get("_target_")).rpartition(".")[2]
         between = checked.get(f"{path}.between", "crops") if target == "CrossView" else None
         invariance = f"{path}.invariance" if checked.get(f"{path}.invariance", 0) > 0 else None
-        if (invariance or between == "crops") and checked["augment.views"] < 2:
+        num_crops = checked["augment.views"] + checked.get("augment.local_views", 0)
+        if (invariance or between == "crops") and num_crops < 2:
             which = checked.show(invariance or f"{path}.between")
             yield f"{which} with {checked.show('augment.views')}: compares crops of a sample; set augment.views=2"
         if (between == "frames" or target == "TemporalSimilarity") and checked["num_frames"] < 2:
             yield f"{checked.show(path)} with {checked.show('num_frames')}: compares the time steps of a clip"
+
+
+def _latents(checked: Checked) -> Iterator[str]:
+    """Masks and predictor fit each other and the objective: something is predicted, or views are compared."""
+    hides = not checked["mask._target_"].endswith(".NoMask")
+    objective = checked["objective._target_"].rpartition(".")[2]
+    if objective == "MAE" and not hides:
+        yield "mask=none: hides no patch that objective=mae could predict; try mask=random"
+    if objective != "JEPA":
+        return
+    projects = checked["predictor._target_"].endswith(".Projector")
+    if projects and hides:
+        yield "predictor=projector: predicts no hidden tokens, it compares views; give it mask=none"
+    elif not hides and not projects:
+        yield "mask=none: nothing is hidden that could be predicted; choose a mask, or predictor=projector"
+    elif not hides and not checked.config.get("regularizer"):
+        yield "mask=none: regularisers are the whole loss then, and there is none; try regularizer=[cross_view,sigreg]"
 
 
 def _warmup(checked: Checked) -> Iterator[str]:
@@ -251,51 +244,6 @@ def _batch(checked: Checked) -> Iterator[str]:
         yield f"{both}: the data set is smaller than one batch"
 
 
-def _folders(checked: Checked) -> Iterator[str]:
-    root = checked["dataset.root_path"]
-    kinds = {"dataset.image_folder": "IMAGE.jpg", "dataset.video_folder": "VIDEO.mp4"}
-    file = next((kinds[key] for key in kinds if key in checked), "")
-    for key in (*kinds, "dataset.val_folder"):
-        if key not in checked:
-            continue
-        folder = Path(root).expanduser().absolute() / checked[key]
-        if not folder.is_dir():
-            both = f"{checked.show('dataset.root_path')} with {checked.show(key)}"
-            layout = f"{folder}/CLASS/{file}, or {folder}/{file} without labels"
-            yield f"{both}: there is no folder {folder}; {_what_is_there(folder)}; expected {layout}"
-            return
-
-
-def _clips(checked: Checked) -> Iterator[str]:
-    if "dataset.fps" in checked and checked["dataset.stride"] != 1:
-        both = f"{checked.show('dataset.fps')} with {checked.show('dataset.stride')}"
-        yield f"{both}: give one of them; frames are chosen by time or by number"
-
-
-def _downloaded(checked: Checked) -> Iterator[str]:
-    folder = Path(checked["dataset.root_path"]).expanduser().absolute()
-    if not checked["dataset.download"] and not folder.is_dir():
-        shown = checked.show("dataset.root_path")
-        yield f"{shown}: there is no folder {folder}; {_what_is_there(folder)}; dataset.download=true fetches the data"
-
-
-def _local_path(checked: Checked) -> Iterator[str]:
-    """A name on the hub has at most one slash and no dot in front; any other `path` lies on this machine."""
-    path = checked["dataset.path"]
-    is_local = path.startswith(("/", ".", "~")) or path.endswith(".parquet") or path.count("/") > 1
-    absolute = Path(path).expanduser().absolute()
-    if is_local and not any(sign in path for sign in "*?[") and not absolute.exists():
-        yield f"{checked.show('dataset.path')}: there is no {absolute}; {_what_is_there(absolute)}"
-
-
-def _what_is_there(path: Path) -> str:
-    """The nearest folder above that exists, and what it holds."""
-    found = next(parent for parent in path.parents if parent.is_dir())
-    names = sorted(entry.name + "/" * entry.is_dir() for entry in os.scandir(found) if not entry.name.startswith("."))
-    listing = ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
-    return f"{found} holds {listing or 'nothing'}"
-
-
 def _phases(checked: Checked) -> Iterator[str]:
     """Phases have shares that sum to 1, and each has sizes that a run could have."""
     phases = checked["phases"]
@@ -319,7 +267,7 @@ def _phase(checked: Checked, phase: Any) -> Iterator[str]:
     wrong = {
         key: value
         for key, value in phase.items()
-        if (key == "image_size" and _pair(value) is None)
+        if (key == "image_size" and pair_of(value) is None)
         or (key == "num_frames" and not _is_whole(value))
         or (key == "micro_batch_size" and value is not None and not _is_whole(value))
     }
@@ -349,22 +297,18 @@ def faults_between(checked: Checked) -> list[str]:
     return list(_apply(RULES, checked))
 
 
-Rule = Callable[[Checked], Iterator[str]]
-
-OF_SIZES: tuple[Rule, ...] = (_image_size, _frames, _images_only, _mask, _compared, _batch)
+OF_SIZES: tuple[Rule, ...] = (_image_size, _frames, _images_only, _mask, _compared, _batch, *OF_CROPS)
 """Rules that a phase of other sizes can break."""
 
 RULES: tuple[Rule, ...] = (
     _bounds,
     _words,
-    _ranges,
     _heads,
+    _decoder,
     _positions,
+    _latents,
     *OF_SIZES,
     _phases,
     _warmup,
-    _folders,
-    _clips,
-    _downloaded,
-    _local_path,
+    *OF_DATA,
 )

@@ -23,6 +23,15 @@ LEVELS = 33
 Shape = tuple[int, int]
 
 
+def local_size(given: Any, image_size: Shape, patch_size: Shape) -> Shape:
+    """Height and width in pixels of smaller crops: as given, or half of the image rounded to whole patches."""
+    if given is None:
+        height, width = (max(1, round(side / (2 * p))) * p for side, p in zip(image_size, patch_size, strict=True))
+    else:
+        height, width = (given, given) if isinstance(given, int) else given
+    return height, width
+
+
 def mask_faults(node: Mapping[str, Any], grid: PatchGrid) -> list[str]:
     """What keeps the masker of a `mask` node from being built on this grid."""
     kind = str(node.get("_target_", "")).rpartition(".")[2]

@@ -27,12 +27,19 @@ class ConfigError(ValueError):
 
 @dataclass(kw_only=True)
 class AugmentConfig:
-    """Random crop and flip of the training images."""
+    """Random crops, flips and colours of the training images."""
 
     crop_scale: list[float]
     crop_aspect: list[float]
     flip: bool
     views: int
+    jitter: float
+    grayscale: float
+    blur: float
+    solarize: float
+    local_views: int
+    local_scale: list[float]
+    local_size: Any
 
 
 @dataclass(kw_only=True)
@@ -43,6 +50,7 @@ class EvaluationConfig:
     val_samples: int
     batch_size: int
     still: bool
+    judge: str | None
 
 
 @dataclass(kw_only=True)

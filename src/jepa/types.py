@@ -7,11 +7,13 @@ configuration can be checked in a moment.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
+    import torch
     from torch import Generator, Tensor, nn
 
 ClipShape = tuple[int, int, int, int]
@@ -261,6 +263,24 @@ class Features(NamedTuple):
     """float16 [n, J, D], averaged over neighbours down to what an evaluator asks for; None where none asks"""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Tuning:
+    """What it takes to train the encoder of the moment further, on the training samples of the probe."""
+
+    backbone: nn.Module
+    """to be copied, never to be changed"""
+    device: torch.device
+    seed: int
+    num_train: int
+    """samples of one pass, unreadable ones included"""
+    train: Callable[[int, Generator], Iterable[tuple[Tensor, Tensor]]]
+    """(batch_size, generator) -> random crops [b, C, T, H, W] and labels [b] on the device, one pass in random order"""
+    val: Callable[[], Iterable[Tensor]]
+    """clips [b, C, T, H, W] on the device, in the order of `Snapshot.val`, as the encoder is probed on them"""
+    autocast: Callable[[], AbstractContextManager]
+    should_stop: Callable[[], bool]
+
+
 @dataclass(frozen=True)
 class Snapshot:
     """What the evaluators look at: frozen features of one moment of the training, all on the CPU."""
@@ -286,6 +306,10 @@ class Snapshot:
     """uint8 [b, C, T, H, W] by name: what `Objective.pictures` gave for `pictures`"""
     still: tuple[Features, Features] | None = None
     """train and val of clips that show their middle frame all the time, where motion is told apart"""
+    views: Tensor | None = None
+    """float32 [n, q, D]: random crops of the first validation samples, where an evaluator asks for them"""
+    tuning: Tuning | None = None
+    """not on the CPU but where the run is"""
 
 
 @dataclass(frozen=True)

@@ -12,18 +12,23 @@ import torch
 from torch import Generator, Tensor
 from torch.nn.functional import interpolate
 
-from jepa.types import RawBatch
+from jepa.data.colour import Colour
+from jepa.types import Batch, RawBatch
 
 ATTEMPTS = 10
 """draws of a box before the largest central one is taken, as in torchvision's RandomResizedCrop"""
 
+BOX_DRAWS = 2 * ATTEMPTS + 3
+"""uniform numbers that a crop needs: areas and aspect ratios, row, column, mirror"""
+
 
 class Augment:
-    """(RawBatch, generator) -> float [B * views, C, T, H, W] on its device: random resized crop, flip, normalise.
+    """(RawBatch, generator) -> Batch on its device: random resized crop, flip, colours, normalise.
 
-    The boxes are those of torchvision's RandomResizedCrop, drawn apart for every sample and for each of its `views`,
-    which are rows v * views to v * views + views - 1; all frames of a clip share one. Sample i does not depend on the
-    batch size. Everything random comes from the CPU generator.
+    The boxes are those of torchvision's RandomResizedCrop, drawn apart for every sample, each of its `views` and each
+    of its `local_views`, which are smaller crops (multi-crop, Caron et al. 2020); rows v * views to
+    v * views + views - 1 show sample v. All frames of a clip share one box and one change of colours. Sample i does not
+    depend on the batch size. Everything random comes from the CPU generator.
     """
 
     def __init__(
@@ -36,12 +41,22 @@ class Augment:
         mean: Sequence[float],
         std: Sequence[float],
         views: int = 1,
+        jitter: float = 0.0,
+        grayscale: float = 0.0,
+        blur: float = 0.0,
+        solarize: float = 0.0,
+        local_views: int = 0,
+        local_scale: tuple[float, float] = (0.05, 0.3),
+        local_size: tuple[int, int] | None = None,
     ) -> None:
         _check_size(image_size)
         if views < 1:
             raise ValueError(f"augment.views={views}: expected at least one crop of each sample")
-        if not 0 < crop_scale[0] <= crop_scale[1] <= 1:
-            raise ValueError(f"augment.crop_scale={list(crop_scale)}: expected 0 < smallest <= largest <= 1")
+        if local_views < 0 or (local_views and local_size is None):
+            raise ValueError(f"augment.local_views={local_views}: expected 0, or a local_size beside")
+        for key, scale in {"crop_scale": crop_scale, "local_scale": local_scale}.items():
+            if not 0 < scale[0] <= scale[1] <= 1:
+                raise ValueError(f"augment.{key}={list(scale)}: expected 0 < smallest <= largest <= 1")
         if not 0 < crop_aspect[0] <= crop_aspect[1]:
             raise ValueError(f"augment.crop_aspect={list(crop_aspect)}: expected 0 < narrowest <= widest")
         self.image_size = image_size
@@ -49,32 +64,61 @@ class Augment:
         self.crop_aspect = crop_aspect
         self.flip = flip
         self.views = views
+        self.local_views = local_views
+        self.local_scale = local_scale
+        self.local_size = local_size or image_size
         self.normalise = Normalise(mean, std)
+        self.colour = Colour(channels=len(mean), jitter=jitter, grayscale=grayscale, blur=blur, solarize=solarize)
 
     @property
     def canvas(self) -> int:
         """The longest shorter side of a decoded image of which the smallest crop is not enlarged."""
-        return math.ceil(max(self.image_size) / math.sqrt(self.crop_scale[0]))
+        side = max(self.image_size) / math.sqrt(self.crop_scale[0])
+        local = max(self.local_size) / math.sqrt(self.local_scale[0]) if self.local_views else 0
+        return math.ceil(max(side, local))
 
-    def __call__(self, raw: RawBatch, generator: Generator) -> Tensor:
-        boxes, flips = self.draw(raw.sizes.repeat_interleave(self.views, dim=0), generator)
-        return resample(raw.pixels, boxes, self.image_size, flips if self.flip else None, self.normalise)
+    def __call__(self, raw: RawBatch, generator: Generator) -> Batch:
+        num_crops, num_draws = self.views + self.local_views, BOX_DRAWS + self.colour.num_draws
+        uniform = torch.rand(len(raw.sizes), num_crops, num_draws, generator=generator)
+        uniform = uniform.to(raw.sizes.device, non_blocking=True)
+        clips = self._crops(raw, uniform[:, : self.views], self.crop_scale, self.image_size)
+        local = None
+        if self.local_views:
+            local = self._crops(raw, uniform[:, self.views :], self.local_scale, self.local_size)
+        return Batch(clips, raw.labels.repeat_interleave(self.views), self.views, local)
 
-    def draw(self, sizes: Tensor, generator: Generator) -> tuple[Tensor, Tensor]:
-        """[B, 2] -> long [B, 4] (top, left, height, width) and bool [B], on the device of `sizes`."""
-        uniform = torch.rand(len(sizes), 2 * ATTEMPTS + 3, generator=generator).to(sizes.device, non_blocking=True)
-        scale, aspect = uniform[:, : 2 * ATTEMPTS].unflatten(1, (2, ATTEMPTS)).unbind(1)  # [B, ATTEMPTS] each
-        size = sizes.float()
-        area = size.prod(1, keepdim=True) * _between(self.crop_scale, scale)
-        ratio = _between((math.log(self.crop_aspect[0]), math.log(self.crop_aspect[1])), aspect).exp()
-        tried = torch.stack([(area / ratio).sqrt().round(), (area * ratio).sqrt().round()], dim=-1)  # [B, ATTEMPTS, 2]
-        fits = ((tried >= 1) & (tried <= size[:, None])).all(dim=-1)
-        first = tried[torch.arange(len(sizes), device=sizes.device), fits.int().argmax(dim=1)]  # [B, 2]
-        found = fits.any(dim=1, keepdim=True)
-        shape = torch.where(found, first, _central(size, self.crop_aspect))
-        margin = size - shape
-        place = torch.where(found, (uniform[:, -3:-1] * (margin + 1)).floor().minimum(margin), (margin / 2).floor())
-        return torch.cat([place, shape], dim=1).long(), uniform[:, -1] < 0.5
+    def _crops(self, raw: RawBatch, uniform: Tensor, scale: tuple[float, float], size: tuple[int, int]) -> Tensor:
+        """[B, V, draws] -> [B V, C, T, h, w]"""
+        sizes = raw.sizes.repeat_interleave(uniform.shape[1], dim=0)
+        uniform = uniform.flatten(0, 1)
+        boxes, flips = draw_boxes(sizes, uniform, scale, self.crop_aspect)
+        flips = flips if self.flip else None
+        if not self.colour.num_draws:
+            return resample(raw.pixels, boxes, size, flips, self.normalise)
+        clips = resample(raw.pixels, boxes, size, flips)
+        rows = max(1, CHUNK["cpu" if clips.device.type == "cpu" else "accelerator"] // clips[0].numel())
+        for part, draws in zip(clips.split(rows), uniform[:, BOX_DRAWS:].split(rows), strict=True):
+            part.copy_(self.normalise(self.colour(part, draws)))
+        return clips
+
+
+def draw_boxes(
+    sizes: Tensor, uniform: Tensor, crop_scale: tuple[float, float], crop_aspect: tuple[float, float]
+) -> tuple[Tensor, Tensor]:
+    """[B, 2], [B, BOX_DRAWS or more] -> long [B, 4] (top, left, height, width), and bool [B]: whether to mirror."""
+    scale, aspect = uniform[:, : 2 * ATTEMPTS].unflatten(1, (2, ATTEMPTS)).unbind(1)  # [B, ATTEMPTS] each
+    size = sizes.float()
+    area = size.prod(1, keepdim=True) * _between(crop_scale, scale)
+    ratio = _between((math.log(crop_aspect[0]), math.log(crop_aspect[1])), aspect).exp()
+    tried = torch.stack([(area / ratio).sqrt().round(), (area * ratio).sqrt().round()], dim=-1)  # [B, ATTEMPTS, 2]
+    fits = ((tried >= 1) & (tried <= size[:, None])).all(dim=-1)
+    first = tried[torch.arange(len(sizes), device=sizes.device), fits.int().argmax(dim=1)]  # [B, 2]
+    found = fits.any(dim=1, keepdim=True)
+    shape = torch.where(found, first, _central(size, crop_aspect))
+    margin = size - shape
+    anywhere = uniform[:, 2 * ATTEMPTS : BOX_DRAWS - 1]  # [B, 2]
+    place = torch.where(found, (anywhere * (margin + 1)).floor().minimum(margin), (margin / 2).floor())
+    return torch.cat([place, shape], dim=1).long(), uniform[:, BOX_DRAWS - 1] < 0.5
 
 
 def _between(bounds: tuple[float, float], uniform: Tensor) -> Tensor:
@@ -150,6 +194,11 @@ class Normalise:
 
     def __call__(self, clips: Tensor) -> Tensor:
         return clips.mul_(self.scale.to(clips.device)).sub_(self.shift.to(clips.device))
+
+    def undo(self, clips: Tensor) -> Tensor:
+        """Normalised [..., C, T, H, W] -> uint8"""
+        pixels = (clips + self.shift.to(clips.device)) / self.scale.to(clips.device)
+        return pixels.nan_to_num_().round_().clamp_(0, 255).to(torch.uint8)
 
 
 SMALL_CANVAS = 40

@@ -20,7 +20,9 @@ from jepa.types import ClipShape, PatchGrid
 class SpatialEncoder(nn.Module):
     """Every patch is a token with a fixed 2-D sin-cos position; there is no class token.
 
-    The frames of a clip do not see each other, and there may be any number of them.
+    The frames of a clip do not see each other, and there may be any number of them. A picture of another size that
+    patches divide has the positions of its own grid, counted from the upper left corner: neighbours are as far apart as
+    in `clip_shape`, and a smaller grid has no position that a larger one lacks.
     """
 
     def __init__(
@@ -72,27 +74,25 @@ class SpatialEncoder(nn.Module):
         patches = patchify(clips, (1, *self.patch_size))
         if keep is None:
             return self._frames(patches, grid)
-        frame, place = keep // self.frame_grid.num_tokens, keep % self.frame_grid.num_tokens
-        tokens = self.positions.add(self.embed(take(patches, keep)), self.frame_grid, place)
+        frame_grid = replace(grid, t=1)
+        frame, place = keep // frame_grid.num_tokens, keep % frame_grid.num_tokens
+        tokens = self.positions.add(self.embed(take(patches, keep)), frame_grid, place)
         mask = same_group(frame, compute_dtype(tokens)) if grid.t > 1 else None
         return self._trunk(tokens, mask)
 
     def _frames(self, patches: Tensor, grid: PatchGrid) -> Tensor:
         """[B, N, patch] -> [B, N, D], every frame a sample of its own"""
         patches = rearrange(patches, "b (t n) p -> (b t) n p", t=grid.t)
-        tokens = self._trunk(self.positions.add(self.embed(patches), self.frame_grid))
+        tokens = self._trunk(self.positions.add(self.embed(patches), replace(grid, t=1)))
         return rearrange(tokens, "(b t) n d -> b (t n) d", t=grid.t)
 
     def _trunk(self, tokens: Tensor, mask: Tensor | None = None) -> Tensor:
         return self.norm(run_blocks(self.blocks, tokens, mask=mask, checkpointed=self.checkpoint_activations))
 
     def grid_of(self, clips: Tensor) -> PatchGrid:
-        """The grid of [B, C, T, H, W] or [B, C, H, W]; T is free."""
+        """The grid of [B, C, T, H, W] or [B, C, H, W]; refuses what it cannot cut into patches."""
         channels, *frames, height, width = clips.shape[1:]
         (num_frames,) = frames or (1,)
-        if (channels, height, width) != (self.clip_shape[0], *self.clip_shape[2:]):
-            raise ValueError(
-                f"this encoder reads clips of (channels, frames, height, width) {self.clip_shape}, "
-                f"got {(channels, num_frames, height, width)}: resize the pictures (`load_encoder(...).transform` does)"
-            )
-        return replace(self.frame_grid, t=num_frames)
+        if channels != self.clip_shape[0]:
+            raise ValueError(f"this encoder reads {self.clip_shape[0]} channels, got clips of {tuple(clips.shape[1:])}")
+        return PatchGrid(num_frames, *patches_of((height, width), self.patch_size))

@@ -93,13 +93,22 @@ class JEPA(nn.Module):
                 parts.append(self.loss(predictions, self.targets(told, mask)))
                 terms["prediction"] = parts[0].detach()
             if self.regularizers:
-                penalty, penalties = self.penalty(Latents(context, predictions, mask, grid, batch.views))
+                local = self.small_crops(batch, mask)
+                penalty, penalties = self.penalty(Latents(context, predictions, mask, grid, batch.views, local))
                 parts.append(penalty)
                 terms |= penalties
             losses.append(torch.stack(parts).sum())
             metrics |= {name: metrics.get(name, 0) + value / len(masks.sets) for name, value in terms.items()}
         assert embedding is not None
         return LossOutput(torch.stack(losses).mean(), metrics, embedding.detach())
+
+    def small_crops(self, batch: Batch, masks: Masks) -> Latents | None:
+        """The same latents of the smaller crops, which are seen whole: masks hide nothing where there are some."""
+        if batch.local is None:
+            return None
+        grid, context = self.grid_of(batch.local), self.context_encoder(batch.local)
+        num_views = len(batch.local) * batch.views // len(batch.clips)
+        return Latents(context, self.predictor(context, masks, grid).float(), masks, grid, num_views)
 
     def penalty(self, latents: Latents) -> tuple[Tensor, dict[str, Tensor]]:
         """The sum of all regularisers, and every term by name, detached."""

@@ -18,7 +18,8 @@ class CrossView(nn.Module):
     """The mean squared distance, over D, of the pooled latents of views from the mean of the views of their sample.
 
     Views are the `augment.views` crops of a sample, or the time steps of a clip that have tokens. A sample with one
-    such step does not count, and a batch without any other, as of images, costs nothing.
+    such step does not count, and a batch without any other, as of images, costs nothing. Of `augment.local_views`
+    smaller crops all are drawn to the mean, which is that of the others alone.
     """
 
     def __init__(
@@ -41,7 +42,10 @@ class CrossView(nn.Module):
         """-> float32 scalar, and the distance before weighting, detached"""
         with torch.autocast(latents.context.device.type, enabled=False):
             views, counts = self.views(latents)
-            mean = (views * counts[..., None]).sum(dim=1, keepdim=True) / counts.sum(dim=1).clamp(min=1)[:, None, None]
+            centre = counts.clone()
+            if self.between == "crops":
+                centre[:, latents.views :] = 0
+            mean = (views * centre[..., None]).sum(dim=1, keepdim=True) / centre.sum(dim=1).clamp(min=1)[:, None, None]
             squares = (views - mean).square().mean(dim=-1)  # [B, V]
             total, count = mean_over_ranks(torch.stack([(squares * counts).sum(), counts.sum()]))
             distance = total / count.clamp(min=torch.finfo(count.dtype).tiny)
@@ -50,7 +54,7 @@ class CrossView(nn.Module):
     def views(self, latents: Latents) -> tuple[Tensor, Tensor]:
         """-> [B, V, D] and [B, V], 1 where a view counts and 0 elsewhere"""
         if self.between == "crops":
-            if latents.views < 2:
+            if latents.views < 2 and latents.local is None:
                 raise ValueError(
                     "regularizer.cross_view compares crops of a sample: set augment.views to 2 or more, "
                     "or regularizer.cross_view.between=frames"

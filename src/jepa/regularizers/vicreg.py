@@ -22,6 +22,7 @@ class VICReg(nn.Module):
     dimensions of relu(1 - sqrt(var + 1e-4)), the covariance term the sum of squared off-diagonal covariances divided
     by D (not by D (D - 1)), both of each view apart and averaged over the views. The invariance term is the mean over
     samples, pairs of views and dimensions of the squared difference (equation 5 divided by D, as in the authors' code).
+    Smaller crops are views like the others.
     The paper's weights 25, 1 and 25 have the ratio of 1, 0.04 and 1. The batch is what is on all ranks at a time.
     """
 

@@ -57,7 +57,9 @@ def _measure(plan: Plan, parts: Parts, size: int) -> tuple[float, float]:
     device, shape = parts.session.device, parts.objective.backbone.clip_shape
     views, rows = parts.augment.views, size * parts.augment.views
     masks = parts.masker(rows, generator(plan.seed, 0, 0, "cost")).map(lambda indices: indices.to(device))
-    batch = Batch(torch.zeros(rows, *shape, device=device), torch.full((rows,), -1, device=device), views)
+    num_local = size * parts.augment.local_views
+    local = torch.zeros(num_local, *shape[:2], *parts.augment.local_size, device=device) if num_local else None
+    batch = Batch(torch.zeros(rows, *shape, device=device), torch.full((rows,), -1, device=device), views, local)
 
     def train() -> None:
         with parts.session.autocast():

@@ -70,7 +70,7 @@ def train_step(
     """Gradients of the whole batch in pieces of `micro_batch_size` samples, clipped, and one step if all is finite."""
     outputs = [
         _accumulate(objective, piece, piece_masks, len(piece.clips) / len(batch.clips), autocast)
-        for piece, piece_masks in _pieces(batch, masks, micro_batch_size * batch.views)
+        for piece, piece_masks in _pieces(batch, masks, micro_batch_size)
     ]
     shares = [len(output.embedding) / len(batch.clips) for output in outputs]
     loss = torch.stack([share * o.loss.detach() for share, o in zip(shares, outputs, strict=True)]).sum()
@@ -90,9 +90,10 @@ def train_step(
 
 
 def _pieces(batch: Batch, masks: Masks, size: int) -> Iterator[tuple[Batch, Masks]]:
-    for start in range(0, len(batch.clips), size):
-        rows = slice(start, start + size)
-        yield Batch(batch.clips[rows], batch.labels[rows], batch.views), masks.map(lambda m, rows=rows: m[rows])
+    """Of `size` samples each, with all their views."""
+    for start in range(0, len(batch.clips) // batch.views, size):
+        rows = slice(start * batch.views, (start + size) * batch.views)
+        yield batch.rows(start, size), masks.map(lambda m, rows=rows: m[rows])
 
 
 def _accumulate(
