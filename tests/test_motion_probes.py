@@ -276,6 +276,9 @@ class Objective(nn.Module):
         self.seen.append(masks)
         return {"error": torch.tensor(0.5), "copy_error": torch.tensor(2.0), "error_h2": torch.tensor(0.7)}
 
+    def pictures(self, batch, masks):
+        return {}
+
 
 def two_sets(num, generator):
     places = torch.arange(4).expand(num, -1)

@@ -68,6 +68,9 @@ class Toy(nn.Module):
         self.seen.append((batch, masks))
         return {"error": batch.labels.float().mean(), "trivial_error": torch.tensor(2.0)}
 
+    def pictures(self, batch, masks):
+        return {}
+
 
 class Backbone(nn.Module):
     grid = GRID

@@ -110,6 +110,20 @@ SECTIONS: dict[str, tuple[str, Sequence[Curve]]] = {
             ),
         ),
     ),
+    "Selection without labels": (
+        "To choose between checkpoints or runs where there are no labels; compare runs of one kind, and with the "
+        "effective rank and the gain over trivial predictions.",
+        (
+            Curve(
+                title="LiDAR", metrics={"select/lidar": "LiDAR"},
+                hint="Directions that tell images apart beyond what crops of one image differ in. Higher is better.",
+            ),
+            Curve(
+                title="Exponent of the eigenvalues", metrics={"select/alpha": "alpha"},
+                hint="alpha-ReQ. Near 1 is best: far above, few directions matter; far below, noise does.",
+            ),
+        ),
+    ),
     "Training": (
         "The pretraining loss is no measure of progress: down and then up again is healthy.",
         (

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from typing import NamedTuple
 
 Rows = Sequence[Mapping[str, float]]
@@ -23,6 +24,8 @@ CLASS_PROBES = {
     "probe/attentive_top1": "attentive probe",
 }
 REGRESSION = re.compile(r"probe/(\w+)_r2")
+JUDGES = ("probe/linear_balanced", "probe/linear_top1", "probe/knn_top1", "probe/*_r2", "predict/gain")
+"""The first of these that is measured decides which checkpoint is `best`, unless `evaluation.judge` names another."""
 CLEAR_POINTS = 2.0
 """percentage points; two standard errors of an accuracy of 50 % on 2,048 samples are 2.2"""
 CLEAR_R2_POINTS = 5.0
@@ -88,16 +91,31 @@ class Column(NamedTuple):
     unit: str = " %"
 
 
+def judging(names: Iterable[str], judge: str | None) -> str | None:
+    """Which of the metrics decides; None where there is none such."""
+    known = sorted(names)
+    return next((name for pattern in ([judge] if judge else JUDGES) for name in known if fnmatch(name, pattern)), None)
+
+
+def judged_value(rows: Rows, judge: str | None) -> float | None:
+    """The last value of the metric that decides, of an encoder that was trained."""
+    name = judging({name for row in rows if row["step"] > 0 for name in row}, judge)
+    return None if name is None else _last(rows, name, after=0)
+
+
 def table_columns(rows: Rows) -> list[Column]:
-    """kNN and linear accuracy (balanced where classes are uneven), whatever other probe there is, and the rank."""
+    """kNN and linear accuracy (balanced where classes are uneven), whatever other probe there is, and the rank.
+
+    Of the untrained encoder, "fine-tuned" is trained on the labels alone.
+    """
     names = {name for row in rows for name in row}
     regressions = [Column(f"{name} R²", metric) for metric, name in _regressions(rows)]
     columns = []
-    for probe in ("knn", "linear", "attentive"):
+    for probe in ("knn", "linear", "attentive", "finetune"):
         kind = "balanced" if f"probe/{probe}_balanced" in names else "top1"
-        head = {"knn": "kNN"}.get(probe, probe) + (" bal." if kind == "balanced" else "")
+        head = {"knn": "kNN", "finetune": "fine-tuned"}.get(probe, probe) + (" bal." if kind == "balanced" else "")
         measured = f"probe/{probe}_{kind}" in names
-        if measured or (probe != "attentive" and not regressions):
+        if measured or (probe in ("knn", "linear") and not regressions):
             columns.append(Column(head, f"probe/{probe}_{kind}"))
     return [*columns, *regressions, Column("rank", "collapse/rank", "")]
 

@@ -11,11 +11,16 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from jepa.config import Composer, ConfigError, typed
+from jepa.folder_log import read_rows
 from jepa.types import RunError
+from jepa.verdict import judged_value
 
 
-def job(config: DictConfig) -> None:
-    """Train one configuration in its run folder; leaves with the exit status when that is not 0."""
+def job(config: DictConfig) -> float | None:
+    """Train one configuration in its run folder; leaves with the exit status when that is not 0.
+
+    A sweeper gets the last value of the metric that decides, `evaluation.judge` or else a probe's.
+    """
     folder = Path(HydraConfig.get().runtime.output_dir)
     if folder.is_relative_to(Path.cwd()):
         folder = folder.relative_to(Path.cwd())
@@ -25,18 +30,19 @@ def job(config: DictConfig) -> None:
         from jepa.agent import train  # imports torch
 
         status = train(checked, folder)
+        if status == 0:
+            return judged_value(read_rows(folder), checked.evaluation.judge)
     except ConfigError as error:
         print(f"jepa-train: {error}", file=sys.stderr)
         status = 2
     except RunError as error:
         print(f"jepa-train: {error}", file=sys.stderr)
         status = 1
-    if status:
-        sys.exit(status)
+    sys.exit(status)
 
 
 def _as_checked() -> dict[str, Any]:
-    """The configuration of this job as the command line was checked with, which is Hydra's without what nothing reads."""
+    """The configuration of this job as it was checked, which is Hydra's without what nothing reads."""
     hydra = HydraConfig.get()
     own = [source.path for source in hydra.runtime.config_sources if source.provider == "command-line"]
     found = Composer(own[0] if own else None, hydra.job.config_name or "train").inspect(list(hydra.overrides.task))

@@ -5,187 +5,41 @@ The probe has samples of its own, drawn once for the run: images are decoded at 
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import numpy as np
 import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import Generator, Tensor, nn
 from tqdm import tqdm
 
 from jepa.distributed import generator
+from jepa.layers.probe_samples import NUM_DIAGNOSED, Look, ProbeBatch, ProbePart, look_at, probe_split
 from jepa.layers.probes import pool_tokens
-from jepa.types import Batch, Dataset, Evaluator, Features, Interrupted, Masker, PatchGrid, Snapshot
-from jepa.types import MeasuredDataset as Measured
+from jepa.types import (
+    Batch,
+    Dataset,
+    Evaluator,
+    Features,
+    Interrupted,
+    Masker,
+    PatchGrid,
+    RawBatch,
+    Snapshot,
+    Tuning,
+)
 
 if TYPE_CHECKING:
-    from jepa.data.transforms import EvalTransform
+    from jepa.data.transforms import Augment, EvalTransform
 
-MAX_CACHE_BYTES = 1 << 30
-"""of decoded pictures of one part; what is larger is read again at each evaluation"""
-MAX_SHOWN_BYTES = 1 << 28
-"""of pictures that are kept for the diagnosis whatever the size of the part"""
 NUM_MASKS = 512
-NUM_DIAGNOSED = 256
-THUMBNAIL = 32
-PIXELS_SIDE = 16
-"""of the images of the raw-pixel baseline: on CIFAR-10 a stronger one than 32 pixels a side, at a tenth of the cost"""
 SILENT_SECONDS = 5
 """an evaluation that takes longer shows a bar on a terminal"""
 
-log = logging.getLogger(__name__)
-
 Watch = Callable[[int], None]
 """told how many samples have just been encoded; raises Interrupted where the run is to stop"""
-
-
-class ProbeBatch(NamedTuple):
-    pictures: Tensor
-    """uint8 [b, C, T, H, W]"""
-    labels: Tensor
-    """long [b]"""
-    targets: Tensor
-    """float32 [b, Q], Q = 0 where the data set measures nothing"""
-
-
-class Look(NamedTuple):
-    """What is noted of a part's samples, so that they need not be read again for it."""
-
-    pictures: Tensor
-    """uint8 [h, C, T, H, W] of the first ones"""
-    thumbnails: Tensor
-    """uint8 [n, C, 32, 32], of clips the middle frame"""
-    pixels: Tensor
-    """float32 [n, C * h * w]: mean over the frames, reduced to at most 16 pixels a side, values in [0, 1]"""
-
-
-class ProbePart:
-    """Some samples of a data set, in a fixed order; unreadable ones are left out."""
-
-    def __init__(self, *, dataset: Dataset, indices: Sequence[int], max_cache_bytes: int = MAX_CACHE_BYTES) -> None:
-        self.dataset = dataset
-        self.indices = tuple(indices)
-        self.max_cache_bytes = max_cache_bytes
-        self.measured = dataset if isinstance(dataset, Measured) else None
-        self.look: Look | None = None
-        self._kept: list[ProbeBatch] | None = None
-        self._told = False
-
-    @property
-    def seen(self) -> Look:
-        """After the first pass."""
-        assert self.look is not None
-        return self.look
-
-    def batches(self, transform: EvalTransform, batch_size: int) -> Iterator[ProbeBatch]:
-        """At most `batch_size` samples each; always in the same order."""
-        if self._kept is not None:
-            for kept in self._kept:
-                yield from map(ProbeBatch, *(part.split(batch_size) for part in kept))
-            return
-        kept, num_bytes, num_read = [], 0, 0
-        for start in range(0, len(self.indices), batch_size):
-            samples = [s for i in self.indices[start : start + batch_size] if (s := self._read(i)) is not None]
-            if not samples:
-                continue
-            clips, labels, targets = zip(*samples, strict=True)
-            batch = ProbeBatch(transform.pictures(clips), torch.tensor(labels), torch.stack(targets))
-            num_read, num_bytes = num_read + len(samples), num_bytes + batch.pictures.nbytes
-            if num_bytes <= self.max_cache_bytes:
-                kept.append(batch)
-            else:
-                kept.clear()
-            yield batch
-        self._report_broken(num_read)
-        self._kept = kept if num_bytes <= self.max_cache_bytes else None
-
-    def _read(self, index: int) -> tuple[Tensor, int, Tensor] | None:
-        try:
-            measured = self.measured.measure(index) if self.measured else torch.zeros(0)
-            return *self.dataset[index], measured
-        except (OSError, RuntimeError) as error:
-            if not self._told:
-                log.warning("evaluation leaves out %s: %s", self.dataset.describe(index), error)
-            return None
-
-    def _report_broken(self, num_read: int) -> None:
-        self._told = True
-        if num_read == 0:
-            raise RuntimeError(
-                f"none of the {len(self.indices)} samples of the evaluation could be read, "
-                f"the first is {self.dataset.describe(self.indices[0])}"
-            )
-
-
-class ProbeSplit(NamedTuple):
-    train: ProbePart
-    val: ProbePart
-    protocol: str
-
-    @property
-    def quantities(self) -> tuple[str, ...]:
-        """What both parts measure."""
-        train, val = self.train.measured, self.val.measured
-        return train.quantities if train and val and train.quantities == val.quantities else ()
-
-
-def probe_split(dataset: Dataset, *, train_samples: int, val_samples: int, seed: int) -> ProbeSplit:
-    """The probe's two parts, drawn uniformly without replacement, labelled samples first: pure in its arguments.
-
-    The validation part comes from `dataset.validation()`, or where there is none from samples of the training set that
-    the probe is not fitted on, nor on others of the same `dataset.source(index)`, as of one video.
-    """
-    if min(train_samples, val_samples) < 1:
-        raise ValueError(f"train_samples={train_samples}, val_samples={val_samples}: each must be at least 1")
-    if len(dataset) < 2:
-        raise ValueError(f"a probe needs at least 2 training samples, the data set has {len(dataset)}")
-    order, others = _shuffled(dataset, seed, "probe")
-    held_out = dataset.validation()
-    if held_out is not None:
-        labelled, unlabelled = _shuffled(held_out, seed, "validation")
-        val = ProbePart(dataset=held_out, indices=(labelled + unlabelled)[:val_samples])
-        source = "of the validation set"
-    else:
-        num_val = min(val_samples, max(1, len(dataset) // 4))
-        num_labelled = min(num_val, max(1, len(order) // 4) if order else 0)
-        num_others = min(num_val - num_labelled, len(others))
-        val = ProbePart(dataset=dataset, indices=order[:num_labelled] + others[:num_others])
-        shown = {_source(dataset, index) for index in val.indices}
-        order, others = ([i for i in part if _source(dataset, i) not in shown] for part in (order, others))
-        if not order and not others:
-            raise ValueError(
-                f"the probe has no samples of its own: all are of the {len(shown)} sources of its validation part; "
-                f"lower evaluation.val_samples={val_samples}, or give a held-out part"
-            )
-        source = "held out of the training set (the encoder sees these images, never their labels)"
-    train = ProbePart(dataset=dataset, indices=(order + others)[:train_samples])
-    protocol = (
-        "features: the encoder's output tokens in eval mode, averaged over the sample, no augmentation; "
-        f"probes are fitted on {len(train.indices):,} samples of the training set and scored on "
-        f"{len(val.indices):,} samples {source}, both drawn at random once (seed {seed}); "
-        f"raw pixels are reduced to at most {PIXELS_SIDE} a side"
-    )
-    return ProbeSplit(train, val, protocol)
-
-
-def _source(dataset: Dataset, index: int) -> int:
-    """What a sample is taken from: samples of one source are no test of each other."""
-    source = getattr(dataset, "source", None)
-    return index if source is None else source(index)
-
-
-def _shuffled(dataset: Dataset, seed: int, stream: str) -> tuple[list[int], list[int]]:
-    """Indices of the samples that have a label, as far as the data set's `labels` tell, and of the others."""
-    order = torch.randperm(len(dataset), generator=generator(seed, 0, 0, stream)).tolist()
-    labels = getattr(dataset, "labels", None)
-    if labels is None:
-        return order, []
-    unlabelled = np.asarray(labels) < 0
-    return [i for i in order if not unlabelled[i]], [i for i in order if unlabelled[i]]
 
 
 class Encoded(NamedTuple):
@@ -200,14 +54,16 @@ class Prober:
 
     `protocol` says in one sentence where the features come from. Evaluation changes neither the modes of the modules
     nor the global random state. `still` also encodes each clip with its middle frame all the time; `evaluators` are
-    asked here only whether they need tokens (`needs_tokens`: of a sample, at most).
+    asked here only whether they need tokens (`needs_tokens`: of a sample, at most) or random crops (`num_views` of each
+    of the first `num_viewed` validation samples, `view_scale`). `crops` makes the run's augmentation, without colours,
+    with the arguments that it is given.
     """
 
     def __init__(
         self, *, dataset: Dataset, transform: EvalTransform, masker: Masker, device: torch.device | str,
         batch_size: int, train_samples: int, val_samples: int, seed: int, still: bool = True,
         evaluators: Sequence[Evaluator] = (), autocast: Callable[[], AbstractContextManager] = nullcontext,
-        num_pictures: int = 8,
+        crops: Callable[..., Augment] | None = None, num_pictures: int = 8,
     ) -> None:  # fmt: skip
         if batch_size < 1:
             raise ValueError(f"batch_size={batch_size}: must be at least 1")
@@ -227,11 +83,16 @@ class Prober:
         self.autocast = autocast
         self.num_pictures = num_pictures
         self.max_tokens = max((getattr(evaluator, "needs_tokens", 0) for evaluator in evaluators), default=0)
+        self.viewer: Any = next((one for one in evaluators if crops and getattr(one, "num_views", 0)), None)
+        self.crops = crops
+        self.seed = seed
 
     @property
     def num_samples(self) -> int:
         """How many samples each evaluation encodes."""
-        return (len(self.split.train.indices) + len(self.split.val.indices)) * (1 + self.still)
+        num_val = len(self.split.val.indices)
+        num_crops = min(num_val, self.viewer.num_viewed) * self.viewer.num_views if self.viewer else 0
+        return (len(self.split.train.indices) + num_val) * (1 + self.still) + num_crops
 
     def snapshot(self, step: int, objective: Any, should_stop: Callable[[], bool] = lambda: False) -> Snapshot:
         """What the evaluators look at, of an objective on this prober's device.
@@ -244,11 +105,14 @@ class Prober:
             val = self._encode(backbone, self.split.val, watch)
             look = self.split.val.seen
             diagnosis = self._diagnose(objective, look.pictures, val.features.labels, watch)
+            shown = self._shown(objective, look.pictures[: self.num_pictures], val.features.labels)
+            views = self._views(backbone, look.pictures, watch) if self.viewer else None
         return Snapshot(
             step=step, train=train.features, val=val.features, classes=self.classes, grid=backbone.grid,
             pictures=look.pictures[: self.num_pictures], tokens=val.tokens, thumbnails=look.thumbnails,
             masks=self.masks, diagnosis=diagnosis, quantities=self.split.quantities,
-            still=(train.still, val.still) if train.still and val.still else None,
+            shown=shown, still=(train.still, val.still) if train.still and val.still else None,
+            views=views, tuning=self._tuning(backbone, should_stop) if self.crops else None,
         )  # fmt: skip
 
     def baselines(self, snapshot: Snapshot, evaluators: Sequence[Evaluator]) -> dict[str, float]:
@@ -258,8 +122,9 @@ class Prober:
             for features, part in ((snapshot.train, self.split.train), (snapshot.val, self.split.val))
         )
         pixels = replace(
-            snapshot, train=train, val=val, still=None, pictures=snapshot.pictures[:0], tokens=snapshot.tokens[:0]
-        )
+            snapshot, train=train, val=val, still=None, pictures=snapshot.pictures[:0], tokens=snapshot.tokens[:0],
+            shown={}, views=None, tuning=None,
+        )  # fmt: skip
         metrics = {name: value for evaluator in evaluators for name, value in evaluator(pixels).metrics.items()}
         named = {name: name.removeprefix("probe/") for name in metrics if name.startswith("probe/")}
         named |= {"collapse/rank": "rank"} if "collapse/rank" in metrics else {}
@@ -304,6 +169,42 @@ class Prober:
             watch(0)
         return sums
 
+    def _shown(self, objective: Any, pictures: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        """What the objective draws of the first samples, as uint8."""
+        count = len(pictures)
+        batch = Batch(self.transform(pictures.to(self.device)), labels[:count].to(self.device))
+        masks = self.masks.map(lambda indices: indices[:count].to(self.device))
+        drawn = {name: clips.float().cpu() for name, clips in objective.pictures(batch, masks).items()}
+        return {name: self.transform.normalise.undo(clips) for name, clips in drawn.items()}
+
+    def _views(self, backbone: Any, pictures: Tensor, watch: Watch) -> Tensor:
+        """uint8 [h, C, T, H, W] -> float32 [n, q, D]: the same random crops of the first n at each evaluation."""
+        assert self.crops is not None
+        augment = self.crops(crop_scale=self.viewer.view_scale, views=self.viewer.num_views)
+        rng, vectors = generator(self.seed, 0, 0, "views"), []
+        size = max(1, self.batch_size // augment.views)
+        for some in pictures[: self.viewer.num_viewed].split(size):
+            clips = augment(raw_batch(some, self.device), rng).clips
+            vectors.append(backbone(clips).float().mean(1).cpu())
+            watch(len(clips))
+        return torch.cat(vectors).unflatten(0, (-1, augment.views))
+
+    def _tuning(self, backbone: nn.Module, should_stop: Callable[[], bool]) -> Tuning:
+        assert self.crops is not None
+        return Tuning(
+            backbone=backbone, device=self.device, seed=self.seed, autocast=self.autocast,
+            train=partial(self._augmented, self.crops()), val=self._plain, should_stop=should_stop,
+            num_train=len(self.split.train.indices),
+        )  # fmt: skip
+
+    def _augmented(self, augment: Augment, batch_size: int, rng: Generator) -> Iterator[tuple[Tensor, Tensor]]:
+        for batch in self.split.train.shuffled(self.transform, batch_size, rng):
+            yield augment(raw_batch(batch.pictures, self.device), rng).clips, batch.labels.to(self.device)
+
+    def _plain(self) -> Iterator[Tensor]:
+        for batch in self.split.val.batches(self.transform, self.batch_size):
+            yield self.transform(batch.pictures.to(self.device))
+
     @contextmanager
     def _watch(self, should_stop: Callable[[], bool]) -> Iterator[Watch]:
         """On a terminal, a bar once it takes long."""
@@ -319,18 +220,12 @@ class Prober:
             yield watch
 
 
-def look_at(pictures: Tensor, num_seen: int, num_pictures: int) -> Look:
-    """uint8 [b, C, T, H, W], after `num_seen` others: of the first samples pictures are kept, as far as memory goes."""
-    room = max(num_pictures, min(NUM_DIAGNOSED, MAX_SHOWN_BYTES // pictures[0].nbytes)) - num_seen
-    height, width = pictures.shape[-2:]
-    share = min(1.0, PIXELS_SIDE / max(height, width))
-    size = (max(1, round(height * share)), max(1, round(width * share)))
-    mean = pictures.sum(2, dtype=torch.float32) / pictures.shape[2]  # [b, C, H, W]
-    return Look(
-        pictures=pictures[: max(0, room)].clone(),
-        thumbnails=F.adaptive_avg_pool2d(pictures[:, :, pictures.shape[2] // 2].float(), THUMBNAIL).round().byte(),
-        pixels=F.adaptive_avg_pool2d(mean / 255, size).flatten(1),
-    )
+def raw_batch(pictures: Tensor, device: torch.device) -> RawBatch:
+    """uint8 [b, C, T, H, W] as the loader would deliver them, without labels."""
+    num, size = len(pictures), torch.tensor(pictures.shape[-2:])
+    none = torch.full((num,), -1)
+    raw = RawBatch(pictures, size.expand(num, 2), none, none[:0], none)
+    return RawBatch(*(part.to(device) for part in raw))
 
 
 def _join(parts: Sequence[Features]) -> Features:

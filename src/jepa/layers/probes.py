@@ -35,14 +35,21 @@ class ClassProbe:
     def __call__(self, snapshot: Snapshot) -> Evaluation:
         metrics = {}
         for prefix, train, val in probed(snapshot):
-            task = probe_task(train, val)
-            if isinstance(task, str):
-                if not self._told:
-                    logging.getLogger(__name__).warning("%s probe skipped: %s", self.name, task)
-                self._told = True
+            task = self.task(train, val)
+            if task is None:
                 return Evaluation()
             metrics |= scores(f"{prefix}/{self.name}", self.predict(task), task)
         return Evaluation(metrics=metrics)
+
+    def task(self, train: Features, val: Features) -> ProbeTask | None:
+        """None where there is nothing to learn; why, is told once."""
+        task = probe_task(train, val)
+        if isinstance(task, ProbeTask):
+            return task
+        if not self._told:
+            logging.getLogger(__name__).warning("%s probe skipped: %s", self.name, task)
+        self._told = True
+        return None
 
     def predict(self, task: ProbeTask) -> Tensor:
         """-> [n], the class of each validation sample"""

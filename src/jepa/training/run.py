@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
-from fnmatch import fnmatch
 from functools import partial
 from pathlib import Path
 
@@ -21,13 +20,9 @@ from jepa.report import write_report
 from jepa.training.interrupt import Interrupt
 from jepa.training.loop import Hooks, Parts, Plan, TrainingError, fit
 from jepa.types import Evaluation, Evaluator, Interrupted, Logger, RawBatch
-from jepa.verdict import collapse_alarm
+from jepa.verdict import collapse_alarm, judging
 
 log = logging.getLogger(__name__)
-
-JUDGES = ("probe/linear_balanced", "probe/linear_top1", "probe/knn_top1", "probe/*_r2", "predict/gain")
-"""The first of these that is measured decides which checkpoint is `best`."""
-
 
 EVALUATION_TIME = "perf/evaluation_s"
 """logged by every evaluation that was made to its end"""
@@ -47,6 +42,8 @@ class Run:
     facts: dict
     """kept in every checkpoint: what is needed to load the encoder without the data set"""
     keep: int
+    judge: str | None = None
+    """the metric that decides which checkpoint is `best`; None leaves it to the verdict"""
     best: dict = field(default_factory=lambda: {"value": -math.inf, "step": 0})
 
     def train(self, batches: Callable[[int], Generator[RawBatch, None, None]], interrupt: Interrupt) -> int:
@@ -102,11 +99,11 @@ class Run:
         begun = time.perf_counter()
         try:
             snapshot = self.prober.snapshot(step, self.parts.objective, should_stop)
+            if not snapshot.val.vectors.isfinite().all():
+                raise TrainingError(f"the features of step {step} are not finite: the weights have blown up; lower lr")
+            evaluations = [evaluator(snapshot) for evaluator in self._due(step)]
         except Interrupted:
             return
-        if not snapshot.val.vectors.isfinite().all():
-            raise TrainingError(f"the features of step {step} are not finite: the weights have blown up; lower lr")
-        evaluations = [evaluator(snapshot) for evaluator in self.evaluators]
         metrics = {name: value for evaluation in evaluations for name, value in evaluation.metrics.items()}
         if step == 0:
             metrics |= self.prober.baselines(snapshot, self.evaluators)
@@ -120,13 +117,21 @@ class Run:
         self._judge(step, metrics)
         write_report(self.folder)
 
+    def _due(self, step: int) -> list[Evaluator]:
+        """All but, between the first and the last step, those that are made at the two ends of a run only."""
+        at_an_end = step in (0, self.plan.total_steps)
+        return [one for one in self.evaluators if at_an_end or not getattr(one, "only_at_ends", False)]
+
     def _judge(self, step: int, metrics: Mapping[str, float]) -> None:
         """Keep the best checkpoint, and warn when the representation collapses."""
         alarm = collapse_alarm(read_rows(self.folder))
         if alarm:
             log.warning(alarm)
-        judge = next((name for pattern in JUDGES for name in sorted(metrics) if fnmatch(name, pattern)), None)
-        if step > 0 and judge and metrics[judge] > self.best["value"]:
+        judge = judging(metrics, self.judge)
+        if judge is None and self.judge and step == 0:
+            log.warning("evaluation.judge=%s is not measured; there are %s", self.judge, ", ".join(sorted(metrics)))
+        is_other = judge != self.best.get("metric", judge)
+        if step > 0 and judge and (is_other or metrics[judge] > self.best["value"]):
             self.best = {"metric": judge, "value": metrics[judge], "step": step}
             checkpoint.link(self.folder, "best", self._write(step))
 

@@ -1,0 +1,130 @@
+"""Fine-tuning probe: a copy of the encoder and a linear head learn the labels together, as a user would train them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from copy import deepcopy
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from tqdm import tqdm
+
+from jepa.distributed import derive_seed, generator
+from jepa.layers.probes import ClassProbe, ProbeTask, scores
+from jepa.optim import parameter_groups, set_schedule
+from jepa.schedules import cosine, linear
+from jepa.types import Evaluation, Interrupted, Snapshot, Tuning
+
+CLIP_GRAD = 1.0
+SILENT_SECONDS = 5
+"""a training that takes longer shows a bar on a terminal"""
+
+
+class FineTuning(ClassProbe):
+    """At step 0 it trains from random weights: what labels alone are worth. The weights of the run stay as they are."""
+
+    only_at_ends = True
+
+    def __init__(self, *, epochs: int, batch_size: int, lr: float, weight_decay: float, warmup_ratio: float) -> None:
+        if min(epochs, batch_size) < 1 or lr <= 0:
+            raise ValueError(
+                f"evaluator.finetune: epochs={epochs}, batch_size={batch_size}, lr={lr:g}: not all above 0"
+            )
+        if weight_decay < 0 or not 0 <= warmup_ratio < 1:
+            raise ValueError(
+                f"evaluator.finetune: weight_decay={weight_decay:g} must be at least 0, warmup_ratio={warmup_ratio:g} "
+                "in [0, 1)"
+            )
+        self.epochs = epochs
+        self.batch_size = batch_size
+        self.lr = lr
+        self.weight_decay = weight_decay
+        self.warmup_ratio = warmup_ratio
+        protocol = (
+            f"fine-tuned: LayerNorm of the mean token and a linear layer, trained with a copy of the encoder for "
+            f"{epochs} epochs on the probe's training samples, with crops (of the pictures that probes see) and flips "
+            f"as in training, by AdamW (lr {lr:g} with warm-up and cosine, weight decay {weight_decay:g}, batch "
+            f"{batch_size}), the last weights counting; before the first step (from random weights) and after the last"
+        )
+        super().__init__(name="finetune", protocol=protocol)
+
+    def __call__(self, snapshot: Snapshot) -> Evaluation:
+        """Raises Interrupted where the run is to stop."""
+        task = self.task(snapshot.train, snapshot.val) if snapshot.tuning else None
+        if task is None or snapshot.tuning is None:
+            return Evaluation()
+        predicted = self.tune(snapshot.tuning, task)[snapshot.val.labels >= 0]
+        return Evaluation(metrics=scores("probe/finetune", predicted, task))
+
+    def tune(self, tuning: Tuning, task: ProbeTask) -> Tensor:
+        """-> [n], the class of each validation sample, of those without a label too; pure in the seed."""
+        devices = [tuning.device] if tuning.device.type == "cuda" else []
+        with torch.random.fork_rng(devices), torch.enable_grad():
+            torch.manual_seed(derive_seed(tuning.seed, 0, 0, "finetune"))
+            model = Tuned(encoder=tuning.backbone, width=task.train.vectors.shape[1], num_classes=task.num_classes)
+            self._fit(model.to(tuning.device).train(), tuning)
+        model.eval()
+        found = []
+        with torch.no_grad(), tuning.autocast():
+            for clips in tuning.val():
+                found.append(model(clips).argmax(1).cpu())
+                _check(tuning)
+        return torch.cat(found)
+
+    def _fit(self, model: nn.Module, tuning: Tuning) -> None:
+        optimizer = torch.optim.AdamW(parameter_groups(model), lr=self.lr)
+        rng = generator(tuning.seed, 0, 0, "finetune")
+        total = self.epochs * math.ceil(tuning.num_train / self.batch_size)
+        with _bar(total) as advance:
+            for step, (clips, labels) in enumerate(b for _ in range(self.epochs) for b in self._epoch(tuning, rng)):
+                set_schedule(optimizer, lr=self.lr_at(step, total), weight_decay=self.weight_decay)
+                if len(labels):
+                    with tuning.autocast():
+                        loss = F.cross_entropy(model(clips).float(), labels)
+                    optimizer.zero_grad()
+                    loss.backward()
+                    nn.utils.clip_grad_norm_(model.parameters(), CLIP_GRAD)
+                    optimizer.step()
+                advance()
+                _check(tuning)
+
+    def _epoch(self, tuning: Tuning, rng: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
+        """The labelled samples of each batch, maybe none."""
+        for clips, labels in tuning.train(self.batch_size, rng):
+            yield clips[labels >= 0], labels[labels >= 0]
+
+    def lr_at(self, step: int, total: int) -> float:
+        warmup = round(self.warmup_ratio * total)
+        if step < warmup:
+            return linear(step + 1, warmup, 0.0, self.lr)
+        return cosine(step - warmup, total - warmup, self.lr, 0.0)
+
+
+class Tuned(nn.Module):
+    """[b, C, T, H, W] -> [b, classes], of a copy of the encoder."""
+
+    def __init__(self, *, encoder: nn.Module, width: int, num_classes: int) -> None:
+        super().__init__()
+        self.encoder = deepcopy(encoder).requires_grad_(True)
+        self.norm = nn.LayerNorm(width)
+        self.classify = nn.Linear(width, num_classes)
+        nn.init.zeros_(self.classify.weight)
+        nn.init.zeros_(self.classify.bias)
+
+    def forward(self, clips: Tensor) -> Tensor:
+        return self.classify(self.norm(self.encoder(clips).mean(dim=1)))
+
+
+def _check(tuning: Tuning) -> None:
+    if tuning.should_stop():
+        raise Interrupted("the evaluation was asked to stop")
+
+
+@contextmanager
+def _bar(total: int) -> Iterator:
+    """On a terminal, a bar once it takes long."""
+    with tqdm(total=total, desc="fine-tuning", unit="step", delay=SILENT_SECONDS, leave=False, disable=None) as bar:
+        yield bar.update
