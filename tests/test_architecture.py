@@ -51,7 +51,16 @@ ONE_HOME = {
     "torch.distributed": ("distributed.py", "checkpoint.py"),
     "wandb": ("logger.py",),
 }
-WITHOUT_TORCH = ("jepa", "jepa.types", "jepa.schedules", "jepa.config", "jepa.report", "jepa.cli.train", "jepa.compare", "jepa.cli.compare")
+WITHOUT_TORCH = (
+    "jepa",
+    "jepa.types",
+    "jepa.schedules",
+    "jepa.config",
+    "jepa.report",
+    "jepa.cli.train",
+    "jepa.compare",
+    "jepa.cli.compare",
+)
 BLOCKS = (ast.If, ast.For, ast.While, ast.With, ast.Try, ast.Match, ast.AsyncFor, ast.AsyncWith)
 FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 

@@ -7,7 +7,7 @@ import logging
 import netrc
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -74,6 +74,13 @@ class WandbLogger:
         with _staged_in(self.folder / "wandb" / "data"):
             tables = {f"tables/{t.name}": _wandb_table(t) for t in evaluation.tables}
             self._send(step, pictures | tables, commit=True)
+
+    def table(self, step: int, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+        """Cells of text or numbers, as the table NAME; completes the row of this step."""
+        import wandb
+
+        with _staged_in(self.folder / "wandb" / "data"):
+            self._send(step, {name: wandb.Table(columns=list(columns), data=[list(row) for row in rows])}, commit=True)
 
     def close(self, status: str) -> None:
         if self._run is None:
