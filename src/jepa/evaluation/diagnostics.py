@@ -40,9 +40,8 @@ class Diagnostics:
         metrics = {**collapse(snapshot.val.vectors), **prediction(snapshot), **coverage_range(snapshot)}
         if len(snapshot.pictures) == 0:
             return Evaluation(metrics=metrics)
-        return Evaluation(
-            metrics=metrics, pictures=(mask_picture(snapshot), feature_picture(snapshot), coverage_picture(snapshot))
-        )
+        masked = (mask_picture(snapshot), coverage_picture(snapshot)) if hides_some(snapshot.masks) else ()
+        return Evaluation(metrics=metrics, pictures=(*masked[:1], feature_picture(snapshot), *masked[1:]))
 
 
 def collapse(vectors: Tensor) -> dict[str, float]:
@@ -92,6 +91,10 @@ def prediction(snapshot: Snapshot) -> dict[str, float]:
     return metrics
 
 
+def hides_some(masks: Masks) -> bool:
+    return masks.targets.numel() > 0
+
+
 def coverage(masks: Masks, grid: PatchGrid) -> tuple[Tensor, Tensor]:
     """Share of samples in which a token is context, and in which it is in any target, of one mask set: [N], [N]."""
     shape = (len(masks.context), grid.num_tokens)
@@ -101,7 +104,9 @@ def coverage(masks: Masks, grid: PatchGrid) -> tuple[Tensor, Tensor]:
 
 
 def coverage_range(snapshot: Snapshot) -> dict[str, float]:
-    """Of several mask sets the mean."""
+    """Of several mask sets the mean; nothing where no token is hidden."""
+    if not hides_some(snapshot.masks):
+        return {}
     sets = snapshot.masks.sets
     metrics = {"mask/context_tokens": sum(masks.context.shape[1] for masks in sets) / len(sets)}
     found = zip(*(coverage(masks, snapshot.grid) for masks in sets), strict=True)

@@ -17,7 +17,7 @@ BOTTLENECKS = ("pooled", "tokens")
 class Reconstruction(nn.Module):
     """Clips through `latent_dim` numbers back to pixels; `numbers_per_latent` is what the bottleneck is told of each.
 
-    With `bottleneck=pooled` all of a clip passes through the latent of its mean token; with `tokens` each token has one.
+    With `bottleneck=pooled` a clip passes through the latent of its mean token; with `tokens` each token has one.
     """
 
     def __init__(

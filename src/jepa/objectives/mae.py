@@ -91,7 +91,7 @@ class MAE(nn.Module):
 
     @torch.no_grad()
     def pictures(self, batch: Batch, masks: Masks) -> dict[str, Tensor]:
-        """What is seen, hidden patches grey; and the prediction beside it, in the hidden patches' own mean and spread."""
+        """What is seen, hidden patches grey; and the prediction, in the hidden patches' own mean and spread."""
         clips, grid = batch.clips, self.encoder.grid_of(batch.clips)
         pixels = pixels_of(clips, self.patch)
         predicted = self.predict(self.encoder(clips, keep=masks.context), clips, masks, 0)
