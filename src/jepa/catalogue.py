@@ -37,6 +37,10 @@ ELSEWHERE = {
 COMPARISONS = "compare"
 
 
+OVERALL = {"experiment", "sweep", "compare"}
+"""Groups whose files set keys of all others."""
+
+
 def conf_folder() -> Path:
     """conf/ inside an installed wheel, or at the top of a checkout."""
     here = Path(__file__).resolve().parent
@@ -99,10 +103,10 @@ class Catalogue:
 
     @cached_property
     def keys(self) -> dict[str, list[Choice]]:
-        """Every key that a choice sets -> the choices that set it. Experiments only repeat what others have."""
+        """Every key that a choice sets -> the choices that set it. Files of `OVERALL` only repeat what others have."""
         keys: dict[str, list[Choice]] = {}
         for choice in (choice for group in self.groups.values() for choice in group.values()):
-            if choice.group == "experiment" or choice.group.startswith("hydra"):
+            if choice.group in OVERALL or choice.group.startswith("hydra"):
                 continue
             for key in choice.values:
                 if not key.endswith("_target_"):

@@ -195,6 +195,13 @@ class Composer:
         """The configuration of these choices, resolved but not checked."""
         return _resolved(self._base(tuple(overrides)))
 
+    def hydra_setting(self, overrides: Sequence[str], key: str) -> Any:
+        """A value of Hydra's own section that the chosen files give it, None without; nothing is resolved."""
+        try:
+            return find(_plain(self._base((*self.settings, *overrides))), f"hydra.{key}")
+        except (HydraException, OmegaConfBaseException, yaml.YAMLError):
+            return None  # `inspect` tells why
+
     def choice(self, overrides: Sequence[str], group: str) -> Any:
         """The name of what is chosen of a group, or the list of names."""
         return _chosen(self._base(tuple(overrides)), group)
@@ -228,7 +235,7 @@ class Composer:
             return f"{text}: a group cannot be deleted; choose another, as {group}=none where that is offered"
         if override.is_sweep_override():
             return _needs_multirun(override)
-        valid = self._loader.get_group_options(group, ObjectType.CONFIG)
+        valid = self._loader.repository.get_group_options(group, ObjectType.CONFIG)
         value = override.value()
         for name in value if isinstance(value, list) else [value]:
             if name is not None and str(name) not in valid:
@@ -236,13 +243,13 @@ class Composer:
         return None
 
     def _drop_foreign(self, config: DictConfig, chosen: set[str]) -> None:
-        """Takes out what an experiment sets for its own choice of a group where another was chosen that has no such key."""
+        """Takes out what an experiment sets for its choice of a group, where another was made that has no such key."""
         experiment = self.catalogue.groups.get("experiment", {}).get(_chosen(config, "experiment"))
         for key in experiment.values if experiment else ():
-            group, _, leaf = key.partition(".")
-            if group in chosen and leaf and not config_checks.knows(_plain(config).get(group), leaf):
+            group, name, *_ = (*key.split("."), "")
+            if group in chosen and name and not config_checks.knows(_plain(config).get(group), name):
                 OmegaConf.set_struct(config, False)
-                config[group].pop(leaf, None)
+                config[group].pop(name, None)
 
     def _needless(self, overrides: Sequence[Override], unused: Mapping[str, Any], base: DictConfig) -> Iterator[str]:
         """A fault for each override of a section that the chosen objective does not use."""

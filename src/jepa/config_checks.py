@@ -87,8 +87,10 @@ def _choices(choices: Sequence[Choice]) -> str:
 
 
 def knows(node: Any, name: str) -> bool:
-    """Whether the component chosen for a group takes an argument; also where that cannot be told."""
+    """Whether what is chosen of a group takes an argument, or has a part of that name; also where nobody can tell."""
     target = node.get("_target_") if isinstance(node, Mapping) else None
+    if target is None and isinstance(node, Mapping) and isinstance(node.get(name), Mapping):
+        return "_target_" in node[name]
     try:
         signature = signatures.read(target) if isinstance(target, str) else None
     except LookupError:

@@ -9,7 +9,7 @@ from textwrap import fill
 
 import yaml
 
-from jepa.catalogue import Catalogue, Choice, conf_folder
+from jepa.catalogue import OVERALL, Catalogue, Choice, conf_folder
 from jepa.schema import show_value
 
 HEAD = """\
@@ -22,7 +22,8 @@ usage: jepa-train [key=value ...] [group=choice ...] [flags]
   jepa-train dataset=imagefolder dataset.root_path=./data dataset.image_folder=train epochs=100
   jepa-train encoder=temporal mask=temporal dataset=moving_digits   clips: predict the future from the past
   jepa-train size=small image_size=96 encoder.patch_size=8 mask=random mask.ratio=0.6
-  jepa-train --multirun mask=block,random lr=1e-4,3e-4  every combination, one after the other"""
+  jepa-train --multirun mask=block,random lr=1e-4,3e-4  every combination, one after the other
+  jepa-train --multirun sweep=lr experiment=quickstart  the combinations of a file"""
 
 FLAGS = """\
   -m, --multirun          run every combination of values given as key=a,b
@@ -79,6 +80,6 @@ def _group(group: str, default: list[str], choices: dict[str, Choice]) -> Iterat
         yield f"   {'*' if name in default else ' '} {name:<18} {choice.comment}".rstrip()
     shown = (choices[name] for name in default if name in choices)
     values = {key: value for choice in shown for key, value in choice.values.items() if "_target_" not in key}
-    if values and group != "experiment":
+    if values and group not in OVERALL:
         listed = "  ".join(f"{key}={show_value(value)}" for key, value in values.items())
         yield fill(listed, 116, initial_indent="       ", subsequent_indent="       ", break_on_hyphens=False)

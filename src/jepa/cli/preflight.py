@@ -8,7 +8,8 @@ from collections.abc import Sequence
 
 from hydra._internal.utils import get_args_parser
 
-from jepa.config import Composer, ConfigError, members
+from jepa.cli.sweeps import lacking_plugins, runs_of, sweep_files, with_files
+from jepa.config import Composer, ConfigError
 
 
 def preflight(arguments: Sequence[str]) -> list[str]:
@@ -27,14 +28,19 @@ def preflight(arguments: Sequence[str]) -> list[str]:
     parsed, unread = composer.parse(overrides)
     faults += unread
     settings = list(composer.settings)
-    if flags.multirun or any(override.input_line == "hydra.mode=MULTIRUN" for override in parsed):
-        swept = {override.key_or_group for override in parsed if override.is_sweep_override()}
-        plain = {override.key_or_group for override in parsed if not override.is_hydra_override()} - swept
+    if lacking := [*lacking_plugins(composer, parsed)]:
+        faults += lacking
+    elif flags.multirun or any(override.input_line == "hydra.mode=MULTIRUN" for override in parsed):
+        whole, unread = with_files(composer, parsed)
+        faults += unread
+        swept = {override.get_key_element() for override in whole if override.is_sweep_override()}
+        plain = {override.key_or_group for override in whole if not override.is_hydra_override()} - swept
         settings.append(f"hydra.job.config.override_dirname.exclude_keys=[{','.join(sorted(plain))}]")
-        for member in members(parsed):
-            name = ",".join(sorted(text for text in member if text not in overrides))
+        for member in runs_of(composer, whole):
+            name = ",".join(sorted(text for text in member if text.partition("=")[0] in swept))
             faults += composer.inspect(member, sweep_folder=name).faults
     else:
+        faults += [f"{o.input_line}: starts several runs, which needs --multirun" for o in sweep_files(parsed)]
         faults += composer.inspect([o.input_line or "" for o in parsed]).faults
     if flags.cfg:
         faults = [fault for fault in faults if not fault.endswith("=VALUE")]  # the one way to see what must be given
