@@ -8,14 +8,18 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from jepa.encoders.spatial import SpatialEncoder
+from jepa.masks.none import NoMask
 from jepa.objectives.jepa import JEPA
 from jepa.predictors.cross_attention import CrossAttentionPredictor
+from jepa.predictors.projector import Projector
 from jepa.predictors.transformer import TransformerPredictor
+from jepa.regularizers.cross_view import CrossView
 from jepa.regularizers.vicreg import VICReg
-from jepa.types import Batch, Latents, Masks
+from jepa.types import Batch, Latents, Masks, PatchGrid
 
 B, K, M, J, D = 4, 5, 2, 3, 16
 PREDICTORS: dict[str, Callable[..., nn.Module]] = {
@@ -250,9 +254,71 @@ def test_learns_to_predict_better_than_the_mean(predictor: str) -> None:
     assert told["error"] < 0.5 * told["trivial_error"]
 
 
+@pytest.mark.parametrize(("target", "learns_from_targets"), [("stopgrad", False), ("none", True)])
+def test_without_a_momentum_encoder_the_context_encoder_gives_the_targets(
+    target: str, learns_from_targets: bool
+) -> None:
+    objective, (batch, masks) = make_objective(target=target), sample()
+    encoder = objective.context_encoder
+    objective(batch, masks).loss.backward()
+    found = [p.grad.clone() for p in encoder.parameters() if p.grad is not None]
+    objective.zero_grad()
+    told = encoder(batch.clips)
+    told = told if learns_from_targets else told.detach()
+    index = masks.targets.flatten(1)[..., None].expand(-1, -1, D)
+    wanted = F.layer_norm(told.gather(1, index), (D,)).unflatten(1, (M, J))
+    predicted = objective.predictor(encoder(batch.clips, keep=masks.context), masks)
+    (predicted - wanted).square().mean().backward()
+    expected = [p.grad for p in encoder.parameters() if p.grad is not None]
+    torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("target", ["stopgrad", "none"])
+def test_without_a_momentum_encoder_nothing_follows_and_the_context_encoder_is_probed(target: str) -> None:
+    objective = make_objective(target=target)
+    assert objective.backbone is objective.context_encoder
+    assert not any(name.startswith("target_encoder") for name in objective.state_dict())
+    assert objective.after_step(0) == {}
+
+
+def test_where_nothing_is_hidden_the_regularizers_are_the_loss() -> None:
+    encoder = make_objective().context_encoder
+    objective = JEPA(
+        encoder=encoder,
+        predictor=Projector(embed_dim=D, hidden_dim=8, output_dim=4),
+        regularizers={"cross_view": CrossView(of="predicted"), "vicreg": VICReg(of="predicted")},
+        target="none", batch_size=B, total_steps=10,
+    )  # fmt: skip
+    batch, _ = sample()
+    masks = NoMask(grid=encoder.grid)(B, torch.Generator())
+    output = objective(batch._replace(views=2), masks)
+    projected = objective.predictor(encoder(batch.clips), masks)
+    latents = Latents(encoder(batch.clips), projected, masks, encoder.grid, 2)
+    expected = sum(regularizer(latents)[0] for regularizer in objective.regularizers.values())
+    torch.testing.assert_close(output.loss, expected)
+    assert "prediction" not in output.metrics
+    assert objective.diagnose(batch, masks) == {}
+
+
+def test_a_projector_maps_the_mean_token() -> None:
+    torch.manual_seed(0)
+    projector, tokens = Projector(embed_dim=D, hidden_dim=8, output_dim=4), torch.randn(B, 6, D)
+    masks = NoMask(grid=PatchGrid(1, 2, 3))(B, torch.Generator())
+    mean = tokens.mean(dim=1, keepdim=True).expand_as(tokens)
+    torch.testing.assert_close(projector(tokens, masks), projector(mean, masks))
+    assert projector(tokens, masks).shape == (B, 1, 1, 4)
+
+
+def test_no_mask_shows_every_token_in_order() -> None:
+    masks = NoMask(grid=PatchGrid(2, 2, 3))(B, torch.Generator())
+    assert masks.context.tolist() == [list(range(12))] * B
+    assert masks.targets.shape == (B, 0, 0)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
+        ({"target": "teacher"}, "target=teacher is not one of ema, stopgrad, none"),
         ({"loss": "huber"}, "loss=huber is not one of mse, smooth_l1, l1"),
         ({"momentum": 1.1}, "momentum=1.1"),
         ({"momentum": 0.99, "final_momentum": 0.9}, "final_momentum=0.9"),
