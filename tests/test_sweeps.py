@@ -1,0 +1,145 @@
+"""Files of the group `sweep`: what they run, where, what of it is refused beforehand, and two of them to the end."""
+
+from __future__ import annotations
+
+import sys
+import types
+from itertools import product
+from pathlib import Path
+
+import pytest
+import yaml
+
+from jepa.catalogue import Catalogue, conf_folder
+from jepa.cli import sweeps
+from jepa.cli.preflight import preflight
+from jepa.cli.train import main
+from jepa.config import Composer, ConfigError, TrainConfig
+from jepa.folder_log import read_rows
+
+FILES = Catalogue([conf_folder()]).groups["sweep"]
+EXPERIMENTS = {name: "cifar10_vit_tiny" if name == "blocks" else "quickstart" for name in FILES}
+
+
+@pytest.fixture
+def started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[tuple[TrainConfig, str]]:
+    """A folder to work in and an agent that only notes what it is asked to train."""
+    runs: list[tuple[TrainConfig, str]] = []
+
+    def train(config: TrainConfig, folder: Path) -> int:
+        runs.append((config, folder.name))
+        return 0
+
+    agent = types.ModuleType("jepa.agent")
+    vars(agent)["train"] = train
+    monkeypatch.setitem(sys.modules, "jepa.agent", agent)
+    monkeypatch.setattr(sys, "argv", ["jepa-train"])
+    monkeypatch.chdir(tmp_path)
+    return runs
+
+
+def faults(*arguments: str) -> list[str]:
+    with pytest.raises(ConfigError) as error:
+        preflight(arguments)
+    return error.value.faults
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_every_file_goes_with_the_experiment_that_it_names(name: str) -> None:
+    arguments = [f"sweep={name}", f"experiment={EXPERIMENTS[name]}"]
+    assert f"# jepa-train --multirun {' '.join(arguments)}" in FILES[name].text or name == "recipe"
+    composer = Composer()
+    whole, unread = sweeps.with_files(composer, composer.parse(arguments)[0])
+    assert not unread
+    members = list(sweeps.runs_of(composer, whole))
+    assert [fault for member in members for fault in composer.inspect(member).faults] == []
+    if "runs" in FILES[name].comment:
+        assert FILES[name].comment.endswith(f"; {len(members)} runs")
+
+
+def test_a_file_runs_all_its_combinations_in_folders_named_after_them(started: list) -> None:
+    assert main(["--multirun", "sweep=lr", "experiment=quickstart", "name=found"]) == 0
+    rates, momenta = (3e-4, 1e-3, 3e-3), (0.97, 0.99, 0.996)
+    assert [(run.lr, run.objective["momentum"]) for run, _ in started] == list(product(rates, momenta))
+    assert started[0][1] == "lr=0.0003,objective.momentum=0.97"
+
+
+def test_the_command_line_replaces_and_adds_to_what_a_file_varies(started: list) -> None:
+    assert main(["-m", "sweep=lr", "experiment=quickstart", "lr=0.5", "objective.momentum=0.9,0.95", "seed=3,4"]) == 0
+    assert [(r.lr, r.objective["momentum"], r.seed) for r, _ in started] == [
+        (0.5, momentum, seed) for momentum in (0.9, 0.95) for seed in (3, 4)
+    ]
+    assert started[0][1] == "objective.momentum=0.9,seed=3"
+
+
+def test_what_a_file_fixes_holds_for_all_its_runs(started: list) -> None:
+    assert main(["-m", "sweep=batch", "experiment=quickstart", "lr=1e-3"]) == 0
+    assert [(run.batch_size, run.steps, run.epochs) for run, _ in started] == [
+        (n, None, 10) for n in (32, 64, 128, 256)
+    ]
+    assert {run.objective["momentum_batch_size"] for run, _ in started} == {64}
+
+
+def test_all_faults_of_all_combinations_are_told_before_anything_starts(started: list) -> None:
+    found = faults("-m", "sweep=predictor", "experiment=quickstart", "predictor.num_heads=5", "epohcs=1", "lr=0,1")
+    assert sum("predictor.width" in fault for fault in found) == 3
+    assert any("epohcs" in fault for fault in found)
+    assert any(fault.startswith("lr=0: ") for fault in found)
+    assert not started
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["sweep=lr"], "sweep=lr: starts several runs, which needs --multirun"),
+        (["-m", "sweep=lr,mask"], "sweep=lr,mask: one file of a sweep at a time"),
+        (["-m", "sweep=rl"], 'sweep=rl: no such choice; did you mean "lr"?'),
+    ],
+)
+def test_a_file_that_cannot_be_run_so_is_refused(arguments: list[str], expected: str) -> None:
+    (found,) = faults(*arguments)
+    assert found.startswith(expected)
+
+
+def test_of_a_sampler_every_value_and_both_ends_of_an_interval_are_checked() -> None:
+    arguments = ["-m", "sweep=optuna", "experiment=quickstart"]
+    assert faults(*arguments, "lr=interval(-1,1)") == ["lr=-1: must be above 0"]
+    found = faults(*arguments, "predictor.width=choice(48,50)", "mask.ratio=interval(0.4,1.5)")
+    assert [fault.split(":")[0] for fault in found] == ["mask.ratio=1.5", "predictor.width=50"]
+
+
+def test_a_sampler_that_is_not_installed_is_named_with_its_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sweeps, "find_spec", lambda name: None)
+    assert faults("-m", "sweep=optuna") == ["sweep=optuna: optuna is not installed: pip install 'jepa-train[sweep]'"]
+    (found,) = faults("-m", "hydra/launcher=joblib", "seed=1,2")
+    assert found == "hydra/launcher=joblib: joblib is not installed: pip install 'jepa-train[sweep]'"
+
+
+@pytest.fixture
+def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(sys, "argv", ["jepa-train"])
+    monkeypatch.chdir(tmp_path)
+    return tmp_path / "outputs/found"
+
+
+SHORT = ["name=found", "dataset.side=32", "mask=random", "logger=none", "evaluator=knn"]
+
+
+def test_a_grid_of_two_trains_both(workplace: Path, tiny: list[str]) -> None:
+    assert main(["--multirun", "sweep=lr", "lr=1e-3", "objective.momentum=0.97,0.99", *SHORT, *tiny]) == 0
+    for momentum in (0.97, 0.99):
+        rows = read_rows(workplace / f"objective.momentum={momentum}")
+        assert [row["step"] for row in rows if "train/loss" in row] == [1, 2]
+        assert rows[-1]["step"] == 2
+
+
+def test_optuna_is_told_the_metric_that_decides(workplace: Path, tiny: list[str]) -> None:
+    fixed = [text for text in tiny if not text.startswith("predictor")]
+    varied = ["predictor.width=choice(16,32)", "predictor.depth=1", "predictor.num_heads=2", "hydra.sweeper.n_trials=2"]
+    assert main(["--multirun", "sweep=optuna", *SHORT, *fixed, *varied]) == 0
+    found = yaml.safe_load((workplace / "optimization_results.yaml").read_text())
+    runs = {folder.name: read_rows(folder) for folder in workplace.iterdir() if folder.is_dir()}
+    assert len(runs) == 2
+    judged = [[row["probe/knn_top1"] for row in rows if "probe/knn_top1" in row][-1] for rows in runs.values()]
+    assert found["best_value"] == max(judged)
+    assert set(found["best_params"]) == {"lr", "objective.momentum", "mask.ratio", "predictor.width"}
