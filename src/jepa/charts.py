@@ -177,7 +177,7 @@ def _axes(x: Scale, y: Scale, name: str) -> str:
             parts.append(f'<path class="axis" d="M{at} {floor}v4"/>')
             parts.append(f'<text class="tick" x="{at}" y="{floor + 17}" text-anchor="middle">{number(tick)}</text>')
     parts.append(f'<path class="axis" d="M{LEFT} {floor}H{WIDTH - RIGHT}"/>')
-    parts.append(f'<text class="tick" x="{LEFT - 12}" y="{floor + 17}" text-anchor="end">{escape(name)}</text>')
+    parts.append(f'<text class="tick" x="0" y="{floor + 17}">{escape(name)}</text>')
     return "".join(parts)
 
 

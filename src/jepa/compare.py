@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -93,10 +93,21 @@ def find_recipe(name: str, composer: Composer) -> Recipe:
     return read_recipe(found[name])
 
 
+def choose_recipe(arguments: Sequence[str], file: Path | None, composer: Composer) -> tuple[Recipe, list[str]]:
+    """What compare=NAME or a file asks for, and the other arguments."""
+    chosen = [text.removeprefix("compare=") for text in arguments if text.startswith("compare=")]
+    if len(chosen) + (file is not None) > 1:
+        raise ConfigError(["give one of compare=NAME and --methods FILE"])
+    recipe = read_recipe(file) if file else find_recipe(chosen[0], composer) if chosen else Recipe()
+    return recipe, [text for text in arguments if not text.startswith("compare=")]
+
+
 def plan(
     arguments: Sequence[str], recipe: Recipe, composer: Composer, seconds: float | None
 ) -> tuple[Path, list[Member]]:
     """The folder of the comparison and its runs. Raises ConfigError with the faults of all of them."""
+    if seconds is not None and not seconds > 0:
+        raise ConfigError([f"--seconds {seconds:g}: must be above 0"])
     parsed, faults = composer.parse(arguments)
     names = [override for override in parsed if override.key_or_group == "name"]
     faults += [f"{o.input_line}: a comparison has one name" for o in names if o.is_sweep_override()]
@@ -117,7 +128,7 @@ def plan(
     ]
     if len(found) == 1 and not found[0].label and not faults:
         faults.append(
-            "there is only one run, nothing to compare: give several values, as objective=jepa,mae seed=0,1,2"
+            "there is only one run, nothing to compare: give several values, as objective=jepa,mae, or folders of runs"
         )
     budget = read_json(folder / BUDGET)
     if budget and budget.get("seconds") != seconds:
@@ -138,8 +149,14 @@ def _of_method(method: str, texts: Sequence[str], name: str, composer: Composer,
     parsed, unread = composer.parse(texts)
     faults += unread
     parsed = list({override.key_or_group: override for override in parsed}.values())  # the later one counts
-    combinations = [(texts, composer.inspect(texts).config) for texts in members(parsed)]
-    taken = {key for _, config in combinations for key in _objective_keys(config)}
+    configs: dict[tuple[str, ...], dict[str, Any]] = {}
+    combinations = []
+    for combination in members(parsed):
+        choices = tuple(text for o, text in zip(parsed, combination, strict=True) if composer.is_group(o))
+        if choices not in configs:
+            configs[choices] = composer.inspect(choices).config
+        combinations.append((combination, configs[choices]))
+    taken = {key for config in configs.values() for key in _objective_keys(config)}
     for texts, config in combinations:
         useless = [o for o in parsed if _is_useless(o.key_or_group, config, taken)]
         kept = [(o, text) for o, text in zip(parsed, texts, strict=True) if o not in useless]
@@ -203,11 +220,13 @@ def _with_steps(member: Member, steps: int) -> Member:
 class Children:
     """Runs of jepa-train in processes of their own, to which a signal is handed on."""
 
-    def __init__(self, say: Callable[[str], None], flags: Sequence[str] = ()) -> None:
-        self.say = say
+    def __init__(self, flags: Sequence[str] = ()) -> None:
         self.flags = tuple(flags)
         self.signum = 0
         self._child: subprocess.Popen | None = None
+
+    def say(self, text: str) -> None:
+        print(text, flush=True)
 
     def receive(self, signum: int, frame: FrameType | None) -> None:
         self.signum = signum
@@ -233,9 +252,9 @@ class Children:
 
 
 @contextmanager
-def children(say: Callable[[str], None], flags: Sequence[str] = ()) -> Iterator[Children]:
+def children(flags: Sequence[str] = ()) -> Iterator[Children]:
     """SIGINT and SIGTERM go to the run in hand while the block runs; the earlier handlers come back after it."""
-    family = Children(say, flags)
+    family = Children(flags)
     earlier = {s: signal.signal(s, family.receive) for s in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield family

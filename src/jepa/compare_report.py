@@ -6,6 +6,7 @@ import base64
 import json
 import math
 import os
+import secrets
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
@@ -196,7 +197,7 @@ def _bold(cell: str, is_best: bool) -> str:
 
 
 def _table(heads: Sequence[str], lines: Sequence[str]) -> str:
-    head = "".join(f"<th>{escape(text)}</th>" for text in heads)
+    head = "".join(f"<th{' class=words' * (text == 'predicts')}>{escape(text)}</th>" for text in heads)
     return (
         f'<div class="card scroll compared"><table><thead><tr>{head}</tr></thead>'
         f"<tbody>{''.join(lines)}</tbody></table></div>"
@@ -280,7 +281,7 @@ def _run_line(method: Method, run: RunResult, folder: Path) -> str:
     )
 
 
-def send_to_wandb(comparison: Comparison, folder: Path, name: str, run_id: str) -> None:
+def send_to_wandb(comparison: Comparison, folder: Path, name: str) -> None:
     """The table, and every probe of every method over its steps, as a run of its own with the members' settings."""
     from jepa.logger import WandbLogger
 
@@ -288,7 +289,9 @@ def send_to_wandb(comparison: Comparison, folder: Path, name: str, run_id: str) 
     given = (run.config.get("logger") or {}).get("wandb") or Choice("logger", "wandb", WANDB).values
     keys = {key.rpartition(".")[2]: value for key, value in given.items()}
     settings: dict[str, Any] = {key: keys[key] for key in ("project", "entity", "mode")}
-    logger = WandbLogger(**settings, folder=folder, config={"name": name}, run_id=run_id, resume_step=None)
+    logger = WandbLogger(
+        **settings, folder=folder, config={"name": name}, run_id=secrets.token_hex(4), resume_step=None
+    )
     rows: dict[int, dict[str, float]] = {}
     for method in comparison.methods:
         for column in comparison.columns:
