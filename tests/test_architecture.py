@@ -39,7 +39,7 @@ LEVELS = (
     {"compare_results"},
     {"compare", "compare_report"},
     {"assemble"},
-    {"agent"},
+    {"agent", "find"},
     {"cli"},
 )
 LEVEL = {part: number for number, parts in enumerate(LEVELS) for part in parts}
