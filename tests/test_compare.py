@@ -141,6 +141,12 @@ def test_what_an_objective_has_no_use_for_is_left_out_of_its_runs():
     assert jepa.config["objective"]["momentum"] == 0.9
 
 
+def test_what_one_method_of_a_recipe_takes_is_left_out_of_the_others():
+    recipe = Recipe("mine", ("experiment=quickstart",), {"a": ["objective=jepa"], "b": ["objective=mae"]})
+    first, second = members("objective.momentum=0.9", recipe=recipe)
+    assert (first.config["objective"]["momentum"], second.dropped) == (0.9, ("objective.momentum=0.9",))
+
+
 def test_runs_that_differ_only_in_what_is_left_out_are_one_run():
     found = members(*QUICK, "objective=mae,vae", "mask.ratio=0.5,0.75", "name=x")
     assert [m.label for m in found] == [
@@ -187,7 +193,7 @@ def test_a_mistake_is_told_in_a_sentence(arguments, words, capsys):
     [
         ("methods: {}", "needs methods"),
         ("methods: {a: lr=1}", "methods.a: takes a list"),
-        ("methods: {a/b: []}", "a method's name"),
+        ("methods: {a/b: []}", "methods.a/b: a name has letters"),
         ("methods: {a: []}\nmethds: 1", "there is no key 'methds'"),
         ("a: [", "cannot be read"),
     ],

@@ -14,22 +14,26 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 
 from jepa import signatures
 from jepa.catalogue import COMPARISONS, suggestion
-from jepa.compare_results import BUDGET
+from jepa.compare_results import BUDGET, MEASURING
 from jepa.config import Composer, ConfigError, literal, members, typed
 from jepa.config_checks import unused
 from jepa.folder_log import read_json, read_rows, write_atomically
 from jepa.schema import changed_keys
+from jepa.verdict import series
 
 WARM_UP, MEASURED = 4, 12
 """steps of the measurement; the first ones are left out of the rate"""
 TAIL = 15
 """lines of a failed run that are shown again"""
+
+
+EXAMPLE = "as methods: {jepa: [objective=jepa], mae: [objective=mae, mask.ratio=0.75]}"
 
 
 @dataclass(frozen=True)
@@ -62,27 +66,19 @@ def read_recipe(path: Path) -> Recipe:
         content = yaml.safe_load(path.read_text())
     except (OSError, yaml.YAMLError) as error:
         raise ConfigError([f"{path}: cannot be read: {' '.join(str(error).split())}"]) from error
-    example = "as methods: {jepa: [objective=jepa], mae: [objective=mae, mask.ratio=0.75]}"
-    if not isinstance(content, dict) or not isinstance(content.get("methods"), dict) or not content["methods"]:
-        raise ConfigError([f"{path}: needs methods with their overrides, {example}"])
-    faults = [f"{path}: there is no key {key!r}; it has overrides and methods" for key in content.keys() - KEYS]
-    lists = {"overrides": content.get("overrides") or []} | {f"methods.{n}": o for n, o in content["methods"].items()}
-    faults += [
-        f"{path}: {key}: takes a list of overrides, {example}"
-        for key, value in lists.items()
-        if not isinstance(value, list) or not all(isinstance(text, str) for text in value)
-    ]
-    faults += [
-        f"{path}: {n}: a method's name has letters, digits, '_', '-', '.'"
-        for n in content["methods"]
-        if not re.fullmatch(r"[\w.-]+", str(n))
-    ]
+    methods = content.get("methods") if isinstance(content, dict) else None
+    if not isinstance(methods, dict) or not methods:
+        raise ConfigError([f"{path}: needs methods with their overrides, {EXAMPLE}"])
+    lists = {"overrides": content.get("overrides", [])} | {f"methods.{name}": own for name, own in methods.items()}
+    wrong = [key for key, own in lists.items() if not isinstance(own, list) or any(not isinstance(o, str) for o in own)]
+    faults = [f"{path}: {key}: takes a list of overrides, {EXAMPLE}" for key in wrong]
+    others = content.keys() - {"overrides", "methods"}
+    faults += [f"{path}: there is no key {key!r}; it has overrides and methods" for key in others]
+    odd = [name for name in methods if not re.fullmatch(r"[\w.-]+", str(name))]
+    faults += [f"{path}: methods.{name}: a name has letters, digits, '_', '-' and '.'" for name in odd]
     if faults:
         raise ConfigError(faults)
-    return Recipe(path.stem, tuple(lists["overrides"]), {str(n): o for n, o in content["methods"].items()})
-
-
-KEYS = {"overrides", "methods"}
+    return Recipe(path.stem, tuple(lists["overrides"]), {str(name): own for name, own in methods.items()})
 
 
 def find_recipe(name: str, composer: Composer) -> Recipe:
@@ -121,64 +117,71 @@ def plan(
     name = str(names[-1].value()) if names else recipe.name
     folder = Path("outputs") / name
     given = [text for text in arguments if text not in {o.input_line for o in names}]
-    found = [
-        member
-        for method, own in (recipe.methods or {"": ()}).items()
-        for member in _of_method(method, [*recipe.overrides, *own, *given], name, composer, faults)
-    ]
+    drafts = []
+    for method, own in (recipe.methods or {"": ()}).items():
+        texts, unread = composer.parse([*recipe.overrides, *own, *given])
+        drafts += _drafts(method, texts, composer)
+        faults += unread
+    taken = {key for draft in drafts for key in _objective_keys(draft.config)}
+    checked = [_check(draft, name, taken, composer) for draft in drafts]
+    faults += [fault for _, found in checked for fault in found]
+    found = list({member.label: member for member, _ in checked if member}.values())
     if len(found) == 1 and not found[0].label and not faults:
         faults.append(
-            "there is only one run, nothing to compare: give several values, as objective=jepa,mae, or folders of runs"
+            "there is only one run: give several values, as objective=jepa,mae, or folders of runs that exist"
         )
     budget = read_json(folder / BUDGET)
     if budget and budget.get("seconds") != seconds:
         faults.append(f"{folder} holds a comparison with --seconds {budget.get('seconds')}: give another name=")
-    found = [
-        _with_steps(member, steps) if (steps := budget.get("steps", {}).get(member.method)) else member
-        for member in found
-    ]
     for member in found:
         faults += _other_run(member, ignore={"steps", "epochs"} if seconds else set())
     if faults:
         raise ConfigError(faults)
-    return folder, list({member.label: member for member in found}.values())
+    return folder, found
 
 
-def _of_method(method: str, texts: Sequence[str], name: str, composer: Composer, faults: list[str]) -> Iterator[Member]:
-    """The runs of one method, or without methods all of them: every combination of the values given as key=a,b."""
-    parsed, unread = composer.parse(texts)
-    faults += unread
-    parsed = list({override.key_or_group: override for override in parsed}.values())  # the later one counts
-    configs: dict[tuple[str, ...], dict[str, Any]] = {}
-    combinations = []
-    for combination in members(parsed):
-        choices = tuple(text for o, text in zip(parsed, combination, strict=True) if composer.is_group(o))
+class Draft(NamedTuple):
+    """A run before what it has no use for is left out; `config` is what its choices alone compose to."""
+
+    method: str
+    parsed: Sequence[Any]
+    texts: Sequence[str]
+    config: Mapping[str, Any]
+
+
+def _drafts(method: str, parsed: Sequence[Any], composer: Composer) -> Iterator[Draft]:
+    """Every combination of the values given as key=a,b; of a key that is given twice the later one counts."""
+    parsed = list({override.key_or_group: override for override in parsed}.values())
+    configs: dict[tuple[str, ...], Mapping[str, Any]] = {}
+    for texts in members(parsed):
+        choices = tuple(text for o, text in zip(parsed, texts, strict=True) if composer.is_group(o))
         if choices not in configs:
             configs[choices] = composer.inspect(choices).config
-        combinations.append((combination, configs[choices]))
-    taken = {key for config in configs.values() for key in _objective_keys(config)}
-    for texts, config in combinations:
-        useless = [o for o in parsed if _is_useless(o.key_or_group, config, taken)]
-        kept = [(o, text) for o, text in zip(parsed, texts, strict=True) if o not in useless]
-        swept = sorted(text for override, text in kept if override.is_sweep_override())
-        parts = [*([method] if method else []), *swept]
-        label = ",".join(parts)
-        overrides = [*(text for _, text in kept), f"name={literal(f'{name}/{label}'.rstrip('/'))}"]
-        inspection = composer.inspect(overrides)
-        faults += [f"{method}: {fault}" if method else fault for fault in inspection.faults]
-        if inspection.faults:
-            continue
-        folder = Path("outputs") / name / label
-        yield Member(
-            label=label,
-            method=",".join(part for part in parts if not part.startswith("seed=")),
-            name=method,
-            folder=folder,
-            overrides=tuple(overrides),
-            config=asdict(typed(inspection.config)),
-            dropped=tuple(text for text in texts if text not in overrides),
-            is_finished=read_json(folder / "run.json").get("status") == "finished",
-        )
+        yield Draft(method, parsed, texts, configs[choices])
+
+
+def _check(draft: Draft, name: str, taken: set[str], composer: Composer) -> tuple[Member | None, list[str]]:
+    """The run and its faults; none where it has faults."""
+    pairs = list(zip(draft.parsed, draft.texts, strict=True))
+    kept = [(o, text) for o, text in pairs if not _is_useless(o.key_or_group, draft.config, taken)]
+    swept = sorted(text for override, text in kept if override.is_sweep_override())
+    parts = [*([draft.method] if draft.method else []), *swept]
+    label = ",".join(parts)
+    overrides = [*(text for _, text in kept), f"name={literal(f'{name}/{label}'.rstrip('/'))}"]
+    config, faults = composer.inspect(overrides)
+    if faults:
+        return None, [f"{draft.method}: {fault}" if draft.method else fault for fault in faults]
+    folder = Path("outputs") / name / label
+    return Member(
+        label=label,
+        method=",".join(part for part in parts if not part.startswith("seed=")),
+        name=draft.method,
+        folder=folder,
+        overrides=tuple(overrides),
+        config=asdict(typed(config)),
+        dropped=tuple(text for text in draft.texts if text not in overrides),
+        is_finished=read_json(folder / "run.json").get("status") == "finished",
+    ), []
 
 
 def _is_useless(key: str, config: Mapping[str, Any], taken: set[str]) -> bool:
@@ -200,16 +203,9 @@ def _other_run(member: Member, ignore: set[str]) -> list[str]:
     path = member.folder / "config.yaml"
     if not path.exists() or not (member.is_finished or (member.folder / "checkpoints" / "last").exists()):
         return []
-    changed = [
-        text
-        for text in changed_keys(yaml.safe_load(path.read_text()), member.config)
-        if text.split(":")[0] not in ignore
-    ]
-    return (
-        [f"{member.folder} holds a run of another configuration ({'; '.join(changed)}): give another name="]
-        if changed
-        else []
-    )
+    changed = changed_keys(yaml.safe_load(path.read_text()), member.config)
+    told = "; ".join(text for text in changed if text.partition(":")[0] not in ignore)
+    return [f"{member.folder} holds a run of another configuration ({told}): give another name="] if told else []
 
 
 def _with_steps(member: Member, steps: int) -> Member:
@@ -277,14 +273,8 @@ def run_all(folder: Path, found: Sequence[Member], seconds: float | None, family
         status, tail = _run(folder, member, budget, family)
         if status and not family.signum:
             failed[str(member.folder)] = f"exit status {status}"
-            family.say(
-                "\n".join(
-                    [
-                        f"{member.label} failed with exit status {status}; its last lines:",
-                        *(f"  | {line}" for line in tail),
-                    ]
-                )
-            )
+            told = "".join(f"\n  | {line}" for line in tail)
+            family.say(f"{member.label} failed with exit status {status}; its last lines:{told}")
     return failed
 
 
@@ -302,19 +292,16 @@ def _run(folder: Path, member: Member, budget: dict[str, Any], family: Children)
 
 def _measure(folder: Path, member: Member, budget: dict[str, Any], family: Children) -> tuple[int, list[str]]:
     """Some steps of a run that is thrown away: how many of them, loader and optimizer included, fill the budget."""
-    place = folder / ".measure"
+    place = folder / MEASURING
     size = member.config["batch_size"]
     shutil.rmtree(place, ignore_errors=True)
     quick = [f"steps={WARM_UP + MEASURED}", f"log_every={WARM_UP}", "evaluator=[]", "logger=none", "phases=[]"]
     small = ["evaluation.train_samples=2", "evaluation.val_samples=2", "evaluation.still=false"]
-    wanted = {text.partition("=")[0] for text in [*quick, *small, "name="]}
+    wanted = {text.partition("=")[0] for text in [*quick, *small, "epochs=", "name="]}
     kept = [text for text in member.overrides if text.lstrip("+").partition("=")[0] not in wanted]
-    status, tail = family.train(
-        [*kept, *quick, *small, f"name={literal(str(place.relative_to('outputs')))}"], quiet=True
-    )
-    rates = [
-        row["perf/samples_per_s"] for row in read_rows(place) if row["step"] > WARM_UP and "perf/samples_per_s" in row
-    ]
+    name = literal(place.relative_to("outputs"))
+    status, tail = family.train([*kept, *quick, *small, f"name={name}"], quiet=True)
+    rates = [rate for step, rate in series(read_rows(place), "perf/samples_per_s") if step > WARM_UP]
     shutil.rmtree(place, ignore_errors=True)
     if status or not rates:
         return status or 1, tail

@@ -23,7 +23,7 @@ from jepa.schema import IRRELEVANT, IRRELEVANT_SECTIONS, show_value
 from jepa.types import RunError
 from jepa.verdict import Column, series, table_columns
 
-BUDGET = "budget.json"
+BUDGET, MEASURING = "budget.json", ".measure"
 FINETUNED = Column("fine-tuned", "probe/finetune_top1")
 CRITERIA = {
     "collapse/rank": "rank",
@@ -159,7 +159,8 @@ def find_runs(folders: Sequence[Path]) -> list[RunResult]:
             raise RunError(
                 f"{folder}: there is no such folder; give folders of runs, or overrides as objective=jepa,mae"
             )
-        places = [path.parent for path in sorted(folder.rglob(METRICS)) if (path.parent / "config.yaml").is_file()]
+        found_here = [path.parent for path in sorted(folder.rglob(METRICS)) if path.parent.name != MEASURING]
+        places = [place for place in found_here if (place / "config.yaml").is_file()]
         if not places:
             raise RunError(f"{folder}: holds no run, at no depth; a run is a folder with {METRICS} and config.yaml")
         found |= {place.resolve(): _read(place) for place in places}

@@ -16,11 +16,10 @@ examples
                                 every combination, one after the other; the same command again goes on
   jepa-compare compare=shapes seed=0,1,2
                                 the methods of conf/compare/shapes.yaml, each with settings of its own
-  jepa-compare compare=shapes --seconds 60
-                                as much training time for each instead of as many samples
+  jepa-compare compare=shapes --seconds 60    equal training time instead of as many samples
   jepa-compare outputs/shapes   the table of runs that exist, also of a sweep of jepa-train --multirun
 
-The result is compare.md, compare.html and compare.json in outputs/NAME; of one folder, in that folder."""
+The result is compare.md, .html and .json in outputs/NAME; of one folder, in that folder."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -66,7 +65,10 @@ def _run(flags: argparse.Namespace) -> int:
     if family.signum:
         print("jepa-compare: stopped; the same command again goes on from there", file=sys.stderr)
         return 128 + family.signum
-    runs = find_runs([folder]) if len(failed) < len(members) else []
+    if len(failed) == len(members):
+        print("jepa-compare: every run has failed, nothing to compare", file=sys.stderr)
+        return 1
+    runs = find_runs([folder])
     return _tell(flags, folder, folder.name, [run for run in runs if run.folder != folder], failed) or min(
         1, len(failed)
     )
