@@ -244,7 +244,7 @@ class Composer:
 
     def _drop_foreign(self, config: DictConfig, chosen: set[str]) -> None:
         """Takes out what an experiment sets for its choice of a group, where another was made that has no such key."""
-        experiment = self.catalogue.groups.get("experiment", {}).get(_chosen(config, "experiment"))
+        experiment = self.catalogue.groups.get("experiment", {}).get(config.hydra.runtime.choices.get("experiment"))
         for key in experiment.values if experiment else ():
             group, name, *_ = (*key.split("."), "")
             if group in chosen and name and not config_checks.knows(_plain(config).get(group), name):
