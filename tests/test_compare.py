@@ -295,8 +295,10 @@ def test_the_command_trains_all_and_leaves_a_table(real):
 
 def test_the_table_is_sent_to_wandb(real):
     [run] = read_offline_runs(real / "outputs/small")
-    assert any("comparison" in row for row in run.rows.values())
-    assert any("jepa/probe_knn_top1" in row for row in run.rows.values())
+    assert run.rows[2]["jepa/probe_knn_top1"] == run.summary["jepa/probe_knn_top1"]
+    sent = json.loads(run.artifact_files["comparison.table.json"].read_text())
+    assert sent["columns"][:3] == ["method", "predicts", "kNN"]
+    assert {row[0] for row in sent["data"]} == {"jepa", "mae", "untrained encoder", "raw pixels"}
 
 
 def test_a_terminated_comparison_lets_the_run_save_and_goes_on_from_there(tiny, tmp_path):

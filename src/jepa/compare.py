@@ -265,10 +265,12 @@ def run_all(folder: Path, found: Sequence[Member], seconds: float | None, family
     budget["members"] |= {member.label: member.method * bool(member.name) for member in found}
     failed = {}
     for number, member in enumerate(found, start=1):
+        if family.signum:
+            break
         family.say(f"== {number}/{len(found)} {member.label}{' is finished' * member.is_finished} ==")
         if member.dropped and not member.is_finished:
             family.say(f"its objective has no use for {', '.join(member.dropped)}: left out")
-        if member.is_finished or family.signum:
+        if member.is_finished:
             continue
         status, tail = _run(folder, member, budget, family)
         if status and not family.signum:
