@@ -33,9 +33,15 @@ NEEDED = {
     "cross_view": ["augment.views=2"],
     "temporal_similarity": ["dataset=moving_digits", "encoder=temporal"],
     "temporal": ["dataset=moving_digits", "encoder=temporal"],
+    "mask=none": ["predictor=projector", "regularizer=[cross_view,sigreg]", "augment.views=2"],
+    "projector": ["mask=none", "regularizer=[cross_view,sigreg]", "augment.views=2"],
 }
 CLIPS = NEEDED["temporal"]
 COMPOSER = Composer()
+
+
+def needed_by(group: str, name: str) -> list[str]:
+    return NEEDED.get(f"{group}={name}", NEEDED.get(name, []))
 
 
 def faults(*overrides: str) -> list[str]:
@@ -67,7 +73,10 @@ def faults(*overrides: str) -> list[str]:
         (["augment.crop_scale=3"], "augment.crop_scale=3: takes a list of numbers, not 3"),
         (["optimizer.betas=0.9"], "optimizer.betas=0.9: takes a list of 2"),
         (["mask=blok"], 'mask=blok: no such choice; did you mean "block"?; valid: block, multiblock3d, '),
-        (["evaluator=[knn,lin]"], "valid: attentive, diagnostics, embeddings, knn, linear, regression"),
+        (
+            ["evaluator=[knn,lin]"],
+            "valid: attentive, diagnostics, embeddings, finetune, knn, linear, reconstructions, regression",
+        ),
         (["hydra/launcher=slrum"], "hydra/launcher=slrum: no such choice"),
         (["mask=temporal"], "needs 2 time steps, 1 to see and 1 to predict, the clip has 1: choose a dataset that"),
         ([*CLIPS, "mask=temporal", "num_frames=1"], "with num_frames=1 and encoder.tubelet_size=2"),
@@ -152,6 +161,25 @@ def faults(*overrides: str) -> list[str]:
         (["epochs=0"], "epochs=0: must be at least 1"),
         (["lr=0"], "lr=0: must be above 0"),
         (["precision=fp16"], "valid: auto, bf16, fp32"),
+        (["objective=mae", "regularizer=none", "mask=none"], "mask=none: hides no patch"),
+        (
+            ["objective=mae", "regularizer=vicreg"],
+            "regularizer=vicreg: objective=mae uses no regularizer; leave it out",
+        ),
+        (["objective=vae", "predictor.depth=2"], "predictor.depth=2: objective=vae uses no predictor; leave it out"),
+        (["objective=mae", "objective.momentum=0.9"], "the chosen objective has no 'momentum'; objective=jepa has"),
+        (
+            ["objective=vae", "objective.bottleneck=pool"],
+            'no such bottleneck; did you mean "pooled"?; valid: pooled, tokens',
+        ),
+        (
+            ["objective=mae", "objective.decoder_width=100"],
+            "objective.decoder_width=100 with objective.decoder_num_heads=",
+        ),
+        (["objective.target=teacher"], "no such target; valid: ema, stopgrad, none"),
+        (["mask=none"], "nothing is hidden that could be predicted; choose a mask, or predictor=projector"),
+        (["predictor=projector"], "it compares views; give it mask=none"),
+        (["mask=none", "predictor=projector"], "regularisers are the whole loss then, and there is none"),
         (["device=gpu"], "valid: auto, cpu, cuda"),
         (["name=../up"], "names a folder below outputs/"),
         (["dataset=hf"], "dataset.path=??? (dataset/hf.yaml): must be given, as dataset.path=VALUE"),
@@ -187,7 +215,7 @@ def test_every_choice_composes_without_a_fault(group: str, name: str) -> None:
     needed = (
         NEEDED["imagefolder"] + ["dataset.val_folder=null"]
         if group == "experiment" and "in1k" in name
-        else NEEDED.get(name, [])
+        else needed_by(group, name)
     )
     assert not faults(f"{group}={name}", *needed)
 
@@ -195,14 +223,16 @@ def test_every_choice_composes_without_a_fault(group: str, name: str) -> None:
 @pytest.mark.parametrize("image_size", [32, 96, "[64,128]"])
 @pytest.mark.parametrize("mask", CATALOGUE.groups["mask"])
 def test_masks_go_with_small_and_oblong_images(mask: str, image_size: object) -> None:
-    assert not faults(f"mask={mask}", f"image_size={image_size}", *NEEDED.get(mask, []), "encoder.patch_size=8")
+    assert not faults(f"mask={mask}", f"image_size={image_size}", *needed_by("mask", mask), "encoder.patch_size=8")
 
 
 @pytest.mark.parametrize("num_frames", [1, 2, 16])
 @pytest.mark.parametrize("encoder", ["spatial", "temporal"])
 @pytest.mark.parametrize("mask", CATALOGUE.groups["mask"])
 def test_masks_go_with_clips_and_images_of_either_encoder(mask: str, encoder: str, num_frames: int) -> None:
-    found = faults(f"mask={mask}", "dataset=moving_digits", f"encoder={encoder}", f"num_frames={num_frames}")
+    needed = NEEDED["mask=none"] if mask == "none" else []
+    clips = ["dataset=moving_digits", f"encoder={encoder}", f"num_frames={num_frames}"]
+    found = faults(f"mask={mask}", *clips, *needed)
     steps = num_frames if encoder == "spatial" else max(1, num_frames // 2)
     assert len(found) == (mask == "temporal" and steps == 1)
 
@@ -368,7 +398,15 @@ def test_python_configuration_reads_back_what_was_set_or_the_default() -> None:
     config = JEPAConfig("encoder.depth=6", size="tiny", lr=3e-4)
     assert (config.lr, config.epochs, config.encoder.depth, config.encoder.num_heads) == (3e-4, 100, 6, 3)
     assert config.dataset == "shapes"
-    assert config.evaluator == ["knn", "linear", "regression", "diagnostics", "embeddings"]
+    assert config.evaluator == [
+        "knn",
+        "linear",
+        "regression",
+        "diagnostics",
+        "selection",
+        "reconstructions",
+        "embeddings",
+    ]
     assert config.name == "jepa-shapes"
     config.augment.flip = False
     assert (config.augment.crop_scale, config.augment.flip, config.augment.views) == ([0.3, 1.0], False, 1)
@@ -481,3 +519,11 @@ def test_configuration_is_found_from_any_folder(tmp_path: Path) -> None:
 @pytest.mark.parametrize("group", ["evaluator", "logger", "regularizer"])
 def test_nothing_may_be_chosen_of_a_group_of_many(group: str) -> None:
     assert getattr(compose([f"{group}=[]"]), group) == {}
+
+
+def test_an_experiment_serves_other_objectives_than_its_own() -> None:
+    config = compose(["experiment=quickstart", "objective=vae"])
+    assert (config.predictor, config.regularizer) == ({}, {})
+    assert config.mask == {"_target_": "jepa.masks.none.NoMask"}
+    assert "momentum" not in config.objective
+    assert compose(["experiment=quickstart", "objective=mae"]).mask["ratio"] == 0.6

@@ -140,6 +140,8 @@ def nearest(name: str, known: Iterable[str], limit: int = 3) -> list[str]:
     """Known names that a wrong one may have meant: the same leaf elsewhere, a synonym, or a slip of the keys."""
     known = sorted(set(known))
     leaf = name.rpartition(".")[2]
+    if leaf in known and leaf != name:
+        return [leaf]
     if same := [key for key in known if key.rpartition(".")[2] == leaf and key != name]:
         return same
     if ELSEWHERE.get(leaf) in known:
