@@ -23,6 +23,7 @@ LRS = [10 ** (-6 + 6 * k / 149) for k in range(150)]
 @pytest.fixture
 def small(tiny, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(batch_fit, "SECONDS", 0.0)
     return [*tiny, "batch_size=12", "dataset.num_samples=96", "logger=none", "name=small"]
 
 
@@ -169,7 +170,10 @@ def test_on_a_cpu_the_search_ends_before_the_memory_does(small, monkeypatch):
     [
         (["lr", "epohcs=3", "image_size=225"], "jepa-find: 2 faults in the configuration"),
         (["lr", "--low", "1"], "needs 10 steps or more and 0 < low < high"),
-        (["batch", "batch_size=200", "dataset.num_samples=96", "logger=none"], "the data set has only 96"),
+        (
+            ["batch", "batch_size=200", "dataset.num_samples=96", "logger=none"],
+            "smaller than one batch",
+        ),
     ],
 )
 def test_a_wrong_command_is_refused(arguments, told, capsys, tmp_path, monkeypatch):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shlex
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from jepa.assemble import make_dataset, make_parts, make_plan, split_phases
-from jepa.charts import Chart, Level, Line, line_chart
+from jepa.charts import Chart, Line, line_chart
 from jepa.config import ConfigError, TrainConfig
 from jepa.data.loader import batches
 from jepa.distributed import open_session
@@ -81,17 +82,16 @@ def find_lr(config: TrainConfig, overrides: Sequence[str], *, num_steps: int, lo
 
 
 def _charts(points: Sequence[Point], lr: float | None) -> list[str]:
-    """Loss and spread over the number of the step, with the learning rate beside."""
+    """Loss and spread over the logarithm of the learning rate."""
     if not points:
         return []
-    drawn = {"Loss, smoothed": [p.loss for p in points], "Spread of the features": [p.spread for p in points]}
-    charts = [
-        line_chart(Chart(title=title), [Line(name=title, points=list(enumerate(smooth(values), start=1)))])
-        for title, values in drawn.items()
-    ]
-    rates = Line(name="lr", points=[(number, point.lr) for number, point in enumerate(points, start=1)])
-    levels = [Level(name="chosen", value=lr)] if lr else []
-    charts.append(line_chart(Chart(title="Learning rate", may_be_log=True), [rates], levels))
+    hint = f"Chosen: lr={lr:g}, whose logarithm is {math.log10(lr):.2f}." if lr else ""
+    drawn = {"Loss, smoothed": [p.loss for p in points], "Spread of the features, smoothed": [p.spread for p in points]}
+    charts = []
+    for title, values in drawn.items():
+        curve = [(math.log10(point.lr), value) for point, value in zip(points, smooth(values), strict=True)]
+        chart = Chart(title=title, axis="lg lr", hint=hint, may_be_log=True)
+        charts.append(line_chart(chart, [Line(name="last value", points=curve)]))
     return [f'<div class="charts">{"".join(charts)}</div>']
 
 

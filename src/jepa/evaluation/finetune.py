@@ -10,6 +10,7 @@ from copy import deepcopy
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.optim import Optimizer
 from tqdm import tqdm
 
 from jepa.distributed import derive_seed, generator
@@ -82,12 +83,7 @@ class FineTuning(ClassProbe):
             for step, (clips, labels) in enumerate(b for _ in range(self.epochs) for b in self._epoch(tuning, rng)):
                 set_schedule(optimizer, lr=self.lr_at(step, total), weight_decay=self.weight_decay)
                 if len(labels):
-                    with tuning.autocast():
-                        loss = F.cross_entropy(model(clips).float(), labels)
-                    optimizer.zero_grad()
-                    loss.backward()
-                    nn.utils.clip_grad_norm_(model.parameters(), CLIP_GRAD)
-                    optimizer.step()
+                    _learn(model, optimizer, clips, labels, tuning)
                 advance()
                 _check(tuning)
 
@@ -116,6 +112,15 @@ class Tuned(nn.Module):
 
     def forward(self, clips: Tensor) -> Tensor:
         return self.classify(self.norm(self.encoder(clips).mean(dim=1)))
+
+
+def _learn(model: nn.Module, optimizer: Optimizer, clips: Tensor, labels: Tensor, tuning: Tuning) -> None:
+    with tuning.autocast():
+        loss = F.cross_entropy(model(clips).float(), labels)
+    optimizer.zero_grad()
+    loss.backward()
+    nn.utils.clip_grad_norm_(model.parameters(), CLIP_GRAD)
+    optimizer.step()
 
 
 def _check(tuning: Tuning) -> None:
