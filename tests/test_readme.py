@@ -79,6 +79,24 @@ def jepa_train(arguments: list[str], tiny: list[str], cwd: Path) -> None:
         assert len(reports) == (4 if "--multirun" in arguments else 1)
 
 
+def jepa_compare(arguments: list[str], tiny: list[str], cwd: Path) -> None:
+    """What exists is collected from runs that the test trains first."""
+    program = str(Path(sys.executable).parent / "jepa-compare")
+    if not (is_given := any("=" in text for text in arguments)):
+        quick = ["experiment=quickstart", "objective=jepa,mae", f"name={Path(arguments[0]).name}"]
+        run([program, *shrunk(quick, tiny)], cwd)
+    told = run([program, *(shrunk(arguments, tiny) if is_given else arguments)], cwd)
+    assert "untrained encoder" in told
+    assert len(list((cwd / "outputs").rglob("compare.html"))) == 1
+
+
+def jepa_find(arguments: list[str], tiny: list[str], cwd: Path) -> None:
+    batch = [text for text in tiny if not text.startswith("batch_size=")]
+    steps = ["--steps", "12", *tiny] if arguments[0] == "lr" else batch
+    told = run([str(Path(sys.executable).parent / "jepa-find"), *arguments, *steps], cwd)
+    assert "  jepa-train experiment=quickstart" in told
+
+
 def make_target(arguments: list[str], tiny: list[str], cwd: Path) -> None:
     """Not run, since this test is part of `make test`: the target exists and its recipe expands."""
     recipe = run(["make", "-n", *arguments], ROOT)
@@ -111,6 +129,8 @@ def evaluate(arguments: list[str], tiny: list[str], cwd: Path) -> None:
 RULES: dict[str, Callable[[list[str], list[str], Path], None]] = {
     "make": make_target,
     "jepa-train": jepa_train,
+    "jepa-compare": jepa_compare,
+    "jepa-find": jepa_find,
     "sbatch": submit,
     "source": activate,
     "eval": evaluate,
