@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -105,6 +106,34 @@ def test_the_encoder_is_loaded_from_the_run_and_from_a_checkpoint(finished):
     assert torch.equal(other(other.transform(pictures)), tokens)
     trained = weights(finished)
     assert torch.equal(encoder.embed.weight, trained["target_encoder.embed.weight"])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "encoder_of"),
+    [
+        (["objective=mae"], "encoder"),
+        (["objective=vae", "objective.latent_dim=4"], "encoder"),
+        (["objective.target=none", "regularizer=vicreg"], "context_encoder"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
+def test_an_encoder_is_trained_resumed_and_loaded_whatever_it_predicts(overrides, encoder_of, tmp_path):
+    predicts = [text for text in TINY if not text.startswith(("predictor.", "mask."))]
+    if overrides[0] != "objective=vae":
+        predicts.append("mask.ratio=0.5")
+    changes = [*predicts, *overrides, "save_every=2", "eval_every=4"]
+    whole, parted = tmp_path / "whole", tmp_path / "parted"
+    JEPAAgent(JEPAConfig(*changes, "steps=4"), folder=whole).train()
+    JEPAAgent(JEPAConfig(*changes, "steps=4"), folder=parted).train()
+    for made in ("run.json", "checkpoints/step_00000004", "checkpoints/last"):
+        path = parted / made
+        shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+    (parted / "checkpoints" / "last").symlink_to("step_00000002")
+    (parted / "run.json").write_text((whole / "run.json").read_text().replace("finished", "stopped"))
+    JEPAAgent(JEPAConfig(*changes, "steps=4"), folder=parted).train()
+    assert_identical(whole, parted)
+    encoder = load_encoder(whole)
+    assert torch.equal(encoder.embed.weight, weights(whole)[f"{encoder_of}.embed.weight"])
 
 
 def test_the_encoder_takes_images_without_a_time_axis(finished):
