@@ -23,7 +23,9 @@ usage: jepa-train [key=value ...] [group=choice ...] [flags]
   jepa-train encoder=temporal mask=temporal dataset=moving_digits   clips: predict the future from the past
   jepa-train size=small image_size=96 encoder.patch_size=8 mask=random mask.ratio=0.6
   jepa-train --multirun mask=block,random lr=1e-4,3e-4  every combination, one after the other
-  jepa-train --multirun sweep=lr experiment=quickstart  the combinations of a file"""
+  jepa-train --multirun sweep=lr experiment=quickstart  the combinations of a file
+
+jepa-compare --help: methods side by side in one table;  jepa-find --help: a learning rate, the fastest micro-batch"""
 
 FLAGS = """\
   -m, --multirun          run every combination of values given as key=a,b
