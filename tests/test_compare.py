@@ -134,6 +134,13 @@ def test_a_method_of_a_recipe_has_settings_of_its_own_and_the_command_line_wins(
     assert {m.config["lr"] for m in members("seed=0,1", "lr=5", recipe=recipe)} == {5}
 
 
+def test_a_method_names_its_seed_so_that_others_can_come_later():
+    recipe = Recipe("mine", ("experiment=quickstart",), {"a": ["lr=1e-2"], "b": ["objective=mae"]})
+    assert [m.label for m in members(recipe=recipe)] == ["a,seed=0", "b,seed=0"]
+    assert [m.label for m in members("seed=3", recipe=recipe)] == ["a,seed=3", "b,seed=3"]
+    assert [m.label for m in members("lr=1,2", "seed=3", recipe=recipe)][:2] == ["a,lr=1,seed=3", "a,lr=2,seed=3"]
+
+
 def test_what_an_objective_has_no_use_for_is_left_out_of_its_runs():
     jepa, mae, vae = members(*QUICK, "objective=jepa,mae,vae", "mask.ratio=0.5", "objective.momentum=0.9", "name=x")
     assert (jepa.dropped, mae.dropped) == ((), ("objective.momentum=0.9",))

@@ -164,8 +164,11 @@ def _check(draft: Draft, name: str, taken: set[str], composer: Composer) -> tupl
     """The run and its faults; none where it has faults."""
     pairs = list(zip(draft.parsed, draft.texts, strict=True))
     kept = [(o, text) for o, text in pairs if not _is_useless(o.key_or_group, draft.config, taken)]
-    swept = sorted(text for override, text in kept if override.is_sweep_override())
-    parts = [*([draft.method] if draft.method else []), *swept]
+    swept = {override.key_or_group: text for override, text in kept if override.is_sweep_override()}
+    if draft.method:  # a method has a seed, so that others can come later
+        given = {override.key_or_group: text for override, text in kept}
+        swept.setdefault("seed", given.get("seed", f"seed={draft.config.get('seed', 0)}"))
+    parts = [*([draft.method] if draft.method else []), *sorted(swept.values())]
     label = ",".join(parts)
     overrides = [*(text for _, text in kept), f"name={literal(f'{name}/{label}'.rstrip('/'))}"]
     config, faults = composer.inspect(overrides)
