@@ -176,7 +176,7 @@ def test_a_loss_that_is_not_finite_is_said_and_leaves_a_gap(tmp_path):
     page = report(tmp_path)
     assert "0.111 (2 not finite)" in page.text
     assert "no finite value yet" in page.text
-    assert page.html.count('<path class="line c0" d="M46') == 1
+    assert page.html.count('<path class="line c0" d="M54') == 1
     assert "nan" not in re.sub(r"<title>.*?</title>", "", page.html, flags=re.DOTALL)
 
 

@@ -9,7 +9,7 @@ from html import escape
 from itertools import pairwise
 
 WIDTH, HEIGHT = 360, 200
-LEFT, RIGHT, TOP, BOTTOM = 46, 16, 8, 24
+LEFT, RIGHT, TOP, BOTTOM = 54, 16, 8, 24
 MAX_POINTS, MAX_STRIPS, MAX_DOTS = 160, 60, 40
 NUM_COLOURS = 8
 
