@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import resource
 import statistics
 import sys
 import time
@@ -33,9 +32,9 @@ from bench_reference import ImageStep, ReferenceStep, find_reference
 from jepa.assemble import make_dataset, make_parts, make_plan, split_phases
 from jepa.config import ConfigError, TrainConfig, compose
 from jepa.data.loader import batches
-from jepa.distributed import Session, has_fast_bf16, open_session
+from jepa.distributed import Session, has_fast_bf16, open_session, peak_memory_gib
 from jepa.training.loop import Parts, Plan, one_step
-from jepa.types import Masks, RawBatch
+from jepa.types import Batch, Masks, RawBatch
 
 PARTS = ("mask", "target", "context+predictor", "backward", "optimizer+EMA", "data")
 
@@ -126,7 +125,7 @@ def measure(config: TrainConfig, num_steps: int) -> dict[str, Any]:
         "step_ms": round(1000 * step, 2),
         "samples_per_s": round(batch_size / step, 3),
         "ms": {name: round(1000 * parts.get(name, 0.0), 2) for name in PARTS},
-        "peak_memory_mb": round(peak_memory(device) / 2**20),
+        "peak_memory_mb": round(peak_memory_gib(device) * 1024),
         "gflops_per_sample": float(f"{flops / batch_size / 1e9:.4g}"),
         "matmul_gflops_per_s": round(rate / 1e9, 1),
         "matmul_share": float(f"{flops / step / rate:.3g}"),
@@ -199,21 +198,14 @@ def matmul_rate(bench: Bench, dtype: torch.dtype) -> float:
     return 2 * size**3 / min(bench.seconds(lambda: a @ b) for _ in range(5))
 
 
-def peak_memory(device: torch.device) -> int:
-    """Bytes: what torch had allocated on a GPU, the largest resident set of this process on a CPU."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-
-
 def compare(config: TrainConfig, build: Callable[[Tensor], ReferenceStep], num_steps: int) -> dict[str, Any]:
     """Our step and the reference's, taking turns on the same clips."""
     bench = Bench(config)
     device = bench.session.device
-    clips = bench.parts.augment(next(bench.raw), torch.Generator().manual_seed(0)).to(device)
-    reference = build(clips)
-    bench.parts = dataclasses.replace(bench.parts, augment=SameClips(clips))
+    batch = bench.parts.augment(next(bench.raw), torch.Generator().manual_seed(0))
+    batch = batch._replace(clips=batch.clips.to(device))
+    reference = build(batch.clips)
+    bench.parts = dataclasses.replace(bench.parts, augment=SameClips(batch))
     bench.raw = repeat(next(bench.raw))
     sides: dict[str, Callable[[], object]] = {"ours": bench.step, "reference": reference}
     without_bf16 = ""
@@ -246,11 +238,11 @@ class SameClips:
 
     views = 1
 
-    def __init__(self, clips: Tensor) -> None:
-        self.clips = clips
+    def __init__(self, batch: Batch) -> None:
+        self.batch = batch
 
-    def __call__(self, raw: RawBatch, generator: torch.Generator) -> Tensor:
-        return self.clips
+    def __call__(self, raw: RawBatch, generator: torch.Generator) -> Batch:
+        return self.batch
 
 
 def repeat(raw: RawBatch) -> Iterator[RawBatch]:

@@ -88,7 +88,7 @@ def our_pipeline(folder: str) -> Callable[[], Tensor]:
     images = ImageFolder(root_path=folder, image_folder="train")
     stream = batches(images, batch_size=BATCH, seed=0, num_workers=0, canvas=augment.canvas)
     generator = torch.Generator().manual_seed(0)
-    return lambda: augment(next(stream), generator)
+    return lambda: augment(next(stream), generator).clips
 
 
 def pillow_pipeline(folder: str, interpolation: InterpolationMode) -> Callable[[], Tensor]:
@@ -117,7 +117,7 @@ def small_image_cost(turns: int = 9) -> float:
         image_size=(32, 32), crop_scale=CROP_SCALE, crop_aspect=CROP_ASPECT, flip=True, mean=MEAN, std=STD
     )  # fmt: skip
     generator = torch.Generator().manual_seed(0)
-    cost = min(processor_seconds(lambda: augment(raw, generator)) for _ in range(turns)) / 256
+    cost = min(processor_seconds(lambda: augment(raw, generator).clips) for _ in range(turns)) / 256
     torch.set_num_threads(threads)
     return cost
 

@@ -157,7 +157,7 @@ def _decoder(checked: Checked) -> Iterator[str]:
     heads = checked.get("objective.decoder_num_heads", checked["encoder.num_heads"])
     if min(width, heads) >= 1 and (width % heads or width % 4):
         shown = " with ".join(checked.show(f"objective.decoder_{key}") for key in ("width", "num_heads"))
-        yield f"{shown}: a decoder of width {width} and {heads} heads; the width must be divisible by both 4 and the heads"
+        yield f"{shown}: a decoder of width {width} and {heads} heads: 4 and the heads must divide the width"
 
 
 def _positions(checked: Checked) -> Iterator[str]:
