@@ -19,7 +19,7 @@ from jepa.masks.block import BlockMasker
 from jepa.types import Masks, PatchGrid
 
 CONF = Path(__file__).parents[1] / "conf" / "mask"
-MASKS = sorted(path.stem for path in CONF.glob("*.yaml"))
+MASKS = sorted(path.stem for path in CONF.glob("*.yaml") if path.stem != "none")  # which hides nothing
 SIZES = [(4, 4), (6, 6), (7, 5), (14, 14), (32, 32), (4, 16), (8, 24), (16, 4)]
 IMAGES = [PatchGrid(1, *size) for size in SIZES]
 CLIPS = [PatchGrid(2, 4, 4), PatchGrid(4, 6, 6), PatchGrid(3, 7, 5), PatchGrid(8, 14, 14), PatchGrid(16, 4, 16)]
