@@ -30,7 +30,6 @@ LEVELS = (
     {"config_checks"},
     {"distributed", "config"},
     {"python_config"},
-    {"python_config"},
     {"layers", "logger", "folder_log", "checkpoint", "optim", "verdict"},
     {"report"},
     {"encoders", "predictors", "masks", "regularizers", "data"},

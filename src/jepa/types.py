@@ -95,6 +95,11 @@ class Masks(NamedTuple):
     """long [B, M, J]"""
 
     @property
+    def hides_some(self) -> bool:
+        """Whether there is anything to predict."""
+        return self.targets.numel() > 0
+
+    @property
     def sets(self) -> tuple[Masks, ...]:
         """The mask sets of each sample, each with sizes of its own; most maskers draw one."""
         return (self,)

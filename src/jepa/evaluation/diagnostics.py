@@ -40,7 +40,7 @@ class Diagnostics:
         metrics = {**collapse(snapshot.val.vectors), **prediction(snapshot), **coverage_range(snapshot)}
         if len(snapshot.pictures) == 0:
             return Evaluation(metrics=metrics)
-        masked = (mask_picture(snapshot), coverage_picture(snapshot)) if hides_some(snapshot.masks) else ()
+        masked = (mask_picture(snapshot), coverage_picture(snapshot)) if snapshot.masks.hides_some else ()
         return Evaluation(metrics=metrics, pictures=(*masked[:1], feature_picture(snapshot), *masked[1:]))
 
 
@@ -91,10 +91,6 @@ def prediction(snapshot: Snapshot) -> dict[str, float]:
     return metrics
 
 
-def hides_some(masks: Masks) -> bool:
-    return masks.targets.numel() > 0
-
-
 def coverage(masks: Masks, grid: PatchGrid) -> tuple[Tensor, Tensor]:
     """Share of samples in which a token is context, and in which it is in any target, of one mask set: [N], [N]."""
     shape = (len(masks.context), grid.num_tokens)
@@ -105,7 +101,7 @@ def coverage(masks: Masks, grid: PatchGrid) -> tuple[Tensor, Tensor]:
 
 def coverage_range(snapshot: Snapshot) -> dict[str, float]:
     """Of several mask sets the mean; nothing where no token is hidden."""
-    if not hides_some(snapshot.masks):
+    if not snapshot.masks.hides_some:
         return {}
     sets = snapshot.masks.sets
     metrics = {"mask/context_tokens": sum(masks.context.shape[1] for masks in sets) / len(sets)}

@@ -81,7 +81,7 @@ class JEPA(nn.Module):
         return self
 
     def forward(self, batch: Batch, masks: Masks) -> LossOutput:
-        grid, hides = self.grid_of(batch.clips), hides_some(masks)
+        grid, hides = self.grid_of(batch.clips), masks.hides_some
         told = self.tell(batch.clips) if hides else None
         losses, metrics, embedding = [], {}, None
         for number, mask in enumerate(masks.sets):
@@ -156,7 +156,7 @@ class JEPA(nn.Module):
         Where the targets are the future, also that of copying the last step seen, and all three by horizon. Nothing
         where the masks hide nothing.
         """
-        if not hides_some(masks):
+        if not masks.hides_some:
             return {}
         training = self.training
         self.eval()
@@ -196,8 +196,3 @@ class JEPA(nn.Module):
         if grid.t == 1 or bool((masks.targets // places <= last).any()):
             return None
         return self.targets(told, masks._replace(targets=last * places + masks.targets % places))
-
-
-def hides_some(masks: Masks) -> bool:
-    """Whether there is anything to predict."""
-    return masks.targets.numel() > 0
