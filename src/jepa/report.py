@@ -116,7 +116,7 @@ SECTIONS: dict[str, tuple[str, Sequence[Curve]]] = {
         (
             Curve(
                 title="LiDAR", metrics={"select/lidar": "LiDAR"},
-                hint="Directions that tell images apart beyond what crops of one image differ in. Higher is better.",
+                hint="Directions that tell images apart beyond crops of one. Meant to rise, seen to fall in good runs.",
             ),
             Curve(
                 title="Exponent of the eigenvalues", metrics={"select/alpha": "alpha"},
