@@ -28,8 +28,9 @@ class Selection:
         self.num_viewed = num_viewed
         self.view_scale = view_scale
         self.protocol = (
-            f"selection without labels: select/lidar (higher is meant to be better) is the effective rank of between-image "
-            f"over within-image scatter of {num_views} random crops ({view_scale[0]:g} to {view_scale[1]:g} of the area, "
+            f"selection without labels: select/lidar (higher is meant to be better) is the effective rank of "
+            f"between-image over within-image scatter of {num_views} random crops ({view_scale[0]:g} to "
+            f"{view_scale[1]:g} of the area, "
             f"mirrored as in training) of at most {num_viewed} validation samples; select/alpha is the exponent of the "
             f"power law of the eigenvalues of the features' covariance, from the {FIRST_RANK}th on; near 1 is best"
         )
