@@ -24,7 +24,11 @@ WIRED = {
 }
 """Group -> the constructor arguments that Python gives; they are no keys."""
 
-SECTIONS = {"augment": "jepa.schema.AugmentConfig", "evaluation": "jepa.schema.EvaluationConfig"}
+SECTIONS = {
+    "augment": "jepa.schema.AugmentConfig",
+    "evaluation": "jepa.schema.EvaluationConfig",
+    "hardware": "jepa.schema.HardwareConfig",
+}
 
 MANY = {"regularizer", "evaluator", "logger"}
 """Groups of which several choices run together, each under its own name."""

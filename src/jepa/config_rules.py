@@ -28,6 +28,7 @@ AT_LEAST_ONE = (
         "eval_every",
         "save_every",
         "keep",
+        "processes",
     ),
     *("encoder.depth", "encoder.num_heads", "encoder.embed_dim", "encoder.tubelet_size"),
     *(
@@ -57,6 +58,7 @@ NOT_NEGATIVE = (
 ABOVE_ZERO = ("lr", "clip_grad", "spike_guard")
 WORDS = {
     "precision": ("auto", "bf16", "fp32"),
+    "strategy": ("auto", "single", "ddp", "fsdp"),
     "objective.loss": ("mse", "smooth_l1", "l1"),
     "objective.target": ("ema", "stopgrad", "none"),
     "objective.bottleneck": ("pooled", "tokens"),

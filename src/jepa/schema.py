@@ -11,8 +11,11 @@ import yaml
 
 from jepa.catalogue import flatten
 
-IRRELEVANT = {"log_every", "eval_every", "save_every", "keep", "num_workers", "resume", "name", "device"}
-IRRELEVANT_SECTIONS = {"logger", "evaluator", "evaluation"}
+IRRELEVANT = {
+    *("log_every", "eval_every", "save_every", "save_async", "keep", "num_workers", "resume", "name"),
+    *("device", "strategy", "processes", "micro_batch_size", "estimate"),
+}
+IRRELEVANT_SECTIONS = {"logger", "evaluator", "evaluation", "hardware"}
 """What may change when a run is resumed, because its result does not depend on it."""
 
 
@@ -54,6 +57,16 @@ class EvaluationConfig:
 
 
 @dataclass(kw_only=True)
+class HardwareConfig:
+    """What `estimate=true` reckons with."""
+
+    gpu: str
+    count: int
+    per_node: int
+    utilisation: float
+
+
+@dataclass(kw_only=True)
 class TrainConfig:
     """What our own code reads; conf/train.yaml explains every key and holds its default."""
 
@@ -71,15 +84,20 @@ class TrainConfig:
     precision: str
     compile: bool
     device: str
+    strategy: str
+    processes: int | None
     num_workers: int | None
     clip_grad: float | None
     spike_guard: float | None
     log_every: int
     eval_every: int | None
     save_every: int | None
+    save_async: bool
     keep: int
+    estimate: bool
     augment: AugmentConfig
     evaluation: EvaluationConfig
+    hardware: HardwareConfig
     encoder: dict[str, Any]
     mask: dict[str, Any]
     predictor: dict[str, Any]
