@@ -22,13 +22,14 @@ TREES = {path.relative_to(SOURCE).as_posix(): ast.parse(path.read_text()) for pa
 
 # Bottom to top: a module imports from the levels below its own, and from its own folder.
 LEVELS = (
-    {"types", "schedules", "catalogue", "signatures", "charts"},
-    {"geometry", "schema"},
+    {"types", "schedules", "catalogue", "signatures", "charts", "shard_names"},
+    {"geometry", "schema", "place"},
     {"checked"},
     {"data_rules"},
     {"config_rules"},
     {"config_checks"},
     {"distributed", "config"},
+    {"strategy"},
     {"python_config"},
     {"layers", "logger", "folder_log", "checkpoint", "optim", "verdict"},
     {"report"},
@@ -38,6 +39,7 @@ LEVELS = (
     {"compare_results"},
     {"compare", "compare_report"},
     {"assemble"},
+    {"launch"},
     {"agent", "find"},
     {"cli"},
 )
@@ -47,7 +49,7 @@ COMPONENT_FOLDERS = {"encoders", "predictors", "masks", "objectives", "regulariz
 ONE_HOME = {
     "hydra": ("config.py", "agent.py", "cli/"),
     "omegaconf": ("config.py", "agent.py", "cli/"),
-    "torch.distributed": ("distributed.py", "checkpoint.py"),
+    "torch.distributed": ("distributed.py", "strategy.py", "checkpoint.py"),
     "wandb": ("logger.py",),
 }
 WITHOUT_TORCH = (

@@ -21,6 +21,7 @@ from jepa.python_config import JEPAConfig
 
 CATALOGUE = Catalogue([conf_folder()])
 CHOICES = [(group, name) for group, choices in CATALOGUE.groups.items() for name in choices]
+EMPTY = Path(__file__).with_name("empty.tar")
 NEEDED = {
     "imagefolder": ["dataset.root_path=.", "dataset.image_folder=."],
     "videofolder": ["dataset.root_path=.", "dataset.video_folder=."],
@@ -30,6 +31,7 @@ NEEDED = {
     "sign_digits": ["dataset.root_path=.", "dataset.image_folder=."],
     "frames": ["dataset.root_path=.", "dataset.image_folder=."],
     "hf": ["dataset.path=somebody/something"],
+    "webdataset": [f"dataset.shards={EMPTY}"],
     "cross_view": ["augment.views=2"],
     "temporal_similarity": ["dataset=moving_digits", "encoder=temporal"],
     "temporal": ["dataset=moving_digits", "encoder=temporal"],
@@ -157,6 +159,10 @@ def faults(*overrides: str) -> list[str]:
             ["dataset=videofolder", "dataset.root_path=/nowhere"],
             "there is no folder /nowhere/train; / holds",
         ),
+        (["dataset=webdataset", "dataset.shards=/nowhere/train.tar"], "there is no /nowhere/train.tar; / holds"),
+        (["dataset=webdataset", 'dataset.shards="a-{0..2}.tar"'], "a-0.tar (3 of 3 are missing)"),
+        (["dataset=webdataset", "dataset.shards=/nowhere/*.tar"], "no .tar file is there; / holds"),
+        (["dataset=webdataset", f"dataset.shards={__file__}"], "test_config.py is no .tar; unpack"),
         (["dataset=mixture", "+dataset.parts.clips.sped=1"], "MovingDigits has no 'sped'"),
         (["epochs=0"], "epochs=0: must be at least 1"),
         (["lr=0"], "lr=0: must be above 0"),

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from jepa.checked import Checked, Rule, not_divisible, pair_of
+from jepa.shard_names import find_shards
 
 
 def _ranges(checked: Checked) -> Iterator[str]:
@@ -85,6 +86,14 @@ def _local_path(checked: Checked) -> Iterator[str]:
         yield f"{checked.show('dataset.path')}: there is no {absolute}; {_what_is_there(absolute)}"
 
 
+def _shards(checked: Checked) -> Iterator[str]:
+    for key in filter(checked.__contains__, ("dataset.shards", "dataset.val_shards")):
+        try:
+            find_shards(checked[key])
+        except ValueError as fault:
+            yield f"{checked.show(key)}: {fault}; {_what_is_there(Path(checked[key]).expanduser().absolute() / '_')}"
+
+
 def _what_is_there(path: Path) -> str:
     """The nearest folder above that exists, and what it holds."""
     found = next(parent for parent in path.parents if parent.is_dir())
@@ -96,4 +105,4 @@ def _what_is_there(path: Path) -> str:
 OF_CROPS: tuple[Rule, ...] = (_local,)
 """Rules that a phase of other sizes can break."""
 
-OF_DATA: tuple[Rule, ...] = (_ranges, _folders, _clips, _downloaded, _local_path)
+OF_DATA: tuple[Rule, ...] = (_ranges, _folders, _clips, _downloaded, _local_path, _shards)

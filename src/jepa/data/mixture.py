@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from jepa.data.loader import Endless
-from jepa.distributed import generator
+from jepa.distributed import derive_seed, generator
 from jepa.types import ClipDataset, Dataset
 
 BLOCK = 1000
@@ -107,10 +107,8 @@ class Deal:
     def __init__(self, mixture: Mixture, seed: int, block: int, run: int) -> None:
         self.mixture, self.seed, self.run = mixture, seed, run
         self.counts = largest_remainder(mixture.shares, block)
-        self.streams = [
-            Endless(len(part), seed, f"order of {name}")
-            for name, part in zip(mixture.part_names, mixture.parts, strict=True)
-        ]
+        parts = zip(mixture.part_names, mixture.parts, strict=True)
+        self.streams = [_stream(part, seed, f"order of {name}") for name, part in parts]
         self._block, self._order, self._ranks = -1, np.empty(0, np.int64), np.empty(0, np.int64)
 
     def take(self, position: int) -> tuple[int, int]:
@@ -120,7 +118,7 @@ class Deal:
             self._shuffle(block)
         part = int(self._order[slot])
         earlier = block * self.counts[part] + int(self._ranks[slot])  # runs of this part before this one
-        own, epoch = self.streams[part].take(earlier * self.run + offset)
+        own, epoch = self.streams[part](earlier * self.run + offset)
         return self.mixture.starts[part] + own, epoch
 
     def _shuffle(self, block: int) -> None:
@@ -132,6 +130,13 @@ class Deal:
         for part, number in enumerate(self.counts):
             self._ranks[self._order == part] = np.arange(number)
         self._block = block
+
+
+def _stream(part: Any, seed: int, stream: str) -> Callable[[int], tuple[int, int]]:
+    """Position of the part's own samples -> index and epoch; a part that can deal does."""
+    if hasattr(part, "deal"):
+        return part.deal(1, derive_seed(seed, 0, 0, stream))
+    return Endless(len(part), seed, stream).take
 
 
 def largest_remainder(shares: list[float], total: int) -> list[int]:

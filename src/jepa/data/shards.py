@@ -1,0 +1,203 @@
+"""Labelled images in tar shards of the WebDataset layout, in an order that keeps the reads together."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import os
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from jepa.data.decode import check_channels, decode
+from jepa.data.folders import VALIDATION_NAMES
+from jepa.data.images import NATURAL
+from jepa.data.shard_index import read_index
+from jepa.distributed import generator
+from jepa.shard_names import find_shards
+
+log = logging.getLogger(__name__)
+
+MOST_OPEN = 64
+"""files, in each process"""
+
+MOST_CLASSES = 10_000
+"""that numbers may stand for, where there are not more samples"""
+
+
+class Shards:
+    """Images in tar files: members that share a name up to its first dot are one sample.
+
+    `shards` is a brace pattern, a glob, a folder or a file; so is `val_shards`, the held-out part, of which None takes
+    files or a folder of a usual name beside them. The image is the member `image_key`, None the one of a usual suffix;
+    the label is the member cls, or the field `label_key` of the member json: a number or a name. A classes.txt beside
+    the shards names the classes. Samples are dealt out of `shuffle_shards` shards at a time, None of all.
+    """
+
+    def __init__(
+        self, *, shards: str, val_shards: str | None = None, shuffle_shards: int | None = 16,
+        image_key: str | None = None, label_key: str = "label", channels: int = 3,
+    ) -> None:  # fmt: skip
+        check_channels(channels)
+        if shuffle_shards is not None and shuffle_shards < 1:
+            raise ValueError(f"dataset.shuffle_shards={shuffle_shards}: must be at least 1, or null for all of them")
+        self.channels, self.shuffle_shards = channels, shuffle_shards
+        self.mean, self.std = NATURAL[channels]
+        paths = _find("dataset.shards", shards)
+        named = None if val_shards is None else _find("dataset.val_shards", val_shards)
+        paths, held_out = _parts(paths, named)
+        index = read_index(paths, image_key, label_key)
+        self.classes = _class_names(paths[0].parent / "classes.txt", index["label"])
+        self._take(paths, index)
+        self.held_out: Shards | None = None
+        if held_out:
+            part = copy.copy(self)
+            part._take(held_out, read_index(held_out, image_key, label_key))
+            self.held_out = part if named or (part.labels.max() >= 0) == bool(self.classes) else None
+
+    def _take(self, paths: list[Path], index: np.ndarray) -> None:
+        self.paths, self.index = paths, index
+        self.labels = _numbers(index["label"], self.classes, paths[0].parent)
+        self.files = _OpenFiles(paths)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        """uint8 [C, 1, H, W] and its label, -1 without; raises OSError or RuntimeError when it can't be read."""
+        row = self.index[index]
+        size = int(row["size"])
+        if size < 0:
+            raise OSError("has no image")
+        data = self.files.read(int(row["shard"]), size, int(row["offset"]))
+        if len(data) < size:
+            raise OSError(f"{len(data)} of {size} bytes are left of it; the shard has changed since its index was made")
+        return decode(data, channels=self.channels), int(self.labels[index])
+
+    def describe(self, index: int) -> str:
+        row = self.index[index]
+        return f"{self.paths[row['shard']]}: {os.fsdecode(bytes(row['key']))}"
+
+    def validation(self) -> Shards | None:
+        return self.held_out
+
+    def deal(self, batch_size: int, seed: int) -> Callable[[int], tuple[int, int]]:
+        """Position -> index and epoch, for batches of any size."""
+        counts = np.bincount(self.index["shard"], minlength=len(self.paths))
+        return Windows(counts, self.shuffle_shards or len(counts), seed).take
+
+
+class Windows:
+    """Epochs over shards of `counts` samples: the shards in a drawn order, and `width` of them at a time shuffled."""
+
+    def __init__(self, counts: np.ndarray, width: int, seed: int) -> None:
+        self.counts, self.width, self.seed = counts, width, seed
+        self.starts = np.cumsum(counts) - counts
+        self._epoch = self._window = -1
+        self._shards, self._ends, self._order = (np.empty(0, np.int64) for _ in range(3))
+
+    def take(self, position: int) -> tuple[int, int]:
+        epoch, offset = divmod(position, int(self.counts.sum()))
+        if epoch != self._epoch:
+            random = generator(self.seed, epoch, 0, "shards")
+            self._shards = torch.randperm(len(self.counts), generator=random).numpy()
+            self._ends = np.add.reduceat(self.counts[self._shards], range(0, len(self.counts), self.width)).cumsum()
+            self._epoch, self._window = epoch, -1
+        window = int(np.searchsorted(self._ends, offset, side="right"))
+        if window != self._window:
+            self._shuffle(window)
+        return int(self._order[offset - int(self._ends[window])]), epoch  # counted from the end of the window
+
+    def _shuffle(self, window: int) -> None:
+        shards = self._shards[window * self.width :][: self.width]
+        starts, counts = self.starts[shards].tolist(), self.counts[shards].tolist()
+        samples = np.concatenate([np.arange(begin, begin + n) for begin, n in zip(starts, counts, strict=True)])
+        random = generator(self.seed, self._epoch, window, "order in shards")
+        self._order = samples[torch.randperm(len(samples), generator=random).numpy()]
+        self._window = window
+
+
+class _OpenFiles:
+    """The `MOST_OPEN` shards that were read last; a process that is spawned opens its own."""
+
+    def __init__(self, paths: Sequence[Path]) -> None:
+        self.paths = paths
+        self._open: dict[int, int] = {}
+
+    def read(self, shard: int, size: int, offset: int) -> bytes:
+        file = self._open.pop(shard, None)
+        if file is None:
+            if len(self._open) >= MOST_OPEN:
+                os.close(self._open.pop(next(iter(self._open))))
+            file = os.open(self.paths[shard], os.O_RDONLY)
+        self._open[shard] = file  # the last of the dictionary
+        return os.pread(file, size, offset)
+
+    def __reduce__(self) -> tuple[type[_OpenFiles], tuple[Sequence[Path]]]:
+        return _OpenFiles, (self.paths,)
+
+    def __del__(self) -> None:
+        for file in self._open.values():
+            os.close(file)
+
+
+def _find(key: str, pattern: str) -> list[Path]:
+    try:
+        found = find_shards(pattern)
+    except ValueError as fault:
+        raise ValueError(f"{key}={pattern}: {fault}") from fault
+    alike = list(found[0].parent.glob(re.sub(r"\d", "?", found[0].name)))
+    if len(found) == 1 < len(alike):
+        told = f"one of {len(alike)} that are numbered alike; a shell expands braces that are not in quotes"
+        log.warning("%s=%s: %s", key, pattern, told)
+    return found
+
+
+def _parts(paths: list[Path], held_out: list[Path] | None) -> tuple[list[Path], list[Path]]:
+    """Training and held-out shards, none of which is in both; what is named as if held out is not trained on."""
+    usual = [path for path in paths if _first_word(path) in VALIDATION_NAMES]
+    if held_out is None and len(usual) < len(paths):
+        folder = paths[0].parent
+        choices = [sorted(p for p in folder.glob("*.tar") if _first_word(p) == name) for name in VALIDATION_NAMES]
+        choices += [sorted((folder.parent / name).glob("*.tar")) for name in VALIDATION_NAMES]
+        held_out = next(filter(None, choices), [])
+        if held_out:
+            log.info("held-out part: %s and %d more (or dataset.val_shards)", held_out[0], len(held_out) - 1)
+        return [path for path in paths if path not in usual], held_out
+    training = [path for path in paths if path not in (held_out or ())]
+    if not training:
+        raise ValueError("dataset.val_shards: the held-out shards are all the shards there are")
+    return training, held_out or []
+
+
+def _first_word(path: Path) -> str:
+    return re.split(r"[-_.]", path.name)[0]
+
+
+def _class_names(file: Path, labels: np.ndarray) -> tuple[str, ...]:
+    """The lines of the file where it is there, or else the numbers up to the largest, or the names that occur."""
+    if file.is_file():
+        return tuple(line.strip() for line in file.read_text().splitlines() if line.strip())
+    found = [label.decode() for label in np.unique(labels).tolist() if label not in (b"", b"-1")]
+    if not all(label.isdecimal() for label in found):
+        return tuple(sorted(found))
+    largest = max(map(int, found), default=-1)
+    if largest >= max(MOST_CLASSES, len(labels)):
+        raise ValueError(f"dataset.shards: the label {largest} is no class of {len(labels)} samples; see label_key")
+    return tuple(map(str, range(largest + 1)))
+
+
+def _numbers(labels: np.ndarray, classes: tuple[str, ...], folder: Path) -> np.ndarray:
+    """Texts -> long [n], -1 without: what has digits alone is the number of a class, all else its name."""
+    known = {name.encode(): number for number, name in enumerate(classes) if not name.isdecimal()}
+    found, places = np.unique(labels, return_inverse=True)
+    numbers = [int(text) if text.isdigit() else known.get(text, -1) for text in found.tolist()]
+    pairs = zip(found.tolist(), numbers, strict=True)
+    unknown = [t.decode() for t, n in pairs if n >= len(classes) or (n < 0 and t not in (b"", b"-1"))]
+    if unknown:
+        raise ValueError(f"shards in {folder}: labels that are not among the {len(classes)} classes: {unknown[:5]}")
+    return np.array(numbers, dtype=np.int64)[places]
