@@ -23,11 +23,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from jepa import JEPAAgent, JEPAConfig
 from jepa.data.images import ImageFolder
 from jepa.data.loader import batches
 from jepa.data.mixture import Mixture
 from jepa.data.shard_index import members_of
 from jepa.data.shards import Shards, Windows
+from jepa.folder_log import read_rows
 from jepa.shard_names import find_shards
 
 Sample = dict[str, bytes]
@@ -472,6 +474,16 @@ def test_shards_are_a_part_of_a_mixture_and_stay_together_in_it(tmp_path):
     assert sorted(own) == list(range(60))
     assert all(len({index // 10 for index in own[k : k + 10]}) == 1 for k in range(0, 60, 10))
     assert mixed.describe(61) == f"{tmp_path}/b/train-000.tar: 00001"
+
+
+def test_a_run_trains_on_shards_and_is_probed_on_those_held_out(tmp_path, tiny):
+    write_shards(write_shards(tmp_path / "shards", (12, 7, 20)), (16,), "val")
+    pattern = f'dataset.shards="{tmp_path}/shards/train-{{000..002}}.tar"'
+    arguments = ["dataset=webdataset", pattern, "dataset.shuffle_shards=2", "logger=none", "precision=fp32"]
+    JEPAAgent(JEPAConfig(*tiny, *arguments), folder=tmp_path / "run").train()
+    rows = read_rows(tmp_path / "run")
+    assert rows[-1]["step"] == 2
+    assert "probe/knn_top1" in rows[-1]
 
 
 @pytest.mark.parametrize("width", [0, -1])
