@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tarfile
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -279,6 +280,21 @@ def test_damaged_headers_and_other_files_are_refused(tmp_path):
     path.write_bytes(b"")
     with pytest.raises(ValueError, match="cut off at byte 0"):
         Shards(shards=str(tmp_path))
+
+
+@given(st.data())
+@settings(max_examples=150, deadline=2000)
+def test_no_damage_to_a_header_hangs_or_raises_anything_but_value_error(tmp_path_factory, data):
+    path = tmp_path_factory.mktemp("fuzz") / "a.tar"
+    write_shard(path, {"n" * 120: {"png": b"x" * 700}, "é": {"cls": b"1"}}, tarfile.PAX_FORMAT)
+    damaged = bytearray(path.read_bytes())
+    for _ in range(data.draw(st.integers(1, 4))):
+        place = data.draw(st.integers(0, 4095))
+        damaged[place] = data.draw(st.sampled_from(b"-0179\x00\x80\xff x="))
+    path.write_bytes(damaged)
+    with open(path, "rb") as file, suppress(ValueError):
+        members = list(members_of(file.fileno()))
+        assert all(0 <= m.offset <= m.offset + m.size <= len(damaged) for m in members)
 
 
 @pytest.mark.parametrize(

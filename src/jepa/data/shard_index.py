@@ -30,6 +30,9 @@ LONGEST_LABEL = 100
 BLOCK = 512
 """bytes of a tar header, and what members are filled up to"""
 
+_UNUSABLE = (OSError, ValueError, EOFError)
+"""what numpy raises where a file is not there, or damaged"""
+
 
 class Member(NamedTuple):
     name: str
@@ -47,23 +50,18 @@ def read_index(shards: Sequence[Path], image_key: str | None, label_key: str) ->
     wanted = json.dumps([1, stats, image_key, label_key]).encode()
     name = f".index-{hashlib.blake2b(wanted, digest_size=8).hexdigest()}.npy"
     cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "jepa-train"
-    folders = (shards[0].parent, cache)
-    for folder in folders:
-        if (rows := _kept(folder / name)) is not None:
-            return rows
-    for folder in folders:
-        with suppress(OSError), _one_at_a_time(folder):  # the next where this one can't be written
-            if (rows := _kept(folder / name)) is None:  # and no other rank has done it in the meantime
-                _write(folder / name, _read_all(shards, image_key, label_key))
-            return np.load(folder / name, mmap_mode="r") if rows is None else rows
-    log.warning("the index of the shards is not kept: neither %s nor %s can be written", *folders)
+    paths = (shards[0].parent / name, cache / name)
+    for path in paths:
+        with suppress(*_UNUSABLE):
+            return np.load(path, mmap_mode="r")
+    for path in paths:
+        with suppress(OSError), _one_at_a_time(path.parent):  # the next where this one can't be written
+            with suppress(*_UNUSABLE):
+                return np.load(path, mmap_mode="r")  # another rank has written it in the meantime
+            _write(path, _read_all(shards, image_key, label_key))
+            return np.load(path, mmap_mode="r")
+    log.warning("the index of the shards is not kept: neither %s nor %s can be written", *paths)
     return _read_all(shards, image_key, label_key)
-
-
-def _kept(path: Path) -> np.ndarray | None:
-    with suppress(OSError, ValueError, EOFError):  # not there, or damaged
-        return np.load(path, mmap_mode="r")
-    return None
 
 
 @contextmanager
@@ -155,27 +153,20 @@ def members_of(file: int) -> Iterator[Member]:
         if header[257:262] != b"ustar":
             raise ValueError(f"damaged, or no tar (compressed?): no header at byte {place}; fetch or write it again")
         kind, offset = header[156:157], place + BLOCK
-        size = int(said.get("size") or _number(header[124:136]))
-        if offset + size > length:
+        digits = header[124:136]  # octal, or above 8 GB a binary number after the byte 0x80
+        size = int.from_bytes(digits[1:], "big") if digits[0] == 0x80 else int(digits.strip(b"\0 ") or b"0", 8)
+        size = int(said.get("size", size))
+        if not 0 <= size <= length - offset:
             raise ValueError(f"cut off at byte {length}; fetch or write it again")
         place = offset + -(-size // BLOCK) * BLOCK
         if kind in b"xL":
             said |= _said_before(kind, os.pread(file, size, offset))
         elif kind in b"0\0":
-            yield Member(said.get("path") or _name(header), offset, size)
+            name, prefix = header[:100].split(b"\0")[0], header[345:500].split(b"\0")[0]
+            whole = prefix + b"/" + name if header[262] == 0 and prefix else name  # POSIX splits a long one
+            yield Member(said.get("path") or os.fsdecode(whole), offset, size)
         if kind not in b"gxLK":
             said = {}
-
-
-def _number(field: bytes) -> int:
-    """Octal digits, or above 8 GB a binary number after the byte 0x80."""
-    return int.from_bytes(field[1:], "big") if field[0] == 0x80 else int(field.strip(b"\0 ") or b"0", 8)
-
-
-def _name(header: bytes) -> str:
-    """POSIX keeps the first part of a long one apart."""
-    name, prefix = header[:100].split(b"\0")[0], header[345:500].split(b"\0")[0]
-    return os.fsdecode(prefix + b"/" + name if header[262] == 0 and prefix else name)
 
 
 def _said_before(kind: bytes, data: bytes) -> dict[str, str]:
@@ -187,5 +178,5 @@ def _said_before(kind: bytes, data: bytes) -> dict[str, str]:
         digits = data.partition(b" ")[0]
         name, _, value = data[len(digits) + 1 : int(digits) - 1].partition(b"=")
         said[name.decode()] = os.fsdecode(value)
-        data = data[int(digits) :]
+        data = data[max(1, int(digits)) :]
     return said

@@ -25,9 +25,6 @@ log = logging.getLogger(__name__)
 MOST_OPEN = 64
 """files, in each process"""
 
-MOST_CLASSES = 10_000
-"""that numbers may stand for, where there are not more samples"""
-
 
 class Shards:
     """Images in tar files: members that share a name up to its first dot are one sample.
@@ -69,11 +66,10 @@ class Shards:
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         """uint8 [C, 1, H, W] and its label, -1 without; raises OSError or RuntimeError when it can't be read."""
-        row = self.index[index]
-        size = int(row["size"])
+        shard, offset, size = self.index[["shard", "offset", "size"]][index].tolist()
         if size < 0:
             raise OSError("has no image")
-        data = self.files.read(int(row["shard"]), size, int(row["offset"]))
+        data = self.files.read(shard, size, offset)
         if len(data) < size:
             raise OSError(f"{len(data)} of {size} bytes are left of it; the shard has changed since its index was made")
         return decode(data, channels=self.channels), int(self.labels[index])
@@ -186,7 +182,7 @@ def _class_names(file: Path, labels: np.ndarray) -> tuple[str, ...]:
     if not all(label.isdecimal() for label in found):
         return tuple(sorted(found))
     largest = max(map(int, found), default=-1)
-    if largest >= max(MOST_CLASSES, len(labels)):
+    if largest >= max(10_000, len(labels)):
         raise ValueError(f"dataset.shards: the label {largest} is no class of {len(labels)} samples; see label_key")
     return tuple(map(str, range(largest + 1)))
 
