@@ -151,8 +151,16 @@ def make_parts(config: TrainConfig, dataset: Dataset, plan: Plan, session: Sessi
 
 
 def make_model(config: TrainConfig, dataset: Dataset, plan: Plan, session: Session) -> tuple[Any, Masker]:
+    """On the device."""
+    objective, masker = make_objective(config, dataset.channels, plan)
+    choose_attention(objective, session.device, torch.bfloat16 if session.bf16 else torch.float32)
+    return objective.to(session.device).train(), masker
+
+
+def make_objective(config: TrainConfig, channels: int, plan: Plan) -> tuple[Any, Masker]:
+    """With its first weights, on the CPU."""
     torch.manual_seed(derive_seed(config.seed, 0, 0, "init"))
-    encoder = factory(config.encoder)(clip_shape=(dataset.channels, config.num_frames, *image_size(config)))
+    encoder = factory(config.encoder)(clip_shape=(channels, config.num_frames, *image_size(config)))
     masker = factory(config.mask)(grid=encoder.grid)
     num_mask_tokens = getattr(masker, "num_sets", 1)
     predictor = build(
@@ -171,8 +179,7 @@ def make_model(config: TrainConfig, dataset: Dataset, plan: Plan, session: Sessi
         batch_size=plan.batch_size,
         total_steps=plan.total_steps,
     )
-    choose_attention(objective, session.device, torch.bfloat16 if session.bf16 else torch.float32)
-    return objective.to(session.device).train(), masker
+    return objective, masker
 
 
 def build(node: Mapping[str, Any], **given: Any) -> Any:

@@ -13,6 +13,7 @@ from jepa.catalogue import find, suggestion
 from jepa.checked import AbsentError, Checked, Rule, not_divisible, pair_of
 from jepa.data_rules import OF_CROPS, OF_DATA
 from jepa.geometry import mask_faults, show_grid
+from jepa.hardware import GPUS
 from jepa.schema import show_value
 from jepa.types import PatchGrid
 
@@ -29,6 +30,8 @@ AT_LEAST_ONE = (
         "save_every",
         "keep",
         "processes",
+        "hardware.count",
+        "hardware.per_node",
     ),
     *("encoder.depth", "encoder.num_heads", "encoder.embed_dim", "encoder.tubelet_size"),
     *(
@@ -59,6 +62,7 @@ ABOVE_ZERO = ("lr", "clip_grad", "spike_guard")
 WORDS = {
     "precision": ("auto", "bf16", "fp32"),
     "strategy": ("auto", "single", "ddp", "fsdp"),
+    "hardware.gpu": tuple(GPUS),
     "objective.loss": ("mse", "smooth_l1", "l1"),
     "objective.target": ("ema", "stopgrad", "none"),
     "objective.bottleneck": ("pooled", "tokens"),
@@ -246,6 +250,17 @@ def _batch(checked: Checked) -> Iterator[str]:
         yield f"{both}: the data set is smaller than one batch"
 
 
+def _hardware(checked: Checked) -> Iterator[str]:
+    """`estimate=true` gives every GPU an equal share of the batch."""
+    if not 0 < checked.get("hardware.utilisation", 1) <= 1:
+        yield f"{checked.show('hardware.utilisation')}: must lie above 0 and be at most 1"
+    size, count = checked["batch_size"], checked["hardware.count"]
+    if checked.get("estimate") and count >= 1 and size % count:
+        below = size // count * count
+        near = " or ".join(str(size) for size in (below, below + count) if size)
+        yield f"{checked.show('hardware.count')} with {checked.show('batch_size')}: equal shares need {near}"
+
+
 def _phases(checked: Checked) -> Iterator[str]:
     """Phases have shares that sum to 1, and each has sizes that a run could have."""
     phases = checked["phases"]
@@ -309,6 +324,7 @@ RULES: tuple[Rule, ...] = (
     _decoder,
     _positions,
     _latents,
+    _hardware,
     *OF_SIZES,
     _phases,
     _warmup,

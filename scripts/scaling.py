@@ -1,0 +1,128 @@
+"""The tables of docs/SCALING.md: `python scripts/scaling.py`; calculated, and the drawing of masks measured here."""
+
+from __future__ import annotations
+
+import time
+from types import SimpleNamespace
+from typing import Any
+
+from jepa.config import TrainConfig, compose, factory
+from jepa.distributed import generator
+from jepa.estimate import make_sizes, needs_of, seconds_text
+from jepa.hardware import GIB, GPUS, Machines, Needs, fits, largest_piece, memory, share_of, step_time, traffic
+
+IMAGES = ["experiment=ijepa_vith14_in1k", "dataset=shapes"]
+CLIPS = ["experiment=vjepa2_vitl16", "dataset.root_path=.", "dataset.video_folder=.", "phases=[]"]
+MODELS = {
+    "ViT-L/16, 224 px": [*IMAGES, "size=large", "encoder.patch_size=16"],
+    "ViT-H/14, 224 px": IMAGES,
+    "ViT-g/16, 224 px": [*IMAGES, "size=giant", "encoder.patch_size=16"],
+    "ViT-L/16, 16 frames of 256 px": CLIPS,
+}
+COUNTS = (8, 64, 256, 1024)
+DATA: Any = SimpleNamespace(channels=3)
+
+
+def main() -> None:
+    needs = {name: needs_of(compose(overrides), DATA, 16, bf16=True) for name, overrides in MODELS.items()}
+    print(models(needs), memories(needs), steps(needs), loaders(needs), masks(), sep="\n\n")
+
+
+def table(head: list[str], rows: list[list[str]]) -> str:
+    return "\n".join(f"| {' | '.join(row)} |" for row in [head, ["---"] * len(head), *rows])
+
+
+def h100(count: int) -> Machines:
+    return Machines(gpu=GPUS["h100"], count=count, per_node=8, utilisation=0.4, bf16=True)
+
+
+def global_batch(count: int) -> int:
+    return max(2048, 16 * count)
+
+
+def models(needs: dict[str, Needs]) -> str:
+    head = ["model", "trained", "target encoder", "GFLOPs a sample", "GB of a checkpoint", "save at 1 GB/s"]
+    rows = []
+    for name, need in needs.items():
+        work, size = (need.forward + need.backward) / 1e9, need.checkpoint / 1e9
+        sizes = [f"{need.trained / 1e6:,.0f} M", f"{need.frozen / 1e6:,.0f} M", f"{work:,.0f}", f"{size:.1f}"]
+        rows.append([name, *sizes, f"{size:.0f} s"])
+    return table(head, rows)
+
+
+def memories(needs: dict[str, Needs]) -> str:
+    """Without activations, and how many samples fit beside them."""
+    head = [
+        "model",
+        "strategy",
+        *(f"{count} GPUs" for count in COUNTS),
+        "a sample more",
+        "samples at once in 80, 40, 24 GB",
+    ]
+    rows = []
+    for name, need in needs.items():
+        for strategy in ("ddp", "fsdp"):
+            cells = []
+            for count in COUNTS:
+                parts = memory(need, share_of(strategy, count, count, 1), h100(count))
+                parts["activations"] = parts["workspace"] = 0.0
+                cells.append(f"{sum(parts.values()) / GIB:.1f}")
+            each = f"{(need.activations + need.workspace) / GIB:.3f}"
+            rows.append([name, strategy, *cells, each, ", ".join(most(need, strategy, gpu) for gpu in GPU_SIZES)])
+    return table(head, rows)
+
+
+GPU_SIZES = ("h100", "a100_40", "rtx4090")
+
+
+def most(need: Needs, strategy: str, gpu: str) -> str:
+    """Samples at once on one of 8 GPUs, a power of two."""
+    here = Machines(gpu=GPUS[gpu], count=8, per_node=8, utilisation=0.4, bf16=True)
+    return str(largest_piece(need, share_of(strategy, 8, 8 * 1024, None), here) or "none")
+
+
+def steps(needs: dict[str, Needs]) -> str:
+    head = ["model", "GPUs", "batch", "samples at once", "computing", "ddp: GB sent, waits", "fsdp: GB sent, waits"]
+    rows = []
+    for name, need in needs.items():
+        for count in COUNTS:
+            here, cells = h100(count), []
+            room = largest_piece(need, share_of("fsdp", count, global_batch(count), None), here)
+            for strategy in ("ddp", "fsdp"):
+                share = share_of(strategy, count, global_batch(count), room)
+                computing, waiting = step_time(need, share, here)
+                sent = f"{traffic(need, share, here) / 1e9:.1f}, {seconds_text(waiting) if waiting else '0'}"
+                cells.append(sent if fits(need, share, here) else f"{sent} (does not fit)")
+            rows.append([name, str(count), f"{global_batch(count):,}", str(room), seconds_text(computing), *cells])
+    return table(head, rows)
+
+
+def loaders(needs: dict[str, Needs]) -> str:
+    head = ["model", "samples/s a node of 8 H100", "MB/s of decoded pixels"]
+    rows = []
+    for name, need in needs.items():
+        config: TrainConfig = compose(MODELS[name])
+        rate = 8 * h100(8).flops / (need.forward + need.backward)
+        pixels = 3 * config.num_frames * config.image_size**2
+        rows.append([name, f"{rate:,.0f}", f"{rate * pixels / 1e6:,.0f}"])
+    return table(head, rows)
+
+
+def masks() -> str:
+    head = ["masks", "batch", "ms to draw"]
+    rows = []
+    for name in ("ViT-H/14, 224 px", "ViT-L/16, 16 frames of 256 px"):
+        config = compose(MODELS[name])
+        masker = factory(config.mask)(grid=make_sizes(config, DATA).objective.backbone.grid)
+        for size in (2048, 4096, 16384):
+            seconds = []
+            for step in range(3):
+                begun = time.perf_counter()
+                masker(size, generator(0, step, 0, "masks"))
+                seconds.append(time.perf_counter() - begun)
+            rows.append([type(masker).__name__ + f", {name}", f"{size:,}", f"{min(seconds) * 1e3:,.0f}"])
+    return table(head, rows)
+
+
+if __name__ == "__main__":
+    main()
