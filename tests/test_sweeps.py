@@ -1,8 +1,13 @@
-"""Files of the group `sweep`: what they run, where, what of it is refused beforehand, and two of them to the end."""
+"""Sweeps: what they run, where, what of it is refused beforehand, how they fail, stop and go on, with any launcher."""
 
 from __future__ import annotations
 
+import json
+import os
+import signal
+import subprocess
 import sys
+import time
 import types
 from pathlib import Path
 
@@ -11,12 +16,15 @@ import yaml
 
 from jepa.catalogue import Catalogue, conf_folder
 from jepa.cli import sweeps
+from jepa.cli.compare import main as compare_main
 from jepa.cli.preflight import preflight
 from jepa.cli.train import main
-from jepa.config import Composer, ConfigError, TrainConfig
+from jepa.config import Composer, ConfigError, TrainConfig, to_yaml
 from jepa.folder_log import read_rows
+from jepa.types import RunError
 
 FILES = Catalogue([conf_folder()]).groups["sweep"]
+SHORT = ["name=found", "dataset.side=32", "mask=random", "logger=none", "evaluator=knn"]
 EXPERIMENTS = {name: "cifar10_vit_tiny" if name == "blocks" else "quickstart" for name in FILES}
 
 
@@ -27,6 +35,9 @@ def started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[tuple[Train
 
     def train(config: TrainConfig, folder: Path) -> int:
         runs.append((config, folder.name))
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "run.json").write_text('{"status": "finished"}')
+        (folder / "config.yaml").write_text(to_yaml(config))
         return 0
 
     agent = types.ModuleType("jepa.agent")
@@ -35,6 +46,13 @@ def started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[tuple[Train
     monkeypatch.setattr(sys, "argv", ["jepa-train"])
     monkeypatch.chdir(tmp_path)
     return runs
+
+
+@pytest.fixture
+def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(sys, "argv", ["jepa-train"])
+    monkeypatch.chdir(tmp_path)
+    return tmp_path / "outputs/found"
 
 
 def faults(*arguments: str) -> list[str]:
@@ -107,18 +125,114 @@ def test_of_a_sampler_every_value_and_both_ends_of_an_interval_are_checked() -> 
 def test_a_sampler_that_is_not_installed_is_named_with_its_command(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sweeps, "find_spec", lambda name: None)
     assert faults("-m", "sweep=optuna") == ["sweep=optuna: optuna is not installed: pip install 'jepa-train[sweep]'"]
-    (found,) = faults("-m", "hydra/launcher=joblib", "seed=1,2")
-    assert found == "hydra/launcher=joblib: joblib is not installed: pip install 'jepa-train[sweep]'"
+    for launcher, extra in {"joblib": "sweep", "local": "sweep", "slurm": "slurm"}.items():
+        (found,) = faults("-m", f"hydra/launcher={launcher}", "seed=1,2")
+        assert found == f"hydra/launcher={launcher}: {launcher} is not installed: pip install 'jepa-train[{extra}]'"
 
 
-@pytest.fixture
-def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(sys, "argv", ["jepa-train"])
-    monkeypatch.chdir(tmp_path)
-    return tmp_path / "outputs/found"
+def test_slurm_is_refused_where_there_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sweeps.shutil, "which", lambda name: None)
+    (found,) = faults("-m", "hydra/launcher=slurm", "seed=1,2")
+    assert found.startswith("hydra/launcher=slurm: there is no sbatch here")
 
 
-SHORT = ["name=found", "dataset.side=32", "mask=random", "logger=none", "evaluator=knn"]
+def test_a_wrong_key_of_a_launcher_is_refused() -> None:
+    assert any("partiton" in fault for fault in faults("-m", "hydra/launcher=slurm", "hydra.launcher.partiton=gpu"))
+
+
+def finish(config: TrainConfig, folder: Path) -> int:
+    """What a training leaves that others look at."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = [{"step": s, "epoch": 0, "samples": 4 * s, "train/loss": 1 / s, "probe/knn_top1": s} for s in (1, 2)]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "run.json").write_text('{"status": "finished"}')
+    (folder / "config.yaml").write_text(to_yaml(config))
+    return 0
+
+
+GRID = ["-m", "experiment=quickstart", "name=found", "lr=1e-3,1e-4,3e-4"]
+
+
+def test_one_failure_ends_no_other_member_and_is_told_at_once_and_in_the_end(
+    workplace: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    begun: list[float] = []
+
+    def train(config: TrainConfig, folder: Path) -> int:
+        begun.append(config.lr)
+        if config.lr == 1e-4:
+            raise RunError("the loss of step 2 is nan: lower lr")
+        return finish(config, folder)
+
+    monkeypatch.setitem(sys.modules, "jepa.agent", types.SimpleNamespace(train=train))
+    assert main(GRID) == 1
+    assert begun == [1e-3, 1e-4, 3e-4]
+    told = capfd.readouterr()
+    failure = "the loss of step 2 is nan: lower lr"
+    assert f"jepa-train: outputs/found/lr=0.0001: {failure}" in told.err
+    assert f"jepa-train: outputs/found/lr=0.0001 failed: {failure}" in told.err
+    assert f"as a page: jepa-compare {workplace.relative_to(Path.cwd())}" in told.out
+    assert compare_main([str(workplace)]) == 0
+    assert (table := capfd.readouterr().out).count("lr=0.0003") == told.out.count("lr=0.0003") - told.out.count("#2")
+    assert "lr=0.001" in table
+
+    def succeed(config: TrainConfig, folder: Path) -> int:
+        begun.append(config.lr)
+        return finish(config, folder)
+
+    monkeypatch.setitem(sys.modules, "jepa.agent", types.SimpleNamespace(train=succeed))
+    assert main(GRID) == 0, "the same command again"
+    assert begun[3:] == [1e-4], "what is finished is left as it is"
+    assert "outputs/found/lr=0.001 is finished\n" in capfd.readouterr().out
+
+
+def test_a_signal_ends_the_whole_sweep_with_its_status(
+    workplace: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    begun: list[float] = []
+
+    def train(config: TrainConfig, folder: Path) -> int:
+        begun.append(config.lr)
+        return finish(config, folder) if len(begun) == 1 else 128 + signal.SIGTERM
+
+    monkeypatch.setitem(sys.modules, "jepa.agent", types.SimpleNamespace(train=train))
+    assert main(GRID) == 128 + signal.SIGTERM
+    assert begun == [1e-3, 1e-4]
+    assert "the same command again goes on" in capfd.readouterr().err
+
+    def killed(config: TrainConfig, folder: Path) -> int:
+        os.kill(os.getpid(), signal.SIGINT)
+        raise AssertionError("it goes on")
+
+    monkeypatch.setitem(sys.modules, "jepa.agent", types.SimpleNamespace(train=killed))
+    assert main(GRID) == 128 + signal.SIGINT, "before the training listens"
+
+
+def test_members_beside_each_other_share_the_cores_and_save_when_the_sweep_is_stopped(
+    tmp_path: Path, tiny: list[str]
+) -> None:
+    endless = ["steps=100000", "save_every=1000000", "eval_every=1000000", "device=cpu", "seed=1,2,3"]
+    command = [sys.executable, "-m", "jepa.cli.train", "-m", "hydra/launcher=local", *SHORT, *tiny, *endless]
+    folders = [tmp_path / f"outputs/found/seed={seed}" for seed in (1, 2, 3)]
+    with (tmp_path / "told").open("w+") as printed:
+        sweep = subprocess.Popen(command, cwd=tmp_path, stdout=printed, stderr=subprocess.STDOUT)
+        try:
+            deadline = time.monotonic() + 200
+            while not all((f / "metrics.jsonl").exists() and len(read_rows(f)) > 3 for f in folders[:2]):
+                assert time.monotonic() < deadline
+                assert sweep.poll() is None
+                time.sleep(0.2)
+        finally:
+            sweep.terminate()
+            sweep.wait(timeout=100)
+        printed.seek(0)
+        told = printed.read()
+    assert sweep.returncode == 128 + signal.SIGTERM, told
+    for folder in folders[:2]:
+        assert json.loads((folder / "run.json").read_text())["status"] == "stopped"
+        assert (folder / "checkpoints/last").exists()
+    assert not (folders[2] / "run.json").exists(), "no other begins"
+    assert "Traceback" not in told
 
 
 def test_a_grid_of_two_trains_both(workplace: Path, tiny: list[str]) -> None:

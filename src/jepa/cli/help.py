@@ -24,6 +24,8 @@ usage: jepa-train [key=value ...] [group=choice ...] [flags]
   jepa-train size=small image_size=96 encoder.patch_size=8 mask=random mask.ratio=0.6
   jepa-train --multirun mask=block,random lr=1e-4,3e-4  every combination, one after the other
   jepa-train --multirun sweep=lr experiment=quickstart  the combinations of a file
+  jepa-train --multirun hydra/launcher=local ...        two at a time; hydra.launcher.n_jobs=4: four
+  jepa-train --multirun hydra/launcher=slurm hydra.launcher.partition=gpu ...   each as a job of a Slurm cluster
 
 jepa-compare --help: methods side by side in one table;  jepa-find --help: a learning rate, the fastest micro-batch"""
 

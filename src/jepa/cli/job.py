@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-import logging
+import signal
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import yaml
 from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from jepa.config import Composer, ConfigError, typed
-from jepa.folder_log import read_rows
+from jepa.cli.stopping import held_back, released
+from jepa.cli.sweeping import FAILURE
+from jepa.cli.telling import log_quietly, rank, tell
+from jepa.config import Composer, ConfigError, TrainConfig, changed_keys, typed
+from jepa.folder_log import read_json, read_rows, write_atomically
 from jepa.types import RunError
 from jepa.verdict import judged_value
 
@@ -19,26 +25,58 @@ from jepa.verdict import judged_value
 def job(config: DictConfig) -> float | None:
     """Train one configuration in its run folder; leaves with the exit status when that is not 0.
 
-    A sweeper gets the last value of the metric that decides, `evaluation.judge` or else a probe's.
+    A sweeper gets the last value of the metric that decides. A member of a sweep that fails ends none of the others: it
+    returns None, and what it says stays in its folder.
     """
-    folder = Path(HydraConfig.get().runtime.output_dir)
+    hydra = HydraConfig.get()
+    is_member = hydra.mode == RunMode.MULTIRUN
+    folder = Path(hydra.runtime.output_dir)
     if folder.is_relative_to(Path.cwd()):
         folder = folder.relative_to(Path.cwd())
-    logging.basicConfig(level=logging.INFO, format="%(message)s", force=True)
+    log_quietly()
+    held = held_back()
+    if held & signal.sigpending():
+        return None  # the sweep is being stopped
     try:
-        checked = typed(_as_checked())
-        from jepa.agent import train  # imports torch
-
-        status = train(checked, folder)
+        with released(held):
+            checked = typed(_as_checked())
+            status = _train(checked, folder, is_member)
         if status == 0:
             return judged_value(read_rows(folder), checked.evaluation.judge)
-    except ConfigError as error:
-        print(f"jepa-train: {error}", file=sys.stderr)
-        status = 2
-    except RunError as error:
-        print(f"jepa-train: {error}", file=sys.stderr)
-        status = 1
-    sys.exit(status)
+    except SystemExit as left:
+        if not held:
+            raise
+        status = int(left.code or 0)
+    except (ConfigError, RunError) as error:
+        status = tell(error, f"{folder}: " * is_member)
+        if is_member and rank() == 0:
+            write_atomically(folder / FAILURE, str(error))
+    if held and status > 128:
+        signal.raise_signal(status - 128)  # stays with this worker, which begins no other member
+    elif not is_member or (status > 128 and hydra.launcher._target_.endswith("BasicLauncher")):
+        sys.exit(status)
+    return None
+
+
+def _train(config: TrainConfig, folder: Path, is_member: bool) -> int:
+    if config.estimate:
+        from jepa import estimate  # imports torch
+
+        return estimate.tell(config, folder) if rank() == 0 else 0
+    if is_member and rank() == 0:
+        (folder / FAILURE).unlink(missing_ok=True)
+    if is_member and _is_finished(folder, config):
+        print(f"{folder} is finished" * (rank() == 0), flush=True)
+        return 0
+    from jepa.agent import train  # imports torch
+
+    return train(config, folder)
+
+
+def _is_finished(folder: Path, config: TrainConfig) -> bool:
+    """Whether this very run is; of another the training tells what differs."""
+    is_over = read_json(folder / "run.json").get("status") == "finished"
+    return is_over and not changed_keys(yaml.safe_load((folder / "config.yaml").read_text()), asdict(config))
 
 
 def _as_checked() -> dict[str, Any]:

@@ -8,12 +8,15 @@ from collections.abc import Sequence
 
 from hydra._internal.utils import get_args_parser
 
-from jepa.cli.sweeps import lacking_plugins, runs_of, sweep_files, with_files
+from jepa.cli.sweeps import Sweep, lacking_plugins, plan_sweep, sweep_files
 from jepa.config import Composer, ConfigError
 
 
-def preflight(arguments: Sequence[str]) -> list[str]:
-    """The arguments to hand to Hydra. Raises ConfigError with all faults, those of every member of a sweep."""
+def preflight(arguments: Sequence[str]) -> tuple[list[str], Sweep | None]:
+    """The arguments to hand to Hydra, and the sweep that they start, if any.
+
+    Raises ConfigError with all faults, those of every member of a sweep.
+    """
     parser = get_args_parser()
     parser.exit_on_error = False
     try:
@@ -27,18 +30,12 @@ def preflight(arguments: Sequence[str]) -> list[str]:
     overrides: list[str] = flags.overrides
     parsed, unread = composer.parse(overrides)
     faults += unread
-    settings = list(composer.settings)
+    settings, sweep = list(composer.settings), None
     if lacking := [*lacking_plugins(composer, parsed)]:
         faults += lacking
     elif flags.multirun or any(override.input_line == "hydra.mode=MULTIRUN" for override in parsed):
-        whole, unread = with_files(composer, parsed)
-        faults += unread
-        swept = {override.get_key_element() for override in whole if override.is_sweep_override()}
-        plain = {override.key_or_group for override in whole if not override.is_hydra_override()} - swept
-        settings.append(f"hydra.job.config.override_dirname.exclude_keys=[{','.join(sorted(plain))}]")
-        for member in runs_of(composer, whole):
-            name = ",".join(sorted(text for text in member if text.partition("=")[0] in swept))
-            faults += composer.inspect(member, sweep_folder=name).faults
+        sweep, found = plan_sweep(composer, parsed, settings)
+        faults += found
     else:
         faults += [f"{o.input_line}: starts several runs, which needs --multirun" for o in sweep_files(parsed)]
         faults += composer.inspect([o.input_line or "" for o in parsed]).faults
@@ -46,7 +43,8 @@ def preflight(arguments: Sequence[str]) -> list[str]:
         faults = [fault for fault in faults if not fault.endswith("=VALUE")]  # the one way to see what must be given
     if faults:
         raise ConfigError(faults)
-    return [argument for argument in arguments if argument not in overrides] + settings + overrides
+    given = [argument for argument in arguments if argument not in overrides] + settings + overrides
+    return given, None if flags.cfg or flags.info else sweep
 
 
 def _unknown_flag(flag: str, known: Sequence[str]) -> str:

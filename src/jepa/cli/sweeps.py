@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import re
+import shutil
 from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
+from pathlib import Path
 
 from hydra.core.override_parser.types import Override
 
+from jepa.cli.sweeping import Sweep
 from jepa.config import Composer, members
 
-PLUGINS = {"optuna": "hydra_optuna_sweeper", "joblib": "hydra_joblib_launcher"}
-"""What of Hydra comes with the extra [sweep]."""
+JOBLIB, SUBMITIT = ("hydra_joblib_launcher", "sweep"), ("hydra_submitit_launcher", "slurm")
+PLUGINS = {"optuna": ("hydra_optuna_sweeper", "sweep"), "joblib": JOBLIB, "local": JOBLIB}
+PLUGINS |= {"slurm": SUBMITIT, "submitit_slurm": SUBMITIT, "submitit_local": SUBMITIT}
+"""What is chosen of Hydra -> the package that it is in, and the extra that this comes with."""
 
 
 def sweep_files(parsed: Sequence[Override]) -> list[Override]:
@@ -37,6 +42,26 @@ def runs_of(composer: Composer, parsed: Sequence[Override]) -> Iterator[list[str
     return members(parsed) if is_grid else _one_by_one(parsed)
 
 
+def plan_sweep(composer: Composer, parsed: Sequence[Override], settings: list[str]) -> tuple[Sweep | None, list[str]]:
+    """The sweep and the faults of all its members; `settings` gets what gives these their names."""
+    whole, faults = with_files(composer, parsed)
+    swept = {override.get_key_element() for override in whole if override.is_sweep_override()}
+    plain = {override.key_or_group for override in whole if not override.is_hydra_override()} - swept
+    settings.append(f"hydra.job.config.override_dirname.exclude_keys=[{','.join(sorted(plain))}]")
+    keys = "sweep.dir", "launcher._target_", "sweeper.n_trials"
+    place, launcher, trials = (composer.hydra_setting(_chosen(composer, parsed), key) for key in keys)
+    folders, found = [], []
+    for member in runs_of(composer, whole):
+        label = ",".join(sorted(text for text in member if text.partition("=")[0] in swept))
+        config, wrong = composer.inspect(member, sweep_folder=label)
+        faults += wrong
+        folders.append(Path(str(place).replace("${name}", str(config.get("name")))))
+        found.append(folders[-1] / label)
+    if "${" in str(folders[0]):  # of a value that is known to Hydra alone
+        return None, faults
+    return Sweep(tuple(dict.fromkeys(folders)), found if trials is None else [], str(launcher)), faults
+
+
 def _one_by_one(parsed: Sequence[Override]) -> Iterator[list[str]]:
     """The first values of all, then each other value in turn."""
     axes = [[text for (text,) in members([override])] for override in parsed]
@@ -58,5 +83,8 @@ def lacking_plugins(composer: Composer, parsed: Sequence[Override]) -> Iterator[
         elif override in sweep_files(parsed) and override.is_sweep_override():
             yield f"{override.input_line}: one file of a sweep at a time"
         for plugin in wanted:
-            if plugin in PLUGINS and find_spec(f"hydra_plugins.{PLUGINS[plugin]}") is None:
-                yield f"{override.input_line}: {plugin} is not installed: pip install 'jepa-train[sweep]'"
+            package, extra = PLUGINS.get(plugin, ("", ""))
+            if package and find_spec(f"hydra_plugins.{package}") is None:
+                yield f"{override.input_line}: {plugin} is not installed: pip install 'jepa-train[{extra}]'"
+            elif plugin == "slurm" and not shutil.which("sbatch"):
+                yield f"{override.input_line}: there is no sbatch here; on a machine without Slurm take local"

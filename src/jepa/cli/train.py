@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
+from functools import partial
 
 from jepa.catalogue import conf_folder
 
@@ -12,7 +13,10 @@ HYDRAS_OWN = {"--shell-completion", "-sc", "--hydra-help", "--version", "--info"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The exit status: 0, 2 for a configuration that is refused, 128 plus the signal that stopped the training."""
+    """The exit status: 0, 2 for a configuration that is refused, 128 plus the signal that stopped the training.
+
+    Of a sweep 1 where a member has failed.
+    """
     given = list(sys.argv[1:] if arguments is None else arguments)
     if {"--help", "-h"} & set(given):
         from jepa.cli.help import help_text
@@ -23,14 +27,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     from jepa.schema import ConfigError
 
+    sweep = None
     try:
         if not HYDRAS_OWN & {argument.partition("=")[0] for argument in given}:
             from jepa.cli.preflight import preflight
 
-            given = preflight(given)
+            given, sweep = preflight(given)
     except ConfigError as error:
         print(f"jepa-train: {error}", file=sys.stderr)
         return 2
+    if sweep is not None:
+        from jepa.cli.sweeping import carry_out
+
+        return carry_out(sweep, partial(_hand_over, given))
     _hand_over(given)
     return 0
 

@@ -1,0 +1,36 @@
+"""What a rank says on the terminal: rank 0 everything, the others what they alone know."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import sys
+import time
+
+from jepa.config import ConfigError
+from jepa.types import RunError
+
+LATER_SECONDS = 3
+"""after which a rank says what rank 0, which finds the same, should have said before it"""
+
+
+def rank() -> int:
+    """Of this process, as torchrun or Slurm tell it."""
+    return int(os.environ.get("RANK") or os.environ.get("SLURM_PROCID") or 0)
+
+
+def log_quietly() -> None:
+    """Messages of rank 0, errors of the others."""
+    logging.basicConfig(level=logging.ERROR if rank() else logging.INFO, format="%(message)s", force=True)
+
+
+def tell(error: ConfigError | RunError, about: str = "") -> int:
+    """Print it, where no other rank does; the exit status."""
+    status = getattr(error, "status", 2 if isinstance(error, ConfigError) else 1)
+    who = f"rank {rank()} on {socket.gethostname()}: " if rank() else ""
+    if rank() and isinstance(error, ConfigError):
+        time.sleep(LATER_SECONDS)
+    if not rank() or not getattr(error, "on_all_ranks", False):
+        print(f"jepa-train: {who}{about}{error}", file=sys.stderr, flush=True)
+    return status
