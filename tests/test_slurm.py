@@ -1,9 +1,10 @@
-"""Submits the Slurm script to a real cluster of one node that is started for the test."""
+"""Submits the Slurm scripts to a real cluster of two nodes that is started for the tests."""
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -14,7 +15,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-SCRIPT = ROOT / "scripts" / "train.sbatch"
+SCRIPTS = ROOT / "scripts"
+SCRIPT = SCRIPTS / "train.sbatch"
 CLUSTER = ROOT / "tests" / "slurm_cluster.sh"
 SBIN = os.pathsep.join(["/usr/sbin", "/sbin"])
 
@@ -68,31 +70,90 @@ def wait_for(condition: Callable[[], bool], folder: Path) -> None:
         time.sleep(0.2)
 
 
-def test_submitted_training_runs_to_its_end(slurm: Slurm, tiny: list[str], tmp_path: Path) -> None:
-    slurm("sbatch", "--wait", str(SCRIPT), "experiment=quickstart", *tiny, "logger=none", "name=sub", cwd=tmp_path)
-    assert finished_steps(tmp_path / "outputs" / "sub")[-1] == 2
-    assert (tmp_path / "outputs" / "sub" / "report.html").exists()
+def losses(run_folder: Path) -> list[float]:
+    rows = map(json.loads, (run_folder / "metrics.jsonl").read_text().splitlines())
+    return [row["train/loss"] for row in rows if "train/loss" in row]
 
 
-def test_job_that_is_told_to_stop_goes_back_to_the_queue_and_resumes(
-    slurm: Slurm, tiny: list[str], tmp_path: Path
-) -> None:
-    run_folder = tmp_path / "outputs" / "again"
-    options = [
-        *tiny,
-        "logger=none",
-        "name=again",
-        "steps=2000",
-        "save_every=1000000",
-        "eval_every=1000000",
-        "log_every=1",
-    ]
-    job = slurm("sbatch", "--parsable", str(SCRIPT), "experiment=quickstart", *options, cwd=tmp_path).strip()
-    wait_for(lambda: len(finished_steps(run_folder)) >= 3, tmp_path)
-    slurm("scancel", "--signal=TERM", job)
-    wait_for(lambda: "PENDING" in slurm("squeue", "--noheader", f"--jobs={job}", "--format=%T"), tmp_path)
-    steps = len(finished_steps(run_folder))
+def state(slurm: Slurm, job: str) -> str:
+    found = re.search(r"JobState=(\w+)", slurm("scontrol", "show", "job", job))
+    assert found is not None
+    return found[1]
+
+
+def in_queue(slurm: Slurm, job: str, folder: Path) -> None:
+    """Wait until the job is in the queue again, and take it out of the two minutes that Slurm holds it there."""
+    wait_for(lambda: state(slurm, job) == "PENDING", folder)
     slurm("scontrol", "update", f"JobId={job}", "StartTime=now+2")
+
+
+@pytest.fixture
+def options(tiny: list[str]) -> list[str]:
+    """Of a training that is a matter of seconds once it has begun."""
+    return ["experiment=quickstart", *tiny, "logger=none", "evaluator=knn", "device=cpu", "precision=fp32"]
+
+
+ENDLESS = ["steps=20000", "save_every=1000000", "eval_every=1000000"]
+
+
+def test_submitted_training_over_two_nodes_is_that_of_one_process(
+    slurm: Slurm, options: list[str], tmp_path: Path
+) -> None:
+    options = [*options, "steps=4", "batch_size=8", "save_every=1000", "eval_every=1000"]
+    alone = slurm("sbatch", "--parsable", str(SCRIPT), *options, "name=alone", cwd=tmp_path).strip()
+    spread = ["--nodes=2", "--ntasks-per-node=2", "--gpus-per-node=2", "--cpus-per-task=1"]
+    slurm("sbatch", "--wait", *spread, str(SCRIPTS / "train_multinode.sbatch"), *options, "name=ranks", cwd=tmp_path)
+    wait_for(lambda: state(slurm, alone) == "COMPLETED", tmp_path)
+    assert losses(tmp_path / "outputs/ranks") == pytest.approx(losses(tmp_path / "outputs/alone"), abs=1e-5)
+    assert len(losses(tmp_path / "outputs/ranks")) == 4
+    assert (tmp_path / "outputs/ranks/report.html").exists()
+    assert printed_by_jobs(tmp_path).count("judging the untrained encoder") == 2, "only rank 0 speaks"
+
+
+def test_time_limit_sends_a_job_back_to_the_queue_and_scancel_ends_it(
+    slurm: Slurm, options: list[str], tmp_path: Path
+) -> None:
+    run_folder = tmp_path / "outputs/again"
+    job = slurm("sbatch", "--parsable", str(SCRIPT), *options, *ENDLESS, "name=again", cwd=tmp_path).strip()
+    wait_for(lambda: len(finished_steps(run_folder)) >= 3, tmp_path)
+    slurm("scancel", "--signal=USR1", job)  # as --signal has it sent before the time limit
+    in_queue(slurm, job, tmp_path)
+    steps = len(finished_steps(run_folder))
     wait_for(lambda: len(finished_steps(run_folder)) > steps, tmp_path)
     slurm("scancel", job)
-    assert finished_steps(run_folder)[: steps + 1] == list(range(1, steps + 2))
+    wait_for(lambda: state(slurm, job) == "CANCELLED", tmp_path)
+    wait_for(lambda: json.loads((run_folder / "run.json").read_text())["status"] == "stopped", tmp_path)
+    known = finished_steps(run_folder)
+    assert known == list(range(1, len(known) + 1)), "no step is lost and none is made twice"
+    assert state(slurm, job) == "CANCELLED"
+
+
+def test_preempted_job_saves_and_goes_on_when_its_place_is_free(
+    slurm: Slurm, options: list[str], tmp_path: Path
+) -> None:
+    run_folder = tmp_path / "outputs/low"
+    line = [str(SCRIPT), *options, *ENDLESS, "name=low"]
+    job = slurm("sbatch", "--parsable", "--partition=low", *line, cwd=tmp_path).strip()
+    wait_for(lambda: len(finished_steps(run_folder)) >= 3, tmp_path)
+    slurm("srun", "--partition=main", "--nodes=2", "--exclusive", "true")
+    in_queue(slurm, job, tmp_path)
+    steps = len(finished_steps(run_folder))
+    wait_for(lambda: len(finished_steps(run_folder)) > steps, tmp_path)
+    slurm("scancel", job)
+    known = finished_steps(run_folder)
+    assert known == list(range(1, len(known) + 1))
+
+
+def test_sweep_makes_a_job_of_each_member_and_ends_with_their_table(
+    slurm: Slurm, options: list[str], tmp_path: Path
+) -> None:
+    keys = ["name=swept", "lr=1e-4,1e-3,1e30", "hydra.launcher.cpus_per_task=1", "hydra.launcher.partition=low"]
+    job = slurm("sbatch", "--parsable", str(SCRIPTS / "sweep.sh"), *options, *keys, cwd=tmp_path).strip()
+    wait_for(lambda: state(slurm, job) in ("COMPLETED", "FAILED"), tmp_path)
+    told = (tmp_path / f"sweep-{job}.out").read_text()
+    assert state(slurm, job) == "FAILED", told
+    rows = re.findall(r"^lr=\S+(?= .* 1$)", told, re.MULTILINE)
+    assert sorted(rows) == ["lr=0.0001", "lr=0.001"], told
+    (failed,) = re.findall(r"^jepa-train: (.*) failed: .*not finite", told, re.MULTILINE)
+    assert failed == "outputs/swept/lr=1e+30"
+    assert len(list((tmp_path / "outputs/swept/.submitit").glob("*/*_log.out"))) == 3
