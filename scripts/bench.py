@@ -168,7 +168,7 @@ class Stopwatch:
 
     def attach(self, parts: Parts) -> Parts:
         """The same parts, telling the watch when they begin; inside a compiled objective nothing is told apart."""
-        objective, target = parts.compiled, getattr(parts.objective, "target_encoder", None)
+        objective, target = parts.called, getattr(parts.objective, "target_encoder", None)
         self.around(objective, "context+predictor", then="backward")
         if isinstance(target, nn.Module) and objective is parts.objective:
             self.around(target, "target", then="context+predictor")

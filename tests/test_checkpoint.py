@@ -1,47 +1,134 @@
 """Checkpoints are whole or not there, checked when read, and cannot run code."""
 
+import errno
 import json
 import pickle
 import shutil
 
 import pytest
 import torch
+from torch import nn
 
 from jepa import checkpoint
-from jepa.checkpoint import CheckpointError
+from jepa.checkpoint import CheckpointError, SaveError, Writer
+from jepa.distributed import open_session
+
+SHARD = "shard-00001-model-00001-of-00001.safetensors"
 
 
-def write(folder, step, value=1.0):
-    return checkpoint.save(
-        folder,
+class Model(nn.Module):
+    def __init__(self, value=0.0):
+        super().__init__()
+        self.weight = nn.Parameter(torch.full((3, 2), value))
+        self.bias = nn.Parameter(torch.full((2,), value))
+        self.register_buffer("count", torch.tensor(int(value)))
+
+
+class Guard(nn.Module):
+    def __init__(self, value=0.0):
+        super().__init__()
+        self.register_buffer("losses", torch.full((4,), value))
+
+
+def learn(model, optimizer):
+    optimizer.zero_grad()
+    (model.weight.square().sum() + model.bias.sum()).backward()
+    optimizer.step()
+
+
+def parts(value, *, steps=0, fused=False):
+    model = Model(value)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1, fused=fused)
+    for _ in range(steps):
+        learn(model, optimizer)
+    return model, optimizer, Guard(value)
+
+
+def writer(folder, *, keep=100, beside=False):
+    return Writer(folder, open_session(device="cpu", precision="fp32"), keep=keep, beside=beside)
+
+
+def write(folder, step, value=1.0, *, keep=100, beside=False, links=("last",), steps=1):
+    made = writer(folder, keep=keep, beside=beside)
+    made.save(
         step=step,
-        model={"weight": torch.full((3, 2), value)},
-        optimizer={"optimizer": {"state": {0: {"exp_avg": torch.ones(2), "step": torch.tensor(4.0)}}}, "guard": {}},
+        tensors=checkpoint.training_tensors(*parts(value, steps=steps)),
         config="seed: 3\n",
         state={"best": {"value": -1.5, "step": 0}},
+        links=links,
     )
+    made.finish()
+    return checkpoint.place_of(folder, step)
 
 
-def test_what_is_saved_is_what_is_loaded(tmp_path):
-    write(tmp_path, 7, 2.5)
+@pytest.mark.parametrize("beside", [False, True])
+@pytest.mark.parametrize("fused", [False, True])
+def test_what_is_saved_is_what_a_run_goes_on_with(tmp_path, beside, fused):
+    write(tmp_path, 7, 2.5, beside=beside, steps=3)
     found = checkpoint.latest(tmp_path)
     assert checkpoint.read_state(found)["step"] == 7
     assert checkpoint.read_state(found)["best"] == {"value": -1.5, "step": 0}
     assert checkpoint.read_config(found) == {"seed": 3}
-    assert torch.equal(checkpoint.load_model(found)["weight"], torch.full((3, 2), 2.5))
-    assert torch.equal(checkpoint.load_optimizer(found)["optimizer"]["state"][0]["exp_avg"], torch.ones(2))
+    saved, fresh = parts(2.5, steps=3, fused=fused), parts(9.0, fused=fused)
+    checkpoint.restore(found, *fresh)
+    for one, other in zip(saved, fresh, strict=True):
+        torch.testing.assert_close(one.state_dict(), other.state_dict(), rtol=1e-6, atol=1e-6)
+    for model, optimizer, _ in (saved, fresh):
+        learn(model, optimizer)
+    assert torch.equal(saved[0].weight, fresh[0].weight)
+
+
+def test_a_model_is_read_without_a_run(tmp_path):
+    write(tmp_path, 7, 2.5, steps=0)
+    assert checkpoint.load_model(checkpoint.find(tmp_path)).keys() == {"weight", "bias", "count"}
+    assert torch.equal(checkpoint.load_model(checkpoint.find(tmp_path), "wei")["ght"], torch.full((3, 2), 2.5))
+
+
+def test_another_model_is_refused_by_name(tmp_path):
+    write(tmp_path, 7)
+    other = nn.Linear(3, 3)
+    with pytest.raises(CheckpointError, match="count"):
+        checkpoint.restore(checkpoint.latest(tmp_path), other, torch.optim.SGD(other.parameters()), None)
+
+
+def test_what_is_saved_beside_the_training_is_what_was_there_at_the_call(tmp_path):
+    model, optimizer, guard = parts(1.0, steps=1)
+    made = writer(tmp_path, beside=True)
+    tensors = checkpoint.training_tensors(model, optimizer, guard)
+    before = model.weight.detach().clone()
+    made.save(step=1, tensors=tensors, config="", state={})
+    with torch.no_grad():
+        model.weight.fill_(77)
+    made.finish()
+    assert torch.equal(checkpoint.load_model(checkpoint.find(tmp_path))["weight"], before)
+
+
+@pytest.mark.parametrize("beside", [False, True])
+@pytest.mark.parametrize("stage", ["tensors", "seal"])
+def test_a_save_that_fails_says_so_and_keeps_what_was_there(tmp_path, monkeypatch, stage, beside):
+    write(tmp_path, 1)
+
+    def full(*_args, **_more):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    if stage == "seal":
+        monkeypatch.setattr(checkpoint, "_digests", full)
+    else:
+        monkeypatch.setattr("torch.distributed.checkpoint.filesystem._write_files_from_queue", full)
+    with pytest.raises(SaveError, match=r"step 2 .*No space left on device.*step_00000001"):
+        write(tmp_path, 2, beside=beside)
+    monkeypatch.undo()
+    assert [p.name for p in (tmp_path / "checkpoints").glob("*step_*")] == ["step_00000001"]
+    assert checkpoint.read_state(checkpoint.latest(tmp_path))["step"] == 1
 
 
 def test_a_folder_without_checkpoints_has_nothing_to_resume(tmp_path):
     assert checkpoint.latest(tmp_path) is None
 
 
-def test_last_points_to_the_newest_and_pruning_keeps_last_and_best(tmp_path):
+def test_last_points_to_the_newest_and_pruning_keeps_what_is_linked(tmp_path):
     for step in range(1, 6):
-        target = write(tmp_path, step)
-        if step == 2:
-            checkpoint.link(tmp_path, "best", target)
-    checkpoint.prune(tmp_path, keep=1)
+        write(tmp_path, step, keep=1, links=("last", "best") if step == 2 else ("last",))
     assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == [
         "best",
         "last",
@@ -55,13 +142,13 @@ def test_a_write_cut_off_in_the_middle_is_not_a_checkpoint(tmp_path):
     write(tmp_path, 1)
     unfinished = tmp_path / "checkpoints" / ".writing-step_00000002"
     unfinished.mkdir()
-    (unfinished / "model.safetensors").write_bytes(b"half")
+    (unfinished / SHARD).write_bytes(b"half")
     assert checkpoint.latest(tmp_path).name == "step_00000001"
     write(tmp_path, 2)
     assert checkpoint.latest(tmp_path).name == "step_00000002"
 
 
-@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.pt", "config.yaml", "state.json"])
+@pytest.mark.parametrize("name", [SHARD, "config.yaml", "state.json"])
 @pytest.mark.parametrize("damage", ["cut", "flip", "gone"])
 def test_a_damaged_checkpoint_is_refused_by_name(tmp_path, name, damage):
     write(tmp_path, 1)
@@ -91,18 +178,17 @@ class Attack:
 
 def test_a_pickle_with_code_in_it_is_refused_unread(tmp_path, capsys):
     target = write(tmp_path, 1)
-    torch.save({"optimizer": Attack()}, target / "optimizer.pt")
-    with pytest.raises(CheckpointError, match=r"optimizer\.pt"):
-        checkpoint.load_optimizer(target)
-    (target / "optimizer.pt").write_bytes(pickle.dumps(Attack()))
-    with pytest.raises(CheckpointError, match=r"optimizer\.pt"):
-        checkpoint.load_optimizer(target)
+    (target / ".metadata").write_bytes(pickle.dumps(Attack()))
+    assert checkpoint.load_model(target).keys() == {"weight", "bias", "count"}
+    (target / SHARD).write_bytes(pickle.dumps(Attack()))
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        checkpoint.load_model(target)
     assert "ran" not in capsys.readouterr().out
 
 
 def test_saving_twice_at_one_step_keeps_the_first(tmp_path):
-    write(tmp_path, 3, 1.0)
-    write(tmp_path, 3, 2.0)
+    write(tmp_path, 3, 1.0, steps=0)
+    write(tmp_path, 3, 2.0, steps=0)
     assert torch.equal(checkpoint.load_model(checkpoint.find(tmp_path))["weight"], torch.ones(3, 2))
 
 

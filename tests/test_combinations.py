@@ -11,6 +11,7 @@ import torch
 from jepa.assemble import assemble, make_dataset, split_phases, start_batches
 from jepa.catalogue import conf_folder
 from jepa.config import Composer, typed
+from jepa.distributed import open_session
 from jepa.training.loop import one_step
 from jepa.types import Batch
 
@@ -75,7 +76,8 @@ def test_a_combination_trains_or_is_refused_with_a_reason(
     assert found.faults == []
     config = typed(found.config)
     dataset = make_dataset(config)
-    run = assemble(split_phases(config, len(dataset))[0], dataset, tmp_path)
+    here = open_session(device="cpu", precision="fp32")
+    run = assemble(split_phases(config, len(dataset))[0], dataset, tmp_path, here)
     before = [p.detach().clone() for p in run.parts.objective.backbone.parameters()]
     stream = start_batches(config, run, 0)
     for step in range(2):

@@ -6,9 +6,9 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from safetensors.torch import load_file
 from torch import nn
 
+from jepa.checkpoint import find, load_model
 from jepa.evaluation.finetune import FineTuning
 from jepa.evaluation.linear import LinearProbe
 from jepa.folder_log import read_rows
@@ -124,7 +124,7 @@ def test_a_run_does_not_notice_it(tmp_path):
     options = ["steps=4", "eval_every=2", "save_every=4", "encoder.drop_path=0.1"]
     agent(tmp_path / "without", *options, "evaluator=knn").train()
     agent(tmp_path / "with", *options, "evaluator=[knn,finetune]", "evaluator.finetune.epochs=1").train()
-    one, two = (load_file(tmp_path / n / "checkpoints/last/model.safetensors") for n in ("with", "without"))
+    one, two = (load_model(find(tmp_path / n)) for n in ("with", "without"))
     assert all(torch.equal(one[name], two[name]) for name in two)
     rows = read_rows(tmp_path / "with")
     assert [row["step"] for row in rows if "probe/finetune_top1" in row] == [0, 4]

@@ -56,9 +56,10 @@ def test_bf16_training_steps_lower_the_loss(predictor: str) -> None:
             batch,
             masks,
             micro_batch_size=BATCH // 2,
-            autocast=session.autocast(),
+            autocast=session.autocast,
             clip_grad=1.0,
             guard=None,
+            seed=0,
         )
         objective.after_step(step)
         losses.append(output.loss)
@@ -128,9 +129,10 @@ def test_step_does_not_wait_for_the_device() -> None:
             batch,
             masks,
             micro_batch_size=BATCH,
-            autocast=session.autocast(),
+            autocast=session.autocast,
             clip_grad=1.0,
             guard=None,
+            seed=0,
         )
         objective.after_step(number)
 

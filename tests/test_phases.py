@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
 from jepa import JEPAAgent, JEPAConfig, load_encoder
+from jepa.checkpoint import find, load_model
 from jepa.config import ConfigError
 from jepa.evaluation.features import ProbePart
 from jepa.folder_log import read_json, read_rows
@@ -30,7 +30,7 @@ def agent(folder: Path, *overrides: str) -> JEPAAgent:
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
-    return load_file(folder / "checkpoints" / "last" / "model.safetensors")
+    return load_model(find(folder))
 
 
 def tokens_by_step(folder: Path) -> dict[int, float]:
@@ -44,7 +44,7 @@ def test_a_later_phase_goes_on_with_the_weights_at_another_size(tmp_path: Path) 
     assert tokens_by_step(tmp_path / "run") == {0: 2.0, 4: 2.0, 8: 8.0}
     assert load_encoder(tmp_path / "run").clip_shape == (3, 1, 32, 32)
     agent(tmp_path / "first", "steps=8", "eval_every=4", GROWING.replace("32", "16")).train()
-    first = load_file(tmp_path / "first" / "checkpoints" / "step_00000008" / "model.safetensors")
+    first = load_model(tmp_path / "first" / "checkpoints" / "step_00000008")
     assert first.keys() == weights(tmp_path / "run").keys()
     losses = [[row["train/loss"] for row in read_rows(tmp_path / name)[1:]] for name in ("run", "first")]
     assert losses[0][:4] == losses[1][:4]

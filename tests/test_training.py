@@ -11,10 +11,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
 from jepa import JEPAAgent, JEPAConfig, load_encoder
-from jepa.checkpoint import CheckpointError
+from jepa.checkpoint import CheckpointError, find, load_model
 from jepa.config import ConfigError
 from jepa.folder_log import read_rows
 
@@ -42,7 +41,7 @@ def agent(folder, *overrides):
 
 
 def weights(folder):
-    return load_file(folder / "checkpoints" / "last" / "model.safetensors")
+    return load_model(find(folder))
 
 
 def assert_identical(first, second):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -19,14 +20,16 @@ from jepa.assemble import Phase, assemble, make_dataset, make_loggers, phases_le
 from jepa.checkpoint import CheckpointError
 from jepa.config import ConfigError, TrainConfig, factory, to_yaml
 from jepa.data.transforms import EvalTransform
+from jepa.distributed import Session, session
 from jepa.folder_log import read_rows
+from jepa.launch import num_processes, start_processes
+from jepa.place import requeue
 from jepa.python_config import JEPAConfig
 from jepa.report import write_report
 from jepa.training.cost import describe_cost
 from jepa.training.folder import RunFolder, open_folder
 from jepa.training.interrupt import Interrupt, listen
 from jepa.training.run import Run
-from jepa.types import Logger
 from jepa.verdict import final_table, verdict
 
 __all__ = ["JEPAAgent", "JEPAConfig", "load_encoder"]
@@ -76,61 +79,70 @@ def load_encoder(path: str | os.PathLike) -> nn.Module:
     if not str(node.get("_target_")).startswith("jepa.encoders."):
         raise CheckpointError(f"{found}: encoder {node.get('_target_')} is not one of jepa.encoders")
     encoder = factory(node)(clip_shape=tuple(state["clip_shape"]))
-    prefix = state["backbone"] + "."
-    weights = {
-        name.removeprefix(prefix): tensor
-        for name, tensor in checkpoint.load_model(found).items()
-        if name.startswith(prefix)
-    }
+    weights = checkpoint.load_model(found, state["backbone"] + ".")
     encoder.load_state_dict(weights)
     encoder.transform = EvalTransform(image_size=state["clip_shape"][2:], mean=state["mean"], std=state["std"])
     return encoder.eval()
 
 
 def train(config: TrainConfig, folder: Path) -> int:
-    """Run `config` in `folder`; 0 when it is finished, 128 plus the signal when a signal stopped it."""
-    with open_folder(folder, config=asdict(config), resume=config.resume) as run_folder:
+    """Run `config` in `folder`; 0 when it is finished, 128 plus the signal when a signal stopped it.
+
+    Alone, with as many processes as there are GPUs, or as one of those that torchrun or srun has started.
+    """
+    count = num_processes(config, os.environ)
+    if count > 1:
+        return start_processes(config, folder, count)
+    meeting = session(device=config.device, precision=config.precision, strategy=config.strategy, environ=os.environ)
+    with meeting as here, open_folder(folder, config=asdict(config), resume=config.resume, session=here) as run_folder:
         if run_folder.is_finished:
-            print(f"{folder} is finished; for another run give another name=\n{_closing(folder)}")
+            if here.is_first:
+                print(f"{folder} is finished; for another run give another name=\n{_closing(folder)}")
             return 0
         with listen() as interrupt:
-            signum = _train(config, run_folder, interrupt)
-    print(_closing(folder))
+            signum = _train(config, run_folder, interrupt, here)
+        if here.is_first:
+            print(_closing(folder), flush=True)
+            if signum and signum != signal.SIGINT:
+                requeue(os.environ)
+        here.gather(None)  # none leaves with a status that ends the others before rank 0 is done
     return 128 + signum if signum else 0
 
 
-def _train(config: TrainConfig, folder: RunFolder, interrupt: Interrupt) -> int:
+def _train(config: TrainConfig, folder: RunFolder, interrupt: Interrupt, here: Session) -> int:
     """The phases that are left, one after the other; the signal that stopped the run, 0 when it is finished."""
     with _refusals():
         dataset = make_dataset(config)
         phases = phases_left(config, len(dataset), folder.path)
         if phases[0].config.num_frames != config.num_frames:
             dataset = make_dataset(phases[0].config)
-        run = assemble(phases[0], dataset, folder.path)
-        run.loggers = make_loggers(config, folder)
+        run = assemble(phases[0], dataset, folder.path, here)
+        run.loggers = make_loggers(config, folder) if here.is_first else []
     folder.begin(to_yaml(config))
     stopped_by = 0
     try:
         for phase in phases:
-            run = run if phase is phases[0] else _next_phase(phase, folder.path, run.loggers)
-            print(describe_cost(run.plan, run.parts, run.prober), file=sys.stderr, flush=True)
+            run = run if phase is phases[0] else _next_phase(phase, folder.path, run)
+            if here.is_first:
+                print(describe_cost(run.plan, run.parts, run.prober), file=sys.stderr, flush=True)
             done = run.train(partial(start_batches, phase.config, run), interrupt)
             if done < phase.end_step or run.lacks_evaluation(done):
-                stopped_by = interrupt.signum
+                stopped_by = interrupt.agreed
                 break
     finally:
         folder.end(stopped_by)
         for logger in run.loggers:
             logger.close(folder.status)
-        write_report(folder.path)
+        if here.is_first:
+            write_report(folder.path)
     return stopped_by
 
 
-def _next_phase(phase: Phase, folder: Path, loggers: Sequence[Logger]) -> Run:
+def _next_phase(phase: Phase, folder: Path, before: Run) -> Run:
     """Parts of other sizes; they take over the weights from the checkpoint that the phase before left."""
     with _refusals():
-        run = assemble(phase, make_dataset(phase.config), folder)
-    run.loggers = loggers
+        run = assemble(phase, make_dataset(phase.config), folder, before.session)
+    run.loggers = before.loggers
     return run
 
 

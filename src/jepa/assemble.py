@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Generator, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -17,12 +18,13 @@ from jepa.config import ConfigError, TrainConfig, factory, to_yaml
 from jepa.data.loader import BrokenSamples, batches
 from jepa.data.mixture import Shares
 from jepa.data.transforms import Augment, EvalTransform
-from jepa.distributed import Session, derive_seed, open_session
+from jepa.distributed import Session, derive_seed
 from jepa.evaluation.features import Prober
 from jepa.folder_log import FolderLogger
 from jepa.geometry import local_size
 from jepa.layers.attention import choose_attention
 from jepa.optim import parameter_groups
+from jepa.strategy import prepare
 from jepa.training.folder import RunFolder
 from jepa.training.loop import Parts, Plan
 from jepa.training.run import Run
@@ -69,11 +71,10 @@ def phases_left(config: TrainConfig, dataset_size: int, folder: Path) -> list[Ph
     return [phase for phase in phases if phase.end_step > done] or phases[-1:]
 
 
-def assemble(phase: Phase, dataset: Dataset, folder: Path) -> Run:
+def assemble(phase: Phase, dataset: Dataset, folder: Path, session: Session) -> Run:
     """Raises ConfigError or ValueError, naming key and value, for what only the built parts can tell."""
     config = phase.config
-    session = open_session(device=config.device, precision=config.precision)
-    plan = make_plan(phase, len(dataset))
+    plan = make_plan(phase, len(dataset), session.world_size)
     parts = make_parts(config, dataset, plan, session)
     evaluators = [factory(node)() for node in config.evaluator.values()]
     evaluation = asdict(config.evaluation)
@@ -101,7 +102,7 @@ def assemble(phase: Phase, dataset: Dataset, folder: Path) -> Run:
         shares=Shares(dataset),
         config_text=to_yaml(phase.whole),
         facts={"clip_shape": parts.objective.backbone.clip_shape, "mean": dataset.mean, "std": dataset.std},
-        keep=config.keep,
+        writer=checkpoint.Writer(folder, session, keep=config.keep, beside=config.save_async),
         judge=judge,
     )
 
@@ -111,15 +112,20 @@ def make_dataset(config: TrainConfig) -> Dataset:
     return build(config.dataset, num_frames=config.num_frames)
 
 
-def make_plan(phase: Phase, dataset_size: int) -> Plan:
-    """Everything in steps and samples."""
+def make_plan(phase: Phase, dataset_size: int, world_size: int = 1) -> Plan:
+    """Everything in steps and samples. Raises ConfigError where the ranks cannot have equal shares of a batch."""
     config, total = phase.config, phase.total_steps
+    share, rest = divmod(config.batch_size, world_size)
+    if rest:
+        near = [size for size in (share * world_size, (share + 1) * world_size) if size]
+        both = " or ".join(map(str, near))
+        raise ConfigError([f"batch_size={config.batch_size}: {world_size} processes share a batch equally; use {both}"])
     return Plan(
         total_steps=total,
         begin_step=phase.begin_step,
         end_step=phase.end_step,
         batch_size=config.batch_size,
-        micro_batch_size=config.micro_batch_size or config.batch_size,
+        micro_batch_size=min(config.micro_batch_size or share, share),
         dataset_size=dataset_size,
         seed=config.seed,
         log_every=config.log_every,
@@ -132,13 +138,16 @@ def make_plan(phase: Phase, dataset_size: int) -> Plan:
 def make_parts(config: TrainConfig, dataset: Dataset, plan: Plan, session: Session) -> Parts:
     """All that a training step needs."""
     objective, masker = make_model(config, dataset, plan, session)
+    judged = deepcopy(objective).cpu() if session.strategy == "fsdp" and session.is_first else None
+    called = prepare(objective, session, compiled=config.compile)  # before the optimizer: it may change the parameters
     channels, frames, height, width = objective.backbone.clip_shape
     images = torch.empty(1, channels, 1, height, width, device="meta")
     mixes_in_images = frames > 1 and any(not isinstance(part, ClipDataset) for part in getattr(dataset, "parts", ()))
     return Parts(
         session=session,
         objective=objective,
-        compiled=torch.compile(objective) if config.compile else objective,
+        called=called,
+        judged=judged,
         optimizer=factory(config.optimizer)(parameter_groups(objective), lr=config.lr),
         schedule=factory(config.schedule)(
             total_steps=plan.total_steps, steps_per_epoch=len(dataset) // plan.batch_size, lr=config.lr
@@ -200,7 +209,7 @@ def make_augment(config: TrainConfig, dataset: Dataset, encoder: Any) -> Augment
 
 
 def make_loggers(config: TrainConfig, folder: RunFolder) -> list[Logger]:
-    """The run folder's own log first, then those of the configuration."""
+    """The run folder's own log first, then those of the configuration; for rank 0 alone."""
     last = checkpoint.latest(folder.path)
     wired = {
         "folder": folder.path,
@@ -215,9 +224,11 @@ def start_batches(config: TrainConfig, run: Run, first_step: int) -> Generator[R
     """Endless raw batches from `first_step` on, no larger than what the crops need."""
     return batches(
         run.broken.dataset,
-        batch_size=run.plan.batch_size,
+        batch_size=run.plan.batch_size // run.session.world_size,
         seed=config.seed,
         first_step=first_step,
+        rank=run.session.rank,
+        world_size=run.session.world_size,
         num_workers=config.num_workers,
         pin_memory=run.parts.session.device.type == "cuda",
         canvas=run.parts.augment.canvas,

@@ -23,6 +23,9 @@ ClipShape = tuple[int, int, int, int]
 class RunError(RuntimeError):
     """A run that cannot begin or go on; the message says why and what to do, and needs no traceback."""
 
+    on_all_ranks = False
+    """whether all ranks of a run have it alike, so that one of them is enough to tell it"""
+
 
 class Interrupted(Exception):
     """An evaluation was left because the run is asked to stop."""

@@ -6,7 +6,7 @@ Resampling is bilinear with antialiasing, the default of torchvision's RandomRes
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Generator, Tensor
@@ -77,10 +77,13 @@ class Augment:
         local = max(self.local_size) / math.sqrt(self.local_scale[0]) if self.local_views else 0
         return math.ceil(max(side, local))
 
-    def __call__(self, raw: RawBatch, generator: Generator) -> Batch:
+    def __call__(
+        self, raw: RawBatch, generator: Generator, rows: Callable[[Tensor], Tensor] | None = None, parts: int = 1
+    ) -> Batch:
+        """Where `raw` is one of `parts` equal parts of the batch, `rows` takes its own of the numbers drawn for all."""
         num_crops, num_draws = self.views + self.local_views, BOX_DRAWS + self.colour.num_draws
-        uniform = torch.rand(len(raw.sizes), num_crops, num_draws, generator=generator)
-        uniform = uniform.to(raw.sizes.device, non_blocking=True)
+        uniform = torch.rand(len(raw.sizes) * parts, num_crops, num_draws, generator=generator)
+        uniform = (uniform if rows is None else rows(uniform)).to(raw.sizes.device, non_blocking=True)
         clips = self._crops(raw, uniform[:, : self.views], self.crop_scale, self.image_size)
         local = None
         if self.local_views:

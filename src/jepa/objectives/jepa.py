@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from jepa.layers.tokens import take
 from jepa.schedules import linear
+from jepa.strategy import local_parts
 from jepa.types import Batch, Latents, LossOutput, Masks, PatchGrid
 
 LOSSES = {"mse": F.mse_loss, "smooth_l1": F.smooth_l1_loss, "l1": F.l1_loss}
@@ -80,9 +81,10 @@ class JEPA(nn.Module):
             self.target_encoder.eval()
         return self
 
-    def forward(self, batch: Batch, masks: Masks) -> LossOutput:
+    def forward(self, batch: Batch, masks: Masks, joint: Any = None) -> LossOutput:
+        """`joint` stands in for the regularisers where the batch is a piece of a larger one (training/joint.py)."""
         grid, hides = self.grid_of(batch.clips), masks.hides_some
-        told = self.tell(batch.clips) if hides else None
+        told = self.tell(batch.clips) if hides and not (joint and joint.is_noting) else None
         losses, metrics, embedding = [], {}, None
         for number, mask in enumerate(masks.sets):
             context = self.context_encoder(batch.clips, keep=mask.context if hides else None)
@@ -94,7 +96,8 @@ class JEPA(nn.Module):
                 terms["prediction"] = parts[0].detach()
             if self.regularizers:
                 local = self.small_crops(batch, mask)
-                penalty, penalties = self.penalty(Latents(context, predictions, mask, grid, batch.views, local))
+                latents = Latents(context, predictions, mask, grid, batch.views, local)
+                penalty, penalties = self.penalty(latents) if joint is None else joint(number, latents)
                 parts.append(penalty)
                 terms |= penalties
             losses.append(torch.stack(parts).sum())
@@ -143,7 +146,7 @@ class JEPA(nn.Module):
             return {}
         momentum = self.momentum_at(step)
         torch._foreach_lerp_(  # pyright: ignore[reportPrivateImportUsage]
-            list(target.parameters()), list(source.parameters()), 1 - momentum
+            local_parts(target.parameters()), local_parts(source.parameters()), 1 - momentum
         )
         for kept, current in zip(target.buffers(), source.buffers(), strict=True):
             kept.copy_(current)

@@ -21,21 +21,26 @@ PATIENCE_FOR_ONE = 0.5
 
 def describe_cost(plan: Plan, parts: Parts, prober: Prober) -> str:
     """Two lines for a person: what is trained, and how long it takes here; of one phase of the run."""
-    num_steps = plan.end_step - plan.begin_step
-    trained, judged = _seconds_per_sample(plan, parts)
-    training = trained * plan.batch_size * num_steps
-    evaluation = judged * prober.num_samples
-    num_evaluations = 1 + math.ceil(num_steps / plan.eval_every)
+    num_steps, session = plan.end_step - plan.begin_step, parts.session
     encoder = _millions(parts.objective.backbone)
-    everything = sum(p.numel() for p in parts.optimizer.param_groups[0]["params"]) / 1e6
+    everything = sum(p.numel() for group in parts.optimizer.param_groups for p in group["params"]) / 1e6
     samples = plan.position(num_steps)
-    precision = "bf16" if parts.session.bf16 else "fp32"
+    precision = "bf16" if session.bf16 else "fp32"
     lines = [
         f"{encoder:.1f} M parameters in the encoder, {everything:.1f} M trained; {plan.dataset_size:,} samples, "
         f"batch {plan.batch_size}, {num_steps:,} steps ({samples['epoch']:.1f} epochs)",
-        f"on {parts.session.device} in {precision}: about {duration(training)} of training and {num_evaluations} "
-        f"evaluations of {duration(evaluation)}",
     ]
+    ranks = "" if session.is_alone else f"{session.world_size} processes with {session.strategy}, each "
+    where = f"{ranks}on {session.device.type if ranks else session.device} in {precision}"
+    if session.strategy == "fsdp":
+        return "\n".join([*lines, where])  # one rank alone can't compute with shards
+    trained, judged = _seconds_per_sample(plan, parts)
+    training = trained * plan.batch_size / session.world_size * num_steps
+    evaluation = judged * prober.num_samples
+    num_evaluations = 1 + math.ceil(num_steps / plan.eval_every)
+    lines.append(
+        f"{where}: about {duration(training)} of training and {num_evaluations} evaluations of {duration(evaluation)}"
+    )
     if training + num_evaluations * evaluation > PATIENCE_SECONDS:
         lines.append(QUICK_LOOK)
     return "\n".join(lines)

@@ -8,20 +8,24 @@ import secrets
 import signal
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from jepa import checkpoint
 from jepa.config import ConfigError, changed_keys
+from jepa.distributed import Session
 from jepa.folder_log import write_atomically
+from jepa.types import RunError
 
 
 class RunFolder:
-    """outputs/NAME with run.json: id, status (running, finished, stopped or failed) and the reason of the last end."""
+    """outputs/NAME with run.json: id, status (running, finished, stopped or failed) and the reason of the last end.
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.facts = self._read()
+    One rank `writes`, the others know what it has read.
+    """
+
+    def __init__(self, path: Path, facts: dict, *, writes: bool = True) -> None:
+        self.path, self.facts, self.writes = path, facts, writes
 
     @property
     def run_id(self) -> str:
@@ -36,7 +40,8 @@ class RunFolder:
         return self.status == "finished"
 
     def begin(self, config_text: str) -> None:
-        write_atomically(self.path / "config.yaml", config_text)
+        if self.writes:
+            write_atomically(self.path / "config.yaml", config_text)
         self._write(status="running", message="")
 
     def end(self, signum: int) -> None:
@@ -51,40 +56,46 @@ class RunFolder:
 
     def _write(self, **facts: str) -> None:
         self.facts |= facts
-        write_atomically(self.path / "run.json", json.dumps(self.facts, indent=1))
-
-    def _read(self) -> dict:
-        try:
-            return json.loads((self.path / "run.json").read_text())
-        except FileNotFoundError:
-            return {"run_id": secrets.token_hex(4), "status": "running", "message": ""}
-        except json.JSONDecodeError as error:
-            raise ConfigError(
-                [f"{self.path}/run.json cannot be read ({error}): remove the folder or give name="]
-            ) from error
+        if self.writes:
+            write_atomically(self.path / "run.json", json.dumps(self.facts, indent=1))
 
 
 @contextmanager
-def open_folder(path: Path, *, config: dict, resume: bool) -> Iterator[RunFolder]:
-    """Claim the folder for this process.
+def open_folder(path: Path, *, config: dict, resume: bool, session: Session) -> Iterator[RunFolder]:
+    """Claim the folder for this process, or for the ranks of which this is one.
 
     Raises ConfigError when the folder belongs to a run of another configuration, to a running process, or exists
-    although resume=false.
+    although resume=false; RunError when it cannot be written. Ranks other than 0 raise PeerError.
     """
+    with ExitStack() as held:
+        facts = session.from_first(lambda: _claim(path, config, resume, held))
+        yield RunFolder(path, facts, writes=session.is_first)
+
+
+def _claim(path: Path, config: dict, resume: bool, held: ExitStack) -> dict:
+    """What is known of the run in it; the folder is this process's as long as `held` is."""
     if (path / "config.yaml").exists() and not resume:
         raise ConfigError([f"resume=false: {path} exists already; give another name= or remove it"])
-    path.mkdir(parents=True, exist_ok=True)
-    with (path / ".lock").open("w") as lock:
-        _claim(lock.fileno(), path)
-        _compare(path, config)
-        yield RunFolder(path)
-
-
-def _claim(descriptor: int, path: Path) -> None:
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        path.mkdir(parents=True, exist_ok=True)
+        lock = held.enter_context((path / ".lock").open("w"))
+    except OSError as error:
+        raise RunError(f"{path} cannot be written ({error.strerror}): give another name= or work elsewhere") from error
+    try:
+        fcntl.flock(lock.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
         raise ConfigError([f"{path} is in use by another process that trains there; give another name="]) from error
+    _compare(path, config)
+    return _read(path)
+
+
+def _read(path: Path) -> dict:
+    try:
+        return json.loads((path / "run.json").read_text())
+    except FileNotFoundError:
+        return {"run_id": secrets.token_hex(4), "status": "running", "message": ""}
+    except json.JSONDecodeError as error:
+        raise ConfigError([f"{path}/run.json cannot be read ({error}): remove the folder or give name="]) from error
 
 
 def _compare(path: Path, config: dict) -> None:

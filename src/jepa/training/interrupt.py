@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM finish the step in hand; a second SIGINT stops at once."""
+"""SIGINT, SIGTERM, SIGUSR1 and SIGUSR2 finish the step in hand; a second SIGINT stops at once."""
 
 from __future__ import annotations
 
@@ -11,9 +11,11 @@ from types import FrameType
 
 @dataclass
 class Interrupt:
-    """`signum` is the signal that asked the run to stop, 0 until then."""
+    """`signum` is the signal that asked this process to stop, 0 until then."""
 
     signum: int = 0
+    agreed: int = 0
+    """the signal that all ranks stop for"""
 
     def receive(self, signum: int, frame: FrameType | None) -> None:
         if self.signum and signum == signal.SIGINT:
@@ -21,11 +23,14 @@ class Interrupt:
         self.signum = signum
 
 
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+
+
 @contextmanager
 def listen() -> Iterator[Interrupt]:
     """Signals are noted while the block runs; the earlier handlers come back after it."""
     interrupt = Interrupt()
-    earlier = {s: signal.signal(s, interrupt.receive) for s in (signal.SIGINT, signal.SIGTERM)}
+    earlier = {s: signal.signal(s, interrupt.receive) for s in SIGNALS}
     try:
         yield interrupt
     finally:

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from jepa.data.transforms import Augment
-from jepa.distributed import Session, derive_seed, generator, peak_memory_gib
+from jepa.distributed import Ballot, Session, derive_seed, generator, peak_memory_gib
 from jepa.optim import set_schedule
 from jepa.schedules import Schedule
 from jepa.training.interrupt import Interrupt
@@ -21,9 +21,13 @@ from jepa.training.progress import Progress
 from jepa.training.step import SpikeGuard, StepOutput, train_step
 from jepa.types import Masker, RawBatch, RunError
 
+KEPT = "The state is kept in checkpoints/failed"
+
 
 class TrainingError(RunError):
     """The numbers of the run have gone wrong."""
+
+    on_all_ranks = True
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +39,9 @@ class Plan:
     end_step: int
     """of this phase of the run"""
     batch_size: int
+    """of all ranks together"""
     micro_batch_size: int
+    """samples of one rank in a forward pass"""
     dataset_size: int
     seed: int
     log_every: int
@@ -59,8 +65,10 @@ class Parts:
     session: Session
     objective: Any
     """a module that is a types.Objective"""
-    compiled: Any
-    """the objective, or its compiled form: the one that is called"""
+    called: Any
+    """the objective, or its compiled or distributed form: the one that a step calls"""
+    judged: Any
+    """where the objective is in shards, on rank 0 a whole one on the CPU, for its weights at evaluations"""
     optimizer: Optimizer
     schedule: Schedule
     guard: SpikeGuard | None
@@ -85,8 +93,8 @@ def fit(
     plan: Plan, parts: Parts, batches: Iterator[RawBatch], hooks: Hooks, interrupt: Interrupt, first_step: int
 ) -> int:
     """Train from `first_step` to the end of the phase or to an interrupt; returns the number of finished steps."""
-    meter = Meter(plan)
-    with Progress(first_step, plan.total_steps, plan.batch_size) as progress:
+    session, meter, ballot = parts.session, Meter(plan), Ballot(parts.session)
+    with Progress(first_step, plan.total_steps, plan.batch_size, is_shown=session.is_first) as progress:
         for step in range(first_step, plan.end_step):
             with meter.waiting():
                 raw = next(batches)
@@ -95,47 +103,54 @@ def fit(
             meter.add(output)
             done = step + 1
             if plan.is_due(plan.log_every, done):
-                metrics = meter.read() | schedule | {"perf/peak_memory_gib": peak_memory_gib(parts.session.device)}
+                metrics = session.mean(meter.read()) | schedule
+                metrics["perf/peak_memory_gib"] = peak_memory_gib(session.device)
                 hooks.log(done, metrics)
                 progress.show(done, metrics)
             with meter.paused():
-                stopping = pause(plan, hooks, done, interrupt)
+                stopping = pause(plan, hooks, done, interrupt, ballot)
             if stopping:
                 return done
     return plan.end_step
 
 
-def pause(plan: Plan, hooks: Hooks, done: int, interrupt: Interrupt) -> bool:
-    """What is due after `done` steps; whether the run is to stop. Whoever stops saves first."""
-    if plan.is_due(plan.eval_every, done):
+def pause(plan: Plan, hooks: Hooks, done: int, interrupt: Interrupt, ballot: Ballot) -> bool:
+    """What is due after `done` steps; whether the run is to stop, as all ranks agree. Whoever stops saves first."""
+    must_decide = plan.is_due(plan.eval_every, done)
+    if must_decide:
         hooks.evaluate(done)
-    stopping = interrupt.signum != 0  # read once: a signal after this line waits for the next step
-    if plan.is_due(plan.save_every, done) or stopping:
+    signum = ballot.decide(interrupt.signum) if must_decide else ballot.cast(interrupt.signum)
+    interrupt.agreed = signum  # a signal after this line waits for the next step
+    if plan.is_due(plan.save_every, done) or signum:
         hooks.save(done)
-    return stopping
+    return signum != 0
 
 
 def one_step(plan: Plan, parts: Parts, raw: RawBatch, step: int) -> tuple[StepOutput, dict[str, float]]:
-    """A pure function of the weights, the raw batch and the step; also returns the schedules' values."""
+    """A pure function of the weights, the raw batch and the step; also returns the schedules' values.
+
+    Masks and crops are drawn for the batch of all ranks, of which `raw` is this rank's part.
+    """
     session = parts.session
-    torch.manual_seed(derive_seed(plan.seed, step, session.rank, "step"))
     views, is_image = parts.augment.views, raw.pixels.shape[2] == 1
     masker = parts.image_masker if is_image and parts.image_masker else parts.masker
-    masks = masker(plan.batch_size * views, generator(plan.seed, step, session.rank, "masks"))
-    masks = masks.map(lambda indices: indices.to(session.device, non_blocking=True))
+    masks = masker(plan.batch_size * views, generator(plan.seed, step, 0, "masks"))
+    masks = masks.map(lambda indices: session.rows(indices, views).to(session.device, non_blocking=True))
     on_device = RawBatch(*(t.to(session.device, non_blocking=True) for t in raw))
-    batch = parts.augment(on_device, generator(plan.seed, step, session.rank, "augment"))
+    batch = parts.augment(on_device, generator(plan.seed, step, 0, "augment"), session.rows, session.world_size)
     lr, weight_decay = parts.schedule.lr_at(step), parts.schedule.weight_decay_at(step)
     set_schedule(parts.optimizer, lr=lr, weight_decay=weight_decay)
     output = train_step(
-        parts.compiled,
+        parts.called,
         parts.optimizer,
         batch,
         masks,
         micro_batch_size=plan.micro_batch_size,
-        autocast=session.autocast(),
+        autocast=session.autocast,
         clip_grad=plan.clip_grad,
         guard=parts.guard,
+        seed=derive_seed(plan.seed, step, session.rank, "step"),
+        penalty=parts.objective.penalty if getattr(parts.objective, "regularizers", None) else None,
     )
     schedule = {"lr": lr, "weight_decay": weight_decay, **parts.objective.after_step(step)}
     return output, {f"train/{name}": value for name, value in schedule.items()}
@@ -193,5 +208,6 @@ class Meter:
         if self.refused_in_a_row >= min(self.PATIENCE, self.plan.total_steps):
             raise TrainingError(
                 f"the loss or its gradient was not finite in {self.refused_in_a_row} steps in a row; no such step was "
-                "taken, so the weights are as before them. Try a lower lr, a smaller clip_grad or precision=fp32"
+                "taken, so the weights are as before them. Try a lower lr, a smaller clip_grad or precision=fp32. "
+                f"{KEPT}"
             )

@@ -13,9 +13,10 @@ class Progress:
 
     LINES_IN_A_FILE = 20
 
-    def __init__(self, first_step: int, total_steps: int, batch_size: int) -> None:
+    def __init__(self, first_step: int, total_steps: int, batch_size: int, *, is_shown: bool = True) -> None:
         self.total, self.first, self.batch_size = total_steps, first_step, batch_size
-        self.moving = sys.stderr.isatty()
+        self.is_shown = is_shown
+        self.moving = sys.stderr.isatty() and is_shown
         self.bar = tqdm(
             total=total_steps,
             initial=first_step,
@@ -43,7 +44,7 @@ class Progress:
         )
         self.bar.set_postfix_str(text, refresh=False)
         self.bar.update(done - self.bar.n)
-        if not self.moving and (done >= self.next_line or done == self.total):
+        if self.is_shown and not self.moving and (done >= self.next_line or done == self.total):
             print(f"step {done}/{self.total} | {text}", file=sys.stderr, flush=True)
             self.next_line = done + max(1, self.total // self.LINES_IN_A_FILE)
 

@@ -10,15 +10,20 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
 
 from jepa import checkpoint
 from jepa.data.loader import BrokenSamples
 from jepa.data.mixture import Shares
+from jepa.distributed import Ballot, Session
 from jepa.evaluation.features import Prober
 from jepa.folder_log import read_rows
 from jepa.report import write_report
+from jepa.strategy import collect
 from jepa.training.interrupt import Interrupt
-from jepa.training.loop import Hooks, Parts, Plan, TrainingError, fit
+from jepa.training.loop import KEPT, Hooks, Parts, Plan, TrainingError, fit
 from jepa.types import Evaluation, Evaluator, Interrupted, Logger, RawBatch
 from jepa.verdict import collapse_alarm, judging
 
@@ -41,69 +46,117 @@ class Run:
     config_text: str
     facts: dict
     """kept in every checkpoint: what is needed to load the encoder without the data set"""
-    keep: int
+    writer: checkpoint.Writer
     judge: str | None = None
     """the metric that decides which checkpoint is `best`; None leaves it to the verdict"""
     best: dict = field(default_factory=lambda: {"value": -math.inf, "step": 0})
+    steps_begun: int = 0
+
+    @property
+    def session(self) -> Session:
+        return self.parts.session
 
     def train(self, batches: Callable[[int], Generator[RawBatch, None, None]], interrupt: Interrupt) -> int:
-        """To the end or to an interrupt, from where the folder stands; returns the number of finished steps."""
-        first_step = self.restore()
+        """To the end or to an interrupt, from where the folder stands; returns the number of finished steps.
+
+        Where the numbers go wrong, the state is kept in checkpoints/failed.
+        """
+        first_step = self.steps_begun = self.restore()
         for judge in (self.prober, *self.evaluators):
             if protocol := getattr(judge, "protocol", None):
                 log.info("%s", protocol)
         evaluate = partial(self.evaluate, should_stop=lambda: interrupt.signum != 0)
         if first_step == 0:
             log.info("judging the untrained encoder first: step 0 of all curves")
+        try:
+            done = self._train(batches, interrupt, first_step, evaluate)
+        except TrainingError:
+            self._save(self.steps_begun, links=("failed",))
+            self.writer.finish()
+            raise
+        self.writer.finish()
+        return done
+
+    def _train(
+        self,
+        batches: Callable[[int], Generator[RawBatch, None, None]],
+        interrupt: Interrupt,
+        first_step: int,
+        evaluate: Callable[[int], None],
+    ) -> int:
         if self.lacks_evaluation(first_step):
             evaluate(first_step)
-        if interrupt.signum:
+        interrupt.agreed = Ballot(self.session).decide(interrupt.signum)
+        if interrupt.agreed:
             return first_step
-        hooks = Hooks(log=self.log, evaluate=evaluate, save=self.save, note=self.note)
+        hooks = Hooks(log=self.log_steps, evaluate=evaluate, save=self._save, note=self.note)
         with closing(batches(first_step)) as stream:
             return fit(self.plan, self.parts, stream, hooks, interrupt, first_step)
 
     def restore(self) -> int:
         """Load the last checkpoint, if any; the number of steps it had finished."""
-        found = checkpoint.latest(self.folder)
+        found = self.session.from_first(lambda: _checked(self.folder))
         if found is None:
             return 0
-        state = checkpoint.read_state(found)
-        self.parts.objective.load_state_dict(checkpoint.load_model(found))
-        saved = checkpoint.load_optimizer(found)
-        self.parts.optimizer.load_state_dict(saved["optimizer"])
-        if self.parts.guard is not None:
-            self.parts.guard.load_state_dict(saved["guard"])
+        path, state = found
+        parts = self.parts
+        checkpoint.restore(path, parts.objective, parts.optimizer, parts.guard, self.session.group)
         self.best = state["best"]
-        log.info("resuming from %s", found)
+        log.info("resuming from %s", path)
         return state["step"]
 
     def note(self, raw: RawBatch) -> None:
+        self.steps_begun += 1
         self.broken.note(raw.broken)
         self.shares.note(raw.parts)
 
+    def log_steps(self, step: int, metrics: Mapping[str, float]) -> None:
+        """What was measured of the last steps, with what all ranks have read since; they all call it."""
+        for indices in self.session.gather(sorted(self.broken.indices)):
+            self.broken.note(torch.tensor(indices))
+        self.log(step, {**metrics, **self.session.mean(self.shares.read())})
+
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         data = {"data/broken": float(self.broken.count)}
-        if "train/loss" in metrics:
-            data |= self.shares.read()
         for logger in self.loggers:
             logger.log(step, {**self.plan.position(step), **metrics, **data})
 
     def lacks_evaluation(self, step: int) -> bool:
         """Whether the evaluation due after `step` steps is yet to be made: at the start, or one left at a signal."""
-        known = {int(row["step"]) for row in read_rows(self.folder) if EVALUATION_TIME in row}
-        return self.plan.is_due(self.plan.eval_every, step) and step not in known
+        return self.plan.is_due(self.plan.eval_every, step) and self.session.from_first(lambda: self._is_unjudged(step))
+
+    def _is_unjudged(self, step: int) -> bool:
+        return step not in {int(row["step"]) for row in read_rows(self.folder) if EVALUATION_TIME in row}
 
     def evaluate(self, step: int, should_stop: Callable[[], bool] = lambda: False) -> None:
-        """Left half done where the run is to stop; the next start makes up for it."""
+        """By rank 0, for which the others wait; left half done where the run is to stop: the next start makes it up."""
+        objective = self.parts.objective
+        if self.session.strategy == "fsdp":
+            collect(objective, self.parts.judged)
+            objective = self.parts.judged
+        outcome = self.session.from_first(lambda: self._evaluate(step, objective, should_stop))
+        if outcome.fault:
+            raise TrainingError(outcome.fault)
+        if outcome.best:
+            self.best = outcome.best
+            self._save(step, links=("last", "best"))
+        if self.session.is_first:
+            write_report(self.folder)
+
+    def _evaluate(self, step: int, objective: Any, should_stop: Callable[[], bool]) -> Outcome:
         begun = time.perf_counter()
         try:
-            snapshot = self.prober.snapshot(step, self.parts.objective, should_stop)
+            snapshot = self.prober.snapshot(step, objective.to(self.session.device), should_stop)
             if not snapshot.val.vectors.isfinite().all():
-                raise TrainingError(f"the features of step {step} are not finite: the weights have blown up; lower lr")
+                return Outcome(
+                    fault=f"the features of step {step} are not finite: the weights have blown up; lower lr. {KEPT}"
+                )
             evaluations = [evaluator(snapshot) for evaluator in self._due(step)]
         except Interrupted:
-            return
+            return Outcome()
+        finally:
+            if objective is self.parts.judged:
+                objective.cpu()
         metrics = {name: value for evaluation in evaluations for name, value in evaluation.metrics.items()}
         if step == 0:
             metrics |= self.prober.baselines(snapshot, self.evaluators)
@@ -114,16 +167,15 @@ class Run:
         )
         for logger in self.loggers:
             logger.show(step, shown)
-        self._judge(step, metrics)
-        write_report(self.folder)
+        return Outcome(best=self._judge(step, metrics))
 
     def _due(self, step: int) -> list[Evaluator]:
         """All but, between the first and the last step, those that are made at the two ends of a run only."""
         at_an_end = step in (0, self.plan.total_steps)
         return [one for one in self.evaluators if at_an_end or not getattr(one, "only_at_ends", False)]
 
-    def _judge(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Keep the best checkpoint, and warn when the representation collapses."""
+    def _judge(self, step: int, metrics: Mapping[str, float]) -> dict | None:
+        """What makes this the best checkpoint, if it is; warns when the representation collapses."""
         alarm = collapse_alarm(read_rows(self.folder))
         if alarm:
             log.warning(alarm)
@@ -132,24 +184,31 @@ class Run:
             log.warning("evaluation.judge=%s is not measured; there are %s", self.judge, ", ".join(sorted(metrics)))
         is_other = judge != self.best.get("metric", judge)
         if step > 0 and judge and (is_other or metrics[judge] > self.best["value"]):
-            self.best = {"metric": judge, "value": metrics[judge], "step": step}
-            checkpoint.link(self.folder, "best", self._write(step))
+            return {"metric": judge, "value": metrics[judge], "step": step}
+        return None
 
-    def save(self, step: int) -> None:
-        self._write(step)
-        checkpoint.prune(self.folder, keep=self.keep)
-
-    def _write(self, step: int) -> Path:
-        guard = {} if self.parts.guard is None else self.parts.guard.state_dict()
-        return checkpoint.save(
-            self.folder,
+    def _save(self, step: int, links: Sequence[str] = ("last",)) -> None:
+        parts = self.parts
+        self.writer.save(
             step=step,
-            model=self.parts.objective.state_dict(),
-            optimizer={"optimizer": self.parts.optimizer.state_dict(), "guard": guard},
+            tensors=checkpoint.training_tensors(parts.objective, parts.optimizer, parts.guard),
             config=self.config_text,
             state={"best": self.best, "backbone": self._backbone_name(), **self.facts},
+            links=links,
         )
 
     def _backbone_name(self) -> str:
         objective = self.parts.objective
         return next(name for name, part in objective.named_modules() if part is objective.backbone)
+
+
+class Outcome(NamedTuple):
+    """Of an evaluation, for all ranks."""
+
+    best: dict | None = None
+    fault: str = ""
+
+
+def _checked(folder: Path) -> tuple[Path, dict] | None:
+    found = checkpoint.latest(folder)
+    return None if found is None else (found, checkpoint.read_state(found))

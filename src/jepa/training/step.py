@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from jepa.distributed import mean_over_ranks
+from jepa.strategy import accumulating, whole
+from jepa.training.joint import JointPenalty, Penalty
 from jepa.types import Batch, LossOutput, Masks
 
 
@@ -63,23 +66,33 @@ def train_step(
     masks: Masks,
     *,
     micro_batch_size: int,
-    autocast: AbstractContextManager,
+    autocast: Callable[[], AbstractContextManager],
     clip_grad: float | None,
     guard: SpikeGuard | None,
+    seed: int,
+    penalty: Penalty | None = None,
 ) -> StepOutput:
-    """Gradients of the whole batch in pieces of `micro_batch_size` samples, clipped, and one step if all is finite."""
-    outputs = [
-        _accumulate(objective, piece, piece_masks, len(piece.clips) / len(batch.clips), autocast)
-        for piece, piece_masks in _pieces(batch, masks, micro_batch_size)
-    ]
-    shares = [len(output.embedding) / len(batch.clips) for output in outputs]
-    loss = torch.stack([share * o.loss.detach() for share, o in zip(shares, outputs, strict=True)]).sum()
-    metrics = {
-        name: torch.stack([share * o.metrics[name] for share, o in zip(shares, outputs, strict=True)]).sum()
-        for name in outputs[0].metrics
-    }
+    """Gradients of the whole batch in pieces of `micro_batch_size` samples, clipped, and one step if all is finite.
+
+    `batch` is this rank's part of it. `penalty` is the objective's, where it has regularisers: they see all pieces.
+    """
+    pieces = list(_pieces(batch, masks, micro_batch_size))
+    shares = [len(piece.clips) / len(batch.clips) for piece, _ in pieces]
+    joint = None
+    if penalty is not None and len(pieces) > 1:
+        joint = _first_pass(objective, pieces, autocast, penalty, seed)
+    torch.manual_seed(seed)
+    outputs = []
+    for number, (piece, piece_masks) in enumerate(pieces):
+        is_last = number + 1 == len(pieces)
+        if joint is not None:
+            joint.piece = number
+        with nullcontext() if is_last else accumulating(objective):
+            outputs.append(_accumulate(objective, piece, piece_masks, joint, shares[number], autocast))
+    loss = mean_over_ranks(_weighted([output.loss for output in outputs], shares))
+    metrics = {name: _weighted([o.metrics[name] for o in outputs], shares) for name in outputs[0].metrics}
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    grad_norm = nn.utils.clip_grad_norm_(parameters, float("inf") if clip_grad is None else clip_grad)
+    grad_norm = whole(nn.utils.clip_grad_norm_(parameters, float("inf") if clip_grad is None else clip_grad))
     accepted = loss.isfinite() & grad_norm.isfinite()
     if guard is not None:
         accepted = accepted & guard(loss)
@@ -96,13 +109,42 @@ def _pieces(batch: Batch, masks: Masks, size: int) -> Iterator[tuple[Batch, Mask
         yield batch.rows(start, size), masks.map(lambda m, rows=rows: m[rows])
 
 
+@torch.no_grad()
+def _first_pass(
+    objective: nn.Module,
+    pieces: list[tuple[Batch, Masks]],
+    autocast: Callable[[], AbstractContextManager],
+    penalty: Penalty,
+    seed: int,
+) -> JointPenalty:
+    """The regularisers of all pieces; dropped paths are drawn as in the second pass."""
+    joint = JointPenalty(len(pieces))
+    torch.manual_seed(seed)
+    for joint.piece, (piece, masks) in enumerate(pieces):
+        with autocast():
+            objective(piece, masks, joint)
+    torch.manual_seed(seed)
+    with torch.enable_grad():
+        joint.solve(penalty)
+    return joint
+
+
 def _accumulate(
-    objective: nn.Module, batch: Batch, masks: Masks, share: float, autocast: AbstractContextManager
+    objective: nn.Module,
+    batch: Batch,
+    masks: Masks,
+    joint: JointPenalty | None,
+    share: float,
+    autocast: Callable[[], AbstractContextManager],
 ) -> LossOutput:
-    with autocast:
-        output: LossOutput = objective(batch, masks)
+    with autocast():
+        output: LossOutput = objective(batch, masks) if joint is None else objective(batch, masks, joint)
     (output.loss * share).backward()
     return output._replace(loss=output.loss.detach())
+
+
+def _weighted(values: list[Tensor], shares: list[float]) -> Tensor:
+    return torch.stack([share * value for share, value in zip(shares, values, strict=True)]).sum()
 
 
 def _step(optimizer: Optimizer, skipped: Tensor) -> None:

@@ -1,0 +1,46 @@
+"""python -m jepa.cli.worker CONFIG FOLDER: one of the processes that `jepa-train` starts on a machine."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+
+import yaml
+
+from jepa.cli.telling import log_quietly, tell
+from jepa.config import ConfigError, typed
+from jepa.types import RunError
+
+PATIENCE_SECONDS = 60
+
+
+def main() -> int:
+    """The exit status."""
+    threading.Thread(target=_follow_parent, daemon=True).start()
+    written, folder = map(Path, sys.argv[1:])
+    log_quietly()
+    try:
+        from jepa.agent import train  # imports torch
+
+        return train(typed(yaml.safe_load(written.read_text())), folder)
+    except (ConfigError, RunError) as error:
+        return tell(error)
+
+
+def _follow_parent() -> None:
+    """Standard input ends with the process that holds its other end: save and stop, or else just stop."""
+    while os.read(sys.stdin.fileno(), 1):
+        pass
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(PATIENCE_SECONDS)
+    os._exit(1)
+
+
+if __name__ == "__main__":
+    status = main()
+    sys.stdout.flush()
+    os._exit(status) if status else sys.exit(0)  # a lost process group may keep the interpreter from its end
