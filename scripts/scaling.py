@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import time
+from itertools import pairwise
 from types import SimpleNamespace
 from typing import Any
+
+import torch
 
 from jepa.config import TrainConfig, compose, factory
 from jepa.distributed import generator
@@ -109,18 +112,23 @@ def loaders(needs: dict[str, Needs]) -> str:
 
 
 def masks() -> str:
-    head = ["masks", "batch", "ms to draw"]
+    """In turns: all rows of a batch, as one process draws them, and those of one rank of many."""
+    head = ["masks", "batch", "GPUs", "ms for all of the batch", "ms for the rows of a rank"]
     rows = []
     for name in ("ViT-H/14, 224 px", "ViT-L/16, 16 frames of 256 px"):
         config = compose(MODELS[name])
         masker = factory(config.mask)(grid=make_sizes(config, DATA).objective.backbone.grid)
-        for size in (2048, 4096, 16384):
-            seconds = []
+        for count in COUNTS[1:]:
+            size = global_batch(count)
+            own, spent = torch.arange(0, size, count), []
             for step in range(3):
-                begun = time.perf_counter()
-                masker(size, generator(0, step, 0, "masks"))
-                seconds.append(time.perf_counter() - begun)
-            rows.append([type(masker).__name__ + f", {name}", f"{size:,}", f"{min(seconds) * 1e3:,.0f}"])
+                times = [time.perf_counter()]
+                for part in (None, own):
+                    masker(size, generator(0, step, 0, "masks"), part)
+                    times.append(time.perf_counter())
+                spent.append([1e3 * (end - begin) for begin, end in pairwise(times)])
+            whole, share = (min(column) for column in zip(*spent, strict=True))
+            rows.append([f"{type(masker).__name__}, {name}", f"{size:,}", str(count), f"{whole:,.0f}", f"{share:,.1f}"])
     return table(head, rows)
 
 

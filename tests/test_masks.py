@@ -13,9 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
+from jepa.distributed import Session
 from jepa.geometry import BlockGeometry, block_shape, mask_faults, show_grid
-from jepa.layers.masking import pick
+from jepa.layers.masking import draw, pick
 from jepa.masks.block import BlockMasker
+from jepa.training.loop import draw_masks
 from jepa.types import Masks, PatchGrid
 
 CONF = Path(__file__).parents[1] / "conf" / "mask"
@@ -106,6 +108,43 @@ def test_masks_of_a_sample_do_not_depend_on_the_batch_size(name, grid):
     masker = build(name, grid)
     many = masker(2048 if grid == PatchGrid(1, 14, 14) else 128, seeded(7))
     assert_equal(masker(3, seeded(7)), many.map(lambda rows: rows[:3]))
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3, 8])
+@pytest.mark.parametrize("views", [1, 2])
+@each_mask_on([PatchGrid(1, 14, 14), PatchGrid(4, 6, 6)], [*MASKS, "none"])
+def test_the_masks_of_the_ranks_are_rows_of_the_whole(name, grid, views, world_size):
+    masker, whole_generator, shares = build(name, grid), seeded(3), []
+    whole = masker(24 * views, whole_generator)
+    for rank in range(world_size):
+        session, generator = Session(torch.device("cpu"), bf16=False, rank=rank, world_size=world_size), seeded(3)
+        part = draw_masks(masker, 24 * views, generator, session.row_numbers(24, views))
+        assert_equal(part, whole.map(lambda tokens, take=session: take.rows(tokens, views)))
+        assert generator.get_state().equal(whole_generator.get_state())
+        shares.append(len(part.sets[0].context))
+    assert shares == [24 * views // world_size] * world_size
+
+
+def test_a_masker_that_draws_all_rows_only_serves_several_ranks_too():
+    masker, rows = build("random", (6, 6)), torch.tensor([1, 4])
+    part = draw_masks(lambda batch_size, generator: masker(batch_size, generator), 6, seeded(1), rows)
+    assert_equal(part, masker(6, seeded(1)).map(lambda tokens: tokens[rows]))
+
+
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(
+    before=st.integers(0, 1400),
+    num_numbers=st.integers(1, 700),
+    rows=st.sets(st.integers(0, 8), min_size=1).map(sorted),
+)
+def test_rows_of_random_numbers_are_those_of_torch_and_leave_its_state(before, num_numbers, rows):
+    generator, other = seeded(before), seeded(before)
+    torch.rand(before, generator=generator)
+    torch.rand(before, generator=other)
+    whole = draw(9, num_numbers, generator)
+    assert draw(9, num_numbers, other, torch.tensor(rows)).equal(whole[rows])
+    assert torch.rand(5, generator=generator).equal(torch.rand(5, generator=other))
+    assert generator.get_state().equal(other.get_state())
 
 
 @each_mask_on([PatchGrid(4, 6, 6)])

@@ -75,6 +75,10 @@ class Session:
             return tensor
         return tensor.unflatten(0, (-1, views))[self.rank :: self.world_size].flatten(0, 1)
 
+    def row_numbers(self, batch_size: int, views: int = 1) -> Tensor | None:
+        """[b * views]: the numbers of the rows that `rows` takes of a batch [B * views, ...]; None: all of them."""
+        return None if self.is_alone else self.rows(torch.arange(batch_size * views), views)
+
     def from_first(self, make: Callable[[], T]) -> T:
         """What rank 0 makes of it, on all ranks; where it refuses, the others raise PeerError."""
         if self.is_alone:

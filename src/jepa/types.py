@@ -157,7 +157,10 @@ class LossOutput(NamedTuple):
 
 
 class Masker(Protocol):
-    """Draws masks on the CPU; everything random comes from the generator. `num_sets`, where there, counts its sets."""
+    """Draws masks on the CPU; everything random comes from the generator. `num_sets`, where there, counts its sets.
+
+    One that takes a third argument `rows` returns these rows [b] of the batch alone, the same as among all of them.
+    """
 
     def __call__(self, batch_size: int, generator: Generator) -> Masks: ...
 

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from jepa.geometry import BlockGeometry, Shape
-from jepa.layers.masking import pick, through_time
+from jepa.layers.masking import draw, pick, through_time
 from jepa.types import Masks, PatchGrid
 
 ATTEMPTS = 4
@@ -46,14 +46,17 @@ class BlockMasker:
         self.target_shapes = geometry.target_shapes()
         self.context_shapes = geometry.context_shapes()
 
-    def __call__(self, batch_size: int, generator: torch.Generator) -> Masks:
-        """Draws the shapes, then one row of numbers for each sample: rows do not move when the batch grows."""
+    def __call__(self, batch_size: int, generator: torch.Generator, rows: Tensor | None = None) -> Masks:
+        """Draws the shapes, then one row of numbers for each sample: rows do not move when the batch grows.
+
+        Of the batch `rows` [b], ascending, are placed and returned; without them all.
+        """
         which_target, which_context = torch.rand(2, generator=generator).tolist()
         target = self.target_shapes[int(which_target * len(self.target_shapes))]
         context = self.context_shapes[int(which_context * len(self.context_shapes))]
 
         places = ATTEMPTS * (self.num_targets + 1) * 2
-        draws = torch.rand(batch_size, places + self.grid.num_tokens, generator=generator)
+        draws = draw(batch_size, places + self.grid.num_tokens, generator, rows)
         tries = draws[:, :places].unflatten(1, (ATTEMPTS, self.num_targets + 1, 2))
         target_corners = self._corners(tries[:, :, 1:], target)  # [B, attempts, M, 2]
         context_corners = self._corners(tries[:, :, 0], context)  # [B, attempts, 2]

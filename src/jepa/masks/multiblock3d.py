@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from jepa.geometry import CuboidGeometry, multiblock_faults
-from jepa.layers.masking import pick
+from jepa.layers.masking import draw, pick
 from jepa.types import Masks, MaskSets, PatchGrid
 
 ATTEMPTS = 2
@@ -29,10 +29,10 @@ class MultiBlock3DMasker:
         self.num_sets = len(sets)
         self.num_tokens = grid.num_tokens
 
-    def __call__(self, batch_size: int, generator: torch.Generator) -> MaskSets:
-        """Draws one row of numbers for each sample: rows do not move when the batch grows."""
+    def __call__(self, batch_size: int, generator: torch.Generator, rows: Tensor | None = None) -> MaskSets:
+        """Draws one row of numbers for each sample, of which `rows` [b], ascending, become masks; without them all."""
         sizes = [sampler.num_places for sampler in self.samplers]
-        draws = torch.rand(batch_size, self.num_tokens + sum(sizes), generator=generator)
+        draws = draw(batch_size, self.num_tokens + sum(sizes), generator, rows)
         keys, *places = draws.split([self.num_tokens, *sizes], dim=1)
         return MaskSets([sampler(keys, part) for sampler, part in zip(self.samplers, places, strict=True)])
 

@@ -1,6 +1,7 @@
 """No mask: every token is seen and none is to be predicted, for objectives that compare views or whole images."""
 
 import torch
+from torch import Tensor
 
 from jepa.types import Masks, PatchGrid
 
@@ -11,6 +12,7 @@ class NoMask:
     def __init__(self, *, grid: PatchGrid):
         self.num_tokens = grid.num_tokens
 
-    def __call__(self, batch_size: int, generator: torch.Generator) -> Masks:
-        context = torch.arange(self.num_tokens).repeat(batch_size, 1)
-        return Masks(context, torch.empty(batch_size, 0, 0, dtype=torch.long))
+    def __call__(self, batch_size: int, generator: torch.Generator, rows: Tensor | None = None) -> Masks:
+        num_rows = batch_size if rows is None else len(rows)
+        context = torch.arange(self.num_tokens).repeat(num_rows, 1)
+        return Masks(context, torch.empty(num_rows, 0, 0, dtype=torch.long))

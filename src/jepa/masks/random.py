@@ -1,9 +1,10 @@
 """Random masking: a share of the tokens, wherever they lie, is hidden and predicted (MAE, section 3)."""
 
 import torch
+from torch import Tensor
 
 from jepa.geometry import random_faults
-from jepa.layers.masking import pick
+from jepa.layers.masking import draw, pick
 from jepa.types import Masks, PatchGrid
 
 
@@ -16,8 +17,8 @@ class RandomMasker:
         self.num_tokens = grid.num_tokens
         self.num_context = grid.num_context(ratio)
 
-    def __call__(self, batch_size: int, generator: torch.Generator) -> Masks:
-        keys = torch.rand(batch_size, self.num_tokens, generator=generator)
+    def __call__(self, batch_size: int, generator: torch.Generator, rows: Tensor | None = None) -> Masks:
+        keys = draw(batch_size, self.num_tokens, generator, rows)
         context = pick(keys, self.num_context)
         hidden = pick(keys.scatter(1, context, 2.0), self.num_tokens - self.num_context)
         return Masks(context, hidden.unsqueeze(1))

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from jepa.geometry import TemporalGeometry
-from jepa.layers.masking import pick
+from jepa.layers.masking import draw, pick
 from jepa.types import Masks, PatchGrid
 
 
@@ -36,9 +36,9 @@ class TemporalMasker:
         self.num_context = geometry.num_context()
         self.num_targets = geometry.num_targets()
 
-    def __call__(self, batch_size: int, generator: torch.Generator) -> Masks:
-        """Draws one row of numbers for each sample: rows do not move when the batch grows."""
-        draws = torch.rand(batch_size, 1 + self.grid.num_tokens, generator=generator)
+    def __call__(self, batch_size: int, generator: torch.Generator, rows: Tensor | None = None) -> Masks:
+        """Draws one row of numbers for each sample, of which `rows` [b], ascending, become masks; without them all."""
+        draws = draw(batch_size, 1 + self.grid.num_tokens, generator, rows)
         split = self.splits.start + (draws[:, :1] * len(self.splits)).long()  # [B, 1]
         keys, step = draws[:, 1:], torch.arange(self.grid.num_tokens) // (self.grid.h * self.grid.w)
         return Masks(pick(keys + (step >= split), self.num_context), self._future(keys, split))

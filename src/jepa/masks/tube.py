@@ -1,9 +1,10 @@
 """Tube masking: the same random patches are hidden in every frame (VideoMAE, Tong et al. 2022, section 3.3)."""
 
 import torch
+from torch import Tensor
 
 from jepa.geometry import tube_faults
-from jepa.layers.masking import pick, through_time
+from jepa.layers.masking import draw, pick, through_time
 from jepa.types import Masks, PatchGrid
 
 
@@ -18,8 +19,8 @@ class TubeMasker:
         self.num_seen = PatchGrid(1, grid.h, grid.w).num_context(ratio)
         self.num_context = self.num_seen * grid.t
 
-    def __call__(self, batch_size: int, generator: torch.Generator) -> Masks:
-        keys = torch.rand(batch_size, self.num_patches, generator=generator)
+    def __call__(self, batch_size: int, generator: torch.Generator, rows: Tensor | None = None) -> Masks:
+        keys = draw(batch_size, self.num_patches, generator, rows)
         seen = pick(keys, self.num_seen)
         hidden = pick(keys.scatter(1, seen, 2.0), self.num_patches - self.num_seen)
         return Masks(through_time(seen, self.grid), through_time(hidden, self.grid).unsqueeze(1))

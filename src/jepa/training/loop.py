@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -19,7 +20,7 @@ from jepa.schedules import Schedule
 from jepa.training.interrupt import Interrupt
 from jepa.training.progress import Progress
 from jepa.training.step import SpikeGuard, StepOutput, train_step
-from jepa.types import Masker, RawBatch, RunError
+from jepa.types import Masker, Masks, RawBatch, RunError
 
 KEPT = "The state is kept in checkpoints/failed"
 
@@ -134,8 +135,9 @@ def one_step(plan: Plan, parts: Parts, raw: RawBatch, step: int) -> tuple[StepOu
     session = parts.session
     views, is_image = parts.augment.views, raw.pixels.shape[2] == 1
     masker = parts.image_masker if is_image and parts.image_masker else parts.masker
-    masks = masker(plan.batch_size * views, generator(plan.seed, step, 0, "masks"))
-    masks = masks.map(lambda indices: session.rows(indices, views).to(session.device, non_blocking=True))
+    rows = session.row_numbers(plan.batch_size, views)
+    masks = draw_masks(masker, plan.batch_size * views, generator(plan.seed, step, 0, "masks"), rows)
+    masks = masks.map(lambda indices: indices.to(session.device, non_blocking=True))
     on_device = RawBatch(*(t.to(session.device, non_blocking=True) for t in raw))
     batch = parts.augment(on_device, generator(plan.seed, step, 0, "augment"), session.rows, session.world_size)
     lr, weight_decay = parts.schedule.lr_at(step), parts.schedule.weight_decay_at(step)
@@ -154,6 +156,15 @@ def one_step(plan: Plan, parts: Parts, raw: RawBatch, step: int) -> tuple[StepOu
     )
     schedule = {"lr": lr, "weight_decay": weight_decay, **parts.objective.after_step(step)}
     return output, {f"train/{name}": value for name, value in schedule.items()}
+
+
+def draw_masks(masker: Masker, batch_size: int, generator: torch.Generator, rows: Tensor | None) -> Masks:
+    """Of the masks of a batch the given rows; a masker that knows `rows` is spared the others."""
+    if rows is None:
+        return masker(batch_size, generator)
+    if "rows" in inspect.signature(masker).parameters:
+        return masker(batch_size, generator, rows)  # pyright: ignore[reportCallIssue]
+    return masker(batch_size, generator).map(lambda indices: indices[rows])
 
 
 class Meter:
