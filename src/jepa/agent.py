@@ -16,11 +16,12 @@ import torch
 from torch import Tensor, nn
 
 from jepa import checkpoint
+from jepa.advice import memory_advice
 from jepa.assemble import Phase, assemble, make_dataset, make_loggers, phases_left, start_batches
 from jepa.checkpoint import CheckpointError
 from jepa.config import ConfigError, TrainConfig, factory, to_yaml
 from jepa.data.transforms import EvalTransform
-from jepa.distributed import Session, session
+from jepa.distributed import Session, session, total_memory
 from jepa.folder_log import read_rows
 from jepa.launch import num_processes, start_processes
 from jepa.place import requeue
@@ -30,6 +31,7 @@ from jepa.training.cost import describe_cost
 from jepa.training.folder import RunFolder, open_folder
 from jepa.training.interrupt import Interrupt, listen
 from jepa.training.run import Run
+from jepa.types import RunError
 from jepa.verdict import final_table, verdict
 
 __all__ = ["JEPAAgent", "JEPAConfig", "load_encoder"]
@@ -123,9 +125,11 @@ def _train(config: TrainConfig, folder: RunFolder, interrupt: Interrupt, here: S
     try:
         for phase in phases:
             run = run if phase is phases[0] else _next_phase(phase, folder.path, run)
+            cost = describe_cost(run.plan, run.parts, run.prober)
             if here.is_first:
-                print(describe_cost(run.plan, run.parts, run.prober), file=sys.stderr, flush=True)
-            done = run.train(partial(start_batches, phase.config, run), interrupt)
+                print(cost, file=sys.stderr, flush=True)
+            with _advising(phase.config, run):
+                done = run.train(partial(start_batches, phase.config, run), interrupt)
             if done < phase.end_step or run.lacks_evaluation(done):
                 stopped_by = interrupt.agreed
                 break
@@ -155,6 +159,18 @@ def _refusals() -> Iterator[None]:
         raise
     except ValueError as error:
         raise ConfigError([str(error)]) from error
+
+
+@contextmanager
+def _advising(config: TrainConfig, run: Run) -> Iterator[None]:
+    """What to change where memory runs out."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
+            raise
+        device, dataset = run.session.device, run.broken.dataset
+        raise RunError(memory_advice(config, dataset, run.session, total_memory(device))) from error
 
 
 def _closing(folder: Path) -> str:

@@ -93,14 +93,15 @@ class Writer:
 
     def _write(self, step: int, tensors: dict[str, Tensor]) -> Any:
         """The tensors of all ranks; a future of torch.distributed.checkpoint where that goes on beside the training."""
-        import torch.distributed.checkpoint as dcp
+        from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
+        from torch.distributed.checkpoint.state_dict_saver import async_save, save
 
-        writer = dcp.HuggingFaceStorageWriter(str(_unsealed(place_of(self.folder, step))), save_distributed=True)
+        writer = HuggingFaceStorageWriter(str(_unsealed(place_of(self.folder, step))), save_distributed=True)
         options: dict[str, Any] = {"storage_writer": writer, "process_group": self.group}
         with _alone(self.group) as alone:
             if self.beside:
-                return dcp.async_save(tensors, no_dist=alone, **options)
-            dcp.save(tensors, no_dist=alone, **options)
+                return async_save(tensors, no_dist=alone, **options)
+            save(tensors, no_dist=alone, **options)
         return None
 
     def _seal(self, step: int, config: str, state: dict, links: Sequence[str]) -> None:
@@ -122,7 +123,7 @@ class Writer:
     @contextmanager
     def _failing(self, step: int) -> Iterator[None]:
         """What goes wrong leaves the earlier checkpoints as they are."""
-        from torch.distributed.checkpoint import CheckpointException
+        from torch.distributed.checkpoint.api import CheckpointException
 
         try:
             yield
@@ -271,21 +272,22 @@ def load_model(checkpoint: Path, prefix: str = "") -> dict[str, Tensor]:
 
 def _stored(checkpoint: Path, prefix: str) -> dict[str, tuple[torch.Size, torch.dtype]]:
     """Shape and type of the tensors whose names begin so, by the rest of the name."""
-    import torch.distributed.checkpoint as dcp
+    from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
 
     with _reading(checkpoint):
-        found: Any = dcp.HuggingFaceStorageReader(str(checkpoint)).read_metadata().state_dict_metadata
+        found: Any = HuggingFaceStorageReader(str(checkpoint)).read_metadata().state_dict_metadata
     chosen = {name.removeprefix(prefix): tensor for name, tensor in found.items() if name.startswith(prefix)}
     return {name: (tensor.size, tensor.properties.dtype) for name, tensor in chosen.items()}
 
 
 def _load(checkpoint: Path, into: dict[str, Tensor], group: Any) -> None:
     """In place."""
-    import torch.distributed.checkpoint as dcp
+    from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
+    from torch.distributed.checkpoint.state_dict_loader import load
 
     with _reading(checkpoint), _alone(group) as alone:
-        reader = dcp.HuggingFaceStorageReader(str(checkpoint))
-        dcp.load(into, storage_reader=reader, process_group=group, no_dist=alone)
+        reader = HuggingFaceStorageReader(str(checkpoint))
+        load(into, storage_reader=reader, process_group=group, no_dist=alone)
 
 
 @contextmanager
@@ -298,7 +300,7 @@ def _alone(group: Any) -> Iterator[bool]:
 
 @contextmanager
 def _reading(checkpoint: Path) -> Iterator[None]:
-    from torch.distributed.checkpoint import CheckpointException
+    from torch.distributed.checkpoint.api import CheckpointException
 
     try:
         yield

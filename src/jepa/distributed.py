@@ -32,6 +32,7 @@ MEETING = timedelta(minutes=10)
 """that the processes of a run may take to find each other"""
 PATIENCE = timedelta(days=1)
 """that ranks wait for one that evaluates or saves; a rank that has died is noticed at once"""
+BACKENDS = {"cpu": "cpu:gloo", "cuda": "cpu:gloo,cuda:nccl"}
 FAILURE = "jepa/failure"
 
 
@@ -84,7 +85,7 @@ class Session:
         if self.is_alone:
             return make()
         told: list[Any] = [None, None]
-        refusal = None
+        refusal: Exception | None = None
         if self.is_first:
             try:
                 told[0] = make()
@@ -95,7 +96,7 @@ class Session:
         if refusal is not None:
             raise refusal
         if told[1] is not None:
-            raise PeerError(*told[1])
+            raise PeerError(message=told[1][0], status=told[1][1])
         return told[0]
 
     def gather(self, value: T) -> list[T]:
@@ -200,16 +201,16 @@ def _meet(place: Place, device: torch.device, environ: Mapping[str, str]) -> Non
     if device.type == "cuda":
         torch.cuda.set_device(device)
     if place.world_size == 1:
-        dist.init_process_group("cpu:gloo,cuda:nccl", store=dist.HashStore(), rank=0, world_size=1)
+        store = dist.HashStore()  # pyright: ignore[reportPrivateImportUsage]
+        dist.init_process_group(BACKENDS[device.type], store=store, rank=0, world_size=1)
         return
     if place.local_size == place.world_size and sys.platform == "linux":
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # whatever the name of this host resolves to
     address, port = meeting_point(environ)
     os.environ.update(MASTER_ADDR=address, MASTER_PORT=str(port))
-    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "cpu:gloo"
     try:
         dist.init_process_group(
-            backend, init_method="env://", rank=place.rank, world_size=place.world_size, timeout=MEETING
+            BACKENDS[device.type], init_method="env://", rank=place.rank, world_size=place.world_size, timeout=MEETING
         )
     except (RuntimeError, ValueError, OSError) as error:
         raise RunError(
@@ -266,6 +267,13 @@ def peak_memory_gib(device: torch.device) -> float:
         return torch.cuda.max_memory_allocated(device) / 2**30
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / (2**30 if sys.platform == "darwin" else 2**20)
+
+
+def total_memory(device: torch.device) -> int:
+    """Bytes of the device, on a CPU of the machine."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def derive_seed(seed: int, step: int, rank: int, stream: str) -> int:

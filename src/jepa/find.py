@@ -109,8 +109,10 @@ def find_batch(config: TrainConfig, overrides: Sequence[str], *, largest: bool) 
         told = "fastest, or as good as that, of those that fit"
         lines += [f"micro_batch_size={chosen.size}: {told}; a step still sees batch_size={batch}"]
         lines += [_command(overrides, micro_batch_size=str(chosen.size))]
-    if config.regularizer and chosen and chosen.size < batch:
-        lines.append("regularizer=: it sees one micro-batch at a time, so that its size changes what is learned")
+    if "Projector" in str(config.predictor.get("_target_")) and chosen and chosen.size < batch:
+        lines.append(
+            "predictor=projector: batch norm sees a micro-batch at a time, so its size changes what is learned"
+        )
     if largest and fits and max(fits) > 1:
         size, lr = max(fits), config.lr * (max(fits) / batch) ** 0.5
         lines.append(f"batch_size={size} is the largest tried that fits; by the square root rule for Adam lr={lr:.2g}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -20,7 +21,11 @@ def prepare(objective: nn.Module, session: Session, *, compiled: bool) -> nn.Mod
     elif session.strategy == "ddp":
         from torch.nn.parallel import DistributedDataParallel
 
-        module = DistributedDataParallel(objective, broadcast_buffers=False, gradient_as_bucket_view=True)
+        known = inspect.signature(DistributedDataParallel).parameters  # of which newer ones have the first
+        off = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
+        idles = getattr(objective, "may_leave_parameters_idle", False)
+        options: dict[str, bool] = {off: False, "find_unused_parameters": idles, "gradient_as_bucket_view": True}
+        module = DistributedDataParallel(objective, **options)  # pyright: ignore[reportArgumentType]
     return torch.compile(module) if compiled else module  # pyright: ignore[reportReturnType]
 
 

@@ -74,6 +74,12 @@ class JEPA(nn.Module):
         """The target encoder: the average of its followed weights is the better representation."""
         return self.context_encoder if self.target_encoder is None else self.target_encoder
 
+    @property
+    def may_leave_parameters_idle(self) -> bool:
+        """Whether the predictor learns nothing where masks hide nothing: no regulariser looks at what it says."""
+        of = [getattr(regularizer, "of", "predicted") for regularizer in self.regularizers.values()]
+        return bool(of) and set(of) == {"context"}
+
     def train(self, mode: bool = True) -> JEPA:
         """The target encoder never drops a path: it stays in evaluation mode."""
         super().train(mode)

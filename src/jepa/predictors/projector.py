@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from jepa.layers.batch_norm import BatchNorm
 from jepa.layers.init import init_weights
 from jepa.types import Masks, PatchGrid
 
@@ -12,7 +13,8 @@ class Projector(nn.Module):
     """The mean token through two hidden layers with batch norm: what regularisers compare as `predicted`.
 
     Features before such a head keep more than those after it (SimCLR, Chen et al. 2020, section 4.2; VICReg, Bardes et
-    al. 2022, section 4.2).
+    al. 2022, section 4.2). Batch norm sees what is on all ranks at a time: with `micro_batch_size` that is a piece of
+    the batch.
     """
 
     def __init__(self, *, embed_dim: int, hidden_dim: int = 1024, output_dim: int = 128) -> None:
@@ -23,10 +25,10 @@ class Projector(nn.Module):
             )
         self.layers = nn.Sequential(
             nn.Linear(embed_dim, hidden_dim, bias=False),
-            nn.BatchNorm1d(hidden_dim),
+            BatchNorm(hidden_dim),
             nn.GELU(),
             nn.Linear(hidden_dim, hidden_dim, bias=False),
-            nn.BatchNorm1d(hidden_dim),
+            BatchNorm(hidden_dim),
             nn.GELU(),
             nn.Linear(hidden_dim, output_dim),
         )

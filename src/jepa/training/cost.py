@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import torch
 
-from jepa.distributed import derive_seed, generator
+from jepa.distributed import Session, derive_seed, generator
 from jepa.evaluation.features import Prober, evaluating
 from jepa.training.loop import Parts, Plan
 from jepa.training.progress import duration
@@ -20,7 +20,7 @@ PATIENCE_FOR_ONE = 0.5
 
 
 def describe_cost(plan: Plan, parts: Parts, prober: Prober) -> str:
-    """Two lines for a person: what is trained, and how long it takes here; of one phase of the run."""
+    """Two lines for a person: what is trained, and how long it takes here, of one phase; all ranks call it."""
     num_steps, session = plan.end_step - plan.begin_step, parts.session
     encoder = _millions(parts.objective.backbone)
     everything = sum(p.numel() for group in parts.optimizer.param_groups for p in group["params"]) / 1e6
@@ -32,8 +32,6 @@ def describe_cost(plan: Plan, parts: Parts, prober: Prober) -> str:
     ]
     ranks = "" if session.is_alone else f"{session.world_size} processes with {session.strategy}, each "
     where = f"{ranks}on {session.device.type if ranks else session.device} in {precision}"
-    if session.strategy == "fsdp":
-        return "\n".join([*lines, where])  # one rank alone can't compute with shards
     trained, judged = _seconds_per_sample(plan, parts)
     training = trained * plan.batch_size / session.world_size * num_steps
     evaluation = judged * prober.num_samples
@@ -77,20 +75,23 @@ def _measure(plan: Plan, parts: Parts, size: int) -> tuple[float, float]:
             parts.objective.backbone(batch.clips[:size])
 
     torch.manual_seed(derive_seed(plan.seed, 0, 0, "cost"))
-    return _seconds(train, device), _seconds(encode, device)
+    trained = _seconds(train, parts.session)
+    if parts.session.strategy == "fsdp":
+        return trained, trained / 3  # the encoder's shards are put together in a step alone; its forward is the third
+    return trained, _seconds(encode, parts.session)
 
 
-def _seconds(work: Callable[[], None], device: torch.device) -> float:
+def _seconds(work: Callable[[], None], session: Session) -> float:
     """The second of two goes, when the first was short; the first of a GPU or of a small model warms up."""
     spent = 0.0
     for _ in range(2):
         if spent > PATIENCE_FOR_ONE:
             break
-        _synchronize(device)
+        _synchronize(session.device)
         begun = time.perf_counter()
         work()
-        _synchronize(device)
-        spent = time.perf_counter() - begun
+        _synchronize(session.device)
+        spent = session.mean({"spent": time.perf_counter() - begun})["spent"]
     return spent
 
 
