@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import sys
 from dataclasses import asdict
@@ -19,7 +18,6 @@ from jepa.cli.sweeping import FAILURE
 from jepa.cli.telling import log_quietly, rank, tell
 from jepa.config import Composer, ConfigError, TrainConfig, changed_keys, typed
 from jepa.folder_log import read_json, read_rows, write_atomically
-from jepa.launch import num_processes, start_processes
 from jepa.types import RunError
 from jepa.verdict import judged_value
 
@@ -71,9 +69,6 @@ def _train(config: TrainConfig, folder: Path, is_member: bool) -> int:
         if rank() == 0:
             print(f"{folder} is finished", flush=True)
         return 0
-    count = num_processes(config, os.environ)
-    if count > 1:
-        return start_processes(config, folder, count)  # which import torch, this one need not
     from jepa.agent import train  # imports torch
 
     return train(config, folder)
