@@ -1,13 +1,14 @@
 """How fast a training step is, where its time goes, and how that compares.
 
-python scripts/bench.py [--steps N] [--reference CHECKOUT] [--loader] [OVERRIDE ...]
+python scripts/bench.py [--steps N] [--reference CHECKOUT] [--loader] [--processes] [OVERRIDE ...]
 
 The overrides are those of jepa-train, `experiment=NAME` among them; without any, ViT-B/16 at 224 pixels with batch 8.
 Prints a table and, as the last line, the same as one JSON object. `--reference` takes a checkout of
 facebookresearch/ijepa or facebookresearch/vjepa2 and runs its step in turn with ours on the same clips, sizes and block
 geometry (without overrides ViT-S/16 on 16 frames of 112 pixels with batch 4 for the latter): `step_ratio` is the median
 over the turns of its time (float32, as it ships) over ours, `step_ratio_bf16` the same with its step under bf16
-autocast. `--loader` adds decoding and augmentation against Pillow (bench_loader.py).
+autocast. `--loader` adds decoding and augmentation against Pillow (bench_loader.py), `--processes` what two ranks,
+saves and the start of a run cost on the CPU (bench_processes.py).
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from bench_loader import measure_loader
+from bench_processes import measure_processes
 from bench_reference import ImageStep, ReferenceStep, find_reference
 from jepa.assemble import make_dataset, make_parts, make_plan, split_phases
 from jepa.config import ConfigError, TrainConfig, compose
@@ -44,6 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--steps", type=int, default=5, help="measured steps, after one to warm up")
     parser.add_argument("--reference", type=Path, metavar="CHECKOUT", help="a checkout of ijepa or vjepa2")
     parser.add_argument("--loader", action="store_true", help="measure decoding and augmentation as well")
+    parser.add_argument("--processes", action="store_true", help="measure two ranks, saves and the start as well")
     parser.add_argument("overrides", nargs="*", help="as for jepa-train")
     chosen = parser.parse_args(arguments)
     try:
@@ -61,6 +64,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     if chosen.loader:
         report |= measure_loader()
+    if chosen.processes:
+        report |= measure_processes(config, overrides, chosen.steps)
     print(table(report))
     print(json.dumps(report))
     return 0
@@ -241,7 +246,7 @@ class SameClips:
     def __init__(self, batch: Batch) -> None:
         self.batch = batch
 
-    def __call__(self, raw: RawBatch, generator: torch.Generator) -> Batch:
+    def __call__(self, raw: RawBatch, generator: torch.Generator, *parts: object) -> Batch:
         return self.batch
 
 

@@ -69,6 +69,8 @@ def jepa_train(arguments: list[str], tiny: list[str], cwd: Path) -> None:
     command = [str(Path(sys.executable).parent / "jepa-train")]
     if {"--help", "-sc"} & set(arguments):
         assert run([*command, *arguments], cwd)
+    elif "estimate=true" in arguments:
+        assert "GFLOP" in run([*command, *arguments, *tiny], cwd)
     elif "experiment=cifar10_vit_tiny" in arguments:  # would download the data: its configuration alone is checked
         assert "cifar10" in run([*command, *arguments, "--cfg", "job"], cwd)
     else:
@@ -77,6 +79,21 @@ def jepa_train(arguments: list[str], tiny: list[str], cwd: Path) -> None:
         run([*command, *shrunk(arguments, tiny)], cwd)
         reports = list((cwd / "outputs").rglob("report.html"))
         assert len(reports) == (4 if "--multirun" in arguments else 1)
+
+
+def torchrun(arguments: list[str], tiny: list[str], cwd: Path) -> None:
+    program = arguments.index("jepa-train")
+    jepa = str(Path(sys.executable).parent / "jepa-train")
+    run(
+        [
+            str(Path(sys.executable).parent / "torchrun"),
+            *arguments[:program],
+            jepa,
+            *shrunk(arguments[program + 1 :], tiny),
+        ],
+        cwd,
+    )
+    assert len(list((cwd / "outputs").rglob("report.html"))) == 1
 
 
 def jepa_compare(arguments: list[str], tiny: list[str], cwd: Path) -> None:
@@ -129,6 +146,7 @@ def evaluate(arguments: list[str], tiny: list[str], cwd: Path) -> None:
 RULES: dict[str, Callable[[list[str], list[str], Path], None]] = {
     "make": make_target,
     "jepa-train": jepa_train,
+    "torchrun": torchrun,
     "jepa-compare": jepa_compare,
     "jepa-find": jepa_find,
     "sbatch": submit,
