@@ -98,10 +98,9 @@ class Writer:
 
         writer = HuggingFaceStorageWriter(str(_unsealed(place_of(self.folder, step))), save_distributed=True)
         options: dict[str, Any] = {"storage_writer": writer, "process_group": self.group}
-        with _alone(self.group) as alone:
-            if self.beside:
-                return async_save(tensors, no_dist=alone, **options)
-            save(tensors, no_dist=alone, **options)
+        if self.beside:
+            return async_save(tensors, no_dist=_is_alone(self.group), **options)
+        save(tensors, no_dist=_is_alone(self.group), **options)
         return None
 
     def _seal(self, step: int, config: str, state: dict, links: Sequence[str]) -> None:
@@ -285,17 +284,15 @@ def _load(checkpoint: Path, into: dict[str, Tensor], group: Any) -> None:
     from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
     from torch.distributed.checkpoint.state_dict_loader import load
 
-    with _reading(checkpoint), _alone(group) as alone:
+    with _reading(checkpoint):
         reader = HuggingFaceStorageReader(str(checkpoint))
-        load(into, storage_reader=reader, process_group=group, no_dist=alone)
+        load(into, storage_reader=reader, process_group=group, no_dist=_is_alone(group))
 
 
-@contextmanager
-def _alone(group: Any) -> Iterator[bool]:
-    """Whether there is no other process; that is no reason for a warning."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="torch.distributed is disabled")
-        yield group is None
+def _is_alone(group: Any) -> bool:
+    """Whether there is no other process, which is no reason for a warning, in this thread or another."""
+    warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+    return group is None
 
 
 @contextmanager

@@ -83,6 +83,7 @@ class Prober:
         self.autocast = autocast
         self.num_pictures = num_pictures
         self.max_tokens = max((getattr(evaluator, "needs_tokens", 0) for evaluator in evaluators), default=0)
+        self.is_asked = bool(evaluators)
         self.viewer: Any = next((one for one in evaluators if crops and getattr(one, "num_views", 0)), None)
         self.crops = crops
         self.seed = seed

@@ -35,10 +35,9 @@ def describe_cost(plan: Plan, parts: Parts, prober: Prober) -> str:
     trained, judged = _seconds_per_sample(plan, parts)
     training = trained * plan.batch_size / session.world_size * num_steps
     evaluation = judged * prober.num_samples
-    num_evaluations = 1 + math.ceil(num_steps / plan.eval_every)
-    lines.append(
-        f"{where}: about {duration(training)} of training and {num_evaluations} evaluations of {duration(evaluation)}"
-    )
+    num_evaluations = 1 + math.ceil(num_steps / plan.eval_every) if prober.is_asked else 0
+    judging = f" and {num_evaluations} evaluations of {duration(evaluation)}" if num_evaluations else ""
+    lines.append(f"{where}: about {duration(training)} of training{judging}")
     if training + num_evaluations * evaluation > PATIENCE_SECONDS:
         lines.append(QUICK_LOOK)
     return "\n".join(lines)

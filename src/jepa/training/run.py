@@ -62,11 +62,11 @@ class Run:
         Where the numbers go wrong, the state is kept in checkpoints/failed.
         """
         first_step = self.steps_begun = self.restore()
-        for judge in (self.prober, *self.evaluators):
+        for judge in (self.prober, *self.evaluators) if self.evaluators else ():
             if protocol := getattr(judge, "protocol", None):
                 log.info("%s", protocol)
         evaluate = partial(self.evaluate, should_stop=lambda: interrupt.signum != 0)
-        if first_step == 0:
+        if first_step == 0 and self.evaluators:
             log.info("judging the untrained encoder first: step 0 of all curves")
         try:
             done = self._train(batches, interrupt, first_step, evaluate)
@@ -123,13 +123,16 @@ class Run:
 
     def lacks_evaluation(self, step: int) -> bool:
         """Whether the evaluation due after `step` steps is yet to be made: at the start, or one left at a signal."""
-        return self.plan.is_due(self.plan.eval_every, step) and self.session.from_first(lambda: self._is_unjudged(step))
+        is_due = bool(self.evaluators) and self.plan.is_due(self.plan.eval_every, step)
+        return is_due and self.session.from_first(lambda: self._is_unjudged(step))
 
     def _is_unjudged(self, step: int) -> bool:
         return step not in {int(row["step"]) for row in read_rows(self.folder) if EVALUATION_TIME in row}
 
     def evaluate(self, step: int, should_stop: Callable[[], bool] = lambda: False) -> None:
         """By rank 0, for which the others wait; left half done where the run is to stop: the next start makes it up."""
+        if not self.evaluators:
+            return
         objective = self.parts.objective
         if self.session.strategy == "fsdp":
             collect(objective, self.parts.judged)
