@@ -82,7 +82,7 @@ def _end(children: Sequence[subprocess.Popen], signum: int) -> None:
 def _wait(children: Sequence[subprocess.Popen]) -> int:
     """Once one has failed the others cannot go on: they stop by themselves, or are ended."""
     first, since = 0, 0.0
-    while any(child.poll() is None for child in children):
+    while None in [child.poll() for child in children]:  # all of them: any() would not ask beyond the first alive
         failed = [(rank, child.returncode) for rank, child in enumerate(children) if child.returncode]
         if failed and not first:
             first, since = _status(*failed[0]), time.monotonic()
