@@ -149,6 +149,9 @@ def faults(*overrides: str) -> list[str]:
             ["image_size=64", "mask.ratio=0.9", "phases=[{share:1,image_size:16}]"],
             "phases[0]: mask.ratio=0.9 with image_size=16",
         ),
+        (["strategy=single", "processes=2"], "strategy=single with processes=2: use strategy=ddp or fsdp"),
+        (["batch_size=64", "processes=3"], "processes=3 with batch_size=64: equal shares need 63 or 66"),
+        (["device=cuda:1", "processes=2"], "each has a GPU of its own; use device=cuda"),
         (["batch_size=64", "micro_batch_size=24"], "24 does not divide 64"),
         (["batch_size=64", "dataset.num_samples=63"], "smaller than one batch"),
         (

@@ -254,11 +254,26 @@ def _hardware(checked: Checked) -> Iterator[str]:
     """`estimate=true` gives every GPU an equal share of the batch."""
     if not 0 < checked.get("hardware.utilisation", 1) <= 1:
         yield f"{checked.show('hardware.utilisation')}: must lie above 0 and be at most 1"
-    size, count = checked["batch_size"], checked["hardware.count"]
-    if checked.get("estimate") and count >= 1 and size % count:
+    if checked.get("estimate"):
+        yield from _equal_shares(checked, "hardware.count")
+
+
+def _processes(checked: Checked) -> Iterator[str]:
+    count = checked.get("processes") or 1
+    if count > 1 and checked.get("strategy") == "single":
+        yield f"{checked.show('strategy')} with {checked.show('processes')}: use strategy=ddp or fsdp"
+    if count > 1 and str(checked.get("device", "")).startswith("cuda:"):
+        yield f"{checked.show('device')} with {checked.show('processes')}: each has a GPU of its own; use device=cuda"
+    if not checked.get("estimate"):
+        yield from _equal_shares(checked, "processes")
+
+
+def _equal_shares(checked: Checked, key: str) -> Iterator[str]:
+    size, count = checked["batch_size"], checked.get(key) or 1
+    if count >= 1 and size % count:
         below = size // count * count
         near = " or ".join(str(size) for size in (below, below + count) if size)
-        yield f"{checked.show('hardware.count')} with {checked.show('batch_size')}: equal shares need {near}"
+        yield f"{checked.show(key)} with {checked.show('batch_size')}: equal shares need {near}"
 
 
 def _phases(checked: Checked) -> Iterator[str]:
@@ -325,6 +340,7 @@ RULES: tuple[Rule, ...] = (
     _positions,
     _latents,
     _hardware,
+    _processes,
     *OF_SIZES,
     _phases,
     _warmup,

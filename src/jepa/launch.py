@@ -19,6 +19,8 @@ from jepa.schema import TrainConfig, to_yaml
 GRACE_SECONDS = 20
 """that the other processes have to notice that one has failed, before they are ended"""
 POLL_SECONDS = 0.2
+REFUSED = 2
+"""the exit status of a configuration that all of them refuse"""
 FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 
 
@@ -86,7 +88,7 @@ def _wait(children: Sequence[subprocess.Popen]) -> int:
         failed = [(rank, child.returncode) for rank, child in enumerate(children) if child.returncode]
         if failed and not first:
             first, since = _status(*failed[0]), time.monotonic()
-        if first and time.monotonic() > since + GRACE_SECONDS:
+        if first and time.monotonic() > since + (GRACE_SECONDS if first != REFUSED else 0):
             _end(children, signal.SIGKILL)
         time.sleep(POLL_SECONDS)
     return first or next((_status(rank, c.returncode) for rank, c in enumerate(children) if c.returncode), 0)

@@ -45,7 +45,10 @@ def find_place(environ: Mapping[str, str]) -> Place | None:
     try:
         place = Place(*(int(environ.get(name, "")) for name in names))
     except ValueError:
-        raise RunError(f"cannot tell which of how many processes this is from {variables(environ)}") from None
+        raise RunError(
+            f"cannot tell which of how many processes this is from {variables(environ)}: set RANK and WORLD_SIZE both, "
+            "or unset them to train in one process"
+        ) from None
     if not 0 <= place.rank < place.world_size:
         raise RunError(f"there is no rank {place.rank} of {place.world_size}: {variables(environ)}")
     return place

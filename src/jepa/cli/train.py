@@ -34,8 +34,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
             given, sweep = preflight(given)
     except ConfigError as error:
-        print(f"jepa-train: {error}", file=sys.stderr)
-        return 2
+        from jepa.cli.telling import tell
+
+        return tell(error)
     if sweep is not None:
         from jepa.cli.sweeping import carry_out
 
