@@ -21,7 +21,7 @@ from jepa.assemble import Phase, assemble, make_dataset, make_loggers, phases_le
 from jepa.checkpoint import CheckpointError
 from jepa.config import ConfigError, TrainConfig, factory, to_yaml
 from jepa.data.transforms import EvalTransform
-from jepa.distributed import Session, session, total_memory
+from jepa.distributed import Session, session, telling_of_failures, total_memory
 from jepa.folder_log import read_rows
 from jepa.launch import num_processes, start_processes
 from jepa.place import requeue
@@ -128,7 +128,7 @@ def _train(config: TrainConfig, folder: RunFolder, interrupt: Interrupt, here: S
             cost = describe_cost(run.plan, run.parts, run.prober)
             if here.is_first:
                 print(cost, file=sys.stderr, flush=True)
-            with _advising(phase.config, run):
+            with telling_of_failures(here), _advising(phase.config, run):
                 done = run.train(partial(start_batches, phase.config, run), interrupt)
             if done < phase.end_step or run.lacks_evaluation(done):
                 stopped_by = interrupt.agreed

@@ -37,11 +37,11 @@ FAILURE = "jepa/failure"
 
 
 class PeerError(RunError):
-    """The reason lies with another rank, which tells it; `status` is that of the process."""
+    """The reason lies with another rank, which tells it; `status` is that of the process, `brief` for the terminal."""
 
-    def __init__(self, message: str, status: int = 1) -> None:
+    def __init__(self, message: str, status: int = 1, brief: str = "") -> None:
         super().__init__(message)
-        self.status = status
+        self.status, self.brief = status, brief or message
 
     on_all_ranks = True
 
@@ -192,7 +192,7 @@ def session(*, device: str, precision: str, strategy: str, environ: Mapping[str,
     _meet(place, alone.device, environ)
     group = dist.new_group(backend="gloo", timeout=PATIENCE)
     here = replace(alone, rank=place.rank, world_size=place.world_size, strategy=strategy, group=group)
-    with _telling_of_failures(here):
+    with telling_of_failures(here):
         yield here
     dist.destroy_process_group()
 
@@ -222,15 +222,21 @@ def _meet(place: Place, device: torch.device, environ: Mapping[str, str]) -> Non
 
 
 @contextmanager
-def _telling_of_failures(here: Session) -> Iterator[None]:
-    """What fails on one rank is told to the others, whose own errors then are only that they have lost it."""
+def telling_of_failures(here: Session) -> Iterator[None]:
+    """What fails on one rank is told to the others, which raise PeerError in place of their own loss of contact."""
+    if here.group is None:
+        yield
+        return
     store = dist.distributed_c10d._get_default_store()
     try:
         yield
     finally:
         error = sys.exc_info()[1]
         if error is not None and is_lost_contact(error):
-            raise PeerError(f"stopped: {_cause(store, error)}") from error
+            cause = _cause(store, error)
+            who, failed, _ = cause.partition(" failed: ")
+            brief = f"stopped: {who} failed, which says why" if failed else ""
+            raise PeerError(f"stopped: {cause}", brief=brief) from error
         if error is not None and not isinstance(error, ConfigError) and not getattr(error, "on_all_ranks", False):
             words = str(error) if isinstance(error, RunError) else f"{type(error).__name__}: {error}"
             with suppress(RuntimeError):
@@ -250,6 +256,8 @@ def _cause(store: Any, error: BaseException) -> str:
 
 def is_lost_contact(error: BaseException) -> bool:
     """Whether a collective failed, as it does where a rank is gone."""
+    if isinstance(error, PeerError):
+        return False
     words = "closed by peer", "reset by peer", "Broken pipe", "Timed out waiting", "NCCL communicator was aborted"
     return isinstance(error, RuntimeError) and any(word in str(error) for word in words)
 

@@ -32,5 +32,5 @@ def tell(error: ConfigError | RunError, about: str = "") -> int:
     if rank() and isinstance(error, ConfigError):
         time.sleep(LATER_SECONDS)
     if not rank() or not getattr(error, "on_all_ranks", False):
-        print(f"jepa-train: {who}{about}{error}", file=sys.stderr, flush=True)
+        print(f"jepa-train: {who}{about}{getattr(error, 'brief', error)}", file=sys.stderr, flush=True)
     return status
