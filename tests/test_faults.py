@@ -383,6 +383,15 @@ def test_data_that_fail_on_one_rank_are_told_once_by_that_rank(tmp_path: Path) -
     assert "rank 1" in job.complaints[0]
 
 
+def test_python_is_told_where_the_processes_that_it_started_fail(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for status in (1, 128 + signal.SIGKILL):
+        monkeypatch.setattr("jepa.agent.start_processes", lambda *_, status=status: status)
+        with pytest.raises(RunError, match=f"status {status}"):
+            JEPAAgent(JEPAConfig(*SHORT, "processes=2"), folder=tmp_path / "run").train()
+
+
 def test_a_loss_that_is_never_finite_stops_both_ranks_with_one_message_and_leaves_the_state(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     wild = ["steps=60", "eval_every=60", "lr=1e30", "schedule.start_ratio=1", "clip_grad=null"]

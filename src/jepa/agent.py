@@ -29,7 +29,7 @@ from jepa.python_config import JEPAConfig
 from jepa.report import write_report
 from jepa.training.cost import describe_cost
 from jepa.training.folder import RunFolder, open_folder
-from jepa.training.interrupt import Interrupt, listen
+from jepa.training.interrupt import SIGNALS, Interrupt, listen
 from jepa.training.run import Run
 from jepa.types import RunError
 from jepa.verdict import final_table, verdict
@@ -52,7 +52,9 @@ class JEPAAgent:
     def train(self) -> dict[str, float]:
         """Train to the end, resuming what is in the run folder; returns the last value of every metric."""
         self._encoder = None
-        train(self.config, self.folder)
+        status = train(self.config, self.folder)
+        if status and status - 128 not in SIGNALS:
+            raise RunError(f"{self.folder}: the processes of the run ended with status {status}, and have said why")
         return {name: value for row in read_rows(self.folder) for name, value in row.items()}
 
     @property
