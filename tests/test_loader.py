@@ -185,7 +185,8 @@ def test_cheap_data_need_no_workers_and_others_get_a_core_each(monkeypatch):
     dataset = Numbers(4)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(12)), raising=False)
     assert choose_num_workers(dataset) == 8
-    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    for name, value in {"RANK": "0", "WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "4"}.items():
+        monkeypatch.setenv(name, value)
     assert choose_num_workers(dataset) == 2
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0}, raising=False)
     assert choose_num_workers(dataset) == 0

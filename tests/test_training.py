@@ -16,6 +16,7 @@ from jepa import JEPAAgent, JEPAConfig, load_encoder
 from jepa.checkpoint import CheckpointError, find, load_model
 from jepa.config import ConfigError
 from jepa.folder_log import read_rows
+from jepa.types import RunError
 
 TINY = [
     "image_size=32",
@@ -265,6 +266,17 @@ def test_a_loss_that_is_never_finite_stops_the_run_and_the_report_says_why(tmp_p
             "log_every=1",
         ).train()
     assert "not finite" in (tmp_path / "run" / "report.html").read_text()
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("can't allocate memory")])
+def test_memory_that_runs_out_names_the_keys_to_change(tmp_path, monkeypatch, error):
+    def full(*_):
+        raise error
+
+    monkeypatch.setattr("jepa.training.loop.one_step", full)
+    with pytest.raises(RunError, match=r"out of memory: a rank takes .* GiB.*micro_batch_size=8 \(same result"):
+        agent(tmp_path / "run", "steps=4", "evaluator=[]", "dataset.num_samples=16").train()
+    assert "micro_batch_size=8" in (tmp_path / "run" / "report.html").read_text()
 
 
 def test_a_data_set_smaller_than_the_batch_is_refused_with_both_numbers(tmp_path):
