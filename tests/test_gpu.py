@@ -1,4 +1,4 @@
-"""What only a GPU can show; `make gpu-check` runs these. They need torch, torchvision, timm and einops, no Hydra."""
+"""What only a GPU can show, run by `make gpu-check`; all but whole runs does without Hydra."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import torch
 from jepa.data.transforms import Augment
 from jepa.distributed import generator, open_session
 from jepa.encoders.spatial import SpatialEncoder
+from jepa.folder_log import read_rows
 from jepa.masks.block import BlockMasker
 from jepa.objectives.jepa import JEPA
 from jepa.optim import parameter_groups, set_schedule
@@ -142,3 +143,23 @@ def test_step_does_not_wait_for_the_device() -> None:
         step(1)
     finally:
         torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize("overrides", [["precision=fp32"], ["precision=bf16", "compile=true"], ["save_async=true"]])
+def test_shards_on_one_gpu_train_and_save_as_one_process_does(tmp_path, overrides):
+    pytest.importorskip("hydra")
+    from jepa import JEPAAgent, JEPAConfig
+    from jepa.checkpoint import find, load_model
+
+    sizes = ["image_size=32", "encoder.patch_size=8", "encoder.embed_dim=64", "encoder.depth=2", "encoder.num_heads=2"]
+    sizes += ["predictor.width=32", "predictor.depth=1", "mask.ratio=0.5", "dataset.num_samples=64", "batch_size=16"]
+    others = ["num_workers=0", "logger=none", "log_every=1", "device=cuda", "evaluator=[diagnostics]", "save_every=2"]
+    losses = {}
+    for strategy in ("single", "fsdp"):
+        config = JEPAConfig(*sizes, *others, *overrides, "steps=6", f"strategy={strategy}")
+        JEPAAgent(config, folder=tmp_path / strategy).train()
+        losses[strategy] = [row["train/loss"] for row in read_rows(tmp_path / strategy) if "train/loss" in row]
+    assert losses["fsdp"] == pytest.approx(losses["single"], rel=0.02)
+    weights = [load_model(find(tmp_path / strategy)) for strategy in losses]
+    for name in weights[0]:
+        torch.testing.assert_close(weights[1][name], weights[0][name], rtol=0.05, atol=0.01)

@@ -192,9 +192,12 @@ def session(*, device: str, precision: str, strategy: str, environ: Mapping[str,
     _meet(place, alone.device, environ)
     group = dist.new_group(backend="gloo", timeout=PATIENCE)
     here = replace(alone, rank=place.rank, world_size=place.world_size, strategy=strategy, group=group)
-    with telling_of_failures(here):
-        yield here
-    dist.destroy_process_group()
+    try:
+        with telling_of_failures(here):
+            yield here
+    finally:
+        if here.is_alone or sys.exc_info()[0] is None:  # to part from ranks that are lost may take for ever
+            dist.destroy_process_group()
 
 
 def _meet(place: Place, device: torch.device, environ: Mapping[str, str]) -> None:

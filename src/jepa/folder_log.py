@@ -20,9 +20,6 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from PIL import Image
-
 if TYPE_CHECKING:
     from jepa.types import EmbeddingTable, Evaluation
 
@@ -61,6 +58,8 @@ class FolderLogger:
         self._write_provenance()
 
     def _save_pictures(self, step: int, evaluation: Evaluation) -> None:
+        from PIL import Image  # here, since those who only read a folder need neither
+
         place = self._place(step)
         captions = read_json(place / CAPTIONS)
         for picture in evaluation.pictures:
@@ -71,6 +70,8 @@ class FolderLogger:
 
     def _save_table(self, step: int, table: EmbeddingTable) -> None:
         """NAME.npz with vectors [n, D] and labels [n]: those of step 0 and the latest are kept."""
+        import numpy as np
+
         target = self._place(step) / f"{file_name(table.name)}.npz"
         temporary = target.with_suffix(".tmp")
         with temporary.open("wb") as file:

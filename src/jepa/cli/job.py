@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import yaml
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
+from jepa.cli.preflight import as_checked
 from jepa.cli.stopping import held_back, released
 from jepa.cli.sweeping import FAILURE
 from jepa.cli.telling import log_quietly, rank, tell
-from jepa.config import Composer, ConfigError, TrainConfig, changed_keys, typed
+from jepa.config import ConfigError, TrainConfig, changed_keys, typed
 from jepa.folder_log import read_json, read_rows, write_atomically
+from jepa.launch import num_processes, start_processes
 from jepa.types import RunError
 from jepa.verdict import judged_value
 
@@ -39,7 +41,7 @@ def job(config: DictConfig) -> float | None:
         return None  # the sweep is being stopped
     try:
         with released(held):
-            checked = typed(_as_checked())
+            checked = typed(as_checked())
             status = _train(checked, folder, is_member)
         if status == 0:
             return judged_value(read_rows(folder), checked.evaluation.judge)
@@ -69,7 +71,10 @@ def _train(config: TrainConfig, folder: Path, is_member: bool) -> int:
         if rank() == 0:
             print(f"{folder} is finished", flush=True)
         return 0
-    from jepa.agent import train  # imports torch
+    count = num_processes(config, os.environ)
+    if count > 1:
+        return start_processes(config, folder, count)  # which import torch: this process need not
+    from jepa.agent import train
 
     return train(config, folder)
 
@@ -78,13 +83,3 @@ def _is_finished(folder: Path, config: TrainConfig) -> bool:
     """Whether this very run is; of another the training tells what differs."""
     is_over = read_json(folder / "run.json").get("status") == "finished"
     return is_over and not changed_keys(yaml.safe_load((folder / "config.yaml").read_text()), asdict(config))
-
-
-def _as_checked() -> dict[str, Any]:
-    """The configuration of this job as it was checked, which is Hydra's without what nothing reads."""
-    hydra = HydraConfig.get()
-    own = [source.path for source in hydra.runtime.config_sources if source.provider == "command-line"]
-    found = Composer(own[0] if own else None, hydra.job.config_name or "train").inspect(list(hydra.overrides.task))
-    if found.faults:
-        raise ConfigError(found.faults)
-    return found.config

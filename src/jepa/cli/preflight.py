@@ -5,8 +5,10 @@ from __future__ import annotations
 import argparse
 import difflib
 from collections.abc import Sequence
+from typing import Any
 
 from hydra._internal.utils import get_args_parser
+from hydra.core.hydra_config import HydraConfig
 
 from jepa.cli.sweeps import Sweep, lacking_plugins, plan_sweep, sweep_files
 from jepa.config import Composer, ConfigError
@@ -54,3 +56,13 @@ def _unknown_flag(flag: str, known: Sequence[str]) -> str:
         return f"{flag}: there is no such flag; did you mean {near[0]}?"
     key = name.lstrip("-").replace("-", "_")
     return f"{flag}: there is no such flag; keys are given without dashes, as {key}={value or 'VALUE'}"
+
+
+def as_checked() -> dict[str, Any]:
+    """The configuration of this job as it was checked, which is Hydra's without what nothing reads."""
+    hydra = HydraConfig.get()
+    own = [source.path for source in hydra.runtime.config_sources if source.provider == "command-line"]
+    found = Composer(own[0] if own else None, hydra.job.config_name or "train").inspect(list(hydra.overrides.task))
+    if found.faults:
+        raise ConfigError(found.faults)
+    return found.config
