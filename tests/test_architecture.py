@@ -22,7 +22,7 @@ TREES = {path.relative_to(SOURCE).as_posix(): ast.parse(path.read_text()) for pa
 
 # Bottom to top: a module imports from the levels below its own, and from its own folder.
 LEVELS = (
-    {"types", "schedules", "catalogue", "signatures", "charts", "hardware", "shard_names"},
+    {"types", "schedules", "catalogue", "signatures", "signals", "charts", "hardware", "shard_names"},
     {"geometry", "schema", "place"},
     {"checked"},
     {"data_rules"},

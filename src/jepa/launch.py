@@ -10,11 +10,11 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 
 from jepa.place import find_place
 from jepa.schema import TrainConfig, to_yaml
+from jepa.signals import handlers
 
 GRACE_SECONDS = 20
 """that the other processes have to notice that one has failed, before they are ended"""
@@ -49,7 +49,7 @@ def start_processes(config: TrainConfig, folder: Path, count: int) -> int:
             for environment in _environments(count)
         ]
         try:
-            with _forwarding(children):
+            with handlers(FORWARDED, lambda signum, _: _end(children, signum)):
                 return _wait(children)
         finally:
             _end(children, signal.SIGKILL)
@@ -64,16 +64,6 @@ def _environments(count: int) -> Iterator[dict[str, str]]:
     threads = {"OMP_NUM_THREADS": str(max(1, cores // count))} | os.environ
     for rank in range(count):
         yield threads | {name: str(value) for name, value in {**shared, "RANK": rank, "LOCAL_RANK": rank}.items()}
-
-
-@contextmanager
-def _forwarding(children: Sequence[subprocess.Popen]) -> Iterator[None]:
-    earlier = {s: signal.signal(s, lambda signum, _: _end(children, signum)) for s in FORWARDED}
-    try:
-        yield
-    finally:
-        for signum, handler in earlier.items():
-            signal.signal(signum, handler)
 
 
 def _end(children: Sequence[subprocess.Popen], signum: int) -> None:

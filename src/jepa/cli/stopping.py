@@ -6,26 +6,16 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from multiprocessing import active_children, resource_tracker
 from pathlib import Path
 from threading import Thread
 from types import FrameType
-from typing import Any
+
+from jepa.signals import handlers
 
 STOPS = (signal.SIGINT, signal.SIGTERM)
-
-
-@contextmanager
-def handlers(signals: Collection[int], handler: Callable[..., Any]) -> Iterator[None]:
-    """The handler, while the block runs; the earlier ones come back after it."""
-    earlier = {signum: signal.signal(signum, handler) for signum in signals}
-    try:
-        yield
-    finally:
-        for signum, former in earlier.items():
-            signal.signal(signum, former)
 
 
 @contextmanager

@@ -15,7 +15,8 @@ from jepa.cli.telling import log_quietly, tell
 from jepa.config import ConfigError, typed
 from jepa.types import RunError
 
-PATIENCE_SECONDS = 60
+PATIENCE_SECONDS = 300
+"""that a rank may take to save after the process that started it is gone"""
 
 
 def main() -> int:

@@ -8,6 +8,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
 
+from jepa.signals import handlers
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+
 
 @dataclass
 class Interrupt:
@@ -23,16 +27,9 @@ class Interrupt:
         self.signum = signum
 
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
-
-
 @contextmanager
 def listen() -> Iterator[Interrupt]:
     """Signals are noted while the block runs; the earlier handlers come back after it."""
     interrupt = Interrupt()
-    earlier = {s: signal.signal(s, interrupt.receive) for s in SIGNALS}
-    try:
+    with handlers(SIGNALS, interrupt.receive):
         yield interrupt
-    finally:
-        for signum, handler in earlier.items():
-            signal.signal(signum, handler)
