@@ -236,7 +236,6 @@ BLOWS: dict[str, Blow] = {
     "parent": kill_parent,
     "save 1": kill_all_in_a_save,
     "save 2": kill_all_in_a_save,
-    "save 3": kill_all_in_a_save,
     "evaluation": terminate_in_evaluation,
 }
 
