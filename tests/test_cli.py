@@ -25,7 +25,7 @@ def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Runs:
     """A folder to work in and an agent that only notes what it is asked to train; seed=143 is a stopped run."""
     started: Runs = []
 
-    def train(config: TrainConfig, folder: Path) -> int:
+    def train(config: TrainConfig, folder: Path, _interrupt: object) -> int:
         started.append((config, folder))
         if config.seed == 13:
             raise ConfigError(["batch_size=64: the data set has 13 images"])

@@ -27,9 +27,10 @@ from jepa.launch import num_processes, start_processes
 from jepa.place import requeue
 from jepa.python_config import JEPAConfig
 from jepa.report import write_report
+from jepa.signals import handlers
 from jepa.training.cost import describe_cost
 from jepa.training.folder import RunFolder, open_folder
-from jepa.training.interrupt import SIGNALS, Interrupt, listen
+from jepa.training.interrupt import FROM_SCHEDULERS, SIGNALS, Interrupt, listen
 from jepa.training.run import Run
 from jepa.types import RunError
 from jepa.verdict import final_table, verdict
@@ -89,10 +90,11 @@ def load_encoder(path: str | os.PathLike) -> nn.Module:
     return encoder.eval()
 
 
-def train(config: TrainConfig, folder: Path) -> int:
+def train(config: TrainConfig, folder: Path, interrupt: Interrupt | None = None) -> int:
     """Run `config` in `folder`; 0 when it is finished, 128 plus the signal when a signal stopped it.
 
-    Alone, with as many processes as there are GPUs, or as one of those that torchrun or srun has started.
+    Alone, with as many processes as there are GPUs, or as one of those that torchrun or srun has started. `interrupt`
+    holds a signal that has come before, if any.
     """
     count = num_processes(config, os.environ)
     if count > 1:
@@ -103,13 +105,14 @@ def train(config: TrainConfig, folder: Path) -> int:
             if here.is_first:
                 print(f"{folder} is finished; for another run give another name=\n{_closing(folder)}")
             return 0
-        with listen() as interrupt:
+        with listen(interrupt) as interrupt:
             signum = _train(config, run_folder, interrupt, here)
-        if here.is_first:
-            print(_closing(folder), flush=True)
-            if signum and signum != signal.SIGINT:
+        with handlers(FROM_SCHEDULERS if signum else (), signal.SIG_DFL):  # all is saved: Slurm may end it
+            if here.is_first:
+                print(_closing(folder), flush=True)
+            if here.is_first and signum in FROM_SCHEDULERS:
                 requeue(os.environ)
-        here.gather(None)  # none leaves with a status that ends the others before rank 0 is done
+            here.gather(None)  # none leaves with a status that ends the others before rank 0 is done
     return 128 + signum if signum else 0
 
 

@@ -24,6 +24,7 @@ from jepa.folder_log import FolderLogger
 from jepa.geometry import local_size
 from jepa.layers.attention import choose_attention
 from jepa.optim import parameter_groups
+from jepa.place import near_multiples
 from jepa.strategy import prepare
 from jepa.training.folder import RunFolder
 from jepa.training.loop import Parts, Plan
@@ -67,7 +68,7 @@ def split_phases(config: TrainConfig, dataset_size: int) -> list[Phase]:
 def phases_left(config: TrainConfig, dataset_size: int, folder: Path) -> list[Phase]:
     """Those that the last checkpoint of the folder has not seen the end of; the last one when it has seen all."""
     phases, last = split_phases(config, dataset_size), checkpoint.latest(folder)
-    done = checkpoint.read_state(last)["step"] if last else 0
+    done = checkpoint.peek(last)["step"] if last else 0
     return [phase for phase in phases if phase.end_step > done] or phases[-1:]
 
 
@@ -117,9 +118,8 @@ def make_plan(phase: Phase, dataset_size: int, world_size: int = 1) -> Plan:
     config, total = phase.config, phase.total_steps
     share, rest = divmod(config.batch_size, world_size)
     if rest:
-        near = [size for size in (share * world_size, (share + 1) * world_size) if size]
-        both = " or ".join(map(str, near))
-        raise ConfigError([f"batch_size={config.batch_size}: {world_size} processes share a batch equally; use {both}"])
+        near = near_multiples(config.batch_size, world_size)
+        raise ConfigError([f"batch_size={config.batch_size}: {world_size} processes share a batch equally; use {near}"])
     return Plan(
         total_steps=total,
         begin_step=phase.begin_step,
@@ -215,7 +215,7 @@ def make_loggers(config: TrainConfig, folder: RunFolder) -> list[Logger]:
         "folder": folder.path,
         "config": asdict(config),
         "run_id": folder.run_id,
-        "resume_step": checkpoint.read_state(last)["step"] if last else None,
+        "resume_step": checkpoint.peek(last)["step"] if last else None,
     }
     return [FolderLogger(**wired), *(factory(node)(**wired) for node in config.logger.values())]
 

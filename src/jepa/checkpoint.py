@@ -210,19 +210,25 @@ def latest(folder: Path) -> Path | None:
 
 
 def read_state(checkpoint: Path) -> dict:
-    """state.json after the digests of all files were found right."""
-    try:
-        state = json.loads((checkpoint / "state.json").read_text())
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise _damaged(checkpoint, f"state.json cannot be read ({error})") from error
-    if not isinstance(state, dict) or state.get("format") != FORMAT or not isinstance(state.get("digests"), dict):
-        raise CheckpointError(f"{checkpoint} was not written by this version of jepa-train: expected format '{FORMAT}'")
+    """state.json after the digests of all files were found right, for which each of them is read."""
+    state = peek(checkpoint)
     for name in state["digests"]:
         if not (checkpoint / name).is_file():
             raise _damaged(checkpoint, f"{name} is missing")
     for name, digest in _digests([checkpoint / name for name in state["digests"]]).items():
         if digest != state["digests"][name]:
             raise _damaged(checkpoint, f"{name} is not what was written")
+    return state
+
+
+def peek(checkpoint: Path) -> dict:
+    """state.json alone: enough for a checkpoint that has been checked."""
+    try:
+        state = json.loads((checkpoint / "state.json").read_text())
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise _damaged(checkpoint, f"state.json cannot be read ({error})") from error
+    if not isinstance(state, dict) or state.get("format") != FORMAT or not isinstance(state.get("digests"), dict):
+        raise CheckpointError(f"{checkpoint} was not written by this version of jepa-train: expected format '{FORMAT}'")
     return state
 
 

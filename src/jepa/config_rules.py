@@ -14,6 +14,7 @@ from jepa.checked import AbsentError, Checked, Rule, not_divisible, pair_of
 from jepa.data_rules import OF_CROPS, OF_DATA
 from jepa.geometry import mask_faults, show_grid
 from jepa.hardware import GPUS
+from jepa.place import near_multiples
 from jepa.schema import show_value
 from jepa.types import PatchGrid
 
@@ -271,9 +272,7 @@ def _processes(checked: Checked) -> Iterator[str]:
 def _equal_shares(checked: Checked, key: str) -> Iterator[str]:
     size, count = checked["batch_size"], checked.get(key) or 1
     if count >= 1 and size % count:
-        below = size // count * count
-        near = " or ".join(str(size) for size in (below, below + count) if size)
-        yield f"{checked.show(key)} with {checked.show('batch_size')}: equal shares need {near}"
+        yield f"{checked.show(key)} with {checked.show('batch_size')}: equal shares need {near_multiples(size, count)}"
 
 
 def _phases(checked: Checked) -> Iterator[str]:

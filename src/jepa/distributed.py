@@ -107,14 +107,6 @@ class Session:
         dist.all_gather_object(values, value, group=self.group)
         return values
 
-    def mean(self, values: Mapping[str, float]) -> dict[str, float]:
-        """The mean over the ranks of each number; all have the same names."""
-        if self.is_alone:
-            return dict(values)
-        total = torch.tensor(list(values.values()), dtype=torch.float64)
-        dist.all_reduce(total, group=self.group)
-        return dict(zip(values, (total / self.world_size).tolist(), strict=True))
-
 
 class Ballot:
     """A number of which every rank has its own, and all act on the largest.

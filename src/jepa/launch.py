@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from jepa.place import find_place
+from jepa.place import find_place, num_cores
 from jepa.schema import TrainConfig, to_yaml
 from jepa.signals import handlers
 
@@ -59,9 +59,8 @@ def _environments(count: int) -> Iterator[dict[str, str]]:
     """As torchrun would set them."""
     with socket.create_server(("127.0.0.1", 0)) as found:
         port = found.getsockname()[1]
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     shared = {"WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    threads = {"OMP_NUM_THREADS": str(max(1, cores // count))} | os.environ
+    threads = {"OMP_NUM_THREADS": str(max(1, num_cores() // count))} | os.environ
     for rank in range(count):
         yield threads | {name: str(value) for name, value in {**shared, "RANK": rank, "LOCAL_RANK": rank}.items()}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import socket
@@ -52,6 +53,17 @@ def find_place(environ: Mapping[str, str]) -> Place | None:
     if not 0 <= place.rank < place.world_size:
         raise RunError(f"there is no rank {place.rank} of {place.world_size}: {variables(environ)}")
     return place
+
+
+def num_cores() -> int:
+    """That this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def near_multiples(size: int, count: int) -> str:
+    """The batch sizes next to `size` of which `count` processes get equal shares, for a person."""
+    below = size // count * count
+    return " or ".join(str(near) for near in (below, below + count) if near)
 
 
 def meeting_point(environ: Mapping[str, str]) -> tuple[str, int]:

@@ -9,7 +9,7 @@ from typing import Any
 
 
 @contextmanager
-def handlers(signals: Collection[int], handler: Callable[..., Any]) -> Iterator[None]:
+def handlers(signals: Collection[int], handler: Callable[..., Any] | signal.Handlers) -> Iterator[None]:
     """The handler, while the block runs; the earlier ones come back after it."""
     earlier = {signum: signal.signal(signum, handler) for signum in signals}
     try:

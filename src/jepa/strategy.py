@@ -37,10 +37,14 @@ def _shard(objective: nn.Module, session: Session) -> None:
     mesh = init_device_mesh(session.device.type, (session.world_size,))
     dtype = torch.bfloat16 if session.bf16 else None
     policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
-    trunks = [module for module in objective.modules() if isinstance(module, nn.ModuleList)]
-    for block in (block for trunk in trunks for block in trunk):
+    for block in blocks_of(objective):
         fully_shard(block, mesh=mesh, mp_policy=policy)
     fully_shard(objective, mesh=mesh, mp_policy=policy)
+
+
+def blocks_of(objective: nn.Module) -> list[nn.Module]:
+    """The blocks of all trunks: what is whole one at a time."""
+    return [block for trunk in objective.modules() if isinstance(trunk, nn.ModuleList) for block in trunk]
 
 
 def accumulating(module: nn.Module) -> AbstractContextManager:

@@ -20,6 +20,7 @@ from jepa.cli.telling import log_quietly, rank, tell
 from jepa.config import ConfigError, TrainConfig, changed_keys, typed
 from jepa.folder_log import read_json, read_rows, write_atomically
 from jepa.launch import num_processes, start_processes
+from jepa.training.interrupt import FROM_SCHEDULERS, listen
 from jepa.types import RunError
 from jepa.verdict import judged_value
 
@@ -74,9 +75,10 @@ def _train(config: TrainConfig, folder: Path, is_member: bool) -> int:
     count = num_processes(config, os.environ)
     if count > 1:
         return start_processes(config, folder, count)  # which import torch: this process need not
-    from jepa.agent import train
+    with listen(signals=FROM_SCHEDULERS) as interrupt:
+        from jepa.agent import train
 
-    return train(config, folder)
+        return train(config, folder, interrupt)
 
 
 def _is_finished(folder: Path, config: TrainConfig) -> bool:

@@ -7,8 +7,10 @@ import os
 import socket
 import sys
 import time
+from contextlib import suppress
 
 from jepa.config import ConfigError
+from jepa.place import find_place
 from jepa.types import RunError
 
 LATER_SECONDS = 3
@@ -17,7 +19,10 @@ LATER_SECONDS = 3
 
 def rank() -> int:
     """Of this process, as torchrun or Slurm tell it."""
-    return int(os.environ.get("RANK") or os.environ.get("SLURM_PROCID") or 0)
+    with suppress(RunError):  # which says itself what is wrong with them
+        place = find_place(os.environ)
+        return place.rank if place else 0
+    return 0
 
 
 def log_quietly() -> None:

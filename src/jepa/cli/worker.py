@@ -13,6 +13,7 @@ import yaml
 
 from jepa.cli.telling import log_quietly, tell
 from jepa.config import ConfigError, typed
+from jepa.training.interrupt import FROM_SCHEDULERS, listen
 from jepa.types import RunError
 
 PATIENCE_SECONDS = 300
@@ -24,12 +25,13 @@ def main() -> int:
     threading.Thread(target=_follow_parent, daemon=True).start()
     written, folder = map(Path, sys.argv[1:])
     log_quietly()
-    try:
-        from jepa.agent import train  # imports torch
+    with listen(signals=FROM_SCHEDULERS) as interrupt:
+        try:
+            from jepa.agent import train  # imports torch
 
-        return train(typed(yaml.safe_load(written.read_text())), folder)
-    except (ConfigError, RunError) as error:
-        return tell(error)
+            return train(typed(yaml.safe_load(written.read_text())), folder, interrupt)
+        except (ConfigError, RunError) as error:
+            return tell(error)
 
 
 def _follow_parent() -> None:

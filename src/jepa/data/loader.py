@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, get_worker_info
 from torch.utils.data import Dataset as TorchDataset
 
 from jepa.distributed import derive_seed, generator
-from jepa.place import find_place
+from jepa.place import find_place, num_cores
 from jepa.types import ClipDataset, Dataset, RawBatch, RunError
 
 log = logging.getLogger(__name__)
@@ -87,9 +87,8 @@ def choose_num_workers(dataset: Dataset) -> int:
     """No worker for data that cost nothing (`dataset.cheap`), else one for each core that is left, at most 8."""
     if getattr(dataset, "cheap", False):
         return 0
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     place = find_place(os.environ)
-    return max(0, min(8, cores // (place.local_size if place else 1) - 1))
+    return max(0, min(8, num_cores() // (place.local_size if place else 1) - 1))
 
 
 def _iterate(loader: DataLoader) -> Generator[RawBatch, None, None]:

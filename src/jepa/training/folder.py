@@ -99,9 +99,11 @@ def _read(path: Path) -> dict:
 
 
 def _compare(path: Path, config: dict) -> None:
+    """The one place where what a run goes on from is checked whole: by one rank, before anything is changed."""
     last = checkpoint.latest(path)
     if last is None:
         return
+    checkpoint.read_state(last)
     changed = changed_keys(checkpoint.read_config(last), config)
     if changed:
         raise ConfigError([f"{path} holds a run of another configuration ({'; '.join(changed)}): give another name="])

@@ -18,6 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 from torch.utils.flop_counter import flop_registry
 
+from jepa.strategy import blocks_of
 from jepa.types import Batch, Masks
 
 log = logging.getLogger("torch._subclasses.fake_tensor")
@@ -160,6 +161,5 @@ def state_bytes(make: Callable[..., Optimizer]) -> float:
 
 def block_sizes(objective: nn.Module) -> tuple[int, int]:
     """Parameters of the largest block of a trunk, and those outside of all blocks."""
-    lists = [module for module in objective.modules() if isinstance(module, nn.ModuleList)]
-    sizes = [sum(p.numel() for p in block.parameters()) for trunk in lists for block in trunk]
+    sizes = [sum(p.numel() for p in block.parameters()) for block in blocks_of(objective)]
     return max(sizes, default=0), sum(p.numel() for p in objective.parameters()) - sum(sizes)

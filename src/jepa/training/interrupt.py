@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
@@ -11,6 +11,7 @@ from types import FrameType
 from jepa.signals import handlers
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+FROM_SCHEDULERS = SIGNALS[1:]
 
 
 @dataclass
@@ -28,8 +29,12 @@ class Interrupt:
 
 
 @contextmanager
-def listen() -> Iterator[Interrupt]:
-    """Signals are noted while the block runs; the earlier handlers come back after it."""
-    interrupt = Interrupt()
-    with handlers(SIGNALS, interrupt.receive):
+def listen(interrupt: Interrupt | None = None, signals: Collection[int] = SIGNALS) -> Iterator[Interrupt]:
+    """Signals are noted while the block runs, in `interrupt` where one is given; the earlier handlers come back after.
+
+    While a run is only being prepared, those `FROM_SCHEDULERS` are: they would end the process before it can put its
+    job back into the queue. Ctrl-C may.
+    """
+    interrupt = interrupt or Interrupt()
+    with handlers(signals, interrupt.receive):
         yield interrupt

@@ -83,7 +83,8 @@ class Parts:
 class Hooks:
     """What happens around the steps; each is told the number of finished steps."""
 
-    log: Callable[[int, Mapping[str, float]], None]
+    log: Callable[[int, Mapping[str, float]], Mapping[str, float]]
+    """takes what this rank has measured and gives what all have"""
     evaluate: Callable[[int], None]
     save: Callable[[int], None]
     note: Callable[[RawBatch], None]
@@ -104,10 +105,8 @@ def fit(
             meter.add(output)
             done = step + 1
             if plan.is_due(plan.log_every, done):
-                metrics = session.mean(meter.read()) | schedule
-                metrics["perf/peak_memory_gib"] = peak_memory_gib(session.device)
-                hooks.log(done, metrics)
-                progress.show(done, metrics)
+                metrics = meter.read() | schedule | {"perf/peak_memory_gib": peak_memory_gib(session.device)}
+                progress.show(done, hooks.log(done, metrics))
             with meter.paused():
                 stopping = pause(plan, hooks, done, interrupt, ballot)
             if stopping:

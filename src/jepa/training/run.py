@@ -95,12 +95,11 @@ class Run:
 
     def restore(self) -> int:
         """Load the last checkpoint, if any; the number of steps it had finished."""
-        found = self.session.from_first(lambda: _checked(self.folder))
-        if found is None:
+        path, parts = self.session.from_first(lambda: checkpoint.latest(self.folder)), self.parts
+        if path is None:
             return 0
-        path, state = found
-        parts = self.parts
         checkpoint.restore(path, parts.objective, parts.optimizer, parts.guard, self.session.group)
+        state = checkpoint.peek(path)
         self.best = state["best"]
         log.info("resuming from %s", path)
         return state["step"]
@@ -110,11 +109,14 @@ class Run:
         self.broken.note(raw.broken)
         self.shares.note(raw.parts)
 
-    def log_steps(self, step: int, metrics: Mapping[str, float]) -> None:
-        """What was measured of the last steps, with what all ranks have read since; they all call it."""
-        for indices in self.session.gather(sorted(self.broken.indices)):
+    def log_steps(self, step: int, metrics: Mapping[str, float]) -> dict[str, float]:
+        """The means over all ranks of what each has measured and read of the last steps, in one exchange."""
+        told = self.session.gather(({**metrics, **self.shares.read()}, sorted(self.broken.indices)))
+        for _, indices in told:
             self.broken.note(torch.tensor(indices))
-        self.log(step, {**metrics, **self.session.mean(self.shares.read())})
+        means = {name: sum(own[name] for own, _ in told) / len(told) for name in told[0][0]}
+        self.log(step, means)
+        return means
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         data = {"data/broken": float(self.broken.count)}
@@ -210,8 +212,3 @@ class Outcome(NamedTuple):
 
     best: dict | None = None
     fault: str = ""
-
-
-def _checked(folder: Path) -> tuple[Path, dict] | None:
-    found = checkpoint.latest(folder)
-    return None if found is None else (found, checkpoint.read_state(found))
