@@ -28,6 +28,7 @@ LEVELS = (
     {"data_rules"},
     {"config_rules"},
     {"config_checks"},
+    {"composing"},
     {"distributed", "config"},
     {"strategy"},
     {"python_config"},
@@ -49,8 +50,8 @@ LEVEL = {part: number for number, parts in enumerate(LEVELS) for part in parts}
 # One file is one choice of the group: two that share something move it down to layers/.
 COMPONENT_FOLDERS = {"encoders", "predictors", "masks", "objectives", "regularizers", "evaluation"}
 ONE_HOME = {
-    "hydra": ("config.py", "agent.py", "cli/"),
-    "omegaconf": ("config.py", "agent.py", "cli/"),
+    "hydra": ("composing.py", "config.py", "agent.py", "cli/"),
+    "omegaconf": ("composing.py", "config.py", "agent.py", "cli/"),
     "torch.distributed": ("distributed.py", "strategy.py", "checkpoint.py"),
     "wandb": ("logger.py",),
 }

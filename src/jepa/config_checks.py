@@ -112,15 +112,16 @@ def _takes(target: Any, name: str, group: str) -> bool:
 
 def _wrong_values(config: Mapping[str, Any], schema: signatures.Signature, show: Show) -> Iterator[tuple[str, str]]:
     """(key, sentence) of every key that nothing reads, of every value of the wrong type, of what is lacking."""
-    plain = {key: value for key, value in config.items() if key not in WIRED}
-    yield from _against(schema, plain, "", show, given=set(WIRED))
-    for name, section in SECTIONS.items():
-        signature, values = signatures.read(section), config.get(name)
+    groups = {group: wired for group, wired in WIRED.items() if group in schema.parameters}
+    plain = {key: value for key, value in config.items() if key not in groups}
+    yield from _against(schema, plain, "", show, given=set(groups))
+    for name in SECTIONS.keys() & schema.parameters.keys():
+        signature, values = signatures.read(SECTIONS[name]), config.get(name)
         if signature is not None and isinstance(values, Mapping):
             yield from _against(signature, values, f"{name}.", show, given=set())
         elif signature is not None:
             yield name, f"{show(name)}: takes the keys {', '.join(signature.parameters)}, not {_kind(values)}"
-    for group, wired in WIRED.items():
+    for group, wired in groups.items():
         node = config.get(group) or {}
         for path, part in ((f"{group}.{name}", node[name]) for name in node) if group in MANY else [(group, node)]:
             if part or group not in OPTIONAL | unused(config).keys():
@@ -177,8 +178,8 @@ def _fits(parameter: signatures.Parameter, key: str, value: Any) -> bool:
         return True
     if key == "predictor.num_heads" and value is None:
         return True  # those of the encoder
-    if key == "name":
-        return isinstance(value, str | int | float)  # name=2024 is a name
+    if key == "name" and isinstance(value, int | float) and not isinstance(value, bool):
+        return True  # name=2024 is a name
     return signatures.fits(parameter.annotation, value)
 
 

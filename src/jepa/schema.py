@@ -110,6 +110,29 @@ class TrainConfig:
     logger: dict[str, Any]
 
 
+@dataclass(kw_only=True)
+class EvalConfig:
+    """What `jepa-eval` reads; conf/eval.yaml explains every key and holds its default."""
+
+    run: Any
+    task: Any
+    name: str | None
+    seed: int
+    device: str
+    precision: str
+    num_workers: int | None
+    dataset: dict[str, Any]
+
+
+@dataclass(kw_only=True)
+class ExportConfig:
+    """What `jepa-export` reads; conf/export.yaml explains every key and holds its default."""
+
+    run: str
+    format: str
+    output: str | None
+
+
 def to_yaml(config: TrainConfig) -> str:
     """The text of config.yaml; `jepa-train --config-dir FOLDER --config-name config` runs it again."""
     return yaml.safe_dump(asdict(config), sort_keys=False, default_flow_style=None, width=120)

@@ -1,0 +1,39 @@
+"""The configurations of jepa-eval and jepa-export are refused and composed as that of jepa-train is."""
+
+from __future__ import annotations
+
+import pytest
+
+from jepa.config import ConfigError, compose_eval, compose_export
+
+
+def faults_of(compose, *overrides: str) -> list[str]:
+    with pytest.raises(ConfigError) as caught:
+        compose(list(overrides))
+    return caught.value.faults
+
+
+def test_eval_takes_a_run_and_a_dataset_by_name() -> None:
+    config = compose_eval(["run=outputs/x", "dataset=cifar10", "dataset.root_path=/data"])
+    assert config.run == "outputs/x"
+    assert config.dataset["root_path"] == "/data"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (["run=x", "taks=knn"], 'did you mean "task"?'),
+        (["run=x", "dataset=cifra10"], "did you mean"),
+        (["run=x", "seed=half"], "takes a whole number"),
+        (["run=x", "dataset=cifar10", "dataset.foo=1"], "dataset.foo=1"),
+        ([], "run=VALUE"),
+    ],
+)
+def test_eval_refuses_with_the_nearest_name(overrides: list[str], expected: str) -> None:
+    assert any(expected in fault for fault in faults_of(compose_eval, *overrides))
+
+
+def test_export_needs_a_run_and_knows_its_keys() -> None:
+    assert compose_export(["run=outputs/x"]).format == "safetensors"
+    assert any("run=VALUE" in fault for fault in faults_of(compose_export))
+    assert any('did you mean "format"?' in fault for fault in faults_of(compose_export, "run=x", "fromat=timm"))
