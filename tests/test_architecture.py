@@ -32,7 +32,7 @@ LEVELS = (
     {"distributed", "config"},
     {"strategy"},
     {"python_config"},
-    {"layers", "logger", "folder_log", "checkpoint", "optim", "verdict"},
+    {"layers", "logger", "folder_log", "checkpoint", "optim", "verdict", "renames"},
     {"report"},
     {"encoders", "predictors", "masks", "regularizers", "data"},
     {"objectives", "evaluation"},
