@@ -109,7 +109,7 @@ def test_folders_are_those_of_a_sweep_of_jepa_train():
     sweep = ["lr=3e-4,1e-3", "mask=random,block", "seed=range(0,2)"]
     program = (
         "import sys, types; agent = types.ModuleType('jepa.agent'); sys.modules['jepa.agent'] = agent\n"
-        "agent.train = lambda config, folder: print('FOLDER', folder) or 0\n"
+        "agent.train = lambda config, folder, interrupt: print('FOLDER', folder) or 0\n"
         "from jepa.cli.train import main; main(sys.argv[1:])"
     )
     command = [sys.executable, "-c", program, "--multirun", *QUICK, *sweep, "image_size=64", "name=same"]

@@ -33,7 +33,7 @@ def started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[tuple[Train
     """A folder to work in and an agent that only notes what it is asked to train."""
     runs: list[tuple[TrainConfig, str]] = []
 
-    def train(config: TrainConfig, folder: Path) -> int:
+    def train(config: TrainConfig, folder: Path, _interrupt: object) -> int:
         runs.append((config, folder.name))
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "run.json").write_text('{"status": "finished"}')
@@ -158,7 +158,7 @@ def test_one_failure_ends_no_other_member_and_is_told_at_once_and_in_the_end(
 ) -> None:
     begun: list[float] = []
 
-    def train(config: TrainConfig, folder: Path) -> int:
+    def train(config: TrainConfig, folder: Path, _interrupt: object) -> int:
         begun.append(config.lr)
         if config.lr == 1e-4:
             raise RunError("the loss of step 2 is nan: lower lr")
@@ -176,7 +176,7 @@ def test_one_failure_ends_no_other_member_and_is_told_at_once_and_in_the_end(
     assert (table := capfd.readouterr().out).count("lr=0.0003") == told.out.count("lr=0.0003") - told.out.count("#2")
     assert "lr=0.001" in table
 
-    def succeed(config: TrainConfig, folder: Path) -> int:
+    def succeed(config: TrainConfig, folder: Path, _interrupt: object) -> int:
         begun.append(config.lr)
         return finish(config, folder)
 
@@ -191,7 +191,7 @@ def test_a_signal_ends_the_whole_sweep_with_its_status(
 ) -> None:
     begun: list[float] = []
 
-    def train(config: TrainConfig, folder: Path) -> int:
+    def train(config: TrainConfig, folder: Path, _interrupt: object) -> int:
         begun.append(config.lr)
         return finish(config, folder) if len(begun) == 1 else 128 + signal.SIGTERM
 
@@ -200,7 +200,7 @@ def test_a_signal_ends_the_whole_sweep_with_its_status(
     assert begun == [1e-3, 1e-4]
     assert "the same command again goes on" in capfd.readouterr().err
 
-    def killed(config: TrainConfig, folder: Path) -> int:
+    def killed(config: TrainConfig, folder: Path, _interrupt: object) -> int:
         os.kill(os.getpid(), signal.SIGINT)
         raise AssertionError("it goes on")
 
