@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from itertools import pairwise
@@ -12,6 +13,7 @@ WIDTH, HEIGHT = 360, 200
 LEFT, RIGHT, TOP, BOTTOM = 54, 16, 8, 24
 MAX_POINTS, MAX_STRIPS, MAX_DOTS = 160, 60, 40
 NUM_COLOURS = 8
+MAX_LEGEND = 12
 
 Point = tuple[float, float]
 
@@ -258,27 +260,45 @@ def _last(points: Sequence[Point]) -> str:
 
 
 def scatter(points: Sequence[Point], labels: Sequence[str]) -> str:
-    """Points in the plane, one colour and shape for each label; the legend lists up to 12 labels."""
-    names = sorted(set(labels), key=lambda name: (len(name), name) if name.isdigit() else (0, name))
-    styles = {name: index for index, name in enumerate(names)}
+    """Points in the plane, one colour and shape for each label; where there are many, the rarer ones are grey."""
+    styles = mark_styles(labels)
     side, margin = WIDTH, 8
     x, y = (Scale(*_span(min(values), max(values)), margin, side - margin) for values in zip(*points, strict=True))
     marks = [
-        f'<path class="mark m{styles[label] % NUM_COLOURS}" d="M{x(a):.1f} {side - y(b):.1f}{_shape(styles[label])}">'
+        f'<path class="mark {mark_class(styles[label])}" d="M{x(a):.1f} {side - y(b):.1f}{_shape(styles[label])}">'
         f"<title>{escape(label)}</title></path>"
-        for (a, b), label in zip(points, labels, strict=True)
+        for (a, b), label in sorted(zip(points, labels, strict=True), key=lambda pair: styles[pair[1]] >= 0)
     ]
-    keys = [
-        f'<span class="key"><svg class="swatch dot" viewBox="-5 -5 10 10" aria-hidden="true">'
-        f'<path class="mark m{index % NUM_COLOURS}" d="M0 0{_shape(index)}"/></svg>{escape(name)}</span>'
-        for name, index in styles.items()
-    ]
-    legend = f'<div class="legend">{"".join(keys)}</div>' if 1 < len(names) <= 12 else ""
     svg = f'<svg viewBox="0 0 {side} {side}" role="img" aria-label="embeddings in the plane">{"".join(marks)}</svg>'
-    return legend + svg
+    return _mark_legend(styles) + svg
 
 
-def _shape(index: int) -> str:
+def mark_styles(labels: Sequence[str]) -> dict[str, int]:
+    """A number for each label, in their order; of more than MAX_LEGEND labels the rarer ones have -1."""
+    frequent = [name for name, _ in Counter(sorted(labels)).most_common()]
+    named = set(frequent if len(frequent) <= MAX_LEGEND else frequent[: MAX_LEGEND - 1])
+    order = sorted(frequent, key=lambda name: (name not in named, len(name) if name.isdigit() else 0, name))
+    return {name: number if name in named else -1 for number, name in enumerate(order)}
+
+
+def mark_class(style: int) -> str:
+    return "rest" if style < 0 else f"m{style % NUM_COLOURS}"
+
+
+def _mark_legend(styles: Mapping[str, int]) -> str:
+    """Nothing where there is only one label."""
+    keys = [(name, style) for name, style in styles.items() if style >= 0]
+    if len(keys) < len(styles):
+        keys.append((f"{len(styles) - len(keys)} others", -1))
+    swatches = [
+        f'<span class="key"><svg class="swatch dot" viewBox="-5 -5 10 10" aria-hidden="true">'
+        f'<path class="mark {mark_class(style)}" d="M0 0{_shape(style)}"/></svg>{escape(name)}</span>'
+        for name, style in keys
+    ]
+    return f'<div class="legend">{"".join(swatches)}</div>' if len(keys) > 1 else ""
+
+
+def _shape(style: int) -> str:
     """Relative path around the current point: disc, square, triangle or diamond, for eyes that mix up colours."""
     shapes = (
         "m-3 0a3 3 0 1 0 6 0a3 3 0 1 0-6 0z",
@@ -286,4 +306,4 @@ def _shape(index: int) -> str:
         "m0-3.6l3.4 6h-6.8z",
         "m0-3.8l3.8 3.8l-3.8 3.8l-3.8-3.8z",
     )
-    return shapes[(index + index // NUM_COLOURS) % len(shapes)]
+    return shapes[(style + style // NUM_COLOURS) % len(shapes)] if style >= 0 else shapes[0]
