@@ -59,7 +59,7 @@ NOT_NEGATIVE = (
     "schedule.warmup_epochs",
     "augment.local_views",
 )
-ABOVE_ZERO = ("lr", "clip_grad", "spike_guard")
+ABOVE_ZERO = ("lr", "clip_grad", "spike_guard", "encoder.norm_eps")
 WORDS = {
     "precision": ("auto", "bf16", "fp32"),
     "strategy": ("auto", "single", "ddp", "fsdp"),
@@ -68,7 +68,12 @@ WORDS = {
     "objective.target": ("ema", "stopgrad", "none"),
     "objective.bottleneck": ("pooled", "tokens"),
 }
-POSITIONS = ("sincos", "rope", "vjepa2")
+POSITIONS = {
+    "predictor": ("sincos", "rope", "vjepa2"),
+    "encoder": ("sincos", "rope", "vjepa2", "table"),
+    "SpatialEncoder": ("sincos", "table"),
+}
+"""Section, or class in it -> the position embeddings that it has."""
 PHASE_KEYS = ("share", "image_size", "num_frames", "micro_batch_size")
 
 
@@ -149,7 +154,7 @@ def _divides(checked: Checked, heads_key: str, width_key: str) -> Iterator[str]:
         valid = [n for n in range(1, 65) if width % n == 0]
         near = sorted(sorted(valid, key=lambda n: abs(n - heads))[:2])
         yield f"{both}: {heads} heads do not divide a width of {width}; nearest: {', '.join(map(str, near))} heads"
-    elif position == "sincos" and width % 4:
+    elif position in ("sincos", "table") and width % 4:
         yield f"{checked.show(width_key)}: sin-cos positions need a width divisible by 4"
     elif position in ("rope", "vjepa2") and heads > 0 and (width // heads < 6 or width // heads % 2):
         keys = f"{checked.show(f'{section}.position')} with {checked.show(width_key)} and {checked.show(heads_key)}"
@@ -170,8 +175,9 @@ def _decoder(checked: Checked) -> Iterator[str]:
 def _positions(checked: Checked) -> Iterator[str]:
     for section in ("encoder", "predictor"):
         key, target = f"{section}.position", checked.get(f"{section}._target_", "")
-        if target.startswith("jepa.") and (position := checked.get(key, "sincos")) not in POSITIONS:
-            valid = f"{suggestion(str(position), POSITIONS)}; valid: {', '.join(POSITIONS)}"
+        known = POSITIONS.get(target.rpartition(".")[2], POSITIONS[section])
+        if target.startswith("jepa.") and (position := checked.get(key, "sincos")) not in known:
+            valid = f"{suggestion(str(position), known)}; valid: {', '.join(known)}"
             yield f"{checked.show(key)}: no such position embedding{valid}"
 
 

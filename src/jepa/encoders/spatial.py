@@ -22,7 +22,8 @@ class SpatialEncoder(nn.Module):
 
     The frames of a clip do not see each other, and there may be any number of them. A picture of another size that
     patches divide has the positions of its own grid, counted from the upper left corner: neighbours are as far apart as
-    in `clip_shape`, and a smaller grid has no position that a larger one lacks.
+    in `clip_shape`, and a smaller grid has no position that a larger one lacks. With `position=table` it has those of
+    `clip_shape`, resampled.
     """
 
     def __init__(
@@ -36,6 +37,8 @@ class SpatialEncoder(nn.Module):
         mlp_ratio: float = 4.0,
         drop_path: float = 0.0,
         checkpoint_activations: bool = False,
+        position: str = "sincos",
+        norm_eps: float = 1e-6,
     ) -> None:
         super().__init__()
         check_sizes(
@@ -57,11 +60,22 @@ class SpatialEncoder(nn.Module):
         self.checkpoint_activations = checkpoint_activations
 
         self.embed = nn.Linear(channels * patch_height * patch_width, embed_dim)
-        self.positions = Positions(grid=self.frame_grid, width=embed_dim)
-        self.blocks = make_blocks(
-            width=embed_dim, depth=depth, num_heads=num_heads, mlp_ratio=mlp_ratio, drop_path=drop_path
+        self.positions = Positions(
+            grid=self.frame_grid,
+            width=embed_dim,
+            kind=position,
+            kind_key="encoder.position",
+            kinds=("sincos", "table"),
         )
-        self.norm = LayerNorm(embed_dim)
+        self.blocks = make_blocks(
+            width=embed_dim,
+            depth=depth,
+            num_heads=num_heads,
+            mlp_ratio=mlp_ratio,
+            drop_path=drop_path,
+            norm_eps=norm_eps,
+        )
+        self.norm = LayerNorm(embed_dim, eps=norm_eps)
         init_weights(self, self.blocks)
         nn.init.xavier_uniform_(self.embed.weight)  # as in MAE: a patch speaks as loudly as its position
 

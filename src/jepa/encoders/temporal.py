@@ -8,7 +8,7 @@ from timm.layers.norm import LayerNorm
 from torch import Tensor, nn
 
 from jepa.layers.init import init_weights
-from jepa.layers.position import Positions
+from jepa.layers.position import KINDS, Positions
 from jepa.layers.tokens import divide, patch_pair, patches_of, patchify, take
 from jepa.layers.transformer import check_drop_path, check_sizes, make_blocks, run_blocks
 from jepa.types import ClipShape, PatchGrid
@@ -33,6 +33,7 @@ class TemporalEncoder(nn.Module):
         drop_path: float = 0.0,
         checkpoint_activations: bool = False,
         position: str = "sincos",
+        norm_eps: float = 1e-6,
     ) -> None:
         super().__init__()
         check_sizes(
@@ -62,12 +63,18 @@ class TemporalEncoder(nn.Module):
             num_heads=num_heads,
             kind=position,
             kind_key="encoder.position",
+            kinds=(*KINDS, "table"),
             in_time=True,
         )
         self.blocks = make_blocks(
-            width=embed_dim, depth=depth, num_heads=num_heads, mlp_ratio=mlp_ratio, drop_path=drop_path
+            width=embed_dim,
+            depth=depth,
+            num_heads=num_heads,
+            mlp_ratio=mlp_ratio,
+            drop_path=drop_path,
+            norm_eps=norm_eps,
         )
-        self.norm = LayerNorm(embed_dim)
+        self.norm = LayerNorm(embed_dim, eps=norm_eps)
         init_weights(self, self.blocks)
         nn.init.xavier_uniform_(self.embed.weight)  # as in MAE: a patch speaks as loudly as its position
 

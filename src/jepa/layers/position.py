@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
+import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor, nn
 
 from jepa.layers.attention import compute_dtype
@@ -10,7 +14,9 @@ from jepa.layers.tables import remembered
 from jepa.types import PatchGrid
 
 KINDS = ("sincos", "rope", "vjepa2")
-"""what `position` may be"""
+"""what `position` may be; that of an encoder also "table", which is part of its weights"""
+
+ADDED = ("sincos", "table")
 
 
 def sincos(grid: PatchGrid, width: int, in_time: bool | None = None) -> Tensor:
@@ -69,16 +75,29 @@ def _angles(coordinate: Tensor, count: int) -> Tensor:
     return coordinate.double()[:, None] * frequency
 
 
+def resampled(table: Tensor, grid: PatchGrid, wanted: PatchGrid) -> Tensor:
+    """[N, D] on one grid -> [N, D] on another: bicubic in space, linear in time, as published models do it."""
+    maps = rearrange(table, "(t h w) d -> t d h w", t=grid.t, h=grid.h)
+    if (grid.h, grid.w) != (wanted.h, wanted.w):
+        maps = F.interpolate(maps, size=(wanted.h, wanted.w), mode="bicubic")
+    lines = rearrange(maps, "t d h w -> 1 (d h w) t")
+    if grid.t != wanted.t:
+        lines = F.interpolate(lines, size=wanted.t, mode="linear")
+    return rearrange(lines, "1 (d h w) t -> (t h w) d", h=wanted.h, w=wanted.w)
+
+
 def table(grid: PatchGrid, width: int, kind: str, in_time: bool, device: torch.device) -> Tensor:
-    """-> float32 [N, width] of sin-cos positions, [N, 2, width] of rotary ones."""
-    made = sincos(grid, width, in_time) if kind == "sincos" else rotary(grid, width, tiled=kind == "vjepa2")
+    """-> float32 [N, width] of positions that are added, [N, 2, width] of rotary ones."""
+    made = sincos(grid, width, in_time) if kind in ADDED else rotary(grid, width, tiled=kind == "vjepa2")
     return made.to(device)
 
 
 class Positions(nn.Module):
-    """Positions of the tokens of any grid, of one of the `KINDS`; the table of `grid` moves with the module.
+    """Positions of the tokens of any grid, of one of the `kinds`; the table of `grid` moves with the module.
 
-    `in_time` gives sin-cos positions a share for the time even where no grid has more than one step.
+    `in_time` gives sin-cos positions a share for the time even where no grid has more than one step. Of the kind
+    "table" the positions of `grid` are part of the weights, sin-cos at first, never trained; other grids have them
+    resampled.
     """
 
     table: Tensor
@@ -91,31 +110,38 @@ class Positions(nn.Module):
         num_heads: int = 1,
         kind: str = "sincos",
         kind_key: str = "position",
+        kinds: Sequence[str] = KINDS,
         in_time: bool = False,
     ) -> None:
         super().__init__()
-        if kind not in KINDS:
-            raise ValueError(f"{kind_key}={kind} is not one of {', '.join(KINDS)}")
+        if kind not in kinds:
+            raise ValueError(f"{kind_key}={kind} is not one of {', '.join(kinds)}")
         self.grid = grid
         self.kind = kind
-        self.width = width if kind == "sincos" else width // num_heads
+        self.width = width if kind in ADDED else width // num_heads
         self.in_time = in_time or grid.t > 1
-        self.register_buffer("table", self._table(grid, torch.device("cpu")), persistent=False)  # follows from sizes
+        made, is_stored = self._table(grid, torch.device("cpu")), kind == "table"  # others follow from sizes
+        self.register_buffer("table", made.clone() if is_stored else made, persistent=is_stored)
 
     def add(self, tokens: Tensor, grid: PatchGrid, indices: Tensor | None = None) -> Tensor:
         """[..., D] of all tokens, or of those at `indices` [...] -> the same with positions, unless they are rotary."""
-        return tokens + self._rows(grid, indices) if self.kind == "sincos" else tokens
+        return tokens + self._rows(grid, indices) if self.kind in ADDED else tokens
 
     def turns(self, tokens: Tensor, grid: PatchGrid, indices: Tensor | None = None) -> Tensor | None:
         """[B, S, D] (, [B, S]) -> [2, B or 1, S, 1, 1, head_dim] in the dtype of the attention, None unless rotary."""
-        if self.kind == "sincos":
+        if self.kind in ADDED:
             return None
         rows = self._rows(grid, indices).to(compute_dtype(tokens))
         rows = rows if rows.ndim == 4 else rows[None]  # [B or 1, S, 2, head_dim]
         return rows.movedim(2, 0)[..., None, None, :]
 
     def _rows(self, grid: PatchGrid, indices: Tensor | None) -> Tensor:
-        rows = self.table if grid == self.grid else self._table(grid, self.table.device).to(self.table.dtype)
+        if grid == self.grid:
+            rows = self.table
+        elif self.kind == "table":
+            rows = resampled(self.table, self.grid, grid)
+        else:
+            rows = self._table(grid, self.table.device).to(self.table.dtype)
         return rows if indices is None else rows[indices]
 
     def _table(self, grid: PatchGrid, device: torch.device) -> Tensor:

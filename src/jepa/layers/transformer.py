@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import partial
 
 import torch
 from timm.layers.norm import LayerNorm
@@ -31,7 +32,9 @@ class TrunkBlock(Block):
         return x + self.drop_path2(self.mlp(self.norm2(x)))
 
 
-def make_blocks(*, width: int, depth: int, num_heads: int, mlp_ratio: float, drop_path: float = 0.0) -> nn.ModuleList:
+def make_blocks(
+    *, width: int, depth: int, num_heads: int, mlp_ratio: float, drop_path: float = 0.0, norm_eps: float = 1e-6
+) -> nn.ModuleList:
     """`depth` blocks [B, N, width] -> [B, N, width]; the rate of drop path grows linearly from 0 to `drop_path`."""
     rates = [drop_path * number / max(depth - 1, 1) for number in range(depth)]
     return nn.ModuleList(
@@ -40,7 +43,7 @@ def make_blocks(*, width: int, depth: int, num_heads: int, mlp_ratio: float, dro
             num_heads,
             mlp_ratio=mlp_ratio,
             qkv_bias=True,
-            norm_layer=LayerNorm,
+            norm_layer=partial(LayerNorm, eps=norm_eps),  # pyright: ignore[reportArgumentType]
             drop_path=rate,
             attn_layer=SelfAttention,
         )
