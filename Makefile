@@ -18,7 +18,7 @@ train: $(SETUP) ## Set up, then train the quickstart: a few minutes, ends with a
 	$(PYTHON) -m jepa.cli.train experiment=quickstart $(ARGS)
 
 test: $(SETUP) ## Set up, then run all tests
-	$(PYTHON) -m pytest -n 2 --dist loadfile $(ARGS)
+	$(PYTHON) -m pytest -n 3 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 setup: $(SETUP) ## Make .venv and install everything; does nothing when it is current
 	@echo "$(VENV) is current"

@@ -17,7 +17,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jepa.cli.train import main
+from jepa.cli.compare import main as compare
+from jepa.cli.find import main as find
+from jepa.cli.train import main as train
+from synthetic_run import write_run
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -69,8 +72,8 @@ def shrunk(arguments: list[str], tiny: list[str]) -> list[str]:
     return [*arguments, *tiny, *quiet]
 
 
-def told_here(arguments: list[str], cwd: Path) -> str:
-    """What `jepa-train` says, in this process: importing torch takes longer than the training."""
+def told_here(main: Callable[[list[str]], int], arguments: list[str], cwd: Path) -> str:
+    """What a command says, in this process: importing torch takes longer than the training."""
     told = io.StringIO()
     with pytest.MonkeyPatch.context() as patch, redirect_stdout(told):
         patch.chdir(cwd)
@@ -86,14 +89,14 @@ def jepa_train(arguments: list[str], tiny: list[str], cwd: Path) -> None:
         assert run([*command, *arguments], cwd)
     elif "estimate=true" in arguments:
         shared = ["batch_size=8" if text.startswith("batch_size=") else text for text in tiny]
-        assert "calculated, not measured" in told_here([*arguments, *shared], cwd)
+        assert "calculated, not measured" in told_here(train, [*arguments, *shared], cwd)
     elif "experiment=cifar10_vit_tiny" in arguments:  # would download the data: its configuration alone is checked
         assert "cifar10" in run([*command, *arguments, "--cfg", "job"], cwd)
     else:
         if parquet := [text.partition("=")[2] for text in arguments if text.endswith(".parquet")]:
             write_parquet(cwd / parquet[0])
         shrunken = shrunk(arguments, tiny)
-        run([*command, *shrunken], cwd) if starts_others else told_here(shrunken, cwd)
+        run([*command, *shrunken], cwd) if starts_others else told_here(train, shrunken, cwd)
         reports = list((cwd / "outputs").rglob("report.html"))
         assert len(reports) == (4 if "--multirun" in arguments else 1)
 
@@ -114,12 +117,13 @@ def torchrun(arguments: list[str], tiny: list[str], cwd: Path) -> None:
 
 
 def jepa_compare(arguments: list[str], tiny: list[str], cwd: Path) -> None:
-    """What exists is collected from runs that the test trains first."""
-    program = str(Path(sys.executable).parent / "jepa-compare")
-    if not (is_given := any("=" in text for text in arguments)):
-        quick = ["experiment=quickstart", "objective=jepa,mae", f"name={Path(arguments[0]).name}"]
-        run([program, *shrunk(quick, tiny)], cwd)
-    told = run([program, *(shrunk(arguments, tiny) if is_given else arguments)], cwd)
+    """Of runs that exist the test draws two; of those that are trained, each in a process of its own, it takes two."""
+    is_given = any("=" in text for text in arguments)
+    arguments = [re.sub(r"^(objective=\w+,\w+),.*", r"\1", text) for text in arguments]
+    if not is_given:
+        for name in ("jepa", "mae"):
+            write_run(cwd / arguments[0] / f"objective={name}", steps=4, log_every=2, eval_every=2, pictures=False)
+    told = told_here(compare, shrunk(arguments, tiny) if is_given else arguments, cwd)
     assert "untrained encoder" in told
     assert len(list((cwd / "outputs").rglob("compare.html"))) == 1
 
@@ -127,8 +131,7 @@ def jepa_compare(arguments: list[str], tiny: list[str], cwd: Path) -> None:
 def jepa_find(arguments: list[str], tiny: list[str], cwd: Path) -> None:
     batch = [text for text in tiny if not text.startswith("batch_size=")]
     steps = ["--steps", "12", *tiny] if arguments[0] == "lr" else batch
-    told = run([str(Path(sys.executable).parent / "jepa-find"), *arguments, *steps], cwd)
-    assert "  jepa-train experiment=quickstart" in told
+    assert "  jepa-train experiment=quickstart" in told_here(find, [*arguments, *steps], cwd)
 
 
 def make_target(arguments: list[str], tiny: list[str], cwd: Path) -> None:
