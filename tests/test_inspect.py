@@ -205,6 +205,16 @@ def test_an_encoder_without_attention_is_shown_without(tmp_path):
     assert reader.pictures["feature-maps"]
 
 
+def test_what_is_not_finite_is_left_out(tmp_path):
+    encoder = spatial()
+    encoder.norm.weight.data.fill_(torch.nan)
+    subject = subject_of(encoder)
+    subject.test.vectors[3, 4] = torch.nan
+    text = read(write_page(tmp_path, subject)).text
+    assert "not finite" in text["feature-maps"]
+    assert "not finite" in text["embedding"]
+
+
 # Attention
 
 
@@ -309,9 +319,9 @@ def test_neighbours_equal_those_of_scikit_learn():
     assert neighbours(queries, bank[:3], 5)[0].shape == (300, 3)
 
 
-def test_agreement_counts_neighbours_of_the_same_class():
-    found = torch.tensor([[0, 1], [2, 0], [1, 1]])
-    assert agreement(found, torch.tensor([0, 1, 1]), torch.tensor([0, 1, -1])) == 0.5
+def test_agreement_counts_neighbours_of_the_same_class_and_leaves_out_what_has_no_label():
+    found = torch.tensor([[0, 1, 3], [2, 0, 3], [1, 1, 1]])
+    assert agreement(found, torch.tensor([0, 1, 1, -1]), torch.tensor([0, 0, -1])) == 0.5
 
 
 def test_plane_equals_the_principal_components_of_scikit_learn_up_to_sign():

@@ -176,9 +176,10 @@ def neighbours(queries: Tensor, bank: Tensor, k: int) -> tuple[Tensor, Tensor]:
 
 
 def agreement(found: Tensor, train: Tensor, test: Tensor) -> float:
-    """Neighbours [n, k], labels [m], [n] -> share of the neighbours of labelled samples that are of the same class."""
-    labelled = test >= 0
-    return float((train[found[labelled]] == test[labelled, None]).float().mean())
+    """Neighbours [n, k], labels [m], [n] -> share of same classes among samples and neighbours that have a label."""
+    labels = train[found]
+    known = (labels >= 0) & (test[:, None] >= 0)
+    return float((labels == test[:, None])[known].float().mean())
 
 
 def confusion(predicted: Tensor, labels: Tensor, num_classes: int) -> Tensor:

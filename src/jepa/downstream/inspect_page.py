@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
@@ -26,7 +25,7 @@ from jepa.downstream.inspect import (
 from jepa.downstream.tiles import data_url, image, line, small, strip, tile
 from jepa.evaluation.embeddings import label_name
 from jepa.folder_log import write_atomically
-from jepa.layers.pictures import enlarge, film, frames_shown, heat, principal_colours
+from jepa.layers.pictures import enlarge, film, fit, frames_shown, heat, principal_colours
 from jepa.report import page, principal_plane
 from jepa.types import PatchGrid
 
@@ -41,8 +40,8 @@ PLACED = 24
 MAX_BARS, BEST_BARS = 30, 10
 MAX_CELLS = 30
 """classes of a confusion matrix whose cells are drawn with their names"""
-CELL, MAX_NAME, MATRIX_SIDE = 30, 14, 480
-FRAME, FRAME_COLOUR = 3, (255, 60, 40)
+CELL, MAX_NAME, MATRIX_SIDE = 34, 14, 480
+FRAME_COLOUR = (255, 60, 40)
 WITHOUT_PROBE = "Left out: it needs the answers of a linear probe, and labels in both parts of the data set."
 
 
@@ -103,6 +102,8 @@ def _header(subject: Subject, observed: Observed, found: Tensor) -> str:
 
 
 def feature_maps(subject: Subject, observed: Observed) -> str:
+    if not observed.tokens.isfinite().all():
+        return _left_out("The features are not finite.")
     colours, shares = principal_colours(observed.tokens, observed.grid)  # [P, 3, t, h, w]
     share = ", ".join(f"{share:.0%}" for share in shares)
     lead = (
@@ -118,10 +119,10 @@ def attention_maps(subject: Subject, observed: Observed) -> str:
     if isinstance(attention, str):
         return _left_out(attention)
     lead = (
-        "Of the last block, mean over its heads; each map from dark, nothing, to bright, its most, and how many times "
-        "its even share the brightest patch has. First what each patch receives from the others"
+        "Of the last block, mean over its heads. Dark is nothing and bright the most in that map; the number says how "
+        "many times its even share the brightest patch has. First what the patches receive from each other"
         f"{', then what the class token looks at' if attention.class_token is not None else ''}, then what the patch "
-        "with the red frame looks at."
+        "framed in red looks at."
     )
     rows = []
     for index, looks in enumerate(attention.looks):
@@ -144,11 +145,12 @@ def _heat_map(values: Tensor, grid: PatchGrid, query: int | None) -> Tensor:
     if query is None:
         return drawn
     side = drawn.shape[-1] // grid.w
+    edge = max(2, side // 8)
     step, top, left = query // (grid.h * grid.w), query // grid.w % grid.h * side, query % grid.w * side
     patch = drawn[step, :, top : top + side, left : left + side]
-    inside = patch[:, FRAME:-FRAME, FRAME:-FRAME].clone()
+    inside = patch[:, edge:-edge, edge:-edge].clone()
     patch[:] = torch.tensor(FRAME_COLOUR, dtype=torch.uint8)[:, None, None]
-    patch[:, FRAME:-FRAME, FRAME:-FRAME] = inside
+    patch[:, edge:-edge, edge:-edge] = inside
     return drawn
 
 
@@ -161,12 +163,12 @@ def _beside_pictures(subject: Subject, rows: Sequence[Sequence[tuple[str, Tensor
             tiles = [tile(small(picture[:, 0]), name), *(tile(shown[0], text) for text, shown in maps)]
             cards.append(line(tiles))
             continue
-        frames = film(picture)
+        frames = enlarge(torch.stack([small(frame) for frame in film(picture)]))
         steps = [frame * len(maps[0][1]) // picture.shape[1] for frame in frames_shown(picture.shape[1])]
-        strips = [strip(torch.stack([small(frame) for frame in frames]), name)]
-        strips += [strip(shown[steps], text) for text, shown in maps]
+        strips = [strip(frames, name), *(strip(fit(shown[steps], frames.shape[-2:]), text) for text, shown in maps)]
         cards.append(f'<div class="card scroll">{"".join(strips)}</div>')
-    return f'<div class="rows">{"".join(cards)}</div>'
+    pairs = " pairs" if len(rows[0]) == 1 and subject.pictures.shape[2] == 1 else ""
+    return f'<div class="rows{pairs}">{"".join(cards)}</div>'
 
 
 def neighbour_rows(subject: Subject, found: Tensor, similarity: Tensor) -> str:
@@ -183,7 +185,7 @@ def neighbour_rows(subject: Subject, found: Tensor, similarity: Tensor) -> str:
         for index, cosine in zip(found[query].tolist(), similarity[query].tolist(), strict=True):
             other = int(subject.train.labels[index])
             tone = "" if label < 0 or other < 0 else "good" if other == label else "bad"
-            text = f"{_name(subject, other)} {cosine:.2f}"
+            text = f"{_name(subject, other)} {cosine:.3f}"
             tiles.append(tile(small(subject.train_thumbnails[index]), text, tone=tone))
         rows.append(line(tiles))
     return f'{_lead(lead)}<div class="rows">{"".join(rows)}</div>'
@@ -191,7 +193,8 @@ def neighbour_rows(subject: Subject, found: Tensor, similarity: Tensor) -> str:
 
 def embedding(subject: Subject) -> str:
     """Every dot a test sample; beside them thumbnails at the places of some."""
-    rows = torch.arange(0, len(subject.test.labels), math.ceil(len(subject.test.labels) / MAX_DOTS))
+    num = len(subject.test.labels)
+    rows = torch.linspace(0, num - 1, min(num, MAX_DOTS)).round().long()
     vectors = subject.test.vectors[rows]
     if len(vectors) < 3 or not vectors.isfinite().all():
         return _left_out("There are fewer than three test samples, or their features are not finite.")
@@ -298,11 +301,12 @@ def _confusions(subject: Subject, counts: Tensor) -> str:
     for row, column in (divmod(place, len(counts)) for place in most):
         if wrong[row, column]:
             share = int(wrong[row, column]) / int(counts[row].sum())
-            names = "".join(f"<td>{escape(_name(subject, index))}</td>" for index in (row, column))
-            lines.append(f"<tr>{names}<td>{int(wrong[row, column]):,}</td><td>{share:.0%}</td></tr>")
+            true, taken = (escape(_name(subject, index)) for index in (row, column))
+            times = f"<td>{int(wrong[row, column]):,}</td><td>{share:.0%}</td>"
+            lines.append(f'<tr><th>{true}</th><td class="words">{taken}</td>{times}</tr>')
     if not lines:
         return '<div class="card"><p class="empty">The probe makes no mistake.</p></div>'
-    heads = "".join(f"<th>{head}</th>" for head in ("true class", "taken for", "times", "of the class"))
+    heads = '<th>true class</th><th class="words">taken for</th><th>times</th><th>of the class</th>'
     return (
         f'<div class="card scroll"><table><thead><tr>{heads}</tr></thead><tbody>{"".join(lines)}</tbody></table></div>'
     )
