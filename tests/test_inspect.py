@@ -31,6 +31,7 @@ from jepa.downstream.inspect import (
 from jepa.downstream.inspect_page import write_page
 from jepa.encoders.spatial import SpatialEncoder
 from jepa.encoders.temporal import TemporalEncoder
+from jepa.layers.attention import choose_attention
 from jepa.report import principal_plane
 from jepa.types import Features, PatchGrid
 
@@ -46,11 +47,11 @@ def seeded(seed=0):
 
 
 def readied(encoder, shape):
-    """With a transform, and weights far enough from zero for attention that is not even."""
+    """With a transform, and weights always the same, far enough from zero for attention that is not even."""
     encoder.transform = EvalTransform(image_size=shape[2:], mean=[0.5] * shape[0], std=[0.25] * shape[0])
     with torch.no_grad():
-        for weight in encoder.parameters():
-            weight.add_(torch.randn(weight.shape, generator=seeded(len(weight))) * 0.2)
+        for number, weight in enumerate(encoder.parameters()):
+            weight.copy_(torch.randn(weight.shape, generator=seeded(number)) * 0.4)
     return encoder.eval()
 
 
@@ -65,20 +66,25 @@ def temporal(position="rope"):
     return readied(encoder, shape)
 
 
-class WithClassToken(nn.Module):
-    num_prefix_tokens = 1
+class Prefixed(nn.Module):
+    """Tokens before the patches, which are not given back."""
+
     embed_dim = 24
     grid = PatchGrid(1, 2, 2)
 
-    def __init__(self):
+    def __init__(self, class_token=True, **changes):
         super().__init__()
-        self.model = VisionTransformer(img_size=16, patch_size=8, embed_dim=24, depth=2, num_heads=2, num_classes=0)
+        self.model = VisionTransformer(
+            img_size=16, patch_size=8, embed_dim=24, depth=2, num_heads=2, num_classes=0, class_token=class_token,
+            global_pool="token" if class_token else "avg", **changes,
+        )  # fmt: skip
+        self.num_prefix_tokens = self.model.num_prefix_tokens
 
     def grid_of(self, clips):
         return self.grid
 
     def forward(self, clips):
-        return self.model.forward_features(clips[:, :, 0])[:, 1:]
+        return self.model.forward_features(clips[:, :, 0])[:, self.num_prefix_tokens :]
 
 
 def pictures_of(encoder, num=3):
@@ -221,7 +227,7 @@ def test_what_is_not_finite_is_left_out(tmp_path):
 def block_io(encoder, clips):
     """What goes into the attention of the last block and comes out, and queries, keys and values."""
     found = {}
-    attn = (encoder.model if isinstance(encoder, WithClassToken) else encoder).blocks[-1].attn
+    attn = (encoder.model if isinstance(encoder, Prefixed) else encoder).blocks[-1].attn
     hook = attn.register_forward_hook(lambda _, inputs, output: found.update(x=inputs[0], y=output))
     with torch.no_grad(), AttentionWatch() as watch:
         encoder(clips)
@@ -279,14 +285,43 @@ def test_a_frame_that_sees_itself_alone_is_looked_at_alone():
     assert not looks[:, :, [0, 2]].any()
 
 
-def test_a_class_token_is_shown_and_no_patch_is_mistaken_for_it():
-    encoder = readied(WithClassToken(), (3, 1, 16, 16))
+@pytest.mark.parametrize(("changes", "prefix"), [({}, 1), ({"reg_tokens": 2}, 3)])
+def test_a_class_token_is_shown_and_no_patch_is_mistaken_for_it(changes, prefix):
+    encoder = readied(Prefixed(**changes), (3, 1, 16, 16))
     pictures = pictures_of(encoder)
     *_, seen = block_io(encoder, encoder.transform(pictures))
-    whole, attention = seen.shares(torch.arange(5)), observe(encoder, pictures).attention
-    torch.testing.assert_close(attention.class_token.flatten(1), whole[:, 0, 1:])
-    torch.testing.assert_close(attention.received.flatten(1), whole[:, 1:, 1:].mean(1))
-    torch.testing.assert_close(attention.looks[:, 0].flatten(1), whole[:, 1 + query_patches(encoder.grid)[0], 1:])
+    whole, attention = seen.shares(torch.arange(prefix + 4)), observe(encoder, pictures).attention
+    torch.testing.assert_close(attention.class_token.flatten(1), whole[:, 0, prefix:])
+    torch.testing.assert_close(attention.received.flatten(1), whole[:, prefix:, prefix:].mean(1))
+    query = query_patches(encoder.grid)[0]
+    torch.testing.assert_close(attention.looks[:, 0].flatten(1), whole[:, prefix + query, prefix:])
+
+
+def test_a_register_is_no_class_token():
+    encoder = readied(Prefixed(class_token=False, reg_tokens=2), (3, 1, 16, 16))
+    assert observe(encoder, pictures_of(encoder)).attention.class_token is None
+
+
+def test_attention_is_read_whichever_kernel_the_encoder_was_trained_with():
+    encoder = temporal()
+    fused = observe(encoder, pictures_of(encoder)).attention
+    choose_attention(encoder, torch.device("cpu"), torch.bfloat16)
+    plain = observe(encoder, pictures_of(encoder)).attention
+    torch.testing.assert_close(plain.looks, fused.looks)
+
+
+def test_a_query_that_pools_the_tokens_is_not_taken_for_their_attention():
+    class Pooled(SpatialEncoder):
+        def forward(self, clips, keep=None):
+            tokens = super().forward(clips, keep)
+            return tokens + F.scaled_dot_product_attention(tokens[:, :1], tokens, tokens)
+
+    made = Pooled(clip_shape=(3, 1, 16, 24), patch_size=8, embed_dim=24, depth=2, num_heads=2)
+    pooled = readied(made, (3, 1, 16, 24))
+    pictures = pictures_of(pooled)
+    torch.testing.assert_close(
+        observe(pooled, pictures).attention.received, observe(spatial(), pictures).attention.received
+    )
 
 
 def test_observing_leaves_the_modes_of_the_encoder():

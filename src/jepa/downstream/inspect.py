@@ -126,7 +126,7 @@ def observe(encoder: Any, pictures: Tensor) -> Observed:
             clip = encoder.transform(picture[None].to(device))
             with AttentionWatch() as watch:
                 tokens.append(encoder(clip).float().cpu())
-            maps.append(_maps(watch.seen, encoder.grid_of(clip), getattr(encoder, "num_prefix_tokens", 0)))
+            maps.append(_maps(watch.seen, encoder.grid_of(clip), encoder))
     grid = encoder.grid_of(encoder.transform(pictures[:1].to(device)))
     reasons = [found for found in maps if isinstance(found, str)]
     attention = reasons[0] if reasons else Attention(*(_stack(part) for part in zip(*maps, strict=True)))
@@ -137,8 +137,10 @@ def _stack(parts: Sequence[Tensor | None]) -> Any:
     return None if parts[0] is None else torch.stack([part for part in parts if part is not None])
 
 
-def _maps(seen: Seen | None, grid: PatchGrid, prefix: int) -> Attention | str:
-    """Of one clip: each map without the first axis."""
+def _maps(seen: Seen | None, grid: PatchGrid, encoder: Any) -> Attention | str:
+    """Of one clip: each map without the first axis. A class token is the first of the tokens that are no patches."""
+    prefix = getattr(encoder, "num_prefix_tokens", 0)
+    has_class_token = prefix and any(name.endswith("cls_token") for name, _ in encoder.named_parameters())
     if seen is None:
         return "The encoder does not call torch's fused self-attention, so there is no attention to read."
     groups, _, length, _ = seen.query.shape
@@ -152,7 +154,7 @@ def _maps(seen: Seen | None, grid: PatchGrid, prefix: int) -> Attention | str:
     for number, token in enumerate(query_patches(grid)):
         row = torch.tensor([prefix + token % size], device=seen.query.device)
         looks[number, token // size] = seen.shares(row)[token // size, 0, prefix:].cpu()
-    first = seen.shares(torch.tensor([0], device=seen.query.device))[:, 0, prefix:] if prefix else None
+    first = seen.shares(torch.tensor([0], device=seen.query.device))[:, 0, prefix:] if has_class_token else None
     return Attention(
         received=torch.as_tensor(received).cpu().reshape(shape),
         looks=looks.reshape(-1, *shape),
