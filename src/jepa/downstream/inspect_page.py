@@ -263,7 +263,7 @@ def confusion_matrix(subject: Subject) -> str:
         drawn = _cells(counts, shares, names)
     else:
         drawn = image(enlarge(heat(shares[None]), MATRIX_SIDE)[0], "confusion matrix")
-        lead += " Each pixel is a pair of classes, from dark, never, to bright, always."
+        lead += " Each square is a pair of classes, from dark, never, to bright, always."
     return f'{_lead(lead)}<div class="pair"><div class="card scroll">{drawn}</div>{_confusions(subject, counts)}</div>'
 
 
