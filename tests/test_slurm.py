@@ -114,9 +114,10 @@ def test_time_limit_sends_a_job_back_to_the_queue_and_scancel_ends_it(
     slurm: Slurm, options: list[str], tmp_path: Path
 ) -> None:
     run_folder = tmp_path / "outputs/again"
-    job = slurm("sbatch", "--parsable", str(SCRIPT), *options, *ENDLESS, "name=again", cwd=tmp_path).strip()
+    limits = ["--time=1", "--signal=USR1@15"]  # minutes; seconds before their end
+    line = [str(SCRIPT), *options, *ENDLESS, "name=again"]
+    job = slurm("sbatch", "--parsable", *limits, *line, cwd=tmp_path).strip()
     wait_for(lambda: len(finished_steps(run_folder)) >= 3, tmp_path)
-    slurm("scancel", "--signal=USR1", job)  # as --signal has it sent before the time limit
     in_queue(slurm, job, tmp_path)
     steps = len(finished_steps(run_folder))
     wait_for(lambda: len(finished_steps(run_folder)) > steps, tmp_path)
