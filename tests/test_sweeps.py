@@ -243,6 +243,16 @@ def test_a_grid_of_two_trains_both(workplace: Path, tiny: list[str]) -> None:
         assert rows[-1]["step"] == 2
 
 
+def test_a_sweep_of_estimates_tells_each_and_misses_no_run(
+    workplace: Path, tiny: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["--multirun", "estimate=true", "batch_size=8,16", *SHORT, *tiny[:1], *tiny[2:]]) == 0
+    told = capsys.readouterr()
+    assert told.out.count("calculated, not measured") == 2
+    assert "is not finished" not in told.err
+    assert not list(workplace.rglob("run.json"))
+
+
 def test_optuna_is_told_the_metric_that_decides(workplace: Path, tiny: list[str]) -> None:
     fixed = [text for text in tiny if not text.startswith("predictor")]
     varied = ["predictor.width=choice(16,32)", "predictor.depth=1", "predictor.num_heads=2", "hydra.sweeper.n_trials=2"]
