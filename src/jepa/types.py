@@ -65,6 +65,12 @@ class RawBatch(NamedTuple):
     """long [b]: data set indices that could not be read and were replaced by another sample"""
     parts: Tensor
     """long [B]: which part of a mixture each sample is of; zeros without"""
+    boxes: Tensor | None = None
+    """float32 [B, M, 5]: left, top, right, bottom in pixels and class of each box, class -1 where there is none"""
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> RawBatch:
+        """The same batch after `change` of every tensor, e.g. on another device."""
+        return RawBatch(*(None if part is None else change(part) for part in self))  # pyright: ignore[reportArgumentType]
 
 
 class Batch(NamedTuple):
@@ -78,6 +84,8 @@ class Batch(NamedTuple):
     """crops of each sample: rows v, v + 1, ... v + views - 1 show the same one"""
     local: Tensor | None = None
     """float [B / views * local views, C, T, h, w]: smaller crops of each sample, side by side"""
+    boxes: Tensor | None = None
+    """float32 [B, M, 5], as in RawBatch but of what `clips` show; None where the objective asks for none"""
 
     def rows(self, start: int, count: int) -> Batch:
         """The part of so many samples, from sample `start` on."""
@@ -86,7 +94,8 @@ class Batch(NamedTuple):
         if local is not None:
             num_local = len(local) * self.views // len(self.clips)
             local = local[start * num_local : (start + count) * num_local]
-        return Batch(self.clips[part], self.labels[part], self.views, local)
+        boxes = None if self.boxes is None else self.boxes[part]
+        return Batch(self.clips[part], self.labels[part], self.views, local, boxes)
 
 
 class Masks(NamedTuple):
@@ -321,6 +330,10 @@ class Snapshot:
     """float32 [n, q, D]: random crops of the first validation samples, where an evaluator asks for them"""
     tuning: Tuning | None = None
     """not on the CPU but where the run is"""
+
+    @property
+    def is_finite(self) -> bool:
+        return bool(self.val.vectors.isfinite().all())
 
 
 @dataclass(frozen=True)

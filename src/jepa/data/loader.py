@@ -8,17 +8,19 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from itertools import count
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
+from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader, get_worker_info
 from torch.utils.data import Dataset as TorchDataset
 
+from jepa.box_types import BoxDataset
 from jepa.distributed import derive_seed, generator
 from jepa.place import find_place, num_cores
 from jepa.types import ClipDataset, Dataset, RawBatch, RunError
@@ -33,6 +35,9 @@ MOST_BROKEN = 0.01
 
 LONGEST_SIDE = 4
 """of a sample, in canvases: what is longer is cut at both ends, since all samples of a batch share its canvas"""
+
+
+NO_BOXES = torch.zeros(0, 5)
 
 
 class DataError(RunError):
@@ -149,6 +154,13 @@ class _Sampler:
             yield [(index, derive_seed(self.seed, epoch, index, "draw")) for index, epoch in taken]
 
 
+class _Sample(NamedTuple):
+    clip: Tensor
+    label: int
+    boxes: Tensor
+    """float32 [m, 5]"""
+
+
 class _BatchReader(TorchDataset[RawBatch | str]):
     """What runs in a worker: a list of (index, seed) -> RawBatch, or the message of a DataError."""
 
@@ -158,6 +170,7 @@ class _BatchReader(TorchDataset[RawBatch | str]):
     def __init__(self, dataset: Dataset, canvas: int | None) -> None:
         self.dataset: Any = dataset
         self.draws = isinstance(dataset, ClipDataset)
+        self.has_boxes = isinstance(dataset, BoxDataset)
         self.canvas = canvas
 
     def __getitem__(self, places: list[tuple[int, int]]) -> RawBatch | str:
@@ -167,9 +180,9 @@ class _BatchReader(TorchDataset[RawBatch | str]):
         except DataError as fault:
             return str(fault)
         parts = [part_of(self.dataset, index)[0] for index, _ in places]
-        return _collate([clip for clip, _ in samples], [label for _, label in samples], broken, parts)
+        return _collate(samples, broken, parts)
 
-    def _read(self, index: int, seed: int, broken: list[int]) -> tuple[Tensor, int]:
+    def _read(self, index: int, seed: int, broken: list[int]) -> _Sample:
         """The sample, or the next of its part that can be read; notes the others in `broken`."""
         reason = ""
         _, part = part_of(self.dataset, index)
@@ -181,7 +194,11 @@ class _BatchReader(TorchDataset[RawBatch | str]):
                 broken.append(candidate)
                 reason = f"{self.dataset.describe(candidate)}: {first_line(fault)}"
                 continue
-            return (clip if self.canvas is None else bounded(clip, self.canvas)), label
+            boxes = self.dataset.boxes(candidate) if self.has_boxes else NO_BOXES
+            if self.canvas is not None:
+                boxes = bounded_boxes(boxes, clip.shape[-2:], self.canvas)
+                clip = bounded(clip, self.canvas)
+            return _Sample(clip, label, boxes)
         raise DataError(f"{min(self.PATIENCE, len(part))} samples in a row can't be read; the last was {reason}")
 
 
@@ -196,18 +213,30 @@ def bounded(clip: Tensor, canvas: int) -> Tensor:
 
     What is longer than `LONGEST_SIDE` canvases loses both ends.
     """
-    height, width = clip.shape[-2:]
-    ratio = canvas / min(height, width)
-    if ratio < 1:
-        size = [max(canvas, round(side * ratio)) for side in (height, width)]
+    size, margins = _bounds(clip.shape[-2:], canvas)
+    if size != [*clip.shape[-2:]]:
         clip = interpolate(clip.transpose(0, 1), size, mode="bilinear", antialias=True).transpose(0, 1)
-    for dim in (-2, -1):
-        surplus = max(0, clip.shape[dim] - LONGEST_SIDE * canvas)
-        clip = clip.narrow(dim, surplus // 2, clip.shape[dim] - surplus)
+    for dim, margin in zip((-2, -1), margins, strict=True):
+        clip = clip.narrow(dim, margin, min(clip.shape[dim], LONGEST_SIDE * canvas))
     return clip
 
 
-def _collate(clips: list[Tensor], labels: list[int], broken: list[int], parts: list[int]) -> RawBatch:
+def bounded_boxes(boxes: Tensor, size: Sequence[int], canvas: int) -> Tensor:
+    """[m, 5] in a picture of height and width -> where they are in what `bounded` makes of it."""
+    (height, width), (top, left) = _bounds(size, canvas)
+    ratios = torch.tensor([width / size[1], height / size[0]] * 2 + [1.0])
+    return boxes * ratios - torch.tensor([left, top, left, top, 0.0])
+
+
+def _bounds(size: Sequence[int], canvas: int) -> tuple[list[int], list[int]]:
+    """The height and width that a picture is reduced to, and how much of them is cut off at the top and left."""
+    ratio = canvas / min(size)
+    reduced = [max(canvas, round(side * ratio)) for side in size] if ratio < 1 else [*size]
+    return reduced, [max(0, side - LONGEST_SIDE * canvas) // 2 for side in reduced]
+
+
+def _collate(samples: Sequence[_Sample], broken: list[int], parts: list[int]) -> RawBatch:
+    clips = [sample.clip for sample in samples]
     sizes = torch.tensor([clip.shape[-2:] for clip in clips])
     channels, frames = clips[0].shape[:2]
     height, width = sizes.amax(dim=0).tolist()
@@ -215,8 +244,14 @@ def _collate(clips: list[Tensor], labels: list[int], broken: list[int], parts: l
     pixels = _zeros((len(clips), frames, height, width, channels)).permute(0, 4, 1, 2, 3)  # [B, C, T, H, W]
     for canvas, clip in zip(pixels, clips, strict=True):
         canvas[..., : clip.shape[-2], : clip.shape[-1]] = clip
-    unread = torch.tensor(broken, dtype=torch.long)
-    return RawBatch(pixels, sizes, torch.tensor(labels), unread, torch.tensor(parts))
+    return RawBatch(
+        pixels=pixels,
+        sizes=sizes,
+        labels=torch.tensor([sample.label for sample in samples]),
+        broken=torch.tensor(broken, dtype=torch.long),
+        parts=torch.tensor(parts),
+        boxes=pad_sequence([sample.boxes for sample in samples], batch_first=True, padding_value=-1.0),
+    )
 
 
 def _zeros(shape: tuple[int, ...]) -> Tensor:

@@ -16,6 +16,7 @@ from torch import Generator, Tensor, nn
 from tqdm import tqdm
 
 from jepa.distributed import generator
+from jepa.layers.modes import evaluating
 from jepa.layers.probe_samples import NUM_DIAGNOSED, Look, ProbeBatch, ProbePart, look_at, probe_split
 from jepa.layers.probes import pool_tokens
 from jepa.types import (
@@ -225,8 +226,7 @@ def raw_batch(pictures: Tensor, device: torch.device) -> RawBatch:
     """uint8 [b, C, T, H, W] as the loader would deliver them, without labels."""
     num, size = len(pictures), torch.tensor(pictures.shape[-2:])
     none = torch.full((num,), -1)
-    raw = RawBatch(pictures, size.expand(num, 2), none, none[:0], none)
-    return RawBatch(*(part.to(device) for part in raw))
+    return RawBatch(pictures, size.expand(num, 2), none, none[:0], none).map(lambda part: part.to(device))
 
 
 def _join(parts: Sequence[Features]) -> Features:
@@ -236,15 +236,3 @@ def _join(parts: Sequence[Features]) -> Features:
     assert vectors is not None
     assert labels is not None
     return Features(vectors, labels, targets, tokens)
-
-
-@contextmanager
-def evaluating(module: nn.Module) -> Iterator[None]:
-    """Eval mode inside; afterwards each submodule is back in the mode it had."""
-    modes = [(part, part.training) for part in module.modules()]
-    module.eval()
-    try:
-        yield
-    finally:
-        for part, training in modes:
-            part.training = training
