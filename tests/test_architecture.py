@@ -23,7 +23,7 @@ TREES = {path.relative_to(SOURCE).as_posix(): ast.parse(path.read_text()) for pa
 # Bottom to top: a module imports from the levels below its own, and from its own folder.
 LEVELS = (
     {"types", "schedules", "catalogue", "signatures", "signals", "charts", "hardware", "shard_names"},
-    {"geometry", "schema", "place"},
+    {"geometry", "schema", "place", "report_sections", "box_types"},
     {"checked"},
     {"data_rules"},
     {"config_rules"},
@@ -270,7 +270,7 @@ WIRED = {
     "mask": {"grid"},
     "predictor": {"grid", "embed_dim", "num_mask_tokens"},
     "dataset": {"num_frames"},
-    "objective": {"encoder", "predictor", "regularizers", "num_mask_tokens", "batch_size", "total_steps"},
+    "objective": {"encoder", "predictor", "regularizers", "num_mask_tokens", "batch_size", "total_steps", "classes"},
     "schedule": {"total_steps", "steps_per_epoch", "lr"},
     "logger": {"folder", "config", "run_id", "resume_step"},
 }

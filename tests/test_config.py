@@ -22,6 +22,7 @@ from jepa.python_config import JEPAConfig
 CATALOGUE = Catalogue([conf_folder()])
 CHOICES = [(group, name) for group, choices in CATALOGUE.groups.items() for name in choices]
 EMPTY = Path(__file__).with_name("empty.tar")
+VOC = [f"dataset.root_path={EMPTY.with_name('empty_voc')}", "dataset.split=null", "dataset.val_split=null"]
 NEEDED = {
     "imagefolder": ["dataset.root_path=.", "dataset.image_folder=."],
     "videofolder": ["dataset.root_path=.", "dataset.video_folder=."],
@@ -31,6 +32,14 @@ NEEDED = {
     "sign_digits": ["dataset.root_path=.", "dataset.image_folder=."],
     "frames": ["dataset.root_path=.", "dataset.image_folder=."],
     "hf": ["dataset.path=somebody/something"],
+    "voc": VOC,
+    "bccd_detection": [*VOC, "dataset.test_split=null"],
+    "detect": ["dataset=voc", *VOC],
+    "detection": ["dataset=voc", *VOC, "objective=detect"],
+    "coco": [
+        *(f"dataset.root_path={EMPTY.parent}", "dataset.annotations=empty.tar", "dataset.images=."),
+        *("dataset.val_annotations=null", "dataset.val_images=null"),
+    ],
     "webdataset": [f"dataset.shards={EMPTY}"],
     "cross_view": ["augment.views=2"],
     "temporal_similarity": ["dataset=moving_digits", "encoder=temporal"],
@@ -77,7 +86,7 @@ def faults(*overrides: str) -> list[str]:
         (["mask=blok"], 'mask=blok: no such choice; did you mean "block"?; valid: block, multiblock3d, '),
         (
             ["evaluator=[knn,lin]"],
-            "valid: attentive, diagnostics, embeddings, finetune, knn, linear, reconstructions, regression",
+            "valid: attentive, detection, diagnostics, embeddings, finetune, knn, linear, reconstructions, regression",
         ),
         (["hydra/launcher=slrum"], "hydra/launcher=slrum: no such choice"),
         (["mask=temporal"], "needs 2 time steps, 1 to see and 1 to predict, the clip has 1: choose a dataset that"),
@@ -415,6 +424,7 @@ def test_python_configuration_reads_back_what_was_set_or_the_default() -> None:
         "selection",
         "reconstructions",
         "embeddings",
+        "detection",
     ]
     assert config.name == "jepa-shapes"
     config.augment.flip = False

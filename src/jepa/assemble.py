@@ -14,12 +14,15 @@ from typing import Any
 import torch
 
 from jepa import checkpoint
+from jepa.box_types import BoxDataset
 from jepa.config import ConfigError, TrainConfig, factory, to_yaml
+from jepa.data.box_transforms import BoxAugment, WholePictures
 from jepa.data.loader import BrokenSamples, batches
 from jepa.data.mixture import Shares
 from jepa.data.transforms import Augment, EvalTransform
 from jepa.distributed import Session, derive_seed
 from jepa.evaluation.features import Prober
+from jepa.evaluation.findings import BoxProber
 from jepa.folder_log import FolderLogger
 from jepa.geometry import local_size
 from jepa.layers.attention import choose_attention
@@ -30,7 +33,7 @@ from jepa.training.folder import RunFolder
 from jepa.training.loop import Parts, Plan
 from jepa.training.run import Run
 from jepa.training.step import SpikeGuard
-from jepa.types import ClipDataset, Dataset, Logger, Masker, RawBatch
+from jepa.types import ClipDataset, Dataset, Evaluator, Logger, Masker, RawBatch
 
 
 @dataclass(frozen=True)
@@ -78,25 +81,11 @@ def assemble(phase: Phase, dataset: Dataset, folder: Path, session: Session) -> 
     plan = make_plan(phase, len(dataset), session.world_size)
     parts = make_parts(config, dataset, plan, session)
     evaluators = [factory(node)() for node in config.evaluator.values()]
-    evaluation = asdict(config.evaluation)
-    judge = evaluation.pop("judge")
-    crops = {key: getattr(config.augment, key) for key in ("crop_scale", "crop_aspect", "flip")}
-    prober = Prober(
-        dataset=getattr(dataset, "probed", dataset),
-        transform=EvalTransform(**picture(config, dataset)),
-        masker=parts.masker,
-        device=session.device,
-        seed=config.seed,
-        autocast=session.autocast,
-        evaluators=evaluators,
-        crops=partial(Augment, **picture(config, dataset), **crops),
-        **evaluation,
-    )
     return Run(
         folder=folder,
         plan=plan,
         parts=parts,
-        prober=prober,
+        prober=make_prober(phase, dataset, parts, evaluators),
         evaluators=evaluators,
         loggers=(),
         broken=BrokenSamples(dataset),
@@ -104,7 +93,33 @@ def assemble(phase: Phase, dataset: Dataset, folder: Path, session: Session) -> 
         config_text=to_yaml(phase.whole),
         facts={"clip_shape": parts.objective.backbone.clip_shape, "mean": dataset.mean, "std": dataset.std},
         writer=checkpoint.Writer(folder, session, keep=config.keep, beside=config.save_async),
-        judge=judge,
+        judge=config.evaluation.judge,
+    )
+
+
+def make_prober(phase: Phase, dataset: Any, parts: Parts, evaluators: Sequence[Evaluator]) -> Prober | BoxProber:
+    """What the evaluators look at: of a detector what it finds, of other objectives the features of their backbone."""
+    config, session = phase.config, parts.session
+    evaluation = asdict(config.evaluation)
+    wired = {
+        "device": session.device,
+        "seed": config.seed,
+        "autocast": session.autocast,
+        "evaluators": evaluators,
+        **{key: evaluation[key] for key in ("batch_size", "val_samples")},
+    }
+    if needs_boxes(parts.objective):
+        whole = WholePictures(**picture(config, dataset))
+        return BoxProber(dataset=dataset, transform=whole, last_step=phase.total_steps, **wired)
+    crops = {key: getattr(config.augment, key) for key in ("crop_scale", "crop_aspect", "flip")}
+    return Prober(
+        dataset=getattr(dataset, "probed", dataset),
+        transform=EvalTransform(**picture(config, dataset)),
+        masker=parts.masker,
+        crops=partial(Augment, **picture(config, dataset), **crops),
+        train_samples=config.evaluation.train_samples,
+        still=config.evaluation.still,
+        **wired,
     )
 
 
@@ -155,18 +170,18 @@ def make_parts(config: TrainConfig, dataset: Dataset, plan: Plan, session: Sessi
         guard=SpikeGuard(num_std=config.spike_guard).to(session.device) if config.spike_guard else None,
         masker=masker,
         image_masker=factory(config.mask)(grid=objective.backbone.grid_of(images)) if mixes_in_images else None,
-        augment=make_augment(config, dataset, objective.backbone),
+        augment=make_augment(config, dataset, objective),
     )
 
 
 def make_model(config: TrainConfig, dataset: Dataset, plan: Plan, session: Session) -> tuple[Any, Masker]:
     """On the device."""
-    objective, masker = make_objective(config, dataset.channels, plan)
+    objective, masker = make_objective(config, dataset.channels, plan, dataset.classes)
     choose_attention(objective, session.device, torch.bfloat16 if session.bf16 else torch.float32)
     return objective.to(session.device).train(), masker
 
 
-def make_objective(config: TrainConfig, channels: int, plan: Plan) -> tuple[Any, Masker]:
+def make_objective(config: TrainConfig, channels: int, plan: Plan, classes: tuple[str, ...] = ()) -> tuple[Any, Masker]:
     """With its first weights, on the CPU."""
     torch.manual_seed(derive_seed(config.seed, 0, 0, "init"))
     encoder = factory(config.encoder)(clip_shape=(channels, config.num_frames, *image_size(config)))
@@ -185,6 +200,7 @@ def make_objective(config: TrainConfig, channels: int, plan: Plan) -> tuple[Any,
         predictor=predictor,
         regularizers={name: factory(node)() for name, node in config.regularizer.items()},
         num_mask_tokens=num_mask_tokens,
+        classes=classes,
         batch_size=plan.batch_size,
         total_steps=plan.total_steps,
     )
@@ -199,13 +215,23 @@ def build(node: Mapping[str, Any], **given: Any) -> Any:
     return make(**{name: value for name, value in given.items() if takes_all or name in taken})
 
 
-def make_augment(config: TrainConfig, dataset: Dataset, encoder: Any) -> Augment:
-    """Smaller crops are cut into the same patches as the others."""
+def make_augment(config: TrainConfig, dataset: Dataset, objective: Any) -> Augment | BoxAugment:
+    """Smaller crops are cut into the same patches as the others; where boxes are needed they move with the picture."""
     values, size = asdict(config.augment), image_size(config)
+    if needs_boxes(objective):
+        if not isinstance(dataset, BoxDataset):
+            raise ConfigError([f"objective: {type(dataset).__name__} has no boxes to learn from; dataset=voc or coco"])
+        crops = ("crop_scale", "crop_aspect", "flip", "jitter", "grayscale", "blur", "solarize")
+        return BoxAugment(**picture(config, dataset), **{key: values[key] for key in crops})
     if values["local_views"]:
-        patch = size[0] // encoder.grid.h, size[1] // encoder.grid.w
-        values["local_size"] = local_size(values["local_size"], size, patch)
+        grid = objective.backbone.grid
+        values["local_size"] = local_size(values["local_size"], size, (size[0] // grid.h, size[1] // grid.w))
     return Augment(**picture(config, dataset), **values)
+
+
+def needs_boxes(objective: Any) -> bool:
+    """Whether it learns from boxes and is judged by those that it finds."""
+    return getattr(objective, "needs_boxes", False)
 
 
 def make_loggers(config: TrainConfig, folder: RunFolder) -> list[Logger]:

@@ -125,9 +125,11 @@ class Composer:
         show = partial(self._show, config, values)
         try:
             plain = _resolved(config)
-            unused = config_checks.unused(plain) if self.schema is TrainConfig else {}
-            faults += self._needless(parsed, unused, base)
-            plain |= unused
+            if self.schema is TrainConfig:
+                unused, idle = config_checks.unused(plain), config_checks.idle_evaluators(plain)
+                faults += [*self._needless(parsed, unused, base), *self._idle(parsed, idle, base)]
+                plain |= unused
+                plain["evaluator"] = {k: v for k, v in (plain.get("evaluator") or {}).items() if k not in idle}
             faults += config_checks.faults(plain, schema, show)
             if plain.get("resume") is False:
                 faults += _existing_run(config, sweep_folder)
@@ -216,6 +218,16 @@ class Composer:
             if section in unused and override.value() != "none":
                 text, choice = override.input_line or section, _chosen(base, "objective")
                 yield config_checks.needless(text, section, choice)
+
+    def _idle(self, overrides: Sequence[Override], idle: Sequence[str], base: DictConfig) -> Iterator[str]:
+        """A fault for each override of an evaluator that has nothing to look at."""
+        for override in overrides:
+            section, _, rest = override.key_or_group.partition(".")
+            names = override.value() if section == "evaluator" and not rest else rest.partition(".")[0]
+            for name in names if isinstance(names, list) else [names]:
+                if section == "evaluator" and name in idle:
+                    text, choice = override.input_line or section, _chosen(base, "objective")
+                    yield f"{text}: objective={choice} gives {name} nothing to look at; leave it out"
 
     def _apply(self, config: DictConfig, override: Override) -> list[str]:
         """Set one value as Hydra would; the faults that prevent it."""

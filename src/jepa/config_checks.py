@@ -14,7 +14,7 @@ WIRED = {
     "encoder": {"clip_shape"},
     "mask": {"grid"},
     "predictor": {"grid", "embed_dim", "num_mask_tokens"},
-    "objective": {"encoder", "predictor", "regularizers", "num_mask_tokens", "batch_size", "total_steps"},
+    "objective": {"encoder", "predictor", "regularizers", "num_mask_tokens", "batch_size", "total_steps", "classes"},
     "dataset": {"num_frames"},
     "regularizer": set(),
     "optimizer": {"params", "lr", "weight_decay"},
@@ -38,6 +38,10 @@ OPTIONAL = {"regularizer", "evaluator", "logger"}
 READERS = {"predictor": {"predictor"}, "regularizer": {"regularizers"}, "mask": {"predictor", "num_mask_tokens"}}
 """Section -> the arguments of an objective of which it takes one or more when it uses the section."""
 
+DETECTORS = {"jepa.objectives.detect.Detector"}
+OF_BOXES = "jepa.evaluation.detection."
+"""where the evaluators lie that look at boxes"""
+
 NOTHING = {"predictor": {}, "regularizer": {}, "mask": {"_target_": "jepa.masks.none.NoMask"}}
 """What stands in a section that the objective does not use."""
 
@@ -56,6 +60,18 @@ def unused(config: Mapping[str, Any]) -> dict[str, Any]:
 def needless(text: str, section: str, choice: str) -> str:
     """Why the override `text` of a section that the chosen objective does not use is refused."""
     return f"{text}: objective={choice} uses no {section}; leave it out"
+
+
+def idle_evaluators(config: Mapping[str, Any]) -> list[str]:
+    """Names of our evaluators that have nothing to look at: a detector is judged by boxes, others by features."""
+    target = (config.get("objective") or {}).get("_target_")
+    nodes = {name: node for name, node in (config.get("evaluator") or {}).items() if isinstance(node, Mapping)}
+    ours = {name: str(node.get("_target_")) for name, node in nodes.items()}
+    return [
+        name
+        for name, own in ours.items()
+        if own.startswith("jepa.") and (own.startswith(OF_BOXES)) != (target in DETECTORS)
+    ]
 
 
 def faults(config: Mapping[str, Any], schema: signatures.Signature, show: Show) -> list[str]:

@@ -45,6 +45,9 @@ AT_LEAST_ONE = (
         "objective.decoder_width",
         "objective.decoder_depth",
         "objective.decoder_num_heads",
+        "objective.width",
+        "objective.regions",
+        "objective.max_found",
         "evaluation.train_samples",
         "evaluation.val_samples",
         "evaluation.batch_size",
@@ -67,6 +70,7 @@ WORDS = {
     "objective.loss": ("mse", "smooth_l1", "l1"),
     "objective.target": ("ema", "stopgrad", "none"),
     "objective.bottleneck": ("pooled", "tokens"),
+    "objective.head": ("faster_rcnn", "fcos"),
 }
 POSITIONS = {
     "predictor": ("sincos", "rope", "vjepa2"),

@@ -64,6 +64,53 @@ def _folders(checked: Checked) -> Iterator[str]:
             return
 
 
+def _boxes(checked: Checked) -> Iterator[str]:
+    """Folders and files of data sets with boxes."""
+    root, target = Path(checked["dataset.root_path"]).expanduser().absolute(), checked["dataset._target_"]
+    if target == "jepa.data.boxes.VOC":
+        places = [("root_path", "Annotations"), ("root_path", "JPEGImages")]
+        keys = [key for key in ("split", "val_split", "test_split") if f"dataset.{key}" in checked]
+        places += [(key, f"ImageSets/Main/{checked[f'dataset.{key}']}.txt") for key in keys]
+    elif target == "jepa.data.boxes.COCO":
+        kinds = ("annotations", "images", "val_annotations", "val_images", "test_annotations", "test_images")
+        places = [(key, checked[f"dataset.{key}"]) for key in kinds if f"dataset.{key}" in checked]
+    else:
+        return
+    for key, name in places:
+        if not (root / name).exists():
+            shown = dict.fromkeys(checked.show(f"dataset.{k}") for k in ("root_path", key))
+            yield f"{' with '.join(shown)}: there is no {root / name}; {_what_is_there(root / name)}"
+            return
+
+
+def _detector(checked: Checked) -> Iterator[str]:
+    """A detector learns from one crop of a picture, with its boxes, and halves the grid for its coarsest level."""
+    if checked["objective._target_"] != "jepa.objectives.detect.Detector":
+        return
+    if checked["dataset._target_"].startswith("jepa.") and ".boxes." not in checked["dataset._target_"]:
+        yield "objective=detect: the data set has no boxes to learn from; choose dataset=voc or dataset=coco"
+    for key, only in {"augment.views": 1, "augment.local_views": 0}.items():
+        if checked[key] > only:
+            yield f"{checked.show(key)}: objective=detect sees one crop of a picture; {key}={only}"
+    for key in ("score_threshold", "nms_threshold"):
+        if not 0 <= checked[f"objective.{key}"] <= 1:
+            yield f"{checked.show(f'objective.{key}')}: must be from 0 to 1"
+    if checked["objective.head"] == "fcos" and checked["objective.width"] % 32:
+        yield f"{checked.show('objective.width')}: objective.head=fcos takes a multiple of 32"
+    if not 0 < checked["objective.smallest_anchor"] <= 0.5:
+        yield f"{checked.show('objective.smallest_anchor')}: must be above 0 and at most 0.5"
+
+
+def _pyramid(checked: Checked) -> Iterator[str]:
+    """The coarsest level of a detector's pyramid halves the grid of patches."""
+    if checked["objective._target_"] != "jepa.objectives.detect.Detector":
+        return
+    sizes, patches = pair_of(checked["image_size"]), pair_of(checked["encoder.patch_size"])
+    for size, patch in dict.fromkeys(zip(sizes or (), patches or (), strict=False)):
+        if not size % patch:
+            yield from not_divisible(checked, "image_size", size, "encoder.patch_size", 2 * patch)
+
+
 def _clips(checked: Checked) -> Iterator[str]:
     if "dataset.fps" in checked and checked["dataset.stride"] != 1:
         both = f"{checked.show('dataset.fps')} with {checked.show('dataset.stride')}"
@@ -102,7 +149,7 @@ def _what_is_there(path: Path) -> str:
     return f"{found} holds {listing or 'nothing'}"
 
 
-OF_CROPS: tuple[Rule, ...] = (_local,)
+OF_CROPS: tuple[Rule, ...] = (_local, _pyramid)
 """Rules that a phase of other sizes can break."""
 
-OF_DATA: tuple[Rule, ...] = (_ranges, _folders, _clips, _downloaded, _local_path, _shards)
+OF_DATA: tuple[Rule, ...] = (_ranges, _folders, _boxes, _detector, _clips, _downloaded, _local_path, _shards)

@@ -84,11 +84,11 @@ def make_sizes(config: TrainConfig, dataset: Dataset) -> Model:
     """The objective of a configuration in no memory; masks are those of one sample."""
     sizes, plan = Sizes(), SimpleNamespace(batch_size=config.batch_size, total_steps=1)
     with torch.random.fork_rng(devices=[]), building(sizes):
-        objective, _ = make_objective(config, dataset.channels, plan)  # pyright: ignore[reportArgumentType]
+        objective, _ = make_objective(config, dataset.channels, plan, dataset.classes)  # pyright: ignore[reportArgumentType]
         choose_attention(objective.train(), torch.device("cuda"), torch.bfloat16)
     masker = factory(config.mask)(grid=objective.backbone.grid)
     augment = config.augment
-    local = make_augment(config, dataset, objective.backbone).local_size if augment.local_views else None
+    local = make_augment(config, dataset, objective).local_size if augment.local_views else None
     return Model(
         sizes=sizes,
         objective=objective,

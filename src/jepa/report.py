@@ -7,7 +7,6 @@ import math
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
 
@@ -15,6 +14,7 @@ import numpy as np
 
 from jepa.charts import Chart, Level, Line, Point, line_chart, number, scatter
 from jepa.folder_log import CAPTIONS, MEDIA, PROVENANCE, Row, read_json, read_rows, step_of, write_atomically
+from jepa.report_sections import DETECTION, MOTION, SECTIONS, Curve, class_curves
 from jepa.verdict import REGRESSION, cell, table_columns, table_rows, verdict
 
 TONES = {
@@ -26,129 +26,6 @@ MAX_CLOUD = 600
 HORIZON = re.compile(r"predict/(error|copy_error|trivial_error)_h(\d+)")
 HORIZON_LINES = {"error": "predictor", "copy_error": "copy of the last step", "trivial_error": "mean target"}
 MOTION_METRICS = re.compile(rf"still/.*|{REGRESSION.pattern}|predict/copy_error")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Curve(Chart):
-    """A chart of named metrics with their labels, and of baselines with theirs."""
-
-    metrics: Mapping[str, str]
-    baselines: Mapping[str, str] = field(default_factory=dict)
-    starts: bool = False
-    """the value at step 0, of the untrained encoder, is a baseline too"""
-    factor: float = 1.0
-
-
-MOTION = "Is motion learned?"
-SECTIONS: dict[str, tuple[str, Sequence[Curve]]] = {
-    "Is it learning?": (
-        "Probes are fitted on frozen features of the target encoder and scored on images they were not fitted on.",
-        (
-            Curve(
-                title="Linear probe, top-1", starts=True, unit="%",
-                metrics={"probe/linear_top1": "trained", "still/linear_top1": "middle frame only"},
-                baselines={"baseline/pixels_linear_top1": "raw pixels"},
-                hint="Useful features rise clearly above both baselines.",
-            ),
-            Curve(
-                title="kNN probe, top-1", starts=True, unit="%",
-                metrics={"probe/knn_top1": "trained", "still/knn_top1": "middle frame only"},
-                baselines={"baseline/pixels_knn_top1": "raw pixels"},
-                hint="Nothing is fitted here: the neighbours of a sample vote.",
-            ),
-            Curve(
-                title="Attentive probe, top-1", starts=True, unit="%",
-                metrics={"probe/attentive_top1": "trained", "still/attentive_top1": "middle frame only"},
-                hint="A learned query reads the tokens, so that nothing is lost by averaging them.",
-            ),
-            Curve(
-                title="Balanced accuracy", starts=True, unit="%",
-                metrics={
-                    "probe/linear_balanced": "linear", "probe/knn_balanced": "kNN",
-                    "probe/attentive_balanced": "attentive", "still/linear_balanced": "linear, middle frame",
-                },
-                baselines={"baseline/pixels_linear_balanced": "raw pixels, linear"},
-                hint="The mean over the classes, which are uneven here: always naming the largest gains nothing.",
-            ),
-            Curve(
-                title="Prediction error", may_be_log=True,
-                metrics={
-                    "predict/error": "predictor", "predict/trivial_error": "mean target",
-                    "predict/copy_error": "copy of the last step",
-                },
-                hint="The predictor must beat the trivial answers; all near zero is a collapse.",
-            ),
-        ),
-    ),
-    MOTION: (
-        "Motion is learned where the probes of whole clips rise above those of their middle frame, and where the "
-        "prediction beats a copy of what was seen last.",
-        (
-            Curve(
-                title="Gain over trivial predictions",
-                metrics={"predict/copy_gain": "over a copy of the last step", "predict/gain": "over the mean target"},
-                hint="1 is a perfect prediction, 0 is no better than the trivial one.",
-            ),
-        ),
-    ),
-    "Is it collapsing?": (
-        "A collapsed encoder gives every image nearly the same vector; its loss looks best of all.",
-        (
-            Curve(
-                title="Effective rank", metrics={"collapse/rank_centred": "centred", "collapse/rank": "raw"},
-                baselines={"baseline/pixels_rank": "raw pixels, raw"},
-                hint="Directions in use. The centred rank near 1 is collapse; a falling one is its beginning.",
-            ),
-            Curve(
-                title="Spread of the features", may_be_log=True,
-                metrics={"collapse/std": "mean std", "collapse/std_min": "smallest std"},
-                hint="Standard deviation of a dimension over images. Towards zero is collapse.",
-            ),
-            Curve(
-                title="Mean cosine between images", metrics={"collapse/cosine": "cosine"},
-                hint="1 means that all images point the same way.",
-            ),
-        ),
-    ),
-    "Selection without labels": (
-        "To choose between checkpoints or runs where there are no labels; compare runs of one kind, and with the "
-        "effective rank and the gain over trivial predictions.",
-        (
-            Curve(
-                title="LiDAR", metrics={"select/lidar": "LiDAR"},
-                hint="Directions that tell images apart beyond crops of one. Meant to rise, seen to fall in good runs.",
-            ),
-            Curve(
-                title="Exponent of the eigenvalues", metrics={"select/alpha": "alpha"},
-                hint="alpha-ReQ. Near 1 is best: far above, few directions matter; far below, noise does.",
-            ),
-        ),
-    ),
-    "Training": (
-        "The pretraining loss is no measure of progress: down and then up again is healthy.",
-        (
-            Curve(
-                title="Loss", metrics={"train/loss": "loss"}, may_be_log=True,
-                hint="A sudden drop can be a partial collapse: compare with rank and spread.",
-            ),
-            Curve(title="Gradient norm", metrics={"train/grad_norm": "before clipping"}, may_be_log=True),
-            Curve(title="Learning rate", metrics={"train/lr": "lr"}),
-            Curve(title="Weight decay", metrics={"train/weight_decay": "weight decay"}),
-            Curve(title="Momentum of the target encoder", metrics={"train/momentum": "momentum"}),
-        ),
-    ),
-    "Speed": (
-        "",
-        (
-            Curve(title="Throughput", metrics={"perf/samples_per_s": "samples"}, unit="samples/s"),
-            Curve(
-                title="Waiting for data", metrics={"perf/data_wait": "of the time"}, unit="%", factor=100,
-                hint="Above a few percent, the loader is what limits the speed: raise num_workers.",
-            ),
-            Curve(title="Peak memory", metrics={"perf/peak_memory_gib": "so far"}, unit="GiB"),
-        ),
-    ),
-}  # fmt: skip
 
 
 def write_report(folder: Path) -> Path:
@@ -241,7 +118,7 @@ def _table(rows: Sequence[Row]) -> str:
     lines = []
     for title, values in compared:
         cells = "".join(f"<td>{cell(v, c).replace(' ', '&nbsp;')}</td>" for v, c in zip(values, columns, strict=True))
-        style = ' class="trained"' if title.startswith("trained encoder") else ""
+        style = ' class="trained"' if title.startswith(("trained encoder", "trained detector")) else ""
         lines.append(f"<tr{style}><th>{escape(title)}</th>{cells}</tr>")
     heads = "".join(f"<th>{escape(column.head)}</th>" for column in columns)
     return (
@@ -263,6 +140,8 @@ def _curves(rows: Sequence[Row]) -> list[str]:
             if not any(MOTION_METRICS.fullmatch(name) for name in metrics):
                 continue
             curves = [*_regressions(columns), *curves]
+        if title == DETECTION:
+            curves = [*curves, *class_curves(columns)]
         drawn = [_chart(curve, columns) for curve in curves if metrics & set(curve.metrics)]
         metrics -= {name for curve in curves for name in curve.metrics}
         if title == MOTION:

@@ -22,9 +22,11 @@ CLASS_PROBES = {
     "probe/linear_top1": "linear probe",
     "probe/knn_top1": "kNN probe",
     "probe/attentive_top1": "attentive probe",
+    "detect/map50": "mAP@.5",
 }
+DETECTED = {"detect/map": "mAP", "detect/map50": "mAP@.5", "detect/map75": "mAP@.75"}
 REGRESSION = re.compile(r"probe/(\w+)_r2")
-JUDGES = ("probe/linear_balanced", "probe/linear_top1", "probe/knn_top1", "probe/*_r2", "predict/gain")
+JUDGES = ("probe/linear_balanced", "probe/linear_top1", "probe/knn_top1", "probe/*_r2", "detect/map50", "predict/gain")
 """The first of these that is measured decides which checkpoint is `best`, unless `evaluation.judge` names another."""
 CLEAR_POINTS = 2.0
 """percentage points; two standard errors of an accuracy of 50 % on 2,048 samples are 2.2"""
@@ -69,7 +71,8 @@ def verdict(rows: Rows) -> Verdict:
         return _unlabelled(rows)
     if any(max(c.gain for c in kind) >= 1 and sum(c.gain for c in kind) >= 1 for kind in kinds if kind):
         return Verdict("learning", f"{told}; but {collapsed}" if collapsed else told)
-    return Verdict("stalled", f"{told}; {_spread(rows)}: train longer, or change lr")
+    spread = f"; {_spread(rows)}" if series(rows, "collapse/std") else ""
+    return Verdict("stalled", f"{told}{spread}: train longer, or change lr")
 
 
 def collapse_alarm(rows: Rows) -> str | None:
@@ -106,9 +109,12 @@ def judged_value(rows: Rows, judge: str | None) -> float | None:
 def table_columns(rows: Rows) -> list[Column]:
     """kNN and linear accuracy (balanced where classes are uneven), whatever other probe there is, and the rank.
 
-    Of the untrained encoder, "fine-tuned" is trained on the labels alone.
+    Of the untrained encoder, "fine-tuned" is trained on the labels alone. Of a detector its mean average precisions.
     """
     names = {name for row in rows for name in row}
+    if names & DETECTED.keys():
+        tested = {metric.replace("/", "/test_"): f"test {head}" for metric, head in DETECTED.items()}
+        return [Column(head, name) for name, head in (DETECTED | tested).items() if name in names]
     regressions = [Column(f"{name} R²", metric) for metric, name in _regressions(rows)]
     columns = []
     for probe in ("knn", "linear", "attentive", "finetune"):
@@ -124,6 +130,9 @@ def table_rows(rows: Rows) -> list[tuple[str, list[float | None]]]:
     """Title and a value for each of `table_columns`: untrained encoder, raw pixels, one frame, trained encoder."""
     names = [column.metric for column in table_columns(rows)]
     step = max((s for name in names for s, _ in series(rows, name)), default=0)
+    if names[0] in DETECTED:
+        trained = (f"trained detector, step {step}", [_last(rows, name, after=0) for name in names])
+        return [("untrained detector", [_at_zero(rows, name) for name in names]), trained]
     still = [_last(rows, _beside(name, "still/"), after=0) for name in names]
     return [
         ("untrained encoder", [_at_zero(rows, name) for name in names]),
@@ -198,7 +207,8 @@ class ProbeChange:
     def sentence(self, rows: Rows) -> str:
         found = REGRESSION.fullmatch(self.metric)
         title = f"R² of the {found[1].replace('_', ' ')} probe" if found else CLASS_PROBES[self.metric]
-        change = f"{abs(self.points):.1f} points {'above' if self.points >= 0 else 'below'} the untrained encoder's"
+        beginning = "start's" if self.metric in DETECTED else "untrained encoder's"
+        change = f"{abs(self.points):.1f} points {'above' if self.points >= 0 else 'below'} the {beginning}"
         fallen = f", down from {self.peak:.1f} % at step {self.peak_step}" if self.lost >= 2 * self.clear else ""
         others = (("raw pixels", "baseline/pixels_"), ("middle frame only", "still/"))
         told = [self._other(rows, name, prefix) for name, prefix in others]

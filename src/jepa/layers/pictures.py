@@ -118,6 +118,26 @@ def labelled_tiles(tiles: Tensor, texts: Sequence[str], colours: Sequence[tuple[
     return torch.cat([tiles, torch.stack(strips).permute(0, 3, 1, 2)], dim=2)
 
 
+def fit_inside(image: Tensor, side: int) -> tuple[Tensor, float]:
+    """[3, H, W] -> the same with a longer side of `side`, and the ratio of the sizes."""
+    ratio = side / max(image.shape[-2:])
+    size = [max(1, round(length * ratio)) for length in image.shape[-2:]]
+    return F.interpolate(image[None].float(), size, mode="bilinear", antialias=True)[0].round().byte(), ratio
+
+
+def outlined(image: Tensor, boxes: Tensor, texts: Sequence[str], colours: Sequence[tuple[int, int, int]]) -> Tensor:
+    """[3, H, W], [n, 4] -> the image with a frame around each box (left, top, right, bottom), its text above."""
+    font = ImageFont.load_default(size=11)
+    canvas = Image.fromarray(image.permute(1, 2, 0).contiguous().numpy())
+    draw = ImageDraw.Draw(canvas)
+    for box, text, colour in zip(boxes.tolist(), texts, colours, strict=True):
+        draw.rectangle(box, outline=colour, width=2)
+        place = (box[0] + 2, max(0, box[1] - 6))
+        draw.rectangle(draw.textbbox(place, text, font=font), fill=colour)
+        draw.text(place, text, fill="white", font=font)
+    return torch.frombuffer(bytearray(canvas.tobytes()), dtype=torch.uint8).view(*image.shape[-2:], 3).permute(2, 0, 1)
+
+
 def _on_grid(values: Tensor, grid: PatchGrid) -> Tensor:
     """[n, N, c] -> [n, c, t, h, w]"""
     return values.unflatten(1, (grid.t, grid.h, grid.w)).movedim(-1, 1)

@@ -9,7 +9,9 @@ from collections.abc import Callable
 import torch
 
 from jepa.distributed import Session, derive_seed, generator
-from jepa.evaluation.features import Prober, evaluating
+from jepa.evaluation.features import Prober
+from jepa.evaluation.findings import BoxProber
+from jepa.layers.modes import evaluating
 from jepa.training.loop import Parts, Plan
 from jepa.training.progress import duration
 from jepa.types import Batch
@@ -19,7 +21,7 @@ PATIENCE_SECONDS = 900
 PATIENCE_FOR_ONE = 0.5
 
 
-def describe_cost(plan: Plan, parts: Parts, prober: Prober) -> str:
+def describe_cost(plan: Plan, parts: Parts, prober: Prober | BoxProber) -> str:
     """Two lines for a person: what is trained, and how long it takes here, of one phase; all ranks call it."""
     num_steps, session = plan.end_step - plan.begin_step, parts.session
     encoder = _millions(parts.objective.backbone)
@@ -69,9 +71,11 @@ def _measure(plan: Plan, parts: Parts, size: int) -> tuple[float, float]:
         loss.backward()
         parts.optimizer.zero_grad(set_to_none=True)
 
+    look = getattr(parts.objective, "find", parts.objective.backbone)  # a detector is judged by what it finds
+
     def encode() -> None:
         with evaluating(parts.objective), torch.no_grad(), parts.session.autocast():
-            parts.objective.backbone(batch.clips[:size])
+            look(batch.clips[:size])
 
     torch.manual_seed(derive_seed(plan.seed, 0, 0, "cost"))
     trained = _seconds(train, parts.session)

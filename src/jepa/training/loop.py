@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from jepa.data.box_transforms import BoxAugment
 from jepa.data.transforms import Augment
 from jepa.distributed import Ballot, Session, derive_seed, generator, peak_memory_gib
 from jepa.optim import set_schedule
@@ -76,7 +77,7 @@ class Parts:
     masker: Masker
     image_masker: Masker | None = None
     """for the batches of images in a run of clips"""
-    augment: Augment
+    augment: Augment | BoxAugment
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,7 +138,7 @@ def one_step(plan: Plan, parts: Parts, raw: RawBatch, step: int) -> tuple[StepOu
     rows = session.row_numbers(plan.batch_size, views)
     masks = draw_masks(masker, plan.batch_size * views, generator(plan.seed, step, 0, "masks"), rows)
     masks = masks.map(lambda indices: indices.to(session.device, non_blocking=True))
-    on_device = RawBatch(*(t.to(session.device, non_blocking=True) for t in raw))
+    on_device = raw.map(lambda tensor: tensor.to(session.device, non_blocking=True))
     batch = parts.augment(on_device, generator(plan.seed, step, 0, "augment"), session.rows, session.world_size)
     lr, weight_decay = parts.schedule.lr_at(step), parts.schedule.weight_decay_at(step)
     set_schedule(parts.optimizer, lr=lr, weight_decay=weight_decay)

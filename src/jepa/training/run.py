@@ -18,7 +18,6 @@ from jepa import checkpoint
 from jepa.data.loader import BrokenSamples
 from jepa.data.mixture import Shares
 from jepa.distributed import Ballot, Session
-from jepa.evaluation.features import Prober
 from jepa.folder_log import read_rows
 from jepa.report import write_report
 from jepa.strategy import collect
@@ -40,7 +39,8 @@ class Run:
     parts: Parts
     evaluators: Sequence[Evaluator]
     loggers: Sequence[Logger]
-    prober: Prober
+    prober: Any
+    """a Prober, or of a detector a BoxProber: takes the snapshots that the evaluators look at"""
     broken: BrokenSamples
     shares: Shares
     config_text: str
@@ -152,7 +152,7 @@ class Run:
         begun = time.perf_counter()
         try:
             snapshot = self.prober.snapshot(step, objective.to(self.session.device), should_stop)
-            if not snapshot.val.vectors.isfinite().all():
+            if not snapshot.is_finite:
                 return Outcome(
                     fault=f"the features of step {step} are not finite: the weights have blown up; lower lr. {KEPT}"
                 )

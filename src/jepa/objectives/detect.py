@@ -1,0 +1,209 @@
+"""Object detection on a plain Vision Transformer (ViTDet, Li et al. 2022), with torchvision's detectors."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+from typing import Any, Self
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+from torchvision.models.detection import FCOS, FasterRCNN
+from torchvision.models.detection.anchor_utils import AnchorGenerator
+from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
+from torchvision.ops import MultiScaleRoIAlign
+from torchvision.ops.poolers import LevelMapper
+
+from jepa.layers.pyramid import STRIDES, SimpleFeaturePyramid
+from jepa.layers.tokens import divide, patch_of
+from jepa.types import Batch, LossOutput, Masks
+
+HEADS = ("faster_rcnn", "fcos")
+ASPECTS = (0.5, 1.0, 2.0)
+GROUPS = 32
+"""of the norms in the head of FCOS"""
+ROI_SIDE = 7
+HIDDEN = 4
+"""width of the two layers that look at a region, in widths of the pyramid: 1024 at 256, as in torchvision"""
+
+
+class Detector(nn.Module):
+    """Faster R-CNN (Ren et al. 2015) or FCOS (Tian et al. 2019) on the encoder's tokens.
+
+    The loss is the sum of the detector's own terms. `freeze` holds the encoder as it is: pyramid and head learn alone.
+    At most `max_found` boxes are found in a picture, with scores above `score_threshold`; of those of one class that
+    overlap by more than `nms_threshold` the best one. Of Faster R-CNN alone: the anchors of the finest level have
+    `smallest_anchor` of the side of a picture, those of the others twice as much from level to level, and the second
+    stage learns from `regions` of a picture.
+    """
+
+    needs_boxes = True
+
+    def __init__(
+        self,
+        *,
+        encoder: nn.Module,
+        classes: Sequence[str],
+        head: str = "faster_rcnn",
+        freeze: bool = False,
+        width: int = 256,
+        regions: int = 512,
+        smallest_anchor: float = 0.0625,
+        score_threshold: float = 0.05,
+        nms_threshold: float = 0.5,
+        max_found: int = 100,
+    ) -> None:
+        super().__init__()
+        if head not in HEADS:
+            raise ValueError(f"objective.head={head}: expected one of {', '.join(HEADS)}")
+        if not classes:
+            raise ValueError("objective=detect: the data set has no classes to detect")
+        if not 0 < smallest_anchor <= 0.5:
+            raise ValueError(f"objective.smallest_anchor={smallest_anchor}: expected a share above 0, at most 0.5")
+        self.encoder: Any = encoder
+        patch = square_patch(self.encoder)
+        self.freeze = freeze
+        if freeze:
+            encoder.requires_grad_(False)
+        self.pyramid = SimpleFeaturePyramid(input_dim=self.encoder.embed_dim, width=width)
+        limits = {"score_thresh": score_threshold, "nms_thresh": nms_threshold, "detections_per_img": max_found}
+        if head == "faster_rcnn":
+            side = smallest_anchor * (self.encoder.clip_shape[2] * self.encoder.clip_shape[3]) ** 0.5
+            limits = {f"box_{name}": value for name, value in limits.items()} | {"box_batch_size_per_image": regions}
+            self.detector: Any = faster_rcnn(Given(width=width), len(classes), side, patch, limits)
+        else:
+            self.detector = fcos(Given(width=width), len(classes), patch, limits)
+        self.detector.transform = AsTheyAre()
+        self.first_label = 1 if head == "faster_rcnn" else 0  # before it comes the background
+
+    @property
+    def backbone(self) -> nn.Module:
+        return self.encoder
+
+    def train(self, mode: bool = True) -> Self:
+        super().train(mode)
+        if self.freeze:
+            self.encoder.eval()
+        return self
+
+    def forward(self, batch: Batch, masks: Masks) -> LossOutput:
+        """Pictures without boxes are background alone."""
+        pictures, tokens = self.look(batch.clips)
+        boxes = batch.clips.new_zeros(len(batch.clips), 0, 5) if batch.boxes is None else batch.boxes.float()
+        targets = [  # torchvision wants lists of a length of their own, for which the host waits, as it does inside
+            {"boxes": own[:, :4], "labels": own[:, 4].long() + self.first_label}
+            for own in (rows[rows[:, 4] >= 0] for rows in boxes)
+        ]
+        with torch.autocast(batch.clips.device.type, enabled=False):
+            losses: dict[str, Tensor] = self.detector(pictures, targets)
+        metrics = {name.removeprefix("loss_"): loss.detach() for name, loss in losses.items()}
+        return LossOutput(torch.stack([*losses.values()]).sum(), metrics, tokens.float().mean(dim=1).detach())
+
+    @torch.no_grad()
+    def find(self, clips: Tensor) -> list[Tensor]:
+        """[B, C, 1, H, W] -> of each picture float32 [n, 6]: left, top, right, bottom, class, score; in eval mode."""
+        pictures, _ = self.look(clips)
+        with torch.autocast(clips.device.type, enabled=False):
+            found = self.detector(pictures)
+        return [
+            torch.cat([one["boxes"], (one["labels"] - self.first_label)[:, None], one["scores"][:, None]], dim=1)
+            for one in found
+        ]
+
+    def look(self, clips: Tensor) -> tuple[Pictures, Tensor]:
+        """What torchvision's detectors take for images, and the tokens [B, N, D]."""
+        grid = self.encoder.grid_of(clips)
+        with torch.no_grad() if self.freeze else nullcontext():
+            tokens = self.encoder(clips)[:, getattr(self.encoder, "num_prefix_tokens", 0) :]
+        maps = self.pyramid(rearrange(tokens, "b (h w) d -> b d h w", h=grid.h, w=grid.w))
+        levels = {name: level.float() for name, level in maps.items()}
+        return Pictures(pixels=clips[:, :, 0], levels=levels), tokens
+
+    def after_step(self, step: int) -> dict[str, float]:
+        return {}
+
+    def diagnose(self, batch: Batch, masks: Masks) -> dict[str, Tensor]:
+        return {}
+
+    def pictures(self, batch: Batch, masks: Masks) -> dict[str, Tensor]:
+        return {}
+
+
+def square_patch(encoder: Any) -> int:
+    """Side of a patch; ValueError where the encoder's grid has no pyramid."""
+    frames, *patches = patch_of(encoder)
+    if encoder.clip_shape[1] > frames:
+        raise ValueError(f"num_frames={encoder.clip_shape[1]}: objective=detect sees pictures; num_frames=1")
+    if patches[0] != patches[1]:
+        raise ValueError(f"encoder.patch_size={patches}: objective=detect takes square patches")
+    for side, patch in zip(encoder.clip_shape[2:], patches, strict=True):
+        divide(side, 2 * patch, "image side", "coarsest level", "image_size or encoder.patch_size")
+    return patches[0]
+
+
+def faster_rcnn(backbone: Given, num_classes: int, anchor: float, patch: int, limits: dict) -> FasterRCNN:
+    """`anchor` is the side of the smallest; regions go to levels as anchors do, a little finer, as in FPN."""
+    pool = MultiScaleRoIAlign([str(level) for level in range(len(STRIDES))], ROI_SIDE, sampling_ratio=2)
+    pool.scales = [1 / (stride * patch) for stride in STRIDES]  # it would round them to powers of two
+    pool.map_levels = LevelMapper(0, len(STRIDES) - 1, canonical_scale=2 * anchor, canonical_level=0)  # pyright: ignore
+    sides = tuple((anchor * 2**level,) for level in range(len(STRIDES)))
+    hidden = HIDDEN * backbone.out_channels
+    return FasterRCNN(
+        backbone,
+        rpn_anchor_generator=AnchorGenerator(sides, (ASPECTS,) * len(STRIDES)),  # pyright: ignore[reportArgumentType]
+        box_roi_pool=pool,
+        box_head=TwoMLPHead(backbone.out_channels * ROI_SIDE**2, hidden),
+        box_predictor=FastRCNNPredictor(hidden, num_classes + 1),
+        **limits,
+    )
+
+
+def fcos(backbone: Given, num_classes: int, patch: int, limits: dict) -> FCOS:
+    """Its anchors stand for the cells of the levels: a level answers for edges at a distance of 4 to 8 cells."""
+    if backbone.out_channels % GROUPS:
+        raise ValueError(f"objective.width={backbone.out_channels}: fcos takes a multiple of {GROUPS}")
+    sides = tuple((stride * patch,) for stride in STRIDES)
+    generator = AnchorGenerator(sides, ((1.0,),) * len(STRIDES))  # pyright: ignore[reportArgumentType]
+    return FCOS(backbone, num_classes, anchor_generator=generator, **limits)
+
+
+class Pictures:
+    """What torchvision's detectors take for their images, with the levels of a pyramid that were made of them."""
+
+    def __init__(self, *, pixels: Tensor, levels: dict[str, Tensor]) -> None:
+        self.pixels = pixels
+        self.tensors = Levels(levels)
+        self.tensors.shape = pixels.shape
+        self.image_sizes = [(pixels.shape[-2], pixels.shape[-1])] * len(pixels)
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return iter(self.pixels)
+
+
+class Levels(OrderedDict[str, Tensor]):
+    """The maps of a pyramid, which have the `shape` of the pictures for torchvision's anchors."""
+
+    shape: torch.Size
+
+
+class Given(nn.Module):
+    """The backbone of a torchvision detector that is handed finished levels."""
+
+    def __init__(self, *, width: int) -> None:
+        super().__init__()
+        self.out_channels = width
+
+    def forward(self, levels: Levels) -> Levels:
+        return levels
+
+
+class AsTheyAre(nn.Module):
+    """In place of torchvision's transform: pictures come normalised and sized, boxes leave in their pixels."""
+
+    def forward(self, pictures: Pictures, targets: list | None = None) -> tuple[Pictures, list | None]:
+        return pictures, targets
+
+    def postprocess(self, found: list, sizes: list, original_sizes: list) -> list:
+        return found
