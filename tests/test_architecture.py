@@ -22,7 +22,7 @@ TREES = {path.relative_to(SOURCE).as_posix(): ast.parse(path.read_text()) for pa
 
 # Bottom to top: a module imports from the levels below its own, and from its own folder.
 LEVELS = (
-    {"types", "schedules", "catalogue", "signatures", "signals", "charts", "hardware", "shard_names"},
+    {"types", "schedules", "catalogue", "signatures", "signals", "charts", "hardware", "shard_names", "sources"},
     {"geometry", "schema", "place", "report_sections", "box_types"},
     {"checked"},
     {"data_rules"},
@@ -34,7 +34,9 @@ LEVELS = (
     {"python_config"},
     {"layers", "logger", "folder_log", "checkpoint", "optim", "verdict", "renames"},
     {"report"},
-    {"encoders", "predictors", "masks", "regularizers", "data"},
+    {"data"},
+    {"published"},
+    {"encoders", "predictors", "masks", "regularizers"},
     {"objectives", "evaluation"},
     {"training", "downstream", "planning", "export"},
     {"compare_results"},
@@ -175,7 +177,7 @@ def test_configuration_side_is_imported_without_torch() -> None:
 def test_source_stays_small() -> None:
     lengths = {path.relative_to(SOURCE).as_posix(): path.read_text().count("\n") for path in FILES}
     assert not {path: length for path, length in lengths.items() if length > 400}
-    assert sum(lengths.values()) < 16_500
+    assert sum(lengths.values()) < 22_500
     assert not {p: n for p, n in lengths.items() if p.startswith("cli/") and n > 90}
 
 
@@ -311,7 +313,8 @@ def test_configuration_file_fits_its_constructor(path: Path) -> None:
     for node in components(yaml.safe_load(path.read_text())):
         every, required = signature(node["_target_"])
         wired = WIRED.get(group, set())
-        given = set(node) - {"_target_"} | (SIZE_KEYS if group == "encoder" else set())
+        sized = group == "encoder" and not every.isdisjoint(SIZE_KEYS)  # else its weights tell the sizes
+        given = set(node) - {"_target_"} | (SIZE_KEYS if sized else set())
         assert given <= every, "a key that the constructor does not take"
         assert not given & wired, "a key that Python hands over"
         assert required <= given | wired, "a required argument without a value"

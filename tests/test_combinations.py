@@ -34,7 +34,8 @@ def names(group: str) -> list[str]:
     return sorted(path.stem for path in (conf_folder() / group).glob("*.yaml"))
 
 
-COMBINATIONS = list(itertools.product(*(names(group) for group in ("encoder", "mask", "objective", "regularizer"))))
+GROUPS = [names(group) for group in ("encoder", "mask", "objective", "regularizer")]
+COMBINATIONS = [chosen for chosen in itertools.product(*GROUPS) if chosen[0] != "pretrained"]  # it is one of the others
 
 
 def refusal(encoder: str, mask: str, objective: str, regularizer: str) -> str | None:

@@ -15,13 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from jepa import checkpoint
 from jepa.advice import memory_advice
 from jepa.assemble import Phase, assemble, make_dataset, make_loggers, phases_left, start_batches
-from jepa.checkpoint import CheckpointError
-from jepa.config import ConfigError, TrainConfig, factory, to_yaml
-from jepa.data.transforms import EvalTransform
+from jepa.config import ConfigError, TrainConfig, to_yaml
 from jepa.distributed import Session, session, telling_of_failures, total_memory
+from jepa.encoders.pretrained import open_encoder
 from jepa.folder_log import read_rows
 from jepa.launch import num_processes, start_processes
 from jepa.place import requeue
@@ -72,22 +70,14 @@ class JEPAAgent:
         return encoder(encoder.transform(images)).mean(dim=1)
 
 
-def load_encoder(path: str | os.PathLike) -> nn.Module:
-    """The trained encoder of a run folder or a checkpoint, in eval mode, on the CPU.
+def load_encoder(path_or_name: str | os.PathLike) -> nn.Module:
+    """Any encoder, in eval mode, on the CPU: what was trained in a run folder, published weights, a model of timm.
 
     Maps clips [B, C, T, H, W] or images [B, C, H, W] to tokens [B, N, D]; `.transform` makes such clips from uint8
-    images of any size, `.embed_dim` is D. Raises CheckpointError for what is damaged or no checkpoint of ours. Only
-    encoders of this package are built, so that no file can name code to run.
+    images of any size, `.embed_dim` is D. See `open_encoder` for the sources. Raises CheckpointError for what is
+    damaged or no encoder. Only encoders of this package and of timm are built, so that no file can name code to run.
     """
-    found = checkpoint.find(Path(path))
-    state, node = checkpoint.read_state(found), checkpoint.read_config(found)["encoder"]
-    if not str(node.get("_target_")).startswith("jepa.encoders."):
-        raise CheckpointError(f"{found}: encoder {node.get('_target_')} is not one of jepa.encoders")
-    encoder = factory(node)(clip_shape=tuple(state["clip_shape"]))
-    weights = checkpoint.load_model(found, state["backbone"] + ".")
-    encoder.load_state_dict(weights)
-    encoder.transform = EvalTransform(image_size=state["clip_shape"][2:], mean=state["mean"], std=state["std"])
-    return encoder.eval()
+    return open_encoder(path_or_name)
 
 
 def train(config: TrainConfig, folder: Path, interrupt: Interrupt | None = None) -> int:

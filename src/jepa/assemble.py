@@ -91,7 +91,7 @@ def assemble(phase: Phase, dataset: Dataset, folder: Path, session: Session) -> 
         broken=BrokenSamples(dataset),
         shares=Shares(dataset),
         config_text=to_yaml(phase.whole),
-        facts={"clip_shape": parts.objective.backbone.clip_shape, "mean": dataset.mean, "std": dataset.std},
+        facts=make_facts(config, dataset, parts.objective.backbone),
         writer=checkpoint.Writer(folder, session, keep=config.keep, beside=config.save_async),
         judge=config.evaluation.judge,
     )
@@ -121,6 +121,12 @@ def make_prober(phase: Phase, dataset: Any, parts: Parts, evaluators: Sequence[E
         still=config.evaluation.still,
         **wired,
     )
+
+
+def make_facts(config: TrainConfig, dataset: Dataset, encoder: Any) -> dict[str, Any]:
+    """What it takes to build and feed the encoder of a checkpoint, without what its weights once came from."""
+    node = getattr(encoder, "node", config.encoder | {"clip_shape": encoder.clip_shape})
+    return {"clip_shape": encoder.clip_shape, "mean": dataset.mean, "std": dataset.std, "encoder": node}
 
 
 def make_dataset(config: TrainConfig) -> Dataset:

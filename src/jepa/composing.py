@@ -128,7 +128,9 @@ class Composer:
             if self.schema is TrainConfig:
                 unused, idle = config_checks.unused(plain), config_checks.idle_evaluators(plain)
                 faults += [*self._needless(parsed, unused, base), *self._idle(parsed, idle, base)]
-                plain |= unused
+                sized = config_checks.without_sizes(plain)
+                faults += self._sizes_given(parsed, base) if sized else []
+                plain |= unused | sized
                 plain["evaluator"] = {k: v for k, v in (plain.get("evaluator") or {}).items() if k not in idle}
             faults += config_checks.faults(plain, schema, show)
             if plain.get("resume") is False:
@@ -228,6 +230,12 @@ class Composer:
                 if section == "evaluator" and name in idle:
                     text, choice = override.input_line or section, _chosen(base, "objective")
                     yield f"{text}: objective={choice} gives {name} nothing to look at; leave it out"
+
+    def _sizes_given(self, overrides: Sequence[Override], base: DictConfig) -> list[str]:
+        """A fault for each override of a size where the weights of the encoder say how large it is."""
+        encoder = _chosen(base, "encoder")
+        pairs = ((override.key_or_group, override.input_line or override.key_or_group) for override in overrides)
+        return [fault for key, text in pairs if (fault := config_checks.given_size(key, text, encoder))]
 
     def _apply(self, config: DictConfig, override: Override) -> list[str]:
         """Set one value as Hydra would; the faults that prevent it."""

@@ -90,4 +90,4 @@ def typed(config: Mapping[str, Any] | DictConfig) -> TrainConfig:
     chosen_none = {group: {} for group in config_checks.OPTIONAL}  # as evaluator=[], of which nothing is composed
     result = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(TrainConfig), chosen_none, config))
     assert isinstance(result, TrainConfig)
-    return replace(result, **config_checks.unused(vars(result)))
+    return replace(result, **config_checks.unused(vars(result)), **config_checks.without_sizes(vars(result)))

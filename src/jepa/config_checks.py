@@ -46,15 +46,38 @@ NOTHING = {"predictor": {}, "regularizer": {}, "mask": {"_target_": "jepa.masks.
 """What stands in a section that the objective does not use."""
 
 
+SIZES = {"embed_dim", "depth", "num_heads", "mlp_ratio"}
+"""The keys of `size=`, which an encoder takes none of whose weights say how large it is."""
+
+
 def unused(config: Mapping[str, Any]) -> dict[str, Any]:
     """The sections that the objective of a configuration has no use for, with what is to stand there instead."""
+    taken = _arguments(config, "objective")
+    return {name: NOTHING[name] for name, takes in READERS.items() if taken and not takes & taken}
+
+
+def without_sizes(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The section of an encoder that takes no sizes, without those that `size=` gives every encoder."""
+    taken = _arguments(config, "encoder")
+    if not taken or taken & SIZES:
+        return {}
+    return {"encoder": {key: value for key, value in config["encoder"].items() if key not in SIZES}}
+
+
+def given_size(key: str, text: str, encoder: str) -> str | None:
+    """Why the override `text` is refused where an encoder takes no sizes; None where it sets none."""
+    if key != "size" and key.removeprefix("encoder.") not in SIZES:
+        return None
+    return f"{text}: encoder={encoder} has the sizes of its weights; leave it out"
+
+
+def _arguments(config: Mapping[str, Any], group: str) -> set[str]:
+    """What the constructor of a group takes; empty where nobody can tell."""
     try:
-        signature = signatures.read((config.get("objective") or {}).get("_target_", ""))
+        signature = signatures.read((config.get(group) or {}).get("_target_", ""))
     except (LookupError, AttributeError):
-        return {}
-    if signature is None or signature.takes_more:
-        return {}
-    return {name: NOTHING[name] for name, takes in READERS.items() if not takes & set(signature.parameters)}
+        return set()
+    return set() if signature is None or signature.takes_more else set(signature.parameters)
 
 
 def needless(text: str, section: str, choice: str) -> str:

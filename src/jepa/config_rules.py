@@ -16,6 +16,7 @@ from jepa.geometry import mask_faults, show_grid
 from jepa.hardware import GPUS
 from jepa.place import near_multiples
 from jepa.schema import show_value
+from jepa.sources import find_source
 from jepa.types import PatchGrid
 
 AT_LEAST_ONE = (
@@ -163,6 +164,14 @@ def _divides(checked: Checked, heads_key: str, width_key: str) -> Iterator[str]:
     elif position in ("rope", "vjepa2") and heads > 0 and (width // heads < 6 or width // heads % 2):
         keys = f"{checked.show(f'{section}.position')} with {checked.show(width_key)} and {checked.show(heads_key)}"
         yield f"{keys}: rotary positions need heads of an even width of at least 6, not {width // heads}"
+
+
+def _weights(checked: Checked) -> Iterator[str]:
+    """What an encoder is to begin with is there, as far as a look at names and small files tells."""
+    try:
+        find_source(checked["encoder.weights"])
+    except ValueError as fault:
+        yield f"{checked.show('encoder.weights')}: {fault}"
 
 
 def _decoder(checked: Checked) -> Iterator[str]:
@@ -345,6 +354,7 @@ RULES: tuple[Rule, ...] = (
     _bounds,
     _words,
     _heads,
+    _weights,
     _decoder,
     _positions,
     _latents,

@@ -50,15 +50,14 @@ def plan_sweep(composer: Composer, parsed: Sequence[Override], settings: list[st
     settings.append(f"hydra.job.config.override_dirname.exclude_keys=[{','.join(sorted(plain))}]")
     keys = "sweep.dir", "launcher._target_", "sweeper.n_trials"
     place, launcher, trials = (composer.hydra_setting(_chosen(composer, parsed), key) for key in keys)
-    folders, found, estimates = [], [], []
+    folders, found, config = [], [], {}
     for member in runs_of(composer, whole):
         label = ",".join(sorted(text for text in member if text.partition("=")[0] in swept))
         config, wrong = composer.inspect(member, sweep_folder=label)
         faults += wrong
-        estimates.append(bool(config.get("estimate")))
         folders.append(Path(str(place).replace("${name}", str(config.get("name")))))
         found.append(folders[-1] / label)
-    if "${" in str(folders[0]) or all(estimates):  # of a value that is known to Hydra alone; nothing is trained
+    if "${" in str(folders[0]) or config.get("estimate"):  # of a value known to Hydra alone; nothing trained
         return None, faults
     return Sweep(tuple(dict.fromkeys(folders)), found if trials is None else [], str(launcher)), faults
 

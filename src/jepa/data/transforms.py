@@ -191,6 +191,7 @@ class Normalise:
     def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
         if len(mean) != len(std) or min(std) <= 0:
             raise ValueError(f"mean={list(mean)} std={list(std)}: expected one pair for each channel, std above 0")
+        self.mean, self.std = tuple(mean), tuple(std)
         deviation = torch.tensor(std)
         self.scale = (1 / (255 * deviation)).view(-1, 1, 1, 1)
         self.shift = (torch.tensor(mean) / deviation).view(-1, 1, 1, 1)

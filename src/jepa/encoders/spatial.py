@@ -26,6 +26,8 @@ class SpatialEncoder(nn.Module):
     `clip_shape`, resampled.
     """
 
+    num_prefix_tokens = 0
+
     def __init__(
         self,
         *,

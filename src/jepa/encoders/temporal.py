@@ -20,6 +20,8 @@ class TemporalEncoder(nn.Module):
     A clip of one frame is an image: the frame fills a tubelet by being repeated.
     """
 
+    num_prefix_tokens = 0
+
     def __init__(
         self,
         *,

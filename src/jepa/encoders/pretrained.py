@@ -1,0 +1,254 @@
+"""Encoders that begin with weights: ours, published ones translated into ours, and those of timm, wrapped."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from einops import rearrange
+from safetensors import SafetensorError
+from timm.layers.patch_embed import PatchEmbed
+from timm.models.eva import Eva
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from jepa.checkpoint import CheckpointError
+from jepa.config import factory
+from jepa.data.transforms import EvalTransform
+from jepa.layers.position import resampled
+from jepa.layers.tokens import patch_pair, patches_of, take
+from jepa.layers.transformer import check_drop_path
+from jepa.published import Weights, download, fill, read_weights
+from jepa.renames import TABLE
+from jepa.sources import Source, find_source, read_json
+from jepa.types import ClipShape, PatchGrid
+
+OURS = {"num_classes", "img_size", "in_chans", "drop_path_rate", "dynamic_img_size"}
+"""Arguments of timm's models that follow from ours, or that only its classifier needs."""
+
+
+def open_encoder(
+    source: str | os.PathLike, *, clip_shape: Sequence[int] | None = None, fresh: bool = False
+) -> nn.Module:
+    """Any encoder, in eval mode, on the CPU: [B, C, T, H, W] or [B, C, H, W] -> tokens [B, N, D].
+
+    `source` is a run folder or a checkpoint, a folder that jepa-export or transformers wrote (IJepaModel, VJEPA2Model),
+    a published file of I-JEPA, V-JEPA or V-JEPA 2, hf:ORG/NAME, or timm:NAME. `.transform` makes clips from uint8
+    images of any size, `.node` builds the bare encoder without the source, `.num_prefix_tokens` counts tokens that are
+    no patches and are not given back. `clip_shape` (C, T, H, W) is other than the one it was trained on, `fresh` leaves
+    the weights random. Raises CheckpointError for what is damaged or no encoder; only encoders of this package and of
+    timm are built, so that no source can name code to run.
+    """
+    found = _find(os.fspath(source))
+    encoder, mean, std = _open(found, clip_shape, fresh=fresh)
+    encoder.transform = EvalTransform(image_size=encoder.clip_shape[2:], mean=mean, std=std)
+    return encoder.eval()
+
+
+def pretrained_encoder(
+    *,
+    clip_shape: Sequence[int],
+    weights: str,
+    fresh: bool = False,
+    attention_heads: int | None = None,
+    drop_path: float = 0.0,
+    checkpoint_activations: bool = False,
+) -> nn.Module:
+    """The encoder of `weights`, a source as in `open_encoder`, to be trained further on clips of `clip_shape`."""
+    values = {"drop_path": drop_path, "checkpoint_activations": checkpoint_activations}
+    return _open(find_source(weights), clip_shape, fresh=fresh, attention_heads=attention_heads, values=values)[0]
+
+
+def _open(
+    source: Source,
+    clip_shape: Sequence[int] | None,
+    *,
+    fresh: bool,
+    attention_heads: int | None = None,
+    values: Mapping[str, Any] | None = None,
+) -> tuple[Any, Sequence[float], Sequence[float]]:
+    """The encoder, and mean and standard deviation of what it was trained on."""
+    if source.kind == "timm":
+        return _open_timm(source.place, clip_shape, fresh=fresh, values=values or {})
+    found = read_weights(source, num_heads=attention_heads)
+    node = found.node | dict(values or {})
+    node["clip_shape"] = list(node["clip_shape"] if clip_shape is None else clip_shape)
+    if node["clip_shape"][0] != found.node["clip_shape"][0]:
+        raise ValueError(
+            f"{source} reads {found.node['clip_shape'][0]} channels, the data set has {node['clip_shape'][0]}: "
+            "choose a data set with as many"
+        )
+    encoder = factory(node)()
+    if not fresh:
+        fill(encoder, _on_grid(found, encoder), source)
+    encoder.node = node
+    return encoder, found.mean, found.std
+
+
+def _find(text: str) -> Source:
+    try:
+        return find_source(text)
+    except ValueError as error:
+        raise CheckpointError(str(error)) from error
+
+
+def _on_grid(found: Weights, encoder: Any) -> dict[str, Tensor]:
+    """The tensors, with stored positions resampled for the grid of the encoder."""
+    if TABLE not in found.tensors:
+        return found.tensors
+    before = factory(found.node | {"depth": 1})().positions.grid
+    return found.tensors | {TABLE: resampled(found.tensors[TABLE], before, encoder.positions.grid)}
+
+
+class TimmEncoder(nn.Module):
+    """A Vision Transformer of timm: class and register tokens see and are seen, patches are what is given back.
+
+    `architecture` is a name of timm, `arguments` go to its constructor; its weights are those of `folder`, of the
+    layout that timm and jepa-export write, or random. Positions are resampled as timm does it. It sees single images:
+    the frames of a clip apart, and it hides tokens of images alone.
+    """
+
+    def __init__(
+        self,
+        *,
+        clip_shape: Sequence[int],
+        architecture: str,
+        arguments: Mapping[str, Any] | None = None,
+        folder: str | None = None,
+        drop_path: float = 0.0,
+        checkpoint_activations: bool = False,
+    ) -> None:
+        super().__init__()
+        check_drop_path(drop_path)
+        channels, frames, height, width = clip_shape
+        if frames > 1:
+            raise ValueError(f"timm:{architecture} sees single images, got num_frames={frames}: use num_frames=1")
+        given = {"img_size": (height, width), "in_chans": channels, "drop_path_rate": drop_path}
+        trunk = _create(architecture, folder, {**(arguments or {}), **given})
+        trunk.blocks = nn.ModuleList(trunk.blocks)  # as the blocks of other trunks, which are sharded one by one
+        trunk.reset_classifier(0, "")
+        self.clip_shape: ClipShape = (channels, frames, height, width)
+        self.patch_size = patch_pair(trunk.patch_embed.patch_size)
+        self.grid = PatchGrid(frames, *patches_of((height, width), self.patch_size))
+        self.embed_dim: int = trunk.embed_dim
+        self.num_heads: int = trunk.get_submodule("blocks.0.attn").num_heads
+        self.num_prefix_tokens: int = trunk.num_prefix_tokens
+        self.checkpoint_activations = checkpoint_activations
+        self.trunk = trunk
+        self.node = {
+            "_target_": "jepa.encoders.pretrained.TimmEncoder",
+            "clip_shape": [channels, frames, height, width],
+            "architecture": architecture,
+            "arguments": dict(arguments or {}),
+            "drop_path": drop_path,
+            "checkpoint_activations": checkpoint_activations,
+        }
+
+    @property
+    def blocks(self) -> nn.ModuleList:
+        return self.trunk.blocks
+
+    def forward(self, clips: Tensor, keep: Tensor | None = None) -> Tensor:
+        """[B, C, T, H, W] or [B, C, H, W] -> [B, N, D]; with `keep` [B, K] only those tokens: [B, K, D]."""
+        grid = self.grid_of(clips)
+        if keep is not None and grid.t > 1:
+            raise ValueError(f"timm's encoders hide tokens of single images, got clips of {grid.t} frames")
+        images = clips if clips.ndim == 4 else rearrange(clips, "b c t h w -> (b t) c h w")
+        tokens = self._run(images, keep)
+        return rearrange(tokens, "(b t) n d -> b (t n) d", t=grid.t)
+
+    def _run(self, images: Tensor, keep: Tensor | None) -> Tensor:
+        """[B, C, H, W] -> [B, N or K, D]"""
+        trunk, prefix = self.trunk, self.num_prefix_tokens
+        tokens, turns = trunk._pos_embed(trunk.patch_embed(images)), None
+        if isinstance(trunk, Eva):
+            tokens, turns = tokens
+        if keep is not None:
+            tokens = torch.cat([tokens[:, :prefix], take(tokens[:, prefix:], keep)], dim=1)
+            turns = None if turns is None else turns[keep][:, None]  # [B, 1, K, 2 head_dim]
+        tokens, given = trunk.norm_pre(tokens), {} if turns is None else {"rope": turns}
+        for block in trunk.blocks:
+            if self.checkpoint_activations and torch.is_grad_enabled():
+                tokens = checkpoint(block, tokens, **given, use_reentrant=False)
+            else:
+                tokens = block(tokens, **given)
+        return trunk.fc_norm(trunk.norm(tokens[:, prefix:]))
+
+    def grid_of(self, clips: Tensor) -> PatchGrid:
+        """The grid of [B, C, T, H, W] or [B, C, H, W]; refuses what it cannot cut into patches."""
+        channels, *frames, height, width = clips.shape[1:]
+        if channels != self.clip_shape[0]:
+            raise ValueError(f"this encoder reads {self.clip_shape[0]} channels, got clips of {tuple(clips.shape[1:])}")
+        (num_frames,) = frames or (1,)
+        return PatchGrid(num_frames, *patches_of((height, width), self.patch_size))
+
+
+def _open_timm(
+    name: str, clip_shape: Sequence[int] | None, *, fresh: bool, values: Mapping[str, Any]
+) -> tuple[Any, Sequence[float], Sequence[float]]:
+    config, folder = _described(name, fresh=fresh)
+    noted = config.get("pretrained_cfg", config)
+    channels, height, width = noted.get("input_size", (3, 224, 224))
+    encoder = TimmEncoder(
+        clip_shape=clip_shape or (channels, 1, height, width),
+        architecture=config["architecture"],
+        arguments={key: value for key, value in config.get("model_args", {}).items() if key not in OURS},
+        folder=None if fresh else folder,
+        **values,
+    )
+    unknown = [0.5] * encoder.clip_shape[0]
+    mean, std = (noted[key] if len(noted.get(key) or ()) == len(unknown) else unknown for key in ("mean", "std"))
+    return encoder, mean, std
+
+
+def _described(name: str, *, fresh: bool) -> tuple[dict[str, Any], str | None]:
+    """What config.json of timm says of a model, and the folder of its weights, unless it is `fresh` and needs none."""
+    kind, _, place = name.rpartition(":")
+    if not kind:
+        noted = _noted(name)
+        if fresh:
+            return {"architecture": name.partition(".")[0], "pretrained_cfg": noted}, None
+        place = noted.get("hf_hub_id") or ""
+        if not place:
+            raise CheckpointError(f"timm:{name} has no weights; see timm.list_pretrained()")
+    folder = place if kind == "local-dir" else download(place)
+    return read_json(Path(folder) / "config.json"), folder
+
+
+def _noted(name: str) -> dict[str, Any]:
+    """What timm knows of a model of its own. Raises ValueError where there is no such model."""
+    architecture = name.partition(".")[0]
+    if not timm.is_model(architecture):
+        near = difflib.get_close_matches(architecture, timm.list_models(), n=3)
+        meant = f"; did you mean {' or '.join(near)}?" if near else ""
+        raise ValueError(f"timm:{name}: timm {timm.__version__} has no such model{meant}")
+    try:
+        noted = timm.get_pretrained_cfg(name)
+    except RuntimeError as error:
+        raise ValueError(f"timm:{name}: {error}") from error
+    return noted.to_dict() if noted else {}
+
+
+def _create(architecture: str, folder: str | None, arguments: Mapping[str, Any]) -> Any:
+    """A plain Vision Transformer of timm. Raises ValueError for other models, CheckpointError for wrong weights."""
+    if folder is not None and not (Path(folder) / "model.safetensors").is_file():
+        raise CheckpointError(f"{folder} has no model.safetensors; the weights must lie there as safetensors")
+    name = architecture if folder is None else f"local-dir:{folder}"
+    try:
+        trunk = timm.create_model(name, pretrained=folder is not None, dynamic_img_size=True, **arguments)
+    except TypeError as error:
+        raise ValueError(f"timm:{architecture} is no plain Vision Transformer ({error})") from error
+    except (RuntimeError, SafetensorError) as error:
+        raise CheckpointError(f"timm:{name} cannot be read: {' '.join(str(error).split())[:240]}") from error
+    if type(trunk) not in (VisionTransformer, Eva) or type(trunk.patch_embed) is not PatchEmbed:
+        kinds = f"{type(trunk).__name__} with {type(trunk.patch_embed).__name__}"
+        raise ValueError(f"timm:{architecture} is no plain Vision Transformer but {kinds}")
+    if getattr(trunk, "rope_mixed", False):
+        raise ValueError(f"timm:{architecture} turns every block by positions of its own, which is not supported")
+    return trunk

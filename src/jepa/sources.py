@@ -1,0 +1,88 @@
+"""Where weights can be read from, told by names and small files, so that a wrong source is refused without torch."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any, NamedTuple
+
+ENCODER_FORMAT = "jepa-train encoder 1"
+"""`format` in the config.json of an encoder that was exported as safetensors."""
+
+MODELS = ("ijepa", "vjepa2")
+"""`model_type` in the config.json of transformers."""
+
+EXPECTED = (
+    "expected a run or checkpoint of jepa-train, a folder of jepa-export or of transformers (ijepa or vjepa2), a file "
+    "of I-JEPA or V-JEPA (.pth.tar, .pt), hf:ORG/NAME or timm:NAME"
+)
+
+
+class Source(NamedTuple):
+    kind: str
+    """run, exported, transformers, file, hub or timm"""
+    place: str
+    """a path; of the hub ORG/NAME; of timm what `timm.create_model` takes"""
+
+    def __str__(self) -> str:
+        return {"hub": "hf:", "timm": "timm:"}.get(self.kind, "") + self.place
+
+
+def find_source(text: str) -> Source:
+    """What a name or path stands for. Raises ValueError with what is there and what was expected."""
+    if text.startswith("timm:"):
+        return _timm(text.removeprefix("timm:"))
+    if text.startswith("hf:"):
+        name = text.removeprefix("hf:")
+        if not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
+            raise ValueError(f"{text} is no name on the hub; expected hf:ORG/NAME")
+        return Source("hub", name)
+    path = Path(text).expanduser()
+    if path.is_dir():
+        return _folder(path)
+    if not path.exists():
+        raise ValueError(f"{path.absolute()} does not exist; {EXPECTED}")
+    return Source("file", str(path))
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Raises ValueError for what is no mapping in JSON."""
+    try:
+        content = json.loads(path.read_text())
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path} cannot be read ({error})") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} holds no mapping")
+    return content
+
+
+def _timm(name: str) -> Source:
+    if name.startswith("local-dir:"):
+        path = Path(name.removeprefix("local-dir:")).expanduser()
+        if not (path / "config.json").is_file() or "architecture" not in read_json(path / "config.json"):
+            raise ValueError(
+                f"{path.absolute()} is no folder of timm: it has no config.json that names an architecture"
+            )
+        return Source("timm", f"local-dir:{path}")
+    if not re.fullmatch(r"(hf-hub:[\w.-]+/)?[\w.-]+(@[\w.-]+)?", name):
+        raise ValueError(
+            f"timm:{name} names no model of timm; expected timm:NAME, timm:local-dir:FOLDER or timm:hf-hub:ID"
+        )
+    return Source("timm", name)
+
+
+def _folder(path: Path) -> Source:
+    if any((path / name).exists() for name in ("state.json", "checkpoints", "run.json")):
+        return Source("run", str(path))
+    if not (path / "config.json").is_file():
+        raise ValueError(f"{path.absolute()} holds no weights that are known here; {EXPECTED}")
+    config = read_json(path / "config.json")
+    if config.get("format") == ENCODER_FORMAT:
+        return Source("exported", str(path))
+    if config.get("model_type") in MODELS:
+        return Source("transformers", str(path))
+    if "architecture" in config:
+        raise ValueError(f"{path.absolute()} is a folder of timm; write timm:local-dir:{path}")
+    what = f"model_type={config['model_type']}" if "model_type" in config else "no model_type"
+    raise ValueError(f"{path / 'config.json'} says {what}; {EXPECTED}")
