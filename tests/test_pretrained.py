@@ -15,10 +15,11 @@ from timm.layers.pos_embed import resample_abs_pos_embed
 from jepa import JEPAAgent, JEPAConfig, load_encoder
 from jepa.assemble import make_dataset, make_objective, make_plan, split_phases
 from jepa.checkpoint import CheckpointError
-from jepa.config import Composer, compose, factory
+from jepa.config import Composer, ConfigError, compose, factory
 from jepa.encoders.pretrained import TimmEncoder, open_encoder
 from jepa.encoders.spatial import SpatialEncoder
 from jepa.encoders.temporal import TemporalEncoder
+from jepa.estimate import make_sizes
 from jepa.layers.position import resampled
 from jepa.published import write_encoder
 from jepa.types import PatchGrid
@@ -265,6 +266,21 @@ def test_a_run_that_began_with_weights_resumes_bit_by_bit_and_is_loaded_without_
     assert not torch.equal(one.embed.weight, halfway.embed.weight), "nothing was trained after the second step"
     assert one.clip_shape == (3, 1, 24, 24)
     assert torch.equal(load_encoder(whole)(noise(1, 3, 24, 24)), one(noise(1, 3, 24, 24)))
+
+
+def test_phases_of_several_sizes_do_not_share_a_table_of_positions(source, tmp_path) -> None:
+    phases = "phases=[{share:0.5,image_size:16},{share:0.5,image_size:24}]"
+    with pytest.raises(ConfigError, match="phases: these weights keep positions of one size"):
+        JEPAAgent(JEPAConfig(*overrides(source), phases), folder=tmp_path / "run").train()
+
+
+def test_what_a_run_needs_is_told_by_the_sizes_of_its_weights(source) -> None:
+    config = compose(overrides(source))
+    backbone = make_sizes(config, make_dataset(config)).objective.backbone
+    shapes = {name: tensor.shape for name, tensor in load_file(source / "model.safetensors").items()}
+    del shapes["positions.table"]
+    assert {name: parameter.shape for name, parameter in backbone.named_parameters()} == shapes
+    assert {type(p).__name__ for p in backbone.parameters()} == {"FakeTensor"}
 
 
 @pytest.mark.parametrize(

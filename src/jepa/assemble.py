@@ -28,6 +28,7 @@ from jepa.geometry import local_size
 from jepa.layers.attention import choose_attention
 from jepa.optim import parameter_groups
 from jepa.place import near_multiples
+from jepa.renames import TABLE
 from jepa.strategy import prepare
 from jepa.training.folder import RunFolder
 from jepa.training.loop import Parts, Plan
@@ -80,6 +81,7 @@ def assemble(phase: Phase, dataset: Dataset, folder: Path, session: Session) -> 
     config = phase.config
     plan = make_plan(phase, len(dataset), session.world_size)
     parts = make_parts(config, dataset, plan, session)
+    check_phases(phase.whole, parts.objective.backbone)
     evaluators = [factory(node)() for node in config.evaluator.values()]
     return Run(
         folder=folder,
@@ -121,6 +123,13 @@ def make_prober(phase: Phase, dataset: Any, parts: Parts, evaluators: Sequence[E
         still=config.evaluation.still,
         **wired,
     )
+
+
+def check_phases(config: TrainConfig, encoder: Any) -> None:
+    """Raises ConfigError where phases of several sizes would share one table of positions among the weights."""
+    sizes = {f"{phase.get('image_size')} {phase.get('num_frames')}" for phase in config.phases}
+    if len(sizes) > 1 and TABLE in encoder.state_dict():
+        raise ConfigError(["phases: these weights keep positions of one size (position=table); run one size at a time"])
 
 
 def make_facts(config: TrainConfig, dataset: Dataset, encoder: Any) -> dict[str, Any]:

@@ -127,8 +127,8 @@ class Composer:
             plain = _resolved(config)
             if self.schema is TrainConfig:
                 unused, idle = config_checks.unused(plain), config_checks.idle_evaluators(plain)
-                faults += [*self._needless(parsed, unused, base), *self._idle(parsed, idle, base)]
                 sized = config_checks.without_sizes(plain)
+                faults += [*self._needless(parsed, unused, base), *self._idle(parsed, idle, base)]
                 faults += self._sizes_given(parsed, base) if sized else []
                 plain |= unused | sized
                 plain["evaluator"] = {k: v for k, v in (plain.get("evaluator") or {}).items() if k not in idle}

@@ -16,6 +16,7 @@ from timm.layers.patch_embed import PatchEmbed
 from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
+from torch.utils._python_dispatch import _disable_current_modes, is_in_torch_dispatch_mode
 from torch.utils.checkpoint import checkpoint
 
 from jepa.checkpoint import CheckpointError
@@ -73,10 +74,12 @@ def _open(
     attention_heads: int | None = None,
     values: Mapping[str, Any] | None = None,
 ) -> tuple[Any, Sequence[float], Sequence[float]]:
-    """The encoder, and mean and standard deviation of what it was trained on."""
+    """The encoder, without numbers where tensors have none, and mean and standard deviation of what it has seen."""
+    fresh = fresh or is_in_torch_dispatch_mode()
     if source.kind == "timm":
         return _open_timm(source.place, clip_shape, fresh=fresh, values=values or {})
-    found = read_weights(source, num_heads=attention_heads)
+    with _disable_current_modes():
+        found = read_weights(source, num_heads=attention_heads)
     node = found.node | dict(values or {})
     node["clip_shape"] = list(node["clip_shape"] if clip_shape is None else clip_shape)
     if node["clip_shape"][0] != found.node["clip_shape"][0]:

@@ -116,7 +116,7 @@ class Detector(nn.Module):
         """What torchvision's detectors take for images, and the tokens [B, N, D]."""
         grid = self.encoder.grid_of(clips)
         with torch.no_grad() if self.freeze else nullcontext():
-            tokens = self.encoder(clips)[:, getattr(self.encoder, "num_prefix_tokens", 0) :]
+            tokens = self.encoder(clips)
         maps = self.pyramid(rearrange(tokens, "b (h w) d -> b d h w", h=grid.h, w=grid.w))
         levels = {name: level.float() for name, level in maps.items()}
         return Pictures(pixels=clips[:, :, 0], levels=levels), tokens
