@@ -8,7 +8,7 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from itertools import count
 from typing import Any, NamedTuple
 
@@ -84,6 +84,20 @@ def batches(
         pin_memory=pin_memory,
         worker_init_fn=_outlive_signals,
         generator=generator(seed, first_step, rank, "workers"),
+    )
+    return _iterate(loader)
+
+
+def read_in_order(reader: TorchDataset, lists: Iterable[list[int]], num_workers: int) -> Generator[Any, None, None]:
+    """`reader[some]` of one list after the other, made in workers; a text that it returns becomes a DataError."""
+    loader = DataLoader(
+        reader,
+        sampler=lists,
+        batch_size=None,
+        collate_fn=_unchanged,
+        num_workers=num_workers,
+        worker_init_fn=_outlive_signals,
+        generator=torch.Generator(),  # the global one stays as it is
     )
     return _iterate(loader)
 

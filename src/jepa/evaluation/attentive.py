@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from jepa.layers.attention import CrossAttention, CrossAttentionBlock
-from jepa.layers.probes import SELECTION_SHARE, ClassProbe, ProbeTask, held_out, select, top1
+from jepa.layers.probes import SELECTION_SHARE, Answer, ClassProbe, ProbeTask, held_out, select, top1
 from jepa.types import Evaluation, Features, Snapshot
 
 HEAD_WIDTH = 64
@@ -46,24 +46,25 @@ class AttentiveProbe(ClassProbe):
     def __call__(self, snapshot: Snapshot) -> Evaluation:
         return super().__call__(snapshot) if snapshot.train.tokens is not None else Evaluation()
 
-    def predict(self, task: ProbeTask) -> Tensor:
-        used, judged = (select(task.train, rows) for rows in held_out(len(task.train.labels)))
-        found = [top1(self._fit(used, trial, task.num_classes).answer(judged), judged.labels) for trial in TRIALS]
+    def answer(self, task: ProbeTask) -> Answer:
+        used, judged = (select(task.train, rows) for rows in held_out(len(task.train.labels), task.seed))
+        found = [top1(self._fit(used, trial, task).answer(judged), judged.labels) for trial in TRIALS]
         best = TRIALS[max(range(len(TRIALS)), key=found.__getitem__)]
-        return self._fit(task.train, best, task.num_classes).answer(task.val)
+        return Answer(self._fit(task.train, best, task).answer(task.val), best._asdict())
 
-    def _fit(self, train: Features, trial: Trial, num_classes: int) -> AttentiveHead:
-        """Deterministic, and leaves the global random state as it was."""
-        generator = torch.Generator().manual_seed(0)
+    def _fit(self, train: Features, trial: Trial, task: ProbeTask) -> AttentiveHead:
+        """Pure in the seed, and leaves the global random state as it was."""
+        generator = torch.Generator().manual_seed(task.seed)
         with torch.random.fork_rng(devices=[]), torch.enable_grad():
-            torch.manual_seed(0)
-            head = AttentiveHead(tokens=tokens_of(train), num_classes=num_classes)
+            torch.manual_seed(task.seed)
+            head = AttentiveHead(tokens=tokens_of(train), num_classes=task.num_classes).to(task.device)
             optimizer = torch.optim.AdamW(head.parameters(), lr=trial.lr, weight_decay=trial.weight_decay, fused=True)
             num_batches = math.ceil(len(train.labels) / self.batch_size)
             schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=self.epochs * num_batches)
             for _ in range(self.epochs):
                 for rows in torch.randperm(len(train.labels), generator=generator).chunk(num_batches):
-                    loss = F.cross_entropy(head(tokens_of(train)[rows]), train.labels[rows])
+                    tokens, labels = (part[rows].to(task.device) for part in (tokens_of(train), train.labels))
+                    loss = F.cross_entropy(head(tokens), labels)
                     optimizer.zero_grad()
                     loss.backward()
                     optimizer.step()
@@ -74,10 +75,15 @@ class AttentiveProbe(ClassProbe):
 class AttentiveHead(nn.Module):
     """[b, J, D] of any float type -> [b, classes], tokens standardised as those it is made with."""
 
+    mean: Tensor
+    scale: Tensor
+
     def __init__(self, *, tokens: Tensor, num_classes: int) -> None:
         super().__init__()
         width = tokens.shape[-1]
-        self.mean, self.scale = token_statistics(tokens)
+        mean, scale = token_statistics(tokens)
+        self.register_buffer("mean", mean)
+        self.register_buffer("scale", scale)
         self.query = nn.Parameter(0.02 * torch.randn(1, 1, width))
         self.block = CrossAttentionBlock(width=width, num_heads=num_heads(width), mlp_ratio=4.0)
         self.norm = nn.LayerNorm(width)
@@ -91,7 +97,8 @@ class AttentiveHead(nn.Module):
     @torch.no_grad()
     def answer(self, features: Features) -> Tensor:
         """-> [n], the best class of each sample"""
-        return torch.cat([self(some).argmax(1) for some in tokens_of(features).split(256)])
+        device = self.query.device
+        return torch.cat([self(some.to(device)).argmax(1).cpu() for some in tokens_of(features).split(256)])
 
 
 def read_once(attention: CrossAttention, query: Tensor, context: Tensor) -> Tensor:

@@ -48,9 +48,10 @@ class FineTuning(ClassProbe):
             f"fine-tuned: LayerNorm of the mean token and a linear layer, trained with a copy of the encoder for "
             f"{epochs} epochs on the probe's training samples, with crops (of the pictures that probes see) and flips "
             f"as in training, by AdamW (lr {lr:g} with warm-up and cosine, weight decay {weight_decay:g}, batch "
-            f"{batch_size}), the last weights counting; before the first step (from random weights) and after the last"
+            f"{batch_size}), the last weights counting"
         )
         super().__init__(name="finetune", protocol=protocol)
+        self.protocol += "; before the first step (from random weights) and after the last"
 
     def __call__(self, snapshot: Snapshot) -> Evaluation:
         """Raises Interrupted where the run is to stop."""

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from jepa.layers.probes import ClassProbe, ProbeTask
+from jepa.layers.probes import Answer, ClassProbe, ProbeTask
 
 ROWS = 1024
 """queries compared at once, so that memory does not grow with the validation part"""
@@ -28,12 +28,12 @@ class KNN(ClassProbe):
         )
         super().__init__(name="knn", protocol=protocol)
 
-    def predict(self, task: ProbeTask) -> Tensor:
-        votes = knn_votes(
-            task.val.vectors, task.train.vectors, task.train.labels,
-            num_classes=task.num_classes, k=self.k, temperature=self.temperature,
-        )  # fmt: skip
-        return votes.argmax(1)
+    def answer(self, task: ProbeTask) -> Answer:
+        queries, bank, labels = (
+            part.to(task.device) for part in (task.val.vectors, task.train.vectors, task.train.labels)
+        )
+        votes = knn_votes(queries, bank, labels, num_classes=task.num_classes, k=self.k, temperature=self.temperature)
+        return Answer(votes.argmax(1).cpu())
 
 
 def knn_votes(queries: Tensor, bank: Tensor, labels: Tensor, *, num_classes: int, k: int, temperature: float) -> Tensor:

@@ -8,7 +8,17 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from jepa.layers.probes import SELECTION_SHARE, ClassProbe, ProbeTask, held_out, select, standardise, top1
+from jepa.layers.probes import (
+    SELECTION_SHARE,
+    Answer,
+    ClassProbe,
+    ProbeTask,
+    held_out,
+    on_device,
+    select,
+    standardise,
+    top1,
+)
 from jepa.types import Features
 
 L2_GRID = (1.0, 0.1, 0.01, 1e-3, 1e-4, 1e-5, 1e-6)
@@ -39,19 +49,19 @@ class LinearProbe(ClassProbe):
         )
         super().__init__(name="linear", protocol=protocol)
 
-    def predict(self, task: ProbeTask) -> Tensor:
-        (train, val), num_classes = standardise(task.train, task.val), task.num_classes
-        l2, start = select_l2(train, num_classes=num_classes)
-        model = fit_logistic(train.vectors, train.labels, num_classes=num_classes, l2=l2, start=start)
-        return model.predict(val.vectors)
+    def answer(self, task: ProbeTask) -> Answer:
+        train, val = (on_device(part, task.device) for part in standardise(task.train, task.val))
+        l2, start = select_l2(train, num_classes=task.num_classes, seed=task.seed)
+        model = fit_logistic(train.vectors, train.labels, num_classes=task.num_classes, l2=l2, start=start)
+        return Answer(model.predict(val.vectors).cpu(), {"l2": l2})
 
 
-def select_l2(train: Features, *, num_classes: int) -> tuple[float, LinearModel]:
+def select_l2(train: Features, *, num_classes: int, seed: int = 0) -> tuple[float, LinearModel]:
     """The weight with the best accuracy on held-out training samples (the stronger one of equals), and its solution.
 
     The search ends when PATIENCE weaker weights in a row are no better.
     """
-    used, judged = (select(train, rows) for rows in held_out(len(train.labels)))
+    used, judged = (select(train, rows) for rows in held_out(len(train.labels), seed))
     vectors, labels = used.vectors, used.labels
     second_moment = vectors.T @ vectors / len(vectors)
     tried: list[tuple[float, float, LinearModel]] = []
@@ -75,7 +85,7 @@ def fit_logistic(
     make it singular in float32): features of an encoder are so unevenly spread that it would not converge otherwise.
     """
     num, dim = vectors.shape
-    identity = torch.eye(dim, dtype=vectors.dtype)
+    identity = torch.eye(dim, dtype=vectors.dtype, device=vectors.device)
     curvature = (vectors.T @ vectors / num if second_moment is None else second_moment) / num_classes
     factor = torch.linalg.cholesky(curvature + max(l2, LEAST_CURVATURE) * identity)
     inverse = torch.linalg.solve_triangular(factor, identity, upper=False)

@@ -197,12 +197,18 @@ def _shuffled(dataset: Dataset, seed: int, stream: str) -> tuple[list[int], list
 def look_at(pictures: Tensor, num_seen: int, num_pictures: int) -> Look:
     """uint8 [b, C, T, H, W], after `num_seen` others: of the first samples pictures are kept, as far as memory goes."""
     room = max(num_pictures, min(NUM_DIAGNOSED, MAX_SHOWN_BYTES // pictures[0].nbytes)) - num_seen
+    return Look(pictures=pictures[: max(0, room)].clone(), thumbnails=thumbnails(pictures), pixels=raw_pixels(pictures))
+
+
+def thumbnails(pictures: Tensor) -> Tensor:
+    """uint8 [b, C, T, H, W] -> uint8 [b, C, 32, 32], of clips the middle frame"""
+    return F.adaptive_avg_pool2d(pictures[:, :, pictures.shape[2] // 2].float(), THUMBNAIL).round().byte()
+
+
+def raw_pixels(pictures: Tensor) -> Tensor:
+    """uint8 [b, C, T, H, W] -> float32 [b, C * h * w]: the baseline of probes, as `Look.pixels`"""
     height, width = pictures.shape[-2:]
     share = min(1.0, PIXELS_SIDE / max(height, width))
     size = (max(1, round(height * share)), max(1, round(width * share)))
     mean = pictures.sum(2, dtype=torch.float32) / pictures.shape[2]  # [b, C, H, W]
-    return Look(
-        pictures=pictures[: max(0, room)].clone(),
-        thumbnails=F.adaptive_avg_pool2d(pictures[:, :, pictures.shape[2] // 2].float(), THUMBNAIL).round().byte(),
-        pixels=F.adaptive_avg_pool2d(mean / 255, size).flatten(1),
-    )
+    return F.adaptive_avg_pool2d(mean / 255, size).flatten(1)

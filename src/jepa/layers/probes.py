@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 import torch
@@ -22,13 +22,28 @@ class ProbeTask(NamedTuple):
     train: Features
     val: Features
     num_classes: int
+    seed: int = 0
+    """of what a probe draws: its first weights, its order, the samples that it chooses on"""
+    device: torch.device = torch.device("cpu")
+    """where a probe computes"""
+
+
+class Answer(NamedTuple):
+    predicted: Tensor
+    """long [n] on the CPU: the class of each validation sample"""
+    chosen: Mapping[str, float] = {}
+    """hyper-parameters that were chosen on training samples, by name"""
 
 
 class ClassProbe:
-    """A probe of class labels: `predict` is a subclass's. Where it cannot be made, it says so once and is silent."""
+    """A probe of class labels: `answer` is a subclass's. Where it cannot be made, it says so once and is silent.
+
+    `method` says what is done with training samples, `protocol` also what is measured in a run.
+    """
 
     def __init__(self, *, name: str, protocol: str) -> None:
         self.name = name
+        self.method = protocol
         self.protocol = f"{protocol}; top-1 micro accuracy in percent on the validation samples{BALANCED}"
         self._told = False
 
@@ -38,7 +53,7 @@ class ClassProbe:
             task = self.task(train, val)
             if task is None:
                 return Evaluation()
-            metrics |= scores(f"{prefix}/{self.name}", self.predict(task), task)
+            metrics |= scores(f"{prefix}/{self.name}", self.answer(task).predicted, task)
         return Evaluation(metrics=metrics)
 
     def task(self, train: Features, val: Features) -> ProbeTask | None:
@@ -51,8 +66,7 @@ class ClassProbe:
         self._told = True
         return None
 
-    def predict(self, task: ProbeTask) -> Tensor:
-        """-> [n], the class of each validation sample"""
+    def answer(self, task: ProbeTask) -> Answer:
         raise NotImplementedError
 
 
@@ -67,6 +81,11 @@ def select(features: Features, rows: Tensor) -> Features:
     """Indices [m] or bool [n] -> the m samples."""
     targets, tokens = (part if part is None else part[rows] for part in (features.targets, features.tokens))
     return Features(features.vectors[rows], features.labels[rows], targets, tokens)
+
+
+def on_device(features: Features, device: torch.device) -> Features:
+    """Vectors and labels alone."""
+    return Features(features.vectors.to(device), features.labels.to(device))
 
 
 def probe_task(train: Features, val: Features) -> ProbeTask | str:
@@ -86,9 +105,9 @@ def standardise(train: Features, val: Features) -> tuple[Features, Features]:
     return train, val
 
 
-def held_out(num: int) -> tuple[Tensor, Tensor]:
+def held_out(num: int, seed: int = 0) -> tuple[Tensor, Tensor]:
     """Indices of the samples to fit on and of those to choose hyper-parameters on, always the same."""
-    order = torch.randperm(num, generator=torch.Generator().manual_seed(0))
+    order = torch.randperm(num, generator=torch.Generator().manual_seed(seed))
     num_held_out = max(1, round(SELECTION_SHARE * num))
     return order[num_held_out:], order[:num_held_out]
 
