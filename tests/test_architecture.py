@@ -25,7 +25,7 @@ LEVELS = (
     {"types", "schedules", "catalogue", "signatures", "signals", "charts", "hardware", "shard_names", "sources"},
     {"geometry", "schema", "place", "report_sections", "box_types"},
     {"checked"},
-    {"data_rules"},
+    {"data_rules", "eval_rules"},
     {"config_rules"},
     {"config_checks"},
     {"composing"},

@@ -14,8 +14,8 @@ def faults_of(compose, *overrides: str) -> list[str]:
 
 
 def test_eval_takes_a_run_and_a_dataset_by_name() -> None:
-    config = compose_eval(["run=outputs/x", "dataset=cifar10", "dataset.root_path=/data"])
-    assert config.run == "outputs/x"
+    config = compose_eval(["run=timm:vit_tiny_patch16_224", "dataset=cifar10", "dataset.root_path=/data"])
+    assert config.run == "timm:vit_tiny_patch16_224"
     assert config.dataset["root_path"] == "/data"
 
 

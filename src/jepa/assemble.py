@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import inspect
 import math
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Sequence
 from copy import deepcopy
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -15,7 +14,7 @@ import torch
 
 from jepa import checkpoint
 from jepa.box_types import BoxDataset
-from jepa.config import ConfigError, TrainConfig, factory, to_yaml
+from jepa.config import ConfigError, TrainConfig, build, factory, to_yaml
 from jepa.data.box_transforms import BoxAugment, WholePictures
 from jepa.data.loader import BrokenSamples, batches
 from jepa.data.mixture import Shares
@@ -220,14 +219,6 @@ def make_objective(config: TrainConfig, channels: int, plan: Plan, classes: tupl
         total_steps=plan.total_steps,
     )
     return objective, masker
-
-
-def build(node: Mapping[str, Any], **given: Any) -> Any:
-    """The component of a node, with those of the given arguments that its constructor takes."""
-    make = factory(node)
-    taken = inspect.signature(make).parameters
-    takes_all = any(parameter.kind is parameter.VAR_KEYWORD for parameter in taken.values())
-    return make(**{name: value for name, value in given.items() if takes_all or name in taken})
 
 
 def make_augment(config: TrainConfig, dataset: Dataset, objective: Any) -> Augment | BoxAugment:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -16,6 +17,7 @@ from jepa.composing import Composer, literal, members
 from jepa.schema import (
     AugmentConfig,
     ConfigError,
+    CropConfig,
     EvalConfig,
     EvaluationConfig,
     ExportConfig,
@@ -32,6 +34,7 @@ __all__ = [
     "EvaluationConfig",
     "ExportConfig",
     "TrainConfig",
+    "build",
     "changed_keys",
     "compose",
     "compose_eval",
@@ -57,6 +60,14 @@ def factory(node: Mapping[str, Any]) -> Callable[..., Any]:
     return partial(built, **inner) if inner else built
 
 
+def build(node: Mapping[str, Any], **given: Any) -> Any:
+    """The component of a node, with those of the given arguments that its constructor takes."""
+    make = factory(node)
+    taken = inspect.signature(make).parameters
+    takes_all = any(parameter.kind is parameter.VAR_KEYWORD for parameter in taken.values())
+    return make(**{name: value for name, value in given.items() if takes_all or name in taken})
+
+
 def _parts(value: Any) -> bool:
     return isinstance(value, Mapping) and any(isinstance(v, Mapping) and "_target_" in v for v in value.values())
 
@@ -68,7 +79,8 @@ def compose(overrides: Sequence[str] = (), config_dir: str | os.PathLike | None 
 
 def compose_eval(overrides: Sequence[str] = (), config_dir: str | os.PathLike | None = None) -> EvalConfig:
     """The configuration of `jepa-eval` with these overrides. Raises ConfigError with all faults."""
-    return EvalConfig(**_composed("eval", overrides, config_dir))
+    found = _composed("eval", overrides, config_dir)
+    return EvalConfig(**{**found, "augment": CropConfig(**found["augment"]), "name": str(found["name"])})
 
 
 def compose_export(overrides: Sequence[str] = (), config_dir: str | os.PathLike | None = None) -> ExportConfig:

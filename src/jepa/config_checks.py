@@ -24,11 +24,8 @@ WIRED = {
 }
 """Group -> the constructor arguments that Python gives; they are no keys."""
 
-SECTIONS = {
-    "augment": "jepa.schema.AugmentConfig",
-    "evaluation": "jepa.schema.EvaluationConfig",
-    "hardware": "jepa.schema.HardwareConfig",
-}
+SECTIONS = {"augment", "evaluation", "hardware"}
+"""Keys of a schema that have a schema of their own, which is named where they are declared."""
 
 MANY = {"regularizer", "evaluator", "logger"}
 """Groups of which several choices run together, each under its own name."""
@@ -154,8 +151,9 @@ def _wrong_values(config: Mapping[str, Any], schema: signatures.Signature, show:
     groups = {group: wired for group, wired in WIRED.items() if group in schema.parameters}
     plain = {key: value for key, value in config.items() if key not in groups}
     yield from _against(schema, plain, "", show, given=set(groups))
-    for name in SECTIONS.keys() & schema.parameters.keys():
-        signature, values = signatures.read(SECTIONS[name]), config.get(name)
+    for name in SECTIONS & schema.parameters.keys():
+        own = signatures.describe(schema.parameters[name].annotation)
+        signature, values = signatures.read(f"jepa.schema.{own}"), config.get(name)
         if signature is not None and isinstance(values, Mapping):
             yield from _against(signature, values, f"{name}.", show, given=set())
         elif signature is not None:

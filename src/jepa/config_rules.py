@@ -12,6 +12,7 @@ from jepa import signatures
 from jepa.catalogue import find, suggestion
 from jepa.checked import AbsentError, Checked, Rule, not_divisible, pair_of
 from jepa.data_rules import OF_CROPS, OF_DATA
+from jepa.eval_rules import OF_EVAL
 from jepa.geometry import mask_faults, show_grid
 from jepa.hardware import GPUS
 from jepa.place import near_multiples
@@ -32,6 +33,10 @@ AT_LEAST_ONE = (
         "save_every",
         "keep",
         "processes",
+        "train_samples",
+        "test_samples",
+        "seeds",
+        "layers",
         "hardware.count",
         "hardware.per_node",
     ),
@@ -68,6 +73,8 @@ WORDS = {
     "precision": ("auto", "bf16", "fp32"),
     "strategy": ("auto", "single", "ddp", "fsdp"),
     "hardware.gpu": tuple(GPUS),
+    "pooling": ("mean", "mean_std", "steps", "cls"),
+    "solver": ("lbfgs", "sgd"),
     "objective.loss": ("mse", "smooth_l1", "l1"),
     "objective.target": ("ema", "stopgrad", "none"),
     "objective.bottleneck": ("pooled", "tokens"),
@@ -260,6 +267,9 @@ def _warmup(checked: Checked) -> Iterator[str]:
 
 
 def _batch(checked: Checked) -> Iterator[str]:
+    """Of a training: that of an evaluation is no more than how many samples are encoded at once."""
+    if "epochs" not in checked:
+        return
     whole, part = checked["batch_size"], checked.get("micro_batch_size")
     if part and part > 0 and whole % part:
         both = f"{checked.show('micro_batch_size')} with {checked.show('batch_size')}"
@@ -364,4 +374,5 @@ RULES: tuple[Rule, ...] = (
     _phases,
     _warmup,
     *OF_DATA,
+    *OF_EVAL,
 )

@@ -166,12 +166,12 @@ def _provenance(folder: Path, config: Mapping[str, Any], run_id: str, resume_ste
         "status": "running",
         "command": shlex.join(command),
         "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPU cores",
-        "versions": {"python": platform.python_version(), **_versions()},
+        "versions": {"python": platform.python_version(), **versions()},
         "sessions": [*sessions, {"started": time.time(), "from_step": resume_step or 0}],
     }
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
     installed = {}
     for package in PACKAGES:
         try:

@@ -29,12 +29,18 @@ class ConfigError(ValueError):
 
 
 @dataclass(kw_only=True)
-class AugmentConfig:
-    """Random crops, flips and colours of the training images."""
+class CropConfig:
+    """Random crops and flips of the training images."""
 
     crop_scale: list[float]
     crop_aspect: list[float]
     flip: bool
+
+
+@dataclass(kw_only=True)
+class AugmentConfig(CropConfig):
+    """And several crops of each, and colours."""
+
     views: int
     jitter: float
     grayscale: float
@@ -116,12 +122,26 @@ class EvalConfig:
 
     run: Any
     task: Any
-    name: str | None
+    name: str
+    floors: list[str]
+    train_samples: int | None
+    test_samples: int | None
+    shots: int | float | None
     seed: int
+    seeds: int
+    pooling: str
+    layers: int
+    solver: str
+    image_size: Any
+    num_frames: int
+    batch_size: int
+    cache: bool
     device: str
     precision: str
     num_workers: int | None
+    augment: CropConfig
     dataset: dict[str, Any]
+    evaluator: dict[str, Any]
 
 
 @dataclass(kw_only=True)

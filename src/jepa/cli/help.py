@@ -38,19 +38,19 @@ FLAGS = """\
   -h, --help              this text, with the groups of --config-dir"""
 
 
-def help_text(arguments: Sequence[str] = ()) -> str:
-    """Keys, groups and flags, with the groups of a folder given by --config-dir."""
+def help_text(arguments: Sequence[str] = (), name: str = "train", head: str = HEAD, flags: str = FLAGS) -> str:
+    """Keys, groups and flags, with the groups of a folder given by --config-dir; of conf/NAME.yaml."""
     conf = conf_folder()
     added = _value_of("--config-dir", arguments)
     groups = Catalogue([conf, *([Path(added)] if added else [])]).groups
-    primary = conf / "train.yaml"
-    lines = [HEAD, "", "keys, with their defaults", *_keys(primary.read_text())]
+    primary = conf / f"{name}.yaml"
+    lines = [head, "", "keys, with their defaults", *_keys(primary.read_text())]
     lines += ["", "groups, their default marked with * and its keys below"]
     for group, default in _defaults(primary):
         lines += _group(group, default, groups.pop(group, {}))
-    for group in sorted(groups):
+    for group in sorted(groups) if name == "train" else ():
         lines += _group(group, [], groups[group])
-    return "\n".join([*lines, "", "flags", FLAGS])
+    return "\n".join([*lines, "", "flags", flags])
 
 
 def _value_of(flag: str, arguments: Sequence[str]) -> str | None:

@@ -33,9 +33,13 @@ class LinearModel(NamedTuple):
     bias: Tensor
     """[classes]"""
 
+    def logits(self, vectors: Tensor) -> Tensor:
+        """[n, D] -> [n, classes]"""
+        return F.linear(vectors, self.weight, self.bias)
+
     def predict(self, vectors: Tensor) -> Tensor:
         """[n, D] -> [n]"""
-        return F.linear(vectors, self.weight, self.bias).argmax(1)
+        return self.logits(vectors).argmax(1)
 
 
 class LinearProbe(ClassProbe):
@@ -53,7 +57,8 @@ class LinearProbe(ClassProbe):
         train, val = (on_device(part, task.device) for part in standardise(task.train, task.val))
         l2, start = select_l2(train, num_classes=task.num_classes, seed=task.seed)
         model = fit_logistic(train.vectors, train.labels, num_classes=task.num_classes, l2=l2, start=start)
-        return Answer(model.predict(val.vectors).cpu(), {"l2": l2})
+        logits = model.logits(val.vectors).cpu()
+        return Answer(logits.argmax(1), {"l2": l2}, logits.softmax(1))
 
 
 def select_l2(train: Features, *, num_classes: int, seed: int = 0) -> tuple[float, LinearModel]:

@@ -33,6 +33,8 @@ class Answer(NamedTuple):
     """long [n] on the CPU: the class of each validation sample"""
     chosen: Mapping[str, float] = {}
     """hyper-parameters that were chosen on training samples, by name"""
+    probabilities: Tensor | None = None
+    """float [n, classes] on the CPU, of a probe that gives them"""
 
 
 class ClassProbe:

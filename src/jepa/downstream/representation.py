@@ -1,0 +1,159 @@
+"""What is judged: pictures made into vectors, and by an encoder into tokens too."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from jepa.data.transforms import EvalTransform
+from jepa.distributed import Session
+from jepa.downstream.floors import HOG, PIXELS, hog, pixels
+from jepa.layers.attention import choose_attention
+from jepa.layers.probes import pool_tokens
+from jepa.schema import ConfigError
+from jepa.types import PatchGrid
+
+FLOORS: dict[str, tuple[Callable[[Tensor], Tensor], str]] = {"pixels": (pixels, PIXELS), "hog": (hog, HOG)}
+POOLING = {
+    "mean": "averaged over the sample",
+    "mean_std": "mean and standard deviation over the sample side by side",
+    "steps": "averaged over each time step of the clip, the steps side by side",
+    "cls": "of which the class token is taken",
+}
+
+
+class Encoded(NamedTuple):
+    vectors: Tensor
+    """float32 [b, D] on the CPU"""
+    tokens: Tensor | None = None
+    """float16 [b, J, D] on the CPU"""
+
+
+@dataclass(frozen=True)
+class Floor:
+    """Vectors made of pictures by a formula, in the workers that read them."""
+
+    word: str
+    transform: EvalTransform
+
+    @property
+    def told(self) -> str:
+        return FLOORS[self.word][1]
+
+    @property
+    def digest(self) -> str:
+        return _digest([self.told, self.transform.image_size])
+
+    def reduce(self, clips: Sequence[Tensor]) -> Tensor:
+        return FLOORS[self.word][0](self.transform.pictures(clips))
+
+    def encode(self, values: Tensor, max_tokens: int) -> Encoded:
+        return Encoded(values)
+
+
+class Frozen:
+    """Pooled tokens of an encoder, of its last `layers` blocks side by side.
+
+    Raises ConfigError where the encoder has no such blocks or no class token.
+    """
+
+    def __init__(self, *, encoder: Any, pooling: str, layers: int, session: Session) -> None:
+        num_blocks, self.prefix = len(encoder.blocks), getattr(encoder, "num_prefix_tokens", 0)
+        if layers > num_blocks:
+            raise ConfigError([f"layers={layers}: the encoder has {num_blocks} blocks"])
+        if pooling == "cls" and self.prefix == 0:
+            raise ConfigError(["pooling=cls: the encoder has no class token; use pooling=mean"])
+        choose_attention(encoder, session.device, torch.bfloat16 if session.bf16 else torch.float32)
+        self.encoder, self.pooling, self.layers, self.session = encoder, pooling, layers, session
+        self.transform: EvalTransform = encoder.transform
+        self.encoder.to(session.device)
+
+    @cached_property
+    def encoder_digest(self) -> str:
+        """Of its structure, its weights and what it is shown."""
+        told = hashlib.sha256(repr([str(self.encoder), self.encoder.num_heads, self.encoder.grid]).encode())
+        for name, tensor in sorted(self.encoder.state_dict().items()):
+            told.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            told.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+        shown = self.transform
+        told.update(repr([shown.image_size, shown.normalise.mean, shown.normalise.std]).encode())
+        return told.hexdigest()[:16]
+
+    @property
+    def digest(self) -> str:
+        return _digest([self.encoder_digest, self.pooling, self.layers, self.session.bf16])
+
+    @property
+    def told(self) -> str:
+        blocks = "" if self.layers == 1 else f" of each of the last {self.layers} blocks, through the final norm,"
+        return f"the encoder's tokens{blocks} in eval mode, {POOLING[self.pooling]}"
+
+    def reduce(self, clips: Sequence[Tensor]) -> Tensor:
+        return self.transform.pictures(clips)
+
+    @torch.no_grad()
+    def encode(self, values: Tensor, max_tokens: int) -> Encoded:
+        """uint8 [b, C, T, H, W] -> vectors, and tokens averaged down to `max_tokens` where that is not 0."""
+        clips = self.transform.normalise(values.to(self.session.device).float())
+        grid = self.encoder.grid_of(clips)
+        with self.session.autocast():
+            layers = self._layers(clips)
+        pooled = torch.cat([_pool(first, tokens, self.pooling, grid) for first, tokens in layers], dim=1)
+        kept = None
+        if max_tokens:
+            side_by_side = torch.cat([tokens for _, tokens in layers], dim=2)  # [b, N, layers * D]
+            kept = pool_tokens(side_by_side, grid, max_tokens).half().cpu()
+        return Encoded(pooled.cpu(), kept)
+
+    def _layers(self, clips: Tensor) -> list[tuple[Tensor | None, Tensor]]:
+        """Of each block that counts, float32: class tokens [b, t, D] where there are any, patches [b, N, D]."""
+        if self.layers == 1 and self.pooling != "cls":
+            return [(None, self.encoder(clips).float())]
+        with _watching(self.encoder.blocks[-self.layers :]) as seen:
+            self.encoder(clips)
+        found = []
+        for output in seen:
+            tokens = final_norm(self.encoder)(output).float()  # [b * frames that do not see each other, p + n, D]
+            first = tokens[:, 0] if self.prefix else None
+            shape = len(clips), -1, tokens.shape[2]
+            found.append((None if first is None else first.reshape(shape), tokens[:, self.prefix :].reshape(shape)))
+        return found
+
+
+def final_norm(encoder: Any) -> nn.Module:
+    """Of an encoder of ours, or of the trunk that it wraps."""
+    return encoder.norm if hasattr(encoder, "norm") else encoder.trunk.norm
+
+
+@contextmanager
+def _watching(blocks: nn.ModuleList) -> Iterator[list[Tensor]]:
+    """What the blocks give inside, in their order."""
+    seen: list[Tensor] = []
+    with ExitStack() as stack:
+        for block in blocks:
+            stack.callback(block.register_forward_hook(lambda *called: seen.append(called[-1])).remove)
+        yield seen
+
+
+def _pool(first: Tensor | None, tokens: Tensor, pooling: str, grid: PatchGrid) -> Tensor:
+    """[b, t, D], [b, N, D] -> [b, d]"""
+    if pooling == "cls":
+        assert first is not None
+        return first.mean(1)
+    if pooling == "mean_std":
+        return torch.cat([tokens.mean(1), tokens.std(1, correction=0)], dim=1)
+    if pooling == "steps":
+        return tokens.unflatten(1, (grid.t, -1)).mean(2).flatten(1)
+    return tokens.mean(1)
+
+
+def _digest(values: Any) -> str:
+    return hashlib.sha256(json.dumps(values, default=str).encode()).hexdigest()[:16]

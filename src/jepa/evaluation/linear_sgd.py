@@ -1,0 +1,97 @@
+"""Linear probe by SGD: every learning rate and weight decay of a grid is trained at once on the same batches.
+
+The protocol of the literature (Caron et al. 2021, appendix; Bardes et al. 2024) with the features standardised by the
+training samples, which is batch norm without learned scale and shift.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from itertools import product
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from jepa.layers.probes import SELECTION_SHARE, Answer, ClassProbe, ProbeTask, held_out, on_device, select, standardise
+from jepa.schedules import cosine
+from jepa.types import Features
+
+MOMENTUM = 0.9
+ROWS = 4096
+
+
+class Heads(NamedTuple):
+    """H linear heads side by side."""
+
+    weight: Tensor
+    """[H, classes, D]"""
+    bias: Tensor
+    """[H, classes]"""
+
+    def logits(self, vectors: Tensor) -> Tensor:
+        """[b, D] -> [H, b, classes]"""
+        return torch.einsum("hcd,bd->hbc", self.weight, vectors) + self.bias[:, None]
+
+
+class SGDProbe(ClassProbe):
+    """Learning rate and weight decay are chosen on a fifth of the training samples, then one head is trained on all."""
+
+    def __init__(self, *, epochs: int, batch_size: int, lrs: Sequence[float], weight_decays: Sequence[float]) -> None:
+        if min(epochs, batch_size) < 1:
+            raise ValueError(f"evaluator.linear_sgd: epochs={epochs}, batch_size={batch_size}: each at least 1")
+        if not lrs or not weight_decays or min(lrs) <= 0 or min(weight_decays) < 0:
+            raise ValueError(
+                f"evaluator.linear_sgd: lrs={list(lrs)} must be above 0, weight_decays={list(weight_decays)} at least 0"
+            )
+        self.epochs = epochs
+        self.batch_size = batch_size
+        self.grid = list(product(lrs, weight_decays))
+        rates, decays = (", ".join(f"{value:g}" for value in values) for values in (lrs, weight_decays))
+        protocol = (
+            f"linear, SGD: a linear layer on features standardised by the training samples, {epochs} epochs of SGD "
+            f"(momentum {MOMENTUM}, batch {batch_size}, cosine schedule to 0); learning rate of "
+            f"{rates} and weight decay of {decays} "
+            f"chosen on {SELECTION_SHARE:.0%} of the training samples, then trained on all"
+        )
+        super().__init__(name="linear_sgd", protocol=protocol)
+
+    def answer(self, task: ProbeTask) -> Answer:
+        train, val = (on_device(part, task.device) for part in standardise(task.train, task.val))
+        used, judged = (select(train, rows) for rows in held_out(len(train.labels), task.seed))
+        found = predict(self.fit(used, self.grid, task), judged.vectors).eq(judged.labels).sum(1)  # [H]
+        lr, weight_decay = self.grid[int(found.argmax())]
+        heads = self.fit(train, [(lr, weight_decay)], task)
+        return Answer(predict(heads, val.vectors)[0].cpu(), {"lr": lr, "weight_decay": weight_decay})
+
+    def fit(self, train: Features, grid: Sequence[tuple[float, float]], task: ProbeTask) -> Heads:
+        """A head for each (lr, weight decay), all from zero and all on the same batches; pure in the seed.
+
+        The gradient of softmax and cross-entropy is written out: it is that of each head alone, without a graph.
+        """
+        vectors, labels, classes = train.vectors, train.labels, task.num_classes
+        generator = torch.Generator().manual_seed(task.seed)
+        lrs, decays = torch.tensor(grid, dtype=vectors.dtype, device=vectors.device).unbind(1)
+        weight = vectors.new_zeros(len(grid), classes, vectors.shape[1])
+        bias = vectors.new_zeros(len(grid), classes)
+        heads, speed = Heads(weight, bias), Heads(torch.zeros_like(weight), torch.zeros_like(bias))
+        num_batches, step = math.ceil(len(labels) / self.batch_size), 0
+        for _ in range(self.epochs):
+            for rows in torch.randperm(len(labels), generator=generator).chunk(num_batches):
+                some, own = vectors[rows], F.one_hot(labels[rows], classes)
+                error = (heads.logits(some).softmax(2) - own) / len(rows)  # [H, b, classes]
+                slope = Heads(torch.einsum("hbc,bd->hcd", error, some), error.sum(1))
+                rate = cosine(step, self.epochs * num_batches, 1.0, 0.0) * lrs
+                for value, gradient, moved in zip(heads, slope, speed, strict=True):
+                    shape = (-1, *[1] * (value.ndim - 1))
+                    moved.mul_(MOMENTUM).add_(gradient).add_(decays.view(shape) * value)
+                    value.sub_(rate.view(shape) * moved)
+                step += 1
+        return heads
+
+
+def predict(heads: Heads, vectors: Tensor) -> Tensor:
+    """[n, D] -> [H, n]"""
+    return torch.cat([heads.logits(some).argmax(2) for some in vectors.split(ROWS)], dim=1)
