@@ -64,6 +64,7 @@ WITHOUT_TORCH = (
     "jepa.config",
     "jepa.report",
     "jepa.cli.train",
+    "jepa.cli.eval",
     "jepa.compare",
     "jepa.cli.compare",
 )

@@ -70,6 +70,11 @@ class Shapes:
     def __len__(self) -> int:
         return self.num_samples
 
+    @property
+    def labels(self) -> np.ndarray:
+        """long [n]"""
+        return np.arange(self.num_samples) % len(KINDS)
+
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         """uint8 [3, 1, side, side] and the number of the kind; the kinds take turns."""
         if not 0 <= index < self.num_samples:

@@ -113,7 +113,8 @@ class Bench:
         probe: ClassProbe = factory(self.config.evaluator[name])()
         column = ", ".join([TITLES.get(name, name), *self._distinctions(task)])
         seeds = self._seeds(source, task)
-        key = self._key(source, name, seeds)
+        settings = self._settings(source, name, seeds)
+        key = hashlib.sha256(json.dumps(settings, default=str).encode()).hexdigest()[:24]
         if results.has(source.title, column, key):
             return
         begun, self.cache.seconds = time.perf_counter(), 0.0
@@ -125,7 +126,7 @@ class Bench:
         encoding = self.cache.seconds
         seconds = {"encoding": encoding, "probe": time.perf_counter() - begun - encoding}
         row = Row(
-            title=source.title, column=column, key=key, run=source.run, seconds=seconds,
+            title=source.title, column=column, key=key, run=source.run, settings=settings, seconds=seconds,
             protocol=[*self._protocol(source, task, probe, seeds), *dict.fromkeys(notes)],
             **summary(trials, num_test),
         )  # fmt: skip
@@ -188,11 +189,7 @@ class Bench:
         """What sets the protocol of a column apart from the usual one."""
         config = self.config
         if config.shots:
-            yield (
-                f"{config.shots:.3g} per class"
-                if config.shots >= 1
-                else f"{config.shots:.3%}".rstrip("0").rstrip(".") + " %"
-            )
+            yield f"{config.shots:g} per class" if config.shots >= 1 else f"{100 * config.shots:g} %"
         if config.train_samples:
             yield f"of {config.train_samples:,}"
         if config.image_size:
@@ -209,18 +206,17 @@ class Bench:
         several = random or config.shots is not None or source.word == "untrained"
         return [config.seed + number for number in range(config.seeds if several else 1)]
 
-    def _key(self, source: Source, name: str, seeds: Sequence[int]) -> str:
-        representation = self.open(source, seeds[0])
-        of = (
-            representation.encoder_digest
-            if name == "finetune" and isinstance(representation, Frozen)
-            else representation.digest
-        )
-        told = [
-            FORMAT, of, self.config.evaluator[name], self.parts.train.digest, self.parts.test.digest, self.config.shots,
-            list(seeds), self.config.num_frames, asdict(self.config.augment) if name == "finetune" else None,
-        ]  # fmt: skip
-        return hashlib.sha256(json.dumps(told, default=str).encode()).hexdigest()[:24]
+    def _settings(self, source: Source, name: str, seeds: Sequence[int]) -> dict[str, Any]:
+        """All that determines the numbers of a row."""
+        config, representation = self.config, self.open(source, seeds[0])
+        tuned = representation if name == "finetune" and isinstance(representation, Frozen) else None
+        return {
+            "format": FORMAT, "features": tuned.encoder_digest if tuned else representation.digest,
+            "evaluator": config.evaluator[name], "train": self.parts.train.digest, "test": self.parts.test.digest,
+            "shots": config.shots, "seeds": list(seeds), "num_frames": config.num_frames, "bf16": self.session.bf16,
+            "augment": asdict(config.augment) if tuned else None,
+            "pooling": config.pooling, "layers": config.layers, "train_samples": config.train_samples,
+        }  # fmt: skip
 
     def _trial(self, source: Source, task: str, probe: ClassProbe, seed: int) -> tuple[Trial, int, str]:
         """With the number of independent test samples, and what could not be read."""
@@ -280,14 +276,11 @@ class Bench:
                 f"crops: scale {crop.crop_scale}, aspect {crop.crop_aspect}, flip {crop.flip}; tested on {shown}"
             )
         if self.config.shots:
-            each = (
-                f"{self.config.shots:g} training samples"
-                if self.config.shots >= 1
-                else f"{self.config.shots:.3%} of them"
-            )
+            shots = self.config.shots
+            each = f"{shots:g} training samples" if shots >= 1 else f"{100 * shots:g} % of the training samples"
             told.append(f"few-shot: of each class {each}, drawn anew for each seed")
         seeded = f"seeds {seeds[0]} to {seeds[-1]}: the mean counts" if len(seeds) > 1 else f"seed {seeds[0]}"
-        return [*told, METRIC, f"{seeded}"]
+        return [*told, METRIC, seeded]
 
 
 def _sources(config: EvalConfig) -> Iterator[Source]:

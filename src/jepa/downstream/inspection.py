@@ -45,8 +45,8 @@ def inspect(folder: Path, title: str, representation: Frozen, parts: Parts, cach
     answer = probe.answer(ProbeTask(train, test, len(parts.classes), device=representation.session.device))
     assert answer.probabilities is not None
     order = torch.randperm(len(test.labels), generator=torch.Generator().manual_seed(0))
-    readable = [row for row in order.tolist() if parts.test.indices[row] not in parts.test.broken]
-    first = parts.test.take(torch.tensor(readable[:NUM_PICTURES]))
+    readable = torch.tensor([row for row, index in enumerate(parts.test.indices) if index not in parts.test.broken])
+    first = parts.test.take(readable[order[:NUM_PICTURES]])
     pictures = torch.cat([chunk.values for chunk in first.read(representation.reduce, NUM_PICTURES)])
     folder.mkdir(parents=True, exist_ok=True)
     subject = Subject(

@@ -59,6 +59,8 @@ class Row:
     confusion: list[list[int]] | None
     """label by prediction, summed over the trials; None of very many classes"""
     trials: list[dict[str, Any]]
+    settings: dict[str, Any]
+    """what the key stands for"""
     protocol: list[str]
     seconds: dict[str, float]
     run: str = ""
