@@ -46,7 +46,7 @@ def _each(checked: Checked, key: str, valid: tuple[str, ...]) -> Iterator[str]:
 
 
 def _runs(checked: Checked) -> Iterator[str]:
-    runs = as_list(checked["run"])
+    tasks, runs = as_list(checked["task"]), as_list(checked["run"])
     encoders = [run for run in runs if run not in FLOORS]
     if not runs:
         yield f"{checked.show('run')}: names nothing to judge"
@@ -57,7 +57,7 @@ def _runs(checked: Checked) -> Iterator[str]:
             yield f"{checked.show('run')}: there is no {run}{_nearest_run(run)}"
     if "untrained" in runs and not encoders:
         yield f"{checked.show('run')}: untrained is the architecture of a run, and no run is beside it"
-    needs_encoder = [task for task in as_list(checked["task"]) if task in TASKS and task not in OF_VECTORS]
+    needs_encoder = [task for task in tasks if task in TASKS and task not in OF_VECTORS]
     if runs and not encoders and needs_encoder:
         both = f"{checked.show('task')} with {checked.show('run')}"
         yield f"{both}: {needs_encoder[0]} needs an encoder; use knn or linear"

@@ -68,7 +68,8 @@ def evaluate(config: EvalConfig) -> Path:
             if source.offers(task):
                 bench.judge(source, task, results)
         bench.close()
-    print(f"\n{write(results)}\nreport: {results.folder / 'eval.html'}", flush=True)
+    if results.rows:
+        print(f"\n{write(results)}\nreport: {results.folder / 'eval.html'}", flush=True)
     return results.folder
 
 

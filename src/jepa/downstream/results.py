@@ -18,6 +18,7 @@ from jepa.layers.probes import balanced, is_uneven, top1
 from jepa.types import RunError
 
 NAME = "eval.json"
+FORMAT = "jepa-eval 1"
 Z = 1.959964
 """of a standard normal distribution, 95 % of which lies within plus and minus"""
 MAX_CONFUSION = 100
@@ -113,8 +114,10 @@ class Results:
 
     @classmethod
     def open(cls, folder: Path, facts: dict[str, Any]) -> Results:
-        """Raises RunError where the folder holds results on other test samples."""
+        """Raises RunError where the folder holds results of another version, or on other test samples."""
         kept = read_json(folder / NAME)
+        if kept and kept.get("format") != FORMAT:
+            raise RunError(f"{folder}/{NAME} is of another version of jepa-eval; give another name=, or remove it")
         if kept and kept["facts"]["test"] != facts["test"]:
             raise RunError(f"{folder} holds results on other test samples; give another name=, or remove it")
         rows = [Row(**row) for row in kept.get("rows", ())]
@@ -127,5 +130,5 @@ class Results:
     def add(self, row: Row) -> None:
         self.rows[row.title, row.column] = row
         self.folder.mkdir(parents=True, exist_ok=True)
-        told = {"facts": self.facts, "rows": [asdict(row) for row in self.rows.values()]}
+        told = {"format": FORMAT, "facts": self.facts, "rows": [asdict(row) for row in self.rows.values()]}
         write_atomically(self.folder / NAME, json.dumps(told, indent=1, default=str) + "\n")
