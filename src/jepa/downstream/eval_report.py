@@ -145,7 +145,8 @@ def _by_class(rows: Sequence[Row], classes: Sequence[str]) -> str:
 
 def _shade(percent: float, text: str) -> str:
     """A bar behind a number."""
-    style = f"background:linear-gradient(90deg,var(--bar) {percent:.0f}%,transparent {percent:.0f}%);--bar:color-mix(in srgb,var(--c4) 40%,transparent)"
+    colour = "color-mix(in srgb,var(--c4) 40%,transparent)"
+    style = f"background:linear-gradient(90deg,{colour} {percent:.0f}%,transparent {percent:.0f}%)"
     return f'<div style="{style};border-radius:4px;padding:0 6px;min-width:64px">{text}</div>'
 
 
