@@ -13,6 +13,7 @@ from jepa.catalogue import find, suggestion
 from jepa.checked import AbsentError, Checked, Rule, not_divisible, pair_of
 from jepa.data_rules import OF_CROPS, OF_DATA
 from jepa.eval_rules import OF_EVAL
+from jepa.export_rules import OF_EXPORTS
 from jepa.geometry import mask_faults, show_grid
 from jepa.hardware import GPUS
 from jepa.place import near_multiples
@@ -375,4 +376,5 @@ RULES: tuple[Rule, ...] = (
     _warmup,
     *OF_DATA,
     *OF_EVAL,
+    *OF_EXPORTS,
 )

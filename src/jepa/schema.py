@@ -151,6 +151,7 @@ class ExportConfig:
     run: str
     format: str
     output: str | None
+    push_to_hub: str | None
 
 
 def to_yaml(config: TrainConfig) -> str:

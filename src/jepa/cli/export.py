@@ -1,0 +1,76 @@
+"""jepa-export: gives a trained encoder to timm, transformers, ONNX or torch.export, checked against our own."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from collections.abc import Sequence
+
+from jepa.catalogue import conf_folder
+from jepa.schema import ConfigError, ExportConfig
+from jepa.types import RunError
+
+EPILOG = """\
+examples
+  jepa-export run=outputs/x                            for jepa.load_encoder, without the rest of the run
+  jepa-export run=outputs/x format=timm                timm.create_model("local-dir:outputs/x/export/timm", pretrained=True)
+  jepa-export run=outputs/x format=transformers        AutoModel.from_pretrained("outputs/x/export/transformers")
+  jepa-export run=outputs/x/checkpoints/best format=onnx output=deploy
+  jepa-export run=outputs/x format=timm push_to_hub=me/my-encoder
+
+Each writes a folder with a model card, checks that it computes what the encoder computes, and prints a program that
+loads it."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The exit status: 0, 1 where an export has failed, 2 for what is refused, 130 after Ctrl-C."""
+    parser = argparse.ArgumentParser(
+        "jepa-export",
+        description=f"{__doc__}\n\n{_keys()}",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="what to export, and how")
+    parser.add_argument("--config-dir", metavar="FOLDER", help="a folder with an export.yaml of your own")
+    flags = parser.parse_intermixed_args(arguments)
+    from jepa.config import compose_export
+
+    try:
+        return _export(compose_export(flags.overrides, flags.config_dir))
+    except ConfigError as error:
+        print(f"jepa-export: {error}", file=sys.stderr)
+        return 2
+    except RunError as error:
+        print(f"jepa-export: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+
+
+def _keys() -> str:
+    """The keys of conf/export.yaml, each with its default and meaning."""
+    text = (conf_folder() / "export.yaml").read_text()
+    found = re.findall(r"^(\w+): +(\S+) +# (.*)$", text, re.MULTILINE)
+    return "\n".join(["keys, with their defaults", *(f"  {f'{key}={value}':<22} {why}" for key, value, why in found)])
+
+
+def _export(config: ExportConfig) -> int:
+    from jepa.export import export_encoder, push_to_hub  # imports torch
+    from jepa.export_rules import output_folder
+
+    folder = output_folder(config.run, config.format, config.output)
+    assert folder is not None  # the rules have refused it
+    hub_name = f"hf-hub:{config.push_to_hub}" if config.format == "timm" and config.push_to_hub else config.push_to_hub
+    done = export_encoder(config.run, config.format, folder, hub_name=hub_name)
+    sizes = ", ".join(f"{name} ({size / 1e6:.2f} MB)" for name, size in done.files.items())
+    print(f"{done.folder}: {sizes}")
+    print(f"parity with our encoder on random input: largest difference {done.difference:.1e}", end=" ")
+    print(f"(values up to {done.largest:.2f})\n\n{done.snippet}")
+    if config.push_to_hub:
+        print(f"\n{push_to_hub(done.folder, config.push_to_hub)}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,129 @@
+"""The README.md of an exported encoder, a model card as the Hugging Face hub reads it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from jepa import checkpoint
+from jepa.checkpoint import CheckpointError
+from jepa.export_rules import MARK
+from jepa.exporters.form import Form, pixel_statistics
+from jepa.folder_log import read_rows
+from jepa.layers.tokens import patch_of
+from jepa.verdict import final_table
+
+
+class History(NamedTuple):
+    """How an encoder came about."""
+
+    facts: dict[str, str]
+    results: str
+    """a table in plain text, empty where nothing was measured"""
+
+
+def history_of(source: str) -> History:
+    """What a run folder, or a checkpoint in one, tells about its training; of other sources only their name."""
+    try:
+        found = checkpoint.find(Path(source))
+    except CheckpointError:
+        return History({"weights": f"`{Path(source).name if Path(source).exists() else source}`"}, "")
+    step, config = checkpoint.peek(found)["step"], checkpoint.read_config(found)
+    rows = [row for row in read_rows(found.parent.parent) if row["step"] <= step]
+    has_probes = any(name.startswith(("probe/", "collapse/")) for row in rows for name in row)
+    return History(_facts(config, step), final_table(rows) if has_probes else "")
+
+
+def _facts(config: Mapping[str, Any], step: int) -> dict[str, str]:
+    optimizer = _class(config["optimizer"])
+    return {
+        "run": f"`{config['name']}`, step {step:,}, seed {config['seed']}",
+        "objective": _class(config["objective"]),
+        "mask": _class(config["mask"]),
+        "data set": _dataset(config["dataset"]),
+        "samples seen": f"{step * config['batch_size']:,} in batches of {config['batch_size']}",
+        "optimizer": f"{optimizer}, peak learning rate {config['lr']:g}",
+    }
+
+
+def _class(node: Mapping[str, Any]) -> str:
+    return str(node.get("_target_", "-")).rpartition(".")[2]
+
+
+def _dataset(node: Mapping[str, Any]) -> str:
+    """Its kind and name, but no path: the card may be published."""
+    parts = node.get("parts")
+    if isinstance(parts, Mapping):
+        return f"{_class(node)} of {', '.join(_dataset(part) for part in parts.values())}"
+    name = node.get("name") or (Path(str(node["path"])).name if node.get("path") else "")
+    return f"{_class(node)} {name}".strip()
+
+
+def card(encoder: Any, form: Form, title: str, history: History, snippet: str, parity: str) -> str:
+    """The text of README.md; `snippet` runs in the folder of the card."""
+    mean, std = pixel_statistics(encoder)
+    facts = _architecture(encoder) | {"pixel mean": _numbers(mean), "pixel std": _numbers(std)}
+    results = f"\nProbes of the frozen encoder at that step, as the run measured them:\n\n```\n{history.results}\n```\n"
+    return f"""\
+---
+library_name: {form.library}
+pipeline_tag: {"video" if encoder.clip_shape[1] > 1 else "image"}-feature-extraction
+tags:
+- jepa
+- self-supervised
+---
+{MARK}
+
+# {title}
+
+A pretrained {"video" if encoder.clip_shape[1] > 1 else "image"} encoder, without a head, exported by jepa-train: it
+maps pixels to one vector for each patch. {parity}.
+
+{_table(facts)}
+
+{_listed(form.notes(encoder))}
+
+## How it was trained
+
+{_table(history.facts)}
+{results if history.results else ""}
+## Use
+
+In this folder:
+
+```python
+{snippet}
+```
+
+## Licence
+
+None is stated. Whoever publishes these weights adds `license:` at the top, with regard to the data they are from.
+"""
+
+
+def _architecture(encoder: Any) -> dict[str, str]:
+    channels, frames, height, width = encoder.clip_shape
+    grid, (patch_frames, patch_height, patch_width) = encoder.grid, patch_of(encoder)
+    of_frames = f"{frames} frames of " if frames > 1 else ""
+    tubelet = f"{patch_frames} frames of " if patch_frames > 1 else ""
+    count = sum(parameter.numel() for parameter in encoder.parameters())
+    return {
+        "architecture": f"Vision Transformer ({type(encoder).__name__}), {len(encoder.blocks)} blocks, "
+        f"width {encoder.embed_dim}, {encoder.num_heads} heads, {count / 1e6:.2f} million parameters",
+        "input": f"{of_frames}{height} x {width} pixels, {channels} channel{'s' * (channels > 1)}",
+        "tokens": f"{grid.num_tokens} ({grid.t} x {grid.h} x {grid.w}), one for {tubelet}{patch_height} x {patch_width}",
+        "positions": getattr(getattr(encoder, "positions", None), "kind", "of the architecture"),
+    }
+
+
+def _numbers(values: list[float]) -> str:
+    return ", ".join(f"{value:g}" for value in values)
+
+
+def _table(facts: Mapping[str, str]) -> str:
+    return "\n".join(["| | |", "|---|---|", *(f"| {name} | {fact} |" for name, fact in facts.items())])
+
+
+def _listed(sentences: list[str]) -> str:
+    return "\n".join(f"- {sentence}" for sentence in sentences)

@@ -1,0 +1,122 @@
+"""Programs that need no model code: ONNX, and torch.export. The batch is free, the size of the images is fixed."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from jepa.exporters.form import Form, Run, needs, pixel_statistics, quoted, takes_clips
+
+ONNX_FILE, PROGRAM_FILE = "model.onnx", "model.pt2"
+
+
+class _Forward(nn.Module):
+    """The encoder with its input under a name, and without the choice of tokens."""
+
+    def __init__(self, encoder: nn.Module) -> None:
+        super().__init__()
+        self.encoder = encoder
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        return self.encoder(pixels)
+
+
+def write_onnx(encoder: Any, folder: Path) -> None:
+    needs("onnx")
+    needs("onnxscript")
+    with _quietly():
+        program = torch.onnx.export(_program(encoder), input_names=["pixels"], output_names=["tokens"], verbose=False)
+    assert program is not None
+    program.save(folder / ONNX_FILE)
+
+
+def reopen_onnx(folder: Path) -> Run:
+    session = needs("onnxruntime").InferenceSession(folder / ONNX_FILE, providers=["CPUExecutionProvider"])
+
+    def run(pixels: Tensor) -> Tensor:
+        (tokens,) = session.run(["tokens"], {"pixels": pixels.numpy()})
+        return torch.from_numpy(tokens)
+
+    return run
+
+
+def write_program(encoder: Any, folder: Path) -> None:
+    with _quietly():
+        torch.export.save(_program(encoder), folder / PROGRAM_FILE)
+
+
+def reopen_program(folder: Path) -> Run:
+    return torch.export.load(folder / PROGRAM_FILE).module()
+
+
+def _program(encoder: Any) -> torch.export.ExportedProgram:
+    example = torch.zeros(2, *takes_clips(encoder))  # of one sample the batch would be taken for a constant
+    batch = torch.export.Dim("batch", min=1)
+    return torch.export.export(_Forward(encoder).eval(), (example,), dynamic_shapes={"pixels": {0: batch}})
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """Without what the exporters say about themselves; errors are raised all the same."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
+
+
+def onnx_snippet(encoder: Any, where: str) -> str:
+    mean, std = (_column(encoder, values) for values in pixel_statistics(encoder))
+    shape = ", ".join(map(str, takes_clips(encoder)))
+    return f"""\
+import numpy, onnxruntime
+session = onnxruntime.InferenceSession({quoted(f"{where}/{ONNX_FILE}")})
+pixels = numpy.random.rand(2, {shape})  # {_kind(encoder)} of any number, values from 0 to 1
+pixels = ((pixels - {mean}) / {std}).astype("float32")
+(tokens,) = session.run(["tokens"], {{"pixels": pixels}})  # [2, {encoder.grid.num_tokens}, {encoder.embed_dim}]"""
+
+
+def program_snippet(encoder: Any, where: str) -> str:
+    mean, std = (_column(encoder, values) for values in pixel_statistics(encoder))
+    shape = ", ".join(map(str, takes_clips(encoder)))
+    return f"""\
+import torch
+encode = torch.export.load({quoted(f"{where}/{PROGRAM_FILE}")}).module()
+pixels = torch.rand(2, {shape})  # {_kind(encoder)} of any number, values from 0 to 1
+pixels = (pixels - torch.tensor({mean})) / torch.tensor({std})
+tokens = encode(pixels)  # [2, {encoder.grid.num_tokens}, {encoder.embed_dim}]"""
+
+
+def _kind(encoder: Any) -> str:
+    return "images" if len(takes_clips(encoder)) == 3 else "clips"
+
+
+def _column(encoder: Any, values: list[float]) -> list[Any]:
+    """One value for each channel, so nested that it spreads over frames, height and width."""
+    column: list[Any] = values
+    for _ in takes_clips(encoder)[1:]:
+        column = [[value] for value in column]
+    return column
+
+
+def notes(encoder: Any) -> list[str]:
+    shape = " x ".join(map(str, takes_clips(encoder)))
+    return [
+        f"Input `pixels`: float32, a batch of any size of {shape} (channels, then "
+        f"{'height and width' if len(takes_clips(encoder)) == 3 else 'frames, height and width'}), "
+        "normalised as below. Output `tokens`: float32, batch x tokens x width. The size of the input is fixed."
+    ]
+
+
+ONNX = Form("onnx", write_onnx, reopen_onnx, onnx_snippet, takes_clips, notes)
+PROGRAM = Form("pytorch", write_program, reopen_program, program_snippet, takes_clips, notes)
