@@ -34,6 +34,6 @@ def test_eval_refuses_with_the_nearest_name(overrides: list[str], expected: str)
 
 
 def test_export_needs_a_run_and_knows_its_keys() -> None:
-    assert compose_export(["run=outputs/x"]).format == "safetensors"
+    assert compose_export(["run=timm:vit_tiny_patch16_224", "output=no-such-folder"]).format == "safetensors"
     assert any("run=VALUE" in fault for fault in faults_of(compose_export))
     assert any('did you mean "format"?' in fault for fault in faults_of(compose_export, "run=x", "fromat=timm"))

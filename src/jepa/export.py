@@ -12,8 +12,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 
+from jepa.encoders.pretrained import open_encoder
 from jepa.export_rules import FORMATS, why_not
 from jepa.exporters.card import History, card, history_of
 from jepa.exporters.form import Form
@@ -30,7 +32,7 @@ HOMES = {
 """Format -> the module of jepa.exporters that knows it, and the name of its Form there"""
 
 TOLERANCE = 1e-4
-"""largest difference of a token's value, as a share of the largest value; float32 sums in another order stay far below"""
+"""largest difference of tokens, as a share of their largest value; float32 sums in another order stay far below"""
 
 
 class Exported(NamedTuple):
@@ -52,14 +54,13 @@ def export_encoder(
     format: str,
     folder: str | os.PathLike,
     *,
-    title: str | None = None,
-    hub_name: str | None = None,
+    repository: str | None = None,
 ) -> Exported:
     """Write an encoder, or what `jepa.load_encoder` opens, into `folder`: whole, or not at all.
 
     `format` is safetensors (for `jepa.load_encoder`), timm, transformers, onnx or torch_export. A module that was not
-    opened by us needs the `transform` of `load_encoder`. `hub_name` is where the card says the folder can be found.
-    Raises ConfigError for a format that cannot take the encoder and for a folder that holds something else, RunError
+    opened by us needs the `transform` of `load_encoder`. `repository` is OWNER/NAME on the Hugging Face hub, where the
+    card will be read. Raises ConfigError for a format that cannot take the encoder and for a folder that holds something else, RunError
     where a package is missing or what was written does not compute what our encoder does.
     """
     target = Path(folder).expanduser()
@@ -69,16 +70,14 @@ def export_encoder(
         raise ConfigError([f"output={target}: {reason}"])
     if isinstance(encoder, nn.Module):
         opened: Any = encoder.eval()
-        history = History({"weights": "of a module in memory"}, "")
+        history = History(type(encoder).__name__, {"weights": "of a module in memory"}, "")
     else:
-        from jepa.encoders.pretrained import open_encoder
-
         opened, history = open_encoder(os.fspath(encoder)), history_of(os.fspath(encoder))
-    form = _form(format)
+    form = form_of(format)
     temporary = target.with_name(f".writing-{target.name}")
     shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
     try:
+        temporary.mkdir(parents=True)
         form.write(opened, temporary)
         difference, largest = compare(opened, form, temporary)
         if not difference <= TOLERANCE * largest:
@@ -86,17 +85,19 @@ def export_encoder(
                 f"format={format}: what was written gives tokens that differ by {difference:.2g} from those of our "
                 f"encoder, of values up to {largest:.2g} (allowed: a share of {TOLERANCE:g}); nothing was kept"
             )
-        parity = f"Its tokens differ from those of the encoder it was exported from by {difference:.1e} at most"
-        text = card(opened, form, title or target.name, history, form.snippet(opened, hub_name or "."), parity)
+        text = card(opened, form, history, difference, repository)
         (temporary / "README.md").write_text(text, encoding="utf-8")
         _replace(target, temporary)
+    except (OSError, SafetensorError) as error:
+        raise RunError(f"{target} cannot be written ({error}): mend this or give another output=") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     files = {path.name: path.stat().st_size for path in sorted(target.iterdir())}
     return Exported(target, files, difference, largest, form.snippet(opened, _seen_from_here(target)))
 
 
-def _form(format: str) -> Form:
+def form_of(format: str) -> Form:
+    """What knows a format; only now is its library imported."""
     module, name = HOMES[format]
     return getattr(importlib.import_module(f"jepa.exporters.{module}"), name)
 

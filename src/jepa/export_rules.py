@@ -8,6 +8,7 @@ from pathlib import Path
 
 from jepa.catalogue import suggestion
 from jepa.checked import Checked, Rule
+from jepa.sources import find_source
 
 FORMATS = ("safetensors", "timm", "transformers", "onnx", "torch_export")
 
@@ -52,20 +53,15 @@ def _format(checked: Checked) -> Iterator[str]:
         yield f"{checked.show('format')}: no such format{suggestion(str(format), FORMATS)}; valid: {', '.join(FORMATS)}"
 
 
-def _run(checked: Checked) -> Iterator[str]:
-    """A path that is not there, unless it may be a name on a hub."""
-    checked["format"]
-    run = str(checked["run"])
-    path = Path(run).expanduser()
-    is_name = re.fullmatch(r"\w[\w-]*:.+|[\w-][\w.-]*/[\w.-]+", run) and not Path(path.parts[0]).is_dir()
-    if path.exists() or is_name:
+def _places(checked: Checked) -> Iterator[str]:
+    """What is exported is an encoder, as far as names and small files tell, and nothing is lost where it goes."""
+    format, run = checked["format"], str(checked["run"])
+    try:
+        find_source(run)
+    except ValueError as error:
+        yield f"{checked.show('run')}: {error}"
         return
-    beside = sorted(p.name for p in path.parent.iterdir() if p.is_dir()) if path.parent.is_dir() else []
-    yield f"{checked.show('run')}: there is no {path.absolute()}{suggestion(path.name, beside)}"
-
-
-def _output(checked: Checked) -> Iterator[str]:
-    folder = output_folder(str(checked["run"]), checked["format"], checked.get("output"))
+    folder = output_folder(run, format, checked.get("output"))
     if folder is None:
         yield f"{checked.show('run')}: has no run folder to write into; give output=FOLDER"
     elif reason := why_not(folder):
@@ -77,4 +73,4 @@ def _hub(checked: Checked) -> Iterator[str]:
         yield f"{checked.show('push_to_hub')}: takes OWNER/NAME of a repository on the Hugging Face hub"
 
 
-OF_EXPORTS: tuple[Rule, ...] = (_format, _run, _output, _hub)
+OF_EXPORTS: tuple[Rule, ...] = (_format, _places, _hub)

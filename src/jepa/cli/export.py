@@ -14,7 +14,7 @@ from jepa.types import RunError
 EPILOG = """\
 examples
   jepa-export run=outputs/x                            for jepa.load_encoder, without the rest of the run
-  jepa-export run=outputs/x format=timm                timm.create_model("local-dir:outputs/x/export/timm", pretrained=True)
+  jepa-export run=outputs/x format=timm                timm.create_model("local-dir:...", pretrained=True)
   jepa-export run=outputs/x format=transformers        AutoModel.from_pretrained("outputs/x/export/transformers")
   jepa-export run=outputs/x/checkpoints/best format=onnx output=deploy
   jepa-export run=outputs/x format=timm push_to_hub=me/my-encoder
@@ -32,12 +32,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="what to export, and how")
-    parser.add_argument("--config-dir", metavar="FOLDER", help="a folder with an export.yaml of your own")
-    flags = parser.parse_intermixed_args(arguments)
+    flags = parser.parse_args(arguments)
     from jepa.config import compose_export
 
     try:
-        return _export(compose_export(flags.overrides, flags.config_dir))
+        return _export(compose_export(flags.overrides))
     except ConfigError as error:
         print(f"jepa-export: {error}", file=sys.stderr)
         return 2
@@ -61,15 +60,17 @@ def _export(config: ExportConfig) -> int:
 
     folder = output_folder(config.run, config.format, config.output)
     assert folder is not None  # the rules have refused it
-    hub_name = f"hf-hub:{config.push_to_hub}" if config.format == "timm" and config.push_to_hub else config.push_to_hub
-    done = export_encoder(config.run, config.format, folder, hub_name=hub_name)
-    sizes = ", ".join(f"{name} ({size / 1e6:.2f} MB)" for name, size in done.files.items())
-    print(f"{done.folder}: {sizes}")
-    print(f"parity with our encoder on random input: largest difference {done.difference:.1e}", end=" ")
-    print(f"(values up to {done.largest:.2f})\n\n{done.snippet}")
+    done = export_encoder(config.run, config.format, folder, repository=config.push_to_hub)
+    files = ", ".join(f"{name} ({_size(size)})" for name, size in done.files.items())
+    parity = f"largest difference {done.difference:.1e}, of values up to {done.largest:.2f}"
+    print(f"{done.folder}: {files}\nthe same as our encoder on random input: {parity}\n\n{done.snippet}")
     if config.push_to_hub:
         print(f"\n{push_to_hub(done.folder, config.push_to_hub)}")
     return 0
+
+
+def _size(count: int) -> str:
+    return f"{count / 1e6:.1f} MB" if count >= 1e6 else f"{count / 1e3:.1f} kB"
 
 
 if __name__ == "__main__":

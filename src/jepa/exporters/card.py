@@ -18,6 +18,7 @@ from jepa.verdict import final_table
 class History(NamedTuple):
     """How an encoder came about."""
 
+    name: str
     facts: dict[str, str]
     results: str
     """a table in plain text, empty where nothing was measured"""
@@ -28,11 +29,12 @@ def history_of(source: str) -> History:
     try:
         found = checkpoint.find(Path(source))
     except CheckpointError:
-        return History({"weights": f"`{Path(source).name if Path(source).exists() else source}`"}, "")
+        name = Path(source).name if Path(source).exists() else source
+        return History(name, {"weights": f"`{name}`"}, "")
     step, config = checkpoint.peek(found)["step"], checkpoint.read_config(found)
     rows = [row for row in read_rows(found.parent.parent) if row["step"] <= step]
     has_probes = any(name.startswith(("probe/", "collapse/")) for row in rows for name in row)
-    return History(_facts(config, step), final_table(rows) if has_probes else "")
+    return History(config["name"], _facts(config, step), final_table(rows) if has_probes else "")
 
 
 def _facts(config: Mapping[str, Any], step: int) -> dict[str, str]:
@@ -60,25 +62,28 @@ def _dataset(node: Mapping[str, Any]) -> str:
     return f"{_class(node)} {name}".strip()
 
 
-def card(encoder: Any, form: Form, title: str, history: History, snippet: str, parity: str) -> str:
-    """The text of README.md; `snippet` runs in the folder of the card."""
+def card(encoder: Any, form: Form, history: History, difference: float, repository: str | None) -> str:
+    """The text of README.md; `difference` is what the check of parity found, `repository` is where it will be read."""
+    is_there = repository is not None and form.on_hub is not None
+    where = form.on_hub.format(repository) if is_there else "."
+    kind = "video" if encoder.clip_shape[1] > 1 else "image"
     mean, std = pixel_statistics(encoder)
     facts = _architecture(encoder) | {"pixel mean": _numbers(mean), "pixel std": _numbers(std)}
     results = f"\nProbes of the frozen encoder at that step, as the run measured them:\n\n```\n{history.results}\n```\n"
     return f"""\
 ---
 library_name: {form.library}
-pipeline_tag: {"video" if encoder.clip_shape[1] > 1 else "image"}-feature-extraction
+pipeline_tag: {"image-" if kind == "image" else ""}feature-extraction
 tags:
 - jepa
 - self-supervised
 ---
 {MARK}
 
-# {title}
+# {history.name}
 
-A pretrained {"video" if encoder.clip_shape[1] > 1 else "image"} encoder, without a head, exported by jepa-train: it
-maps pixels to one vector for each patch. {parity}.
+A pretrained {kind} encoder without a head, exported by jepa-train: it maps pixels to one vector for each patch.
+On random input these vectors differed from those of the encoder that was exported by {difference:.1e} at most.
 
 {_table(facts)}
 
@@ -90,10 +95,10 @@ maps pixels to one vector for each patch. {parity}.
 {results if history.results else ""}
 ## Use
 
-In this folder:
+{"" if is_there else "In this folder:"}
 
 ```python
-{snippet}
+{form.snippet(encoder, where)}
 ```
 
 ## Licence
@@ -104,15 +109,15 @@ None is stated. Whoever publishes these weights adds `license:` at the top, with
 
 def _architecture(encoder: Any) -> dict[str, str]:
     channels, frames, height, width = encoder.clip_shape
-    grid, (patch_frames, patch_height, patch_width) = encoder.grid, patch_of(encoder)
+    grid, (patch_frames, *patch) = encoder.grid, patch_of(encoder)
     of_frames = f"{frames} frames of " if frames > 1 else ""
     tubelet = f"{patch_frames} frames of " if patch_frames > 1 else ""
     count = sum(parameter.numel() for parameter in encoder.parameters())
     return {
-        "architecture": f"Vision Transformer ({type(encoder).__name__}), {len(encoder.blocks)} blocks, "
+        "architecture": f"Vision Transformer ({type(encoder).__name__}), depth {len(encoder.blocks)}, "
         f"width {encoder.embed_dim}, {encoder.num_heads} heads, {count / 1e6:.2f} million parameters",
         "input": f"{of_frames}{height} x {width} pixels, {channels} channel{'s' * (channels > 1)}",
-        "tokens": f"{grid.num_tokens} ({grid.t} x {grid.h} x {grid.w}), one for {tubelet}{patch_height} x {patch_width}",
+        "tokens": f"{grid.t} x {grid.h} x {grid.w}, one for {tubelet}{patch[0]} x {patch[1]} pixels",
         "positions": getattr(getattr(encoder, "positions", None), "kind", "of the architecture"),
     }
 

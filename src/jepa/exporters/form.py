@@ -33,6 +33,8 @@ class Form(NamedTuple):
     """shape of one input: (C, H, W) or (C, T, H, W)"""
     notes: Callable[[Any], list[str]]
     """what a user has to know, for the model card"""
+    on_hub: str | None = None
+    """what `snippet` takes instead of a folder to load repository {} of the hub; None where it cannot"""
 
 
 def takes_clips(encoder: Any) -> tuple[int, ...]:
@@ -49,9 +51,7 @@ def takes_images(encoder: Any) -> tuple[int, ...]:
 def pixel_statistics(encoder: Any) -> tuple[list[float], list[float]]:
     """-> mean and standard deviation of pixels in [0, 1], of each channel"""
     normalise = encoder.transform.normalise
-    deviation = 1 / (255 * normalise.scale.flatten().double())
-    mean = normalise.shift.flatten().double() * deviation
-    return [round(value, 6) for value in mean.tolist()], [round(value, 6) for value in deviation.tolist()]
+    return list(normalise.mean), list(normalise.std)
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:

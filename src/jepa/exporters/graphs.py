@@ -59,7 +59,10 @@ def reopen_program(folder: Path) -> Run:
 def _program(encoder: Any) -> torch.export.ExportedProgram:
     example = torch.zeros(2, *takes_clips(encoder))  # of one sample the batch would be taken for a constant
     batch = torch.export.Dim("batch", min=1)
-    return torch.export.export(_Forward(encoder).eval(), (example,), dynamic_shapes={"pixels": {0: batch}})
+    program = torch.export.export(_Forward(encoder).eval(), (example,), dynamic_shapes={"pixels": {0: batch}})
+    for node in program.graph.nodes:
+        node.meta.pop("stack_trace", None)  # paths of this machine
+    return program
 
 
 @contextmanager

@@ -13,7 +13,16 @@ from torch import Tensor, nn
 
 from jepa.encoders.spatial import SpatialEncoder
 from jepa.encoders.temporal import TemporalEncoder
-from jepa.exporters.form import Form, Run, needs, pixel_statistics, quoted, refuse, takes_clips, takes_images, write_json
+from jepa.exporters.form import (
+    Form,
+    Run,
+    needs,
+    pixel_statistics,
+    quoted,
+    refuse,
+    takes_images,
+    write_json,
+)
 from jepa.renames import IJEPA, TABLE, VJEPA2, to_foreign
 
 BILINEAR = 2
@@ -40,7 +49,9 @@ def write(encoder: Any, folder: Path) -> None:
 
 def _check_clips(encoder: nn.Module) -> None:
     if not isinstance(encoder, TemporalEncoder):
-        raise refuse("transformers", encoder, "it has no model of that kind that we know; use timm, onnx or torch_export")
+        raise refuse(
+            "transformers", encoder, "it has no model of that kind that we know; use timm, onnx or torch_export"
+        )
     if encoder.positions.kind != "vjepa2":
         kind = encoder.positions.kind
         raise refuse(
@@ -197,4 +208,4 @@ def takes(encoder: Any) -> tuple[int, ...]:
     return takes_images(encoder) if isinstance(encoder, SpatialEncoder) else (*encoder.clip_shape,)
 
 
-FORM = Form("transformers", write, reopen, snippet, takes, notes)
+FORM = Form("transformers", write, reopen, snippet, takes, notes, "{}")
