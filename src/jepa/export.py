@@ -60,19 +60,15 @@ def export_encoder(
 
     `format` is safetensors (for `jepa.load_encoder`), timm, transformers, onnx or torch_export. A module that was not
     opened by us needs the `transform` of `load_encoder`. `repository` is OWNER/NAME on the Hugging Face hub, where the
-    card will be read. Raises ConfigError for a format that cannot take the encoder and for a folder that holds something else, RunError
-    where a package is missing or what was written does not compute what our encoder does.
+    card will be read. Raises ConfigError for a format that cannot take the encoder and for a folder that holds
+    something else, RunError where a package is missing or what was written does not compute what our encoder does.
     """
     target = Path(folder).expanduser()
     if format not in FORMATS:
         raise ConfigError([f"format={format}: no such format; valid: {', '.join(FORMATS)}"])
     if reason := why_not(target):
         raise ConfigError([f"output={target}: {reason}"])
-    if isinstance(encoder, nn.Module):
-        opened: Any = encoder.eval()
-        history = History(type(encoder).__name__, {"weights": "of a module in memory"}, "")
-    else:
-        opened, history = open_encoder(os.fspath(encoder)), history_of(os.fspath(encoder))
+    opened, history = _opened(encoder)
     form = form_of(format)
     temporary = target.with_name(f".writing-{target.name}")
     shutil.rmtree(temporary, ignore_errors=True)
@@ -94,6 +90,18 @@ def export_encoder(
         shutil.rmtree(temporary, ignore_errors=True)
     files = {path.name: path.stat().st_size for path in sorted(target.iterdir())}
     return Exported(target, files, difference, largest, form.snippet(opened, _seen_from_here(target)))
+
+
+def _opened(encoder: nn.Module | str | os.PathLike) -> tuple[Any, History]:
+    if isinstance(encoder, nn.Module):
+        return encoder.eval(), History(type(encoder).__name__, {"weights": "of a module in memory"}, "")
+    source = os.fspath(encoder)
+    try:
+        return open_encoder(source), history_of(source)
+    except ConfigError:
+        raise
+    except ValueError as error:
+        raise ConfigError([f"run={source}: {error}"]) from error
 
 
 def form_of(format: str) -> Form:
