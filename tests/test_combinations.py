@@ -26,7 +26,7 @@ OF_ENCODER = {
     "temporal": ["dataset=moving_digits", "num_frames=8", "dataset.side=16"],
 }
 OF_PREDICTOR = {"transformer": ["predictor.width=24", "predictor.depth=1"], "projector": ["predictor.hidden_dim=16"]}
-OF_OBJECTIVE = {"jepa": [], "detect": [], "mae": ["objective.decoder_depth=1"]}
+OF_OBJECTIVE = {"jepa": [], "classify": [], "detect": [], "mae": ["objective.decoder_depth=1"]}
 SMALL_DECODER = ["objective.decoder_depth=1", "objective.latent_dim=4"]
 
 
@@ -40,7 +40,7 @@ COMBINATIONS = [chosen for chosen in itertools.product(*GROUPS) if chosen[0] != 
 
 def refusal(encoder: str, mask: str, objective: str, regularizer: str) -> str | None:
     """What the reason must speak of; None where the combination is one to train."""
-    if objective in ("autoencoder", "detect", "vae") and mask != "none":
+    if objective in ("autoencoder", "classify", "detect", "vae") and mask != "none":
         return "uses no mask"
     if objective != "jepa" and regularizer != "none":
         return "uses no regularizer"

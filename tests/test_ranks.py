@@ -33,6 +33,7 @@ RUNS = {
     ],
     "idle predictor": [*VIEWS, "regularizer=sigreg", "objective.target=none"],
     "mae": ["objective=mae", "mask.ratio=0.5"],
+    "labels": ["objective=classify", "objective.momentum=0.9"],
 }
 """what is trained, by name"""
 PIECES = ["micro_batch_size=4"]
@@ -48,6 +49,7 @@ CASES = [
     *[("masks", way) for way in ("ddp", "fsdp")],
     *[("regularizers", way) for way in ("ddp", "ddp in pieces", "fsdp in pieces")],
     *[("mask-sets", "fsdp in pieces"), ("views", "ddp"), ("idle predictor", "ddp"), ("mae", "ddp in pieces")],
+    ("labels", "fsdp in pieces"),
 ]
 
 

@@ -16,6 +16,7 @@ from jepa import checkpoint
 from jepa.box_types import BoxDataset
 from jepa.config import ConfigError, TrainConfig, build, factory, to_yaml
 from jepa.data.box_transforms import BoxAugment, WholePictures
+from jepa.data.labels import check_labels
 from jepa.data.loader import BrokenSamples, batches
 from jepa.data.mixture import Shares
 from jepa.data.transforms import Augment, EvalTransform
@@ -191,6 +192,8 @@ def make_parts(config: TrainConfig, dataset: Dataset, plan: Plan, session: Sessi
 def make_model(config: TrainConfig, dataset: Dataset, plan: Plan, session: Session) -> tuple[Any, Masker]:
     """On the device."""
     objective, masker = make_objective(config, dataset.channels, plan, dataset.classes)
+    if getattr(objective, "learns_labels", False):
+        check_labels(getattr(dataset, "probed", dataset))
     choose_attention(objective, session.device, torch.bfloat16 if session.bf16 else torch.float32)
     return objective.to(session.device).train(), masker
 

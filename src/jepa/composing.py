@@ -7,7 +7,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -95,10 +95,21 @@ class Composer:
         self._bases: dict[tuple[str, ...], DictConfig] = {}
         self._parsed: dict[str, Override] = {}
 
+    @cached_property
+    def _primary(self) -> Choice | None:
+        paths = (folder / f"{self.config_name}.yaml" for folder in self.folders)
+        return next((Choice("", self.config_name, path) for path in paths if path.is_file()), None)
+
+    @cached_property
+    def _chosen_here(self) -> set[str]:
+        """The groups of train.yaml of which a primary configuration that extends it makes another choice."""
+        return set(re.findall(r"^ *- override ([\w/]+):", self._primary.text, re.MULTILINE)) if self._primary else set()
+
     def _hydra_settings(self) -> list[str]:
         """Overrides that give another primary configuration the settings of Hydra in train.yaml that it lacks."""
-        path = next((path for folder in self.folders if (path := folder / f"{self.config_name}.yaml").is_file()), None)
-        own = Choice("", self.config_name, path).values if path else {}
+        if self._chosen_here:
+            return []
+        own = self._primary.values if self._primary else {}
         ours = Choice("", "train", self.folders[0] / "train.yaml").values.items()
         return [f"{k}={literal(v)}" for k, v in ours if k.startswith("hydra.") and k not in own]
 
@@ -116,7 +127,7 @@ class Composer:
         except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
             return Inspection({}, [*faults, _of_hydra(error)])
         config = base.copy()
-        self._drop_foreign(config, {override.key_or_group for override in groups})
+        self._drop_foreign(config, {override.key_or_group for override in groups} | self._chosen_here)
         values = [override for override in parsed if override not in groups and not override.is_hydra_override()]
         for override in values:
             faults += self._apply(config, override)

@@ -9,11 +9,16 @@ from torch.optim import Optimizer
 
 
 def parameter_groups(module: nn.Module) -> list[dict]:
-    """Two groups: matrices, which decay; biases, norms, learned tokens and other 1-D parameters, which never do."""
-    matrices, vectors = [], []
+    """Matrices, which decay; biases, norms, learned tokens and other 1-D parameters, which never do.
+
+    Two groups, or two for each share of the learning rate, where the module has `lr_scales` by parameter name.
+    """
+    scales: dict[str, float] = getattr(module, "lr_scales", dict)()
+    groups: dict[tuple[float, bool], list[nn.Parameter]] = {(1.0, True): [], (1.0, False): []}
     for name, parameter in _trainable(module):
-        (vectors if parameter.ndim <= 1 or name.endswith(("bias", "tokens")) else matrices).append(parameter)
-    return [{"params": matrices, "decays": True}, {"params": vectors, "decays": False}]
+        decays = parameter.ndim > 1 and not name.endswith(("bias", "tokens"))
+        groups.setdefault((scales.get(name, 1.0), decays), []).append(parameter)
+    return [{"params": found, "decays": decays, "scale": scale} for (scale, decays), found in groups.items()]
 
 
 def _trainable(module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
@@ -22,5 +27,5 @@ def _trainable(module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
 
 def set_schedule(optimizer: Optimizer, *, lr: float, weight_decay: float) -> None:
     for group in optimizer.param_groups:
-        group["lr"] = lr
+        group["lr"] = lr * group["scale"]
         group["weight_decay"] = weight_decay if group["decays"] else 0.0

@@ -118,7 +118,7 @@ def _table(rows: Sequence[Row]) -> str:
     lines = []
     for title, values in compared:
         cells = "".join(f"<td>{cell(v, c).replace(' ', '&nbsp;')}</td>" for v, c in zip(values, columns, strict=True))
-        style = ' class="trained"' if title.startswith(("trained encoder", "trained detector")) else ""
+        style = ' class="trained"' if re.match("trained (encoder|detector|classifier)", title) else ""
         lines.append(f"<tr{style}><th>{escape(title)}</th>{cells}</tr>")
     heads = "".join(f"<th>{escape(column.head)}</th>" for column in columns)
     return (

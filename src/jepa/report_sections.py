@@ -29,6 +29,14 @@ SECTIONS: dict[str, tuple[str, Sequence[Curve]]] = {
         "Probes are fitted on frozen features of the target encoder and scored on images they were not fitted on.",
         (
             Curve(
+                title="Classifier", unit="%",
+                metrics={
+                    "probe/classifier_top1": "top-1", "probe/classifier_top5": "top-5",
+                    "probe/classifier_balanced": "balanced",
+                },
+                hint="The head that is trained, on the held-out part; the last step is the result.",
+            ),
+            Curve(
                 title="Linear probe, top-1", starts=True, unit="%",
                 metrics={"probe/linear_top1": "trained", "still/linear_top1": "middle frame only"},
                 baselines={"baseline/pixels_linear_top1": "raw pixels"},

@@ -46,6 +46,27 @@ def find_source(text: str) -> Source:
     return Source("file", str(path))
 
 
+def shape_of(source: Source) -> tuple[int, int, int, int] | None:
+    """(C, T, H, W) of the clips that it was trained on; None where only the weights, or nobody, would tell.
+
+    Raises ValueError where a file that should tell cannot be read.
+    """
+    place = Path(source.place)
+    if source.kind == "run":
+        states = (folder / "state.json" for folder in (place, place / "checkpoints" / "last"))
+        found = next((path for path in states if path.is_file()), None)
+        return tuple(read_json(found)["clip_shape"]) if found else None
+    if source.kind == "exported":
+        return tuple(read_json(place / "config.json")["encoder"]["clip_shape"])
+    if source.kind != "transformers":
+        return None
+    config = read_json(place / "config.json")
+    size = config.get("image_size") or config.get("crop_size") or 224
+    height, width = size if isinstance(size, list) else (size, size)
+    channels = config.get("num_channels") or config.get("in_chans") or 3
+    return channels, config.get("frames_per_clip") or 1, height, width
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """Raises ValueError for what is no mapping in JSON."""
     try:

@@ -330,6 +330,8 @@ class Snapshot:
     """float32 [n, q, D]: random crops of the first validation samples, where an evaluator asks for them"""
     tuning: Tuning | None = None
     """not on the CPU but where the run is"""
+    answers: Tensor | None = None
+    """float32 [n, classes] for the validation samples, where the objective has a head that classifies"""
 
     @property
     def is_finite(self) -> bool:

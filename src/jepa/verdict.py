@@ -19,6 +19,7 @@ Series = list[tuple[int, float]]
 
 
 CLASS_PROBES = {
+    "probe/classifier_top1": "classifier",
     "probe/linear_top1": "linear probe",
     "probe/knn_top1": "kNN probe",
     "probe/attentive_top1": "attentive probe",
@@ -26,7 +27,18 @@ CLASS_PROBES = {
 }
 DETECTED = {"detect/map": "mAP", "detect/map50": "mAP@.5", "detect/map75": "mAP@.75"}
 REGRESSION = re.compile(r"probe/(\w+)_r2")
-JUDGES = ("probe/linear_balanced", "probe/linear_top1", "probe/knn_top1", "probe/*_r2", "detect/map50", "predict/gain")
+CLASSIFIED = "probe/classifier_top1"
+"""of the head that is trained: where it is measured, labels are what is learned"""
+JUDGES = (
+    "probe/classifier_balanced",
+    CLASSIFIED,
+    "probe/linear_balanced",
+    "probe/linear_top1",
+    "probe/knn_top1",
+    "probe/*_r2",
+    "detect/map50",
+    "predict/gain",
+)
 """The first of these that is measured decides which checkpoint is `best`, unless `evaluation.judge` names another."""
 CLEAR_POINTS = 2.0
 """percentage points; two standard errors of an accuracy of 50 % on 2,048 samples are 2.2"""
@@ -117,11 +129,11 @@ def table_columns(rows: Rows) -> list[Column]:
         return [Column(head, name) for name, head in (DETECTED | tested).items() if name in names]
     regressions = [Column(f"{name} R²", metric) for metric, name in _regressions(rows)]
     columns = []
-    for probe in ("knn", "linear", "attentive", "finetune"):
+    for probe in ("classifier", "knn", "linear", "attentive", "finetune"):
         kind = "balanced" if f"probe/{probe}_balanced" in names else "top1"
         head = {"knn": "kNN", "finetune": "fine-tuned"}.get(probe, probe) + (" bal." if kind == "balanced" else "")
         measured = f"probe/{probe}_{kind}" in names
-        if measured or (probe in ("knn", "linear") and not regressions):
+        if measured or (probe in ("knn", "linear") and not regressions and CLASSIFIED not in names):
             columns.append(Column(head, f"probe/{probe}_{kind}"))
     return [*columns, *regressions, Column("rank", "collapse/rank", "")]
 
@@ -130,9 +142,10 @@ def table_rows(rows: Rows) -> list[tuple[str, list[float | None]]]:
     """Title and a value for each of `table_columns`: untrained encoder, raw pixels, one frame, trained encoder."""
     names = [column.metric for column in table_columns(rows)]
     step = max((s for name in names for s, _ in series(rows, name)), default=0)
-    if names[0] in DETECTED:
-        trained = (f"trained detector, step {step}", [_last(rows, name, after=0) for name in names])
-        return [("untrained detector", [_at_zero(rows, name) for name in names]), trained]
+    if names[0] in DETECTED or names[0].startswith("probe/classifier_"):
+        what = "detector" if names[0] in DETECTED else "classifier"
+        trained = (f"trained {what}, step {step}", [_last(rows, name, after=0) for name in names])
+        return [(f"untrained {what}", [_at_zero(rows, name) for name in names]), trained]
     still = [_last(rows, _beside(name, "still/"), after=0) for name in names]
     return [
         ("untrained encoder", [_at_zero(rows, name) for name in names]),
@@ -207,7 +220,7 @@ class ProbeChange:
     def sentence(self, rows: Rows) -> str:
         found = REGRESSION.fullmatch(self.metric)
         title = f"R² of the {found[1].replace('_', ' ')} probe" if found else CLASS_PROBES[self.metric]
-        beginning = "start's" if self.metric in DETECTED else "untrained encoder's"
+        beginning = "start's" if self.metric in (*DETECTED, CLASSIFIED) else "untrained encoder's"
         change = f"{abs(self.points):.1f} points {'above' if self.points >= 0 else 'below'} the {beginning}"
         fallen = f", down from {self.peak:.1f} % at step {self.peak_step}" if self.lost >= 2 * self.clear else ""
         others = (("raw pixels", "baseline/pixels_"), ("middle frame only", "still/"))
@@ -231,11 +244,13 @@ def _probe_change(rows: Rows, metric: str) -> ProbeChange | None:
 
 
 def _collapse(rows: Rows) -> str | None:
-    """One sentence with the numbers, or None.
+    """One sentence with the numbers, or None: no collapse is it where features gather by classes that are learned.
 
     Complete collapse: all images get the same vector, std and 1 - cosine fall together (std alone also falls when the
     features merely shrink). Dimensional collapse: the centred rank falls to a few directions.
     """
+    if series(rows, CLASSIFIED):
+        return None
     spread, angle = _fallen(rows, "collapse/std"), _fallen(rows, "collapse/cosine", opposite=True)
     if spread and angle and max(spread.share, angle.share) <= COLLAPSED_SPREAD and not spread.recovers:
         return (

@@ -27,7 +27,8 @@ usage: jepa-train [key=value ...] [group=choice ...] [flags]
   jepa-train --multirun hydra/launcher=local ...        two at a time; hydra.launcher.n_jobs=4: four
   jepa-train --multirun hydra/launcher=slurm hydra.launcher.partition=gpu ...   each as a job of a Slurm cluster
 
-jepa-compare --help: methods side by side in one table;  jepa-find --help: a learning rate, the fastest micro-batch"""
+jepa-finetune, jepa-eval, jepa-export --help: afterwards;  jepa-compare --help: methods side by side in one table;
+jepa-find --help: a learning rate, the fastest micro-batch"""
 
 FLAGS = """\
   -m, --multirun          run every combination of values given as key=a,b
@@ -51,6 +52,11 @@ def help_text(arguments: Sequence[str] = (), name: str = "train", head: str = HE
     for group in sorted(groups) if name == "train" else ():
         lines += _group(group, [], groups[group])
     return "\n".join([*lines, "", "flags", flags])
+
+
+def shown_choice(group: str, name: str) -> Iterator[str]:
+    """One choice of a group, with its keys."""
+    yield from _group(group, [name], {name: Catalogue([conf_folder()]).groups[group][name]})
 
 
 def _value_of(flag: str, arguments: Sequence[str]) -> str | None:

@@ -48,6 +48,7 @@ class Encoded(NamedTuple):
     still: Features | None
     tokens: Tensor
     """float32 [P, N, D] of the first samples"""
+    answers: Tensor | None
 
 
 class Prober:
@@ -101,10 +102,10 @@ class Prober:
 
         `should_stop` is asked between batches; where it says so, Interrupted is raised.
         """
-        backbone = objective.backbone
+        backbone, head = objective.backbone, getattr(objective, "classify", None)
         with evaluating(objective), torch.no_grad(), self.autocast(), self._watch(should_stop) as watch:
             train = self._encode(backbone, self.split.train, watch)
-            val = self._encode(backbone, self.split.val, watch)
+            val = self._encode(backbone, self.split.val, watch, head)
             look = self.split.val.seen
             diagnosis = self._diagnose(objective, look.pictures, val.features.labels, watch)
             shown = self._shown(objective, look.pictures[: self.num_pictures], val.features.labels)
@@ -114,7 +115,7 @@ class Prober:
             pictures=look.pictures[: self.num_pictures], tokens=val.tokens, thumbnails=look.thumbnails,
             masks=self.masks, diagnosis=diagnosis, quantities=self.split.quantities,
             shown=shown, still=(train.still, val.still) if train.still and val.still else None,
-            views=views, tuning=self._tuning(backbone, should_stop) if self.crops else None,
+            views=views, tuning=self._tuning(backbone, should_stop) if self.crops else None, answers=val.answers,
         )  # fmt: skip
 
     def baselines(self, snapshot: Snapshot, evaluators: Sequence[Evaluator]) -> dict[str, float]:
@@ -125,20 +126,23 @@ class Prober:
         )
         pixels = replace(
             snapshot, train=train, val=val, still=None, pictures=snapshot.pictures[:0], tokens=snapshot.tokens[:0],
-            shown={}, views=None, tuning=None,
+            shown={}, views=None, tuning=None, answers=None,
         )  # fmt: skip
         metrics = {name: value for evaluator in evaluators for name, value in evaluator(pixels).metrics.items()}
         named = {name: name.removeprefix("probe/") for name in metrics if name.startswith("probe/")}
         named |= {"collapse/rank": "rank"} if "collapse/rank" in metrics else {}
         return {f"baseline/pixels_{short}": metrics[name] for name, short in named.items()}
 
-    def _encode(self, backbone: Any, part: ProbePart, watch: Watch) -> Encoded:
+    def _encode(
+        self, backbone: Any, part: ProbePart, watch: Watch, head: Callable[[Tensor], Tensor] | None = None
+    ) -> Encoded:
         """Features of all samples and the tokens of the first; what the pictures show is noted in the first pass."""
-        features, still, tokens, looks = [], [], [], []
+        features, still, tokens, looks, answers = [], [], [], [], []
         num_seen = 0
         for batch in part.batches(self.transform, self.batch_size):
             output = self._tokens(backbone, batch.pictures)
             features.append(self._features(output, batch, backbone.grid))
+            answers += [] if head is None else [head(output).float().cpu()]
             tokens.append(output[: max(0, self.num_pictures - num_seen)].cpu())
             if self.still:
                 middle = batch.pictures[:, :, self.num_frames // 2, None].expand_as(batch.pictures)
@@ -148,7 +152,8 @@ class Prober:
             num_seen += len(batch.labels)
             watch(len(batch.labels) * (1 + self.still))
         part.look = part.look or Look(*map(torch.cat, zip(*looks, strict=True)))
-        return Encoded(_join(features), _join(still) if still else None, torch.cat(tokens))
+        told = torch.cat(answers) if answers else None
+        return Encoded(_join(features), _join(still) if still else None, torch.cat(tokens), told)
 
     def _tokens(self, backbone: nn.Module, pictures: Tensor) -> Tensor:
         """uint8 [b, C, T, H, W] -> float32 [b, N, D]"""

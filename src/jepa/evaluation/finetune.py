@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 from tqdm import tqdm
 
 from jepa.distributed import derive_seed, generator
+from jepa.layers.classifier import Classifier
 from jepa.layers.probes import ClassProbe, ProbeTask, scores
 from jepa.optim import parameter_groups, set_schedule
 from jepa.schedules import cosine, linear
@@ -66,7 +67,8 @@ class FineTuning(ClassProbe):
         devices = [tuning.device] if tuning.device.type == "cuda" else []
         with torch.random.fork_rng(devices), torch.enable_grad():
             torch.manual_seed(derive_seed(tuning.seed, 0, 0, "finetune"))
-            model = Tuned(encoder=tuning.backbone, width=task.train.vectors.shape[1], num_classes=task.num_classes)
+            encoder, width = deepcopy(tuning.backbone).requires_grad_(True), task.train.vectors.shape[1]
+            model = Classifier(encoder=encoder, width=width, num_classes=task.num_classes)
             self._fit(model.to(tuning.device).train(), tuning)
         model.eval()
         found = []
@@ -98,21 +100,6 @@ class FineTuning(ClassProbe):
         if step < warmup:
             return linear(step + 1, warmup, 0.0, self.lr)
         return cosine(step - warmup, total - warmup, self.lr, 0.0)
-
-
-class Tuned(nn.Module):
-    """[b, C, T, H, W] -> [b, classes], of a copy of the encoder."""
-
-    def __init__(self, *, encoder: nn.Module, width: int, num_classes: int) -> None:
-        super().__init__()
-        self.encoder = deepcopy(encoder).requires_grad_(True)
-        self.norm = nn.LayerNorm(width)
-        self.classify = nn.Linear(width, num_classes)
-        nn.init.zeros_(self.classify.weight)
-        nn.init.zeros_(self.classify.bias)
-
-    def forward(self, clips: Tensor) -> Tensor:
-        return self.classify(self.norm(self.encoder(clips).mean(dim=1)))
 
 
 def _learn(model: nn.Module, optimizer: Optimizer, clips: Tensor, labels: Tensor, tuning: Tuning) -> None:

@@ -65,7 +65,7 @@ def _dataset(node: Mapping[str, Any]) -> str:
 def card(encoder: Any, form: Form, history: History, difference: float, repository: str | None) -> str:
     """The text of README.md; `difference` is what the check of parity found, `repository` is where it will be read."""
     is_there = repository is not None and form.on_hub is not None
-    where = form.on_hub.format(repository) if is_there else "."
+    where = form.on_hub.format(repository) if repository and form.on_hub else "."
     kind = "video" if encoder.clip_shape[1] > 1 else "image"
     mean, std = pixel_statistics(encoder)
     facts = _architecture(encoder) | {"pixel mean": _numbers(mean), "pixel std": _numbers(std)}

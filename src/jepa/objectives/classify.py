@@ -1,0 +1,147 @@
+"""Fine-tuning: encoder and linear head learn the labels, with the recipe of BEiT and MAE (He et al. 2022, table 9)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+from copy import deepcopy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torchvision.transforms.v2 import CutMix, MixUp
+
+from jepa.layers.classifier import Classifier
+from jepa.strategy import local_parts
+from jepa.types import Batch, LossOutput, Masks
+
+
+class Classification(nn.Module):
+    """Cross-entropy with smoothed labels; samples without a label (-1) do not count.
+
+    `mixup` and `cutmix` are the alpha of their Beta distribution (Zhang et al. 2018; Yun et al. 2019); with both, each
+    batch takes one of them. The learning rate of block l of L is `layer_decay` ** (L - l) of the head's, that of the
+    embedding one power lower (BEiT, Bao et al. 2022, appendix). With `freeze` the head learns alone. `momentum` keeps
+    an average of all weights, which is what is judged, saved as the backbone and exported.
+    """
+
+    learns_labels = True
+
+    def __init__(
+        self,
+        *,
+        encoder: nn.Module,
+        classes: Sequence[str],
+        label_smoothing: float = 0.1,
+        mixup: float = 0.0,
+        cutmix: float = 0.0,
+        layer_decay: float = 0.75,
+        freeze: bool = False,
+        momentum: float | None = None,
+    ) -> None:
+        super().__init__()
+        if len(classes) < 2:
+            raise ValueError(
+                f"objective=classify: the data set has {len(classes)} classes, expected two or more; of a folder they "
+                "are its sub-folders"
+            )
+        if not 0 <= label_smoothing < 1 or not 0 < layer_decay <= 1:
+            raise ValueError(
+                f"objective.label_smoothing={label_smoothing:g} must lie in [0, 1), "
+                f"objective.layer_decay={layer_decay:g} in (0, 1]"
+            )
+        if min(mixup, cutmix) < 0 or not (momentum is None or 0 <= momentum < 1):
+            raise ValueError(
+                f"objective.mixup={mixup:g} and objective.cutmix={cutmix:g} must not be negative, "
+                f"objective.momentum={momentum} null or in [0, 1)"
+            )
+        width: Any = encoder.embed_dim
+        self.num_classes = len(classes)
+        self.label_smoothing = label_smoothing
+        self.layer_decay = layer_decay
+        self.freeze = freeze
+        self.momentum = momentum
+        self.mixes = [mix(alpha=alpha) for mix, alpha in ((MixUp, mixup), (CutMix, cutmix)) if alpha]
+        self.classifier = Classifier(encoder=encoder, width=width, num_classes=len(classes))
+        if freeze:
+            encoder.requires_grad_(False)
+        self.average = None if momentum is None else deepcopy(self.classifier).requires_grad_(False).eval()
+
+    @property
+    def judged(self) -> Classifier:
+        return self.classifier if self.average is None else self.average
+
+    @property
+    def backbone(self) -> nn.Module:
+        return self.judged.encoder
+
+    def train(self, mode: bool = True) -> Classification:
+        """The average, and an encoder that is held as it is, never drop a path."""
+        super().train(mode)
+        if self.average is not None:
+            self.average.eval()
+        if self.freeze:
+            self.classifier.encoder.eval()
+        return self
+
+    def forward(self, batch: Batch, masks: Masks) -> LossOutput:
+        clips, targets = batch.clips, self.targets(batch.labels)
+        if self.training and self.mixes:
+            clips, targets = self.mix(clips, targets)
+        with torch.no_grad() if self.freeze else nullcontext():
+            tokens = self.classifier.encoder(clips)
+        logits = self.classifier.read(tokens).float()
+        loss = -(targets * logits.log_softmax(dim=1)).sum() / targets.sum().clamp(min=1e-6)
+        labelled = batch.labels >= 0
+        right = ((logits.argmax(dim=1) == batch.labels) & labelled).sum() / labelled.sum().clamp(min=1)
+        return LossOutput(loss, {"accuracy": right.float().detach()}, tokens.float().mean(dim=1).detach())
+
+    def targets(self, labels: Tensor) -> Tensor:
+        """[B] -> float32 [B, classes], rows that sum to one, or to zero where there is no label."""
+        exact = labels[:, None] == torch.arange(self.num_classes, device=labels.device)
+        smooth = exact * (1 - self.label_smoothing) + self.label_smoothing / self.num_classes
+        return smooth * (labels >= 0)[:, None]
+
+    @torch.compiler.disable()  # its numbers are drawn on the CPU, others in each step
+    def mix(self, clips: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Each clip with the one before it, all frames alike; drawn from torch's state, which a step seeds."""
+        mix = self.mixes[int(torch.randint(len(self.mixes), ()))]
+        mixed, targets = mix(clips.flatten(1, 2), targets)
+        return mixed.unflatten(1, clips.shape[1:3]), targets
+
+    def classify(self, tokens: Tensor) -> Tensor:
+        """[b, N, D] of the backbone -> [b, classes]"""
+        return self.judged.read(tokens)
+
+    def lr_scales(self) -> dict[str, float]:
+        """Parameter -> its share of the learning rate."""
+        encoder: Any = self.classifier.encoder
+        depth = len(encoder.blocks)
+        trunk = next(name for name, part in self.named_modules() if part is encoder.blocks)
+        scales = {}
+        for name, _ in self.classifier.encoder.named_parameters(prefix="classifier.encoder"):
+            power = depth + 1
+            if name.startswith(f"{trunk}."):
+                power = depth - int(name.removeprefix(f"{trunk}.").partition(".")[0])
+            elif name.rpartition(".")[0].endswith("norm"):
+                power = 0
+            scales[name] = self.layer_decay**power
+        return scales
+
+    @torch.no_grad()
+    def after_step(self, step: int) -> dict[str, float]:
+        """The average, where there is one, takes a small step towards the weights."""
+        if self.average is None or self.momentum is None:
+            return {}
+        torch._foreach_lerp_(  # pyright: ignore[reportPrivateImportUsage]
+            local_parts(self.average.parameters()), local_parts(self.classifier.parameters()), 1 - self.momentum
+        )
+        return {"momentum": self.momentum}
+
+    def diagnose(self, batch: Batch, masks: Masks) -> dict[str, Tensor]:
+        """Nothing: the answers of the head tell how good they are."""
+        return {}
+
+    def pictures(self, batch: Batch, masks: Masks) -> dict[str, Tensor]:
+        """Nothing is drawn."""
+        return {}
