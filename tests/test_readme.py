@@ -6,6 +6,7 @@ import io
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -15,6 +16,9 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+from jepa.cli.eval import main as judge
+from jepa.cli.export import main as export
+from jepa.cli.finetune import main as finetune
 from PIL import Image
 
 from jepa.cli.compare import main as compare
@@ -36,16 +40,39 @@ def run(command: list[str], cwd: Path) -> str:
     return result.stdout
 
 
+@pytest.fixture(scope="module")
+def quickstart(tmp_path_factory: pytest.TempPathFactory, tiny: list[str]) -> Path:
+    """A run for the commands that follow one."""
+    folder = tmp_path_factory.mktemp("trained")
+    told_here(train, shrunk(["experiment=quickstart"], tiny), folder)
+    return folder / "outputs" / "quickstart"
+
+
 @pytest.fixture
 def workplace(tmp_path: Path) -> Path:
     """A folder with what the README's commands expect to find."""
+    write_boxes(tmp_path / "voc")
     for number in range(6):
         write_video(tmp_path / "videos" / "train" / ("left" if number % 2 == 0 else "right") / f"{number}.mp4", number)
-    for number in range(12):
-        path = tmp_path / "data" / "train" / ("dog" if number % 2 == 0 else "cat") / f"{number}.jpg"
+    for number in range(16):
+        part, kind = "test" if number > 11 else "train", "dog" if number % 2 == 0 else "cat"
+        path = tmp_path / "data" / part / kind / f"{number}.jpg"
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.effect_noise((48, 40), 20.0 * number).convert("RGB").save(path)
     return tmp_path
+
+
+def write_boxes(root: Path) -> None:
+    """Pictures with one box each, in the layout of Pascal VOC."""
+    box = "<xmin>8</xmin><ymin>8</ymin><xmax>30</xmax><ymax>28</ymax>"
+    for folder in ("Annotations", "JPEGImages", "ImageSets/Main"):
+        (root / folder).mkdir(parents=True)
+    for number in range(8):
+        Image.effect_noise((48, 40), 30.0 * number).convert("RGB").save(root / "JPEGImages" / f"{number}.jpg")
+        text = f"<annotation><object><name>cell</name><bndbox>{box}</bndbox></object></annotation>"
+        (root / "Annotations" / f"{number}.xml").write_text(text)
+    (root / "ImageSets/Main/train.txt").write_text("".join(f"{number}\n" for number in range(6)))
+    (root / "ImageSets/Main/val.txt").write_text("6\n7\n")
 
 
 def write_video(path: Path, brightness: int) -> None:
@@ -97,8 +124,9 @@ def jepa_train(arguments: list[str], tiny: list[str], cwd: Path) -> None:
             write_parquet(cwd / parquet[0])
         shrunken = shrunk(arguments, tiny)
         run([*command, *shrunken], cwd) if starts_others else told_here(train, shrunken, cwd)
-        reports = list((cwd / "outputs").rglob("report.html"))
-        assert len(reports) == (4 if "--multirun" in arguments else 1)
+        reports = {path.parent for path in (cwd / "outputs").rglob("report.html")}
+        begun_from = {cwd / text.partition("=")[2] for text in arguments if text.startswith("encoder.weights=")}
+        assert len(reports - begun_from) == (4 if "--multirun" in arguments else 1)
 
 
 def torchrun(arguments: list[str], tiny: list[str], cwd: Path) -> None:
@@ -163,12 +191,34 @@ def evaluate(arguments: list[str], tiny: list[str], cwd: Path) -> None:
     run(["bash", "-n", "-c", script], cwd)
 
 
+def jepa_eval(arguments: list[str], tiny: list[str], cwd: Path) -> None:
+    """Of few samples; fine-tuning of one pass."""
+    few = ["train_samples=64", "test_samples=32", "num_workers=0", "evaluator.finetune.epochs=1", "floors=[pixels]"]
+    told = told_here(judge, [*arguments, *few], cwd)
+    assert ("inspect.html" if "task=inspect" in arguments else "raw pixels") in told
+    assert list((cwd / "outputs").rglob("eval.html")) or list((cwd / "outputs").rglob("inspect.html"))
+
+
+def jepa_finetune(arguments: list[str], tiny: list[str], cwd: Path) -> None:
+    sizes = ("encoder", "predictor", "image_size", "dataset", "evaluation")
+    told = told_here(finetune, shrunk(arguments, [text for text in tiny if not text.startswith(sizes)]), cwd)
+    assert "step 2" in told
+
+
+def jepa_export(arguments: list[str], tiny: list[str], cwd: Path) -> None:
+    assert "from_pretrained" in told_here(export, arguments, cwd)
+    assert (cwd / "outputs" / "quickstart" / "export" / "transformers" / "config.json").is_file()
+
+
 RULES: dict[str, Callable[[list[str], list[str], Path], None]] = {
     "make": make_target,
     "jepa-train": jepa_train,
     "torchrun": torchrun,
     "jepa-compare": jepa_compare,
     "jepa-find": jepa_find,
+    "jepa-eval": jepa_eval,
+    "jepa-finetune": jepa_finetune,
+    "jepa-export": jepa_export,
     "sbatch": submit,
     "source": activate,
     "eval": evaluate,
@@ -176,9 +226,11 @@ RULES: dict[str, Callable[[list[str], list[str], Path], None]] = {
 
 
 @pytest.mark.parametrize("line", SHELL_LINES, ids=lambda line: line.split("#")[0].strip())
-def test_shell_command_works(line: str, tiny: list[str], workplace: Path) -> None:
+def test_shell_command_works(line: str, tiny: list[str], workplace: Path, quickstart: Path) -> None:
     program, *arguments = shlex.split(line, comments=True)
     assert program in RULES, "no rule says how to test this command"
+    if any(text.endswith("=outputs/quickstart") for text in arguments):
+        shutil.copytree(quickstart, workplace / "outputs" / "quickstart", symlinks=True)
     RULES[program](arguments, tiny, workplace)
 
 
