@@ -87,7 +87,7 @@ def faults(*overrides: str) -> list[str]:
         (["mask=blok"], 'mask=blok: no such choice; did you mean "block"?; valid: block, multiblock3d, '),
         (
             ["evaluator=[knn,lin]"],
-            "valid: attentive, detection, diagnostics, embeddings, finetune, knn, linear, reconstructions, regression",
+            "valid: attentive, detection, diagnostics, embeddings, finetune, knn, linear, linear_sgd",
         ),
         (["hydra/launcher=slrum"], "hydra/launcher=slrum: no such choice"),
         (["mask=temporal"], "needs 2 time steps, 1 to see and 1 to predict, the clip has 1: choose a dataset that"),
