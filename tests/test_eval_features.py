@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 from itertools import pairwise
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
+import timm
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -21,6 +23,7 @@ from jepa.downstream.representation import Floor, Frozen
 from jepa.downstream.results import summary, trial, wilson
 from jepa.downstream.shots import few
 from jepa.downstream.tuning import Pictures
+from jepa.encoders.pretrained import open_encoder
 from jepa.encoders.spatial import SpatialEncoder
 from jepa.evaluation.attentive import AttentiveProbe
 from jepa.evaluation.linear import LinearProbe
@@ -183,28 +186,18 @@ def test_the_poolings_are_what_they_say():
         frozen(encoder, layers=4)
 
 
-def test_a_class_token_is_that_of_the_encoder_alone():
-    class WithToken(nn.Module):
-        num_prefix_tokens, num_heads, grid = 2, 1, None
-
-        def __init__(self):
-            super().__init__()
-            self.blocks, self.norm, self.transform = (
-                nn.ModuleList([nn.Identity()]),
-                nn.Identity(),
-                encoder_of().transform,
-            )
-
-        def grid_of(self, clips):
-            return encoder_of().grid_of(clips)
-
-        def forward(self, clips):
-            tokens = clips.mean((1, 2, 4))[:, :, None].expand(-1, -1, 3)  # [b, 16, 3]
-            first = torch.full_like(tokens[:, :2], 7.0)
-            return self.blocks[0](torch.cat([first, tokens], dim=1))[:, 2:]
-
-    found = frozen(WithToken(), "cls").encode(torch.zeros(2, 3, 1, 16, 16, dtype=torch.uint8), 0)
-    assert torch.equal(found.vectors, torch.full((2, 3), 7.0))
+def test_class_token_and_layers_of_timm_are_those_of_its_own_functions():
+    encoder: Any = open_encoder("timm:vit_tiny_patch16_224", clip_shape=(3, 1, 32, 32), fresh=True)
+    pictures = torch.randint(0, 256, (2, 3, 1, 32, 32), dtype=torch.uint8)
+    images = encoder.transform(pictures)[:, :, 0]
+    own: Any = timm.create_model("vit_tiny_patch16_224", img_size=32, num_classes=0).eval()
+    own.load_state_dict(encoder.trunk.state_dict())
+    with torch.no_grad():
+        last = own.forward_features(images)
+        before = own.forward_intermediates(images, indices=2, norm=True, intermediates_only=True)[0]
+    torch.testing.assert_close(frozen(encoder, "cls").encode(pictures, 0).vectors, last[:, 0])
+    two = frozen(encoder, layers=2).encode(pictures, 0).vectors
+    torch.testing.assert_close(two, torch.cat([before.mean((2, 3)), last[:, 1:].mean(1)], dim=1))
 
 
 def test_pixels_are_means_of_squares_and_hog_sees_no_brightness():

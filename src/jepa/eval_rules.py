@@ -9,6 +9,7 @@ from typing import Any
 
 from jepa.catalogue import suggestion
 from jepa.checked import Checked, Rule, pair_of
+from jepa.sources import find_source
 
 FLOORS = ("pixels", "hog", "untrained")
 TASKS = ("knn", "linear", "attentive", "finetune", "inspect")
@@ -53,8 +54,8 @@ def _runs(checked: Checked) -> Iterator[str]:
     for run in encoders:
         if not isinstance(run, str):
             yield f"{checked.show('run')}: {run!r} is no path; give the path of a run"
-        elif ":" not in run and not Path(run).expanduser().exists():
-            yield f"{checked.show('run')}: there is no {run}{_nearest_run(run)}"
+        elif fault := _source_fault(run):
+            yield f"{checked.show('run')}: {fault}"
     if "untrained" in runs and not encoders:
         yield f"{checked.show('run')}: untrained is the architecture of a run, and no run is beside it"
     needs_encoder = [task for task in tasks if task in TASKS and task not in OF_VECTORS]
@@ -67,12 +68,17 @@ def _runs(checked: Checked) -> Iterator[str]:
         yield f"{checked.show('run')}: hog needs scikit-image: pip install 'jepa-train[eval]'"
 
 
-def _nearest_run(run: str) -> str:
-    folder = Path(run).expanduser().absolute().parent
-    names = sorted(path.name for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
-    known = [f"{Path(run).parent / name}" for name in names] + list(FLOORS)
-    beside = f"; {folder} holds {', '.join(names[:6])}" if names else ""
-    return f"{suggestion(run, known)}{beside}; or one of {', '.join(FLOORS)}, timm:NAME, hf:ORG/NAME"
+def _source_fault(run: str) -> str | None:
+    """Why nothing can be read from there; None where it looks well."""
+    try:
+        find_source(run)
+    except ValueError as error:
+        path = Path(run).expanduser()
+        if ":" in run or path.exists():
+            return f"{error}"
+        beside = [f"{path.parent / one.name}" for one in path.parent.iterdir()] if path.parent.is_dir() else []
+        return f"{error}; or one of {', '.join(FLOORS)}{suggestion(run, [*sorted(beside), *FLOORS])}"
+    return None
 
 
 def _shots(checked: Checked) -> Iterator[str]:

@@ -21,12 +21,12 @@ from jepa.distributed import Session, derive_seed, open_session
 from jepa.downstream.cache import FORMAT, FeatureCache
 from jepa.downstream.eval_report import write
 from jepa.downstream.inspection import inspect
-from jepa.downstream.opening import open_encoder
 from jepa.downstream.reading import Part, Parts, split
 from jepa.downstream.representation import Floor, Frozen
 from jepa.downstream.results import Results, Row, Trial, summary, trial
 from jepa.downstream.shots import few
 from jepa.downstream.tuning import Pictures, tuning_of
+from jepa.encoders.pretrained import open_encoder
 from jepa.eval_rules import FLOORS, OF_VECTORS, as_list, evaluator_of
 from jepa.evaluation.finetune import FineTuning
 from jepa.folder_log import versions

@@ -121,16 +121,16 @@ class Frozen:
             self.encoder(clips)
         found = []
         for output in seen:
-            tokens = final_norm(self.encoder)(output).float()  # [b * frames that do not see each other, p + n, D]
+            tokens = _final_norm(self.encoder, output).float()  # [b * frames that do not see each other, p + n, D]
             first = tokens[:, 0] if self.prefix else None
             shape = len(clips), -1, tokens.shape[2]
             found.append((None if first is None else first.reshape(shape), tokens[:, self.prefix :].reshape(shape)))
         return found
 
 
-def final_norm(encoder: Any) -> nn.Module:
-    """Of an encoder of ours, or of the trunk that it wraps."""
-    return encoder.norm if hasattr(encoder, "norm") else encoder.trunk.norm
+def _final_norm(encoder: Any, tokens: Tensor) -> Tensor:
+    """That of an encoder of ours, or of the trunk of timm that it wraps."""
+    return encoder.norm(tokens) if hasattr(encoder, "norm") else encoder.trunk.fc_norm(encoder.trunk.norm(tokens))
 
 
 @contextmanager
