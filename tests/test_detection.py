@@ -218,6 +218,13 @@ def test_average_precision_of_a_hand_worked_case():
     )
 
 
+def test_a_data_set_of_one_class_has_its_precision_too():
+    found = [Detections(rows((*NEAR, 0, 0.9)), rows((*NEAR, 0)))]
+    assert precisions(found, ("cell",), "detect/") == pytest.approx(
+        {f"detect/{name}": 100.0 for name in ("map", "map50", "map75", "ap50_cell")}
+    )
+
+
 def test_findings_where_nothing_is_annotated_give_no_number():
     assert precisions([Detections(rows((*NEAR, 0, 0.9)), torch.zeros(0, 5))], CLASSES, "detect/") == {}
 

@@ -80,6 +80,7 @@ def precisions(pictures: Sequence[Detections], classes: Sequence[str], prefix: s
         return {}
     average = 100 * precision[:, :, present].double().mean(dim=1)  # [overlaps, present classes]
     values = {f"{prefix}map": average.mean()} | {f"{prefix}{n}": average[at].mean() for n, at in THRESHOLDS.items()}
-    names = [re.sub(r"\W+", "_", classes[int(number)]) for number in result["classes"][present].tolist()]
+    numbers = result["classes"].reshape(-1)[present]  # of a single class it is no list
+    names = [re.sub(r"\W+", "_", classes[int(number)]) for number in numbers.tolist()]
     values |= {f"{prefix}ap50_{name}": value for name, value in zip(names, average[0], strict=True)}
     return {name: float(value) for name, value in values.items()}
