@@ -64,8 +64,7 @@ def _dataset(node: Mapping[str, Any]) -> str:
 
 def card(encoder: Any, form: Form, history: History, difference: float, repository: str | None) -> str:
     """The text of README.md; `difference` is what the check of parity found, `repository` is where it will be read."""
-    is_there = repository is not None and form.on_hub is not None
-    where = form.on_hub.format(repository) if repository and form.on_hub else "."
+    there = form.on_hub.format(repository) if repository and form.on_hub else None
     kind = "video" if encoder.clip_shape[1] > 1 else "image"
     mean, std = pixel_statistics(encoder)
     facts = _architecture(encoder) | {"pixel mean": _numbers(mean), "pixel std": _numbers(std)}
@@ -95,10 +94,10 @@ On random input these vectors differed from those of the encoder that was export
 {results if history.results else ""}
 ## Use
 
-{"" if is_there else "In this folder:"}
+{"" if there else "In this folder:"}
 
 ```python
-{form.snippet(encoder, where)}
+{form.snippet(encoder, there or ".")}
 ```
 
 ## Licence
