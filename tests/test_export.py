@@ -228,6 +228,7 @@ def run_folder(tmp_path: Path) -> Path:
     last.mkdir(parents=True)
     config = {
         "name": "shapes-run", "seed": 7, "batch_size": 32, "lr": 1e-3,
+        "encoder": {"weights": "/home/me/private/published.pt"},
         "objective": {"_target_": "jepa.objectives.jepa.JEPA"},
         "mask": {"_target_": "jepa.masks.block.BlockMask"},
         "optimizer": {"_target_": "torch.optim.AdamW"},
@@ -247,7 +248,8 @@ def run_folder(tmp_path: Path) -> Path:
 def test_history_tells_how_the_checkpoint_was_trained_and_no_path(tmp_path: Path) -> None:
     history = history_of(str(run_folder(tmp_path)))
     told = " ".join([history.name, *history.facts.values(), history.results])
-    assert all(word in told for word in ("shapes-run", "step 50", "1,600", "JEPA", "ImageFolder", "11.1", "44.4"))
+    words = ("shapes-run", "step 50", "1,600", "JEPA", "ImageFolder", "published.pt", "11.1", "44.4")
+    assert all(word in told for word in words)
     assert "55.5" not in told
     assert "private" not in told
 

@@ -38,8 +38,9 @@ def history_of(source: str) -> History:
 
 
 def _facts(config: Mapping[str, Any], step: int) -> dict[str, str]:
-    optimizer = _class(config["optimizer"])
-    return {
+    optimizer, weights = _class(config["optimizer"]), config["encoder"].get("weights")
+    began = {} if weights is None else {"began with": weights if weights.startswith("hf:") else Path(weights).name}
+    return began | {
         "run": f"`{config['name']}`, step {step:,}, seed {config['seed']}",
         "objective": _class(config["objective"]),
         "mask": _class(config["mask"]),
