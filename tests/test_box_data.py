@@ -255,6 +255,12 @@ def test_batches_hold_the_boxes_of_their_samples(tmp_path):
     full = raw.boxes[raw.boxes[:, :, 4].amax(dim=1) >= 0]
     assert full.tolist() == [dataset.boxes(0).tolist()]
     assert (raw.boxes == NONE).all(dim=2).sum() == 2
+    half = next(batches(dataset, batch_size=2, seed=0, num_workers=0, canvas=HEIGHT // 2))
+    assert half.boxes is not None
+    assert half.sizes.tolist() == [[HEIGHT // 2, WIDTH // 2]] * 2
+    is_box = raw.boxes[:, :, 4] >= 0
+    assert torch.equal(half.boxes[is_box][:, :4], raw.boxes[is_box][:, :4] / 2)
+    assert torch.equal(half.boxes[..., 4], raw.boxes[..., 4])
 
 
 @pytest.mark.parametrize("size", [(40, 60), (20, 300)])
