@@ -21,6 +21,7 @@ from jepa.folder_log import read_rows
 from jepa.layers.pictures import outlined
 from jepa.layers.pyramid import STRIDES, SimpleFeaturePyramid
 from jepa.objectives.detect import HEADS, Detector
+from jepa.optim import parameter_groups
 from jepa.types import Batch, Interrupted, Masks
 from jepa.verdict import final_table, judging, verdict
 from test_box_data import voc, write_voc, xml
@@ -140,6 +141,17 @@ def test_a_frozen_encoder_stays_as_it_is_and_in_eval_mode():
     assert not [name for name in changed if name.startswith("encoder.")]
     assert {"pyramid.levels.0.1.weight", "detector.rpn.head.cls_logits.weight"} <= changed
     assert detector().train().encoder.training
+
+
+def test_blocks_near_the_pictures_learn_slower_where_that_is_asked_for():
+    model = detector(layer_decay=0.5)
+    scales = {id(weights): group["scale"] for group in parameter_groups(model) for weights in group["params"]}
+    found = {name: scales[id(weights)] for name, weights in model.named_parameters()}
+    assert [found[f"encoder.blocks.{block}.mlp.fc1.weight"] for block in range(2)] == [1 / 4, 1 / 2]
+    assert found["encoder.embed.weight"] == 1 / 8
+    assert {scale for name, scale in found.items() if not name.startswith("encoder.")} == {1.0}
+    with pytest.raises(ValueError, match="layer_decay=0"):
+        detector(layer_decay=0.0)
 
 
 def test_it_finds_what_torchvision_finds_from_pictures_that_need_no_change():

@@ -16,13 +16,13 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
-from jepa.cli.eval import main as judge
-from jepa.cli.export import main as export
-from jepa.cli.finetune import main as finetune
 from PIL import Image
 
 from jepa.cli.compare import main as compare
+from jepa.cli.eval import main as judge
+from jepa.cli.export import main as export
 from jepa.cli.find import main as find
+from jepa.cli.finetune import main as finetune
 from jepa.cli.train import main as train
 from synthetic_run import write_run
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 from torch import nn
 from torch.optim import Optimizer
@@ -19,6 +20,24 @@ def parameter_groups(module: nn.Module) -> list[dict]:
         decays = parameter.ndim > 1 and not name.endswith(("bias", "tokens"))
         groups.setdefault((scales.get(name, 1.0), decays), []).append(parameter)
     return [{"params": found, "decays": decays, "scale": scale} for (scale, decays), found in groups.items()]
+
+
+def layer_scales(module: nn.Module, encoder: Any, decay: float) -> dict[str, float]:
+    """Parameter of `encoder`, by its name in `module` -> its share of the learning rate: `decay` for each block above.
+
+    The embedding is one block below the first, the norm behind the last block has the whole rate.
+    """
+    names = {id(part): name for name, part in module.named_modules()}
+    trunk, depth = names[id(encoder.blocks)], len(encoder.blocks)
+    scales = {}
+    for name, _ in encoder.named_parameters(prefix=names[id(encoder)]):
+        power = depth + 1
+        if name.startswith(f"{trunk}."):
+            power = depth - int(name.removeprefix(f"{trunk}.").partition(".")[0])
+        elif name.rpartition(".")[0].endswith("norm"):
+            power = 0
+        scales[name] = decay**power
+    return scales
 
 
 def _trainable(module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:

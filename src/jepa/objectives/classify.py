@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torchvision.transforms.v2 import CutMix, MixUp
 
 from jepa.layers.classifier import Classifier
+from jepa.optim import layer_scales
 from jepa.strategy import local_parts
 from jepa.types import Batch, LossOutput, Masks
 
@@ -115,18 +116,7 @@ class Classification(nn.Module):
 
     def lr_scales(self) -> dict[str, float]:
         """Parameter -> its share of the learning rate."""
-        encoder: Any = self.classifier.encoder
-        depth = len(encoder.blocks)
-        trunk = next(name for name, part in self.named_modules() if part is encoder.blocks)
-        scales = {}
-        for name, _ in self.classifier.encoder.named_parameters(prefix="classifier.encoder"):
-            power = depth + 1
-            if name.startswith(f"{trunk}."):
-                power = depth - int(name.removeprefix(f"{trunk}.").partition(".")[0])
-            elif name.rpartition(".")[0].endswith("norm"):
-                power = 0
-            scales[name] = self.layer_decay**power
-        return scales
+        return layer_scales(self, self.classifier.encoder, self.layer_decay)
 
     @torch.no_grad()
     def after_step(self, step: int) -> dict[str, float]:

@@ -18,6 +18,7 @@ from torchvision.ops.poolers import LevelMapper
 
 from jepa.layers.pyramid import STRIDES, SimpleFeaturePyramid
 from jepa.layers.tokens import divide, patch_of
+from jepa.optim import layer_scales
 from jepa.types import Batch, LossOutput, Masks
 
 HEADS = ("faster_rcnn", "fcos")
@@ -32,7 +33,8 @@ HIDDEN = 4
 class Detector(nn.Module):
     """Faster R-CNN (Ren et al. 2015) or FCOS (Tian et al. 2019) on the encoder's tokens.
 
-    The loss is the sum of the detector's own terms. `freeze` holds the encoder as it is: pyramid and head learn alone.
+    The loss is the sum of the detector's own terms. `freeze` holds the encoder as it is: pyramid and head learn alone;
+    else block l of L has `layer_decay` ** (L - l) of their learning rate (BEiT, Bao et al. 2022, appendix).
     At most `max_found` boxes are found in a picture, with scores above `score_threshold`; of those of one class that
     overlap by more than `nms_threshold` the best one. Of Faster R-CNN alone: the anchors of the finest level have
     `smallest_anchor` of the side of a picture, those of the others twice as much from level to level, and the second
@@ -48,6 +50,7 @@ class Detector(nn.Module):
         classes: Sequence[str],
         head: str = "faster_rcnn",
         freeze: bool = False,
+        layer_decay: float = 1.0,
         width: int = 256,
         regions: int = 512,
         smallest_anchor: float = 0.0625,
@@ -62,7 +65,10 @@ class Detector(nn.Module):
             raise ValueError("objective=detect: the data set has no classes to detect")
         if not 0 < smallest_anchor <= 0.5:
             raise ValueError(f"objective.smallest_anchor={smallest_anchor}: expected a share above 0, at most 0.5")
+        if not 0 < layer_decay <= 1:
+            raise ValueError(f"objective.layer_decay={layer_decay:g}: expected above 0, at most 1")
         self.encoder: Any = encoder
+        self.layer_decay = layer_decay
         patch = square_patch(self.encoder)
         self.freeze = freeze
         if freeze:
@@ -120,6 +126,10 @@ class Detector(nn.Module):
         maps = self.pyramid(rearrange(tokens, "b (h w) d -> b d h w", h=grid.h, w=grid.w))
         levels = {name: level.float() for name, level in maps.items()}
         return Pictures(pixels=clips[:, :, 0], levels=levels), tokens
+
+    def lr_scales(self) -> dict[str, float]:
+        """Parameter -> its share of the learning rate."""
+        return layer_scales(self, self.encoder, self.layer_decay)
 
     def after_step(self, step: int) -> dict[str, float]:
         return {}
