@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -83,9 +83,6 @@ class Model:
 def make_sizes(config: TrainConfig, dataset: Dataset) -> Model:
     """The objective of a configuration in no memory; masks are those of one sample."""
     sizes, plan = Sizes(), SimpleNamespace(batch_size=config.batch_size, total_steps=1)
-    if "weights" in config.encoder:  # whose files cannot be read in no memory
-        shape = (dataset.channels, config.num_frames, *image_size(config))
-        config = replace(config, encoder=factory(config.encoder | {"fresh": True})(clip_shape=shape).node)
     with torch.random.fork_rng(devices=[]), building(sizes):
         objective, _ = make_objective(config, dataset.channels, plan, dataset.classes)  # pyright: ignore[reportArgumentType]
         choose_attention(objective.train(), torch.device("cuda"), torch.bfloat16)
