@@ -6,7 +6,8 @@ import sys
 from collections.abc import Sequence
 from contextlib import suppress
 
-from jepa.cli.help import FLAGS, shown_choice
+from jepa.catalogue import Catalogue, conf_folder
+from jepa.cli.help import FLAGS, of_group
 from jepa.cli.telling import tell
 from jepa.cli.train import main as train
 from jepa.schema import ConfigError
@@ -37,7 +38,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The exit status, as of jepa-train."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     if {"--help", "-h"} & set(given):
-        lines = [line for group, name in BEGINS.items() for line in shown_choice(group, name)]
+        groups = Catalogue([conf_folder()]).groups
+        shown = (of_group(group, [name], {name: groups[group][name]}) for group, name in BEGINS.items())
+        lines = [line for choice in shown for line in choice]
         with suppress(BrokenPipeError):
             print("\n".join([HELP, "", *lines, "", "flags", FLAGS]), flush=True)
         return 0

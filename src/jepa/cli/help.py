@@ -48,15 +48,10 @@ def help_text(arguments: Sequence[str] = (), name: str = "train", head: str = HE
     lines = [head, "", "keys, with their defaults", *_keys(primary.read_text())]
     lines += ["", "groups, their default marked with * and its keys below"]
     for group, default in _defaults(primary):
-        lines += _group(group, default, groups.pop(group, {}))
+        lines += of_group(group, default, groups.pop(group, {}))
     for group in sorted(groups) if name == "train" else ():
-        lines += _group(group, [], groups[group])
+        lines += of_group(group, [], groups[group])
     return "\n".join([*lines, "", "flags", flags])
-
-
-def shown_choice(group: str, name: str) -> Iterator[str]:
-    """One choice of a group, with its keys."""
-    yield from _group(group, [name], {name: Catalogue([conf_folder()]).groups[group][name]})
 
 
 def _value_of(flag: str, arguments: Sequence[str]) -> str | None:
@@ -84,7 +79,7 @@ def _defaults(primary: Path) -> Iterator[tuple[str, list[str]]]:
                 yield group, choice if isinstance(choice, list) else [choice]
 
 
-def _group(group: str, default: list[str], choices: dict[str, Choice]) -> Iterator[str]:
+def of_group(group: str, default: list[str], choices: dict[str, Choice]) -> Iterator[str]:
     yield f"  {group}="
     for name, choice in choices.items():
         yield f"   {'*' if name in default else ' '} {name:<18} {choice.comment}".rstrip()
