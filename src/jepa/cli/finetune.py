@@ -20,7 +20,7 @@ usage: jepa-finetune run=WEIGHTS [key=value ...] [group=choice ...] [flags]
 
   jepa-finetune run=outputs/quickstart                  on the data set drawn on the fly
   jepa-finetune run=outputs/cats dataset=imagefolder dataset.root_path=./data epochs=50 name=cats-tuned
-  jepa-finetune run=outputs/cats objective.freeze=true ...           the head alone
+  jepa-finetune run=outputs/cats objective.freeze=true lr=2e-2 ...   the head alone, at a higher rate
   jepa-finetune run=outputs/cats encoder.fresh=true ...              the same encoder without its weights
   jepa-finetune run=timm:vit_small_patch16_224.dino image_size=96 ...
   jepa-finetune run=outputs/cells objective=detect dataset=voc dataset.root_path=./voc      boxes
