@@ -6,14 +6,13 @@ import sys
 from collections.abc import Sequence
 from contextlib import suppress
 
-from jepa.catalogue import Catalogue, conf_folder
-from jepa.cli.help import FLAGS, of_group
+from jepa.cli.help import help_text
 from jepa.cli.telling import tell
 from jepa.cli.train import main as train
 from jepa.schema import ConfigError
 from jepa.sources import find_source, shape_of
 
-HELP = """\
+HEAD = """\
 jepa-finetune trains an encoder and a head on labels, and judges them on the held-out part of the data set.
 
 usage: jepa-finetune run=WEIGHTS [key=value ...] [group=choice ...] [flags]
@@ -29,7 +28,6 @@ run=WEIGHTS is short for encoder.weights=WEIGHTS: a run or checkpoint, an export
 Unless given, image_size and num_frames are those that a run, an exported folder or one of transformers was trained
 with. All else is as in jepa-train --help; what begins otherwise is below."""
 
-BEGINS = {"encoder": "pretrained", "objective": "classify", "schedule": "finetune", "evaluator": "accuracy"}
 WITHOUT_WEIGHTS = {"encoder", "experiment", "--cfg", "-c", "--config-name", "-cn"}
 """what else may say what to begin from, or only shows the configuration"""
 
@@ -38,11 +36,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The exit status, as of jepa-train."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     if {"--help", "-h"} & set(given):
-        groups = Catalogue([conf_folder()]).groups
-        shown = (of_group(group, [name], {name: groups[group][name]}) for group, name in BEGINS.items())
-        lines = [line for choice in shown for line in choice]
         with suppress(BrokenPipeError):
-            print("\n".join([HELP, "", *lines, "", "flags", FLAGS]), flush=True)
+            print(help_text(given, "finetune", HEAD), flush=True)
         return 0
     own = ["--config-name", "finetune"] if not {"--config-name", "-cn"} & set(given) else []
     try:

@@ -48,9 +48,9 @@ def help_text(arguments: Sequence[str] = (), name: str = "train", head: str = HE
     lines = [head, "", "keys, with their defaults", *_keys(primary.read_text())]
     lines += ["", "groups, their default marked with * and its keys below"]
     for group, default in _defaults(primary):
-        lines += of_group(group, default, groups.pop(group, {}))
+        lines += _group(group, default, groups.pop(group, {}))
     for group in sorted(groups) if name == "train" else ():
-        lines += of_group(group, [], groups[group])
+        lines += _group(group, [], groups[group])
     return "\n".join([*lines, "", "flags", flags])
 
 
@@ -75,11 +75,10 @@ def _keys(text: str) -> Iterator[str]:
 def _defaults(primary: Path) -> Iterator[tuple[str, list[str]]]:
     for entry in yaml.safe_load(primary.read_text())["defaults"]:
         for group, choice in entry.items() if isinstance(entry, dict) else ():
-            if not group.startswith("override"):
-                yield group, choice if isinstance(choice, list) else [choice]
+            yield group.removeprefix("override "), choice if isinstance(choice, list) else [choice]
 
 
-def of_group(group: str, default: list[str], choices: dict[str, Choice]) -> Iterator[str]:
+def _group(group: str, default: list[str], choices: dict[str, Choice]) -> Iterator[str]:
     yield f"  {group}="
     for name, choice in choices.items():
         yield f"   {'*' if name in default else ' '} {name:<18} {choice.comment}".rstrip()
