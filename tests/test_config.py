@@ -87,7 +87,7 @@ def faults(*overrides: str) -> list[str]:
         (["mask=blok"], 'mask=blok: no such choice; did you mean "block"?; valid: block, multiblock3d, '),
         (
             ["evaluator=[knn,lin]"],
-            "valid: attentive, detection, diagnostics, embeddings, finetune, knn, linear, linear_sgd",
+            "valid: accuracy, attentive, detection, diagnostics, embeddings, finetune, knn, linear, linear_sgd",
         ),
         (["hydra/launcher=slrum"], "hydra/launcher=slrum: no such choice"),
         (["mask=temporal"], "needs 2 time steps, 1 to see and 1 to predict, the clip has 1: choose a dataset that"),
@@ -186,7 +186,7 @@ def faults(*overrides: str) -> list[str]:
             "regularizer=vicreg: objective=mae uses no regularizer; leave it out",
         ),
         (["objective=vae", "predictor.depth=2"], "predictor.depth=2: objective=vae uses no predictor; leave it out"),
-        (["objective=mae", "objective.momentum=0.9"], "the chosen objective has no 'momentum'; objective=jepa has"),
+        (["objective=mae", "objective.momentum=0.9"], "has no 'momentum'; objective=classify, jepa has"),
         (
             ["objective=vae", "objective.bottleneck=pool"],
             'no such bottleneck; did you mean "pooled"?; valid: pooled, tokens',

@@ -23,7 +23,7 @@ from jepa.hardware import GIB, GPUS, Machines, Needs, Share, fits, largest_piece
 from jepa.training.footprint import Pass, block_sizes, measure, state_bytes
 from jepa.types import Batch
 
-IMAGES: Any = SimpleNamespace(channels=3)
+IMAGES: Any = SimpleNamespace(channels=3, classes=())
 MODELS = (
     [],
     ["encoder.checkpoint_activations=true"],
