@@ -34,6 +34,7 @@ NEEDED = {
     "hf": ["dataset.path=somebody/something"],
     "voc": VOC,
     "bccd_detection": [*VOC, "dataset.test_split=null"],
+    "bccd_jepa": VOC,
     "detect": ["dataset=voc", *VOC],
     "detection": ["dataset=voc", *VOC, "objective=detect"],
     "coco": [
