@@ -39,9 +39,9 @@ TINY = [
 ]
 LONG = [*TINY, "steps=100", "eval_every=80", "save_every=5", "evaluation.val_samples=300", "evaluation.batch_size=1"]
 """evaluates for about a second"""
-LIMIT = 90
+LIMIT = 150
 """seconds that any job may take"""
-SOON = 30
+SOON = 60
 """seconds in which a job ends that has lost one of its processes"""
 
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small disk needs root")
