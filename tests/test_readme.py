@@ -122,7 +122,8 @@ def jepa_train(arguments: list[str], tiny: list[str], cwd: Path) -> None:
     else:
         if parquet := [text.partition("=")[2] for text in arguments if text.endswith(".parquet")]:
             write_parquet(cwd / parquet[0])
-        shrunken = shrunk(arguments, tiny)
+        sized = [text for text in tiny if "encoder=pretrained" not in arguments or not text.startswith("encoder.")]
+        shrunken = shrunk(arguments, sized)
         run([*command, *shrunken], cwd) if starts_others else told_here(train, shrunken, cwd)
         reports = {path.parent for path in (cwd / "outputs").rglob("report.html")}
         begun_from = {cwd / text.partition("=")[2] for text in arguments if text.startswith("encoder.weights=")}
