@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from jepa.advice import memory_advice
 from jepa.assemble import Phase, assemble, make_dataset, make_loggers, phases_left, start_batches
-from jepa.config import ConfigError, TrainConfig, to_yaml
+from jepa.config import TrainConfig, refusals, to_yaml
 from jepa.distributed import Session, session, telling_of_failures, total_memory
 from jepa.encoders.pretrained import open_encoder
 from jepa.folder_log import read_rows
@@ -108,7 +108,7 @@ def train(config: TrainConfig, folder: Path, interrupt: Interrupt | None = None)
 
 def _train(config: TrainConfig, folder: RunFolder, interrupt: Interrupt, here: Session) -> int:
     """The phases that are left, one after the other; the signal that stopped the run, 0 when it is finished."""
-    with _refusals():
+    with refusals():
         dataset = make_dataset(config)
         phases = phases_left(config, len(dataset), folder.path)
         if phases[0].config.num_frames != config.num_frames:
@@ -139,21 +139,10 @@ def _train(config: TrainConfig, folder: RunFolder, interrupt: Interrupt, here: S
 
 def _next_phase(phase: Phase, folder: Path, before: Run) -> Run:
     """Parts of other sizes; they take over the weights from the checkpoint that the phase before left."""
-    with _refusals():
+    with refusals():
         run = assemble(phase, make_dataset(phase.config), folder, before.session)
     run.loggers = before.loggers
     return run
-
-
-@contextmanager
-def _refusals() -> Iterator[None]:
-    """What a constructor refuses is a fault of the configuration."""
-    try:
-        yield
-    except ConfigError:
-        raise
-    except ValueError as error:
-        raise ConfigError([str(error)]) from error
 
 
 @contextmanager

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -42,6 +43,7 @@ __all__ = [
     "factory",
     "literal",
     "members",
+    "refusals",
     "to_yaml",
     "typed",
 ]
@@ -70,6 +72,17 @@ def build(node: Mapping[str, Any], **given: Any) -> Any:
 
 def _parts(value: Any) -> bool:
     return isinstance(value, Mapping) and any(isinstance(v, Mapping) and "_target_" in v for v in value.values())
+
+
+@contextmanager
+def refusals() -> Iterator[None]:
+    """What a constructor refuses is a fault of the configuration."""
+    try:
+        yield
+    except ConfigError:
+        raise
+    except ValueError as error:
+        raise ConfigError([str(error)]) from error
 
 
 def compose(overrides: Sequence[str] = (), config_dir: str | os.PathLike | None = None) -> TrainConfig:

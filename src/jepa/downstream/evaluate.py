@@ -7,7 +7,6 @@ import json
 import logging
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -15,7 +14,8 @@ from typing import Any
 
 import torch
 
-from jepa.config import EvalConfig, build, factory
+from jepa.checked import pair_of
+from jepa.config import EvalConfig, build, factory, refusals
 from jepa.data.transforms import EvalTransform
 from jepa.distributed import Session, derive_seed, open_session
 from jepa.downstream.cache import FORMAT, FeatureCache
@@ -32,7 +32,7 @@ from jepa.evaluation.finetune import FineTuning
 from jepa.folder_log import versions
 from jepa.layers.probes import Answer, ClassProbe, ProbeTask
 from jepa.schema import ConfigError
-from jepa.types import Features, RunError
+from jepa.types import Features
 
 TITLES = {"knn": "kNN", "finetune": "fine-tuned", "linear_sgd": "linear SGD"}
 METRIC = "metric: top-1 accuracy on the test samples, which choose nothing; the weights after the last epoch count"
@@ -59,7 +59,7 @@ def evaluate(config: EvalConfig) -> Path:
 
     Raises ConfigError for what only the data and the encoders can tell, RunError where nothing can be read.
     """
-    with _refusals():
+    with refusals():
         bench = Bench(config)
         results = Results.open(Path("outputs") / config.name, bench.facts())
     bench.cache.folder = results.folder / "features" if config.cache else None
@@ -157,7 +157,7 @@ class Bench:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive_seed(seed, 0, 0, "init"))
             encoder: Any = open_encoder(run, fresh=fresh)
-            size = _pair(self.config.image_size)
+            size = pair_of(self.config.image_size)
             if size and size != tuple(encoder.clip_shape[2:]):
                 torch.manual_seed(derive_seed(seed, 0, 0, "init"))
                 encoder = open_encoder(run, clip_shape=(*encoder.clip_shape[:2], *size), fresh=fresh)
@@ -165,7 +165,7 @@ class Bench:
 
     def _transform_of_floors(self) -> EvalTransform:
         """Pictures of the size that the first encoder sees."""
-        size = _pair(self.config.image_size)
+        size = pair_of(self.config.image_size)
         if size is None:
             first = next(source for source in self.sources if source.run)
             size = tuple(self._encoder(first.run, False, self.config.seed).transform.image_size)
@@ -303,20 +303,3 @@ def _title(run: str) -> str:
     if ":" in run:
         return run
     return run.rstrip("/").rpartition("outputs/")[2].removesuffix("/checkpoints/last") or run
-
-
-def _pair(size: Any) -> tuple[int, int] | None:
-    if size is None:
-        return None
-    return (size[0], size[1]) if isinstance(size, list) else (size, size)
-
-
-@contextmanager
-def _refusals() -> Iterator[None]:
-    """What a constructor refuses is a fault of the configuration."""
-    try:
-        yield
-    except (ConfigError, RunError):
-        raise
-    except ValueError as error:
-        raise ConfigError([str(error)]) from error
