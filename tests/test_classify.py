@@ -277,10 +277,17 @@ def test_sizes_are_those_of_the_weights_unless_given(pretrained: Path) -> None:
     ],
 )
 def test_a_wrong_command_is_refused_before_torch(
-    pretrained: Path, arguments: list[str], expected: str, capsys: pytest.CaptureFixture[str]
+    pretrained: Path,
+    arguments: list[str],
+    expected: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
+    monkeypatch.setattr("sys.argv", ["/venv/bin/jepa-finetune"])
     assert main([text.replace("PLACE", str(pretrained)) for text in arguments]) == 2
-    assert expected in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert told.startswith("jepa-finetune: ")
+    assert expected in told
 
 
 def test_labels_that_are_learnt_are_never_judged_on(tmp_path: Path) -> None:

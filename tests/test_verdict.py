@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from jepa.verdict import collapse_alarm, final_table, series, verdict
+from jepa.verdict import collapse_alarm, final_table, series, start_of, verdict
 
 HEALTHY = {"collapse/std": 0.5, "collapse/cosine": 0.6, "collapse/rank": 20.0, "collapse/rank_centred": 30.0}
 START = {"collapse/std": 0.3, "collapse/cosine": 0.9, "collapse/rank": 5.0, "collapse/rank_centred": 25.0}
@@ -160,6 +160,16 @@ def test_the_table_has_the_three_rows_and_a_dash_where_nothing_was_measured():
         ["trained", "encoder,", "step", "100", "45.0", "%", "52.5", "%", "20.0"],
     ]
     assert len({len(line) for line in table}) == 1
+
+
+def test_an_encoder_that_began_with_weights_is_not_called_untrained():
+    weights = "outputs/first"
+    assert start_of({"encoder": {"weights": weights, "fresh": True}}) == start_of({"encoder": {}}) == "untrained"
+    start = start_of({"encoder": {"weights": weights, "fresh": False}})
+    rows = run(START | probes(30.0, 28.0), HEALTHY | probes(52.5, 45.0))
+    assert final_table(rows, start).splitlines()[1].split()[:2] == ["loaded", "encoder"]
+    assert "points above the loaded encoder's 30.0 %" in verdict(rows, start).reason
+    assert "untrained" not in final_table(rows, start) + verdict(rows, start).reason
 
 
 def test_an_empty_run_has_a_table_of_dashes():

@@ -20,7 +20,7 @@ from jepa.assemble import Phase, assemble, make_dataset, make_loggers, phases_le
 from jepa.config import TrainConfig, refusals, to_yaml
 from jepa.distributed import Session, session, telling_of_failures, total_memory
 from jepa.encoders.pretrained import open_encoder
-from jepa.folder_log import read_rows
+from jepa.folder_log import read_config, read_rows
 from jepa.launch import num_processes, start_processes
 from jepa.place import requeue
 from jepa.python_config import JEPAConfig
@@ -31,7 +31,7 @@ from jepa.training.folder import RunFolder, open_folder
 from jepa.training.interrupt import FROM_SCHEDULERS, SIGNALS, Interrupt, listen
 from jepa.training.run import Run
 from jepa.types import RunError
-from jepa.verdict import final_table, verdict
+from jepa.verdict import final_table, start_of, verdict
 
 __all__ = ["JEPAAgent", "JEPAConfig", "load_encoder"]
 
@@ -159,5 +159,6 @@ def _advising(config: TrainConfig, run: Run) -> Iterator[None]:
 
 def _closing(folder: Path) -> str:
     rows = read_rows(folder)
-    judged = verdict(rows)
-    return f"{final_table(rows)}\n{judged.word}: {judged.reason}\nreport: {folder / 'report.html'}"
+    start = start_of(read_config(folder))
+    judged = verdict(rows, start)
+    return f"{final_table(rows, start)}\n{judged.word}: {judged.reason}\nreport: {folder / 'report.html'}"

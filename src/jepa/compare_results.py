@@ -18,10 +18,10 @@ import numpy as np
 import yaml
 
 from jepa.catalogue import Catalogue, conf_folder, flatten
-from jepa.folder_log import METRICS, Row, read_json, read_rows
+from jepa.folder_log import METRICS, Row, read_config, read_json, read_rows
 from jepa.schema import IRRELEVANT, IRRELEVANT_SECTIONS, show_value
 from jepa.types import RunError
-from jepa.verdict import Column, series, table_columns
+from jepa.verdict import Column, series, start_of, table_columns
 
 BUDGET, MEASURING = "budget.json", ".measure"
 FINETUNED = Column("fine-tuned", "probe/finetune_top1")
@@ -169,8 +169,7 @@ def find_runs(folders: Sequence[Path]) -> list[RunResult]:
 
 def _read(folder: Path) -> RunResult:
     try:
-        rows, ended = read_rows(folder), read_json(folder / "run.json")
-        config = yaml.load((folder / "config.yaml").read_text(), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+        rows, ended, config = read_rows(folder), read_json(folder / "run.json"), read_config(folder)
     except (ValueError, yaml.YAMLError) as error:
         raise RunError(f"{folder} cannot be read: {error}") from error
     budget = next((b for parent in folder.parents if (b := _budget(parent, folder))), {})
@@ -264,9 +263,10 @@ def _part(key: str, value: Any) -> str:
 
 
 def _baselines(runs: Sequence[RunResult], columns: Sequence[Column]) -> list[tuple[str, list[Spread | None]]]:
-    """Untrained encoder and raw pixels, of each seed the mean over the methods."""
+    """Encoder of step 0 and raw pixels, of each seed the mean over the methods."""
     rows = []
-    for title, prefix in (("untrained encoder", ""), ("raw pixels", "baseline/pixels_")):
+    starts = " or ".join(sorted({start_of(run.config) for run in runs}, reverse=True))
+    for title, prefix in ((f"{starts} encoder", ""), ("raw pixels", "baseline/pixels_")):
         names = [prefix + column.metric.partition("/")[2] if prefix else column.metric for column in columns]
         rows.append((title, [_at_start(runs, name) for name in names]))
     return rows

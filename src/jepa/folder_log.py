@@ -20,6 +20,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import yaml
+
 if TYPE_CHECKING:
     from jepa.types import EmbeddingTable, Evaluation
 
@@ -129,6 +131,14 @@ def write_atomically(path: Path, text: str) -> None:
 def read_json(path: Path) -> dict[str, Any]:
     """The object in the file; empty when there is no file."""
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The configuration of the run in the folder; empty when there is none. Raises yaml.YAMLError."""
+    path = folder / "config.yaml"
+    if not path.exists():
+        return {}
+    return yaml.load(path.read_text(encoding="utf-8"), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
 
 
 def file_name(name: str) -> str:

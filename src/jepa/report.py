@@ -7,15 +7,27 @@ import math
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from html import escape
 from pathlib import Path
 
 import numpy as np
+import yaml
 
 from jepa.charts import Chart, Level, Line, Point, line_chart, number, scatter
-from jepa.folder_log import CAPTIONS, MEDIA, PROVENANCE, Row, read_json, read_rows, step_of, write_atomically
+from jepa.folder_log import (
+    CAPTIONS,
+    MEDIA,
+    PROVENANCE,
+    Row,
+    read_config,
+    read_json,
+    read_rows,
+    step_of,
+    write_atomically,
+)
 from jepa.report_sections import DETECTION, MOTION, SECTIONS, Curve, class_curves
-from jepa.verdict import REGRESSION, cell, table_columns, table_rows, verdict
+from jepa.verdict import REGRESSION, cell, start_of, table_columns, table_rows, verdict
 
 TONES = {
     "finished": "good", "running": "calm", "stopped": "wait", "failed": "bad",
@@ -34,16 +46,20 @@ def write_report(folder: Path) -> Path:
     rows = read_rows(folder)
     facts = read_json(folder / PROVENANCE)
     ended = read_json(folder / "run.json")
+    config: dict = {}
+    with suppress(yaml.YAMLError):  # edited by hand: it is shown as it is
+        config = read_config(folder)
+    start = start_of(config)
     status, message = _status(facts, ended)
     name = str(facts.get("name", folder.name))
     parts = [
         _header(name, status),
-        _verdict(rows),
+        _verdict(rows, start),
         _message(status, message),
         _facts(rows, facts),
-        _table(rows),
-        *_curves(rows),
-        _pictures(folder),
+        _table(rows, start),
+        *_curves(rows, start),
+        _pictures(folder, start),
         _origin(folder, facts),
     ]
     target = folder / "report.html"
@@ -82,8 +98,8 @@ def _message(status: str, message: str) -> str:
     return f'<div class="card message {TONES.get(status, "calm")}"><span>{escape(text)}</span></div>'
 
 
-def _verdict(rows: Sequence[Row]) -> str:
-    judged = verdict(rows)
+def _verdict(rows: Sequence[Row], start: str) -> str:
+    judged = verdict(rows, start)
     tone = TONES.get(judged.word, "calm")
     return (
         f'<div class="card verdict {tone}"><strong>{SIGNS[tone]} {escape(judged.word)}</strong>'
@@ -110,8 +126,10 @@ def _time(seconds: float) -> str:
     return time.strftime("%Y-%m-%d %H:%M", time.localtime(seconds))
 
 
-def _table(rows: Sequence[Row]) -> str:
-    compared = [(title, values) for title, values in table_rows(rows) if any(value is not None for value in values)]
+def _table(rows: Sequence[Row], start: str) -> str:
+    compared = [
+        (title, values) for title, values in table_rows(rows, start) if any(value is not None for value in values)
+    ]
     if not compared:
         return ""
     columns = table_columns(rows)
@@ -127,7 +145,7 @@ def _table(rows: Sequence[Row]) -> str:
     )
 
 
-def _curves(rows: Sequence[Row]) -> list[str]:
+def _curves(rows: Sequence[Row], start: str) -> list[str]:
     """The sections, and behind a fold every other metric, so that nothing logged is hidden."""
     columns: dict[str, list[Point]] = {}
     for row in rows:
@@ -142,7 +160,7 @@ def _curves(rows: Sequence[Row]) -> list[str]:
             curves = [*_regressions(columns), *curves]
         if title == DETECTION:
             curves = [*curves, *class_curves(columns)]
-        drawn = [_chart(curve, columns) for curve in curves if metrics & set(curve.metrics)]
+        drawn = [_chart(curve, columns, start) for curve in curves if metrics & set(curve.metrics)]
         metrics -= {name for curve in curves for name in curve.metrics}
         if title == MOTION:
             drawn.append(_horizons(columns))
@@ -150,7 +168,7 @@ def _curves(rows: Sequence[Row]) -> list[str]:
         if drawn:
             lead = f'<p class="lead">{escape(lead)}</p>' if lead else ""
             parts.append(f'<h2>{escape(title)}</h2>{lead}<div class="charts">{"".join(drawn)}</div>')
-    others = [_chart(Curve(title=name, metrics={name: name}), columns) for name in sorted(metrics)]
+    others = [_chart(Curve(title=name, metrics={name: name}), columns, start) for name in sorted(metrics)]
     if others:
         count = f"{len(others)} more curve{'s' if len(others) > 1 else ''}"
         parts.append(f'<details><summary>{count}</summary><br><div class="charts">{"".join(others)}</div></details>')
@@ -187,7 +205,7 @@ def _horizons(columns: Mapping[str, list[Point]]) -> str:
     return line_chart(chart, lines)
 
 
-def _chart(curve: Curve, columns: Mapping[str, list[Point]]) -> str:
+def _chart(curve: Curve, columns: Mapping[str, list[Point]], start: str) -> str:
     lines = [
         Line(name=label, points=[(step, value * curve.factor) for step, value in columns[name]])
         for name, label in curve.metrics.items()
@@ -195,13 +213,13 @@ def _chart(curve: Curve, columns: Mapping[str, list[Point]]) -> str:
     ]
     levels = []
     if curve.starts and lines[0].points[0][0] == 0:
-        levels.append(Level(name="untrained", value=lines[0].points[0][1]))
+        levels.append(Level(name=start, value=lines[0].points[0][1]))
     for name, label in curve.baselines.items():
         levels += [Level(name=label, value=value) for _, value in columns.get(name, [])[-1:]]
     return line_chart(curve, lines, levels)
 
 
-def _pictures(folder: Path) -> str:
+def _pictures(folder: Path, start: str) -> str:
     """Pictures and embeddings of the latest evaluation, beside those of step 0 where they differ."""
     last = max(folder.glob(f"{MEDIA}/step_*"), default=None)
     if last is None:
@@ -209,29 +227,29 @@ def _pictures(folder: Path) -> str:
     captions = read_json(last / CAPTIONS)
     order = {name: place for place, name in enumerate(captions)}
     paths = sorted(last.glob("*.png"), key=lambda path: order.get(path.stem, len(order)))
-    parts = [_panel(path, _picture, captions.get(path.stem, "")) for path in paths]
+    parts = [_panel(path, _picture, captions.get(path.stem, ""), start) for path in paths]
     text = (
         "Features of images on their two main directions, each evaluation on its own; under the pointer, their labels."
     )
-    parts += [_panel(path, _cloud, text) for path in sorted(last.glob("*.npz"))]
+    parts += [_panel(path, _cloud, text, start) for path in sorted(last.glob("*.npz"))]
     return f"<h2>Pictures</h2><div class='pictures'>{''.join(parts)}</div>"
 
 
-def _panel(path: Path, draw: Callable[[Path], str], caption: str) -> str:
+def _panel(path: Path, draw: Callable[[Path], str], caption: str, start: str) -> str:
     before = path.parent.with_name("step_00000000") / path.name
     shown = [path]
     if before != path and before.exists() and before.read_bytes() != path.read_bytes():
         shown.insert(0, before)
-    figures = "".join(f"<figure><figcaption>{_moment(p)}</figcaption>{draw(p)}</figure>" for p in shown)
+    figures = "".join(f"<figure><figcaption>{_moment(p, start)}</figcaption>{draw(p)}</figure>" for p in shown)
     title = escape(path.stem.replace("_", " ").capitalize())
     hint = f'<p class="hint">{escape(caption)}</p>'
     width = "wide" if len(shown) > 1 else ""
     return f'<div class="card picture {width}"><h3>{title}</h3><div class="pair">{figures}</div>{hint}</div>'
 
 
-def _moment(path: Path) -> str:
+def _moment(path: Path, start: str) -> str:
     step = step_of(path.parent)
-    return f"step {step:,}" + (" (untrained)" if step == 0 else "")
+    return f"step {step:,}" + (f" ({start})" if step == 0 else "")
 
 
 def _picture(path: Path) -> str:

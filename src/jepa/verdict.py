@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 Rows = Sequence[Mapping[str, float]]
 Series = list[tuple[int, float]]
@@ -29,6 +29,7 @@ DETECTED = {"detect/map": "mAP", "detect/map50": "mAP@.5", "detect/map75": "mAP@
 REGRESSION = re.compile(r"probe/(\w+)_r2")
 CLASSIFIED = "probe/classifier_top1"
 """of the head that is trained: where it is measured, labels are what is learned"""
+UNTRAINED = "untrained"
 JUDGES = (
     "probe/classifier_balanced",
     CLASSIFIED,
@@ -63,8 +64,16 @@ class Verdict:
     reason: str
 
 
-def verdict(rows: Rows) -> Verdict:
+def start_of(config: Mapping[str, Any]) -> str:
+    """What the encoder of a run with this configuration is before its first step, in one word for tables."""
+    encoder = config.get("encoder") or {}
+    return "loaded" if encoder.get("weights") and not encoder.get("fresh") else UNTRAINED
+
+
+def verdict(rows: Rows, start: str = UNTRAINED) -> Verdict:
     """Judge a run by its evaluations: collapse first, then the probes, then (without any) the prediction.
+
+    `start` names the encoder of step 0, see `start_of`.
 
     Learning is a clear gain over step 0 in the best probe of its kind (of classes, or regression), unless the others
     lost as much. Only a probe that has gained much more than that, and has kept it, outweighs features that look
@@ -75,7 +84,7 @@ def verdict(rows: Rows) -> Verdict:
     if not probes and not any(step > 0 for step, _ in series(rows, "collapse/std")):
         return Verdict("too early to tell", "there is no evaluation after step 0 yet")
     spoken = probes if len(probes) < 3 else [max(kinds[0], key=lambda c: c.gain)] * bool(kinds[0]) + kinds[1]
-    collapsed, told = _collapse(rows), "; ".join(change.sentence(rows) for change in spoken)
+    collapsed, told = _collapse(rows), "; ".join(change.sentence(rows, start) for change in spoken)
     best = max(probes, key=lambda change: change.gain, default=None)
     if collapsed and not (best and best.gain >= 3 and best.lost < best.clear):
         return Verdict("collapsing", f"{collapsed}; {told}" if told else collapsed)
@@ -138,8 +147,8 @@ def table_columns(rows: Rows) -> list[Column]:
     return [*columns, *regressions, Column("rank", "collapse/rank", "")]
 
 
-def table_rows(rows: Rows) -> list[tuple[str, list[float | None]]]:
-    """Title and a value for each of `table_columns`: untrained encoder, raw pixels, one frame, trained encoder."""
+def table_rows(rows: Rows, start: str = UNTRAINED) -> list[tuple[str, list[float | None]]]:
+    """Title and a value for each of `table_columns`: encoder of step 0, raw pixels, one frame, trained encoder."""
     names = [column.metric for column in table_columns(rows)]
     step = max((s for name in names for s, _ in series(rows, name)), default=0)
     if names[0] in DETECTED or names[0].startswith("probe/classifier_"):
@@ -148,7 +157,7 @@ def table_rows(rows: Rows) -> list[tuple[str, list[float | None]]]:
         return [(f"untrained {what}", [_at_zero(rows, name) for name in names]), trained]
     still = [_last(rows, _beside(name, "still/"), after=0) for name in names]
     return [
-        ("untrained encoder", [_at_zero(rows, name) for name in names]),
+        (f"{start} encoder", [_at_zero(rows, name) for name in names]),
         ("raw pixels", [_last(rows, _beside(name, "baseline/pixels_")) for name in names]),
         *([("trained, middle frame only", still)] if any(value is not None for value in still) else []),
         (f"trained encoder, step {step}", [_last(rows, name, after=0) for name in names]),
@@ -159,12 +168,12 @@ def cell(value: float | None, column: Column) -> str:
     return "-" if value is None else f"{value:.1f}{column.unit}"
 
 
-def final_table(rows: Rows) -> str:
-    """Lines with headings: untrained encoder, raw pixels, trained encoder; a dash where nothing was measured."""
+def final_table(rows: Rows, start: str = UNTRAINED) -> str:
+    """Lines with headings: encoder of step 0, raw pixels, trained encoder; a dash where nothing was measured."""
     columns = table_columns(rows)
     widths = [max(8, len(column.head) + 2) for column in columns]
     lines = [("", [column.head for column in columns])]
-    lines += [(title, list(map(cell, values, columns))) for title, values in table_rows(rows)]
+    lines += [(title, list(map(cell, values, columns))) for title, values in table_rows(rows, start)]
     return "\n".join(
         f"{title:<28}" + "".join(f"{text:>{width}}" for text, width in zip(texts, widths, strict=True))
         for title, texts in lines
@@ -217,10 +226,10 @@ class ProbeChange:
     def lost(self) -> float:
         return self.peak - self.last
 
-    def sentence(self, rows: Rows) -> str:
+    def sentence(self, rows: Rows, start: str) -> str:
         found = REGRESSION.fullmatch(self.metric)
         title = f"R² of the {found[1].replace('_', ' ')} probe" if found else CLASS_PROBES[self.metric]
-        beginning = "start's" if self.metric in (*DETECTED, CLASSIFIED) else "untrained encoder's"
+        beginning = "start's" if self.metric in (*DETECTED, CLASSIFIED) else f"{start} encoder's"
         change = f"{abs(self.points):.1f} points {'above' if self.points >= 0 else 'below'} the {beginning}"
         fallen = f", down from {self.peak:.1f} % at step {self.peak_step}" if self.lost >= 2 * self.clear else ""
         others = (("raw pixels", "baseline/pixels_"), ("middle frame only", "still/"))

@@ -6,6 +6,7 @@ import argparse
 import re
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 
 from jepa.catalogue import conf_folder
 from jepa.schema import ConfigError, ExportConfig
@@ -63,7 +64,10 @@ def _export(config: ExportConfig) -> int:
     done = export_encoder(config.run, config.format, folder, repository=config.push_to_hub)
     files = ", ".join(f"{name} ({_size(size)})" for name, size in done.files.items())
     parity = f"largest difference {done.difference:.1e}, of values up to {done.largest:.2f}"
-    print(f"{done.folder}: {files}\nthe same as our encoder on random input: {parity}\n\n{done.snippet}")
+    with suppress(BrokenPipeError):  # a pager or `head` that has seen enough
+        print(
+            f"{done.folder}: {files}\nthe same as our encoder on random input: {parity}\n\n{done.snippet}", flush=True
+        )
     if config.push_to_hub:
         print(f"\n{push_to_hub(done.folder, config.push_to_hub)}")
     return 0

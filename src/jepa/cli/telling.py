@@ -8,6 +8,7 @@ import socket
 import sys
 import time
 from contextlib import suppress
+from pathlib import Path
 
 from jepa.config import ConfigError
 from jepa.place import find_place
@@ -37,5 +38,10 @@ def tell(error: ConfigError | RunError, about: str = "") -> int:
     if rank() and isinstance(error, ConfigError):
         time.sleep(LATER_SECONDS)
     if not rank() or not getattr(error, "on_all_ranks", False):
-        print(f"jepa-train: {who}{about}{getattr(error, 'brief', error)}", file=sys.stderr, flush=True)
+        print(f"{_program()}: {who}{about}{getattr(error, 'brief', error)}", file=sys.stderr, flush=True)
     return status
+
+
+def _program() -> str:
+    """The name under which the user has called us."""
+    return "jepa-finetune" if Path(sys.argv[0]).stem in ("finetune", "jepa-finetune") else "jepa-train"

@@ -12,7 +12,7 @@ from jepa.export_rules import MARK
 from jepa.exporters.form import Form, pixel_statistics
 from jepa.folder_log import read_rows
 from jepa.layers.tokens import patch_of
-from jepa.verdict import final_table
+from jepa.verdict import final_table, start_of
 
 
 class History(NamedTuple):
@@ -34,7 +34,7 @@ def history_of(source: str) -> History:
     step, config = checkpoint.peek(found)["step"], checkpoint.read_config(found)
     rows = [row for row in read_rows(found.parent.parent) if row["step"] <= step]
     has_probes = any(name.startswith(("probe/", "collapse/")) for row in rows for name in row)
-    return History(config["name"], _facts(config, step), final_table(rows) if has_probes else "")
+    return History(config["name"], _facts(config, step), final_table(rows, start_of(config)) if has_probes else "")
 
 
 def _facts(config: Mapping[str, Any], step: int) -> dict[str, str]:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+import yaml
 
 from jepa import checkpoint
 from jepa.data.loader import BrokenSamples
@@ -24,7 +25,7 @@ from jepa.strategy import collect
 from jepa.training.interrupt import Interrupt
 from jepa.training.loop import KEPT, Hooks, Parts, Plan, TrainingError, fit
 from jepa.types import Evaluation, Evaluator, Interrupted, Logger, RawBatch
-from jepa.verdict import collapse_alarm, judging
+from jepa.verdict import collapse_alarm, judging, start_of
 
 log = logging.getLogger(__name__)
 
@@ -67,7 +68,7 @@ class Run:
                 log.info("%s", protocol)
         evaluate = partial(self.evaluate, should_stop=lambda: interrupt.signum != 0)
         if first_step == 0 and self.evaluators:
-            log.info("judging the untrained encoder first: step 0 of all curves")
+            log.info("judging the %s encoder first: step 0 of all curves", start_of(yaml.safe_load(self.config_text)))
         try:
             done = self._train(batches, interrupt, first_step, evaluate)
         except TrainingError:
