@@ -3,6 +3,9 @@
 .DEFAULT_GOAL := help
 .PHONY: help train test setup lint bench gpu-check clean constraints
 
+# Many short processes: what they import is compiled once.
+unexport PYTHONDONTWRITEBYTECODE
+
 VENV := .venv
 STAMP := $(VENV)/.jepa-setup
 PYTHON := $(VENV)/bin/python

@@ -25,8 +25,8 @@ if [ ! -x "$venv/bin/uv" ]; then
 fi
 echo "setup: installing the pinned packages into $venv (about 5 GB with CUDA)"
 VIRTUAL_ENV=$venv "$venv/bin/uv" pip install -c constraints.txt -e '.[dev]'
-# What every command imports before it answers: compiled now, since some environments forbid Python to do it later.
-for package in hydra omegaconf antlr4 yaml; do
-    "$venv/bin/python" -m compileall -q "$venv"/lib/python*/site-packages/$package
-done
+# What a training imports is compiled now: uv does not do it, and where PYTHONDONTWRITEBYTECODE is set (images of
+# containers set it) Python never would, so that each start took 25 s instead of 8.
+unset PYTHONDONTWRITEBYTECODE
 "$venv/bin/python" -m compileall -q src/jepa
+"$venv/bin/python" -c 'import hydra.main, torch._dynamo, wandb, jepa.agent, jepa.cli.job, jepa.cli.worker'

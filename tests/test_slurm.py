@@ -114,7 +114,7 @@ def test_time_limit_sends_a_job_back_to_the_queue_and_scancel_ends_it(
     slurm: Slurm, options: list[str], tmp_path: Path
 ) -> None:
     run_folder = tmp_path / "outputs/again"
-    limits = ["--time=1", "--signal=USR1@15"]  # minutes; seconds before their end
+    limits = ["--time=2", "--signal=USR1@60"]  # minutes; seconds before their end
     line = [str(SCRIPT), *options, *ENDLESS, "name=again"]
     job = slurm("sbatch", "--parsable", *limits, *line, cwd=tmp_path).strip()
     wait_for(lambda: len(finished_steps(run_folder)) >= 3, tmp_path)
