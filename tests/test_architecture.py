@@ -22,7 +22,18 @@ TREES = {path.relative_to(SOURCE).as_posix(): ast.parse(path.read_text()) for pa
 
 # Bottom to top: a module imports from the levels below its own, and from its own folder.
 LEVELS = (
-    {"types", "schedules", "catalogue", "signatures", "signals", "charts", "hardware", "shard_names", "sources"},
+    {
+        "types",
+        "schedules",
+        "catalogue",
+        "importing",
+        "signatures",
+        "signals",
+        "charts",
+        "hardware",
+        "shard_names",
+        "sources",
+    },
     {"geometry", "schema", "place", "report_sections", "box_types"},
     {"checked"},
     {"data_rules", "eval_rules", "export_rules"},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import re
 import subprocess
@@ -15,6 +16,7 @@ from jepa.catalogue import Catalogue, conf_folder
 from jepa.cli.help import help_text
 from jepa.cli.train import main
 from jepa.config import ConfigError, TrainConfig, compose, to_yaml
+from jepa.importing import quick_imports
 from jepa.python_config import JEPAConfig
 
 Runs = list[tuple[TrainConfig, Path]]
@@ -218,3 +220,13 @@ def test_installed_command_answers_from_any_folder(tmp_path: Path) -> None:
     found = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert (found.returncode, found.stdout) == (2, "")
     assert found.stderr.startswith("jepa-train: 1 fault in the configuration")
+
+
+def test_imports_are_made_without_the_collector_which_is_as_it_was_afterwards() -> None:
+    assert gc.isenabled()
+    with quick_imports():
+        assert not gc.isenabled()
+        with quick_imports():
+            pass
+        assert not gc.isenabled()
+    assert gc.isenabled()

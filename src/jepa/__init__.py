@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from jepa.importing import quick_imports
+
 if TYPE_CHECKING:
     from jepa.agent import JEPAAgent, JEPAConfig, load_encoder
 
@@ -14,4 +16,5 @@ __all__ = ["JEPAAgent", "JEPAConfig", "load_encoder"]
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module 'jepa' has no attribute {name!r}; it offers {', '.join(__all__)}")
-    return getattr(importlib.import_module("jepa.agent"), name)
+    with quick_imports():
+        return getattr(importlib.import_module("jepa.agent"), name)

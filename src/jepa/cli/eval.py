@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 from contextlib import suppress
 
+from jepa.importing import quick_imports
 from jepa.schema import ConfigError
 from jepa.types import RunError
 
@@ -51,7 +52,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         config = compose_eval(flags.overrides, flags.config_dir)
         logging.basicConfig(level=logging.INFO, format="%(message)s", force=True)
-        from jepa.downstream.evaluate import evaluate  # imports torch
+        with quick_imports():
+            from jepa.downstream.evaluate import evaluate
 
         evaluate(config)
     except (ConfigError, RunError) as error:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 
 from jepa.catalogue import conf_folder
+from jepa.importing import quick_imports
 from jepa.schema import ConfigError, ExportConfig
 from jepa.types import RunError
 
@@ -56,7 +57,8 @@ def _keys() -> str:
 
 
 def _export(config: ExportConfig) -> int:
-    from jepa.export import export_encoder, push_to_hub  # imports torch
+    with quick_imports():
+        from jepa.export import export_encoder, push_to_hub
     from jepa.export_rules import output_folder
 
     folder = output_folder(config.run, config.format, config.output)

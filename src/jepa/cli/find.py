@@ -7,6 +7,7 @@ import logging
 import sys
 from collections.abc import Sequence
 
+from jepa.importing import quick_imports
 from jepa.schema import ConfigError
 from jepa.types import RunError
 
@@ -30,7 +31,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise ConfigError([f"{given}: needs 10 steps or more and 0 < low < high"])
         config = compose(flags.overrides, flags.config_dir)
         logging.basicConfig(level=logging.INFO, format="%(message)s", force=True)
-        from jepa.find import find_batch, find_lr  # imports torch
+        with quick_imports():
+            from jepa.find import find_batch, find_lr
 
         if flags.what == "batch":
             return find_batch(config, flags.overrides, largest=flags.largest)

@@ -19,6 +19,7 @@ from jepa.cli.sweeping import FAILURE
 from jepa.cli.telling import log_quietly, rank, tell
 from jepa.config import ConfigError, TrainConfig, changed_keys, typed
 from jepa.folder_log import read_json, read_rows, write_atomically
+from jepa.importing import quick_imports
 from jepa.launch import num_processes, start_processes
 from jepa.training.interrupt import FROM_SCHEDULERS, listen
 from jepa.types import RunError
@@ -63,7 +64,8 @@ def job(config: DictConfig) -> float | None:
 
 def _train(config: TrainConfig, folder: Path, is_member: bool) -> int:
     if config.estimate:
-        from jepa import estimate  # imports torch
+        with quick_imports():
+            from jepa import estimate
 
         return estimate.tell(config, folder) if rank() == 0 else 0
     if is_member and rank() == 0:
@@ -76,7 +78,8 @@ def _train(config: TrainConfig, folder: Path, is_member: bool) -> int:
     if count > 1:
         return start_processes(config, folder, count)  # which import torch: this process need not
     with listen(signals=FROM_SCHEDULERS) as interrupt:
-        from jepa.agent import train
+        with quick_imports():
+            from jepa.agent import train
 
         return train(config, folder, interrupt)
 

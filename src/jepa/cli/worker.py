@@ -13,6 +13,7 @@ import yaml
 
 from jepa.cli.telling import log_quietly, tell
 from jepa.config import ConfigError, typed
+from jepa.importing import quick_imports
 from jepa.training.interrupt import FROM_SCHEDULERS, listen
 from jepa.types import RunError
 
@@ -27,7 +28,8 @@ def main() -> int:
     log_quietly()
     with listen(signals=FROM_SCHEDULERS) as interrupt:
         try:
-            from jepa.agent import train  # imports torch
+            with quick_imports():
+                from jepa.agent import train
 
             return train(typed(yaml.safe_load(written.read_text())), folder, interrupt)
         except (ConfigError, RunError) as error:
