@@ -19,6 +19,8 @@ from jepa.types import Batch
 QUICK_LOOK = "for a quick look: jepa-train experiment=quickstart"
 PATIENCE_SECONDS = 900
 PATIENCE_FOR_ONE = 0.5
+GOES, PATIENCE_FOR_GOES = 3, 1.5
+"""how often a step is timed, and the seconds after which it is not timed again"""
 
 
 def describe_cost(plan: Plan, parts: Parts, prober: Prober | BoxProber) -> str:
@@ -85,17 +87,15 @@ def _measure(plan: Plan, parts: Parts, size: int) -> tuple[float, float]:
 
 
 def _seconds(work: Callable[[], None], session: Session) -> float:
-    """The second of two goes, when the first was short; the first of a GPU or of a small model warms up."""
-    spent = 0.0
-    for _ in range(2):
-        if spent > PATIENCE_FOR_ONE:
-            break
+    """The shortest of a few goes, of which the first warms up and any may be held up by others on the machine."""
+    spent: list[float] = []
+    while not spent or (len(spent) < GOES and sum(spent) < PATIENCE_FOR_GOES):
         _synchronize(session.device)
         begun = time.perf_counter()
         work()
         _synchronize(session.device)
-        spent = max(session.gather(time.perf_counter() - begun))
-    return spent
+        spent.append(max(session.gather(time.perf_counter() - begun)))
+    return min(spent)
 
 
 def _synchronize(device: torch.device) -> None:

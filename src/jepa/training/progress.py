@@ -7,6 +7,9 @@ from collections.abc import Mapping
 
 from tqdm import tqdm
 
+SMOOTHING = 0.1
+"""weight of the newest figure in what is said to be left"""
+
 
 class Progress:
     """Shows step, loss, samples/s, share of time waiting for data, time left."""
@@ -14,7 +17,7 @@ class Progress:
     LINES_IN_A_FILE = 20
 
     def __init__(self, first_step: int, total_steps: int, batch_size: int, *, is_shown: bool = True) -> None:
-        self.total, self.first, self.batch_size = total_steps, first_step, batch_size
+        self.total, self.batch_size = total_steps, batch_size
         self.is_shown = is_shown
         self.moving = sys.stderr.isatty() and is_shown
         self.bar = tqdm(
@@ -25,8 +28,9 @@ class Progress:
             dynamic_ncols=True,
             bar_format="{desc}{percentage:3.0f}% |{bar}| step {n_fmt}/{total_fmt}{postfix}",
         )
-        self.done = self.next_line = first_step
-        self.seconds = 0.0
+        self.next_line = first_step
+        self.seconds_per_step: float | None = None
+        self.is_warm = False
 
     def __enter__(self) -> Progress:
         return self
@@ -35,9 +39,7 @@ class Progress:
         self.bar.close()
 
     def show(self, done: int, metrics: Mapping[str, float]) -> None:
-        self.seconds += (done - self.done) * self.batch_size / metrics["perf/samples_per_s"]
-        self.done = done
-        left = self.seconds / (done - self.first) * (self.total - done)
+        left = self._note(self.batch_size / metrics["perf/samples_per_s"]) * (self.total - done)
         text = (
             f"loss {metrics['train/loss']:.4f} | {metrics['perf/samples_per_s']:.1f} samples/s | "
             f"data wait {metrics['perf/data_wait']:.0%} | {duration(left)} left"
@@ -47,6 +49,13 @@ class Progress:
         if self.is_shown and not self.moving and (done >= self.next_line or done == self.total):
             print(f"step {done}/{self.total} | {text}", file=sys.stderr, flush=True)
             self.next_line = done + max(1, self.total // self.LINES_IN_A_FILE)
+
+    def _note(self, seconds: float) -> float:
+        """Seconds per step so far: what was seen lately counts most, and what came first, to warm up, not at all."""
+        old = self.seconds_per_step if self.is_warm else None
+        self.is_warm = self.seconds_per_step is not None
+        self.seconds_per_step = seconds if old is None else old + SMOOTHING * (seconds - old)
+        return self.seconds_per_step
 
 
 def duration(seconds: float) -> str:
