@@ -222,11 +222,16 @@ def test_installed_command_answers_from_any_folder(tmp_path: Path) -> None:
     assert found.stderr.startswith("jepa-train: 1 fault in the configuration")
 
 
-def test_imports_are_made_without_the_collector_which_is_as_it_was_afterwards() -> None:
-    assert gc.isenabled()
+def test_imports_of_torch_are_made_without_the_collector_which_leaves_them_alone_afterwards(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    frozen = []
+    monkeypatch.setattr(gc, "freeze", lambda: frozen.append(gc.isenabled()))
+    monkeypatch.setitem(sys.modules, "torch", types.ModuleType("torch"))
+    with quick_imports():
+        assert gc.isenabled()
+    monkeypatch.delitem(sys.modules, "torch")
     with quick_imports():
         assert not gc.isenabled()
-        with quick_imports():
-            pass
-        assert not gc.isenabled()
     assert gc.isenabled()
+    assert frozen == [False]

@@ -5,8 +5,6 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from jepa.importing import quick_imports
-
 if TYPE_CHECKING:
     from jepa.agent import JEPAAgent, JEPAConfig, load_encoder
 
@@ -16,5 +14,4 @@ __all__ = ["JEPAAgent", "JEPAConfig", "load_encoder"]
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module 'jepa' has no attribute {name!r}; it offers {', '.join(__all__)}")
-    with quick_imports():
-        return getattr(importlib.import_module("jepa.agent"), name)
+    return getattr(importlib.import_module("jepa.agent"), name)
