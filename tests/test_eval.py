@@ -125,6 +125,15 @@ def test_another_task_uses_the_features_and_joins_the_table(here, monkeypatch):
     assert set(after["first", "linear SGD"]["trials"][0]["chosen"]) == {"lr", "weight_decay"}
 
 
+def test_columns_on_other_data_say_so(here):
+    shutil.copytree("outputs/eval-shapes", "outputs/fewer")
+    assert main(["run=outputs/first", "task=knn", "floors=[]", "train_samples=60", *QUICK, "name=fewer"]) == 0
+    told = Path("outputs/fewer/eval.md").read_text().splitlines()
+    whole, fewer = (next(line for line in told if line.startswith(f"- data: {n} training")) for n in (80, 60))
+    assert whole.endswith(" [kNN, linear, attentive, fine-tuned]")
+    assert fewer.endswith(" [kNN, of 60]")
+
+
 def test_a_change_of_protocol_measures_anew(here):
     shutil.copytree("outputs/eval-shapes", "outputs/changed")
     before, command = rows_of("changed"), ["run=outputs/first", "task=knn", "floors=[]", *QUICK, "name=changed"]

@@ -62,22 +62,24 @@ def terminal(results: Results) -> str:
 
 
 def protocol(results: Results) -> list[str]:
-    """Sentences on the data, then one for each way of features and probe, with the rows that they are of."""
-    told = [f"data: {results.facts['data']}", *(f"note: {text}" for text in results.facts["warnings"])]
-    users: dict[str, list[Row]] = {}
+    """Sentences on the data, then one for each way of features and probe, with the rows or columns that they are of."""
+    told = []
+    users: dict[str, list[Row]] = {f"note: {text}": [] for text in results.facts["warnings"]}
     for row in results.rows.values():
         for sentence in row.protocol:
             users.setdefault(sentence, []).append(row)
     every = len(results.rows)
     for sentence, rows in sorted(users.items(), key=lambda item: _rank(item[0])):
-        names = list(dict.fromkeys(row.title for row in rows)) if sentence.startswith("features") else []
+        kind = sentence.partition(":")[0]
+        named = {"data": (row.column for row in rows), "features": (row.title for row in rows)}
+        names = list(dict.fromkeys(named.get(kind.split()[0], ())))
         told.append(sentence if not names or len(rows) == every else f"{sentence} [{', '.join(names)}]")
     return told
 
 
 def _rank(sentence: str) -> int:
-    """Features before probes before the rest."""
-    kinds = ("features", "probe", "crops", "few-shot", "metric", "seed", "note")
+    """Data before features before probes before the rest."""
+    kinds = ("data", "features", "probe", "crops", "few-shot", "metric", "seed", "note")
     return next((number for number, kind in enumerate(kinds) if sentence.startswith(kind)), len(kinds))
 
 

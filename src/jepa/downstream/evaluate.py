@@ -94,7 +94,7 @@ class Bench:
     def facts(self) -> dict[str, Any]:
         train, test = self.parts.train, self.parts.test
         return {
-            "data": self.parts.told, "warnings": list(self.parts.warnings), "classes": list(self.parts.classes),
+            "warnings": list(self.parts.warnings), "classes": list(self.parts.classes),
             "test": test.digest, "num_train": len(train.labels), "num_test": len(test.labels),
             "config": asdict(self.config), "versions": versions(), "device": str(self.session.device),
             "precision": "bf16" if self.session.bf16 else "fp32",
@@ -128,7 +128,7 @@ class Bench:
         seconds = {"encoding": encoding, "probe": time.perf_counter() - begun - encoding}
         row = Row(
             title=source.title, column=column, key=key, run=source.run, settings=settings, seconds=seconds,
-            protocol=[*self._protocol(source, task, probe, seeds), *dict.fromkeys(notes)],
+            protocol=[f"data: {self.parts.told}", *self._protocol(source, task, probe, seeds), *dict.fromkeys(notes)],
             **summary(trials, num_test),
         )  # fmt: skip
         results.add(row)
