@@ -382,6 +382,7 @@ def test_a_run_logs_losses_and_precisions_and_shows_boxes(finished):
     report = (finished / "report.html").read_text()
     assert "Are things found?" in report
     assert "Average precision by class" in report
+    assert "no measure of progress" not in report
     assert "trained detector, step 4" in report
     encoder = load_encoder(finished)
     assert torch.equal(encoder.embed.weight, load_model(find(finished))["encoder.embed.weight"])

@@ -72,7 +72,16 @@ def test_the_report_shows_status_verdict_table_curves_pictures_command_and_confi
     page = report(run)
     for words in ("quickstart", "finished", "learning", "untrained encoder", "raw pixels", "trained encoder, step 600"):
         assert words in page.text
-    for words in ("Loss", "Learning rate", "Effective rank", "Linear probe", "Waiting for data", "Masks", "patch_size"):
+    for words in (
+        "Loss",
+        "no measure of progress",
+        "Learning rate",
+        "Effective rank",
+        "Linear probe",
+        "Waiting for data",
+        "Masks",
+        "patch_size",
+    ):
         assert words in page.text
     assert "torch " in page.text
     assert page.count("figure") > 12

@@ -26,8 +26,8 @@ from jepa.folder_log import (
     step_of,
     write_atomically,
 )
-from jepa.report_sections import DETECTION, MOTION, SECTIONS, Curve, class_curves
-from jepa.verdict import REGRESSION, cell, start_of, table_columns, table_rows, verdict
+from jepa.report_sections import DETECTION, MOTION, SECTIONS, TRAINING, Curve, class_curves
+from jepa.verdict import CLASSIFIED, DETECTED, REGRESSION, cell, start_of, table_columns, table_rows, verdict
 
 TONES = {
     "finished": "good", "running": "calm", "stopped": "wait", "failed": "bad",
@@ -160,6 +160,8 @@ def _curves(rows: Sequence[Row], start: str) -> list[str]:
             curves = [*_regressions(columns), *curves]
         if title == DETECTION:
             curves = [*curves, *class_curves(columns)]
+        if title == TRAINING and columns.keys() & {CLASSIFIED, *DETECTED}:
+            lead = ""  # of a loss with labels none of it is true
         drawn = [_chart(curve, columns, start) for curve in curves if metrics & set(curve.metrics)]
         metrics -= {name for curve in curves for name in curve.metrics}
         if title == MOTION:

@@ -21,6 +21,7 @@ class Curve(Chart):
 
 MOTION = "Is motion learned?"
 DETECTION = "Are things found?"
+TRAINING = "Training"
 AP_OF_CLASS = "detect/ap50_"
 MAX_CLASSES = 12
 """of which one chart is readable"""
@@ -135,13 +136,10 @@ SECTIONS: dict[str, tuple[str, Sequence[Curve]]] = {
             ),
         ),
     ),
-    "Training": (
-        "The pretraining loss is no measure of progress: down and then up again is healthy.",
+    TRAINING: (
+        "The loss is no measure of progress: down and up again is healthy, a sudden drop can be a partial collapse.",
         (
-            Curve(
-                title="Loss", metrics={"train/loss": "loss"}, may_be_log=True,
-                hint="A sudden drop can be a partial collapse: compare with rank and spread.",
-            ),
+            Curve(title="Loss", metrics={"train/loss": "loss"}, may_be_log=True),
             Curve(title="Gradient norm", metrics={"train/grad_norm": "before clipping"}, may_be_log=True),
             Curve(title="Learning rate", metrics={"train/lr": "lr"}),
             Curve(title="Weight decay", metrics={"train/weight_decay": "weight decay"}),
