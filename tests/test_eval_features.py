@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from itertools import pairwise
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -259,6 +260,27 @@ def test_tokens_come_beside_the_same_vectors_and_damaged_files_are_made_again(tm
         path.write_bytes(path.read_bytes()[:40])
     assert torch.equal(FeatureCache(tmp_path, 4).features("a", frozen(encoder), part, 4).vectors, found.vectors)
     assert "is damaged" in caplog.text
+
+
+def test_tokens_that_memory_cannot_hold_are_refused_with_what_it_can(monkeypatch):
+    part, encoder = parts_of(Toy([0, 1, 2] * 3, held_out=Toy([0, 1]))).train, encoder_of()
+    size = FeatureCache(None, 4).features("a", frozen(encoder), part, 4).tokens[0].nbytes
+    monkeypatch.setattr("jepa.downstream.cache.free_memory", lambda: 10 * size)
+    with pytest.raises(RunError, match=r"encoding a: 4 tokens of 9 training samples .* give train_samples=8 or less"):
+        FeatureCache(None, 4).features("a", frozen(encoder), part, 4)
+    FeatureCache(None, 4).features("a", frozen(encoder), parts_of(part.dataset, train_samples=8).train, 4)
+
+
+def test_features_that_the_disk_cannot_take_are_used_all_the_same(tmp_path, monkeypatch, caplog):
+    def full(tensors, path):
+        Path(path).write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("jepa.downstream.cache.save_file", full)
+    part = parts_of(Toy([0, 1, 2] * 2, held_out=Toy([0, 1]))).train
+    assert len(FeatureCache(tmp_path, 4).features("a", frozen(), part).vectors) == 6
+    assert "features are not kept: [Errno 28] No space left on device" in caplog.text
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_unreadable_samples_are_left_out_and_named(caplog):

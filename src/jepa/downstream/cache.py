@@ -14,9 +14,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from jepa.distributed import free_memory
 from jepa.downstream.reading import Part
-from jepa.types import Features
+from jepa.types import Features, RunError
 
+GIB = 2**30
+USABLE = 0.8
+"""share of the free memory that tokens may take"""
 FORMAT = 1
 """a change of what features mean makes older files useless"""
 
@@ -55,17 +59,20 @@ class FeatureCache:
 
     def _encode(self, title: str, representation: Any, part: Part, max_tokens: int) -> list[dict[str, Tensor]]:
         begun = time.perf_counter()
-        vectors, tokens, rows = [], [], []
+        vectors, rows, tokens, num_read = [], [], torch.empty(0), 0
         frames = getattr(part.dataset, "num_frames", 1)
         for chunk in part.watched(representation.reduce, max(1, self.batch_size // frames), f"encoding {title}"):
             encoded = representation.encode(chunk.values, max_tokens)
             vectors.append(encoded.vectors)
             rows.append(chunk.rows)
             if max_tokens:
-                tokens.append(encoded.tokens)
+                if not num_read:
+                    tokens = _room(title, part, encoded.tokens)
+                tokens[num_read : num_read + len(chunk.rows)] = encoded.tokens
+            num_read += len(chunk.rows)
         made = {"vectors": torch.cat(vectors), "rows": torch.cat(rows)}
         self.seconds += time.perf_counter() - begun
-        return [made, {"tokens": torch.cat(tokens)}] if max_tokens else [made]
+        return [made, {"tokens": tokens[:num_read]}] if max_tokens else [made]
 
     def _load(self, name: str) -> dict[str, Tensor] | None:
         if name in self._held or self.folder is None:
@@ -87,5 +94,20 @@ class FeatureCache:
         try:
             save_file(tensors, temporary)
             os.replace(temporary, target)
+        except (OSError, SafetensorError) as error:
+            log.warning("features are not kept: %s; they are made again by the next command", error)
         finally:
             temporary.unlink(missing_ok=True)
+
+
+def _room(title: str, part: Part, tokens: Tensor) -> Tensor:
+    """For as many tokens as these [b, J, D] of each sample of the part. Raises RunError where memory has none."""
+    wanted, free = len(part.indices) * tokens[0].nbytes, free_memory()
+    if wanted > USABLE * free:
+        key, fitting = part.name.removesuffix("ing"), int(USABLE * free / tokens[0].nbytes)
+        raise RunError(
+            f"encoding {title}: {tokens.shape[1]} tokens of {len(part.indices):,} {part.name} samples take "
+            f"{wanted / GIB:.1f} GiB of memory, and {free / GIB:.1f} are free; give "
+            f"{key}_samples={fitting} or less, or a smaller evaluator.attentive.max_tokens"
+        )
+    return tokens.new_empty(len(part.indices), *tokens.shape[1:])
