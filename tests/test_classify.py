@@ -132,6 +132,34 @@ def test_the_average_follows_and_is_what_is_judged() -> None:
     assert torch.equal(objective.classify(tokens), objective.average(batch.clips))
 
 
+def test_an_attentive_head_reads_where_a_mean_sees_nothing() -> None:
+    """Two classes whose tokens differ, but not in their mean."""
+    signs = torch.tensor([[1.0, -1.0, 0.0, 0.0], [0.0, 0.0, 0.0, 0.0]])[:, :, None]
+    tokens, labels = signs * torch.ones(16), torch.tensor([0, 1])
+    losses = {}
+    for pooling in ("mean", "attentive"):
+        head = make(pooling=pooling).classifier
+        optimizer = torch.optim.Adam(head.parameters(), lr=1e-2)
+        for _ in range(100):
+            optimizer.zero_grad()
+            loss = torch.nn.functional.cross_entropy(head.read(tokens), labels)
+            loss.backward()
+            optimizer.step()
+        losses[pooling] = loss.item()
+    assert losses["mean"] == pytest.approx(np.log(2), rel=0.01)
+    assert losses["attentive"] < 0.01
+
+
+def test_the_query_of_an_attentive_head_does_not_decay_and_a_frozen_encoder_leaves_it_learning() -> None:
+    objective, batch = make(pooling="attentive", freeze=True).train(), sample()
+    objective(batch, NONE).loss.backward()
+    learnt = {name for name, p in objective.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
+    assert {"classifier.query_tokens", "classifier.reader.attn.kv.weight", "classifier.classify.weight"} <= learnt
+    assert not any(name.startswith("classifier.encoder.") for name in learnt)
+    still = {id(p) for group in parameter_groups(objective) if not group["decays"] for p in group["params"]}
+    assert id(objective.classifier.query_tokens) in still
+
+
 def test_clips_are_classified_too() -> None:
     encoder = TemporalEncoder(clip_shape=CLIP, tubelet_size=2, **SIZES)
     objective = make(encoder)

@@ -9,11 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from jepa.layers.attention import CrossAttention, CrossAttentionBlock
+from jepa.layers.attention import CrossAttention, CrossAttentionBlock, num_heads
 from jepa.layers.probes import SELECTION_SHARE, Answer, ClassProbe, ProbeTask, held_out, select, top1
 from jepa.types import Evaluation, Features, Snapshot
-
-HEAD_WIDTH = 64
 
 
 class Trial(NamedTuple):
@@ -115,11 +113,6 @@ def read_once(attention: CrossAttention, query: Tensor, context: Tensor) -> Tens
     read = torch.einsum("hde,bhe->bhd", to_values, shares.mT @ context).flatten(1)
     bias = 0 if attention.kv.bias is None else attention.kv.bias[attention.kv.out_features // 2 :]
     return attention.proj(read + bias)[:, None]
-
-
-def num_heads(width: int) -> int:
-    """The largest number that divides `width` and leaves a head at least HEAD_WIDTH of it, if any does."""
-    return next(heads for heads in range(max(1, width // HEAD_WIDTH), 0, -1) if width % heads == 0)
 
 
 def token_statistics(tokens: Tensor) -> tuple[Tensor, Tensor]:

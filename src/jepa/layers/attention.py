@@ -10,6 +10,9 @@ from timm.layers.mlp import Mlp
 from timm.layers.norm import LayerNorm
 from torch import Tensor, nn
 
+HEAD_WIDTH = 64
+"""of attention that nobody has chosen the heads of"""
+
 
 def choose_attention(module: nn.Module, device: torch.device, dtype: torch.dtype) -> None:
     """Switches every attention layer inside `module` to the kernel that trains fastest for `dtype` on `device`.
@@ -88,6 +91,11 @@ def turned(x: Tensor, turns: Tensor) -> Tensor:
     cosines, sines = turns.unbind(0)
     swapped = x.unflatten(-1, (-1, 2)).flip(-1).flatten(-2)
     return torch.addcmul(x * cosines, swapped, sines)
+
+
+def num_heads(width: int) -> int:
+    """The largest number that divides `width` and leaves a head at least HEAD_WIDTH of it, if any does."""
+    return next(heads for heads in range(max(1, width // HEAD_WIDTH), 0, -1) if width % heads == 0)
 
 
 class CrossAttention(nn.Module):

@@ -1,17 +1,28 @@
-"""An encoder with a linear head: what fine-tuning trains."""
+"""An encoder with a head: what fine-tuning trains."""
 
 from __future__ import annotations
 
+import torch
 from timm.layers.norm import LayerNorm
 from torch import Tensor, nn
 
+from jepa.layers.attention import CrossAttentionBlock, num_heads
+
 
 class Classifier(nn.Module):
-    """[b, C, T, H, W] -> [b, classes]: LayerNorm of the mean token, then a linear layer that begins at zero."""
+    """[b, C, T, H, W] -> [b, classes]: LayerNorm of the pooled tokens, then a linear layer that begins at zero.
 
-    def __init__(self, *, encoder: nn.Module, width: int, num_classes: int) -> None:
+    Pooled is their mean or, `attentive`, what a learned query reads in them by cross-attention and an MLP (V-JEPA,
+    Bardes et al. 2024, section 4).
+    """
+
+    def __init__(self, *, encoder: nn.Module, width: int, num_classes: int, attentive: bool = False) -> None:
         super().__init__()
         self.encoder = encoder
+        self.reader = None
+        if attentive:
+            self.query_tokens = nn.Parameter(0.02 * torch.randn(1, 1, width))
+            self.reader = CrossAttentionBlock(width=width, num_heads=num_heads(width), mlp_ratio=4.0)
         self.norm = LayerNorm(width)
         self.classify = nn.Linear(width, num_classes)
         nn.init.zeros_(self.classify.weight)
@@ -22,4 +33,9 @@ class Classifier(nn.Module):
 
     def read(self, tokens: Tensor) -> Tensor:
         """[b, N, D] -> [b, classes]"""
-        return self.classify(self.norm(tokens.mean(dim=1)))
+        return self.classify(self.norm(self._pool(tokens)))
+
+    def _pool(self, tokens: Tensor) -> Tensor:
+        if self.reader is None:
+            return tokens.mean(dim=1)
+        return self.reader(self.query_tokens.expand(len(tokens), -1, -1), tokens)[:, 0]

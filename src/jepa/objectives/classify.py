@@ -1,11 +1,11 @@
-"""Fine-tuning: encoder and linear head learn the labels, with the recipe of BEiT and MAE (He et al. 2022, table 9)."""
+"""Fine-tuning: encoder and head learn the labels, with the recipe of BEiT and MAE (He et al. 2022, table 9)."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import nullcontext
 from copy import deepcopy
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,7 @@ from jepa.types import Batch, LossOutput, Masks
 class Classification(nn.Module):
     """Cross-entropy with smoothed labels; samples without a label (-1) do not count.
 
+    The head reads the mean token, or with `pooling` attentive all of them by a learned query (V-JEPA, section 4).
     `mixup` and `cutmix` are the alpha of their Beta distribution (Zhang et al. 2018; Yun et al. 2019); with both, each
     batch takes one of them. The learning rate of block l of L is `layer_decay` ** (L - l) of the head's, that of the
     embedding one power lower (BEiT, Bao et al. 2022, appendix). With `freeze` the head learns alone. `momentum` keeps
@@ -33,6 +34,7 @@ class Classification(nn.Module):
         *,
         encoder: nn.Module,
         classes: Sequence[str],
+        pooling: Literal["mean", "attentive"] = "mean",
         label_smoothing: float = 0.1,
         mixup: float = 0.0,
         cutmix: float = 0.0,
@@ -63,7 +65,9 @@ class Classification(nn.Module):
         self.freeze = freeze
         self.momentum = momentum
         self.mixes = [mix(alpha=alpha) for mix, alpha in ((MixUp, mixup), (CutMix, cutmix)) if alpha]
-        self.classifier = Classifier(encoder=encoder, width=width, num_classes=len(classes))
+        self.classifier = Classifier(
+            encoder=encoder, width=width, num_classes=len(classes), attentive=pooling == "attentive"
+        )
         if freeze:
             encoder.requires_grad_(False)
         self.average = None if momentum is None else deepcopy(self.classifier).requires_grad_(False).eval()
