@@ -50,7 +50,7 @@ class Detector(nn.Module):
         classes: Sequence[str],
         head: str = "faster_rcnn",
         freeze: bool = False,
-        layer_decay: float = 1.0,
+        layer_decay: float = 0.75,
         width: int = 256,
         regions: int = 512,
         smallest_anchor: float = 0.0625,
