@@ -202,7 +202,8 @@ def jepa_eval(arguments: list[str], tiny: list[str], cwd: Path) -> None:
 
 def jepa_finetune(arguments: list[str], tiny: list[str], cwd: Path) -> None:
     sizes = ("encoder", "predictor", "image_size", "dataset", "evaluation")
-    told = told_here(finetune, shrunk(arguments, [text for text in tiny if not text.startswith(sizes)]), cwd)
+    smaller = ["objective.width=32", "objective.regions=16"] if "objective=detect" in arguments else []
+    told = told_here(finetune, shrunk(arguments, [text for text in tiny if not text.startswith(sizes)] + smaller), cwd)
     assert "step 2" in told
 
 
