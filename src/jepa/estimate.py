@@ -108,7 +108,10 @@ def needs_of(config: TrainConfig, dataset: Dataset, samples: int, *, bf16: bool)
     except ValueError as error:
         raise ConfigError([str(error)]) from error
     except UNTRACEABLE as error:
-        raise RunError(f"estimate=true: this model cannot be run without numbers ({error})") from error
+        raise RunError(
+            f"estimate=true: this model cannot be run without numbers ({error}); without estimate=true a run "
+            "says first what a step takes here"
+        ) from error
 
 
 def machines_of(config: TrainConfig) -> Machines:
