@@ -15,7 +15,7 @@ class Curve(Chart):
     metrics: Mapping[str, str]
     baselines: Mapping[str, str] = field(default_factory=dict)
     starts: bool = False
-    """the value at step 0, of the untrained encoder, is a baseline too"""
+    """the value at step 0 is a baseline too"""
     factor: float = 1.0
 
 

@@ -8,7 +8,6 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
-import yaml
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
@@ -18,7 +17,7 @@ from jepa.cli.stopping import held_back, released
 from jepa.cli.sweeping import FAILURE
 from jepa.cli.telling import log_quietly, rank, tell
 from jepa.config import ConfigError, TrainConfig, changed_keys, typed
-from jepa.folder_log import read_json, read_rows, write_atomically
+from jepa.folder_log import read_config, read_json, read_rows, write_atomically
 from jepa.importing import quick_imports
 from jepa.launch import num_processes, start_processes
 from jepa.training.interrupt import FROM_SCHEDULERS, listen
@@ -87,4 +86,4 @@ def _train(config: TrainConfig, folder: Path, is_member: bool) -> int:
 def _is_finished(folder: Path, config: TrainConfig) -> bool:
     """Whether this very run is; of another the training tells what differs."""
     is_over = read_json(folder / "run.json").get("status") == "finished"
-    return is_over and not changed_keys(yaml.safe_load((folder / "config.yaml").read_text()), asdict(config))
+    return is_over and not changed_keys(read_config(folder), asdict(config))
