@@ -15,7 +15,7 @@ from omegaconf import OmegaConf
 
 from jepa.distributed import Session
 from jepa.geometry import BlockGeometry, block_shape, mask_faults, show_grid
-from jepa.layers.masking import draw, pick
+from jepa.layers.masking import draw, pick, pick_ends
 from jepa.masks.block import BlockMasker
 from jepa.training.loop import draw_masks
 from jepa.types import Masks, PatchGrid
@@ -188,16 +188,38 @@ def test_every_time_step_is_seen_and_predicted_equally_often(name, grid):
         assert (by_step - by_step.mean()).abs().max() < 6 * (0.25 / (4096 * grid.h * grid.w)) ** 0.5
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
+few_or_many_equals = settings(max_examples=60, deadline=None, derandomize=True)
+
+
+def rows_of_keys(data: st.DataObject) -> torch.Tensor:
+    rows = st.lists(st.integers(0, data.draw(st.sampled_from([1, 3, 1000]))), min_size=7, max_size=7)
+    return torch.tensor(data.draw(st.lists(rows, min_size=1, max_size=4)), dtype=torch.float32)
+
+
+@few_or_many_equals
 @given(st.data())
 def test_the_smallest_keys_are_picked_in_raster_order_even_among_equal_ones(data):
-    rows = st.lists(st.integers(0, data.draw(st.sampled_from([1, 3, 1000]))), min_size=7, max_size=7)
-    keys = torch.tensor(data.draw(st.lists(rows, min_size=1, max_size=4)), dtype=torch.float32)
+    keys = rows_of_keys(data)
     number = data.draw(st.integers(1, 7))
     places = pick(keys, number)
     assert places.dtype == torch.int64
     assert (places.diff(dim=1) > 0).all()
     assert keys.gather(1, places).sort(dim=1).values.equal(keys.sort(dim=1).values[:, :number])
+
+
+@few_or_many_equals
+@given(st.data())
+def test_both_ends_are_picked_without_a_place_in_common(data):
+    keys = rows_of_keys(data)
+    num_first = data.draw(st.integers(1, 6))
+    num_last = data.draw(st.integers(1, 7 - num_first))
+    first, last = pick_ends(keys, num_first, num_last)
+    in_order = keys.sort(dim=1).values
+    assert keys.gather(1, first).sort(dim=1).values.equal(in_order[:, :num_first])
+    assert keys.gather(1, last).sort(dim=1).values.equal(in_order[:, -num_last:])
+    both = torch.cat([first, last], dim=1).sort(dim=1).values
+    assert (both.diff(dim=1) > 0).all()
+    assert all((places.diff(dim=1) > 0).all() for places in (first, last))
 
 
 @on_images

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import logging
+import os
 import re
-from collections.abc import Callable, Sequence
+from bisect import bisect_right
+from collections.abc import Callable, Iterable, Sequence
+from itertools import dropwhile
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
@@ -19,6 +22,9 @@ T = TypeVar("T")
 
 SUFFIXES = (".mp4", ".mkv", ".avi", ".mov", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv", ".flv", ".ogv", ".3gp")
 """of the files that count as videos"""
+
+HELD = 2**23
+"""bytes of a file whose packets PyAV keeps between looking through it and decoding it"""
 
 _FAULTS = (RuntimeError, ValueError, IndexError, OSError)
 """what both libraries raise on damaged files"""
@@ -43,7 +49,7 @@ class Video(Protocol):
 def look_at(path: str, decoders: Sequence[str], look: Callable[[Video], T]) -> T:
     """What `look` makes of the file, open while it looks; raises OSError with one line where no decoder can read it.
 
-    The next is asked where one fails: torchcodec misses the last frames of some files. One thread decodes.
+    The next is asked where one fails. One thread decodes.
     """
     reasons = []
     for decoder in decoders:
@@ -56,7 +62,7 @@ def look_at(path: str, decoders: Sequence[str], look: Callable[[Video], T]) -> T
 
 
 def choose_decoders(decoder: str) -> tuple[str, ...]:
-    """`auto` is torchcodec and PyAV; where torchcodec is absent a warning says why, where both are ValueError."""
+    """`auto` is PyAV, the faster one, and torchcodec; a warning says why PyAV is absent, ValueError why both are."""
     if decoder not in ("auto", *_DECODERS):
         raise ValueError(f"dataset.decoder={decoder}: expected auto, {' or '.join(_DECODERS)}")
     absent = {name: _why_absent(name) for name in (_DECODERS if decoder == "auto" else [decoder])}
@@ -65,15 +71,9 @@ def choose_decoders(decoder: str) -> tuple[str, ...]:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in absent.items())
         remedy = "pip install 'jepa-train[video]', and FFmpeg for torchcodec (apt install ffmpeg)"
         raise ValueError(f"dataset.decoder={decoder}: videos can't be read; {reasons}. Needed: {remedy}")
-    if absent.get("torchcodec"):
-        log.warning("videos are read with PyAV, since torchcodec can't be loaded: %s", absent["torchcodec"])
+    if absent.get("pyav"):
+        log.warning("videos are read with torchcodec, since PyAV can't be loaded: %s", absent["pyav"])
     return found
-
-
-def faster_first(decoders: tuple[str, ...], num_wanted: int, length: float) -> tuple[str, ...]:
-    """By measurement: PyAV here skips frames that no other needs, which pays where most of a video is not wanted."""
-    first = "pyav" if length > 2 * num_wanted else "torchcodec"
-    return tuple(sorted(decoders, key=lambda name: name != first))
 
 
 def _why_absent(decoder: str) -> str | None:
@@ -127,7 +127,10 @@ class TorchcodecVideo:
 
 
 class PyAVVideo:
-    """The same by seeking to the key frame before; what no other frame refers to is decoded only where it is wanted."""
+    """The same, decoding from the key frame before what is wanted, without frames that no other refers to.
+
+    Packets of a short file are kept when the file is looked through; of a longer one they are read again.
+    """
 
     def __init__(self, path: str) -> None:
         import av
@@ -139,20 +142,25 @@ class PyAVVideo:
             raise OSError("it has no video stream")
         self.stream, self.context, self.reformatter = stream, stream.codec_context, VideoReformatter()
         self.context.thread_count = 1
-        self._index()
+        packets = self.container.demux(stream)
+        self.held = list(packets) if os.path.getsize(path) <= HELD else []
+        self._index(self.held or packets)
 
-    def _index(self) -> None:
+    def _index(self, packets: Iterable[Any]) -> None:
         """Times of all frames and of the key frames, from the packets' heads."""
-        packets = [p for p in self.container.demux(self.stream) if p.size and p.pts is not None and not p.is_discard]
-        if not packets:
+        heads = [
+            (p.pts, _decoding_time(p), p.is_keyframe, p.duration)
+            for p in packets
+            if p.size and p.pts is not None and not p.is_discard
+        ]
+        if not heads:
             raise OSError("its video stream is empty")
-        packets.sort(key=lambda packet: packet.pts)
-        self.times = [packet.pts for packet in packets]
-        keys = [packet for packet in packets if packet.is_keyframe] or packets[:1]
-        self.keys = [(packet.pts, packet.pts if packet.dts is None else packet.dts) for packet in keys]
-        self.num_frames = len(packets)
+        heads.sort(key=lambda head: head[0])
+        self.times = [shown for shown, *_ in heads]
+        self.keys = [(shown, decoded) for shown, decoded, is_key, _ in heads if is_key] or [heads[0][:2]]
+        self.num_frames = len(heads)
         tick = float(self.stream.time_base)
-        last = packets[-1].duration or (self.times[-1] - self.times[0]) / max(1, self.num_frames - 1)
+        last = heads[-1][3] or (self.times[-1] - self.times[0]) / max(1, self.num_frames - 1)
         self.begin, self.end = self.times[0] * tick, (self.times[-1] + (last or 1)) * tick
 
     def __enter__(self) -> Video:
@@ -178,17 +186,16 @@ class PyAVVideo:
 
     def _by_key_frame(self, order: Sequence[int]) -> dict[int, set[int]]:
         """Times of frames by the decoding time of the key frame before them."""
-        places = np.searchsorted([shown for shown, _ in self.keys], order, side="right") - 1
         groups: dict[int, set[int]] = {}
-        for time, place in zip(order, places.clip(min=0).tolist(), strict=True):
+        for time in order:
+            place = max(0, bisect_right(self.keys, time, key=lambda key: key[0]) - 1)
             groups.setdefault(self.keys[place][1], set()).add(time)
         return groups
 
     def _decode(self, begin: int, wanted: set[int], skip: bool) -> dict[int, np.ndarray]:
         """uint8 [H, W, 3] by time"""
         found = {}
-        self.container.seek(begin, stream=self.stream)
-        for packet in self.container.demux(self.stream):
+        for packet in self._packets_from(begin):
             is_needed = not skip or packet.pts is None or packet.pts in wanted
             self.context.skip_frame = "DEFAULT" if is_needed else "NONREF"
             found |= {frame.pts: self._picture(frame) for frame in packet.decode() if frame.pts in wanted}
@@ -196,10 +203,23 @@ class PyAVVideo:
                 break
         return found
 
+    def _packets_from(self, begin: int) -> Iterable[Any]:
+        if not self.held:
+            self.container.seek(begin, stream=self.stream)
+            return self.container.demux(self.stream)
+        self.context.flush_buffers()
+        return dropwhile(lambda packet: _decoding_time(packet) != begin, self.held)
+
     def _picture(self, frame: Any) -> np.ndarray:
+        """uint8 [H, W, 3], a view where the frame is not turned"""
         width, height = self.stream.width, self.stream.height
-        picture = self.reformatter.reformat(frame, width, height, "rgb24", threads=1).to_ndarray()
+        plane: Any = self.reformatter.reformat(frame, width, height, "rgb24", threads=1).planes[0]
+        picture = np.ndarray((height, width, 3), np.uint8, plane, strides=(plane.line_size, 3, 1))
         return np.rot90(picture, frame.rotation // 90) if frame.rotation else picture
 
 
-_DECODERS: dict[str, Any] = {"torchcodec": TorchcodecVideo, "pyav": PyAVVideo}
+def _decoding_time(packet: Any) -> int:
+    return packet.pts if packet.dts is None else packet.dts
+
+
+_DECODERS: dict[str, Any] = {"pyav": PyAVVideo, "torchcodec": TorchcodecVideo}

@@ -18,7 +18,7 @@ from jepa.data.decode import check_channels
 from jepa.data.folders import Files, class_folders, content, existing_folder, held_out_files, scan
 from jepa.data.images import NATURAL
 from jepa.data.loader import MOST_BROKEN
-from jepa.data.video_decode import SUFFIXES, Video, choose_decoders, faster_first, look_at
+from jepa.data.video_decode import SUFFIXES, Video, choose_decoders, look_at
 
 log = logging.getLogger(__name__)
 
@@ -140,8 +140,6 @@ class VideoFolder:
             log.info("short=skip looks at the length of all %d videos; short=hold or loop needs no look", total)
         looked_at = range(total) if self.short == "skip" else range(0, total, -(-total // SURVEYED))
         lengths = self._lengths(looked_at)
-        typical = float(np.median([frames for frames, _ in lengths.values()]))
-        self.decoders = faster_first(self.decoders, self.num_frames, typical)
         short = {i for i, (frames, rate) in lengths.items() if spare(frames, self.num_frames, self._step(rate)) < 0}
         rhythm = f"stride {self.stride}" if self.fps is None else f"{self.fps:g} frames a second"
         clip = f"{self.num_frames} frames at {rhythm}"

@@ -1,7 +1,10 @@
 """Random numbers for each row of a batch, and choosing tokens by them, the same number in every row."""
 
+from typing import Any
+
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from jepa.types import PatchGrid
@@ -35,14 +38,39 @@ def draw(batch_size: int, num_numbers: int, generator: torch.Generator, rows: Te
 def pick(keys: Tensor, num_tokens: int) -> Tensor:
     """[B, N] -> [B, num_tokens] long: the places of the smallest keys of each row, in raster order."""
     values = keys.numpy()  # partition and flatnonzero are several times as fast as topk and sort
-    chosen = values <= np.partition(values, num_tokens - 1, axis=1)[:, num_tokens - 1 : num_tokens]
-    crowded = np.flatnonzero(chosen.sum(axis=1) > num_tokens)  # rows with equal keys at the limit
-    if len(crowded):
+    limits = np.partition(values, num_tokens - 1, axis=1)[:, num_tokens - 1, None]
+    return _places(values <= limits, values, slice(num_tokens))
+
+
+def pick_ends(keys: Tensor, num_first: int, num_last: int) -> tuple[Tensor, Tensor]:
+    """[B, N] -> [B, num_first], [B, num_last] long: of each row the places of the smallest and of the largest keys.
+
+    Both are in raster order and have no place in common: num_first + num_last <= N.
+    """
+    values = keys.numpy()
+    first_of_last = values.shape[1] - num_last
+    parted = np.partition(values, num_first - 1, axis=1)  # asked for both limits at once, NumPy is far slower
+    rest = np.partition(parted[:, num_first:], first_of_last - num_first, axis=1)
+    lower, upper = parted[:, num_first - 1, None], rest[:, first_of_last - num_first, None]
+    return (
+        _places(values <= lower, values, slice(num_first)),
+        _places(values >= upper, values, slice(first_of_last, None)),
+    )
+
+
+def _places(chosen: NDArray[np.bool_], values: NDArray[Any], ranks: slice) -> Tensor:
+    """[B, N] bool -> [B, n]: where it is true, which is at the values of the n `ranks` or of their equals.
+
+    Rows that equals at the limit have made too long keep the ranks alone, of equals the first place being the lowest.
+    """
+    num_chosen = len(range(*ranks.indices(chosen.shape[1])))
+    if np.count_nonzero(chosen) > len(chosen) * num_chosen:
+        crowded = np.flatnonzero(chosen.sum(axis=1) > num_chosen)
         chosen[crowded] = False
-        smallest = keys[crowded].topk(num_tokens, dim=1, largest=False, sorted=False).indices.numpy()
-        chosen[crowded[:, None], smallest] = True
-    places = np.flatnonzero(chosen).reshape(len(values), num_tokens)
-    return torch.from_numpy(places - np.arange(len(values))[:, None] * values.shape[1])
+        chosen[crowded[:, None], values[crowded].argsort(axis=1, kind="stable")[:, ranks]] = True
+    places = np.flatnonzero(chosen).reshape(len(chosen), num_chosen)
+    places -= np.arange(len(chosen))[:, None] * chosen.shape[1]
+    return torch.from_numpy(places)
 
 
 def through_time(patches: Tensor, grid: PatchGrid) -> Tensor:

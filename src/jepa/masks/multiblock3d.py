@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from jepa.geometry import CuboidGeometry, multiblock_faults
-from jepa.layers.masking import draw, pick
+from jepa.layers.masking import draw, pick_ends
 from jepa.types import Masks, MaskSets, PatchGrid
 
 ATTEMPTS = 2
@@ -54,15 +54,15 @@ class _CuboidSampler:
         """[B, N], [B, num_places], all in [0, 1) -> [B, K], [B, 1, J]"""
         hidden = self._first_fit(self._unions(places.unflatten(1, self.tries)))
         # From the two ends of one order, hidden tokens before the others: what lacks on one side comes from the other.
-        order = keys + ~hidden
-        return Masks(pick(-order, self.num_context), pick(order, self.num_targets).unsqueeze(1))
+        order = keys.unflatten(1, (-1, hidden.shape[1])) + ~hidden.unsqueeze(1)
+        targets, context = pick_ends(order.flatten(1), self.num_targets, self.num_context)
+        return Masks(context, targets.unsqueeze(1))
 
     def _first_fit(self, hidden: Tensor) -> Tensor:
-        """[B, attempts, n] -> [B, N]: of each sample the first union that has J tokens and leaves K, if any."""
-        repeats = self.grid.t // self.drawn.t
-        size = hidden.sum(2) * repeats
+        """[B, attempts, n] -> [B, n]: of each sample the first union that has J tokens and leaves K, if any."""
+        size = hidden.sum(2) * (self.grid.t // self.drawn.t)
         fits = (size >= self.num_targets) & (size <= self.grid.num_tokens - self.num_context)
-        return hidden[torch.arange(len(fits)), fits.byte().argmax(1)].repeat(1, repeats)
+        return hidden[torch.arange(len(fits)), fits.byte().argmax(1)]
 
     def _unions(self, draws: Tensor) -> Tensor:
         """[..., blocks, 5] -> [..., n] bool: the tokens of the drawn grid that lie in any of the blocks."""
