@@ -37,6 +37,7 @@ NEEDED = {
     "bccd_jepa": VOC,
     "detect": ["dataset=voc", *VOC],
     "detection": ["dataset=voc", *VOC, "objective=detect"],
+    "accuracy": ["objective=classify"],
     "coco": [
         *(f"dataset.root_path={EMPTY.parent}", "dataset.annotations=empty.tar", "dataset.images=."),
         *("dataset.val_annotations=null", "dataset.val_images=null"),
@@ -186,6 +187,7 @@ def faults(*overrides: str) -> list[str]:
             ["objective=mae", "regularizer=vicreg"],
             "regularizer=vicreg: objective=mae uses no regularizer; leave it out",
         ),
+        (["evaluator=accuracy"], "evaluator=accuracy: objective=jepa gives accuracy nothing to look at; leave it out"),
         (["objective=vae", "predictor.depth=2"], "predictor.depth=2: objective=vae uses no predictor; leave it out"),
         (["objective=mae", "objective.momentum=0.9"], "has no 'momentum'; objective=classify, jepa has"),
         (

@@ -35,9 +35,9 @@ OPTIONAL = {"regularizer", "evaluator", "logger"}
 READERS = {"predictor": {"predictor"}, "regularizer": {"regularizers"}, "mask": {"predictor", "num_mask_tokens"}}
 """Section -> the arguments of an objective of which it takes one or more when it uses the section."""
 
-DETECTORS = {"jepa.objectives.detect.Detector"}
-OF_BOXES = "jepa.evaluation.detection."
-"""where the evaluators lie that look at boxes"""
+DETECTOR, CLASSIFIER = "jepa.objectives.detect.Detector", "jepa.objectives.classify.Classification"
+OF_BOXES, OF_ANSWERS = "jepa.evaluation.detection.", "jepa.evaluation.accuracy."
+"""where the evaluators lie that look at what these two say"""
 
 NOTHING = {"predictor": {}, "regularizer": {}, "mask": {"_target_": "jepa.masks.none.NoMask"}}
 """What stands in a section that the objective does not use."""
@@ -83,15 +83,16 @@ def needless(text: str, section: str, choice: str) -> str:
 
 
 def idle_evaluators(config: Mapping[str, Any]) -> list[str]:
-    """Names of our evaluators that have nothing to look at: a detector is judged by boxes, others by features."""
-    target = (config.get("objective") or {}).get("_target_")
+    """Names of our evaluators that have nothing to look at: boxes, answers of a trained head, or features."""
+    objective = str((config.get("objective") or {}).get("_target_"))
     nodes = {name: node for name, node in (config.get("evaluator") or {}).items() if isinstance(node, Mapping)}
-    ours = {name: str(node.get("_target_")) for name, node in nodes.items()}
-    return [
-        name
-        for name, own in ours.items()
-        if own.startswith("jepa.") and (own.startswith(OF_BOXES)) != (target in DETECTORS)
-    ]
+    return [name for name, node in nodes.items() if _is_idle(str(node.get("_target_")), objective)]
+
+
+def _is_idle(evaluator: str, objective: str) -> bool:
+    if OF_BOXES in evaluator or objective == DETECTOR:
+        return evaluator.startswith("jepa.") and (OF_BOXES in evaluator) != (objective == DETECTOR)
+    return OF_ANSWERS in evaluator and objective.startswith("jepa.") and objective != CLASSIFIER
 
 
 def faults(config: Mapping[str, Any], schema: signatures.Signature, show: Show) -> list[str]:

@@ -13,6 +13,7 @@ from pathlib import Path
 from threading import Thread
 from types import FrameType
 
+from jepa.cli.telling import program
 from jepa.signals import handlers
 
 STOPS = (signal.SIGINT, signal.SIGTERM)
@@ -67,7 +68,7 @@ def to_jobs(folders: Collection[Path]) -> Iterator[None]:
 
     def leave(signum: int, frame: FrameType | None) -> None:
         if jobs := sorted(_jobs(folders) - before):
-            print(f"jepa-train: cancelling the jobs {' '.join(jobs)}", file=sys.stderr)
+            print(f"{program()}: cancelling the jobs {' '.join(jobs)}", file=sys.stderr)
             subprocess.run(["scancel", *jobs], check=False, timeout=60)
         sys.exit(128 + signum)
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from jepa.cli.stopping import to_jobs, to_workers
-from jepa.cli.telling import rank
+from jepa.cli.telling import program, rank
 from jepa.folder_log import read_json
 from jepa.types import RunError
 
@@ -41,7 +41,7 @@ def carry_out(sweep: Sweep, start: Callable[[], None]) -> int:
             status = left.code if isinstance(left.code, int) else 1
     status = 128 + received[0] if received else status
     if status > 128:
-        print("jepa-train: stopped; the same command again goes on from there", file=sys.stderr)
+        print(f"{program()}: stopped; the same command again goes on from there", file=sys.stderr)
         return status
     return max(status, _tell(sweep)) if rank() == 0 else status
 
@@ -56,9 +56,9 @@ def _tell(sweep: Sweep) -> int:
         table = terminal(compare(find_runs(sweep.places)))
         print(f"\n{table}\nas a page: jepa-compare {' '.join(map(str, sweep.places))}", flush=True)
     for member, how in failed:
-        print(f"jepa-train: {member} {how}", file=sys.stderr)
+        print(f"{program()}: {member} {how}", file=sys.stderr)
     if failed:
-        print("jepa-train: the same command again goes on with what is not finished", file=sys.stderr)
+        print(f"{program()}: the same command again goes on with what is not finished", file=sys.stderr)
     return min(1, len(failed))
 
 

@@ -38,10 +38,10 @@ def tell(error: ConfigError | RunError, about: str = "") -> int:
     if rank() and isinstance(error, ConfigError):
         time.sleep(LATER_SECONDS)
     if not rank() or not getattr(error, "on_all_ranks", False):
-        print(f"{_program()}: {who}{about}{getattr(error, 'brief', error)}", file=sys.stderr, flush=True)
+        print(f"{program()}: {who}{about}{getattr(error, 'brief', error)}", file=sys.stderr, flush=True)
     return status
 
 
-def _program() -> str:
+def program() -> str:
     """The name under which the user has called us."""
     return "jepa-finetune" if Path(sys.argv[0]).stem in ("finetune", "jepa-finetune") else "jepa-train"
