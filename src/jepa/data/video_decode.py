@@ -142,6 +142,7 @@ class PyAVVideo:
             raise OSError("it has no video stream")
         self.stream, self.context, self.reformatter = stream, stream.codec_context, VideoReformatter()
         self.context.thread_count = 1
+        self.size = stream.width, stream.height
         packets = self.container.demux(stream)
         self.held = list(packets) if os.path.getsize(path) <= HELD else []
         self._index(self.held or packets)
@@ -212,7 +213,7 @@ class PyAVVideo:
 
     def _picture(self, frame: Any) -> np.ndarray:
         """uint8 [H, W, 3], a view where the frame is not turned"""
-        width, height = self.stream.width, self.stream.height
+        width, height = self.size
         plane: Any = self.reformatter.reformat(frame, width, height, "rgb24", threads=1).planes[0]
         picture = np.ndarray((height, width, 3), np.uint8, plane, strides=(plane.line_size, 3, 1))
         return np.rot90(picture, frame.rotation // 90) if frame.rotation else picture
