@@ -187,6 +187,11 @@ def faults(*overrides: str) -> list[str]:
             ["objective=mae", "regularizer=vicreg"],
             "regularizer=vicreg: objective=mae uses no regularizer; leave it out",
         ),
+        (
+            ["objective.context_weight=0.5", "predictor=cross_attention"],
+            "objective.context_weight=0.5: needs predictor=transformer with predictor.joint=true",
+        ),
+        (["objective.context_weight=-1"], "objective.context_weight=-1: must not be negative"),
         (["evaluator=accuracy"], "evaluator=accuracy: objective=jepa gives accuracy nothing to look at; leave it out"),
         (["objective=vae", "predictor.depth=2"], "predictor.depth=2: objective=vae uses no predictor; leave it out"),
         (["objective=mae", "objective.momentum=0.9"], "has no 'momentum'; objective=classify, jepa has"),
@@ -384,6 +389,23 @@ def test_changed_keys_leaves_out_what_does_not_change_the_result() -> None:
     new = asdict(compose(["name=x", "logger=none", "evaluator=[knn]", "num_workers=3", "lr=3e-4", "encoder.depth=3"]))
     assert changed_keys(old, old) == []
     assert changed_keys(old, new) == ["lr: 0.0001 -> 0.0003", "encoder.depth: 12 -> 3"]
+
+
+def test_a_key_that_an_earlier_version_lacked_changes_nothing_at_its_default() -> None:
+    old = asdict(compose(["regularizer=vicreg"]))
+    for section, key in (("objective", "target"), ("mask", "target_scale"), ("augment", "jitter")):
+        del old[section][key]
+    del old["clip_grad"], old["regularizer"]["vicreg"]["covariance"]
+    assert changed_keys(old, asdict(compose(["regularizer=vicreg"]))) == []
+    given = ["regularizer=vicreg", "objective.target=stopgrad", "mask.target_scale=[0.1,0.2]", "augment.jitter=0.5"]
+    assert changed_keys(old, asdict(compose([*given, "clip_grad=null", "regularizer.vicreg.covariance=0.5"]))) == [
+        "clip_grad: absent -> null",
+        "augment.jitter: absent -> 0.5",
+        "mask.target_scale: absent -> [0.1,0.2]",
+        "objective.target: absent -> stopgrad",
+        "regularizer.vicreg.covariance: absent -> 0.5",
+    ]
+    assert changed_keys(old, asdict(compose(["regularizer=vicreg", "mask=random"])))[-1].startswith("mask")
 
 
 def test_python_configuration_equals_that_of_the_overrides(tmp_path: Path) -> None:

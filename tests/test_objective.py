@@ -74,6 +74,32 @@ def test_loss_compares_predictions_with_normalised_target_tokens(
     assert output.metrics["prediction"].equal(output.loss.detach())
 
 
+@pytest.mark.parametrize(("loss", "formula"), [("mse", np.square), ("smooth_l1", smooth_l1)])
+def test_the_context_is_compared_too_where_it_is_given_weight(
+    loss: str, formula: Callable[[np.ndarray], np.ndarray]
+) -> None:
+    objective, (batch, masks) = make_objective(loss=loss, context_weight=0.3), sample()
+    move(objective.context_encoder)
+    with torch.no_grad():
+        tokens = objective.target_encoder(batch.clips).numpy()
+        context = objective.context_encoder(batch.clips, keep=masks.context)
+        said = objective.predictor(context, masks, of_context=True).numpy()
+    tokens = (tokens - tokens.mean(-1, keepdims=True)) / np.sqrt(tokens.var(-1, keepdims=True) + 1e-5)
+    places = np.concatenate([masks.context.numpy(), masks.targets.flatten(1).numpy()], axis=1)
+    distances = formula(said - np.take_along_axis(tokens, places[..., None], axis=1))
+    of_context, of_targets = distances[:, :K].mean(), distances[:, K:].mean()
+    output = objective(batch, masks)
+    assert output.loss.item() == pytest.approx(of_targets + 0.3 * of_context, rel=1e-4)
+    assert output.metrics["prediction"].item() == pytest.approx(of_targets, rel=1e-4)
+    assert output.metrics["context_prediction"].item() == pytest.approx(of_context, rel=1e-4)
+
+
+@pytest.mark.parametrize("predictor", ["apart", "cross_attention"])
+def test_only_the_joint_predictor_says_something_of_the_context(predictor: str) -> None:
+    with pytest.raises(ValueError, match=r"objective\.context_weight=0\.5 needs predictor=transformer, joint=true"):
+        make_objective(predictor, context_weight=0.5)
+
+
 @pytest.mark.parametrize("predictor", PREDICTORS)
 def test_gradients_reach_every_learner_and_nobody_who_follows(predictor: str) -> None:
     objective, (batch, masks) = make_objective(predictor), sample()
@@ -320,6 +346,7 @@ def test_no_mask_shows_every_token_in_order() -> None:
     [
         ({"target": "teacher"}, "target=teacher is not one of ema, stopgrad, none"),
         ({"loss": "huber"}, "loss=huber is not one of mse, smooth_l1, l1"),
+        ({"context_weight": -1.0}, "context_weight=-1.0 must be at least 0"),
         ({"momentum": 1.1}, "momentum=1.1"),
         ({"momentum": 0.99, "final_momentum": 0.9}, "final_momentum=0.9"),
         ({"momentum_batch_size": 0}, "momentum_batch_size=0"),

@@ -124,6 +124,15 @@ def test_joint_pass_equals_each_block_apart_when_the_context_sees_only_itself() 
     torch.testing.assert_close(results[0], results[1], rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.parametrize("make", [joint, joint_in_time])
+def test_what_the_joint_pass_says_of_the_context_does_not_depend_on_the_blocks(make: Make) -> None:
+    predictor, (context, masks) = make(), sample()
+    both = predictor(context, masks, of_context=True)
+    assert both.shape == (B, K + M * J, D)
+    torch.testing.assert_close(both[:, K:].unflatten(1, (M, J)), predictor(context, masks))
+    torch.testing.assert_close(predictor(context, only(masks, 1), of_context=True)[:, :K], both[:, :K])
+
+
 @KINDS
 def test_a_block_does_not_depend_on_the_other_blocks(make: Make) -> None:
     predictor, (context, masks) = make(), sample()

@@ -62,6 +62,7 @@ AT_LEAST_ONE = (
 )
 NOT_NEGATIVE = (
     "objective.beta",
+    "objective.context_weight",
     "objective.free_bits",
     "seed",
     "num_workers",
@@ -244,6 +245,8 @@ def _latents(checked: Checked) -> Iterator[str]:
         yield "mask=none: hides no patch that objective=mae could predict; try mask=random"
     if objective != "JEPA":
         return
+    if checked.get("objective.context_weight", 0) > 0 and not checked.get("predictor.joint", False):
+        yield f"{checked.show('objective.context_weight')}: needs predictor=transformer with predictor.joint=true"
     projects = checked["predictor._target_"].endswith(".Projector")
     if projects and hides:
         yield "predictor=projector: predicts no hidden tokens, it compares views; give it mask=none"

@@ -9,7 +9,8 @@ from typing import Any
 
 import yaml
 
-from jepa.catalogue import flatten
+from jepa import signatures
+from jepa.catalogue import conf_folder, find, flatten
 
 IRRELEVANT = {
     *("log_every", "eval_every", "save_every", "save_async", "keep", "num_workers", "resume", "name"),
@@ -160,14 +161,36 @@ def to_yaml(config: TrainConfig) -> str:
 
 
 def changed_keys(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """Dotted keys in which two runs differ, each with both values; what does not change the result is left out."""
+    """Dotted keys in which two runs differ, each with both values; what does not change the result is left out.
+
+    So is a key that a later version has added and that stands at its default, which is to do as before.
+    """
     before, after = dict(flatten(old)), dict(flatten(new))
     changed = [key for key in dict.fromkeys([*before, *after]) if before.get(key, "-") != after.get(key, "-")]
+    changed = [key for key in changed if key not in IRRELEVANT and key.partition(".")[0] not in IRRELEVANT_SECTIONS]
+    added = [key for key in changed if key not in before]
+    standard = dict(flatten(yaml.safe_load((conf_folder() / "train.yaml").read_text()))) if added else {}
+    idle = {key for key in added if (key in standard and standard[key] == after[key]) or _is_default(key, old, new)}
     return [
         f"{key}: {show_value(before.get(key, 'absent'))} -> {show_value(after.get(key, 'absent'))}"
         for key in changed
-        if key not in IRRELEVANT and key.partition(".")[0] not in IRRELEVANT_SECTIONS
+        if key not in idle
     ]
+
+
+def _is_default(key: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
+    """Whether a component that both runs have is given in `new` what its constructor takes by itself."""
+    path, _, name = key.rpartition(".")
+    nodes = [find(config, path) if path else None for config in (old, new)]
+    targets = [node.get("_target_") if isinstance(node, Mapping) else None for node in nodes]
+    if not isinstance(targets[1], str) or targets[0] != targets[1]:
+        return False
+    signature = signatures.read(targets[1])
+    return (
+        signature is not None
+        and name in signature.parameters
+        and signature.parameters[name].has_default(find(new, key))
+    )
 
 
 def show_value(value: Any) -> str:

@@ -20,7 +20,19 @@ DICTS = {"dict", "Mapping", "Dict"}
 class Parameter:
     name: str
     annotation: ast.expr | None
-    is_required: bool
+    default: ast.expr | None
+
+    @property
+    def is_required(self) -> bool:
+        return self.default is None
+
+    def has_default(self, value: Any) -> bool:
+        """Whether `value`, as YAML gives it, is the default; no other than a literal one is known."""
+        try:
+            default = ast.literal_eval(self.default) if self.default is not None else ...
+        except ValueError:
+            return False
+        return (list(default) if isinstance(default, tuple) else default) == value
 
 
 @dataclass(frozen=True)
@@ -240,16 +252,16 @@ def _is_dataclass(node: ast.ClassDef) -> bool:
 
 def _field(node: ast.AnnAssign) -> Parameter:
     assert isinstance(node.target, ast.Name)
-    return Parameter(node.target.id, node.annotation, node.value is None)
+    return Parameter(node.target.id, node.annotation, node.value)
 
 
 def _arguments(node: ast.FunctionDef, skip: int) -> tuple[list[Parameter], bool]:
     arguments = node.args
     plain = [*arguments.posonlyargs, *arguments.args]
-    num_required = len(plain) - len(arguments.defaults)
-    positional = [Parameter(a.arg, a.annotation, i < num_required) for i, a in enumerate(plain)][skip:]
+    defaults = [*[None] * (len(plain) - len(arguments.defaults)), *arguments.defaults]
+    positional = [Parameter(a.arg, a.annotation, default) for a, default in zip(plain, defaults, strict=True)][skip:]
     keyword = [
-        Parameter(a.arg, a.annotation, default is None)
+        Parameter(a.arg, a.annotation, default)
         for a, default in zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True)
     ]
     return positional + keyword, arguments.kwarg is not None

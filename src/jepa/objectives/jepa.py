@@ -27,7 +27,8 @@ class JEPA(nn.Module):
     in samples. With `stopgrad` the context encoder itself gives the targets (SimSiam, Chen and He 2021), with `none`
     it also learns from them, and only regularisers keep it from collapse (VICReg, LeJEPA). With several mask sets for
     each sample the losses of the sets are averaged (V-JEPA, Bardes et al. 2024). Where masks hide nothing, the
-    regularisers are the whole loss: they compare views (LeJEPA, Balestriero and LeCun 2025).
+    regularisers are the whole loss: they compare views (LeJEPA, Balestriero and LeCun 2025). `context_weight` adds the
+    distance of what the joint predictor says of the context tokens themselves, as V-JEPA 2.1 does.
     """
 
     def __init__(
@@ -38,6 +39,7 @@ class JEPA(nn.Module):
         regularizers: Mapping[str, nn.Module] | None = None,
         loss: str = "mse",
         target: str = "ema",
+        context_weight: float = 0.0,
         momentum: float = 0.996,
         final_momentum: float = 1.0,
         momentum_batch_size: int = 64,
@@ -49,6 +51,10 @@ class JEPA(nn.Module):
             raise ValueError(f"objective.loss={loss} is not one of {', '.join(LOSSES)}")
         if target not in TARGETS:
             raise ValueError(f"objective.target={target} is not one of {', '.join(TARGETS)}")
+        if context_weight < 0:
+            raise ValueError(f"objective.context_weight={context_weight} must be at least 0")
+        if context_weight and not getattr(predictor, "joint", False):
+            raise ValueError(f"objective.context_weight={context_weight} needs predictor=transformer, joint=true")
         if not 0 <= momentum <= final_momentum <= 1:
             raise ValueError(
                 f"0 <= objective.momentum={momentum} <= objective.final_momentum={final_momentum} <= 1 must hold"
@@ -60,6 +66,7 @@ class JEPA(nn.Module):
             )
         self.loss = LOSSES[loss]
         self.target = target
+        self.context_weight = context_weight
         self.momentum = momentum
         self.final_momentum = final_momentum
         self.batch_ratio = batch_size / momentum_batch_size
@@ -94,12 +101,17 @@ class JEPA(nn.Module):
         losses, metrics, embedding = [], {}, None
         for number, mask in enumerate(masks.sets):
             context = self.context_encoder(batch.clips, keep=mask.context if hides else None)
-            predictions = self.predictor(context, mask, grid, number).float()
+            of_context, predictions = self.predict(context, mask, grid, number)
             embedding = context.float().mean(dim=1) if embedding is None else embedding  # [B, D]
             parts, terms = [], {}
             if told is not None:
                 parts.append(self.loss(predictions, self.targets(told, mask)))
                 terms["prediction"] = parts[0].detach()
+            if told is not None and of_context is not None:
+                seen = self.targets(told, mask._replace(targets=mask.context.unsqueeze(1))).squeeze(1)
+                distance = self.loss(of_context, seen)
+                parts.append(self.context_weight * distance)
+                terms["context_prediction"] = distance.detach()
             if self.regularizers:
                 local = self.small_crops(batch, mask)
                 latents = Latents(context, predictions, mask, grid, batch.views, local)
@@ -110,6 +122,14 @@ class JEPA(nn.Module):
             metrics |= {name: metrics.get(name, 0) + value / len(masks.sets) for name, value in terms.items()}
         assert embedding is not None
         return LossOutput(torch.stack(losses).mean(), metrics, embedding.detach())
+
+    def predict(self, context: Tensor, mask: Masks, grid: PatchGrid, number: int) -> tuple[Tensor | None, Tensor]:
+        """[B, K, D] -> float32 [B, K, D] of the context tokens, where they are to be predicted, and [B, M, J, D]."""
+        if not (self.context_weight and mask.hides_some):
+            return None, self.predictor(context, mask, grid, number).float()
+        both = self.predictor(context, mask, grid, number, of_context=True).float()
+        of_context, predictions = both.tensor_split([context.shape[1]], dim=1)
+        return of_context, predictions.unflatten(1, mask.targets.shape[1:])
 
     def small_crops(self, batch: Batch, masks: Masks) -> Latents | None:
         """The same latents of the smaller crops, which are seen whole: masks hide nothing where there are some."""

@@ -58,17 +58,31 @@ class TransformerPredictor(nn.Module):
         nn.init.trunc_normal_(self.mask_tokens, std=STD)
         init_weights(self, self.blocks)
 
-    def forward(self, context: Tensor, masks: Masks, grid: PatchGrid | None = None, mask_set: int = 0) -> Tensor:
-        """[B, K, D] -> [B, M, J, D]"""
+    def forward(
+        self,
+        context: Tensor,
+        masks: Masks,
+        grid: PatchGrid | None = None,
+        mask_set: int = 0,
+        of_context: bool = False,
+    ) -> Tensor:
+        """[B, K, D] -> [B, M, J, D]; `of_context`: [B, K + M * J, D], first what it says of the context (if `joint`)"""
         grid = grid or self.grid
         context = self.positions.add(self.embed(context), grid, masks.context)
         queries = self.mask_tokens[mask_set].expand(*masks.targets.shape, -1)
         queries = self.positions.add(queries, grid, masks.targets)
-        run = self._joint if self.joint else self._apart
-        return self.project(self.norm(run(context, queries, masks, grid)))
+        if not self.joint:
+            return self._told(self._apart(context, queries, masks, grid))
+        tokens = self._joint(context, queries, masks, grid)
+        if of_context:
+            return self._told(tokens)
+        return self._told(tokens[:, context.shape[1] :]).unflatten(1, masks.targets.shape[1:])
+
+    def _told(self, tokens: Tensor) -> Tensor:
+        return self.project(self.norm(tokens))
 
     def _joint(self, context: Tensor, queries: Tensor, masks: Masks, grid: PatchGrid) -> Tensor:
-        """[B, K, width], [B, M, J, width] -> [B, M, J, width] in one pass"""
+        """[B, K, width], [B, M, J, width] -> [B, K + M * J, width] in one pass"""
         num_context, (num_blocks, block_size) = context.shape[1], queries.shape[1:3]
         tokens = torch.cat([context, queries.flatten(1, 2)], dim=1)
         places = torch.cat([masks.context, masks.targets.flatten(1)], dim=1)
@@ -77,8 +91,7 @@ class TransformerPredictor(nn.Module):
         sizes = (num_context, num_blocks, block_size)
         mask = None if prefix else remembered(block_bias, *sizes, tokens.device, compute_dtype(tokens))
         turns = self.positions.turns(tokens, grid, places)
-        tokens = run_blocks(self.blocks, tokens, mask=mask, turns=turns, prefix=prefix)
-        return tokens[:, num_context:].unflatten(1, (num_blocks, block_size))
+        return run_blocks(self.blocks, tokens, mask=mask, turns=turns, prefix=prefix)
 
     def _apart(self, context: Tensor, queries: Tensor, masks: Masks, grid: PatchGrid) -> Tensor:
         """[B, K, width], [B, M, J, width] -> [B, M, J, width] with a copy of the context for each block"""
