@@ -65,6 +65,14 @@ def test_jpeg_decodes_as_pillow_does(mode):
     assert difference.abs().max() <= 2
 
 
+def test_pillow_reads_all_where_torchvision_has_no_decoders_and_it_is_said(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr("jepa.data.decode._FAST", {})
+    images = ImageFolder(root_path=str(folder_of_two_classes(tmp_path)), image_folder="train")
+    assert "images are decoded by Pillow, half as fast" in caplog.text
+    path = tmp_path / "train" / "cat" / "0.jpg"
+    assert torch.equal(images[0][0], expected(Image.open(path)))
+
+
 @pytest.mark.parametrize("kind", ["PNG", "TIFF"])
 def test_sixteen_bits_keep_their_upper_eight(kind):
     values = np.arange(64 * 64, dtype=np.uint16).reshape(64, 64) * 16

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from jepa.data.box_files import Annotated, Box, read_coco, read_voc
-from jepa.data.decode import check_channels, decode
+from jepa.data.decode import check_reading, decode
 from jepa.data.folders import existing_folder
 from jepa.data.images import NATURAL
 
@@ -37,7 +37,7 @@ class _BoxFolder:
     classes: tuple[str, ...]
 
     def __init__(self, *, channels: int, keep_empty: bool) -> None:
-        check_channels(channels)
+        check_reading(channels)
         self.channels = channels
         self.mean, self.std = NATURAL[channels]
         self.keep_empty = keep_empty

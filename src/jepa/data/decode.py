@@ -3,21 +3,29 @@
 from __future__ import annotations
 
 import io
+import logging
 import struct
 
 import numpy as np
 import torch
 from PIL import Image, ImageOps
 from torch import Tensor
-from torchvision.io import ImageReadMode, decode_jpeg, decode_png
+
+try:
+    from torchvision.io import ImageReadMode, decode_jpeg, decode_png
+except ImportError:  # deprecated since torchvision 0.29
+    _FAST, _COLOURS = {}, {}
+else:
+    _FAST = {b"\xff\xd8\xff": decode_jpeg, b"\x89PNG\r\n\x1a\n": decode_png}
+    _COLOURS = {1: ImageReadMode.GRAY, 3: ImageReadMode.RGB}
+"""torchvision's decoders by the first bytes of the file: twice as fast as Pillow"""
+
+log = logging.getLogger(__name__)
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm")
 """of the files that count as images"""
 
-_FAST = {b"\xff\xd8\xff": decode_jpeg, b"\x89PNG\r\n\x1a\n": decode_png}
-"""torchvision's decoders by the first bytes of the file: twice as fast as Pillow"""
-
-_MODES = {1: (ImageReadMode.GRAY, "L"), 3: (ImageReadMode.RGB, "RGB")}
+_MODES = {1: "L", 3: "RGB"}
 
 _PILLOW_FAULTS = (ValueError, SyntaxError, EOFError, struct.error, IndexError, Image.DecompressionBombError)
 """what Pillow raises on damaged files besides OSError"""
@@ -31,8 +39,15 @@ def decode(data: bytes, *, channels: int = 3) -> Tensor:
     for magic, decoder in _FAST.items():
         if data.startswith(magic):
             encoded = torch.frombuffer(bytearray(data), dtype=torch.uint8)
-            return _eight_bits(decoder(encoded, _MODES[channels][0], apply_exif_orientation=True)).unsqueeze(1)
-    return _decode_with_pillow(data, _MODES[channels][1]).unsqueeze(1)
+            return _eight_bits(decoder(encoded, _COLOURS[channels], apply_exif_orientation=True)).unsqueeze(1)
+    return _decode_with_pillow(data, _MODES[channels]).unsqueeze(1)
+
+
+def check_reading(channels: int) -> None:
+    """Of a set of image files: refuses other channels than 1 or 3, and says where reading is slow."""
+    check_channels(channels)
+    if not _FAST:
+        log.warning("images are decoded by Pillow, half as fast: this torchvision has no decoders of its own")
 
 
 def check_channels(channels: int) -> None:

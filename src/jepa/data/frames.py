@@ -16,7 +16,7 @@ from torch import Tensor
 
 from jepa.data.annotations import read_table
 from jepa.data.clips import check_sampling, how_many_are_short, random_place, spare
-from jepa.data.decode import SUFFIXES, check_channels, decode
+from jepa.data.decode import SUFFIXES, check_reading, decode
 from jepa.data.folders import content, existing_folder, has_suffix, sub_folders
 from jepa.data.images import NATURAL
 
@@ -50,7 +50,7 @@ class FrameFolders:
         val_folders: Sequence[str] | None = None, val_ratio: float = 0.2, annotations: str | None = None,
         file_column: str = "file", columns: Sequence[str] = (), lag: int = 0, channels: int = 3,
     ) -> None:  # fmt: skip
-        check_channels(channels)
+        check_reading(channels)
         check_sampling(num_frames=num_frames, stride=stride)
         if (hop is not None and hop < 1) or lag < 0 or not 0 <= val_ratio < 1:
             expected = "expected hop of at least 1, lag not below 0, val_ratio in [0, 1)"

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import Tensor
 
-from jepa.data.decode import check_channels, decode
+from jepa.data.decode import check_reading, decode
 from jepa.data.folders import VALIDATION_NAMES
 from jepa.data.images import NATURAL
 
@@ -41,7 +41,7 @@ class HuggingFaceImages:
         label_column: str | None = None,
         channels: int = 3,
     ) -> None:
-        check_channels(channels)
+        check_reading(channels)
         splits = _find_splits(path, subset, known=(train, *filter(None, [val]), *VALIDATION_NAMES))
         if train not in splits:
             raise ValueError(f"dataset.train={train}: {path} has no such split, but {', '.join(splits)}")

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torchvision import datasets
 
-from jepa.data.decode import SUFFIXES, check_channels, decode
+from jepa.data.decode import SUFFIXES, check_reading, decode
 from jepa.data.folders import class_folders, content, existing_folder, held_out_files, scan
 
 log = logging.getLogger(__name__)
@@ -32,7 +32,7 @@ class ImageFolder:
     """
 
     def __init__(self, *, root_path: str, image_folder: str, val_folder: str | None = None, channels: int = 3) -> None:
-        check_channels(channels)
+        check_reading(channels)
         root = Path(root_path).expanduser().absolute()
         folder = existing_folder(root / image_folder, "dataset.image_folder")
         self.channels = channels

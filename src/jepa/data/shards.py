@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from jepa.data.decode import check_channels, decode
+from jepa.data.decode import check_reading, decode
 from jepa.data.folders import VALIDATION_NAMES
 from jepa.data.images import NATURAL
 from jepa.data.shard_index import read_index
@@ -39,7 +39,7 @@ class Shards:
         self, *, shards: str, val_shards: str | None = None, shuffle_shards: int | None = 16,
         image_key: str | None = None, label_key: str = "label", channels: int = 3,
     ) -> None:  # fmt: skip
-        check_channels(channels)
+        check_reading(channels)
         if shuffle_shards is not None and shuffle_shards < 1:
             raise ValueError(f"dataset.shuffle_shards={shuffle_shards}: must be at least 1, or null for all of them")
         self.channels, self.shuffle_shards = channels, shuffle_shards
