@@ -90,9 +90,10 @@ def idle_evaluators(config: Mapping[str, Any]) -> list[str]:
 
 
 def _is_idle(evaluator: str, objective: str) -> bool:
-    if OF_BOXES in evaluator or objective == DETECTOR:
-        return evaluator.startswith("jepa.") and (OF_BOXES in evaluator) != (objective == DETECTOR)
-    return OF_ANSWERS in evaluator and objective.startswith("jepa.") and objective != CLASSIFIER
+    judges_boxes = evaluator.startswith(OF_BOXES)
+    if judges_boxes or objective == DETECTOR:
+        return evaluator.startswith("jepa.") and judges_boxes != (objective == DETECTOR)
+    return evaluator.startswith(OF_ANSWERS) and objective.startswith("jepa.") and objective != CLASSIFIER
 
 
 def faults(config: Mapping[str, Any], schema: signatures.Signature, show: Show) -> list[str]:

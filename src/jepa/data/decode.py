@@ -16,9 +16,9 @@ try:
 except ImportError:  # deprecated since torchvision 0.29
     _FAST, _COLOURS = {}, {}
 else:
+    # by the first bytes of the file; 1.4 times as fast as Pillow on JPEGs of 500x375
     _FAST = {b"\xff\xd8\xff": decode_jpeg, b"\x89PNG\r\n\x1a\n": decode_png}
     _COLOURS = {1: ImageReadMode.GRAY, 3: ImageReadMode.RGB}
-"""torchvision's decoders by the first bytes of the file: twice as fast as Pillow"""
 
 log = logging.getLogger(__name__)
 
@@ -47,7 +47,7 @@ def check_reading(channels: int) -> None:
     """Of a set of image files: refuses other channels than 1 or 3, and says where reading is slow."""
     check_channels(channels)
     if not _FAST:
-        log.warning("images are decoded by Pillow, half as fast: this torchvision has no decoders of its own")
+        log.warning("images are decoded by Pillow, which takes longer: this torchvision has no decoders of its own")
 
 
 def check_channels(channels: int) -> None:

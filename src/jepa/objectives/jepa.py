@@ -28,7 +28,8 @@ class JEPA(nn.Module):
     it also learns from them, and only regularisers keep it from collapse (VICReg, LeJEPA). With several mask sets for
     each sample the losses of the sets are averaged (V-JEPA, Bardes et al. 2024). Where masks hide nothing, the
     regularisers are the whole loss: they compare views (LeJEPA, Balestriero and LeCun 2025). `context_weight` adds the
-    distance of what the joint predictor says of the context tokens themselves, as V-JEPA 2.1 does.
+    distance of what the joint predictor says of the context tokens: the context loss of V-JEPA 2.1 (Mur-Labadia et al.
+    2026), which weights tokens by their distance from what is hidden, with equal weights and from the first step on.
     """
 
     def __init__(
