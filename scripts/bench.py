@@ -31,10 +31,11 @@ from torch.utils.flop_counter import FlopCounterMode
 from bench_loader import measure_loader
 from bench_processes import measure_processes
 from bench_reference import ImageStep, ReferenceStep, find_reference
-from jepa.assemble import make_dataset, make_parts, make_plan, split_phases
 from jepa.config import ConfigError, TrainConfig, compose
 from jepa.data.loader import batches
-from jepa.distributed import Session, has_fast_bf16, open_session, peak_memory_gib
+from jepa.parallel.device import has_fast_bf16, peak_memory_gib
+from jepa.parallel.session import Session, open_session
+from jepa.training.assemble import make_dataset, make_parts, make_plan, split_phases
 from jepa.training.loop import Parts, Plan, one_step
 from jepa.types import Batch, Masks, RawBatch
 

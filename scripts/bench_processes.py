@@ -17,11 +17,11 @@ from typing import Any
 import torch
 import torch.multiprocessing as multiprocessing
 
-from jepa import checkpoint
-from jepa.assemble import make_dataset, make_parts, make_plan, split_phases
 from jepa.config import TrainConfig
 from jepa.data.loader import batches
-from jepa.distributed import Session, session
+from jepa.parallel.session import Session, session
+from jepa.runs import checkpoint
+from jepa.training.assemble import make_dataset, make_parts, make_plan, split_phases
 from jepa.training.loop import Parts, Plan, one_step
 
 RANKS = 2

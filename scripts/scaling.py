@@ -10,9 +10,20 @@ from typing import Any
 import torch
 
 from jepa.config import TrainConfig, compose, factory
-from jepa.distributed import generator
-from jepa.estimate import make_sizes, needs_of, seconds_text
-from jepa.hardware import GIB, GPUS, Machines, Needs, fits, largest_piece, memory, share_of, step_time, traffic
+from jepa.resources.estimate import make_sizes, needs_of, seconds_text
+from jepa.resources.hardware import (
+    GIB,
+    GPUS,
+    Machines,
+    Needs,
+    fits,
+    largest_piece,
+    memory,
+    share_of,
+    step_time,
+    traffic,
+)
+from jepa.seeding import generator
 
 IMAGES = ["experiment=ijepa_vith14_in1k", "dataset=shapes"]
 CLIPS = ["experiment=vjepa2_vitl16", "dataset.root_path=.", "dataset.video_folder=.", "phases=[]"]

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from jepa.folder_log import FolderLogger
-from jepa.types import EmbeddingTable, Evaluation, Picture
+from jepa.evaluation.types import EmbeddingTable, Evaluation, Picture
+from jepa.runs.metrics import FolderLogger
 
 CLASSES = ("circle", "square", "triangle", "star", "ring", "cross", "bar", "crescent")
 

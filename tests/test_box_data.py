@@ -9,12 +9,11 @@ import pytest
 import torch
 from torchvision.io import encode_png
 
-from jepa.box_types import BoxDataset
 from jepa.config import Composer
 from jepa.data.box_transforms import NONE, BoxAugment, WholePictures, place
 from jepa.data.boxes import COCO, VOC
 from jepa.data.loader import batches, bounded, bounded_boxes
-from jepa.types import RawBatch
+from jepa.types import BoxDataset, RawBatch
 
 HEIGHT, WIDTH = 40, 60
 GREY = (0.5, 0.5, 0.5)

@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import nn
 
-from jepa import checkpoint
-from jepa.checkpoint import CheckpointError, SaveError, Writer
-from jepa.distributed import open_session
+from jepa.parallel.session import open_session
+from jepa.runs import checkpoint
+from jepa.runs.checkpoint import CheckpointError, SaveError, Writer
 
 SHARD = "shard-00001-model-00001-of-00001.safetensors"
 

@@ -13,19 +13,19 @@ import torch
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, log_loss, top_k_accuracy_score
 
 from jepa import JEPAAgent, JEPAConfig
-from jepa.assemble import make_dataset
 from jepa.cli.finetune import main, translated
 from jepa.config import ConfigError, compose
-from jepa.data.labels import check_labels
 from jepa.encoders.spatial import SpatialEncoder
 from jepa.encoders.temporal import TemporalEncoder
-from jepa.estimate import needs_of
 from jepa.evaluation.accuracy import Accuracy, confusions
-from jepa.folder_log import read_rows
+from jepa.evaluation.types import Features
 from jepa.objectives.classify import Classification
 from jepa.optim import parameter_groups, set_schedule
-from jepa.types import Batch, Features, Masks
-from jepa.verdict import Verdict, collapse_alarm, verdict
+from jepa.reports.verdict import Verdict, collapse_alarm, verdict
+from jepa.resources.estimate import needs_of
+from jepa.runs.metrics import read_rows
+from jepa.training.assemble import check_labels, make_dataset
+from jepa.types import Batch, Masks
 from test_evaluation import snapshot_of
 
 CLASSES = ("ant", "bee", "cat", "dog")
@@ -240,8 +240,8 @@ def pretrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_run_is_better_than_chance_and_resumes_bit_by_bit(tmp_path: Path) -> None:
-    from jepa.checkpoint import find, load_model
     from jepa.objectives.classify import Classification
+    from jepa.runs.checkpoint import find, load_model
 
     options = [*SHAPES, "steps=40", "save_every=20", "eval_every=100", "lr=6e-3"]
     options += ["objective.mixup=0.2", "objective.momentum=0.8"]

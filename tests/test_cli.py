@@ -12,12 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from jepa.catalogue import Catalogue, conf_folder
 from jepa.cli.help import help_text
+from jepa.cli.terminal import quick_imports
 from jepa.cli.train import main
 from jepa.config import ConfigError, TrainConfig, compose, to_yaml
-from jepa.importing import quick_imports
-from jepa.python_config import JEPAConfig
+from jepa.config.attributes import JEPAConfig
+from jepa.config.catalogue import Catalogue, conf_folder
 
 Runs = list[tuple[TrainConfig, Path]]
 

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from jepa.assemble import assemble, make_dataset, split_phases, start_batches
-from jepa.catalogue import conf_folder
 from jepa.config import Composer, typed
-from jepa.distributed import open_session
+from jepa.config.catalogue import conf_folder
+from jepa.parallel.session import open_session
+from jepa.training.assemble import assemble, make_dataset, split_phases, start_batches
 from jepa.training.loop import one_step
 from jepa.types import Batch
 

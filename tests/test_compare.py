@@ -18,16 +18,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from jepa import compare as compare_module
-from jepa.catalogue import conf_folder
-from jepa.charts import Line, thin
 from jepa.cli.compare import main
-from jepa.compare import Children, Recipe, plan, run_all
-from jepa.compare_report import curve, html, table
-from jepa.compare_results import RunResult, compare, find_runs, labels, spearman, spread
+from jepa.comparison import plan as compare_module
+from jepa.comparison.plan import Recipe, plan
+from jepa.comparison.report import curve, html, table
+from jepa.comparison.results import RunResult, compare, find_runs, labels, spearman, spread
+from jepa.comparison.runs import Children, run_all
 from jepa.config import Composer, ConfigError
-from jepa.folder_log import read_rows
-from jepa.types import RunError
+from jepa.config.catalogue import conf_folder
+from jepa.errors import RunError
+from jepa.reports.charts import Line, thin
+from jepa.runs.metrics import read_rows
 from synthetic_run import write_run
 from wandb_reader import read_offline_runs
 

@@ -14,10 +14,10 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jepa import signatures
-from jepa.catalogue import Catalogue, conf_folder, flatten, nearest
-from jepa.config import Composer, ConfigError, changed_keys, compose, factory, literal, to_yaml, typed
-from jepa.python_config import JEPAConfig
+from jepa.config import Composer, ConfigError, changed_keys, compose, factory, literal, signatures, to_yaml, typed
+from jepa.config.attributes import JEPAConfig
+from jepa.config.catalogue import Catalogue, conf_folder, flatten
+from jepa.suggestions import nearest
 
 CATALOGUE = Catalogue([conf_folder()])
 CHOICES = [(group, name) for group, choices in CATALOGUE.groups.items() for name in choices]

@@ -12,18 +12,19 @@ from torchvision.models.detection import FasterRCNN
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
 from jepa import JEPAAgent, JEPAConfig, load_encoder
-from jepa.box_types import BoxSnapshot, Detections
-from jepa.checkpoint import find, load_model
 from jepa.encoders.spatial import SpatialEncoder
+from jepa.errors import Interrupted
+from jepa.evaluation.box_snapshot import BoxProber
 from jepa.evaluation.detection import Detection, precisions
-from jepa.evaluation.findings import BoxProber
-from jepa.folder_log import read_rows
-from jepa.layers.pictures import outlined
+from jepa.evaluation.pictures import outlined
+from jepa.evaluation.types import BoxSnapshot, Detections
 from jepa.layers.pyramid import STRIDES, SimpleFeaturePyramid
 from jepa.objectives.detect import HEADS, Detector
 from jepa.optim import parameter_groups
-from jepa.types import Batch, Interrupted, Masks
-from jepa.verdict import final_table, judging, verdict
+from jepa.reports.verdict import final_table, judging, verdict
+from jepa.runs.checkpoint import find, load_model
+from jepa.runs.metrics import read_rows
+from jepa.types import Batch, Masks
 from test_box_data import voc, write_voc, xml
 
 CLASSES = ("ant", "bee", "cow")

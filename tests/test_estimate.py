@@ -13,14 +13,26 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jepa.advice import memory_advice
-from jepa.assemble import make_objective
 from jepa.cli.train import main
 from jepa.config import Composer, compose
-from jepa.distributed import generator
-from jepa.estimate import estimate, make_sizes, needs_of
-from jepa.hardware import GIB, GPUS, Machines, Needs, Share, fits, largest_piece, memory, share_of, step_time, traffic
-from jepa.training.footprint import Pass, block_sizes, measure, state_bytes
+from jepa.resources.advice import memory_advice
+from jepa.resources.estimate import estimate, make_sizes, needs_of
+from jepa.resources.footprint import Pass, block_sizes, measure, state_bytes
+from jepa.resources.hardware import (
+    GIB,
+    GPUS,
+    Machines,
+    Needs,
+    Share,
+    fits,
+    largest_piece,
+    memory,
+    share_of,
+    step_time,
+    traffic,
+)
+from jepa.seeding import generator
+from jepa.training.assemble import make_objective
 from jepa.types import Batch
 
 IMAGES: Any = SimpleNamespace(channels=3, classes=())

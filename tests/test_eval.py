@@ -16,11 +16,11 @@ from safetensors.torch import load_file
 from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier
 
+from jepa.benchmark.protocol import Bench
+from jepa.benchmark.reading import Part
+from jepa.benchmark.results import wilson
 from jepa.cli.eval import main
-from jepa.downstream.evaluate import Bench
-from jepa.downstream.reading import Part
-from jepa.downstream.results import wilson
-from jepa.types import RunError
+from jepa.errors import RunError
 from test_training import agent
 
 QUICK = [
@@ -204,11 +204,11 @@ def test_clips_are_judged_frame_by_frame_and_say_so(here):
 
 
 def test_hog_is_left_out_by_name_without_scikit_image(here, monkeypatch, caplog):
-    monkeypatch.setattr("jepa.downstream.evaluate.find_spec", lambda name: None)
+    monkeypatch.setattr("jepa.benchmark.protocol.find_spec", lambda name: None)
     assert main(["run=outputs/first", "task=knn", "floors=[hog]", *QUICK]) == 0
     assert ("hog", "kNN") not in rows_of()
     monkeypatch.setitem(sys.modules, "skimage", None)
-    from jepa.downstream.floors import hog
+    from jepa.benchmark.features import hog
 
     with pytest.raises(RunError, match=r"jepa-train\[eval\]"):
         hog(torch.zeros(1, 3, 1, 32, 32, dtype=torch.uint8))

@@ -15,24 +15,21 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from jepa.benchmark.cache import FeatureCache
+from jepa.benchmark.features import Floor, Frozen, Pictures, hog, pixels
+from jepa.benchmark.protocol import few
+from jepa.benchmark.reading import split
+from jepa.benchmark.results import summary, trial, wilson
 from jepa.data.transforms import EvalTransform
-from jepa.distributed import Session
-from jepa.downstream.cache import FeatureCache
-from jepa.downstream.floors import hog, pixels
-from jepa.downstream.reading import split
-from jepa.downstream.representation import Floor, Frozen
-from jepa.downstream.results import summary, trial, wilson
-from jepa.downstream.shots import few
-from jepa.downstream.tuning import Pictures
 from jepa.encoders.pretrained import open_encoder
 from jepa.encoders.spatial import SpatialEncoder
+from jepa.errors import ConfigError, RunError
 from jepa.evaluation.attentive import AttentiveProbe
 from jepa.evaluation.linear import LinearProbe
 from jepa.evaluation.linear_sgd import MOMENTUM, SGDProbe
-from jepa.layers.probes import ProbeTask, pool_tokens
+from jepa.evaluation.probe import ProbeTask, pool_tokens
+from jepa.parallel.session import Session
 from jepa.schedules import cosine
-from jepa.schema import ConfigError
-from jepa.types import RunError
 from test_evaluation import clusters
 
 CPU = Session(device=torch.device("cpu"), bf16=False)
@@ -265,7 +262,7 @@ def test_tokens_come_beside_the_same_vectors_and_damaged_files_are_made_again(tm
 def test_tokens_that_memory_cannot_hold_are_refused_with_what_it_can(monkeypatch):
     part, encoder = parts_of(Toy([0, 1, 2] * 3, held_out=Toy([0, 1]))).train, encoder_of()
     size = FeatureCache(None, 4).features("a", frozen(encoder), part, 4).tokens[0].nbytes
-    monkeypatch.setattr("jepa.downstream.cache.free_memory", lambda: 10 * size)
+    monkeypatch.setattr("jepa.benchmark.cache.free_memory", lambda: 10 * size)
     with pytest.raises(RunError, match=r"encoding a: 4 tokens of 9 training samples .* give train_samples=8 or less"):
         FeatureCache(None, 4).features("a", frozen(encoder), part, 4)
     FeatureCache(None, 4).features("a", frozen(encoder), parts_of(part.dataset, train_samples=8).train, 4)
@@ -276,7 +273,7 @@ def test_features_that_the_disk_cannot_take_are_used_all_the_same(tmp_path, monk
         Path(path).write_bytes(b"half")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("jepa.downstream.cache.save_file", full)
+    monkeypatch.setattr("jepa.benchmark.cache.save_file", full)
     part = parts_of(Toy([0, 1, 2] * 2, held_out=Toy([0, 1]))).train
     assert len(FeatureCache(tmp_path, 4).features("a", frozen(), part).vectors) == 6
     assert "features are not kept: [Errno 28] No space left on device" in caplog.text

@@ -14,9 +14,10 @@ from jepa.evaluation.diagnostics import Diagnostics, collapse, coverage, effecti
 from jepa.evaluation.embeddings import Embeddings, nearest
 from jepa.evaluation.knn import KNN, knn_votes
 from jepa.evaluation.linear import L2_GRID, LinearProbe, fit_logistic, select_l2
-from jepa.layers.pictures import mask_overlay, montage, principal_colours, to_rgb
-from jepa.layers.probes import standardise
-from jepa.types import Features, Masks, PatchGrid, Snapshot
+from jepa.evaluation.pictures import mask_overlay, montage, principal_colours, to_rgb
+from jepa.evaluation.probe import standardise
+from jepa.evaluation.types import Features, Snapshot
+from jepa.types import Masks, PatchGrid
 
 GRID = PatchGrid(1, 4, 4)
 

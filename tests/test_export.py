@@ -15,19 +15,18 @@ import torch
 import yaml
 from torch import Tensor, nn
 
-from jepa import export
-from jepa.catalogue import conf_folder
-from jepa.checkpoint import FORMAT
 from jepa.cli.export import main
 from jepa.config import ConfigError, compose_export
+from jepa.config.catalogue import conf_folder
 from jepa.data.transforms import EvalTransform
 from jepa.encoders.pretrained import TimmEncoder, open_encoder
 from jepa.encoders.spatial import SpatialEncoder
 from jepa.encoders.temporal import TemporalEncoder
-from jepa.export import Exported, export_encoder, form_of, push_to_hub
-from jepa.exporters import timm_folder
+from jepa.errors import RunError
+from jepa.exporters import export, timm_folder
 from jepa.exporters.card import card, history_of
-from jepa.types import RunError
+from jepa.exporters.export import Exported, export_encoder, form_of, push_to_hub
+from jepa.runs.checkpoint import FORMAT
 
 SIZES: dict[str, Any] = {"patch_size": 8, "embed_dim": 24, "depth": 1, "num_heads": 2}
 

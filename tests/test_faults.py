@@ -21,10 +21,10 @@ import pytest
 import torch
 
 from jepa import JEPAAgent, JEPAConfig, load_encoder
-from jepa.checkpoint import find, latest, load_model
-from jepa.folder_log import read_json, read_rows
+from jepa.errors import RunError
+from jepa.runs.checkpoint import find, latest, load_model
+from jepa.runs.metrics import read_json, read_rows
 from jepa.training.run import EVALUATION_TIME
-from jepa.types import RunError
 
 pytestmark = [
     pytest.mark.timeout(600),

@@ -13,8 +13,8 @@ import torch
 
 from jepa.cli.find import main
 from jepa.training import batch_fit
-from jepa.training.batch_fit import Trial, divisors, fastest
-from jepa.training.lr_range import Point, choose, smooth
+from jepa.training.find_batch import Trial, divisors, fastest
+from jepa.training.find_lr import Point, choose, smooth
 from jepa.types import LossOutput
 
 LRS = [10 ** (-6 + 6 * k / 149) for k in range(150)]

@@ -8,13 +8,14 @@ import pytest
 import torch
 from torch import nn
 
-from jepa.checkpoint import find, load_model
+from jepa.errors import Interrupted
 from jepa.evaluation.finetune import FineTuning
 from jepa.evaluation.linear import LinearProbe
-from jepa.folder_log import read_rows
+from jepa.evaluation.types import Features, Tuning
+from jepa.reports.verdict import table_columns, table_rows
+from jepa.runs.checkpoint import find, load_model
+from jepa.runs.metrics import read_rows
 from jepa.training.run import Run
-from jepa.types import Features, Interrupted, Tuning
-from jepa.verdict import table_columns, table_rows
 from test_evaluation import snapshot_of
 from test_training import agent
 

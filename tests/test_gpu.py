@@ -6,14 +6,15 @@ import pytest
 import torch
 
 from jepa.data.transforms import Augment
-from jepa.distributed import generator, open_session
 from jepa.encoders.spatial import SpatialEncoder
-from jepa.folder_log import read_rows
 from jepa.masks.block import BlockMasker
 from jepa.objectives.jepa import JEPA
 from jepa.optim import parameter_groups, set_schedule
+from jepa.parallel.session import open_session
 from jepa.predictors.cross_attention import CrossAttentionPredictor
 from jepa.predictors.transformer import TransformerPredictor
+from jepa.runs.metrics import read_rows
+from jepa.seeding import generator
 from jepa.training.step import train_step
 from jepa.types import Batch, Masks, PatchGrid, RawBatch
 
@@ -149,7 +150,7 @@ def test_step_does_not_wait_for_the_device() -> None:
 def test_shards_on_one_gpu_train_and_save_as_one_process_does(tmp_path, overrides):
     pytest.importorskip("hydra")
     from jepa import JEPAAgent, JEPAConfig
-    from jepa.checkpoint import find, load_model
+    from jepa.runs.checkpoint import find, load_model
 
     sizes = ["image_size=32", "encoder.patch_size=8", "encoder.embed_dim=64", "encoder.depth=2", "encoder.num_heads=2"]
     sizes += ["predictor.width=32", "predictor.depth=1", "mask.ratio=0.5", "dataset.num_samples=64", "batch_size=16"]

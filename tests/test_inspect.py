@@ -14,9 +14,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 from torch.nn import functional as F
 
-from jepa.charts import MAX_LEGEND, mark_styles, scatter
-from jepa.data.transforms import EvalTransform
-from jepa.downstream.inspect import (
+from jepa.benchmark.inspect import (
     AttentionWatch,
     Subject,
     agreement,
@@ -28,12 +26,15 @@ from jepa.downstream.inspect import (
     observe,
     query_patches,
 )
-from jepa.downstream.inspect_page import write_page
+from jepa.benchmark.inspect_page import write_page
+from jepa.data.transforms import EvalTransform
 from jepa.encoders.spatial import SpatialEncoder
 from jepa.encoders.temporal import TemporalEncoder
+from jepa.evaluation.types import Features
 from jepa.layers.attention import choose_attention
-from jepa.report import principal_plane
-from jepa.types import Features, PatchGrid
+from jepa.reports.charts import MAX_LEGEND, mark_styles, scatter
+from jepa.reports.page import principal_plane
+from jepa.types import PatchGrid
 
 VOID = {"meta", "img"}
 SECTIONS = (

@@ -14,8 +14,7 @@ from timm.models.vision_transformer import Block
 from torch import Tensor
 
 from jepa.layers.attention import CrossAttentionBlock, block_bias, choose_attention, same_group, turned
-from jepa.layers.position import Positions, coordinates, rotary, sincos, waves
-from jepa.layers.tables import remembered
+from jepa.layers.position import Positions, coordinates, remembered, rotary, sincos, waves
 from jepa.layers.tokens import divide, patchify, take
 from jepa.layers.transformer import make_blocks
 from jepa.types import PatchGrid

@@ -20,9 +20,9 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from jepa import logger as logger_module
-from jepa.folder_log import FolderLogger, read_rows
+from jepa.evaluation.types import EmbeddingTable, Evaluation, Picture
 from jepa.logger import TensorboardLogger, WandbLogger
-from jepa.types import EmbeddingTable, Evaluation, Picture
+from jepa.runs.metrics import FolderLogger, read_rows
 from wandb_reader import read_offline_runs
 
 TESTS = Path(__file__).parent
@@ -358,5 +358,5 @@ def test_every_choice_of_logger_logs_shows_and_closes(path, tmp_path, caplog):
 
 
 def test_the_folder_and_its_report_need_no_torch():
-    script = "import sys, jepa.folder_log, jepa.report, jepa.logger; sys.exit('torch' in sys.modules)"
+    script = "import sys, jepa.runs.metrics, jepa.reports.run, jepa.logger; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", script]).returncode == 0

@@ -13,10 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
-from jepa.distributed import Session
-from jepa.geometry import BlockGeometry, block_shape, mask_faults, show_grid
-from jepa.layers.masking import draw, pick, pick_ends
 from jepa.masks.block import BlockMasker
+from jepa.masks.geometry import BlockGeometry, block_shape, mask_faults, show_grid
+from jepa.masks.sampling import draw, pick, pick_ends
+from jepa.parallel.session import Session
 from jepa.training.loop import draw_masks
 from jepa.types import Masks, PatchGrid
 
@@ -380,5 +380,5 @@ def test_what_the_check_lets_pass_can_be_drawn(grid, **values):
 
 
 def test_the_check_needs_no_torch():
-    code = "import sys, jepa.geometry; sys.exit('torch' in sys.modules)"
+    code = "import sys, jepa.masks.geometry; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

@@ -9,16 +9,18 @@ from sklearn.linear_model import Ridge
 from sklearn.metrics import balanced_accuracy_score, r2_score
 from torch import nn
 
+from jepa.errors import Interrupted
 from jepa.evaluation.attentive import AttentiveHead, AttentiveProbe, num_heads, read_once
 from jepa.evaluation.diagnostics import Diagnostics, steps_shown
-from jepa.evaluation.features import Prober, probe_split
 from jepa.evaluation.knn import KNN
 from jepa.evaluation.linear import LinearProbe
+from jepa.evaluation.pictures import frames_shown, mask_overlay
+from jepa.evaluation.probe import balanced, coarser, is_uneven, pool_tokens
 from jepa.evaluation.regression import Regression, r2, ridge
+from jepa.evaluation.snapshot import Prober, probe_split
+from jepa.evaluation.types import Features, Snapshot
 from jepa.layers.attention import CrossAttentionBlock
-from jepa.layers.pictures import frames_shown, mask_overlay
-from jepa.layers.probes import balanced, coarser, is_uneven, pool_tokens
-from jepa.types import Features, Interrupted, Masks, MaskSets, PatchGrid, Snapshot
+from jepa.types import Masks, MaskSets, PatchGrid
 
 GRID = PatchGrid(4, 2, 2)
 QUANTITIES = ("position/x", "position/y", "velocity/x")

@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from jepa import JEPAAgent, JEPAConfig, load_encoder
-from jepa.checkpoint import find, load_model
 from jepa.config import ConfigError
-from jepa.evaluation.features import ProbePart
-from jepa.folder_log import read_json, read_rows
+from jepa.evaluation.snapshot import ProbePart
 from jepa.objectives.jepa import JEPA
+from jepa.runs.checkpoint import find, load_model
+from jepa.runs.metrics import read_json, read_rows
 from jepa.training.run import Run
 
 TINY = [

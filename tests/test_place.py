@@ -6,11 +6,11 @@ import subprocess
 
 import pytest
 
-from jepa import place
 from jepa.config import compose
-from jepa.launch import num_processes
-from jepa.place import Place, find_place, meeting_point, requeue
-from jepa.types import RunError
+from jepa.errors import RunError
+from jepa.parallel import environment as place
+from jepa.parallel.environment import Place, find_place, meeting_point, requeue
+from jepa.training.launch import num_processes
 
 SRUN = {
     "SLURM_JOB_ID": "71", "SLURM_STEP_ID": "2", "SLURM_PROCID": "5", "SLURM_LOCALID": "1", "SLURM_STEP_NUM_TASKS": "8",

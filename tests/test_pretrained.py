@@ -13,15 +13,15 @@ from safetensors.torch import load_file, save_file
 from timm.layers.pos_embed import resample_abs_pos_embed
 
 from jepa import JEPAAgent, JEPAConfig, load_encoder
-from jepa.assemble import make_dataset, make_objective, make_plan, split_phases
-from jepa.checkpoint import CheckpointError
 from jepa.config import Composer, ConfigError, compose, factory
 from jepa.encoders.pretrained import TimmEncoder, open_encoder
+from jepa.encoders.published import write_encoder
 from jepa.encoders.spatial import SpatialEncoder
 from jepa.encoders.temporal import TemporalEncoder
-from jepa.estimate import make_sizes
 from jepa.layers.position import resampled
-from jepa.published import write_encoder
+from jepa.resources.estimate import make_sizes
+from jepa.runs.checkpoint import CheckpointError
+from jepa.training.assemble import make_dataset, make_objective, make_plan, split_phases
 from jepa.types import PatchGrid
 
 SIZES = {"patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 2}

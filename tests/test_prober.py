@@ -6,9 +6,9 @@ from torch import nn
 
 from jepa.evaluation.diagnostics import Diagnostics
 from jepa.evaluation.embeddings import Embeddings
-from jepa.evaluation.features import ProbePart, Prober, probe_split
 from jepa.evaluation.knn import KNN, knn_votes
 from jepa.evaluation.linear import LinearProbe
+from jepa.evaluation.snapshot import ProbePart, Prober, probe_split
 from jepa.types import Masks, PatchGrid
 
 GRID = PatchGrid(1, 4, 4)

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from jepa.training.cost import GOES, PATIENCE_FOR_GOES, _seconds
+from jepa.resources.measured import GOES, PATIENCE_FOR_GOES, _seconds
 from jepa.training.progress import Progress, duration
 
 

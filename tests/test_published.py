@@ -14,14 +14,14 @@ from safetensors.torch import load_file
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
-from jepa.checkpoint import CheckpointError
 from jepa.config import factory
+from jepa.encoders.names import IJEPA, PUBLISHED, TABLE, VJEPA2, from_foreign, to_foreign
 from jepa.encoders.pretrained import open_encoder, pretrained_encoder
+from jepa.encoders.published import write_encoder
 from jepa.encoders.spatial import SpatialEncoder
 from jepa.encoders.temporal import TemporalEncoder
 from jepa.layers.position import sincos, waves
-from jepa.published import write_encoder
-from jepa.renames import IJEPA, PUBLISHED, TABLE, VJEPA2, from_foreign, to_foreign
+from jepa.runs.checkpoint import CheckpointError
 from jepa.types import PatchGrid
 
 IMAGE = {"clip_shape": (3, 1, 16, 24), "patch_size": (8, 4), "embed_dim": 24, "depth": 3, "num_heads": 2}

@@ -10,7 +10,7 @@ import torch.distributed as dist
 import torch.multiprocessing as multiprocessing
 from torch import Tensor, nn
 
-from jepa.distributed import mean_over_ranks, same_on_all_ranks, sum_over_ranks, world_size
+from jepa.parallel.collectives import mean_over_ranks, same_on_all_ranks, sum_over_ranks, world_size
 from jepa.regularizers.cross_view import CrossView
 from jepa.regularizers.sigreg import SIGReg
 from jepa.regularizers.temporal_similarity import TemporalSimilarity

@@ -16,9 +16,21 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jepa.charts import MAX_POINTS, MAX_STRIPS, Chart, Level, Line, line_chart, nice_ticks, number, scatter, thin
-from jepa.folder_log import FolderLogger
-from jepa.report import principal_plane, write_report
+from jepa.reports.charts import (
+    MAX_POINTS,
+    MAX_STRIPS,
+    Chart,
+    Level,
+    Line,
+    line_chart,
+    nice_ticks,
+    number,
+    scatter,
+    thin,
+)
+from jepa.reports.page import principal_plane
+from jepa.reports.run import write_report
+from jepa.runs.metrics import FolderLogger
 from synthetic_run import write_run
 
 VOID = {"meta", "img", "br", "link", "input"}

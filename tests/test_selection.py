@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from jepa.data.transforms import Augment
-from jepa.evaluation.features import Prober
+from jepa.evaluation.samples import ProbePart
 from jepa.evaluation.selection import DELTA, Selection, lidar, power_law, spectrum
-from jepa.layers.probe_samples import ProbePart
-from jepa.verdict import judged_value, judging
+from jepa.evaluation.snapshot import Prober
+from jepa.reports.verdict import judged_value, judging
 from test_prober import Crop, Images, Toy, random_masker
 
 SIZES = {"num_views": 3, "num_viewed": 10, "view_scale": (0.3, 1.0)}

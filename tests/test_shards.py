@@ -25,13 +25,13 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from jepa import JEPAAgent, JEPAConfig
+from jepa.config.paths import find_shards
 from jepa.data.images import ImageFolder
 from jepa.data.loader import batches
 from jepa.data.mixture import Mixture
 from jepa.data.shard_index import members_of
 from jepa.data.shards import Shards, Windows
-from jepa.folder_log import read_rows
-from jepa.shard_names import find_shards
+from jepa.runs.metrics import read_rows
 
 Sample = dict[str, bytes]
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from jepa.distributed import derive_seed, generator
 from jepa.optim import parameter_groups, set_schedule
+from jepa.seeding import derive_seed, generator
 from jepa.training.step import SpikeGuard, train_step
 from jepa.types import Batch, LossOutput, Masks
 

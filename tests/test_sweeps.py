@@ -14,14 +14,14 @@ from pathlib import Path
 import pytest
 import yaml
 
-from jepa.catalogue import Catalogue, conf_folder
 from jepa.cli import sweeps
 from jepa.cli.compare import main as compare_main
 from jepa.cli.preflight import preflight
 from jepa.cli.train import main
 from jepa.config import Composer, ConfigError, TrainConfig, to_yaml
-from jepa.folder_log import read_rows
-from jepa.types import RunError
+from jepa.config.catalogue import Catalogue, conf_folder
+from jepa.errors import RunError
+from jepa.runs.metrics import read_rows
 
 FILES = Catalogue([conf_folder()]).groups["sweep"]
 SHORT = ["name=found", "dataset.side=32", "mask=random", "logger=none", "evaluator=knn"]

@@ -13,10 +13,10 @@ import pytest
 import torch
 
 from jepa import JEPAAgent, JEPAConfig, load_encoder
-from jepa.checkpoint import CheckpointError, find, load_model
 from jepa.config import ConfigError
-from jepa.folder_log import read_rows
-from jepa.types import RunError
+from jepa.errors import RunError
+from jepa.runs.checkpoint import CheckpointError, find, load_model
+from jepa.runs.metrics import read_rows
 
 TINY = [
     "image_size=32",

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from jepa.verdict import collapse_alarm, final_table, series, start_of, verdict
+from jepa.reports.verdict import collapse_alarm, final_table, series, start_of, verdict
 
 HEALTHY = {"collapse/std": 0.5, "collapse/cosine": 0.6, "collapse/rank": 20.0, "collapse/rank_centred": 30.0}
 START = {"collapse/std": 0.3, "collapse/cosine": 0.9, "collapse/rank": 5.0, "collapse/rank_centred": 25.0}
@@ -182,7 +182,7 @@ def test_of_a_step_written_twice_the_later_row_counts_and_what_is_not_finite_is_
 
 
 def test_the_verdict_needs_no_torch():
-    code = "import jepa.verdict, sys; sys.exit('torch' in sys.modules)"
+    code = "import jepa.reports.verdict, sys; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
     source = Path(sys.modules[verdict.__module__].__file__ or "").read_text()
     imported = {n.module for n in ast.walk(ast.parse(source)) if isinstance(n, ast.ImportFrom)}

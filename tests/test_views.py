@@ -15,15 +15,15 @@ from jepa.config import ConfigError, compose
 from jepa.data.transforms import Augment
 from jepa.encoders.spatial import SpatialEncoder
 from jepa.encoders.temporal import TemporalEncoder
-from jepa.folder_log import read_rows
-from jepa.geometry import local_size
-from jepa.layers.pooling import pool_views
+from jepa.masks.geometry import local_size
 from jepa.masks.none import NoMask
 from jepa.objectives.jepa import JEPA
 from jepa.predictors.projector import Projector
 from jepa.regularizers.cross_view import CrossView
+from jepa.regularizers.pooling import pool_views
 from jepa.regularizers.sigreg import SIGReg
 from jepa.regularizers.vicreg import VICReg
+from jepa.runs.metrics import read_rows
 from jepa.training.step import train_step
 from jepa.types import Batch, Latents, Masks, PatchGrid, RawBatch
 

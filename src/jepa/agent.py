@@ -15,23 +15,23 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from jepa.advice import memory_advice
-from jepa.assemble import Phase, assemble, make_dataset, make_loggers, phases_left, start_batches
 from jepa.config import TrainConfig, refusals, to_yaml
-from jepa.distributed import Session, session, telling_of_failures, total_memory
+from jepa.config.attributes import JEPAConfig
 from jepa.encoders.pretrained import open_encoder
-from jepa.folder_log import read_config, read_rows
-from jepa.launch import num_processes, start_processes
-from jepa.place import requeue
-from jepa.python_config import JEPAConfig
-from jepa.report import write_report
-from jepa.signals import handlers
-from jepa.training.cost import describe_cost
-from jepa.training.folder import RunFolder, open_folder
-from jepa.training.interrupt import FROM_SCHEDULERS, SIGNALS, Interrupt, listen
+from jepa.errors import RunError
+from jepa.parallel.device import total_memory
+from jepa.parallel.environment import requeue
+from jepa.parallel.session import Session, session, telling_of_failures
+from jepa.parallel.signals import FROM_SCHEDULERS, SIGNALS, Interrupt, handlers, listen
+from jepa.reports.run import write_report
+from jepa.reports.verdict import final_table, start_of, verdict
+from jepa.resources.advice import memory_advice
+from jepa.resources.measured import describe_cost
+from jepa.runs.folder import RunFolder, open_folder
+from jepa.runs.metrics import read_config, read_rows
+from jepa.training.assemble import Phase, assemble, make_dataset, make_loggers, phases_left, start_batches
+from jepa.training.launch import num_processes, start_processes
 from jepa.training.run import Run
-from jepa.types import RunError
-from jepa.verdict import final_table, start_of, verdict
 
 __all__ = ["JEPAAgent", "JEPAConfig", "load_encoder"]
 

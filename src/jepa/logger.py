@@ -18,7 +18,7 @@ import numpy as np
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from jepa.types import EmbeddingTable, Evaluation
+    from jepa.evaluation.types import EmbeddingTable, Evaluation
 
 MODES = ("online", "offline", "disabled")
 EXIT_CODES = {"finished": 0, "failed": 1, "stopped": 255}
@@ -27,7 +27,6 @@ TIMEOUTS = {"init_timeout": 20, "login_timeout": 10, "finish_timeout": 60}
 QUIET = {"console": "off", "silent": True, "disable_git": True}
 LOST_ON_KILL = {"x_transaction_log_flush_interval": 1.0}
 """seconds of rows that kill -9 may take; 15 by default"""
-
 log = logging.getLogger(__name__)
 
 

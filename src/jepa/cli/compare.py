@@ -7,8 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from jepa.schema import ConfigError
-from jepa.types import RunError
+from jepa.errors import ConfigError, RunError
 
 EPILOG = """\
 examples
@@ -42,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _collect(flags: argparse.Namespace, folders: Sequence[Path]) -> int:
-    from jepa.compare_results import find_runs
+    from jepa.comparison.results import find_runs
 
     others = [text for text in flags.what if Path(text) not in folders]
     if wrong := [text for text in others if not text.startswith("name=")]:
@@ -53,8 +52,9 @@ def _collect(flags: argparse.Namespace, folders: Sequence[Path]) -> int:
 
 
 def _run(flags: argparse.Namespace) -> int:
-    from jepa.compare import children, choose_recipe, plan, run_all
-    from jepa.compare_results import find_runs
+    from jepa.comparison.plan import choose_recipe, plan
+    from jepa.comparison.results import find_runs
+    from jepa.comparison.runs import children, run_all
     from jepa.config import Composer
 
     composer = Composer(flags.config_dir)
@@ -75,8 +75,8 @@ def _run(flags: argparse.Namespace) -> int:
 
 
 def _tell(flags: argparse.Namespace, place: Path, name: str, runs: Sequence, failed: dict[str, str]) -> int:
-    from jepa.compare_report import send_to_wandb, write
-    from jepa.compare_results import compare
+    from jepa.comparison.report import send_to_wandb, write
+    from jepa.comparison.results import compare
 
     known = {str(run.folder) for run in runs}
     comparison = compare(runs, [pair for pair in failed.items() if pair[0] not in known])

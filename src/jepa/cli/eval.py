@@ -8,9 +8,8 @@ import sys
 from collections.abc import Sequence
 from contextlib import suppress
 
-from jepa.importing import quick_imports
-from jepa.schema import ConfigError
-from jepa.types import RunError
+from jepa.cli.terminal import quick_imports
+from jepa.errors import ConfigError, RunError
 
 HEAD = """\
 jepa-eval judges representations on one data set: a table with intervals, floors beside it, and the protocol.
@@ -27,7 +26,6 @@ usage: jepa-eval run=SOURCE [task=TASK] [dataset=CHOICE] [key=value ...] [flags]
 run: a run folder or checkpoint of jepa-train, an exported folder, published I-JEPA and V-JEPA files, a folder of
 transformers, timm:NAME, hf:ORG/NAME; or pixels, hog, untrained. The result is eval.json, .md and .html in outputs/NAME;
 the same command again repeats nothing that is done. Hyper-parameters are chosen on training samples alone."""
-
 FLAGS = """\
   --config-dir FOLDER     a folder with groups of your own, as FOLDER/dataset/mine.yaml
   -h, --help              this text, with the groups of --config-dir"""
@@ -53,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         config = compose_eval(flags.overrides, flags.config_dir)
         logging.basicConfig(level=logging.INFO, format="%(message)s", force=True)
         with quick_imports():
-            from jepa.downstream.evaluate import evaluate
+            from jepa.benchmark.protocol import evaluate
 
         evaluate(config)
     except (ConfigError, RunError) as error:

@@ -8,10 +8,10 @@ import sys
 from collections.abc import Sequence
 from contextlib import suppress
 
-from jepa.catalogue import conf_folder
-from jepa.importing import quick_imports
-from jepa.schema import ConfigError, ExportConfig
-from jepa.types import RunError
+from jepa.cli.terminal import quick_imports
+from jepa.config.catalogue import conf_folder
+from jepa.config.schema import ExportConfig
+from jepa.errors import ConfigError, RunError
 
 EPILOG = """\
 examples
@@ -58,8 +58,8 @@ def _keys() -> str:
 
 def _export(config: ExportConfig) -> int:
     with quick_imports():
-        from jepa.export import export_encoder, push_to_hub
-    from jepa.export_rules import output_folder
+        from jepa.exporters.export import export_encoder, push_to_hub
+    from jepa.config.command_rules import output_folder
 
     folder = output_folder(config.run, config.format, config.output)
     assert folder is not None  # the rules have refused it

@@ -7,9 +7,8 @@ import logging
 import sys
 from collections.abc import Sequence
 
-from jepa.importing import quick_imports
-from jepa.schema import ConfigError
-from jepa.types import RunError
+from jepa.cli.terminal import quick_imports
+from jepa.errors import ConfigError, RunError
 
 EPILOG = """\
 examples
@@ -32,7 +31,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         config = compose(flags.overrides, flags.config_dir)
         logging.basicConfig(level=logging.INFO, format="%(message)s", force=True)
         with quick_imports():
-            from jepa.find import find_batch, find_lr
+            from jepa.training.find_batch import find_batch
+            from jepa.training.find_lr import find_lr
 
         if flags.what == "batch":
             return find_batch(config, flags.overrides, largest=flags.largest)

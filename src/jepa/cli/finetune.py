@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from contextlib import suppress
 
 from jepa.cli.help import help_text
-from jepa.cli.telling import tell
+from jepa.cli.terminal import tell
 from jepa.cli.train import main as train
-from jepa.schema import ConfigError
-from jepa.sources import find_source, shape_of
+from jepa.config.paths import find_source, shape_of
+from jepa.errors import ConfigError
 
 HEAD = """\
 jepa-finetune trains an encoder and a head on labels, and judges them on the held-out part of the data set.
@@ -27,7 +27,6 @@ usage: jepa-finetune run=WEIGHTS [key=value ...] [group=choice ...] [flags]
 run=WEIGHTS is short for encoder.weights=WEIGHTS: a run or checkpoint, an exported folder, published weights, timm:NAME.
 Unless given, image_size and num_frames are those that a run, an exported folder or one of transformers was trained
 with. All else is as in jepa-train --help; what begins otherwise is below."""
-
 WITHOUT_WEIGHTS = {"encoder", "experiment", "--cfg", "-c", "--config-name", "-cn"}
 """what else may say what to begin from, or only shows the configuration"""
 

@@ -9,8 +9,8 @@ from textwrap import fill
 
 import yaml
 
-from jepa.catalogue import OVERALL, Catalogue, Choice, conf_folder
-from jepa.schema import show_value
+from jepa.config.catalogue import OVERALL, Catalogue, Choice, conf_folder
+from jepa.config.schema import show_value
 
 HEAD = """\
 jepa-train trains a joint embedding predictive architecture and judges it while it trains.
@@ -29,7 +29,6 @@ usage: jepa-train [key=value ...] [group=choice ...] [flags]
 
 jepa-finetune, jepa-eval, jepa-export --help: afterwards;  jepa-compare --help: methods side by side in one table;
 jepa-find --help: a learning rate, the fastest micro-batch"""
-
 FLAGS = """\
   -m, --multirun          run every combination of values given as key=a,b
   --config-dir FOLDER     a folder with groups of your own, as FOLDER/mask/mine.yaml

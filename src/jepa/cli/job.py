@@ -13,16 +13,15 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from jepa.cli.preflight import as_checked
-from jepa.cli.stopping import held_back, released
-from jepa.cli.sweeping import FAILURE
-from jepa.cli.telling import log_quietly, rank, tell
+from jepa.cli.sweep_run import FAILURE
+from jepa.cli.sweep_signals import held_back, released
+from jepa.cli.terminal import log_quietly, quick_imports, rank, tell
 from jepa.config import ConfigError, TrainConfig, changed_keys, typed
-from jepa.folder_log import read_config, read_json, read_rows, write_atomically
-from jepa.importing import quick_imports
-from jepa.launch import num_processes, start_processes
-from jepa.training.interrupt import FROM_SCHEDULERS, listen
-from jepa.types import RunError
-from jepa.verdict import judged_value
+from jepa.errors import RunError
+from jepa.parallel.signals import FROM_SCHEDULERS, listen
+from jepa.reports.verdict import judged_value
+from jepa.runs.metrics import read_config, read_json, read_rows, write_atomically
+from jepa.training.launch import num_processes, start_processes
 
 
 def job(config: DictConfig) -> float | None:
@@ -64,7 +63,7 @@ def job(config: DictConfig) -> float | None:
 def _train(config: TrainConfig, folder: Path, is_member: bool) -> int:
     if config.estimate:
         with quick_imports():
-            from jepa import estimate
+            from jepa.resources import estimate
 
         return estimate.tell(config, folder) if rank() == 0 else 0
     if is_member and rank() == 0:

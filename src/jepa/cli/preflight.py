@@ -10,7 +10,7 @@ from typing import Any
 from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
 
-from jepa.cli.sweeps import Sweep, lacking_plugins, plan_sweep, sweep_files
+from jepa.cli.sweep_plan import Sweep, lacking_plugins, plan_sweep, sweep_files
 from jepa.config import Composer, ConfigError
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from functools import partial
 
-from jepa.catalogue import conf_folder
+from jepa.config.catalogue import conf_folder
 
 HYDRAS_OWN = {"--shell-completion", "-sc", "--hydra-help", "--version", "--info", "-i", "--experimental-rerun"}
 
@@ -25,7 +25,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(help_text(given), flush=True)
         return 0
 
-    from jepa.schema import ConfigError
+    from jepa.errors import ConfigError
 
     sweep = None
     try:
@@ -34,11 +34,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
             given, sweep = preflight(given)
     except ConfigError as error:
-        from jepa.cli.telling import tell
+        from jepa.cli.terminal import tell
 
         return tell(error)
     if sweep is not None:
-        from jepa.cli.sweeping import carry_out
+        from jepa.cli.sweep_run import carry_out
 
         return carry_out(sweep, partial(_hand_over, given))
     _hand_over(given)

@@ -11,11 +11,10 @@ from pathlib import Path
 
 import yaml
 
-from jepa.cli.telling import log_quietly, tell
+from jepa.cli.terminal import log_quietly, quick_imports, tell
 from jepa.config import ConfigError, typed
-from jepa.importing import quick_imports
-from jepa.training.interrupt import FROM_SCHEDULERS, listen
-from jepa.types import RunError
+from jepa.errors import RunError
+from jepa.parallel.signals import FROM_SCHEDULERS, listen
 
 PATIENCE_SECONDS = 300
 """that a rank may take to save after the process that started it is gone"""

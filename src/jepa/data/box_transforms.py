@@ -21,7 +21,6 @@ from jepa.types import Batch, RawBatch
 
 NUM_PLACES = 5
 """uniform numbers that a picture needs besides those of its colours: scale, proportions, row, column, mirror"""
-
 NONE = -1.0
 """class of a row that is no box"""
 

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from jepa.distributed import derive_seed
+from jepa.seeding import derive_seed
 
 SHORT = {
     "skip": "leaves them out",

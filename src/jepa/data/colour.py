@@ -7,7 +7,6 @@ from torch import Tensor
 
 NUM_DRAWS = 9
 """uniform numbers that a row needs: whether and how it is jittered, grey, blurred, solarised"""
-
 LUMA = (0.2989, 0.587, 0.114)
 JITTER_SHARE = 0.8
 BLUR_SIGMA = (0.1, 2.0)

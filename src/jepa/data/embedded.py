@@ -11,22 +11,16 @@ from torch import Tensor
 
 Field = Callable[[np.ndarray, np.ndarray], np.ndarray]
 """(x, y) -> a distance to the outline, negative inside"""
-
 MAX_CACHE_BYTES = 1 << 28
 """of drawn pictures; a larger data set is drawn again in every epoch"""
-
 REACH = 1.56
 """no shape of area pi leaves the circle of this radius"""
-
 SPACING = (0.3, 0.5)
 """of the copies, in sides of the picture"""
-
 RADIUS = (0.3, 0.4)
 """of the disc of a copy's area, in spacings; the tips of the largest are cut where they touch their neighbours"""
-
 TURN = 0.3
 """of a copy to either side, in radians"""
-
 DARKEST = 0.3
 """smallest value of a colour; the ground is black"""
 

@@ -14,10 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from jepa.data.annotations import read_table
 from jepa.data.clips import check_sampling, how_many_are_short, random_place, spare
 from jepa.data.decode import SUFFIXES, check_reading, decode
-from jepa.data.folders import content, existing_folder, has_suffix, sub_folders
+from jepa.data.folders import content, existing_folder, has_suffix, read_table, sub_folders
 from jepa.data.images import NATURAL
 
 log = logging.getLogger(__name__)

@@ -20,7 +20,6 @@ from jepa.data.decode import SUFFIXES, check_reading, decode
 from jepa.data.folders import class_folders, content, existing_folder, held_out_files, scan
 
 log = logging.getLogger(__name__)
-
 NATURAL = {3: ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)), 1: ((0.449,), (0.226,))}
 """mean and standard deviation of ImageNet's pixels in [0, 1], by the number of channels"""
 

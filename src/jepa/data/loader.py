@@ -20,22 +20,18 @@ from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader, get_worker_info
 from torch.utils.data import Dataset as TorchDataset
 
-from jepa.box_types import BoxDataset
-from jepa.distributed import derive_seed, generator
-from jepa.place import find_place, num_cores
-from jepa.types import ClipDataset, Dataset, RawBatch, RunError
+from jepa.errors import RunError
+from jepa.parallel.environment import find_place, num_cores
+from jepa.seeding import derive_seed, generator
+from jepa.types import BoxDataset, ClipDataset, Dataset, RawBatch
 
 log = logging.getLogger(__name__)
-
 UNREADABLE = (OSError, RuntimeError)
 """what a data set raises for a sample that can't be read"""
-
 MOST_BROKEN = 0.01
 """the share of a data set that may be broken"""
-
 LONGEST_SIDE = 4
 """of a sample, in canvases: what is longer is cut at both ends, since all samples of a batch share its canvas"""
-
 
 NO_BOXES = torch.zeros(0, 5)
 

@@ -13,12 +13,11 @@ import torch
 from torch import Tensor
 
 from jepa.data.loader import Endless
-from jepa.distributed import derive_seed, generator
+from jepa.seeding import derive_seed, generator
 from jepa.types import ClipDataset, Dataset
 
 BLOCK = 1000
 """samples in which the shares are exact, to the nearest sample"""
-
 BATCH_BLOCK = 100
 """the same in batches, where whole batches are dealt out"""
 

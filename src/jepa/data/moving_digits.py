@@ -11,23 +11,17 @@ from torch import Tensor
 
 HEIGHT = (0.32, 0.42)
 """of an upright digit, in sides of the picture"""
-
 SLIMNESS = (0.8, 1.1)
 """of its width against that of the strokes below"""
-
 SLANT = 0.3
 """sideways to either side, for each unit of height"""
-
 STROKE = (0.05, 0.09)
 """half the width of the pen, in heights"""
-
 WARM = ((215, 255), (60, 165), (0, 45))
 COOL = ((0, 45), (75, 195), (215, 255))
 """bounds of red, green and blue"""
-
 PAD = 3
 """pixels around the canvas that a digit at the wall may touch with its smooth edge"""
-
 Bounds = tuple[float, float]
 
 

@@ -19,17 +19,12 @@ import numpy as np
 from jepa.data.decode import SUFFIXES
 
 log = logging.getLogger(__name__)
-
 COLUMNS = ("shard", "offset", "size", "key", "label")
-
 NUM_THREADS = 16
 """that read headers at once: on a file server each one is a journey"""
-
 LONGEST_LABEL = 100
-
 BLOCK = 512
 """bytes of a tar header, and what members are filled up to"""
-
 _UNUSABLE = (OSError, ValueError, EOFError)
 """what numpy raises where a file is not there, or damaged"""
 

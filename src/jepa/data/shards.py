@@ -13,15 +13,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from jepa.config.paths import find_shards
 from jepa.data.decode import check_reading, decode
 from jepa.data.folders import VALIDATION_NAMES
 from jepa.data.images import NATURAL
 from jepa.data.shard_index import read_index
-from jepa.distributed import generator
-from jepa.shard_names import find_shards
+from jepa.seeding import generator
 
 log = logging.getLogger(__name__)
-
 MOST_OPEN = 64
 """files, in each process"""
 

@@ -17,7 +17,6 @@ from jepa.types import Batch, RawBatch
 
 ATTEMPTS = 10
 """draws of a box before the largest central one is taken, as in torchvision's RandomResizedCrop"""
-
 BOX_DRAWS = 2 * ATTEMPTS + 3
 """uniform numbers that a crop needs: areas and aspect ratios, row, column, mirror"""
 
@@ -210,7 +209,6 @@ class Normalise:
 
 SMALL_CANVAS = 40
 """on a CPU, the dense products are the faster route up to images of this size (measured); for clips they never are"""
-
 CHUNK = {"cpu": 2**17, "accelerator": 2**26}
 """canvas values that the dense route holds as float32 at a time: what fits into a core's cache, and 256 MB"""
 

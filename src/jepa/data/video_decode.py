@@ -17,15 +17,11 @@ from torch import Tensor
 from jepa.data.loader import first_line
 
 log = logging.getLogger(__name__)
-
 T = TypeVar("T")
-
 SUFFIXES = (".mp4", ".mkv", ".avi", ".mov", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv", ".flv", ".ogv", ".3gp")
 """of the files that count as videos"""
-
 HELD = 2**23
 """bytes of a file whose packets PyAV keeps between looking through it and decoding it"""
-
 _FAULTS = (RuntimeError, ValueError, IndexError, OSError)
 """what both libraries raise on damaged files"""
 

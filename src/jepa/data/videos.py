@@ -12,19 +12,25 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
-from jepa.data.annotations import class_numbers, read_table
 from jepa.data.clips import check_sampling, even_place, grey, how_many_are_short, positions, random_place, spare
 from jepa.data.decode import check_channels
-from jepa.data.folders import Files, class_folders, content, existing_folder, held_out_files, scan
+from jepa.data.folders import (
+    Files,
+    class_folders,
+    class_numbers,
+    content,
+    existing_folder,
+    held_out_files,
+    read_table,
+    scan,
+)
 from jepa.data.images import NATURAL
 from jepa.data.loader import MOST_BROKEN
 from jepa.data.video_decode import SUFFIXES, Video, choose_decoders, look_at
 
 log = logging.getLogger(__name__)
-
 SURVEYED = 1000
 """videos whose length is looked at before the run, unless short=skip needs to know all"""
-
 TOLERANCE = 1.01
 """by which `fps` may be above a file's rate, e.g. 30 of 29.97"""
 

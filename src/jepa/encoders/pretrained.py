@@ -19,15 +19,15 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import _disable_current_modes, is_in_torch_dispatch_mode
 from torch.utils.checkpoint import checkpoint
 
-from jepa.checkpoint import CheckpointError
 from jepa.config import factory
+from jepa.config.paths import Source, find_source, read_json
 from jepa.data.transforms import EvalTransform
+from jepa.encoders.names import TABLE
+from jepa.encoders.published import Weights, download, fill, read_weights
 from jepa.layers.position import resampled
 from jepa.layers.tokens import patch_pair, patches_of, take
 from jepa.layers.transformer import check_drop_path
-from jepa.published import Weights, download, fill, read_weights
-from jepa.renames import TABLE
-from jepa.sources import Source, find_source, read_json
+from jepa.runs.checkpoint import CheckpointError
 from jepa.types import ClipShape, PatchGrid
 
 OURS = {"num_classes", "img_size", "in_chans", "drop_path_rate", "dynamic_img_size"}

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from jepa.layers.pictures import enlarge, heat, montage
-from jepa.layers.probes import BALANCED, probe_task, scores, top1
-from jepa.types import Evaluation, Picture, Snapshot
+from jepa.evaluation.pictures import enlarge, heat, montage
+from jepa.evaluation.probe import BALANCED, probe_task, scores, top1
+from jepa.evaluation.types import Evaluation, Picture, Snapshot
 
 FEW = 10
 """classes from which on top-5 says something; also how many of the worst are named"""

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from jepa.evaluation.probe import SELECTION_SHARE, Answer, ClassProbe, ProbeTask, held_out, select, top1
+from jepa.evaluation.types import Evaluation, Features, Snapshot
 from jepa.layers.attention import CrossAttention, CrossAttentionBlock, num_heads
-from jepa.layers.probes import SELECTION_SHARE, Answer, ClassProbe, ProbeTask, held_out, select, top1
-from jepa.types import Evaluation, Features, Snapshot
 
 
 class Trial(NamedTuple):

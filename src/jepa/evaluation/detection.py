@@ -9,9 +9,8 @@ from importlib.util import find_spec
 import torch
 from torch import Tensor
 
-from jepa.box_types import BoxSnapshot, Detections
-from jepa.layers.pictures import BLOCK_COLOURS, fit_inside, labelled_tiles, montage, outlined, to_rgb
-from jepa.types import Evaluation, Picture
+from jepa.evaluation.pictures import BLOCK_COLOURS, fit_inside, labelled_tiles, montage, outlined, to_rgb
+from jepa.evaluation.types import BoxSnapshot, Detections, Evaluation, Picture
 
 TILE = 384
 """longest side of a picture that is shown"""

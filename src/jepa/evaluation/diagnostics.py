@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from jepa.layers.pictures import (
+from jepa.evaluation.pictures import (
     TILE,
     enlarge,
     film,
@@ -20,7 +20,8 @@ from jepa.layers.pictures import (
     principal_colours,
     to_rgb,
 )
-from jepa.types import Evaluation, Masks, PatchGrid, Picture, Snapshot
+from jepa.evaluation.types import Evaluation, Picture, Snapshot
+from jepa.types import Masks, PatchGrid
 
 HEAT_SIDE = 192
 NUM_FILMS = 4

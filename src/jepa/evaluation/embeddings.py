@@ -5,8 +5,8 @@ from __future__ import annotations
 from torch import Tensor
 from torch.nn import functional as F
 
-from jepa.layers.pictures import enlarge, labelled_tiles, montage, to_rgb
-from jepa.types import EmbeddingTable, Evaluation, Picture, Snapshot
+from jepa.evaluation.pictures import enlarge, labelled_tiles, montage, to_rgb
+from jepa.evaluation.types import EmbeddingTable, Evaluation, Picture, Snapshot
 
 NUM_QUERIES = 8
 NUM_NEIGHBOURS = 5

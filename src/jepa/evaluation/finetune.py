@@ -13,12 +13,13 @@ from torch.nn import functional as F
 from torch.optim import Optimizer
 from tqdm import tqdm
 
-from jepa.distributed import derive_seed, generator
+from jepa.errors import Interrupted
+from jepa.evaluation.probe import ClassProbe, ProbeTask, scores
+from jepa.evaluation.types import Evaluation, Snapshot, Tuning
 from jepa.layers.classifier import Classifier
-from jepa.layers.probes import ClassProbe, ProbeTask, scores
 from jepa.optim import parameter_groups, set_schedule
 from jepa.schedules import cosine, linear
-from jepa.types import Evaluation, Interrupted, Snapshot, Tuning
+from jepa.seeding import derive_seed, generator
 
 CLIP_GRAD = 1.0
 SILENT_SECONDS = 5

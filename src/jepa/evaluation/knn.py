@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from jepa.layers.probes import Answer, ClassProbe, ProbeTask
+from jepa.evaluation.probe import Answer, ClassProbe, ProbeTask
 
 ROWS = 1024
 """queries compared at once, so that memory does not grow with the validation part"""

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from jepa.layers.probes import (
+from jepa.evaluation.probe import (
     SELECTION_SHARE,
     Answer,
     ClassProbe,
@@ -19,7 +19,7 @@ from jepa.layers.probes import (
     standardise,
     top1,
 )
-from jepa.types import Features
+from jepa.evaluation.types import Features
 
 L2_GRID = (1.0, 0.1, 0.01, 1e-3, 1e-4, 1e-5, 1e-6)
 """from strong to weak: each solution is a good start for the next"""

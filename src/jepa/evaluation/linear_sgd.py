@@ -15,9 +15,18 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from jepa.layers.probes import SELECTION_SHARE, Answer, ClassProbe, ProbeTask, held_out, on_device, select, standardise
+from jepa.evaluation.probe import (
+    SELECTION_SHARE,
+    Answer,
+    ClassProbe,
+    ProbeTask,
+    held_out,
+    on_device,
+    select,
+    standardise,
+)
+from jepa.evaluation.types import Features
 from jepa.schedules import cosine
-from jepa.types import Features
 
 MOMENTUM = 0.9
 ROWS = 4096

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from jepa.layers.pictures import enlarge, film, interleave, montage, to_rgb
-from jepa.types import Evaluation, Picture, Snapshot
+from jepa.evaluation.pictures import enlarge, film, interleave, montage, to_rgb
+from jepa.evaluation.types import Evaluation, Picture, Snapshot
 
 COMPARED = ("masked", "reconstruction")
 """one for each sample, shown under it"""

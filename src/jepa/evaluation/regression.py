@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from jepa.layers.probes import SELECTION_SHARE, held_out, probed, select, standardise
-from jepa.types import Evaluation, Features, Snapshot
+from jepa.evaluation.probe import SELECTION_SHARE, held_out, probed, select, standardise
+from jepa.evaluation.types import Evaluation, Features, Snapshot
 
 L2_GRID = tuple(10.0**power for power in range(1, -7, -1))
 LEAST_SAMPLES = 10

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from jepa.types import Evaluation, Snapshot
+from jepa.evaluation.types import Evaluation, Snapshot
 
 DELTA = 1e-4
 """added to the within-class scatter (LiDAR, section 4)"""

@@ -6,13 +6,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from jepa import checkpoint
-from jepa.checkpoint import CheckpointError
-from jepa.export_rules import MARK
-from jepa.exporters.form import Form, pixel_statistics
-from jepa.folder_log import read_rows
+from jepa.config.command_rules import MARK
+from jepa.exporters.format import Form, pixel_statistics
 from jepa.layers.tokens import patch_of
-from jepa.verdict import final_table, start_of
+from jepa.reports.verdict import final_table, start_of
+from jepa.runs import checkpoint
+from jepa.runs.checkpoint import CheckpointError
+from jepa.runs.metrics import read_rows
 
 
 class History(NamedTuple):

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from jepa.exporters.form import Form, Run, needs, pixel_statistics, quoted, takes_clips
+from jepa.exporters.format import Form, Run, needs, pixel_statistics, quoted, takes_clips
 
 ONNX_FILE, PROGRAM_FILE = "model.onnx", "model.pt2"
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from jepa.distributed import mean_over_ranks, world_size
+from jepa.parallel.collectives import mean_over_ranks, world_size
 
 
 class BatchNorm(nn.BatchNorm1d):

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
+from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from jepa.layers.attention import compute_dtype
-from jepa.layers.tables import remembered
 from jepa.types import PatchGrid
 
 KINDS = ("sincos", "rope", "vjepa2")
 """what `position` may be; that of an encoder also "table", which is part of its weights"""
-
 ADDED = ("sincos", "table")
 
 
@@ -146,3 +146,15 @@ class Positions(nn.Module):
 
     def _table(self, grid: PatchGrid, device: torch.device) -> Tensor:
         return remembered(table, grid, self.width, self.kind, self.in_time or grid.t > 1, device)
+
+
+def remembered(make: Callable[..., Tensor], *arguments) -> Tensor:
+    """`make(*arguments)`, kept for the next call; fit for training also when the first call came from an evaluation."""
+    passes = torch.compiler.is_compiling() or is_in_torch_dispatch_mode()  # where tensors may lack numbers
+    return make(*arguments) if passes else _remembered(make, *arguments)
+
+
+@lru_cache(maxsize=64)
+def _remembered(make: Callable[..., Tensor], *arguments) -> Tensor:
+    with torch.inference_mode(False), torch.no_grad():
+        return make(*arguments)

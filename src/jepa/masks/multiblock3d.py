@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from jepa.geometry import CuboidGeometry, multiblock_faults
-from jepa.layers.masking import draw, pick_ends
+from jepa.masks.geometry import CuboidGeometry, multiblock_faults
+from jepa.masks.sampling import draw, pick_ends
 from jepa.types import Masks, MaskSets, PatchGrid
 
 ATTEMPTS = 2

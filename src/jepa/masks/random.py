@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
-from jepa.geometry import random_faults
-from jepa.layers.masking import draw, pick
+from jepa.masks.geometry import random_faults
+from jepa.masks.sampling import draw, pick
 from jepa.types import Masks, PatchGrid
 
 

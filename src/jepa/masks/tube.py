@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
-from jepa.geometry import tube_faults
-from jepa.layers.masking import draw, pick, through_time
+from jepa.masks.geometry import tube_faults
+from jepa.masks.sampling import draw, pick, through_time
 from jepa.types import Masks, PatchGrid
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import nn
 
-from jepa.layers.reconstruction import Reconstruction
 from jepa.layers.tokens import pixels_of
+from jepa.objectives.reconstruction import Reconstruction
 from jepa.types import Batch, LossOutput, Masks
 
 

@@ -13,7 +13,7 @@ from torchvision.transforms.v2 import CutMix, MixUp
 
 from jepa.layers.classifier import Classifier
 from jepa.optim import layer_scales
-from jepa.strategy import local_parts
+from jepa.parallel.strategy import local_parts
 from jepa.types import Batch, LossOutput, Masks
 
 

@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from jepa.layers.tokens import take
+from jepa.parallel.strategy import local_parts
 from jepa.schedules import linear
-from jepa.strategy import local_parts
 from jepa.types import Batch, Latents, LossOutput, Masks, PatchGrid
 
 LOSSES = {"mse": F.mse_loss, "smooth_l1": F.smooth_l1_loss, "l1": F.l1_loss}

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from jepa.layers.reconstruction import Reconstruction
 from jepa.layers.tokens import pixels_of
+from jepa.objectives.reconstruction import Reconstruction
 from jepa.types import Batch, LossOutput, Masks
 
 NUM_SAMPLES, NUM_STEPS = 16, 8

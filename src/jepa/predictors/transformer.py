@@ -8,8 +8,7 @@ from torch import Tensor, nn
 
 from jepa.layers.attention import block_bias, compute_dtype
 from jepa.layers.init import STD, init_weights
-from jepa.layers.position import Positions
-from jepa.layers.tables import remembered
+from jepa.layers.position import Positions, remembered
 from jepa.layers.transformer import check_sizes, make_blocks, run_blocks
 from jepa.types import Masks, PatchGrid
 

@@ -7,8 +7,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from jepa.distributed import mean_over_ranks
-from jepa.layers.pooling import check_source, pool_steps, pool_views
+from jepa.parallel.collectives import mean_over_ranks
+from jepa.regularizers.pooling import check_source, pool_steps, pool_views
 from jepa.types import Latents
 
 BETWEEN = ("crops", "frames")

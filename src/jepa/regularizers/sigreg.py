@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from jepa.distributed import mean_over_ranks, same_on_all_ranks
-from jepa.layers.pooling import check_source, pool_views
+from jepa.parallel.collectives import mean_over_ranks, same_on_all_ranks
+from jepa.regularizers.pooling import check_source, pool_views
 from jepa.types import Latents
 
 NUM_KNOTS, LAST_KNOT = 17, 3.0

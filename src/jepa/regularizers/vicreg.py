@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from jepa.distributed import mean_over_ranks, sum_over_ranks, world_size
-from jepa.layers.pooling import check_source, pool_views
+from jepa.parallel.collectives import mean_over_ranks, sum_over_ranks, world_size
+from jepa.regularizers.pooling import check_source, pool_views
 from jepa.types import Latents
 
 EPSILON = 1e-4

@@ -15,13 +15,16 @@ from torch.optim import Optimizer
 
 from jepa.data.box_transforms import BoxAugment
 from jepa.data.transforms import Augment
-from jepa.distributed import Ballot, Session, derive_seed, generator, peak_memory_gib
+from jepa.errors import RunError
 from jepa.optim import set_schedule
+from jepa.parallel.device import peak_memory_gib
+from jepa.parallel.session import Ballot, Session
+from jepa.parallel.signals import Interrupt
 from jepa.schedules import Schedule
-from jepa.training.interrupt import Interrupt
+from jepa.seeding import derive_seed, generator
 from jepa.training.progress import Progress
 from jepa.training.step import SpikeGuard, StepOutput, train_step
-from jepa.types import Masker, Masks, RawBatch, RunError
+from jepa.types import Masker, Masks, RawBatch
 
 KEPT = "The state is kept in checkpoints/failed"
 

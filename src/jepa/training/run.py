@@ -15,20 +15,21 @@ from typing import Any, NamedTuple
 import torch
 import yaml
 
-from jepa import checkpoint
 from jepa.data.loader import BrokenSamples
 from jepa.data.mixture import Shares
-from jepa.distributed import Ballot, Session
-from jepa.folder_log import read_rows
-from jepa.report import write_report
-from jepa.strategy import collect
-from jepa.training.interrupt import Interrupt
+from jepa.errors import Interrupted
+from jepa.evaluation.types import Evaluation, Evaluator, Logger
+from jepa.parallel.session import Ballot, Session
+from jepa.parallel.signals import Interrupt
+from jepa.parallel.strategy import collect
+from jepa.reports.run import write_report
+from jepa.reports.verdict import collapse_alarm, judging, start_of
+from jepa.runs import checkpoint
+from jepa.runs.metrics import read_rows
 from jepa.training.loop import KEPT, Hooks, Parts, Plan, TrainingError, fit
-from jepa.types import Evaluation, Evaluator, Interrupted, Logger, RawBatch
-from jepa.verdict import collapse_alarm, judging, start_of
+from jepa.types import RawBatch
 
 log = logging.getLogger(__name__)
-
 EVALUATION_TIME = "perf/evaluation_s"
 """logged by every evaluation that was made to its end"""
 

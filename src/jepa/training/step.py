@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from jepa.distributed import mean_over_ranks
-from jepa.strategy import accumulating, whole
-from jepa.training.joint import JointPenalty, Penalty
+from jepa.parallel.collectives import mean_over_ranks
+from jepa.parallel.strategy import accumulating, whole
+from jepa.training.gradient_cache import JointPenalty, Penalty
 from jepa.types import Batch, LossOutput, Masks
 
 

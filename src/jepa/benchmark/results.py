@@ -1,0 +1,134 @@
+"""What was measured: a row for each representation and task, with its interval, kept in eval.json."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from jepa.errors import RunError
+from jepa.evaluation.probe import balanced, is_uneven, top1
+from jepa.runs.metrics import read_json, write_atomically
+
+NAME = "eval.json"
+FORMAT = "jepa-eval 1"
+Z = 1.959964
+"""of a standard normal distribution, 95 % of which lies within plus and minus"""
+MAX_CONFUSION = 100
+"""classes of a confusion matrix that is kept"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trial:
+    """One repetition."""
+
+    seed: int
+    top1: float
+    """percent"""
+    balanced: float | None
+    """mean recall of the classes in percent; None where they are even"""
+    chosen: dict[str, float]
+    confusion: list[list[int]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """All accuracies in percent, means over the trials."""
+
+    title: str
+    """of the representation"""
+    column: str
+    """of the task, with what sets its protocol apart"""
+    key: str
+    """of all that determines the numbers"""
+    top1: float
+    low: float
+    high: float
+    deviation: float | None
+    """of top-1 over the trials; None of one"""
+    balanced: float | None
+    num_test: int
+    per_class: list[float | None]
+    """recalls; None of a class without test samples"""
+    confusion: list[list[int]] | None
+    """label by prediction, summed over the trials; None of very many classes"""
+    trials: list[dict[str, Any]]
+    settings: dict[str, Any]
+    """what the key stands for"""
+    protocol: list[str]
+    seconds: dict[str, float]
+    run: str = ""
+
+
+def wilson(accuracy: float, num: int) -> tuple[float, float]:
+    """The 95 % score interval of a share in percent of `num` samples (Wilson 1927)."""
+    share = accuracy / 100
+    centre = (share + Z**2 / (2 * num)) / (1 + Z**2 / num)
+    half = Z / (1 + Z**2 / num) * math.sqrt(share * (1 - share) / num + Z**2 / (4 * num**2))
+    return 100 * max(0.0, centre - half), 100 * min(1.0, centre + half)
+
+
+def trial(
+    predicted: Tensor, labels: Tensor, train_labels: Tensor, num_classes: int, seed: int, chosen: Mapping
+) -> Trial:
+    """Of the class of each test sample [n] and their labels [n]."""
+    counts = (labels * num_classes + predicted).bincount(minlength=num_classes**2)
+    uneven = is_uneven(torch.cat([train_labels, labels]))
+    return Trial(
+        seed=seed, top1=top1(predicted, labels), balanced=balanced(predicted, labels) if uneven else None,
+        chosen=dict(chosen), confusion=counts.unflatten(0, (num_classes, -1)).tolist(),
+    )  # fmt: skip
+
+
+def summary(trials: Sequence[Trial], num_test: int) -> dict[str, Any]:
+    """The fields of a row that follow from its trials; `num_test` independent samples."""
+    mean = fmean(trial.top1 for trial in trials)
+    low, high = wilson(mean, num_test)
+    counts = torch.tensor([trial.confusion for trial in trials]).sum(0)
+    recalls = [100 * int(row[k]) / int(row.sum()) if row.sum() else None for k, row in enumerate(counts)]
+    evens = [trial.balanced for trial in trials if trial.balanced is not None]
+    return {
+        "top1": mean, "low": low, "high": high, "num_test": num_test, "per_class": recalls,
+        "deviation": stdev(trial.top1 for trial in trials) if len(trials) > 1 else None,
+        "balanced": fmean(evens) if evens else None,
+        "confusion": counts.tolist() if len(counts) <= MAX_CONFUSION else None,
+        "trials": [{k: v for k, v in asdict(trial).items() if k != "confusion"} for trial in trials],
+    }  # fmt: skip
+
+
+@dataclass
+class Results:
+    """The rows of a folder, one for each title and column; what is measured anew replaces what was there."""
+
+    folder: Path
+    facts: dict[str, Any]
+    """of the data and the program: `test` names the test samples, which all rows share"""
+    rows: dict[tuple[str, str], Row] = field(default_factory=dict)
+
+    @classmethod
+    def open(cls, folder: Path, facts: dict[str, Any]) -> Results:
+        """Raises RunError where the folder holds results of another version, or on other test samples."""
+        kept = read_json(folder / NAME)
+        if kept and kept.get("format") != FORMAT:
+            raise RunError(f"{folder}/{NAME} is of another version of jepa-eval; give another name=, or remove it")
+        if kept and kept["facts"]["test"] != facts["test"]:
+            raise RunError(f"{folder} holds results on other test samples; give another name=, or remove it")
+        rows = [Row(**row) for row in kept.get("rows", ())]
+        return cls(folder, facts, {(row.title, row.column): row for row in rows})
+
+    def has(self, title: str, column: str, key: str) -> bool:
+        row = self.rows.get((title, column))
+        return row is not None and row.key == key
+
+    def add(self, row: Row) -> None:
+        self.rows[row.title, row.column] = row
+        self.folder.mkdir(parents=True, exist_ok=True)
+        told = {"format": FORMAT, "facts": self.facts, "rows": [asdict(row) for row in self.rows.values()]}
+        write_atomically(self.folder / NAME, json.dumps(told, indent=1, default=str) + "\n")

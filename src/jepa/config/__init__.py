@@ -1,0 +1,118 @@
+"""The configuration of a run: what we read, how it is composed, and what is refused before anything is built."""
+
+from __future__ import annotations
+
+import inspect
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from jepa.config.compose import Composer, literal, members
+from jepa.config.schema import (
+    AugmentConfig,
+    CropConfig,
+    EvalConfig,
+    EvaluationConfig,
+    ExportConfig,
+    TrainConfig,
+    changed_keys,
+    to_yaml,
+)
+from jepa.config.values import OPTIONAL, unused, without_sizes
+from jepa.errors import ConfigError
+
+__all__ = [
+    "AugmentConfig",
+    "Composer",
+    "ConfigError",
+    "EvalConfig",
+    "EvaluationConfig",
+    "ExportConfig",
+    "TrainConfig",
+    "build",
+    "changed_keys",
+    "compose",
+    "compose_eval",
+    "compose_export",
+    "factory",
+    "literal",
+    "members",
+    "refusals",
+    "to_yaml",
+    "typed",
+]
+
+
+def factory(node: Mapping[str, Any]) -> Callable[..., Any]:
+    """The callable of a component's node, with the arguments that the configuration gives; call it with the others.
+
+    An empty node ("none") gives a callable that returns None; a mapping of nodes is handed on as one of factories.
+    """
+    if not node:
+        return lambda **_: None
+    inner = {key: {name: factory(part) for name, part in value.items()} for key, value in node.items() if _parts(value)}
+    outer = {key: value for key, value in node.items() if key not in inner}
+    built = instantiate(outer, _partial_=True, _convert_="all")
+    return partial(built, **inner) if inner else built
+
+
+def build(node: Mapping[str, Any], **given: Any) -> Any:
+    """The component of a node, with those of the given arguments that its constructor takes."""
+    make = factory(node)
+    taken = inspect.signature(make).parameters
+    takes_all = any(parameter.kind is parameter.VAR_KEYWORD for parameter in taken.values())
+    return make(**{name: value for name, value in given.items() if takes_all or name in taken})
+
+
+def _parts(value: Any) -> bool:
+    return isinstance(value, Mapping) and any(isinstance(v, Mapping) and "_target_" in v for v in value.values())
+
+
+@contextmanager
+def refusals() -> Iterator[None]:
+    """What a constructor refuses is a fault of the configuration."""
+    try:
+        yield
+    except ConfigError:
+        raise
+    except ValueError as error:
+        raise ConfigError([str(error)]) from error
+
+
+def compose(overrides: Sequence[str] = (), config_dir: str | os.PathLike | None = None) -> TrainConfig:
+    """The configuration that `jepa-train` would run with these overrides. Raises ConfigError with all faults."""
+    return typed(_composed("train", overrides, config_dir))
+
+
+def compose_eval(overrides: Sequence[str] = (), config_dir: str | os.PathLike | None = None) -> EvalConfig:
+    """The configuration of `jepa-eval` with these overrides. Raises ConfigError with all faults."""
+    found = _composed("eval", overrides, config_dir)
+    return EvalConfig(**{**found, "augment": CropConfig(**found["augment"]), "name": str(found["name"])})
+
+
+def compose_export(overrides: Sequence[str] = (), config_dir: str | os.PathLike | None = None) -> ExportConfig:
+    """The configuration of `jepa-export` with these overrides. Raises ConfigError with all faults."""
+    return ExportConfig(**_composed("export", overrides, config_dir))
+
+
+def _composed(
+    config_name: str, overrides: Sequence[str], config_dir: str | os.PathLike | None = None
+) -> dict[str, Any]:
+    found = Composer(config_dir, config_name).inspect(overrides)
+    if found.faults:
+        raise ConfigError(found.faults)
+    return found.config
+
+
+def typed(config: Mapping[str, Any] | DictConfig) -> TrainConfig:
+    """A composed configuration, resolved, as plain Python objects."""
+    chosen_none = {group: {} for group in OPTIONAL}  # as evaluator=[], of which nothing is composed
+    result = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(TrainConfig), chosen_none, config))
+    assert isinstance(result, TrainConfig)
+    return replace(result, **unused(vars(result)), **without_sizes(vars(result)))

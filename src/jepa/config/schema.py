@@ -1,0 +1,191 @@
+"""What our own code reads of a configuration, and the error that lists what is wrong with one."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import yaml
+
+from jepa.config import signatures
+from jepa.config.catalogue import conf_folder, find, flatten
+
+IRRELEVANT = {
+    *("log_every", "eval_every", "save_every", "save_async", "keep", "num_workers", "resume", "name"),
+    *("device", "strategy", "processes", "micro_batch_size", "estimate"),
+}
+IRRELEVANT_SECTIONS = {"logger", "evaluator", "evaluation", "hardware"}
+"""What may change when a run is resumed, because its result does not depend on it."""
+
+
+@dataclass(kw_only=True)
+class CropConfig:
+    """Random crops and flips of the training images."""
+
+    crop_scale: list[float]
+    crop_aspect: list[float]
+    flip: bool
+
+
+@dataclass(kw_only=True)
+class AugmentConfig(CropConfig):
+    """And several crops of each, and colours."""
+
+    views: int
+    jitter: float
+    grayscale: float
+    blur: float
+    solarize: float
+    local_views: int
+    local_scale: list[float]
+    local_size: Any
+
+
+@dataclass(kw_only=True)
+class EvaluationConfig:
+    """How many samples the evaluators look at."""
+
+    train_samples: int
+    val_samples: int
+    batch_size: int
+    still: bool
+    judge: str | None
+
+
+@dataclass(kw_only=True)
+class HardwareConfig:
+    """What `estimate=true` reckons with."""
+
+    gpu: str
+    count: int
+    per_node: int
+    utilisation: float
+
+
+@dataclass(kw_only=True)
+class TrainConfig:
+    """What our own code reads; conf/train.yaml explains every key and holds its default."""
+
+    name: str
+    epochs: int
+    steps: int | None
+    batch_size: int
+    micro_batch_size: int | None
+    lr: float
+    image_size: Any
+    num_frames: int
+    phases: list[Any]
+    seed: int
+    resume: bool
+    precision: str
+    compile: bool
+    device: str
+    strategy: str
+    processes: int | None
+    num_workers: int | None
+    clip_grad: float | None
+    spike_guard: float | None
+    log_every: int
+    eval_every: int | None
+    save_every: int | None
+    save_async: bool
+    keep: int
+    estimate: bool
+    augment: AugmentConfig
+    evaluation: EvaluationConfig
+    hardware: HardwareConfig
+    encoder: dict[str, Any]
+    mask: dict[str, Any]
+    predictor: dict[str, Any]
+    objective: dict[str, Any]
+    regularizer: dict[str, Any]
+    dataset: dict[str, Any]
+    optimizer: dict[str, Any]
+    schedule: dict[str, Any]
+    evaluator: dict[str, Any]
+    logger: dict[str, Any]
+
+
+@dataclass(kw_only=True)
+class EvalConfig:
+    """What `jepa-eval` reads; conf/eval.yaml explains every key and holds its default."""
+
+    run: Any
+    task: Any
+    name: str
+    floors: list[str]
+    train_samples: int | None
+    test_samples: int | None
+    shots: int | float | None
+    seed: int
+    seeds: int
+    pooling: str
+    layers: int
+    solver: str
+    image_size: Any
+    num_frames: int
+    batch_size: int
+    cache: bool
+    device: str
+    precision: str
+    num_workers: int | None
+    augment: CropConfig
+    dataset: dict[str, Any]
+    evaluator: dict[str, Any]
+
+
+@dataclass(kw_only=True)
+class ExportConfig:
+    """What `jepa-export` reads; conf/export.yaml explains every key and holds its default."""
+
+    run: str
+    format: str
+    output: str | None
+    push_to_hub: str | None
+
+
+def to_yaml(config: TrainConfig) -> str:
+    """The text of config.yaml; `jepa-train --config-dir FOLDER --config-name config` runs it again."""
+    return yaml.safe_dump(asdict(config), sort_keys=False, default_flow_style=None, width=120)
+
+
+def changed_keys(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """Dotted keys in which two runs differ, each with both values; what does not change the result is left out.
+
+    So is a key that a later version has added and that stands at its default, which is to do as before.
+    """
+    before, after = dict(flatten(old)), dict(flatten(new))
+    changed = [key for key in dict.fromkeys([*before, *after]) if before.get(key, "-") != after.get(key, "-")]
+    changed = [key for key in changed if key not in IRRELEVANT and key.partition(".")[0] not in IRRELEVANT_SECTIONS]
+    added = [key for key in changed if key not in before]
+    standard = dict(flatten(yaml.safe_load((conf_folder() / "train.yaml").read_text()))) if added else {}
+    idle = {key for key in added if (key in standard and standard[key] == after[key]) or _is_default(key, old, new)}
+    return [
+        f"{key}: {show_value(before.get(key, 'absent'))} -> {show_value(after.get(key, 'absent'))}"
+        for key in changed
+        if key not in idle
+    ]
+
+
+def _is_default(key: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
+    """Whether a component that both runs have is given in `new` what its constructor takes by itself."""
+    path, _, name = key.rpartition(".")
+    nodes = [find(config, path) if path else None for config in (old, new)]
+    targets = [node.get("_target_") if isinstance(node, Mapping) else None for node in nodes]
+    if not isinstance(targets[1], str) or targets[0] != targets[1]:
+        return False
+    signature = signatures.read(targets[1])
+    return (
+        signature is not None
+        and name in signature.parameters
+        and signature.parameters[name].has_default(find(new, key))
+    )
+
+
+def show_value(value: Any) -> str:
+    """A value as one writes it in an override."""
+    if isinstance(value, str):
+        return value
+    return json.dumps(value, separators=(",", ":"), default=str)

@@ -1,0 +1,109 @@
+"""What one format of an exported encoder consists of, and what several of them share."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any, NamedTuple
+
+from torch import Tensor, nn
+
+from jepa.encoders.pretrained import open_encoder
+from jepa.encoders.published import write_encoder
+from jepa.errors import ConfigError, RunError
+
+Run = Callable[[Tensor], Tensor]
+"""Normalised pixels [B, C, T, H, W], or [B, C, H, W] where `takes` says so -> tokens [B, N, D]."""
+
+
+class Form(NamedTuple):
+    """How one library takes an encoder. `write` raises ConfigError for an encoder that it cannot take."""
+
+    library: str
+    """its name on the Hugging Face hub"""
+    write: Callable[[Any, Path], None]
+    """the files of an encoder into an empty folder"""
+    reopen: Callable[[Path], Run]
+    """what others compute from these files, without our code"""
+    snippet: Callable[[Any, str], str]
+    """a program for an encoder that lies in this folder; it makes `tokens`"""
+    takes: Callable[[Any], tuple[int, ...]]
+    """shape of one input: (C, H, W) or (C, T, H, W)"""
+    notes: Callable[[Any], list[str]]
+    """what a user has to know, for the model card"""
+    on_hub: str | None = None
+    """what `snippet` takes instead of a folder to load repository {} of the hub; None where it cannot"""
+
+
+def takes_clips(encoder: Any) -> tuple[int, ...]:
+    """Clips where the encoder was trained on some, else images."""
+    channels, frames, height, width = encoder.clip_shape
+    return (channels, frames, height, width) if frames > 1 else (channels, height, width)
+
+
+def takes_images(encoder: Any) -> tuple[int, ...]:
+    channels, _, height, width = encoder.clip_shape
+    return channels, height, width
+
+
+def pixel_statistics(encoder: Any) -> tuple[list[float], list[float]]:
+    """-> mean and standard deviation of pixels in [0, 1], of each channel"""
+    normalise = encoder.transform.normalise
+    return list(normalise.mean), list(normalise.std)
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def quoted(text: str) -> str:
+    """As a string in a program."""
+    return json.dumps(text, ensure_ascii=False)
+
+
+def needs(module: str, extra: str = "export") -> ModuleType:
+    """An optional package, or a RunError that names the extra it comes with."""
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        if error.name is None or error.name.partition(".")[0] != module.partition(".")[0]:
+            raise
+        raise RunError(f"{module} is not installed: pip install 'jepa-train[{extra}]'") from error
+
+
+def refuse(format: str, encoder: nn.Module, reason: str) -> ConfigError:
+    return ConfigError([f"format={format} cannot take {type(encoder).__name__}: {reason}"])
+
+
+def write(encoder: Any, folder: Path) -> None:
+    if not hasattr(encoder, "node"):
+        raise refuse("safetensors", encoder, "it was not opened by jepa.load_encoder, so nothing tells how to build it")
+    write_encoder(folder, encoder)
+
+
+def reopen(folder: Path) -> Run:
+    return open_encoder(folder)
+
+
+def snippet(encoder: Any, where: str) -> str:
+    shape = ", ".join(map(str, takes_clips(encoder)))
+    kind = "images" if encoder.clip_shape[1] == 1 else "clips"
+    return f"""\
+import torch
+from jepa import load_encoder
+encoder = load_encoder({quoted(where)})
+{kind} = torch.randint(0, 256, (2, {shape}), dtype=torch.uint8)  # of any size
+pixels = encoder.transform({kind})
+tokens = encoder(pixels)  # [2, {encoder.grid.num_tokens}, {encoder.embed_dim}]"""
+
+
+def notes(encoder: Any) -> list[str]:
+    return [
+        "It is loaded by `pip install jepa-train`, and goes on training with `encoder=pretrained encoder.weights=.`"
+    ]
+
+
+FORM = Form("jepa-train", write, reopen, snippet, takes_clips, notes, "hf:{}")

@@ -1,0 +1,202 @@
+"""A folder for `AutoModel.from_pretrained(FOLDER)`: IJepaModel of images, VJEPA2Model of clips."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from jepa.encoders.names import IJEPA, TABLE, VJEPA2, to_foreign
+from jepa.encoders.spatial import SpatialEncoder
+from jepa.encoders.temporal import TemporalEncoder
+from jepa.exporters.format import Form, Run, needs, pixel_statistics, quoted, refuse, takes_images, write_json
+
+BILINEAR = 2
+"""as Pillow counts its filters"""
+
+
+def write(encoder: Any, folder: Path) -> None:
+    transformers = needs("transformers")
+    if isinstance(encoder, SpatialEncoder):
+        patch = (encoder.clip_shape[0], *encoder.patch_size)
+        tensors = to_foreign(encoder.state_dict() | {TABLE: encoder.positions.table}, IJEPA, patch)
+        config = transformers.IJepaConfig(**_image_sizes(encoder))
+        write_json(folder / "preprocessor_config.json", _processing(encoder, image_processor_type="ViTImageProcessor"))
+    else:
+        _check_clips(encoder)
+        patch = (encoder.clip_shape[0], encoder.tubelet_size, *encoder.patch_size)
+        config = transformers.VJEPA2Config(**_clip_sizes(encoder))
+        tensors = to_foreign(encoder.state_dict(), VJEPA2, patch) | _silent_predictor(encoder.embed_dim)
+        processing = _processing(encoder, video_processor_type="BaseVideoProcessor", do_sample_frames=False)
+        write_json(folder / "video_preprocessor_config.json", processing)
+    config.to_json_file(folder / "config.json")
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def _check_clips(encoder: nn.Module) -> None:
+    if not isinstance(encoder, TemporalEncoder):
+        raise refuse(
+            "transformers", encoder, "it has no model of that kind that we know; use timm, onnx or torch_export"
+        )
+    if encoder.positions.kind != "vjepa2":
+        kind = encoder.positions.kind
+        raise refuse(
+            "transformers",
+            encoder,
+            f"VJEPA2Model has the positions of encoder.position=vjepa2, this one those of {kind}; "
+            "use onnx or torch_export, or train with encoder.position=vjepa2",
+        )
+    (height, width), (patch_height, patch_width) = encoder.clip_shape[2:], encoder.patch_size
+    if height != width or patch_height != patch_width:
+        size = f"{height}x{width} pixels in patches of {patch_height}x{patch_width}"
+        raise refuse(
+            "transformers", encoder, f"VJEPA2Model counts its positions on squares, not on {size}; use torch_export"
+        )
+
+
+def _trunk_sizes(encoder: Any) -> dict[str, Any]:
+    return {
+        "hidden_size": encoder.embed_dim,
+        "num_hidden_layers": len(encoder.blocks),
+        "num_attention_heads": encoder.num_heads,
+        "layer_norm_eps": encoder.norm.eps,
+    }
+
+
+def _image_sizes(encoder: SpatialEncoder) -> dict[str, Any]:
+    channels, height, width = takes_images(encoder)
+    patch_height, patch_width = encoder.patch_size
+    hidden: Any = encoder.blocks[0].mlp.fc1.out_features  # pyright: ignore[reportAttributeAccessIssue]
+    return {
+        "architectures": ["IJepaModel"],
+        **_trunk_sizes(encoder),
+        "intermediate_size": hidden,
+        "image_size": height if height == width else [height, width],
+        "patch_size": patch_height if patch_height == patch_width else [patch_height, patch_width],
+        "num_channels": channels,
+    }
+
+
+def _clip_sizes(encoder: Any) -> dict[str, Any]:
+    """The predictor that every VJEPA2Model has is as small as it can be: without layers."""
+    channels, frames, side, _ = encoder.clip_shape
+    return {
+        "architectures": ["VJEPA2Model"],
+        **_trunk_sizes(encoder),
+        "mlp_ratio": encoder.blocks[0].mlp.fc1.out_features / encoder.embed_dim,
+        "crop_size": side,
+        "frames_per_clip": frames,
+        "patch_size": encoder.patch_size[0],
+        "tubelet_size": encoder.tubelet_size,
+        "in_chans": channels,
+        "pred_hidden_size": 1,
+        "pred_num_attention_heads": 1,
+        "pred_num_hidden_layers": 0,
+        "pred_num_mask_tokens": 1,
+    }
+
+
+def _silent_predictor(width: int) -> dict[str, Tensor]:
+    """Its tensors, all zero, so that it predicts zeros and nothing is drawn at random when the folder is loaded."""
+    shapes = {
+        "embeddings.mask_tokens": (1, 1, 1, 1),
+        "embeddings.predictor_embeddings.weight": (1, width),
+        "embeddings.predictor_embeddings.bias": (1,),
+        "layernorm.weight": (1,),
+        "layernorm.bias": (1,),
+        "proj.weight": (width, 1),
+        "proj.bias": (width,),
+    }
+    return {f"predictor.{name}": torch.zeros(shape) for name, shape in shapes.items()}
+
+
+def _processing(encoder: Any, **kind: Any) -> dict[str, Any]:
+    """The shorter side to the size, then the centre; of a size that is no square, which that cannot do, all of it."""
+    height, width = encoder.clip_shape[2:]
+    mean, std = pixel_statistics(encoder)
+    return {
+        **kind,
+        "do_resize": True,
+        "size": {"shortest_edge": height} if height == width else {"height": height, "width": width},
+        "default_to_square": False,
+        "resample": BILINEAR,
+        "do_center_crop": height == width,
+        "crop_size": {"height": height, "width": width},
+        "do_convert_rgb": len(mean) == 3,
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": mean,
+        "image_std": std,
+    }
+
+
+def reopen(folder: Path) -> Run:
+    transformers = needs("transformers")
+    with _quiet(transformers.logging):
+        model: Any = transformers.AutoModel.from_pretrained(folder, local_files_only=True).eval()
+    if model.config.model_type == "vjepa2":
+        return lambda clips: model.get_vision_features(clips.transpose(1, 2))
+    return lambda images: model(images).last_hidden_state
+
+
+@contextmanager
+def _quiet(log: Any) -> Iterator[None]:
+    """Without progress bars and reports."""
+    had_bars, level = log.is_progress_bar_enabled(), log.get_verbosity()
+    log.disable_progress_bar()
+    log.set_verbosity_error()
+    try:
+        yield
+    finally:
+        log.set_verbosity(level)
+        if had_bars:
+            log.enable_progress_bar()
+
+
+def snippet(encoder: Any, where: str) -> str:
+    channels, frames, height, width = encoder.clip_shape
+    if isinstance(encoder, SpatialEncoder):
+        return f"""\
+import torch
+from transformers import AutoImageProcessor, AutoModel
+processor = AutoImageProcessor.from_pretrained({quoted(where)})
+model = AutoModel.from_pretrained({quoted(where)}).eval()
+images = torch.randint(0, 256, (2, {channels}, {height}, {width}), dtype=torch.uint8)  # of any size
+pixels = processor(images, return_tensors="pt")["pixel_values"]
+tokens = model(pixels).last_hidden_state  # [2, {encoder.frame_grid.num_tokens}, {encoder.embed_dim}]"""
+    return f"""\
+import torch
+from transformers import AutoModel, AutoVideoProcessor
+processor = AutoVideoProcessor.from_pretrained({quoted(where)})
+model = AutoModel.from_pretrained({quoted(where)}).eval()
+clips = list(torch.randint(0, 256, (2, {frames}, {channels}, {height}, {width}), dtype=torch.uint8))  # of any size
+pixels = processor(clips, return_tensors="pt")["pixel_values_videos"]
+tokens = model.get_vision_features(pixels)  # [2, {encoder.grid.num_tokens}, {encoder.embed_dim}]"""
+
+
+def notes(encoder: Any) -> list[str]:
+    height, width = encoder.clip_shape[2:]
+    found = []
+    if isinstance(encoder, TemporalEncoder):
+        found.append(
+            "A VJEPA2Model always has a predictor; the one in here has no layers and predicts zeros. Use "
+            "`model.get_vision_features(pixels)` or `model(pixels, skip_predictor=True).last_hidden_state`."
+        )
+    elif encoder.clip_shape[1] > 1:
+        found.append("It was trained on the frames of clips, of which each is seen alone.")
+    if height != width:
+        found.append(f"The processor resizes to {height}x{width} whatever the shape; crop to that shape before.")
+    return found
+
+
+def takes(encoder: Any) -> tuple[int, ...]:
+    return takes_images(encoder) if isinstance(encoder, SpatialEncoder) else (*encoder.clip_shape,)
+
+
+FORM = Form("transformers", write, reopen, snippet, takes, notes, "{}")

@@ -1,0 +1,110 @@
+"""Which of how many processes this is, as torchrun or Slurm tell it; nothing here imports torch."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import socket
+import subprocess
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from jepa.errors import RunError
+
+TOLD_BY = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+SLURM_TOLD_BY = ("SLURM_JOB_ID", "SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID", "SLURM_STEP_NODELIST")
+REQUEUE_SECONDS = 60
+"""that Slurm may take to end a job which it has put back into the queue"""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Which of how many processes this is, on all machines and on this one."""
+
+    rank: int = 0
+    world_size: int = 1
+    local_rank: int = 0
+    local_size: int = 1
+
+
+def find_place(environ: Mapping[str, str]) -> Place | None:
+    """As torchrun or srun tell it; None where neither has started this process beside others.
+
+    Raises RunError where they tell half of it.
+    """
+    names = TOLD_BY[:4]
+    if "RANK" in environ or "WORLD_SIZE" in environ:
+        environ = {"LOCAL_RANK": environ.get("RANK", ""), "LOCAL_WORLD_SIZE": environ.get("WORLD_SIZE", ""), **environ}
+    elif environ.get("SLURM_STEP_NUM_TASKS", "1") != "1":
+        names = "SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID", "SLURM_STEP_TASKS_PER_NODE"
+        per_node = environ.get("SLURM_STEP_TASKS_PER_NODE", "")  # as 4(x2),3
+        environ = {**environ, "SLURM_STEP_TASKS_PER_NODE": re.split(r"[(,]", per_node)[0]}
+    else:
+        return None
+    try:
+        place = Place(*(int(environ.get(name, "")) for name in names))
+    except ValueError:
+        raise RunError(
+            f"cannot tell which of how many processes this is from {variables(environ)}: set RANK and WORLD_SIZE both, "
+            "or unset them to train in one process"
+        ) from None
+    if not 0 <= place.rank < place.world_size:
+        raise RunError(f"there is no rank {place.rank} of {place.world_size}: {variables(environ)}")
+    return place
+
+
+def num_cores() -> int:
+    """That this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def meeting_point(environ: Mapping[str, str]) -> tuple[str, int]:
+    """Address and port of rank 0: MASTER_ADDR and MASTER_PORT, else what Slurm knows of the job."""
+    job = int(environ.get("SLURM_JOB_ID", 0)) + int(environ.get("SLURM_STEP_ID", 0))
+    return environ.get("MASTER_ADDR") or _first_node(environ), int(environ.get("MASTER_PORT", 20000 + job % 12000))
+
+
+def _first_node(environ: Mapping[str, str]) -> str:
+    """A name or an address that can be reached: Slurm's own address of a node where nobody knows its name."""
+    nodes = environ.get("SLURM_STEP_NODELIST", "")
+    if environ.get("SLURM_STEP_NUM_NODES", "1") == "1":
+        return "127.0.0.1"
+    if not shutil.which("scontrol"):
+        return nodes
+    first = _scontrol("show", "hostnames", nodes).split()[0]
+    try:
+        socket.getaddrinfo(first, None)
+    except OSError:
+        found = re.search(r"NodeAddr=(\S+)", _scontrol("show", "node", first))
+        return found[1] if found else first
+    return first
+
+
+def _scontrol(*arguments: str) -> str:
+    done = subprocess.run(["scontrol", *arguments], capture_output=True, text=True, timeout=60, check=False)
+    if done.returncode:
+        raise RunError(f"scontrol {' '.join(arguments)}: {done.stderr.strip() or done.stdout.strip()}")
+    return done.stdout
+
+
+def variables(environ: Mapping[str, str]) -> str:
+    """Those that were looked at, as NAME=VALUE."""
+    known = [f"{name}={environ[name]}" for name in (*TOLD_BY, *SLURM_TOLD_BY) if name in environ]
+    return " ".join(known) or "no variable of torchrun or Slurm"
+
+
+def requeue(environ: Mapping[str, str]) -> None:
+    """Put the Slurm job that this process is of back into the queue, unless it was cancelled; Slurm then ends it."""
+    job = environ.get("SLURM_JOB_ID")
+    if job is None or not shutil.which("scontrol"):
+        return
+    if "JobState=RUNNING" not in _scontrol("show", "job", job):
+        return
+    try:
+        _scontrol("requeue", job)
+    except RunError as error:
+        print(f"jepa-train: {error}; the run goes on where it was when it is submitted again", flush=True)
+        return
+    time.sleep(REQUEUE_SECONDS)

@@ -1,0 +1,168 @@
+"""What the report of a run charts, in sections: which metrics, under which names, with which hint."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from jepa.reports.charts import Chart
+
+
+@dataclass(frozen=True, kw_only=True)
+class Curve(Chart):
+    """A chart of named metrics with their labels, and of baselines with theirs."""
+
+    metrics: Mapping[str, str]
+    baselines: Mapping[str, str] = field(default_factory=dict)
+    starts: bool = False
+    """the value at step 0 is a baseline too"""
+    factor: float = 1.0
+
+
+MOTION = "Is motion learned?"
+DETECTION = "Are things found?"
+TRAINING = "Training"
+AP_OF_CLASS = "detect/ap50_"
+MAX_CLASSES = 12
+"""of which one chart is readable"""
+SECTIONS: dict[str, tuple[str, Sequence[Curve]]] = {
+    "Is it learning?": (
+        "Probes are fitted on frozen features of the target encoder and scored on images they were not fitted on.",
+        (
+            Curve(
+                title="Classifier", unit="%",
+                metrics={
+                    "probe/classifier_top1": "top-1", "probe/classifier_top5": "top-5",
+                    "probe/classifier_balanced": "balanced",
+                },
+                hint="The head that is trained, on the held-out part; the last step is the result.",
+            ),
+            Curve(
+                title="Linear probe, top-1", starts=True, unit="%",
+                metrics={"probe/linear_top1": "trained", "still/linear_top1": "middle frame only"},
+                baselines={"baseline/pixels_linear_top1": "raw pixels"},
+                hint="Useful features rise clearly above both baselines.",
+            ),
+            Curve(
+                title="kNN probe, top-1", starts=True, unit="%",
+                metrics={"probe/knn_top1": "trained", "still/knn_top1": "middle frame only"},
+                baselines={"baseline/pixels_knn_top1": "raw pixels"},
+                hint="Nothing is fitted here: the neighbours of a sample vote.",
+            ),
+            Curve(
+                title="Attentive probe, top-1", starts=True, unit="%",
+                metrics={"probe/attentive_top1": "trained", "still/attentive_top1": "middle frame only"},
+                hint="A learned query reads the tokens, so that nothing is lost by averaging them.",
+            ),
+            Curve(
+                title="Balanced accuracy", starts=True, unit="%",
+                metrics={
+                    "probe/linear_balanced": "linear", "probe/knn_balanced": "kNN",
+                    "probe/attentive_balanced": "attentive", "still/linear_balanced": "linear, middle frame",
+                },
+                baselines={"baseline/pixels_linear_balanced": "raw pixels, linear"},
+                hint="The mean over the classes, which are uneven here: always naming the largest gains nothing.",
+            ),
+            Curve(
+                title="Prediction error", may_be_log=True,
+                metrics={
+                    "predict/error": "predictor", "predict/trivial_error": "mean target",
+                    "predict/copy_error": "copy of the last step",
+                },
+                hint="The predictor must beat the trivial answers; all near zero is a collapse.",
+            ),
+        ),
+    ),
+    MOTION: (
+        "Motion is learned where the probes of whole clips rise above those of their middle frame, and where the "
+        "prediction beats a copy of what was seen last.",
+        (
+            Curve(
+                title="Gain over trivial predictions",
+                metrics={"predict/copy_gain": "over a copy of the last step", "predict/gain": "over the mean target"},
+                hint="1 is a perfect prediction, 0 is no better than the trivial one.",
+            ),
+        ),
+    ),
+    DETECTION: (
+        "Average precision on whole pictures that were not trained on; a finding is right where its overlap with an "
+        "annotated box of its class is a large enough share of their union.",
+        (
+            Curve(
+                title="Mean average precision", unit="%",
+                metrics={"detect/map50": "overlap 0.5", "detect/map75": "overlap 0.75", "detect/map": "0.5 to 0.95"},
+                hint="What is not annotated counts as wrong where it is found.",
+            ),
+            Curve(
+                title="Terms of the loss", may_be_log=True,
+                metrics={
+                    "train/classifier": "class of a region", "train/box_reg": "box of a region",
+                    "train/objectness": "objectness", "train/rpn_box_reg": "box of a proposal",
+                    "train/classification": "class", "train/bbox_regression": "box", "train/bbox_ctrness": "centre",
+                },
+            ),
+        ),
+    ),
+    "Is it collapsing?": (
+        "A collapsed encoder gives every image nearly the same vector; its loss looks best of all.",
+        (
+            Curve(
+                title="Effective rank", metrics={"collapse/rank_centred": "centred", "collapse/rank": "raw"},
+                baselines={"baseline/pixels_rank": "raw pixels, raw"},
+                hint="Directions in use. The centred rank near 1 is collapse; a falling one is its beginning.",
+            ),
+            Curve(
+                title="Spread of the features", may_be_log=True,
+                metrics={"collapse/std": "mean std", "collapse/std_min": "smallest std"},
+                hint="Standard deviation of a dimension over images. Towards zero is collapse.",
+            ),
+            Curve(
+                title="Mean cosine between images", metrics={"collapse/cosine": "cosine"},
+                hint="1 means that all images point the same way.",
+            ),
+        ),
+    ),
+    "Selection without labels": (
+        "To choose between checkpoints or runs where there are no labels; compare runs of one kind, and with the "
+        "effective rank and the gain over trivial predictions.",
+        (
+            Curve(
+                title="LiDAR", metrics={"select/lidar": "LiDAR"},
+                hint="Directions that tell images apart beyond crops of one. Meant to rise, seen to fall in good runs.",
+            ),
+            Curve(
+                title="Exponent of the eigenvalues", metrics={"select/alpha": "alpha"},
+                hint="alpha-ReQ. Near 1 is best: far above, few directions matter; far below, noise does.",
+            ),
+        ),
+    ),
+    TRAINING: (
+        "The loss is no measure of progress: down and up again is healthy, a sudden drop can be a partial collapse.",
+        (
+            Curve(title="Loss", metrics={"train/loss": "loss"}, may_be_log=True),
+            Curve(title="Gradient norm", metrics={"train/grad_norm": "before clipping"}, may_be_log=True),
+            Curve(title="Learning rate", metrics={"train/lr": "lr"}),
+            Curve(title="Weight decay", metrics={"train/weight_decay": "weight decay"}),
+            Curve(title="Momentum of the target encoder", metrics={"train/momentum": "momentum"}),
+        ),
+    ),
+    "Speed": (
+        "",
+        (
+            Curve(title="Throughput", metrics={"perf/samples_per_s": "samples"}, unit="samples/s"),
+            Curve(
+                title="Waiting for data", metrics={"perf/data_wait": "of the time"}, unit="%", factor=100,
+                hint="Above a few percent, the loader is what limits the speed: raise num_workers.",
+            ),
+            Curve(title="Peak memory", metrics={"perf/peak_memory_gib": "so far"}, unit="GiB"),
+        ),
+    ),
+}  # fmt: skip
+
+
+def class_curves(names: Iterable[str]) -> list[Curve]:
+    """Average precision of each class, where they are few."""
+    found = {name: name.removeprefix(AP_OF_CLASS) for name in names if name.startswith(AP_OF_CLASS)}
+    if not 1 < len(found) <= MAX_CLASSES:
+        return []
+    return [Curve(title="Average precision by class, overlap 0.5", unit="%", metrics=found)]

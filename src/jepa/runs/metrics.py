@@ -1,0 +1,190 @@
+"""What every run leaves in its folder, without any service: metrics.jsonl, media/, provenance.json.
+
+metrics.jsonl has one JSON object on a line: `step`, `epoch`, `samples`, then names with a slash. Values are numbers;
+what is not finite is written as null, since JSON has no word for it, and read back as nan. A step that is trained and
+evaluated has several lines, which `read_rows` merges. Nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import platform
+import shlex
+import shutil
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+if TYPE_CHECKING:
+    from jepa.evaluation.types import EmbeddingTable, Evaluation
+
+METRICS, MEDIA, CAPTIONS, PROVENANCE = "metrics.jsonl", "media", "captions.json", "provenance.json"
+PACKAGES = ("jepa-train", "torch", "torchvision", "timm", "hydra-core", "omegaconf", "wandb", "numpy", "pillow")
+Row = dict[str, float]
+
+
+class FolderLogger:
+    """Always on. A resumed run starts by removing what was logged after `resume_step`; None is a run from its start."""
+
+    def __init__(self, *, folder: Path, config: Mapping[str, Any], run_id: str, resume_step: int | None) -> None:
+        self.folder = Path(folder)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        rewind(self.folder, -1 if resume_step is None else resume_step)
+        self._lines = (self.folder / METRICS).open("a", encoding="utf-8")
+        self._provenance = _provenance(self.folder, config, run_id, resume_step)
+        self._write_provenance()
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        first = {name: metrics[name] for name in ("epoch", "samples") if name in metrics}
+        row = {name: _json_number(value) for name, value in {**first, **metrics}.items()}
+        self._lines.write(json.dumps({"step": step} | row) + "\n")
+        self._lines.flush()
+
+    def show(self, step: int, evaluation: Evaluation) -> None:
+        if evaluation.pictures:
+            self._save_pictures(step, evaluation)
+        for table in evaluation.tables:
+            self._save_table(step, table)
+
+    def close(self, status: str) -> None:
+        self._lines.close()
+        self._provenance["status"] = status
+        self._write_provenance()
+
+    def _save_pictures(self, step: int, evaluation: Evaluation) -> None:
+        from PIL import Image  # here, since those who only read a folder need neither
+
+        place = self._place(step)
+        captions = read_json(place / CAPTIONS)
+        for picture in evaluation.pictures:
+            name = file_name(picture.name)
+            Image.fromarray(picture.pixels.cpu().numpy()).save(place / f"{name}.png")
+            captions[name] = picture.caption
+        write_atomically(place / CAPTIONS, json.dumps(captions, indent=1))
+
+    def _save_table(self, step: int, table: EmbeddingTable) -> None:
+        """NAME.npz with vectors [n, D] and labels [n]: those of step 0 and the latest are kept."""
+        import numpy as np
+
+        target = self._place(step) / f"{file_name(table.name)}.npz"
+        temporary = target.with_suffix(".tmp")
+        with temporary.open("wb") as file:
+            np.savez(file, vectors=table.vectors.cpu().numpy(), labels=np.array(table.labels, dtype=np.str_))
+        os.replace(temporary, target)
+        for other in self.folder.glob(f"{MEDIA}/step_*/{target.name}"):
+            if step_of(other.parent) not in (0, step):
+                other.unlink()
+
+    def _place(self, step: int) -> Path:
+        place = self.folder / MEDIA / f"step_{step:08d}"
+        place.mkdir(parents=True, exist_ok=True)
+        return place
+
+    def _write_provenance(self) -> None:
+        self._provenance["updated"] = time.time()
+        write_atomically(self.folder / PROVENANCE, json.dumps(self._provenance, indent=1))
+
+
+def read_rows(folder: Path) -> list[Row]:
+    """Rows of metrics.jsonl in order of their steps, the lines of a step merged, null as nan.
+
+    A last line that is cut off, as `kill -9` leaves it, is left out; any other damage raises ValueError.
+    """
+    rows: dict[int, Row] = {}
+    for row in _parse(Path(folder) / METRICS):
+        values = {name: math.nan if value is None else value for name, value in row.items()}
+        rows.setdefault(row["step"], {}).update(values)
+    return [rows[step] for step in sorted(rows)]
+
+
+def rewind(folder: Path, step: int) -> None:
+    """Remove what was logged after `step` finished steps."""
+    metrics = folder / METRICS
+    if metrics.exists():
+        kept = [row for row in _parse(metrics) if row["step"] <= step]
+        write_atomically(metrics, "".join(json.dumps(row) + "\n" for row in kept))
+    for place in folder.glob(f"{MEDIA}/step_*"):
+        if step_of(place) > step:
+            shutil.rmtree(place)
+
+
+def step_of(place: Path) -> int:
+    """The step in the name of a folder under media/."""
+    return int(place.name.removeprefix("step_"))
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Readers see the old text or the new one, whenever the process dies."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in the file; empty when there is no file."""
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The configuration of the run in the folder; empty when there is none. Raises yaml.YAMLError."""
+    path = folder / "config.yaml"
+    if not path.exists():
+        return {}
+    return yaml.load(path.read_text(encoding="utf-8"), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+
+
+def file_name(name: str) -> str:
+    """`name` with nothing in it that could leave the folder."""
+    return "".join(c if c.isalnum() or c in "-_." else "-" for c in name).lstrip(".") or "unnamed"
+
+
+def _parse(path: Path) -> Iterator[dict[str, Any]]:
+    if not path.exists():
+        return
+    lines = path.read_bytes().splitlines()
+    for number, line in enumerate(lines, start=1):
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            if number == len(lines):
+                return
+            raise ValueError(f"{path}, line {number}: not a JSON object, remove the line: {line[:80]!r}") from error
+        yield row
+
+
+def _json_number(value: float) -> float | int | None:
+    number = int(value) if isinstance(value, int) else float(value)
+    return number if math.isfinite(number) else None
+
+
+def _provenance(folder: Path, config: Mapping[str, Any], run_id: str, resume_step: int | None) -> dict[str, Any]:
+    """How the run came about; a resumed run keeps its beginning."""
+    program = Path(sys.argv[0]).name
+    command = [*(["python"] if program.endswith(".py") else []), program, *sys.argv[1:]]
+    sessions = read_json(folder / PROVENANCE).get("sessions", []) if resume_step is not None else []
+    return {
+        "name": str(config.get("name", folder.name)),
+        "run_id": run_id,
+        "status": "running",
+        "command": shlex.join(command),
+        "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPU cores",
+        "versions": {"python": platform.python_version(), **versions()},
+        "sessions": [*sessions, {"started": time.time(), "from_step": resume_step or 0}],
+    }
+
+
+def versions() -> dict[str, str]:
+    installed = {}
+    for package in PACKAGES:
+        try:
+            installed[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return installed

@@ -1,0 +1,136 @@
+"""How many samples fit in memory at once, and how many are fastest: each size is tried on the model of the run."""
+
+from __future__ import annotations
+
+import gc
+import math
+import re
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from html import escape
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from jepa.config import TrainConfig
+from jepa.errors import RunError
+from jepa.parallel.device import peak_memory_gib
+from jepa.training.find_lr import INTERRUPTED, collect, rerun_command, setting, write_result
+from jepa.training.loop import Parts, Plan, one_step
+from jepa.types import RawBatch
+
+SECONDS = 0.5
+"""that a timed step should take at most; longer ones are not repeated"""
+ROUNDS = 3
+MEMORY_SHARE = 0.8
+"""of what is free on a CPU, which would otherwise kill the process; a GPU says no"""
+EQUAL = 0.97
+"""share of the best speed that counts as equal: the smaller size is taken"""
+
+
+class Trial(NamedTuple):
+    size: int
+    samples_per_s: float | None
+    """None where it does not fit"""
+    memory_gib: float
+    note: str = ""
+
+
+def divisors(number: int) -> list[int]:
+    return [size for size in range(1, number + 1) if number % size == 0]
+
+
+def try_sizes(plan: Plan, parts: Parts, raw: RawBatch, sizes: Sequence[int]) -> Iterator[Trial]:
+    """From small to large, to the first that does not fit; on copies of the samples; the weights are spent."""
+    device, last = parts.session.device, None
+    base = peak_memory_gib(device)
+    for size in sorted(sizes):
+        growth = (last.memory_gib - base) * (size / last.size - 1) if last else 0.0
+        if device.type == "cpu" and last and growth > MEMORY_SHARE * (free := free_gib()):
+            yield Trial(size, None, last.memory_gib + growth, f"not tried: {free:.1f} GiB are free")
+            return
+        try:
+            last = Trial(size, *_measure(replace(plan, micro_batch_size=size), parts, raw))
+        except torch.OutOfMemoryError:
+            yield Trial(size, None, peak_memory_gib(device), "out of memory")
+            return
+        except ValueError as error:
+            yield Trial(size, None, 0.0, str(error))
+            continue
+        finally:
+            parts.optimizer.zero_grad(set_to_none=True)
+            gc.collect()
+            torch.cuda.empty_cache()
+        yield last
+
+
+def _measure(plan: Plan, parts: Parts, raw: RawBatch) -> tuple[float, float]:
+    """Samples per second of steps of as many pieces as the batch has, or as fit in SECONDS, and the peak memory."""
+    device, size = parts.session.device, plan.micro_batch_size
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    seconds = [_seconds(plan, parts, raw, size) for _ in range(2)][-1]
+    count = size * max(1, min(plan.batch_size // size, int(SECONDS / seconds)))
+    again = [_seconds(plan, parts, raw, count) for _ in range(ROUNDS if seconds < SECONDS else 0)]
+    return count / min(again) if again else size / seconds, peak_memory_gib(device)
+
+
+def _seconds(plan: Plan, parts: Parts, raw: RawBatch, count: int) -> float:
+    """Of one step with `count` samples."""
+    rows = torch.arange(count) % len(raw.pixels)
+    batch = raw.map(lambda part: part if part is raw.broken else part[rows])
+    begun = time.perf_counter()
+    output, _ = one_step(replace(plan, batch_size=count), parts, batch, 0)
+    output.loss.cpu()
+    return time.perf_counter() - begun
+
+
+def fastest(trials: Sequence[Trial]) -> Trial | None:
+    """The smallest of those that are as fast as the fastest."""
+    timed = [(trial, trial.samples_per_s) for trial in trials if trial.samples_per_s is not None]
+    best = max((speed for _, speed in timed), default=math.inf)
+    return next((trial for trial, speed in timed if speed >= EQUAL * best), None)
+
+
+def free_gib() -> float:
+    """Memory of the machine that processes can still take; without end where it does not say."""
+    told = Path("/proc/meminfo")
+    found = re.search(r"MemAvailable: +(\d+) kB", told.read_text()) if told.exists() else None
+    return int(found[1]) / 2**20 if found else math.inf
+
+
+def find_batch(config: TrainConfig, overrides: Sequence[str], *, largest: bool) -> int:
+    """Prints a table and the choice; leaves find.html and find.json. The exit status."""
+    trials: list[Trial] = []
+    print(f"{'size':>8}{'samples/s':>12}{'memory GiB':>12}", flush=True)
+    with setting(config) as (plan, parts, stream, num_samples):
+        raw, batch = next(stream), plan.batch_size
+        beyond = [batch * 2**k for k in range(1, 20) if batch * 2**k <= num_samples] if largest else []
+        stopped = collect(try_sizes(plan, parts, raw, divisors(batch) + beyond), trials, _row)
+    chosen, fits = fastest([t for t in trials if t.size <= batch]), [t.size for t in trials if t.samples_per_s]
+    lines = []
+    if chosen:
+        told = "fastest, or as good as that, of those that fit"
+        lines += [f"micro_batch_size={chosen.size}: {told}; a step still sees batch_size={batch}"]
+        lines += [rerun_command(overrides, micro_batch_size=str(chosen.size))]
+    if "Projector" in str(config.predictor.get("_target_")) and chosen and chosen.size < batch:
+        lines.append(
+            "predictor=projector: batch norm sees a micro-batch at a time, so its size changes what is learned"
+        )
+    if largest and fits and max(fits) > 1:
+        size, lr = max(fits), config.lr * (max(fits) / batch) ** 0.5
+        lines.append(f"batch_size={size} is the largest tried that fits; by the square root rule for Adam lr={lr:.2g}")
+        lines.append(rerun_command(overrides, batch_size=str(size), micro_batch_size="null", lr=f"{lr:.2g}"))
+    table = {"trials": [trial._asdict() for trial in trials], "found": chosen and chosen.size}
+    folder = write_result(config, "batch", table, [f"<pre>{escape(chr(10).join([*map(_row, trials), *lines]))}</pre>"])
+    if chosen is None:
+        raise RunError("no size was measured" if stopped or not trials else "not even one sample fits; see the table")
+    print("\n".join([*lines, f"table: {folder}/find.html"]))
+    return INTERRUPTED if stopped else 0
+
+
+def _row(trial: Trial) -> str:
+    speed = f"{trial.samples_per_s:.1f}" if trial.samples_per_s else "-"
+    return f"{trial.size:>8}{speed:>12}{trial.memory_gib:>12.2f}  {trial.note}".rstrip()

@@ -1,0 +1,216 @@
+"""Learning-rate range test (Smith 2017, section 3.3), for losses that are also low where the features collapse."""
+
+from __future__ import annotations
+
+import json
+import math
+import shlex
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, replace
+from html import escape
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from jepa.config import ConfigError, TrainConfig
+from jepa.data.loader import batches
+from jepa.errors import RunError
+from jepa.parallel.session import open_session
+from jepa.reports.charts import Chart, Line, line_chart
+from jepa.reports.page import page
+from jepa.runs.metrics import write_atomically
+from jepa.schedules import Schedule
+from jepa.training.assemble import make_dataset, make_parts, make_plan, split_phases
+from jepa.training.loop import Parts, Plan, one_step
+from jepa.types import LossOutput, RawBatch
+
+
+class Point(NamedTuple):
+    lr: float
+    loss: float
+    spread: float
+    """mean over the dimensions of the standard deviation of the embedding over the batch"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ramp(Schedule):
+    """From `low` to `lr` in equal ratios; weight decay stays as at the start."""
+
+    low: float
+
+    def lr_at(self, step: int) -> float:
+        return self.low * (self.lr / self.low) ** (step / max(1, self.total_steps - 1))
+
+
+def ramp(plan: Plan, parts: Parts, batches: Iterator[RawBatch], schedule: Ramp) -> Iterator[Point]:
+    """Train while the learning rate grows, to the end or until the loss is not finite; the weights are spent."""
+    parts, spreads = replace(parts, schedule=schedule, guard=None), []
+
+    def note(module: object, arguments: object, output: LossOutput) -> None:
+        spreads.append(output.embedding.float().std(0).mean())
+
+    parts.objective.register_forward_hook(note)
+    for step in range(schedule.total_steps):
+        spreads.clear()
+        output, _ = one_step(plan, parts, next(batches), step)
+        loss, spread = torch.stack([output.loss.float(), torch.stack(spreads).mean()]).tolist()
+        if not math.isfinite(loss):
+            return
+        yield Point(schedule.lr_at(step), loss, spread)
+
+
+SMOOTHING = 0.85
+KEPT_SPREAD = 0.5
+"""share of the spread at the start below which the features are taken to collapse"""
+RISE = 0.1
+"""share of the loss's fall by which it must rise to have turned"""
+SETTLED = 0.9
+"""share of its fall after which the loss is where it will stay"""
+SAFETY = {"collapse": 1.0, "settled": 1.0, "turn": 0.1, "end": 0.1}
+"""which share of the learning rate where something happens is still good for a whole run; found by trial"""
+
+
+class Found(NamedTuple):
+    lr: float
+    reason: str
+    limits: dict[str, float]
+    """learning rate at which each thing happens"""
+
+
+REASONS = {
+    "collapse": "the spread of the features falls below half at lr {:.2g}",
+    "settled": "the loss has done nine tenths of its fall at lr {:.2g}",
+    "turn": "the loss turns up at lr {:.2g}, and a tenth of that is safe",
+    "end": "the last lr with a finite loss is {:.2g}, and a tenth of that is safe",
+}
+
+
+def choose(points: Sequence[Point]) -> Found | None:
+    """The smallest of the limits, each with its share; None where too little was seen or nothing was learned."""
+    if len(points) < 10:
+        return None
+    lrs = [point.lr for point in points]
+    loss, spread = (smooth(values) for values in zip(*(point[1:] for point in points), strict=True))
+    first = max(1, len(points) // 10)
+    start, begun = sum(loss[:first]) / first, sum(spread[:first]) / first
+    fall = start - min(loss)
+    if fall <= max(loss[:first]) - min(loss[:first]):
+        return None
+    settled = next(i for i, value in enumerate(loss) if start - value >= SETTLED * fall)
+    limits = {"settled": lrs[settled], "end": lrs[-1]}
+    collapsed = next((i for i, value in enumerate(spread) if value < KEPT_SPREAD * begun), None)
+    turned = next((i for i in range(len(loss)) if loss[i] - min(loss[: i + 1]) > RISE * fall), None)
+    limits |= {name: lrs[i] for name, i in (("collapse", collapsed), ("turn", turned)) if i is not None}
+    name = min(limits, key=lambda name: SAFETY[name] * limits[name])
+    lr = float(f"{SAFETY[name] * limits[name]:.1e}")
+    return Found(lr, REASONS[name].format(limits[name]), limits)
+
+
+def smooth(values: Sequence[float]) -> list[float]:
+    """Exponential mean without the bias of its start."""
+    mean, weight, found = 0.0, 0.0, []
+    for value in values:
+        mean, weight = SMOOTHING * mean + (1 - SMOOTHING) * value, SMOOTHING * weight + 1 - SMOOTHING
+        found.append(mean / weight)
+    return found
+
+
+INTERRUPTED = 130
+
+ROWS = 12
+
+
+class Setting(NamedTuple):
+    plan: Plan
+    parts: Parts
+    batches: Iterator[RawBatch]
+    dataset_size: int
+
+
+@contextmanager
+def setting(config: TrainConfig) -> Iterator[Setting]:
+    """A fresh model of the first phase, with its batches. Raises ConfigError for what only the built parts can tell."""
+    try:
+        config = replace(config, compile=False)
+        dataset = make_dataset(config)
+        phase = split_phases(config, len(dataset))[0]
+        dataset = dataset if phase.config.num_frames == config.num_frames else make_dataset(phase.config)
+        session = open_session(device=config.device, precision=config.precision)
+        plan = make_plan(phase, len(dataset))
+        parts = make_parts(phase.config, dataset, plan, session)
+        stream = batches(
+            dataset, batch_size=plan.batch_size, seed=config.seed, num_workers=config.num_workers,
+            canvas=parts.augment.canvas,
+        )  # fmt: skip
+    except ConfigError:
+        raise
+    except ValueError as error:
+        raise ConfigError([str(error)]) from error
+    with closing(stream):
+        yield Setting(plan, parts, stream, len(dataset))
+
+
+def find_lr(config: TrainConfig, overrides: Sequence[str], *, num_steps: int, low: float, high: float) -> int:
+    """Prints a table, the choice and why; leaves find.html and find.json. The exit status."""
+    points: list[Point] = []
+    with setting(config) as (plan, parts, stream, _):
+        decay = parts.schedule.weight_decay_at(0)
+        schedule = Ramp(
+            total_steps=num_steps, steps_per_epoch=1, lr=high, low=low, warmup_ratio=0, warmup_epochs=None,
+            start_ratio=1, final_ratio=1, weight_decay=decay, final_weight_decay=decay,
+        )  # fmt: skip
+        stopped = collect(ramp(plan, parts, stream, schedule), points)
+    lines = [f"{'lr':>10}{'loss':>12}{'spread':>12}"]
+    shown = points[:: max(1, len(points) // ROWS)]
+    lines += [f"{point.lr:>10.1e}{point.loss:>12.4g}{point.spread:>12.4g}" for point in shown]
+    print("\n".join(lines), flush=True)
+    found = choose(points)
+    told = {"points": [point._asdict() for point in points], "found": found and found._asdict()}
+    folder = write_result(config, "lr", told, _charts(points, found.lr if found else None))
+    if found is None:
+        raise RunError(f"no lr found in {len(points)} steps: the loss did not fall; see {folder}/find.html")
+    print(f"lr={found.lr:g}: {found.reason}\n{rerun_command(overrides, lr=f'{found.lr:g}')}\nchart: {folder}/find.html")
+    return INTERRUPTED if stopped else 0
+
+
+def _charts(points: Sequence[Point], lr: float | None) -> list[str]:
+    """Loss and spread over the logarithm of the learning rate."""
+    if not points:
+        return []
+    hint = f"Chosen: lr={lr:g}, whose logarithm is {math.log10(lr):.2f}." if lr else ""
+    drawn = {"Loss, smoothed": [p.loss for p in points], "Spread of the features, smoothed": [p.spread for p in points]}
+    charts = []
+    for title, values in drawn.items():
+        curve = [(math.log10(point.lr), value) for point, value in zip(points, smooth(values), strict=True)]
+        chart = Chart(title=title, axis="lg lr", hint=hint, may_be_log=True)
+        charts.append(line_chart(chart, [Line(name="last value", points=curve)]))
+    return [f'<div class="charts">{"".join(charts)}</div>']
+
+
+def collect(stream: Iterator, into: list, show=None) -> bool:
+    """Whether Ctrl-C ended it; what came before is kept."""
+    try:
+        for item in stream:
+            into.append(item)
+            if show:
+                print(show(item), flush=True)
+    except KeyboardInterrupt:
+        print("interrupted; with what was found so far:", flush=True)
+        return True
+    return False
+
+
+def rerun_command(overrides: Sequence[str], **changes: str) -> str:
+    kept = [text for text in overrides if text.lstrip("+").partition("=")[0] not in changes]
+    return "  " + shlex.join(["jepa-train", *kept, *(f"{key}={value}" for key, value in changes.items())])
+
+
+def write_result(config: TrainConfig, what: str, found: dict, body: Sequence[str]) -> Path:
+    folder = Path("outputs") / f"{config.name}-find-{what}"
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomically(folder / "find.json", json.dumps(found, indent=1))
+    title = f"{config.name}: {'learning rate' if what == 'lr' else 'batch size'}"
+    write_atomically(folder / "find.html", page(title, [f"<header><h1>{escape(title)}</h1></header>", *body]))
+    return folder
