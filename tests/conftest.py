@@ -19,7 +19,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
 
 
-DEAR = ("test_faults", "test_readme", "test_training", "test_slurm", "test_ranks", "test_sweeps", "test_compare")
+DEAR = ("test_faults", "test_readme", "test_runs", "test_slurm", "test_ranks", "test_sweeps", "test_compare")
 """Files that start many processes: they come first, lest a worker is left alone with one of them at the end."""
 
 

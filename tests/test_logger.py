@@ -18,12 +18,12 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from PIL import Image
+from wandb_reader import read_offline_runs
 
 from jepa import logger as logger_module
 from jepa.evaluation.types import EmbeddingTable, Evaluation, Picture
 from jepa.logger import TensorboardLogger, WandbLogger
 from jepa.runs.metrics import FolderLogger, read_rows
-from wandb_reader import read_offline_runs
 
 TESTS = Path(__file__).parent
 CONF = TESTS.parent / "conf" / "logger"

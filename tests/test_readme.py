@@ -17,6 +17,7 @@ import av
 import numpy as np
 import pytest
 from PIL import Image
+from synthetic_run import write_run
 
 from jepa.cli.compare import main as compare
 from jepa.cli.eval import main as judge
@@ -24,7 +25,6 @@ from jepa.cli.export import main as export
 from jepa.cli.find import main as find
 from jepa.cli.finetune import main as finetune
 from jepa.cli.train import main as train
-from synthetic_run import write_run
 
 pytestmark = pytest.mark.timeout(600)
 

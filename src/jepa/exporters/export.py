@@ -22,9 +22,9 @@ from jepa.exporters.card import History, card, history_of
 from jepa.exporters.format import Form
 
 HOMES = {
-    "safetensors": ("own_folder", "FORM"),
-    "timm": ("timm_folder", "FORM"),
-    "transformers": ("transformers_folder", "FORM"),
+    "safetensors": ("native", "FORM"),
+    "timm": ("timm", "FORM"),
+    "transformers": ("transformers", "FORM"),
     "onnx": ("graphs", "ONNX"),
     "torch_export": ("graphs", "PROGRAM"),
 }

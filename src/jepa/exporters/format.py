@@ -11,8 +11,6 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-from jepa.encoders.pretrained import open_encoder
-from jepa.encoders.published import write_encoder
 from jepa.errors import ConfigError, RunError
 
 Run = Callable[[Tensor], Tensor]
@@ -76,34 +74,3 @@ def needs(module: str, extra: str = "export") -> ModuleType:
 
 def refuse(format: str, encoder: nn.Module, reason: str) -> ConfigError:
     return ConfigError([f"format={format} cannot take {type(encoder).__name__}: {reason}"])
-
-
-def write(encoder: Any, folder: Path) -> None:
-    if not hasattr(encoder, "node"):
-        raise refuse("safetensors", encoder, "it was not opened by jepa.load_encoder, so nothing tells how to build it")
-    write_encoder(folder, encoder)
-
-
-def reopen(folder: Path) -> Run:
-    return open_encoder(folder)
-
-
-def snippet(encoder: Any, where: str) -> str:
-    shape = ", ".join(map(str, takes_clips(encoder)))
-    kind = "images" if encoder.clip_shape[1] == 1 else "clips"
-    return f"""\
-import torch
-from jepa import load_encoder
-encoder = load_encoder({quoted(where)})
-{kind} = torch.randint(0, 256, (2, {shape}), dtype=torch.uint8)  # of any size
-pixels = encoder.transform({kind})
-tokens = encoder(pixels)  # [2, {encoder.grid.num_tokens}, {encoder.embed_dim}]"""
-
-
-def notes(encoder: Any) -> list[str]:
-    return [
-        "It is loaded by `pip install jepa-train`, and goes on training with `encoder=pretrained encoder.weights=.`"
-    ]
-
-
-FORM = Form("jepa-train", write, reopen, snippet, takes_clips, notes, "hf:{}")

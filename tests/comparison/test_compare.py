@@ -1,0 +1,453 @@
+"""jepa-compare: which runs there are, that they are checked, run and resumed, and what is made of their numbers."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
+from synthetic_run import write_run
+from wandb_reader import read_offline_runs
+
+from jepa.cli.compare import main
+from jepa.comparison import plan as compare_module
+from jepa.comparison.plan import Recipe, plan
+from jepa.comparison.report import curve, html, table
+from jepa.comparison.results import RunResult, compare, find_runs, labels, spearman, spread
+from jepa.comparison.runs import Children, run_all
+from jepa.config import Composer, ConfigError
+from jepa.config.catalogue import conf_folder
+from jepa.errors import RunError
+from jepa.reports.charts import Line, thin
+from jepa.runs.metrics import read_rows
+
+COMPOSER = Composer()
+QUICK = ["experiment=quickstart", "logger=none"]
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+class Recorded(Children):
+    """Notes what would be trained, and leaves run folders as a training does; lr=9 fails, `stop_at` is a signal."""
+
+    def __init__(self, stop_at: int | None = None) -> None:
+        self.said: list[str] = []
+        super().__init__()
+        self.trained: list[list[str]] = []
+        self.stop_at = stop_at
+
+    def say(self, text):
+        self.said.append(text)
+
+    def train(self, overrides, *, quiet=False):
+        self.trained.append(list(overrides))
+        if self.stop_at == len(self.trained):
+            self.receive(signal.SIGTERM, None)
+            return 143, []
+        if "lr=9" in overrides:
+            return 1, ["first line", "TrainingError: it blew up"]
+        name = next(text.removeprefix("name=").strip("'") for text in reversed(overrides) if text.startswith("name="))
+        folder = Path("outputs") / name
+        steps = next(int(text.removeprefix("steps=")) for text in reversed(overrides) if text.startswith("steps="))
+        write_run(folder, steps=steps, log_every=4, eval_every=0, pictures=False)
+        (folder / "config.yaml").write_text(yaml.safe_dump(COMPOSER.inspect(overrides).config))
+        return 0, []
+
+
+def members(*overrides: str, recipe: Recipe | None = None, seconds: float | None = None):
+    return plan([*overrides], recipe or Recipe(), COMPOSER, seconds)[1]
+
+
+def faults(*overrides: str, **options) -> list[str]:
+    with pytest.raises(ConfigError) as caught:
+        members(*overrides, **options)
+    return caught.value.faults
+
+
+def write_member(
+    folder: Path, *, objective: str = "jepa.JEPA", seed: int = 0, knn: float = 50.0, rank: float = 10.0,
+    steps: int = 4, status: str = "finished", lr: float = 0.1, rate: float = 100.0, **config,
+) -> Path:  # fmt: skip
+    """Evaluations at 0, half and the end, 10 samples a step."""
+    folder.mkdir(parents=True)
+    settings = {"name": str(folder), "seed": seed, "lr": lr, "objective": {"_target_": f"jepa.objectives.{objective}"}}
+    (folder / "config.yaml").write_text(yaml.safe_dump(settings | config))
+    (folder / "run.json").write_text(json.dumps({"run_id": "a", "status": status, "message": ""}))
+    rows = [
+        {"step": 0, "samples": 0, "probe/knn_top1": 20.0 + seed, "collapse/rank": 3.0, "baseline/pixels_knn_top1": 30.0}
+    ]
+    for step in range(1, steps + 1):
+        rows.append({"step": step, "samples": 10 * step, "train/loss": 1 / step, "perf/samples_per_s": rate})
+        rows[-1] |= {"perf/peak_memory_gib": 0.1 * step}
+    for step in (steps // 2, steps):
+        rows.append({"step": step, "probe/knn_top1": knn * step / steps, "collapse/rank": rank * step / steps})
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+def compared(*folders: Path):
+    return compare(find_runs(folders))
+
+
+# ---- which runs there are
+
+
+def test_folders_are_those_of_a_sweep_of_jepa_train():
+    sweep = ["lr=3e-4,1e-3", "mask=random,block", "seed=range(0,2)"]
+    program = (
+        "import sys, types; agent = types.ModuleType('jepa.agent'); sys.modules['jepa.agent'] = agent\n"
+        "agent.train = lambda config, folder, interrupt: print('FOLDER', folder) or 0\n"
+        "from jepa.cli.train import main; main(sys.argv[1:])"
+    )
+    command = [sys.executable, "-c", program, "--multirun", *QUICK, *sweep, "image_size=64", "name=same"]
+    told = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    hydras = [line.removeprefix("FOLDER ") for line in told.splitlines() if line.startswith("FOLDER")]
+    assert [str(m.folder) for m in members(*QUICK, *sweep, "image_size=64", "name=same")] == hydras
+    assert len(hydras) == 8
+
+
+def test_each_run_is_what_jepa_train_makes_of_its_overrides():
+    for member in members(*QUICK, "objective=jepa,mae", "seed=0,1", "name=x"):
+        assert COMPOSER.inspect(member.overrides).faults == []
+        assert member.config["name"] == f"x/{member.label}"
+
+
+def test_a_method_of_a_recipe_has_settings_of_its_own_and_the_command_line_wins():
+    recipe = Recipe("mine", ("experiment=quickstart",), {"a": ["lr=1e-2"], "b": ["objective=mae", "mask.ratio=0.75"]})
+    found = members("seed=0,1", recipe=recipe)
+    assert [m.label for m in found] == ["a,seed=0", "a,seed=1", "b,seed=0", "b,seed=1"]
+    assert [m.method for m in found] == ["a", "a", "b", "b"]
+    assert [m.config["lr"] for m in found] == [1e-2, 1e-2, 1e-3, 1e-3]
+    assert found[2].config["mask"]["ratio"] == 0.75
+    assert {m.config["lr"] for m in members("seed=0,1", "lr=5", recipe=recipe)} == {5}
+
+
+def test_a_method_names_its_seed_so_that_others_can_come_later():
+    recipe = Recipe("mine", ("experiment=quickstart",), {"a": ["lr=1e-2"], "b": ["objective=mae"]})
+    assert [m.label for m in members(recipe=recipe)] == ["a,seed=0", "b,seed=0"]
+    assert [m.label for m in members("seed=3", recipe=recipe)] == ["a,seed=3", "b,seed=3"]
+    assert [m.label for m in members("lr=1,2", "seed=3", recipe=recipe)][:2] == ["a,lr=1,seed=3", "a,lr=2,seed=3"]
+
+
+def test_what_an_objective_has_no_use_for_is_left_out_of_its_runs():
+    jepa, mae, vae = members(*QUICK, "objective=jepa,mae,vae", "mask.ratio=0.5", "objective.momentum=0.9", "name=x")
+    assert (jepa.dropped, mae.dropped) == ((), ("objective.momentum=0.9",))
+    assert set(vae.dropped) == {"mask.ratio=0.5", "objective.momentum=0.9"}
+    assert jepa.config["objective"]["momentum"] == 0.9
+
+
+def test_what_one_method_of_a_recipe_takes_is_left_out_of_the_others():
+    recipe = Recipe("mine", ("experiment=quickstart",), {"a": ["objective=jepa"], "b": ["objective=mae"]})
+    first, second = members("objective.momentum=0.9", recipe=recipe)
+    assert (first.config["objective"]["momentum"], second.dropped) == (0.9, ("objective.momentum=0.9",))
+
+
+def test_runs_that_differ_only_in_what_is_left_out_are_one_run():
+    found = members(*QUICK, "objective=mae,vae", "mask.ratio=0.5,0.75", "name=x")
+    assert [m.label for m in found] == [
+        "mask.ratio=0.5,objective=mae",
+        "mask.ratio=0.75,objective=mae",
+        "objective=vae",
+    ]
+
+
+def test_faults_of_all_runs_come_at_once_and_nothing_is_started():
+    found = faults(
+        *QUICK, "objective=jepa,mae", "lrr=1", "mask=blok", "objective.momentun=0.9", "encoder.num_heads=7,5"
+    )
+    for words in ('no key "lrr"', 'did you mean "block"', "objective.momentun=0.9", "num_heads=7", "num_heads=5"):
+        assert any(words in fault for fault in found), words
+    assert os.listdir() == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["objective=jepa"], "only one run"),
+        (["seed=0,1", "name=a,b"], "a comparison has one name"),
+        (["lr=interval(1,2)"], "an interval has no list of values"),
+        (["compare=shape"], 'did you mean "shapes"?'),
+        (["compare=shapes", "--seconds=-1"], "--seconds -1: must be above 0"),
+        (["compare=shapes", "--seconds=9", "steps=3"], "--seconds works out the steps"),
+        (["nowhere"], "nowhere: there is no such folder"),
+        (["."], "holds no run"),
+        ([".", "lr=3"], "take no overrides"),
+        ([], "only one run"),
+        (["--methods", "no.yaml"], "no.yaml: cannot be read"),
+    ],
+)
+def test_a_mistake_is_told_in_a_sentence(arguments, words, capsys):
+    assert main(arguments) == 2
+    told = capsys.readouterr().err
+    assert words in told
+    assert "Traceback" not in told
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("methods: {}", "needs methods"),
+        ("methods: {a: lr=1}", "methods.a: takes a list"),
+        ("methods: {a/b: []}", "methods.a/b: a name has letters"),
+        ("methods: {a: []}\nmethds: 1", "there is no key 'methds'"),
+        ("a: [", "cannot be read"),
+    ],
+)
+def test_a_wrong_file_of_methods_is_told(text, words, capsys):
+    Path("mine.yaml").write_text(text)
+    assert main(["--methods", "mine.yaml"]) == 2
+    assert words in capsys.readouterr().err
+
+
+OF_RECIPE = {"shapes": [], "cifar10": ["dataset=hf", "dataset.path=somebody/something"]}
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in (conf_folder() / "compare").glob("*.yaml")))
+def test_a_recipe_that_is_shipped_can_be_run(name):
+    recipe = compare_module.find_recipe(name, COMPOSER)
+    found = members("seed=0,1", *OF_RECIPE[name], recipe=recipe)
+    assert {m.method for m in found} == {"jepa", "mae", "vae", "autoencoder"}
+
+
+def test_recipes_are_no_group_of_a_run():
+    assert "compare" not in COMPOSER.catalogue.groups
+
+
+# ---- running them
+
+
+def test_finished_runs_are_skipped_and_a_failed_one_does_not_stop_the_others():
+    arguments = [*QUICK, "lr=1e-3,9,2e-3", "steps=8", "name=x"]
+    family = Recorded()
+    folder, found = plan(arguments, Recipe(), COMPOSER, None)
+    assert list(run_all(folder, found, None, family)) == ["outputs/x/lr=9"]
+    assert len(family.trained) == 3
+    assert "TrainingError: it blew up" in "\n".join(family.said)
+    again = Recorded()
+    run_all(*plan(arguments, Recipe(), COMPOSER, None), None, again)
+    assert [run[-1] for run in again.trained] == ["name='x/lr=9'"]
+
+
+def test_a_folder_with_a_run_of_another_configuration_is_refused_at_once():
+    run_all(*plan([*QUICK, "seed=0,1", "steps=8", "name=x"], Recipe(), COMPOSER, None), None, Recorded())
+    found = faults(*QUICK, "seed=0,1", "steps=12", "name=x")
+    assert found[0].startswith("outputs/x/seed=0 holds a run of another configuration (steps: 8 -> 12)")
+    assert len(found) == 2
+
+
+def test_a_signal_ends_the_comparison():
+    family = Recorded(stop_at=1)
+    assert run_all(*plan([*QUICK, "seed=0,1", "steps=8", "name=x"], Recipe(), COMPOSER, None), None, family) == {}
+    assert (len(family.trained), family.signum) == (1, signal.SIGTERM)
+
+
+def test_equal_seconds_give_every_method_the_steps_that_its_measured_rate_allows():
+    arguments = [*QUICK, "objective=jepa,mae", "seed=0,1", "name=x"]
+    family = Recorded()
+    run_all(*plan(arguments, Recipe(), COMPOSER, 10), 10, family)
+    budget = json.loads(Path("outputs/x/budget.json").read_text())
+    for method, rate in budget["samples_per_s"].items():
+        assert budget["steps"][method] == round(10 * rate / 64)
+    assert set(budget["steps"]) == {"objective=jepa", "objective=mae"}
+    assert len(family.trained) == 4 + 2  # one measurement for each method
+    more = Recorded()
+    folder, found = plan([*arguments[:-2], "seed=0,1,2", "name=x"], Recipe(), COMPOSER, 10)
+    run_all(folder, found, 10, more)
+    assert [run[-1] for run in more.trained] == [f"steps={steps}" for steps in budget["steps"].values()]
+    assert "with --seconds 10" in faults(*arguments, seconds=11)[0]
+
+
+@pytest.fixture(scope="module")
+def real(tmp_path_factory, tiny) -> Path:
+    """Two objectives, two steps each, by the command itself."""
+    place = tmp_path_factory.mktemp("real")
+    quiet = ["experiment=quickstart", *tiny, "logger=none", "encoder.embed_dim=32", "name=small"]
+    command = [sys.executable, "-m", "jepa.cli.compare", *quiet, "objective=jepa,mae", "--wandb"]
+    done = subprocess.run(command, cwd=place, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    (place / "told").write_text(done.stdout)
+    return place
+
+
+def test_the_command_trains_all_and_leaves_a_table(real):
+    told = (real / "told").read_text()
+    assert "== 2/2 objective=mae ==" in told
+    assert "Equal budget: each run has seen 8 samples." in told
+    for name in (
+        "compare.md",
+        "compare.html",
+        "compare.json",
+        "objective=jepa/report.html",
+        "objective=mae/report.html",
+    ):
+        assert (real / "outputs/small" / name).stat().st_size > 0
+    for folder in ("objective=jepa", "objective=mae"):
+        memory = [row["perf/peak_memory_gib"] for row in read_rows(real / "outputs/small" / folder) if row["step"]]
+        assert len(memory) == 2
+        assert 0.05 < memory[0] <= memory[1] < 50
+
+
+def test_the_table_is_sent_to_wandb(real):
+    [run] = read_offline_runs(real / "outputs/small")
+    assert run.rows[2]["jepa/probe_knn_top1"] == run.summary["jepa/probe_knn_top1"]
+    sent = json.loads(run.artifact_files["comparison.table.json"].read_text())
+    assert sent["columns"][:3] == ["method", "predicts", "kNN"]
+    assert {row[0] for row in sent["data"]} == {"jepa", "mae", "untrained encoder", "raw pixels"}
+
+
+def test_a_terminated_comparison_lets_the_run_save_and_goes_on_from_there(tiny, tmp_path):
+    quiet = [
+        "experiment=quickstart",
+        *tiny,
+        "steps=2000",
+        "save_every=2000",
+        "eval_every=2000",
+        "logger=none",
+        "name=long",
+    ]
+    command = [sys.executable, "-m", "jepa.cli.compare", *quiet, "seed=0,1"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, stderr=subprocess.STDOUT)
+    metrics = tmp_path / "outputs/long/seed=0/metrics.jsonl"
+    while process.poll() is None and not (metrics.exists() and '"step": 5,' in metrics.read_text()):
+        time.sleep(0.2)
+    process.send_signal(signal.SIGTERM)
+    told = process.communicate()[0]
+    assert process.returncode == 128 + signal.SIGTERM, told
+    state = json.loads((tmp_path / "outputs/long/seed=0/run.json").read_text())
+    assert (state["status"], (tmp_path / "outputs/long/seed=0/checkpoints/last").exists()) == ("stopped", True)
+    assert not (tmp_path / "outputs/long/seed=1").exists()
+
+
+# ---- what is made of the numbers
+
+
+@given(st.lists(st.tuples(st.integers(-3, 3), st.floats(-9, 9, width=16)), min_size=2, max_size=12))
+def test_spearman_agrees_with_scipy(pairs):
+    first, second = zip(*pairs, strict=True)
+    if len(set(first)) == 1 or len(set(second)) == 1:
+        assert np.isnan(spearman(first, second))
+    else:
+        assert spearman(first, second) == pytest.approx(stats.spearmanr(first, second).statistic)
+
+
+def test_mean_and_sample_deviation_over_seeds(tmp_path):
+    for seed, knn in enumerate((50.0, 53.0, 59.0)):
+        write_member(tmp_path / f"a{seed}", seed=seed, knn=knn)
+    found = compared(tmp_path)
+    [method] = found.methods
+    assert found.values(method)[0] == (54.0, statistics.stdev((50, 53, 59)), 3)
+    assert found.baselines[0][1][0] == (21.0, 1.0, 3)
+    assert found.baselines[1][1][0] == (30.0, 0.0, 3)
+    assert spread([4.0, None, float("nan")]) == (4.0, None, 1)
+    assert spread([None]) is None
+
+
+def test_one_seed_has_no_spread_and_says_so(tmp_path):
+    found = compared(write_member(tmp_path / "a"))
+    assert table(found)[1][0].cells[0] == "50.0 %"
+    assert any("one seed has no spread" in note for note in found.notes)
+
+
+def test_only_what_is_ahead_by_more_than_both_spreads_is_marked(tmp_path):
+    for method, values in {"mae.MAE": (70, 72), "jepa.JEPA": (60, 62), "vae.VAE": (59, 62)}.items():
+        for seed, knn in enumerate(values):
+            write_member(tmp_path / f"{method}{seed}", objective=method, seed=seed, knn=knn)
+    rows = table(compared(tmp_path))[1]
+    assert [(row.title, row.best) for row in rows[:3]] == [("mae", {0}), ("jepa", set()), ("vae", set())]
+    assert rows[0].predicts.startswith("the pixels of hidden patches")
+    write_member(tmp_path / "close", objective="mae.MAE", seed=2, knn=50)
+    assert not any(row.best for row in table(compared(tmp_path))[1])
+
+
+def test_the_last_step_counts_and_not_the_best(tmp_path):
+    folder = write_member(tmp_path / "a", knn=50)
+    with (folder / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps({"step": 3, "probe/knn_top1": 99.0}) + "\n")
+    assert table(compared(folder))[1][0].cells[0] == "50.0 %"
+
+
+def test_training_time_is_the_sum_over_rates_so_that_pauses_do_not_count():
+    rows = [{"step": s, "samples": 10 * s, "perf/samples_per_s": r} for s, r in ((1, 10), (3, 5), (4, 20))]
+    run = RunResult(folder=Path(), config={}, rows=rows, status="finished", message="")
+    assert run.clock == [(0, 0, 0), (1, 10, 1), (3, 30, 5), (4, 40, 5.5)]
+    assert run.at(2) == (20, 3)
+
+
+def test_runs_that_are_not_finished_are_listed_and_left_out(tmp_path):
+    write_member(tmp_path / "a")
+    write_member(tmp_path / "b", seed=1, knn=90, status="failed")
+    found = compared(tmp_path)
+    assert [method.seeds for method in found.methods] == [[0]]
+    assert found.left_out == [(str(tmp_path / "b"), "failed")]
+    assert "Left out" in html(found, tmp_path, "x")
+    with pytest.raises(RunError, match="none of the runs is finished"):
+        compared(tmp_path / "b")
+
+
+def test_different_numbers_of_samples_are_told(tmp_path):
+    write_member(tmp_path / "a")
+    write_member(tmp_path / "b", objective="mae.MAE", steps=8)
+    assert compared(tmp_path).budget.startswith("NOT an equal budget")
+    assert compared(tmp_path / "a").budget == "Equal budget: each run has seen 40 samples."
+
+
+def test_methods_are_named_by_what_tells_them_apart():
+    jepa, mae = ({"objective._target_": f"jepa.objectives.{name}", "lr": 1} for name in ("jepa.JEPA", "mae.MAE"))
+    assert labels([jepa | {"objective.momentum": 0.9}, mae]) == ["jepa", "mae"]
+    assert labels([jepa, jepa | {"lr": 2}]) == ["lr=1", "lr=2"]
+    assert labels([jepa, jepa | {"lr": 2}, mae]) == ["jepa, lr=1", "jepa, lr=2", "mae"]
+    assert labels([jepa, jepa | {"regularizer": "vicreg"}])[1] == "regularizer=vicreg"
+    assert labels([jepa]) == ["jepa"]
+
+
+def test_a_sweep_is_sorted_by_its_first_probe_and_shows_which_criterion_would_have_chosen(tmp_path):
+    for place, (knn, rank) in enumerate([(40, 4), (70, 7), (60, 6), (50, 5)]):
+        write_member(tmp_path / f"{place}", lr=place + 1.0, knn=knn, rank=rank)
+    found = compared(tmp_path)
+    assert [method.label for method in found.methods] == ["lr=2.0", "lr=3.0", "lr=4.0", "lr=1.0"]
+    by_name = {c.criterion: c for c in found.correlations}
+    assert by_name["rank"].over_runs == (pytest.approx(1.0), 4)
+    assert by_name["rank"].over_evaluations[1] == 8
+    assert np.isnan(by_name["minus training loss"].over_runs[0])  # the same for all
+
+
+def test_correlations_of_fewer_than_four_runs_are_a_dash(tmp_path):
+    for place in range(3):
+        write_member(tmp_path / f"{place}", lr=place + 1.0, knn=place + 40)
+    assert np.isnan(compared(tmp_path).correlations[0].over_runs[0])
+    assert "-&nbsp;(n=3)" in html(compared(tmp_path), tmp_path, "x")
+
+
+def test_a_curve_is_the_mean_over_seeds_in_a_band_of_them(tmp_path):
+    for seed, (knn, rate) in enumerate([(40, 10.0), (60, 20.0)]):
+        write_member(tmp_path / f"{seed}", seed=seed, knn=knn, rate=rate)
+    [method] = compared(tmp_path).methods
+    assert curve(method, "probe/knn_top1", "step") == Line(
+        name="jepa", points=[(0, 20.5), (2, 25), (4, 50)], band=[(20, 21), (20, 30), (40, 60)]
+    )
+    assert [x for x, _ in curve(method, "probe/knn_top1", "sample").points] == [0, 20, 40]
+    assert [x for x, _ in curve(method, "probe/knn_top1", "second").points] == [0, 1.5, 3]
+    assert [(b.low, b.high) for b in thin([(0, 1.0), (1, 2.0)], band=[(0, 3), (1, 2)])] == [(0, 3), (1, 2)]
+
+
+def test_the_page_needs_nothing_else_and_links_to_the_runs(tmp_path):
+    write_member(tmp_path / "a&b")
+    found = html(compared(tmp_path), tmp_path, "x<y")
+    assert 'href="a&amp;b/report.html"' in found
+    assert "x&lt;y" in found
+    assert "<script" not in found
+    assert "http" not in found.replace("http://www.w3.org", "")

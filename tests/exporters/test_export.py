@@ -1,0 +1,369 @@
+"""Exported encoders compute what ours do, in other people's libraries; what cannot be exported leaves no trace."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from torch import Tensor, nn
+
+from jepa.cli.export import main
+from jepa.config import ConfigError, compose_export
+from jepa.config.catalogue import conf_folder
+from jepa.data.transforms import EvalTransform
+from jepa.encoders.pretrained import TimmEncoder, open_encoder
+from jepa.encoders.spatial import SpatialEncoder
+from jepa.encoders.temporal import TemporalEncoder
+from jepa.errors import RunError
+from jepa.exporters import export
+from jepa.exporters import timm as timm_export
+from jepa.exporters.card import card, history_of
+from jepa.exporters.export import Exported, export_encoder, form_of, push_to_hub
+from jepa.runs.checkpoint import FORMAT
+
+SIZES: dict[str, Any] = {"patch_size": 8, "embed_dim": 24, "depth": 1, "num_heads": 2}
+
+WITHOUT_US = """\
+import sys
+sys.modules["jepa"] = None
+import torch
+found = {}
+for name in sys.argv[1:]:
+    space = {}
+    exec(open(name + ".py").read(), space)
+    kept = ("images", "pixels", "tokens", "features")
+    found[name] = {key: torch.as_tensor(space[key]) for key in kept if key in space}
+torch.save(found, "found.pt")
+"""
+
+
+def made(kind: type, clip_shape: tuple[int, ...], **changes: Any) -> Any:
+    """A random encoder, every tensor of which matters, with a transform of uneven statistics."""
+    torch.manual_seed(0)
+    encoder = kind(clip_shape=clip_shape, **(SIZES | changes))
+    for parameter in encoder.parameters():
+        nn.init.normal_(parameter, mean=0.1, std=0.2)
+    channels = clip_shape[0]
+    mean, std = [0.5, 0.4, 0.3][:channels], [0.2, 0.3, 0.25][:channels]
+    encoder.transform = EvalTransform(image_size=(clip_shape[2], clip_shape[3]), mean=mean, std=std)
+    return encoder.eval()
+
+
+CASES: dict[str, tuple[str, Any]] = {
+    "timm_wide": ("timm", lambda: made(SpatialEncoder, (1, 1, 16, 24), patch_size=(8, 4), depth=2)),
+    "timm_frames": ("timm", lambda: made(SpatialEncoder, (3, 4, 16, 16), mlp_ratio=2.5)),
+    "transformers_images": ("transformers", lambda: made(SpatialEncoder, (3, 1, 16, 16), position="table", depth=2)),
+    "transformers_wide": ("transformers", lambda: made(SpatialEncoder, (1, 1, 24, 16), norm_eps=1e-3)),
+    "transformers_clips": ("transformers", lambda: made(TemporalEncoder, (3, 4, 16, 16), position="vjepa2", depth=2)),
+    "onnx": ("onnx", lambda: made(SpatialEncoder, (3, 1, 16, 24))),
+    "program_clips": ("torch_export", lambda: made(TemporalEncoder, (1, 4, 16, 24), position="rope")),
+}
+
+
+@pytest.fixture(scope="module")
+def here(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The current folder, of which snippets tell the way."""
+    with pytest.MonkeyPatch.context() as patch:
+        folder = tmp_path_factory.mktemp("exports")
+        patch.chdir(folder)
+        yield folder
+
+
+@pytest.fixture(scope="module")
+def exports(here: Path) -> dict[str, tuple[Any, Exported]]:
+    encoders = {name: (format, make()) for name, (format, make) in CASES.items()}
+    return {n: (encoder, export_encoder(encoder, format, here / n)) for n, (format, encoder) in encoders.items()}
+
+
+@pytest.fixture(scope="module")
+def elsewhere(here: Path, exports: dict[str, tuple[Any, Exported]]) -> tuple[dict[str, dict[str, Tensor]], str]:
+    """What the printed programs make in a process that cannot import jepa, and what they say."""
+    for name, (_, done) in exports.items():
+        (here / f"{name}.py").write_text(done.snippet)
+    command = [sys.executable, "-I", "-c", WITHOUT_US, *exports]
+    result = subprocess.run(command, capture_output=True, text=True, check=False, cwd=here)
+    assert result.returncode == 0, result.stderr
+    return torch.load(here / "found.pt"), result.stdout + result.stderr
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_printed_program_computes_our_tokens_where_our_package_is_missing(name: str, exports, elsewhere) -> None:
+    encoder, found = exports[name][0], elsewhere[0][name]
+    pixels = found["images" if name.startswith("timm") else "pixels"]
+    pixels = pixels.transpose(1, 2) if name == "transformers_clips" else pixels
+    with torch.no_grad():
+        torch.testing.assert_close(found["tokens"], encoder(pixels), rtol=1e-4, atol=1e-5)
+
+
+def test_timms_forward_is_the_mean_token(elsewhere) -> None:
+    found = elsewhere[0]["timm_wide"]
+    torch.testing.assert_close(found["features"], found["tokens"].mean(1))
+
+
+def test_nothing_is_new_or_left_over_when_a_folder_is_loaded(elsewhere) -> None:
+    assert not re.search("newly|missing|unexpected|mismatch", elsewhere[1], re.IGNORECASE)
+
+
+@pytest.mark.parametrize(
+    "architecture",
+    ["vit_small_patch16_dinov3", "vit_base_patch16_siglip_224", "vit_base_patch16_224.mae", "vit_base_patch14_dinov2"],
+)
+def test_an_encoder_of_timm_goes_back_to_timm(architecture: str, tmp_path: Path) -> None:
+    """With registers and rotary positions, a pooling layer of its own, a norm after pooling, layer scale."""
+    torch.manual_seed(0)
+    small = {"embed_dim": 24, "depth": 1, "num_heads": 2, "patch_size": 8}
+    encoder: Any = TimmEncoder(clip_shape=(3, 1, 16, 24), architecture=architecture, arguments=small).eval()
+    encoder.transform = EvalTransform(image_size=(16, 24), mean=[0.5] * 3, std=[0.5] * 3)
+    done = export_encoder(encoder, "timm", tmp_path / "x")
+    images = torch.randn(2, 3, 16, 24, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        torch.testing.assert_close(timm_export.reopen(done.folder)(images), encoder(images))
+    assert export_encoder(open_encoder(f"timm:local-dir:{done.folder}"), "safetensors", tmp_path / "y").difference == 0
+
+
+@pytest.mark.parametrize("name", ["onnx", "program_clips"])
+def test_the_batch_of_a_program_is_free(name: str, exports) -> None:
+    encoder, done = exports[name]
+    form = form_of(CASES[name][0])
+    pixels = torch.randn(5, *form.takes(encoder), generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        torch.testing.assert_close(form.reopen(done.folder)(pixels), encoder(pixels), rtol=1e-4, atol=1e-5)
+
+
+def test_programs_do_not_tell_paths_of_the_machine(exports) -> None:
+    for name in ("onnx", "program_clips"):
+        written = b"".join(path.read_bytes() for path in exports[name][1].folder.iterdir())
+        assert str(Path(export.__file__).parent).encode() not in written
+
+
+def test_processors_do_what_our_transform_does(exports) -> None:
+    from transformers import AutoImageProcessor, AutoVideoProcessor
+
+    generator = torch.Generator().manual_seed(2)
+    image = torch.randint(0, 256, (1, 3, 30, 30), generator=generator, dtype=torch.uint8)
+    clip = torch.randint(0, 256, (1, 4, 3, 30, 30), generator=generator, dtype=torch.uint8)
+    of_images, of_clips = (exports[f"transformers_{kind}"] for kind in ("images", "clips"))
+    one_grey_level = {"atol": 1.01 / 255 / 0.2, "rtol": 0}
+    theirs = AutoImageProcessor.from_pretrained(of_images[1].folder)(image, return_tensors="pt")["pixel_values"]
+    torch.testing.assert_close(theirs, of_images[0].transform(image)[:, :, 0], **one_grey_level)
+    processor = AutoVideoProcessor.from_pretrained(of_clips[1].folder)
+    theirs = processor([clip[0]], return_tensors="pt")["pixel_values_videos"]
+    torch.testing.assert_close(theirs.transpose(1, 2), of_clips[0].transform(clip.transpose(1, 2)), **one_grey_level)
+
+
+def test_timm_is_told_the_statistics_of_the_pixels(exports) -> None:
+    told = json.loads((exports["timm_frames"][1].folder / "config.json").read_text())["pretrained_cfg"]
+    assert (told["mean"], told["std"], told["input_size"]) == ([0.5, 0.4, 0.3], [0.2, 0.3, 0.25], [3, 16, 16])
+
+
+def test_what_does_not_compute_the_same_leaves_all_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    encoder = made(SpatialEncoder, (3, 1, 16, 16))
+    before = export_encoder(encoder, "timm", tmp_path / "old").files
+    rename = timm_export.to_foreign
+
+    def slightly_wrong(*arguments: Any) -> dict[str, Tensor]:
+        tensors = rename(*arguments)
+        return tensors | {"blocks.0.mlp.fc1.bias": tensors["blocks.0.mlp.fc1.bias"] + 0.01}
+
+    monkeypatch.setattr(timm_export, "to_foreign", slightly_wrong)
+    for name in ("old", "new"):
+        with pytest.raises(RunError, match="differ by"):
+            export_encoder(encoder, "timm", tmp_path / name)
+    assert [path.name for path in tmp_path.iterdir()] == ["old"]
+    assert {path.name: path.stat().st_size for path in (tmp_path / "old").iterdir()} == before
+
+
+def test_what_cannot_be_written_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(timm_export, "write_json", full)
+    with pytest.raises(RunError, match="No space left"):
+        export_encoder(made(SpatialEncoder, (3, 1, 16, 16)), "timm", tmp_path / "x")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("format", "encoder", "reason"),
+    [
+        ("timm", made(TemporalEncoder, (3, 4, 16, 16)), "use onnx or torch_export"),
+        ("transformers", made(TemporalEncoder, (3, 4, 16, 16)), "encoder.position=vjepa2"),
+        ("transformers", made(TemporalEncoder, (3, 4, 16, 24), position="vjepa2"), "16x24"),
+        ("pickle", made(SpatialEncoder, (3, 1, 16, 16)), "valid: safetensors, timm"),
+    ],
+)
+def test_what_a_format_cannot_take_is_refused_with_a_way_out(
+    format: str, encoder: Any, reason: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match=reason):
+        export_encoder(encoder, format, tmp_path / "x")
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_earlier_export_is_replaced_and_nothing_else(tmp_path: Path) -> None:
+    encoder = made(SpatialEncoder, (3, 1, 16, 16))
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("all of it")
+    export_encoder(encoder, "timm", tmp_path / "export")
+    export_encoder(made(SpatialEncoder, (1, 1, 16, 16)), "timm", tmp_path / "export")
+    assert '"in_chans": 1' in (tmp_path / "export" / "config.json").read_text()
+    (tmp_path / "export" / "notes.txt").write_text("of mine")
+    for name, kept in {"mine": "thesis.txt", "export": "notes.txt"}.items():
+        with pytest.raises(ConfigError, match=name):
+            export_encoder(encoder, "timm", tmp_path / name)
+        assert (tmp_path / name / kept).exists()
+
+
+def run_folder(tmp_path: Path) -> Path:
+    """The files of a run that tell about it."""
+    last = tmp_path / "outputs" / "shapes-run" / "checkpoints" / "last"
+    last.mkdir(parents=True)
+    config = {
+        "name": "shapes-run", "seed": 7, "batch_size": 32, "lr": 1e-3,
+        "encoder": {"weights": "/home/me/private/published.pt"},
+        "objective": {"_target_": "jepa.objectives.jepa.JEPA"},
+        "mask": {"_target_": "jepa.masks.block.BlockMask"},
+        "optimizer": {"_target_": "torch.optim.AdamW"},
+        "dataset": {"_target_": "jepa.data.images.ImageFolder", "root_path": "/home/me/private"},
+    }  # fmt: skip
+    (last / "config.yaml").write_text(yaml.safe_dump(config))
+    (last / "state.json").write_text(json.dumps({"format": FORMAT, "step": 50, "digests": {}}))
+    rows = [
+        {"step": 0, "probe/knn_top1": 11.1},
+        {"step": 50, "probe/knn_top1": 44.4},
+        {"step": 60, "probe/knn_top1": 55.5},
+    ]
+    (last.parents[1] / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return last.parents[1]
+
+
+def test_history_tells_how_the_checkpoint_was_trained_and_no_path(tmp_path: Path) -> None:
+    history = history_of(str(run_folder(tmp_path)))
+    told = " ".join([history.name, *history.facts.values(), history.results])
+    words = ("shapes-run", "step 50", "1,600", "JEPA", "ImageFolder", "published.pt", "11.1", "44.4")
+    assert all(word in told for word in words)
+    assert "55.5" not in told
+    assert "private" not in told
+
+
+def test_card_says_what_it_is_and_how_to_load_it_where_it_lies(exports) -> None:
+    done = exports["timm_frames"][1]
+    text = (done.folder / "README.md").read_text()
+    head = yaml.safe_load(text.split("---")[1])
+    assert head["library_name"] == "timm"
+    assert 'timm.create_model("local-dir:."' in text
+    assert all(word in text for word in ("0.5, 0.4, 0.3", "16 x 16 pixels", f"{done.difference:.1e}", "Licence"))
+    assert str(done.folder) not in text
+
+
+@pytest.mark.parametrize(
+    ("name", "call"),
+    [
+        ("timm_wide", 'create_model("hf-hub:me/encoder"'),
+        ("transformers_wide", 'from_pretrained("me/encoder")'),
+        ("onnx", 'InferenceSession("./model.onnx")'),
+    ],
+)
+def test_card_of_a_repository_loads_from_there_where_the_library_can(name: str, call: str, exports) -> None:
+    encoder, done = exports[name]
+    form = form_of(CASES[name][0])
+    assert call in card(encoder, form, history_of(str(done.folder)), done.difference, "me/encoder")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "fault"),
+    [
+        (["format=tim"], 'did you mean "timm"?; valid: safetensors, timm, transformers, onnx, torch_export'),
+        (["run=outputs/shapes-rum"], "outputs/shapes-rum does not exist"),
+        (["run=timm:vit_tiny_patch16_224"], "give output=FOLDER"),
+        (["output=outputs"], "outputs is not empty and not from jepa-export"),
+        (["push_to_hub=my encoder"], "OWNER/NAME"),
+    ],
+)
+def test_what_cannot_be_exported_is_refused_before_anything_is_opened(
+    overrides: list[str], fault: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_folder(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError) as caught:
+        compose_export(["run=outputs/shapes-run", *overrides])
+    assert len(caught.value.faults) == 1
+    assert fault in caught.value.faults[0]
+
+
+@pytest.fixture(scope="module")
+def source(here: Path) -> str:
+    """Something that a command can open."""
+    encoder = made(SpatialEncoder, (3, 1, 16, 16))
+    encoder.node = {"_target_": "jepa.encoders.spatial.SpatialEncoder", "clip_shape": [3, 1, 16, 16], **SIZES}
+    return export_encoder(encoder, "safetensors", here / "source").snippet.split('"')[1]
+
+
+def test_our_own_folder_is_what_the_printed_program_loads(source: str) -> None:
+    pixels = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        torch.testing.assert_close(open_encoder(source)(pixels), made(SpatialEncoder, (3, 1, 16, 16))(pixels))
+
+
+def test_command_says_what_it_wrote_how_well_and_how_to_load_it(source: str, here: Path, capsys) -> None:
+    assert main([f"run={source}", "format=timm", "output=told"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "told: README.md" in lines[0]
+    assert "model.safetensors" in lines[0]
+    assert "difference" in lines[1]
+    space: dict[str, Any] = {}
+    exec("\n".join(lines[2:]), space)
+    assert space["tokens"].shape == (2, 4, 24)
+
+
+def test_command_fails_in_one_sentence_where_parity_is_broken(source: str, here: Path, capsys, monkeypatch) -> None:
+    monkeypatch.setattr(export, "TOLERANCE", -1.0)
+    assert main([f"run={source}", "format=timm", "output=broken"]) == 1
+    assert re.fullmatch(r"jepa-export: format=timm: .* nothing was kept\n", capsys.readouterr().err)
+    assert not (here / "broken").exists()
+
+
+def test_command_refuses_with_status_2_and_explains_every_key(source: str, here: Path, capsys) -> None:
+    (here / "mine").write_text("")
+    assert main([f"run={source}", "format=tim", "output=mine"]) == 2
+    told = capsys.readouterr().err
+    assert all(word in told for word in ("2 faults", 'did you mean "timm"?', "mine is a file"))
+    with pytest.raises(SystemExit) as caught:
+        main(["--help"])
+    assert caught.value.code == 0
+    told = capsys.readouterr().out
+    keys = yaml.safe_load((conf_folder() / "export.yaml").read_text()).keys() - {"defaults"}
+    assert all(re.search(rf"^  {key}=\S+ +\w", told, re.MULTILINE) for key in keys)
+
+
+def test_without_a_network_the_folder_stays_and_the_reason_is_told(exports) -> None:
+    folder = exports["timm_frames"][1].folder
+    with pytest.raises(RunError, match="hf upload me/encoder"):
+        push_to_hub(folder, "me/encoder")
+    assert (folder / "model.safetensors").exists()
+
+
+def test_a_new_repository_is_private_and_gets_the_whole_folder(exports, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[dict[str, Any]] = []
+
+    class Hub:
+        def create_repo(self, name: str, **given: Any) -> str:
+            calls.append({"name": name} | given)
+            return f"hub/{name}"
+
+        def upload_folder(self, **given: Any) -> None:
+            calls.append(given)
+
+    monkeypatch.setattr("huggingface_hub.HfApi", Hub)
+    folder = exports["timm_frames"][1].folder
+    assert push_to_hub(folder, "me/encoder") == "hub/me/encoder"
+    assert calls[0]["private"]
+    assert (calls[1]["repo_id"], calls[1]["folder_path"]) == ("me/encoder", folder)

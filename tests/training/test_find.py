@@ -1,0 +1,208 @@
+"""The finders: their rules on curves with known answers, and their commands on a tiny configuration."""
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from jepa.cli.find import main
+from jepa.training import find_batch
+from jepa.training.find_batch import Trial, divisors, fastest
+from jepa.training.find_lr import Point, choose, smooth
+from jepa.types import LossOutput
+
+LRS = [10 ** (-6 + 6 * k / 149) for k in range(150)]
+
+
+@pytest.fixture
+def small(tiny, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(find_batch, "SECONDS", 0.0)
+    return [*tiny, "batch_size=12", "dataset.num_samples=96", "logger=none", "name=small"]
+
+
+def curve(loss, spread=lambda lr: 1.0):
+    return [Point(lr, loss(lr), spread(lr)) for lr in LRS]
+
+
+def falling(lr):
+    """From 1 to 0, nine tenths of it at 9e-3."""
+    return 1 / (1 + lr / 1e-3)
+
+
+# the rule for the learning rate
+
+
+def test_where_the_features_collapse_the_loss_is_not_believed():
+    found = choose(curve(falling, spread=lambda lr: 1 / (1 + lr / 1e-4)))
+    assert 1e-4 <= found.lr <= 2e-4
+    assert "spread" in found.reason
+    assert found.limits["settled"] > found.lr
+
+
+def test_where_they_do_not_the_loss_decides():
+    found = choose(curve(falling))
+    assert 9e-3 <= found.lr <= 2e-2
+    assert "collapse" not in found.limits
+    turned = choose(curve(lambda lr: falling(lr) + 10 * lr))
+    assert turned.limits["turn"] > turned.limits["settled"] >= turned.lr
+
+
+def test_a_scale_or_shift_of_the_curves_changes_nothing():
+    points = curve(falling, spread=lambda lr: 1 / (1 + lr / 1e-4))
+    other = [Point(lr, 7 * loss + 3, 5 * spread) for lr, loss, spread in points]
+    assert choose(points).lr == choose(other).lr
+
+
+def test_nothing_is_chosen_where_nothing_was_learned_or_seen():
+    assert choose(curve(lambda lr: 1 + lr)) is None
+    assert choose(curve(falling)[:9]) is None
+
+
+def test_smoothing_keeps_a_constant():
+    assert smooth([2.5] * 20) == pytest.approx([2.5] * 20)
+
+
+# the rule for the batch
+
+
+def test_the_smallest_of_the_fastest_sizes_is_taken():
+    assert fastest([Trial(1, 50.0, 1), Trial(2, 99.0, 1), Trial(4, 100.0, 2), Trial(8, None, 4)]).size == 2
+    assert fastest([Trial(1, None, 1)]) is None
+    assert divisors(12) == [1, 2, 3, 4, 6, 12]
+
+
+# the commands
+
+
+def test_lr_is_found_with_its_table_and_chart_beside_the_run(small, capsys):
+    assert main(["lr", *small, "--steps", "40", "--low", "1e-4"]) in (0, 1)
+    told = capsys.readouterr().out
+    assert "spread" in told
+    found = json.loads(Path("outputs/small-find-lr/find.json").read_text())
+    assert len(found["points"]) <= 40
+    assert found["points"][0]["lr"] == pytest.approx(1e-4)
+    if found["found"]:
+        assert f"lr={found['found']['lr']:g}" in told.split("jepa-train")[1]
+    assert "<svg" in Path("outputs/small-find-lr/find.html").read_text()
+    assert os.listdir("outputs") == ["small-find-lr"]
+
+
+def test_the_range_test_ends_where_the_loss_is_not_finite(small, monkeypatch):
+    from jepa.objectives.jepa import JEPA
+
+    forward = JEPA.forward
+    calls = []
+
+    def blown(self, batch, masks):
+        calls.append(0)
+        output = forward(self, batch, masks)
+        return output._replace(loss=output.loss * (math.nan if len(calls) > 5 else 1))
+
+    monkeypatch.setattr(JEPA, "forward", blown)
+    assert main(["lr", *small, "--steps", "30"]) == 1
+    assert len(json.loads(Path("outputs/small-find-lr/find.json").read_text())["points"]) == 5
+
+
+def test_the_fastest_micro_batch_keeps_the_batch(small, capsys):
+    assert main(["batch", *small]) == 0
+    told = capsys.readouterr().out
+    found = json.loads(Path("outputs/small-find-batch/find.json").read_text())
+    assert [trial["size"] for trial in found["trials"]] == divisors(12)
+    command = told.split("jepa-train")[1].split()
+    assert f"micro_batch_size={found['found']}" in command
+    assert "batch_size=12" in command
+    assert "table: outputs/small-find-batch/find.html" in told
+
+
+def out_of_memory_above(limit, monkeypatch):
+    from jepa.objectives.jepa import JEPA
+
+    forward = JEPA.forward
+
+    def limited(self, batch, masks) -> LossOutput:
+        if len(batch.clips) > limit:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return forward(self, batch, masks)
+
+    monkeypatch.setattr(JEPA, "forward", limited)
+
+
+def test_what_does_not_fit_is_said_and_nothing_larger_is_tried(small, monkeypatch, capsys):
+    out_of_memory_above(3, monkeypatch)
+    assert main(["batch", *small]) == 0
+    found = json.loads(Path("outputs/small-find-batch/find.json").read_text())
+    assert [trial["size"] for trial in found["trials"]] == [1, 2, 3, 4]
+    assert found["found"] <= 3
+    assert "out of memory" in capsys.readouterr().out
+
+
+def test_where_no_sample_fits_the_status_is_one(small, monkeypatch, capsys):
+    out_of_memory_above(0, monkeypatch)
+    assert main(["batch", *small]) == 1
+    assert "not even one sample fits" in capsys.readouterr().err
+
+
+def test_the_largest_batch_comes_with_its_learning_rate(small, monkeypatch, capsys):
+    out_of_memory_above(48, monkeypatch)
+    assert main(["batch", *small, "lr=1e-3", "--largest"]) == 0
+    told = capsys.readouterr().out
+    assert "batch_size=48 is the largest tried that fits" in told
+    assert "lr=0.002" in told
+
+
+def test_on_a_cpu_the_search_ends_before_the_memory_does(small, monkeypatch):
+    monkeypatch.setattr(find_batch, "free_gib", lambda: -1.0)
+    assert main(["batch", *small]) == 0
+    trials = json.loads(Path("outputs/small-find-batch/find.json").read_text())["trials"]
+    assert [trial["samples_per_s"] is None for trial in trials] == [False, True]
+    assert "not tried" in trials[1]["note"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["lr", "epohcs=3", "image_size=225"], "jepa-find: 2 faults in the configuration"),
+        (["lr", "--low", "1"], "needs 10 steps or more and 0 < low < high"),
+        (
+            ["batch", "batch_size=200", "dataset.num_samples=96", "logger=none"],
+            "smaller than one batch",
+        ),
+    ],
+)
+def test_a_wrong_command_is_refused(arguments, told, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(arguments) == 2
+    assert told in capsys.readouterr().err
+    assert os.listdir() == []
+
+
+def test_refusals_come_without_torch(tmp_path):
+    program = "import sys; from jepa.cli.find import main; assert main(['lr', 'nonsense=1']) == 2"
+    check = "assert not {'torch', 'numpy', 'timm'} & set(sys.modules)"
+    found = subprocess.run(
+        [sys.executable, "-c", f"{program}; {check}"], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert found.returncode == 0, found.stderr
+
+
+def test_ctrl_c_leaves_with_what_was_found(small, monkeypatch, capsys):
+    from jepa.objectives.jepa import JEPA
+
+    after = JEPA.after_step
+
+    def interrupted(self, step):
+        if step == 25:
+            signal.raise_signal(signal.SIGINT)
+        return after(self, step)
+
+    monkeypatch.setattr(JEPA, "after_step", interrupted)
+    assert main(["lr", *small, "--steps", "1000"]) in (1, 130)
+    assert "interrupted" in capsys.readouterr().out
+    assert len(json.loads(Path("outputs/small-find-lr/find.json").read_text())["points"]) == 25
