@@ -18,6 +18,7 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from PIL import Image
+from tests.helpers.checked import checked
 from wandb_reader import read_offline_runs
 
 from jepa import logger as logger_module
@@ -260,7 +261,7 @@ class TestWandb:
     @pytest.mark.parametrize("changes", [{"mode": "onlin"}, {"run_id": "a/b"}])
     def test_a_wrong_argument_is_refused_by_name(self, tmp_path, changes):
         with pytest.raises(ValueError, match=next(iter(changes))):
-            WandbLogger(**self.options() | wired(tmp_path) | changes)
+            checked(WandbLogger, **self.options() | wired(tmp_path) | changes)
 
     def test_rows_survive_forked_workers_and_a_kill(self, tmp_path):
         done = self.run_script(

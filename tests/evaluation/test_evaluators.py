@@ -9,6 +9,7 @@ import torch
 from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier
 from synthetic_features import GRID, clusters, masks_of, seeded, snapshot_of
+from tests.helpers.checked import checked
 from torch.nn import functional as F
 
 from jepa.evaluation.diagnostics import Diagnostics, collapse, coverage, effective_rank, mean_cosine
@@ -50,7 +51,7 @@ def test_knn_uses_all_samples_when_there_are_fewer_than_k():
 @pytest.mark.parametrize(("k", "temperature", "named"), [(0, 0.07, "k=0"), (5, 0.0, "temperature=0.0")])
 def test_knn_refuses_impossible_values_by_name(k, temperature, named):
     with pytest.raises(ValueError, match=named):
-        KNN(k=k, temperature=temperature)
+        checked(KNN, k=k, temperature=temperature)
 
 
 # linear probe

@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from tests.helpers.checked import checked
 from toy_model import Crop, Images, Toy, random_masker
 
 from jepa.data.transforms import Augment
@@ -136,7 +137,7 @@ def test_both_criteria_are_measured_and_only_on_features():
 )
 def test_impossible_values_are_refused_by_name(change, named):
     with pytest.raises(ValueError, match=named):
-        Selection(**(SIZES | change))
+        checked(Selection, **(SIZES | change))
 
 
 def test_shuffled_samples_are_all_samples_in_another_order_each_time():

@@ -18,9 +18,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from jepa.data.decode import SUFFIXES, check_reading, decode
+from jepa.data.decode import SUFFIXES, decode, warn_of_slow_decoding
 from jepa.data.folders import content, existing_folder, has_suffix
 from jepa.data.images import NATURAL
+from jepa.types import Channels
 
 log = logging.getLogger(__name__)
 NO_AREA = "without area dropped"
@@ -39,7 +40,7 @@ class _BoxFolder:
     classes: tuple[str, ...]
 
     def __init__(self, *, channels: int, keep_empty: bool) -> None:
-        check_reading(channels)
+        warn_of_slow_decoding()
         self.channels = channels
         self.mean, self.std = NATURAL[channels]
         self.keep_empty = keep_empty
@@ -144,7 +145,7 @@ class VOC(_BoxFolder):
         classes: Sequence[str] | None = None,
         difficult: bool = False,
         keep_empty: bool = True,
-        channels: int = 3,
+        channels: Channels = 3,
     ) -> None:
         super().__init__(channels=channels, keep_empty=keep_empty)
         root, is_subset = Path(root_path).expanduser().absolute(), classes is not None
@@ -175,7 +176,7 @@ class COCO(_BoxFolder):
         test_images: str | None = None,
         classes: Sequence[str] | None = None,
         keep_empty: bool = True,
-        channels: int = 3,
+        channels: Channels = 3,
     ) -> None:
         super().__init__(channels=channels, keep_empty=keep_empty)
         root, is_subset = Path(root_path).expanduser().absolute(), classes is not None

@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from jepa.evaluation.probe import Answer, ClassProbe, ProbeTask
+from jepa.types import Positive, PositiveInt
 
 ROWS = 1024
 """queries compared at once, so that memory does not grow with the validation part"""
@@ -15,11 +16,7 @@ ROWS = 1024
 class KNN(ClassProbe):
     """Each of the k nearest training samples votes for its class with weight exp(cosine similarity / temperature)."""
 
-    def __init__(self, *, k: int, temperature: float) -> None:
-        if k < 1:
-            raise ValueError(f"k={k}: at least one neighbour must vote")
-        if temperature <= 0:
-            raise ValueError(f"temperature={temperature}: must be above 0")
+    def __init__(self, *, k: PositiveInt, temperature: Positive) -> None:
         self.k = k
         self.temperature = temperature
         protocol = (

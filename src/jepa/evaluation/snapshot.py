@@ -57,8 +57,6 @@ class Prober:
         evaluators: Sequence[Evaluator] = (), autocast: Callable[[], AbstractContextManager] = nullcontext,
         crops: Callable[..., Augment] | None = None, num_pictures: int = 8,
     ) -> None:  # fmt: skip
-        if batch_size < 1:
-            raise ValueError(f"batch_size={batch_size}: must be at least 1")
         self.split = probe_split(dataset, train_samples=train_samples, val_samples=val_samples, seed=seed)
         self.num_frames = getattr(dataset, "num_frames", 1)
         self.still = still and self.num_frames > 1

@@ -35,7 +35,6 @@ class PixelDecoder(nn.Module):
         width, num_heads = width or encoder.embed_dim // 2, num_heads or encoder.num_heads
         check_sizes(
             width=width,
-            depth=depth,
             num_heads=num_heads,
             mlp_ratio=4.0,
             width_key="objective.decoder_width",

@@ -10,7 +10,7 @@ from jepa.layers.attention import CrossAttentionBlock
 from jepa.layers.init import STD, init_weights
 from jepa.layers.position import Positions
 from jepa.layers.transformer import check_sizes
-from jepa.types import Masks, PatchGrid
+from jepa.types import Masks, PatchGrid, Positive, PositiveInt
 
 
 class CrossAttentionPredictor(nn.Module):
@@ -24,16 +24,15 @@ class CrossAttentionPredictor(nn.Module):
         *,
         grid: PatchGrid,
         embed_dim: int,
-        num_heads: int,
+        num_heads: PositiveInt,
         num_mask_tokens: int = 1,
-        width: int = 384,
-        depth: int = 6,
-        mlp_ratio: float = 4.0,
+        width: PositiveInt = 384,
+        depth: PositiveInt = 6,
+        mlp_ratio: Positive = 4.0,
     ) -> None:
         super().__init__()
         check_sizes(
             width=width,
-            depth=depth,
             num_heads=num_heads,
             mlp_ratio=mlp_ratio,
             width_key="predictor.width",
