@@ -18,8 +18,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from jepa.config.paths import existing
 from jepa.data.decode import SUFFIXES, decode, warn_of_slow_decoding
-from jepa.data.folders import content, existing_folder, has_suffix
+from jepa.data.folders import has_suffix
 from jepa.data.images import NATURAL
 from jepa.types import Channels
 
@@ -37,6 +38,7 @@ class _BoxFolder:
     at its edges; a warning counts both for each part. Read as any data set of images it has no labels.
     """
 
+    fields = ("boxes",)
     classes: tuple[str, ...]
 
     def __init__(self, *, channels: int, keep_empty: bool) -> None:
@@ -135,6 +137,8 @@ class VOC(_BoxFolder):
     that are marked so.
     """
 
+    rules = ("jepa.data.rules.voc",)
+
     def __init__(
         self,
         *,
@@ -164,6 +168,8 @@ class COCO(_BoxFolder):
     `classes` are numbered as given, or all categories of the training part in the order of their ids.
     """
 
+    rules = ("jepa.data.rules.coco",)
+
     def __init__(
         self,
         *,
@@ -180,7 +186,7 @@ class COCO(_BoxFolder):
     ) -> None:
         super().__init__(channels=channels, keep_empty=keep_empty)
         root, is_subset = Path(root_path).expanduser().absolute(), classes is not None
-        found, names = read_coco(root / annotations, existing_folder(root / images, "dataset.images"))
+        found, names = read_coco(root / annotations, existing(root / images, "dataset.images"))
         self.classes = tuple(classes or names)
         self._take(found, is_subset=is_subset)
         self.held_out, self.last = (
@@ -219,8 +225,8 @@ def read_voc(root: Path, split: str | None, *, difficult: bool) -> list[Annotate
 
     Edges are taken as they stand in the file. Objects marked as difficult are left out unless `difficult`.
     """
-    folder = existing_folder(root / "Annotations", "dataset.root_path")
-    pictures = existing_folder(root / "JPEGImages", "dataset.root_path")
+    folder = existing(root / "Annotations", "dataset.root_path")
+    pictures = existing(root / "JPEGImages", "dataset.root_path")
     images = {Path(entry.name).stem: entry.path for entry in os.scandir(pictures) if has_suffix(entry.name, SUFFIXES)}
     names = sorted(path.stem for path in folder.glob("*.xml")) if split is None else _listed(root, split)
     found = []
@@ -236,10 +242,7 @@ def read_voc(root: Path, split: str | None, *, difficult: bool) -> list[Annotate
 
 def _listed(root: Path, split: str) -> list[str]:
     """The names in a list; a second column, as in the lists of a class, is not looked at."""
-    path = root / "ImageSets" / "Main" / f"{split}.txt"
-    if not path.is_file():
-        lists = existing_folder(path.parent, "dataset.root_path")
-        raise ValueError(f"dataset: no split {split}, there is no {path}; {content(lists)}")
+    path = existing(root / "ImageSets" / "Main" / f"{split}.txt", f"dataset: no split {split}")
     return [line.split()[0] for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
 
 

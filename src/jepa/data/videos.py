@@ -13,13 +13,12 @@ from typing import Annotated, Literal
 import numpy as np
 from torch import Tensor
 
+from jepa.config.paths import content, existing
 from jepa.data.clips import even_place, grey, how_many_are_short, positions, random_place, spare
 from jepa.data.folders import (
     Files,
     class_folders,
     class_numbers,
-    content,
-    existing_folder,
     held_out_files,
     read_table,
     scan,
@@ -45,6 +44,8 @@ class VideoFolder:
     says what is done with videos shorter than a clip: skip, hold (the last frame) or loop.
     """
 
+    rules = ("jepa.data.rules.folders", "jepa.data.rules.frame_rate")
+
     def __init__(
         self, *, num_frames: PositiveInt, root_path: str, video_folder: str = "train", val_folder: str | None = None,
         annotations: str | None = None, val_annotations: str | None = None, fps: Positive | None = None,
@@ -60,7 +61,7 @@ class VideoFolder:
         self.mean, self.std = NATURAL[channels]
         self.decoders = choose_decoders(decoder)
         root = Path(root_path).expanduser().absolute()
-        folder = existing_folder(root / video_folder, "dataset.video_folder")
+        folder = existing(root / video_folder, "dataset.video_folder", "folder")
         self.classes: tuple[str, ...] = ()
         if annotations is None:
             self.classes = class_folders(folder, SUFFIXES)
@@ -81,7 +82,7 @@ class VideoFolder:
     def _annotated_held_out(self, root: Path, folder: str, table: str | None) -> Files | None:
         if table is None:
             return None
-        found = existing_folder(root / folder, "dataset.val_folder")
+        found = existing(root / folder, "dataset.val_folder", "folder")
         return _annotated(found, root / table, "dataset.val_annotations", self.classes)[1]
 
     def __len__(self) -> int:

@@ -27,6 +27,7 @@ class Classification(nn.Module):
     an average of all weights, which is what is judged, saved as the backbone and exported.
     """
 
+    predicts = "classes"
     learns_labels = True
 
     def __init__(

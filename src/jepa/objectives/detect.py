@@ -40,7 +40,9 @@ class Detector(nn.Module):
     stage learns from `regions` of a picture.
     """
 
-    needs_boxes = True
+    needs = ("boxes",)
+    predicts = "boxes"
+    rules = ("jepa.objectives.rules.detector", "jepa.objectives.rules.pyramid")
 
     def __init__(
         self,

@@ -31,6 +31,9 @@ class JEPA(nn.Module):
     2026), which weights tokens by their distance from what is hidden, with equal weights and from the first step on.
     """
 
+    predicts = "latents"
+    rules = ("jepa.objectives.rules.jepa",)
+
     def __init__(
         self,
         *,

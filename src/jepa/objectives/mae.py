@@ -22,6 +22,9 @@ class MAE(nn.Module):
     context is predicted.
     """
 
+    predicts = "pixels"
+    rules = ("jepa.objectives.rules.mae",)
+
     def __init__(
         self,
         *,

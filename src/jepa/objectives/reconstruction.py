@@ -18,6 +18,8 @@ class Reconstruction(nn.Module):
     With `bottleneck=pooled` a clip passes through the latent of its mean token; with `tokens` each token has one.
     """
 
+    predicts = "pixels"
+
     def __init__(
         self,
         *,

@@ -242,7 +242,7 @@ def make_augment(config: TrainConfig, dataset: Dataset, objective: Any) -> Augme
 
 def needs_boxes(objective: Any) -> bool:
     """Whether it learns from boxes and is judged by those that it finds."""
-    return getattr(objective, "needs_boxes", False)
+    return "boxes" in getattr(objective, "needs", ())
 
 
 def make_loggers(config: TrainConfig, folder: RunFolder) -> list[Logger]:
