@@ -13,7 +13,7 @@ import numpy as np
 from torch import Tensor
 
 from jepa.data.decode import check_reading, decode
-from jepa.data.folders import VALIDATION_NAMES
+from jepa.data.folders import NO_LABEL, VALIDATION_NAMES, class_names, class_numbers
 from jepa.data.images import NATURAL
 
 if TYPE_CHECKING:
@@ -163,28 +163,26 @@ def _class_names(rows: datasets.Dataset, column: str | None) -> tuple[str, ...]:
     kind = str(getattr(rows.features[column], "dtype", "list"))
     if not re.match("string|large_string|u?int|bool", kind):
         raise ValueError(f"dataset.label_column={column}: expected integers or strings, found {kind}")
-    values = [value for value in rows.data.column(column).unique().to_pylist() if value is not None]
     if "string" in kind:
-        return tuple(sorted(values))
-    pairs: dict[int, str] = {}
+        return tuple(sorted(set(_texts(rows, column)) - NO_LABEL))
+    pairs: dict[str, str] = {}
     if f"{column}_name" in rows.features:
-        columns = (rows.data.column(name).to_pylist() for name in (column, f"{column}_name"))
-        pairs = dict(zip(*columns, strict=True))
-    return tuple(str(pairs.get(index, index)) for index in range(max(values, default=-1) + 1))
+        pairs = dict(zip(_texts(rows, column), _texts(rows, f"{column}_name"), strict=True))
+    return tuple(pairs.get(number) or number for number in class_names(_texts(rows, column)))
 
 
 def _labels(rows: datasets.Dataset, column: str | None, classes: Sequence[str]) -> np.ndarray:
-    """long [n], -1 where there is none"""
+    """Long [n], -1 where there is none."""
     if column is None:
         return np.full(len(rows), -1)
-    indices: dict[Any, int] = {name: index for index, name in enumerate(classes)} | {i: i for i in range(len(classes))}
+    are_names = "string" in str(rows.features[column].dtype)
+    expected = classes if are_names else [str(number) for number in range(len(classes))]
+    return class_numbers(_texts(rows, column), expected, f"column {column}")
+
+
+def _texts(rows: datasets.Dataset, column: str) -> list[str]:
     values = rows.data.column(column).to_pylist()
-    unknown = {value for value in values if value not in indices} - {None, -1}
-    if unknown:
-        raise ValueError(
-            f"column {column} holds labels that are not among the {len(classes)} classes: {sorted(unknown)[:5]}"
-        )
-    return np.array([indices.get(value, -1) for value in values], dtype=np.int64)
+    return ["" if value is None else value if isinstance(value, str) else str(int(value)) for value in values]
 
 
 def _encoded(image: Any) -> bytes:

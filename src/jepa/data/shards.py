@@ -15,7 +15,7 @@ from torch import Tensor
 
 from jepa.config.paths import find_shards
 from jepa.data.decode import check_reading, decode
-from jepa.data.folders import VALIDATION_NAMES
+from jepa.data.folders import VALIDATION_NAMES, class_names, class_numbers
 from jepa.data.images import NATURAL
 from jepa.data.shard_index import read_index
 from jepa.seeding import generator
@@ -57,7 +57,9 @@ class Shards:
 
     def _take(self, paths: list[Path], index: np.ndarray) -> None:
         self.paths, self.index = paths, index
-        self.labels = _numbers(index["label"], self.classes, paths[0].parent)
+        found, places = np.unique(index["label"], return_inverse=True)
+        texts = [label.decode() for label in found.tolist()]
+        self.labels = class_numbers(texts, self.classes, f"shards in {paths[0].parent}", numbered=True)[places]
         self.files = _OpenFiles(paths)
 
     def __len__(self) -> int:
@@ -177,22 +179,8 @@ def _class_names(file: Path, labels: np.ndarray) -> tuple[str, ...]:
     """The lines of the file where it is there, or else the numbers up to the largest, or the names that occur."""
     if file.is_file():
         return tuple(line.strip() for line in file.read_text().splitlines() if line.strip())
-    found = [label.decode() for label in np.unique(labels).tolist() if label not in (b"", b"-1")]
-    if not all(label.isdecimal() for label in found):
-        return tuple(sorted(found))
-    largest = max(map(int, found), default=-1)
+    found = [label.decode() for label in np.unique(labels).tolist()]
+    largest = max((int(label) for label in found if label.isdecimal()), default=-1)
     if largest >= max(10_000, len(labels)):
         raise ValueError(f"dataset.shards: the label {largest} is no class of {len(labels)} samples; see label_key")
-    return tuple(map(str, range(largest + 1)))
-
-
-def _numbers(labels: np.ndarray, classes: tuple[str, ...], folder: Path) -> np.ndarray:
-    """Texts -> long [n], -1 without: what has digits alone is the number of a class, all else its name."""
-    known = {name.encode(): number for number, name in enumerate(classes) if not name.isdecimal()}
-    found, places = np.unique(labels, return_inverse=True)
-    numbers = [int(text) if text.isdigit() else known.get(text, -1) for text in found.tolist()]
-    pairs = zip(found.tolist(), numbers, strict=True)
-    unknown = [t.decode() for t, n in pairs if n >= len(classes) or (n < 0 and t not in (b"", b"-1"))]
-    if unknown:
-        raise ValueError(f"shards in {folder}: labels that are not among the {len(classes)} classes: {unknown[:5]}")
-    return np.array(numbers, dtype=np.int64)[places]
+    return class_names(found)

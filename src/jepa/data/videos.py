@@ -17,6 +17,7 @@ from jepa.data.decode import check_channels
 from jepa.data.folders import (
     Files,
     class_folders,
+    class_names,
     class_numbers,
     content,
     existing_folder,
@@ -191,7 +192,9 @@ def _annotated(
 ) -> tuple[tuple[str, ...], Files]:
     """Classes, and the files in `folder` that a table with the columns path and label names."""
     columns = read_table(table, key, ("path", "label"))
-    classes, labels = class_numbers(columns["label"], classes, key)
+    texts = ["" if value is None else str(value) for value in columns["label"]]
+    classes = class_names(texts) if classes is None else classes
+    labels = class_numbers(texts, classes, key)
     paths = np.array([os.fsencode(path) for path in columns["path"]], dtype=bytes)
     if not any((folder / os.fsdecode(path)).is_file() for path in paths[:SURVEYED]):
         raise ValueError(f"{key}={table}: the files that it names, as {columns['path'][:1]}, are not in {folder}")
