@@ -25,7 +25,7 @@ from jepa.data.transforms import EvalTransform
 from jepa.encoders.names import TABLE
 from jepa.encoders.published import Weights, download, fill, read_weights
 from jepa.layers.position import resampled
-from jepa.layers.tokens import patch_pair, patches_of, take
+from jepa.layers.tokens import grid_of, make_grid, patch_pair, take
 from jepa.layers.transformer import check_drop_path
 from jepa.runs.checkpoint import CheckpointError
 from jepa.types import ClipShape, PatchGrid
@@ -138,7 +138,7 @@ class TimmEncoder(nn.Module):
         trunk.reset_classifier(0, "")
         self.clip_shape: ClipShape = (channels, frames, height, width)
         self.patch_size = patch_pair(trunk.patch_embed.patch_size)
-        self.grid = PatchGrid(frames, *patches_of((height, width), self.patch_size))
+        self.grid = make_grid((frames, height, width), self.patch_size)
         self.embed_dim: int = trunk.embed_dim
         self.num_heads: int = trunk.get_submodule("blocks.0.attn").num_heads
         self.num_prefix_tokens: int = trunk.num_prefix_tokens
@@ -184,12 +184,7 @@ class TimmEncoder(nn.Module):
         return trunk.fc_norm(trunk.norm(tokens[:, prefix:]))
 
     def grid_of(self, clips: Tensor) -> PatchGrid:
-        """The grid of [B, C, T, H, W] or [B, C, H, W]; refuses what it cannot cut into patches."""
-        channels, *frames, height, width = clips.shape[1:]
-        if channels != self.clip_shape[0]:
-            raise ValueError(f"this encoder reads {self.clip_shape[0]} channels, got clips of {tuple(clips.shape[1:])}")
-        (num_frames,) = frames or (1,)
-        return PatchGrid(num_frames, *patches_of((height, width), self.patch_size))
+        return grid_of(clips, self.clip_shape[0], self.patch_size)
 
 
 def _open_timm(

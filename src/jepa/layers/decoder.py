@@ -34,18 +34,13 @@ class PixelDecoder(nn.Module):
         super().__init__()
         width, num_heads = width or encoder.embed_dim // 2, num_heads or encoder.num_heads
         check_sizes(
-            width=width,
-            depth=depth,
-            num_heads=num_heads,
-            mlp_ratio=4.0,
-            width_key="objective.decoder_width",
-            heads_key="objective.decoder_num_heads",
+            width, depth, num_heads, 4.0, width_key="objective.decoder_width", heads_key="objective.decoder_num_heads"
         )
         frames, height, rows = patch_of(encoder)
         self.embed = nn.Linear(input_dim, width)
         self.mask_tokens = nn.Parameter(torch.empty(num_mask_tokens, width)) if num_mask_tokens else None
         self.positions = Positions(grid=encoder.grid, width=width)
-        self.blocks = make_blocks(width=width, depth=depth, num_heads=num_heads, mlp_ratio=4.0)
+        self.blocks = make_blocks(width, depth, num_heads, 4.0)
         self.norm = LayerNorm(width)
         self.project = nn.Linear(width, encoder.clip_shape[0] * frames * height * rows)
         if self.mask_tokens is not None:

@@ -40,14 +40,26 @@ def patch_pair(patch_size: int | Sequence[int]) -> tuple[int, int]:
     return height, width
 
 
-def patches_of(image_size: Sequence[int], patch_size: tuple[int, int]) -> tuple[int, int]:
-    """Rows and columns of patches of an image of height and width."""
-    names = ("image height", "image width")
-    rows, columns = (
-        divide(pixels, patch, name, "patch", "image_size or encoder.patch_size")
-        for pixels, patch, name in zip(image_size, patch_size, names, strict=True)
+def grid_of(clips: Tensor, channels: int, patch_size: tuple[int, int], tubelet_size: int = 1) -> PatchGrid:
+    """The grid of [B, C, T, H, W] or [B, C, H, W]; refuses what cannot be cut into patches, or has other channels.
+
+    A single frame fills a tubelet of several by being repeated.
+    """
+    if clips.shape[1] != channels:
+        raise ValueError(f"this encoder reads {channels} channels, got clips of {tuple(clips.shape[1:])}")
+    frames = 1 if clips.ndim == 4 else clips.shape[2]
+    return make_grid((frames, *clips.shape[-2:]), patch_size, tubelet_size)
+
+
+def make_grid(clip_size: Sequence[int], patch_size: tuple[int, int], tubelet_size: int = 1) -> PatchGrid:
+    """The grid of a clip of frames, height and width."""
+    frames, height, width = clip_size
+    time_keys, keys = "num_frames or encoder.tubelet_size", "image_size or encoder.patch_size"
+    return PatchGrid(
+        1 if frames == 1 else divide(frames, tubelet_size, "num_frames", "tubelet", time_keys),
+        divide(height, patch_size[0], "image height", "patch", keys),
+        divide(width, patch_size[1], "image width", "patch", keys),
     )
-    return rows, columns
 
 
 def unpatchify(tokens: Tensor, grid: PatchGrid, size: tuple[int, int, int]) -> Tensor:

@@ -33,7 +33,7 @@ class TrunkBlock(Block):
 
 
 def make_blocks(
-    *, width: int, depth: int, num_heads: int, mlp_ratio: float, drop_path: float = 0.0, norm_eps: float = 1e-6
+    width: int, depth: int, num_heads: int, mlp_ratio: float, *, drop_path: float = 0.0, norm_eps: float = 1e-6
 ) -> nn.ModuleList:
     """`depth` blocks [B, N, width] -> [B, N, width]; the rate of drop path grows linearly from 0 to `drop_path`."""
     rates = [drop_path * number / max(depth - 1, 1) for number in range(depth)]
@@ -69,7 +69,7 @@ def run_blocks(
     return tokens
 
 
-def check_sizes(*, width: int, depth: int, num_heads: int, mlp_ratio: float, width_key: str, heads_key: str) -> None:
+def check_sizes(width: int, depth: int, num_heads: int, mlp_ratio: float, *, width_key: str, heads_key: str) -> None:
     """Refuses what no trunk can be; `width_key` and `heads_key` are the keys that the user would change."""
     if depth < 1:
         raise ValueError(f"depth={depth}: a trunk needs at least one block")

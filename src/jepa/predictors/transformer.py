@@ -36,14 +36,7 @@ class TransformerPredictor(nn.Module):
         position: str = "sincos",
     ) -> None:
         super().__init__()
-        check_sizes(
-            width=width,
-            depth=depth,
-            num_heads=num_heads,
-            mlp_ratio=mlp_ratio,
-            width_key="predictor.width",
-            heads_key="predictor.num_heads",
-        )
+        check_sizes(width, depth, num_heads, mlp_ratio, width_key="predictor.width", heads_key="predictor.num_heads")
         self.grid = grid
         self.joint = joint
         self.embed = nn.Linear(embed_dim, width)
@@ -51,7 +44,7 @@ class TransformerPredictor(nn.Module):
         self.positions = Positions(
             grid=grid, width=width, num_heads=num_heads, kind=position, kind_key="predictor.position"
         )
-        self.blocks = make_blocks(width=width, depth=depth, num_heads=num_heads, mlp_ratio=mlp_ratio)
+        self.blocks = make_blocks(width, depth, num_heads, mlp_ratio)
         self.norm = LayerNorm(width)
         self.project = nn.Linear(width, embed_dim)
         nn.init.trunc_normal_(self.mask_tokens, std=STD)
