@@ -158,7 +158,7 @@ def test_the_largest_batch_comes_with_its_learning_rate(small, monkeypatch, caps
 
 
 def test_on_a_cpu_the_search_ends_before_the_memory_does(small, monkeypatch):
-    monkeypatch.setattr(find_batch, "free_gib", lambda: -1.0)
+    monkeypatch.setattr(find_batch, "free_memory", lambda: -1)
     assert main(["batch", *small]) == 0
     trials = json.loads(Path("outputs/small-find-batch/find.json").read_text())["trials"]
     assert [trial["samples_per_s"] is None for trial in trials] == [False, True]

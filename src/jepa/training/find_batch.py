@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import gc
 import math
-import re
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from html import escape
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
 
 from jepa.config import TrainConfig
 from jepa.errors import RunError
-from jepa.parallel.device import peak_memory_gib
+from jepa.parallel.device import free_memory, peak_memory_gib
 from jepa.training.find_lr import INTERRUPTED, collect, rerun_command, setting, write_result
 from jepa.training.loop import Parts, Plan, one_step
 from jepa.types import RawBatch
@@ -48,7 +46,7 @@ def try_sizes(plan: Plan, parts: Parts, raw: RawBatch, sizes: Sequence[int]) -> 
     base = peak_memory_gib(device)
     for size in sorted(sizes):
         growth = (last.memory_gib - base) * (size / last.size - 1) if last else 0.0
-        if device.type == "cpu" and last and growth > MEMORY_SHARE * (free := free_gib()):
+        if device.type == "cpu" and last and growth > MEMORY_SHARE * (free := free_memory() / 2**30):
             yield Trial(size, None, last.memory_gib + growth, f"not tried: {free:.1f} GiB are free")
             return
         try:
@@ -92,13 +90,6 @@ def fastest(trials: Sequence[Trial]) -> Trial | None:
     timed = [(trial, trial.samples_per_s) for trial in trials if trial.samples_per_s is not None]
     best = max((speed for _, speed in timed), default=math.inf)
     return next((trial for trial, speed in timed if speed >= EQUAL * best), None)
-
-
-def free_gib() -> float:
-    """Memory of the machine that processes can still take; without end where it does not say."""
-    told = Path("/proc/meminfo")
-    found = re.search(r"MemAvailable: +(\d+) kB", told.read_text()) if told.exists() else None
-    return int(found[1]) / 2**20 if found else math.inf
 
 
 def find_batch(config: TrainConfig, overrides: Sequence[str], *, largest: bool) -> int:
