@@ -154,8 +154,8 @@ def test_what_is_missing_in_voc_is_named(tmp_path):
 
 
 BAD_JSON = {
-    "cut short": ('{"images": [', r"all\.json: is not readable as JSON"),
-    "a list": ("[]", r"all\.json: holds no object"),
+    "cut short": ('{"images": [', r"all\.json cannot be read \(Expecting value"),
+    "a list": ("[]", r"all\.json holds no mapping"),
     "no images": ('{"categories": []}', r"all\.json: has no list of images"),
     "no id": ('{"categories": [{"name": "x"}]}', r"all\.json: an entry of categories has no id"),
 }

@@ -15,7 +15,7 @@ from jepa.config import Composer, ConfigError, literal, members, signatures, typ
 from jepa.config.catalogue import COMPARISONS
 from jepa.config.schema import changed_keys
 from jepa.config.values import unused
-from jepa.runs.metrics import read_json
+from jepa.runs.metrics import read_config, read_json
 from jepa.suggestions import suggestion
 
 EXAMPLE = "as methods: {jepa: [objective=jepa], mae: [objective=mae, mask.ratio=0.75]}"
@@ -188,9 +188,9 @@ def _objective_keys(config: Mapping[str, Any]) -> set[str]:
 
 def _other_run(member: Member, ignore: set[str]) -> list[str]:
     """The fault of a member whose folder holds a run of another configuration."""
-    path = member.folder / "config.yaml"
-    if not path.exists() or not (member.is_finished or (member.folder / "checkpoints" / "last").exists()):
+    config = read_config(member.folder)
+    if not config or not (member.is_finished or (member.folder / "checkpoints" / "last").exists()):
         return []
-    changed = changed_keys(yaml.safe_load(path.read_text()), member.config)
+    changed = changed_keys(config, member.config)
     told = "; ".join(text for text in changed if text.partition(":")[0] not in ignore)
     return [f"{member.folder} holds a run of another configuration ({told}): give another name="] if told else []

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 import logging
 import math
 import os
@@ -18,6 +17,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from jepa.config.paths import read_json
 from jepa.data.decode import SUFFIXES, check_reading, decode
 from jepa.data.folders import content, existing_folder, has_suffix
 from jepa.data.images import NATURAL
@@ -288,7 +288,7 @@ def read_coco(source: Path, pictures: Path) -> tuple[list[Annotated], tuple[str,
 
     Crowds (`iscrowd`) are left out: their box is none of a single thing.
     """
-    content = _json(source)
+    content = read_json(source)
     categories = {entry["id"]: str(entry["name"]) for entry in _entries(source, content, "categories", "id name")}
     boxes: dict[Any, list[Box]] = {
         entry["id"]: [] for entry in _entries(source, content, "images", "id file_name height width")
@@ -316,18 +316,6 @@ def _edges(source: Path, entry: dict) -> tuple[float, float, float, float]:
             f"{source}: annotation {entry.get('id')} has bbox {entry['bbox']}, not four numbers"
         ) from fault
     return left, top, left + width, top + height
-
-
-def _json(source: Path) -> dict:
-    try:
-        content = json.loads(source.read_bytes())
-    except OSError as fault:
-        raise ValueError(f"{source}: cannot be read: {fault.strerror}") from fault
-    except ValueError as fault:
-        raise ValueError(f"{source}: is not readable as JSON: {fault}") from fault
-    if not isinstance(content, dict):
-        raise ValueError(f"{source}: holds no object with images, annotations and categories")
-    return content
 
 
 def _entries(source: Path, content: dict, section: str, keys: str) -> Iterator[dict]:

@@ -21,9 +21,11 @@ from torch import Tensor, nn
 
 from jepa.config.paths import ENCODER_FORMAT, EXPECTED, Source, find_source, read_json
 from jepa.data.images import NATURAL
+from jepa.data.loader import first_line
 from jepa.encoders.names import IJEPA, PUBLISHED, TABLE, VJEPA2, Names, block_of, depth_of, from_foreign, pairs
 from jepa.runs import checkpoint
 from jepa.runs.checkpoint import CheckpointError
+from jepa.runs.metrics import read_config
 
 SPATIAL, TEMPORAL = "jepa.encoders.spatial.SpatialEncoder", "jepa.encoders.temporal.TemporalEncoder"
 NUM_HEADS = {192: 3, 384: 6, 768: 12, 1024: 16, 1280: 16, 1408: 16, 1664: 16}
@@ -104,7 +106,7 @@ def _read_run(path: Path) -> Weights:
     """The encoder of a run folder or a checkpoint; what was trained before checkpoints named it is in its config."""
     found = checkpoint.find(path)
     state = checkpoint.read_state(found)
-    node = state.get("encoder") or checkpoint.read_config(found)["encoder"] | {"clip_shape": state["clip_shape"]}
+    node = state.get("encoder") or read_config(found)["encoder"] | {"clip_shape": state["clip_shape"]}
     tensors = checkpoint.load_model(found, state["backbone"] + ".")
     return Weights(check_node(node, found), tensors, state["mean"], state["std"])
 
@@ -321,10 +323,6 @@ def download(name: str) -> str:
         return snapshot_download(repository, revision=revision or None, allow_patterns=["*.json", "*.safetensors"])
     except OSError as error:
         raise CheckpointError(f"{name} is not on this machine and cannot be fetched ({first_line(error)})") from error
-
-
-def first_line(error: Exception) -> str:
-    return str(error).partition("\n")[0]
 
 
 def _found(text: str, prefix: str = "") -> Source:

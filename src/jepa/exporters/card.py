@@ -12,7 +12,7 @@ from jepa.layers.tokens import patch_of
 from jepa.reports.verdict import final_table, start_of
 from jepa.runs import checkpoint
 from jepa.runs.checkpoint import CheckpointError
-from jepa.runs.metrics import read_rows
+from jepa.runs.metrics import read_config, read_rows
 
 
 class History(NamedTuple):
@@ -31,7 +31,7 @@ def history_of(source: str) -> History:
     except CheckpointError:
         name = Path(source).name if Path(source).exists() else source
         return History(name, {"weights": f"`{name}`"}, "")
-    step, config = checkpoint.peek(found)["step"], checkpoint.read_config(found)
+    step, config = checkpoint.peek(found)["step"], read_config(found)
     rows = [row for row in read_rows(found.parent.parent) if row["step"] <= step]
     has_probes = any(name.startswith(("probe/", "collapse/")) for row in rows for name in row)
     return History(config["name"], _facts(config, step), final_table(rows, start_of(config)) if has_probes else "")

@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -230,11 +229,6 @@ def peek(checkpoint: Path) -> dict:
     if not isinstance(state, dict) or state.get("format") != FORMAT or not isinstance(state.get("digests"), dict):
         raise CheckpointError(f"{checkpoint} was not written by this version of jepa-train: expected format '{FORMAT}'")
     return state
-
-
-def read_config(checkpoint: Path) -> dict:
-    """The resolved configuration of the run that wrote it."""
-    return yaml.safe_load((checkpoint / "config.yaml").read_text())
 
 
 def training_tensors(model: nn.Module, optimizer: Optimizer, guard: nn.Module | None) -> dict[str, Tensor]:
