@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
@@ -14,11 +16,10 @@ from omegaconf import DictConfig
 
 from jepa.cli.preflight import as_checked
 from jepa.cli.sweep_run import FAILURE
-from jepa.cli.sweep_signals import held_back, released
 from jepa.cli.terminal import log_quietly, quick_imports, rank, tell
 from jepa.config import ConfigError, TrainConfig, changed_keys, typed
 from jepa.errors import RunError
-from jepa.parallel.signals import FROM_SCHEDULERS, listen
+from jepa.parallel.signals import FROM_SCHEDULERS, STOPS, handlers, listen
 from jepa.reports.verdict import judged_value
 from jepa.runs.metrics import read_config, read_json, read_rows, write_atomically
 from jepa.training.launch import num_processes, start_processes
@@ -36,11 +37,11 @@ def job(config: DictConfig) -> float | None:
     if folder.is_relative_to(Path.cwd()):
         folder = folder.relative_to(Path.cwd())
     log_quietly()
-    held = held_back()
+    held = signal.pthread_sigmask(signal.SIG_BLOCK, ()) & set(STOPS)
     if held & signal.sigpending():
         return None  # the sweep is being stopped
     try:
-        with released(held):
+        with _released(held):
             checked = typed(as_checked())
             status = _train(checked, folder, is_member)
         if status == 0:
@@ -58,6 +59,17 @@ def job(config: DictConfig) -> float | None:
     elif not is_member or (status > 128 and hydra.launcher._target_.endswith("BasicLauncher")):
         sys.exit(status)
     return None
+
+
+@contextmanager
+def _released(held: set[int]) -> Iterator[None]:
+    """What is held back from a worker reaches it while it has something to save; before that it leaves."""
+    with handlers(held, lambda signum, _: sys.exit(128 + signum)):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, held)
+        try:
+            yield
+        finally:
+            signal.pthread_sigmask(signal.SIG_BLOCK, held)
 
 
 def _train(config: TrainConfig, folder: Path, is_member: bool) -> int:

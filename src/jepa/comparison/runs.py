@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import json
 import shutil
-import signal
 import subprocess
 import sys
 from collections import deque
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import FrameType
@@ -65,18 +63,6 @@ class Children:
                 if not quiet:
                     self.say(line)
         return self._child.returncode, list(tail)
-
-
-@contextmanager
-def children(flags: Sequence[str] = ()) -> Iterator[Children]:
-    """SIGINT and SIGTERM go to the run in hand while the block runs; the earlier handlers come back after it."""
-    family = Children(flags)
-    earlier = {s: signal.signal(s, family.receive) for s in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield family
-    finally:
-        for signum, handler in earlier.items():
-            signal.signal(signum, handler)
 
 
 def run_all(folder: Path, found: Sequence[Member], seconds: float | None, family: Children) -> dict[str, str]:

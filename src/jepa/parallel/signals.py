@@ -9,6 +9,9 @@ from dataclasses import dataclass
 from types import FrameType
 from typing import Any
 
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+STOPS, FROM_SCHEDULERS = SIGNALS[:2], SIGNALS[1:]
+
 
 @contextmanager
 def handlers(signals: Collection[int], handler: Callable[..., Any] | signal.Handlers) -> Iterator[None]:
@@ -19,11 +22,6 @@ def handlers(signals: Collection[int], handler: Callable[..., Any] | signal.Hand
     finally:
         for signum, former in earlier.items():
             signal.signal(signum, former)
-
-
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
-
-FROM_SCHEDULERS = SIGNALS[1:]
 
 
 @dataclass

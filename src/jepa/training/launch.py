@@ -14,14 +14,13 @@ from pathlib import Path
 
 from jepa.config.schema import TrainConfig, to_yaml
 from jepa.parallel.environment import find_place, num_cores
-from jepa.parallel.signals import handlers
+from jepa.parallel.signals import SIGNALS, handlers
 
 GRACE_SECONDS = 20
 """that the other processes have to notice that one has failed, before they are ended"""
 POLL_SECONDS = 0.2
 REFUSED = 2
 """the exit status of a configuration that all of them refuse"""
-FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 
 
 def num_processes(config: TrainConfig, environ: Mapping[str, str]) -> int:
@@ -49,7 +48,7 @@ def start_processes(config: TrainConfig, folder: Path, count: int) -> int:
             for environment in _environments(count)
         ]
         try:
-            with handlers(FORWARDED, lambda signum, _: _end(children, signum)):
+            with handlers(SIGNALS, lambda signum, _: _end(children, signum)):
                 return _wait(children)
         finally:
             _end(children, signal.SIGKILL)
