@@ -7,7 +7,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from jepa.errors import ConfigError, RunError
+from jepa.cli.terminal import outcome
+from jepa.errors import RunError
 
 EPILOG = """\
 examples
@@ -33,11 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--config-dir", metavar="FOLDER", help="a folder with groups of your own")
     flags = parser.parse_intermixed_args(arguments)
     folders = [Path(text) for text in flags.what if "=" not in text or Path(text).is_dir()]
-    try:
-        return _collect(flags, folders) if folders else _run(flags)
-    except (ConfigError, RunError) as error:
-        print(f"jepa-compare: {error}", file=sys.stderr)
-        return 2
+    return outcome("jepa-compare", lambda: _collect(flags, folders) if folders else _run(flags), failed=2)
 
 
 def _collect(flags: argparse.Namespace, folders: Sequence[Path]) -> int:

@@ -9,12 +9,11 @@ import os
 import socket
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from jepa.config import ConfigError
-from jepa.errors import RunError
+from jepa.errors import ConfigError, RunError
 from jepa.parallel.environment import find_place
 
 LATER_SECONDS = 3
@@ -48,6 +47,18 @@ def tell(error: ConfigError | RunError, about: str = "") -> int:
 def program() -> str:
     """The name under which the user has called us."""
     return "jepa-finetune" if Path(sys.argv[0]).stem in ("finetune", "jepa-finetune") else "jepa-train"
+
+
+def outcome(name: str, command: Callable[[], int], *, failed: int = 1, stopped: str = "stopped") -> int:
+    """The exit status of a command, also where it is refused, fails or is left by Ctrl-C, which is said."""
+    try:
+        return command()
+    except (ConfigError, RunError) as error:
+        print(f"{name}: {error}", file=sys.stderr)
+        return 2 if isinstance(error, ConfigError) else failed
+    except KeyboardInterrupt:
+        print(f"{name}: {stopped}", file=sys.stderr)
+        return 130
 
 
 @contextmanager
