@@ -123,7 +123,7 @@ class Bench:
         begun, self.cache.seconds = time.perf_counter(), 0.0
         trials, notes, num_test = [], [], 0
         for seed in seeds:
-            found, num_test, note = self._trial(source, task, probe, seed)
+            found, num_test, note = self._trial(source, probe, seed)
             trials.append(found)
             notes += [note] if note else []
         encoding = self.cache.seconds
@@ -221,7 +221,7 @@ class Bench:
             "pooling": config.pooling, "layers": config.layers, "train_samples": config.train_samples,
         }  # fmt: skip
 
-    def _trial(self, source: Source, task: str, probe: ClassProbe, seed: int) -> tuple[Trial, int, str]:
+    def _trial(self, source: Source, probe: ClassProbe, seed: int) -> tuple[Trial, int, str]:
         """With the number of independent test samples, and what could not be read."""
         train, test, shots = self.parts.train, self.parts.test, self.config.shots
         if shots:

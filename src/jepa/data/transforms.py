@@ -194,7 +194,6 @@ class Normalise:
             raise ValueError(f"mean={list(mean)} std={list(std)}: expected one pair for each channel, std above 0")
         self.mean, self.std = tuple(mean), tuple(std)
         deviation = torch.tensor(std)
-        self.mean, self.std = tuple(mean), tuple(std)
         self.scale = (1 / (255 * deviation)).view(-1, 1, 1, 1)
         self.shift = (torch.tensor(mean) / deviation).view(-1, 1, 1, 1)
 

@@ -25,8 +25,6 @@ class Detection:
     Pictures show findings with a score of `shown_score` or more. Needs torchmetrics and pycocotools.
     """
 
-    judges_boxes = True
-
     def __init__(self, *, shown_score: float = 0.5) -> None:
         if not 0 <= shown_score <= 1:
             raise ValueError(f"evaluator.detection.shown_score={shown_score}: expected a score from 0 to 1")
