@@ -6,7 +6,6 @@ import itertools
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,7 +13,7 @@ from typing import Any, NamedTuple
 import yaml
 from hydra import version
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
-from hydra._internal.config_repository import CachingConfigRepository
+from hydra._internal.config_repository import CachingConfigRepository, ConfigRepository
 from hydra._internal.defaults_list import create_defaults_list
 from hydra._internal.utils import create_config_search_path
 from hydra.core.config_search_path import SearchPathQuery
@@ -25,6 +24,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import IntervalSweep, Override, Quote, QuotedString
 from hydra.core.utils import setup_globals
 from hydra.errors import ConfigCompositionException, HydraException
+from hydra.plugins.config_source import ConfigResult
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -184,8 +184,7 @@ class Composer:
     def _base(self, choices: tuple[str, ...]) -> DictConfig:
         if choices not in self._bases:
             asks_hydra = any(override.is_hydra_override() for override in self.parse(choices)[0])
-            with _open_schema():
-                self._bases[choices] = self._whole(choices) if asks_hydra else self._quick(choices)
+            self._bases[choices] = self._whole(choices) if asks_hydra else self._quick(choices)
         return self._bases[choices]
 
     def _whole(self, overrides: Sequence[str]) -> DictConfig:
@@ -315,20 +314,19 @@ def _loader(folders: Sequence[Path]) -> ConfigLoaderImpl:
     search_path = create_config_search_path(folders[0].as_uri())
     for folder in folders[1:]:
         search_path.prepend(provider="command-line", path=folder.as_uri(), anchor=SearchPathQuery(provider="schema"))
-    return ConfigLoaderImpl(search_path)
+    loader = ConfigLoaderImpl(search_path)
+    loader.repository = _WithoutSchemas(search_path)
+    return loader
 
 
-@contextmanager
-def _open_schema() -> Iterator[None]:
+class _WithoutSchemas(ConfigRepository):
     """Lets wrong keys and types pass while composing, so that all of them are found and not only the first."""
-    store = ConfigStore.instance()
-    for name in SCHEMAS:
-        store.store(name=name, node={})
-    try:
-        yield
-    finally:
-        for name, schema in SCHEMAS.items():
-            store.store(name=name, node=schema)
+
+    def load_config(self, config_path: str) -> ConfigResult | None:
+        loaded = super().load_config(config_path)
+        if loaded is not None and config_path in SCHEMAS:
+            loaded.config = OmegaConf.create()
+        return loaded
 
 
 def _resolved(config: DictConfig) -> dict[str, Any]:
