@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
@@ -25,9 +26,10 @@ from jepa.runs.metrics import read_config, read_json, read_rows, write_atomicall
 from jepa.training.launch import num_processes, start_processes
 
 
-def job(config: DictConfig) -> float | None:
+def job(config: DictConfig, checked: Mapping[str, Any] | None = None) -> float | None:
     """Train one configuration in its run folder; leaves with the exit status when that is not 0.
 
+    A single run is `checked` by the process that starts it, a member of a sweep here, which may be elsewhere.
     A sweeper gets the last value of the metric that decides. A member of a sweep that fails ends none of the others: it
     returns None, and what it says stays in its folder.
     """
@@ -42,10 +44,10 @@ def job(config: DictConfig) -> float | None:
         return None  # the sweep is being stopped
     try:
         with _released(held):
-            checked = typed(as_checked())
-            status = _train(checked, folder, is_member)
+            whole = typed(as_checked() if is_member or checked is None else checked)
+            status = _train(whole, folder, is_member)
         if status == 0:
-            return judged_value(read_rows(folder), checked.evaluation.judge)
+            return judged_value(read_rows(folder), whole.evaluation.judge)
     except SystemExit as left:
         if not held:
             raise

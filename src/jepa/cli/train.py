@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from functools import partial
+from functools import partial, update_wrapper
+from typing import Any
 
 from jepa.config.catalogue import conf_folder
 
@@ -27,12 +28,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     from jepa.errors import ConfigError
 
-    sweep = None
+    sweep, config = None, {}
     try:
         if not HYDRAS_OWN & {argument.partition("=")[0] for argument in given}:
             from jepa.cli.preflight import preflight
 
-            given, sweep = preflight(given)
+            given, sweep, config = preflight(given)
     except ConfigError as error:
         from jepa.cli.terminal import tell
 
@@ -40,18 +41,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if sweep is not None:
         from jepa.cli.sweep_run import carry_out
 
-        return carry_out(sweep, partial(_hand_over, given))
-    _hand_over(given)
+        return carry_out(sweep, partial(_hand_over, given, config))
+    _hand_over(given, config)
     return 0
 
 
-def _hand_over(arguments: Sequence[str]) -> None:
+def _hand_over(arguments: Sequence[str], config: Mapping[str, Any]) -> None:
     import hydra
 
     from jepa.cli.job import job
 
     sys.argv = [sys.argv[0], *arguments]
-    hydra.main(version_base="1.3", config_path=str(conf_folder()), config_name="train")(job)()
+    task = update_wrapper(partial(job, checked=config), job) if config else job
+    hydra.main(version_base="1.3", config_path=str(conf_folder()), config_name="train")(task)()
 
 
 if __name__ == "__main__":
