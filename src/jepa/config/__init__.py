@@ -6,7 +6,6 @@ import inspect
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -24,7 +23,7 @@ from jepa.config.schema import (
     changed_keys,
     to_yaml,
 )
-from jepa.config.values import OPTIONAL, unused, without_sizes
+from jepa.config.values import OPTIONAL
 from jepa.errors import ConfigError
 
 __all__ = [
@@ -115,4 +114,4 @@ def typed(config: Mapping[str, Any] | DictConfig) -> TrainConfig:
     chosen_none = {group: {} for group in OPTIONAL}  # as evaluator=[], of which nothing is composed
     result = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(TrainConfig), chosen_none, config))
     assert isinstance(result, TrainConfig)
-    return replace(result, **unused(vars(result)), **without_sizes(vars(result)))
+    return result
