@@ -67,13 +67,11 @@ def quick_imports() -> Iterator[None]:
 
     In a million objects it finds nothing, and takes a sixth of the time. Where torch is there already, nothing changes.
     """
-    if "torch" in sys.modules or not gc.isenabled():
-        yield
-        return
-    gc.disable()
-    try:
-        yield
-    finally:
+    is_first = "torch" not in sys.modules
+    if is_first:
+        gc.disable()
+    yield
+    if is_first:
         gc.freeze()
         atexit.register(gc.unfreeze)  # extension modules complain of objects that are never freed
         gc.enable()
