@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -24,7 +23,7 @@ from jepa.config.schema import (
     to_yaml,
 )
 from jepa.config.values import OPTIONAL
-from jepa.errors import ConfigError
+from jepa.errors import ConfigError, refusals
 
 __all__ = [
     "AugmentConfig",
@@ -71,17 +70,6 @@ def build(node: Mapping[str, Any], **given: Any) -> Any:
 
 def _parts(value: Any) -> bool:
     return isinstance(value, Mapping) and any(isinstance(v, Mapping) and "_target_" in v for v in value.values())
-
-
-@contextmanager
-def refusals() -> Iterator[None]:
-    """What a constructor refuses is a fault of the configuration."""
-    try:
-        yield
-    except ConfigError:
-        raise
-    except ValueError as error:
-        raise ConfigError([str(error)]) from error
 
 
 def compose(overrides: Sequence[str] = (), config_dir: str | os.PathLike | None = None) -> TrainConfig:

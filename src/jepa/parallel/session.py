@@ -20,7 +20,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from jepa.errors import ConfigError, RunError
+from jepa.errors import ConfigError, RunError, refusals
 from jepa.parallel.device import has_fast_bf16
 from jepa.parallel.environment import Place, find_place, meeting_point, variables
 
@@ -170,11 +170,9 @@ def session(*, device: str, precision: str, strategy: str, environ: Mapping[str,
         raise ConfigError([f"strategy=single: {place.world_size} processes were started; use strategy=ddp or fsdp"])
     if strategy == "auto":
         strategy = "ddp" if place.world_size > 1 else "single"
-    try:
+    with refusals():
         local_rank = place.local_rank if place.world_size > 1 else None
         alone = open_session(device=device, precision=precision, local_rank=local_rank)
-    except ValueError as error:
-        raise ConfigError([str(error)]) from error
     if place.world_size == 1 and strategy != "fsdp":
         yield alone
         return

@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 
-from jepa.config import ConfigError, TrainConfig, factory
-from jepa.errors import RunError
+from jepa.config import TrainConfig, factory
+from jepa.errors import RunError, refusals
 from jepa.layers.attention import choose_attention
 from jepa.resources.footprint import Sizes, block_sizes, building, measure, state_bytes
 from jepa.resources.hardware import (
@@ -103,11 +103,8 @@ def make_sizes(config: TrainConfig, dataset: Dataset) -> Model:
 def needs_of(config: TrainConfig, dataset: Dataset, samples: int, *, bf16: bool) -> Needs:
     """Raises ConfigError where a constructor refuses, RunError for components that cannot do without numbers."""
     try:
-        return make_sizes(config, dataset).needs(config, samples, bf16=bf16)
-    except ConfigError:
-        raise
-    except ValueError as error:
-        raise ConfigError([str(error)]) from error
+        with refusals():
+            return make_sizes(config, dataset).needs(config, samples, bf16=bf16)
     except UNTRACEABLE as error:
         raise RunError(
             f"estimate=true: this model cannot be run without numbers ({error}); without estimate=true a run "
@@ -134,10 +131,8 @@ def tell(config: TrainConfig, folder: Path) -> int:
 
 def estimate(config: TrainConfig) -> str:
     """Every phase of the run, on `hardware`."""
-    try:
+    with refusals():
         dataset = make_dataset(config)
-    except ValueError as error:
-        raise ConfigError([str(error)]) from error
     machines = machines_of(config)
     phases = split_phases(config, len(dataset))
     texts, total = [_hardware(config, machines)], 0.0

@@ -14,9 +14,9 @@ from typing import NamedTuple
 
 import torch
 
-from jepa.config import ConfigError, TrainConfig
+from jepa.config import TrainConfig
 from jepa.data.loader import batches
-from jepa.errors import RunError
+from jepa.errors import RunError, refusals
 from jepa.parallel.session import open_session
 from jepa.reports.charts import Chart, Line, line_chart
 from jepa.reports.page import page
@@ -132,7 +132,7 @@ class Setting(NamedTuple):
 @contextmanager
 def setting(config: TrainConfig) -> Iterator[Setting]:
     """A fresh model of the first phase, with its batches. Raises ConfigError for what only the built parts can tell."""
-    try:
+    with refusals():
         config = replace(config, compile=False)
         dataset = make_dataset(config)
         phase = split_phases(config, len(dataset))[0]
@@ -144,10 +144,6 @@ def setting(config: TrainConfig) -> Iterator[Setting]:
             dataset, batch_size=plan.batch_size, seed=config.seed, num_workers=config.num_workers,
             canvas=parts.augment.canvas,
         )  # fmt: skip
-    except ConfigError:
-        raise
-    except ValueError as error:
-        raise ConfigError([str(error)]) from error
     with closing(stream):
         yield Setting(plan, parts, stream, len(dataset))
 
