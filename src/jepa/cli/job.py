@@ -5,8 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -17,10 +16,11 @@ from omegaconf import DictConfig
 
 from jepa.cli.preflight import as_checked
 from jepa.cli.sweep_run import FAILURE
+from jepa.cli.sweep_signals import released
 from jepa.cli.terminal import log_quietly, quick_imports, rank, tell
 from jepa.config import ConfigError, TrainConfig, changed_keys, typed
 from jepa.errors import RunError
-from jepa.parallel.signals import FROM_SCHEDULERS, STOPS, handlers, listen
+from jepa.parallel.signals import FROM_SCHEDULERS, STOPS, listen
 from jepa.reports.verdict import judged_value
 from jepa.runs.metrics import read_config, read_json, read_rows, write_atomically
 from jepa.training.launch import num_processes, start_processes
@@ -43,7 +43,7 @@ def job(config: DictConfig, checked: Mapping[str, Any] | None = None) -> float |
     if held & signal.sigpending():
         return None  # the sweep is being stopped
     try:
-        with _released(held):
+        with released(held):
             whole = typed(as_checked() if is_member or checked is None else checked)
             status = _train(whole, folder, is_member)
         if status == 0:
@@ -61,17 +61,6 @@ def job(config: DictConfig, checked: Mapping[str, Any] | None = None) -> float |
     elif not is_member or (status > 128 and hydra.launcher._target_.endswith("BasicLauncher")):
         sys.exit(status)
     return None
-
-
-@contextmanager
-def _released(held: set[int]) -> Iterator[None]:
-    """What is held back from a worker reaches it while it has something to save; before that it leaves."""
-    with handlers(held, lambda signum, _: sys.exit(128 + signum)):
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, held)
-        try:
-            yield
-        finally:
-            signal.pthread_sigmask(signal.SIG_BLOCK, held)
 
 
 def _train(config: TrainConfig, folder: Path, is_member: bool) -> int:

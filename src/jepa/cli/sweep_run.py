@@ -1,22 +1,16 @@
-"""Carries out a sweep with whatever launcher: signals reach its members, and in the end it says what came of each."""
+"""Carries out a sweep with whatever launcher, and says in the end what has come of each member."""
 
 from __future__ import annotations
 
-import os
-import signal
-import subprocess
 import sys
-from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from multiprocessing import active_children, resource_tracker
 from pathlib import Path
-from threading import Thread
-from types import FrameType
 
+from jepa.cli.sweep_signals import to_jobs, to_workers
 from jepa.cli.terminal import program, rank
 from jepa.errors import RunError
-from jepa.parallel.signals import STOPS, handlers
 from jepa.runs.metrics import read_json
 
 FAILURE = "failure.txt"
@@ -50,53 +44,6 @@ def carry_out(sweep: Sweep, start: Callable[[], None]) -> int:
         print(f"{program()}: stopped; the same command again goes on from there", file=sys.stderr)
         return status
     return max(status, _tell(sweep)) if rank() == 0 else status
-
-
-@contextmanager
-def to_workers(received: list[int]) -> Iterator[None]:
-    """Workers of joblib start with the signals held back, lest one dies before it can save; `received` gets them."""
-    from joblib.externals.loky.backend import resource_tracker as trackers_of_joblib
-
-    for tracker in (resource_tracker, trackers_of_joblib):
-        tracker.ensure_running()  # started later it would let the signals through
-    signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)
-
-    def hand_on(signum: int, frame: FrameType | None = None) -> None:
-        received.append(signum)
-        for worker in active_children():
-            with suppress(ProcessLookupError):
-                os.kill(worker.pid or 0, signal.SIGTERM)  # of a terminal they have SIGINT already
-
-    def wait() -> None:
-        while True:
-            hand_on(signal.sigwait(STOPS))
-
-    with handlers(STOPS, hand_on):
-        Thread(target=wait, daemon=True).start()
-        try:
-            yield
-        finally:
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS)
-
-
-@contextmanager
-def to_jobs(folders: Collection[Path]) -> Iterator[None]:
-    """The member that trains in this process saves by itself; the jobs of a cluster are cancelled, and save too."""
-    before = _jobs(folders)
-
-    def leave(signum: int, frame: FrameType | None) -> None:
-        if jobs := sorted(_jobs(folders) - before):
-            print(f"{program()}: cancelling the jobs {' '.join(jobs)}", file=sys.stderr)
-            subprocess.run(["scancel", *jobs], check=False, timeout=60)
-        sys.exit(128 + signum)
-
-    with handlers(STOPS, leave):
-        yield
-
-
-def _jobs(folders: Collection[Path]) -> set[str]:
-    """Numbers of all jobs and arrays of jobs that were ever submitted from these folders."""
-    return {path.name.split("_")[0] for folder in folders for path in folder.glob(".submitit/[0-9]*")}
 
 
 def _tell(sweep: Sweep) -> int:
