@@ -5,10 +5,8 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
@@ -26,7 +24,7 @@ from jepa.runs.metrics import read_config, read_json, read_rows, write_atomicall
 from jepa.training.launch import num_processes, start_processes
 
 
-def job(config: DictConfig, checked: Mapping[str, Any] | None = None) -> float | None:
+def job(config: DictConfig, checked: dict | None = None) -> float | None:
     """Train one configuration in its run folder; leaves with the exit status when that is not 0.
 
     A single run is `checked` by the process that starts it, a member of a sweep here, which may be elsewhere.

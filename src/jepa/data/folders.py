@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import csv
 import logging
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 from torchvision.datasets.folder import make_dataset
@@ -17,6 +18,21 @@ VALIDATION_NAMES = ("validation", "valid", "val", "test")
 """of a folder or a split that is taken for the held-out part where none is named, in this order"""
 NO_LABEL = {"", "-1"}
 """texts of a sample without a label"""
+
+
+class HoldingOut:
+    """A data set that can hold a part of itself out; `_take` takes what a part consists of."""
+
+    held_out: Self | None = None
+    _take: Callable[..., None]
+
+    def validation(self) -> Self | None:
+        return self.held_out
+
+    def _apart(self, *part: Any) -> Self:
+        other = copy.copy(self)
+        other._take(*part)
+        return other
 
 
 class Files(NamedTuple):

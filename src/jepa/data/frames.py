@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 import os
 import re
@@ -16,7 +15,7 @@ from torch import Tensor
 
 from jepa.data.clips import check_sampling, how_many_are_short, random_place, spare
 from jepa.data.decode import SUFFIXES, check_reading, decode
-from jepa.data.folders import content, existing_folder, has_suffix, read_table, sub_folders
+from jepa.data.folders import HoldingOut, content, existing_folder, has_suffix, read_table, sub_folders
 from jepa.data.images import NATURAL
 
 log = logging.getLogger(__name__)
@@ -34,7 +33,7 @@ class Stretch(NamedTuple):
     """long [n, 2]: folder and first frame in it"""
 
 
-class FrameFolders:
+class FrameFolders(HoldingOut):
     """Clips of `num_frames` frames, `stride` apart, of the folders of numbered images in `root_path`/`image_folder`.
 
     A clip begins every `hop` frames (None: where the one before ends); `self[index]` is that clip and `draw` begins up
@@ -63,7 +62,7 @@ class FrameFolders:
         folders = _video_folders(self.folder)
         self.classes = tuple(sorted({os.path.dirname(name) for name in folders} - {""}))
         held_out = _held_out(folders, val_folders, val_ratio)
-        self.part = self._stretch([name for name in folders if name not in held_out])
+        self._take([name for name in folders if name not in held_out])
         self.quantities = tuple(columns) if annotations else ()
         self.table = _read_table(root / annotations, file_column, columns) if annotations else {}
         if self.table and not any(self._name(folder, 0) in self.table for folder in range(len(self.part.folders))):
@@ -71,10 +70,7 @@ class FrameFolders:
                 f"dataset.annotations={annotations}: its column {file_column} has paths as {next(iter(self.table))}, "
                 f"none is a folder's first frame, as {self._name(0, 0)}"
             )
-        self.held_out: FrameFolders | None = None
-        if held_out:
-            self.held_out = copy.copy(self)
-            self.held_out.part = self._stretch(held_out)
+        self.held_out = self._apart(held_out) if held_out else None
 
     def __len__(self) -> int:
         return len(self.part.clips)
@@ -92,9 +88,6 @@ class FrameFolders:
     def describe(self, index: int) -> str:
         folder, first = self.part.clips[index].tolist()
         return f"{self.folder / self.part.folders[folder]} from frame {first} on"
-
-    def validation(self) -> FrameFolders | None:
-        return self.held_out
 
     def measure(self, index: int) -> Tensor:
         """float32 [Q], of the frame `lag` frames before the middle one; of the folder's first where it begins later.
@@ -122,8 +115,8 @@ class FrameFolders:
     def _length(self, folder: int) -> int:
         return int(self.part.starts[folder + 1] - self.part.starts[folder])
 
-    def _stretch(self, folders: Sequence[str]) -> Stretch:
-        """All clips of these folders; says which numbers are lacking and which folders are too short."""
+    def _take(self, folders: Sequence[str]) -> None:
+        """Take all clips of these folders; says which numbers are lacking and which folders are too short."""
         names = [_numbered(self.folder / folder) for folder in folders]
         rooms = [spare(len(found), self.num_frames, self.stride) for found in names]
         clips = [(n, first) for n, room in enumerate(rooms) for first in range(0, room + 1, self.hop)]
@@ -136,7 +129,7 @@ class FrameFolders:
             )
         starts = np.cumsum([0, *map(len, names)])
         joined = np.array([os.fsencode(name) for found in names for name in found], dtype=bytes)
-        return Stretch(tuple(folders), joined, starts, np.array(clips))
+        self.part = Stretch(tuple(folders), joined, starts, np.array(clips))
 
 
 def _read_table(path: Path, file_column: str, columns: Sequence[str]) -> dict[str, np.ndarray]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import re
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -13,7 +12,7 @@ import numpy as np
 from torch import Tensor
 
 from jepa.data.decode import check_reading, decode
-from jepa.data.folders import NO_LABEL, VALIDATION_NAMES, class_names, class_numbers
+from jepa.data.folders import NO_LABEL, VALIDATION_NAMES, HoldingOut, class_names, class_numbers
 from jepa.data.images import NATURAL
 
 if TYPE_CHECKING:
@@ -23,7 +22,7 @@ LABEL_NAMES = ("label", "labels", "fine_label", "class", "target")
 """of a column that is taken for the label where none is named, in this order"""
 
 
-class HuggingFaceImages:
+class HuggingFaceImages(HoldingOut):
     """A data set of the Hugging Face hub, or local parquet files: one, or a folder of them named after their splits.
 
     `path` is the name on the hub or the local path; `val=None` takes a split of a usual name as the held-out part;
@@ -52,19 +51,16 @@ class HuggingFaceImages:
         self.path = path
         self.channels = channels
         self.mean, self.std = NATURAL[channels]
-        self._take(train, splits[train]())
-        self.image_column = _image_column(self.rows, image_column)
-        self.label_column = _label_column(self.rows, label_column)
-        self.classes = _class_names(self.rows, self.label_column)
-        self.labels = _labels(self.rows, self.label_column, self.classes)
-        self.held_out: HuggingFaceImages | None = None
-        if val is not None:
-            self.held_out = copy.copy(self)
-            self.held_out._take(val, splits[val]())
-            self.held_out.labels = _labels(self.held_out.rows, self.label_column, self.classes)
+        rows = splits[train]()
+        self.image_column = _image_column(rows, image_column)
+        self.label_column = _label_column(rows, label_column)
+        self.classes = _class_names(rows, self.label_column)
+        self._take(train, rows)
+        self.held_out = None if val is None else self._apart(val, splits[val]())
 
     def _take(self, split: str, rows: datasets.Dataset) -> None:
         self.split, self.rows = split, rows
+        self.labels = _labels(rows, self.label_column, self.classes)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -79,9 +75,6 @@ class HuggingFaceImages:
         image = self.rows.data.column(self.image_column)[index].as_py()
         name = image.get("path") if isinstance(image, dict) else None
         return f"{self.path} split {self.split} row {index}" + (f" ({name})" if name else "")
-
-    def validation(self) -> HuggingFaceImages | None:
-        return self.held_out
 
 
 def _find_splits(path: str, subset: str | None, known: Sequence[str]) -> dict[str, Callable[[], datasets.Dataset]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 import os
 import re
@@ -15,7 +14,7 @@ from torch import Tensor
 
 from jepa.config.paths import find_shards
 from jepa.data.decode import check_reading, decode
-from jepa.data.folders import VALIDATION_NAMES, class_names, class_numbers
+from jepa.data.folders import VALIDATION_NAMES, HoldingOut, class_names, class_numbers
 from jepa.data.images import NATURAL
 from jepa.data.shard_index import read_index
 from jepa.seeding import generator
@@ -25,7 +24,7 @@ MOST_OPEN = 64
 """files, in each process"""
 
 
-class Shards:
+class Shards(HoldingOut):
     """Images in tar files: members that share a name up to its first dot are one sample.
 
     `shards` is a brace pattern, a glob, a folder or a file; so is `val_shards`, the held-out part, of which None takes
@@ -49,10 +48,8 @@ class Shards:
         index = read_index(paths, image_key, label_key)
         self.classes = _class_names(paths[0].parent / "classes.txt", index["label"])
         self._take(paths, index)
-        self.held_out: Shards | None = None
         if held_out:
-            part = copy.copy(self)
-            part._take(held_out, read_index(held_out, image_key, label_key))
+            part = self._apart(held_out, read_index(held_out, image_key, label_key))
             self.held_out = part if named or (part.labels.max() >= 0) == bool(self.classes) else None
 
     def _take(self, paths: list[Path], index: np.ndarray) -> None:
@@ -78,9 +75,6 @@ class Shards:
     def describe(self, index: int) -> str:
         row = self.index[index]
         return f"{self.paths[row['shard']]}: {os.fsdecode(bytes(row['key']))}"
-
-    def validation(self) -> Shards | None:
-        return self.held_out
 
     def deal(self, batch_size: int, seed: int) -> Callable[[int], tuple[int, int]]:
         """Position -> index and epoch, for batches of any size."""

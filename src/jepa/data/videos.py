@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 import os
 from concurrent.futures import ThreadPoolExecutor
@@ -16,6 +15,7 @@ from jepa.data.clips import check_sampling, even_place, grey, how_many_are_short
 from jepa.data.decode import check_channels
 from jepa.data.folders import (
     Files,
+    HoldingOut,
     class_folders,
     class_names,
     class_numbers,
@@ -36,7 +36,7 @@ TOLERANCE = 1.01
 """by which `fps` may be above a file's rate, e.g. 30 of 29.97"""
 
 
-class VideoFolder:
+class VideoFolder(HoldingOut):
     """Clips of `num_frames` frames of the videos in `root_path`/`video_folder`: class folders, or all in one folder.
 
     `annotations` is a CSV or parquet file in `root_path` with the columns path (in `video_folder`) and label, instead
@@ -72,11 +72,7 @@ class VideoFolder:
         if not len(files.paths):
             raise ValueError(f"no videos ({' '.join(SUFFIXES)}) in {folder} or its sub-folders; {content(folder)}")
         self._take(files)
-        self.held_out: VideoFolder | None = None
-        if held_out is not None:
-            part = copy.copy(self)
-            part._take(held_out)
-            self.held_out = part
+        self.held_out = None if held_out is None else self._apart(held_out)
 
     def _annotated_held_out(self, root: Path, folder: str, table: str | None) -> Files | None:
         if table is None:
@@ -108,9 +104,6 @@ class VideoFolder:
         video, clip = divmod(index, self.clips_per_video)
         path = self._path(video)
         return path if self.clips_per_video == 1 else f"{path} clip {clip + 1} of {self.clips_per_video}"
-
-    def validation(self) -> VideoFolder | None:
-        return self.held_out
 
     def _clip(self, index: int, place: float) -> tuple[Tensor, int]:
         number = index // self.clips_per_video
