@@ -176,7 +176,7 @@ def test_a_folder_of_timm_is_opened_and_needed_no_more(tmp_path) -> None:
 @pytest.mark.parametrize(
     ("source", "error", "reason"),
     [
-        ("timm:vit_tiny_patch16_225", ValueError, "no such model; did you mean vit_tiny_patch16_224"),
+        ("timm:vit_tiny_patch16_225", ValueError, 'no such model; did you mean "vit_tiny_patch16_224'),
         ("timm:vit_tiny_patch16_224.nonsense", ValueError, "nonsense"),
         ("timm:resnet18", ValueError, "no plain Vision Transformer"),
         ("timm:deit_tiny_distilled_patch16_224", ValueError, "but VisionTransformerDistilled"),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -28,6 +27,7 @@ from jepa.layers.position import resampled
 from jepa.layers.tokens import grid_of, make_grid, patch_pair, take
 from jepa.layers.transformer import check_drop_path
 from jepa.runs.checkpoint import CheckpointError
+from jepa.suggestions import suggestion
 from jepa.types import ClipShape, PatchGrid
 
 OURS = {"num_classes", "img_size", "in_chans", "drop_path_rate", "dynamic_img_size"}
@@ -223,8 +223,7 @@ def _noted(name: str) -> dict[str, Any]:
     """What timm knows of a model of its own. Raises ValueError where there is no such model."""
     architecture = name.partition(".")[0]
     if not timm.is_model(architecture):
-        near = difflib.get_close_matches(architecture, timm.list_models(), n=3)
-        meant = f"; did you mean {' or '.join(near)}?" if near else ""
+        meant = suggestion(architecture, timm.list_models())
         raise ValueError(f"timm:{name}: timm {timm.__version__} has no such model{meant}")
     try:
         noted = timm.get_pretrained_cfg(name)
