@@ -249,9 +249,9 @@ def test_one_parquet_file_with_typed_columns_of_other_names(tmp_path, hf, no_net
 
 
 def test_labels_may_be_strings_and_may_be_missing(tmp_path, hf, no_network):
-    hf.Dataset.from_dict(rows(3, label=["b", None, "a"])).to_parquet(tmp_path / "strings.parquet")
+    hf.Dataset.from_dict(rows(4, label=["b", "", None, "10"])).to_parquet(tmp_path / "strings.parquet")
     images = HuggingFaceImages(path=str(tmp_path / "strings.parquet"))
-    assert (images.classes, images.labels.tolist()) == (("a", "b"), [1, -1, 0])
+    assert (images.classes, images.labels.tolist()) == (("10", "b"), [1, -1, -1, 0])
     hf.Dataset.from_dict(rows(3)).to_parquet(tmp_path / "without.parquet")
     images = HuggingFaceImages(path=str(tmp_path / "without.parquet"))
     assert (images.classes, images.labels.tolist()) == ((), [-1, -1, -1])

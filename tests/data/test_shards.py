@@ -195,6 +195,8 @@ def test_labels_are_numbers_or_names_of_cls_or_json(tmp_path):
     assert labelled(tmp_path / "1", 1, 0, None, -1) == [1, 0, -1, -1, ("0", "1")]
     assert labelled(tmp_path / "2", "dog", "cat", b"dog") == [1, 0, 1, ("cat", "dog")]
     assert labelled(tmp_path / "3", 7, 8, label_key="other") == [-1, -1, ()]
+    assert labelled(tmp_path / "mixed", b"b", b"1", b"007") == [2, 1, 0, ("007", "1", "b")]
+    assert labelled(tmp_path / "padded", b"002", b"0") == [2, 0, ("0", "1", "2")]
     (tmp_path / "4").mkdir()
     (tmp_path / "4" / "classes.txt").write_text("zebra\nant\n\n")
     assert labelled(tmp_path / "4", b"1", "zebra", None) == [1, 0, -1, ("zebra", "ant")]

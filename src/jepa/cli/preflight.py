@@ -14,7 +14,7 @@ from jepa.cli.sweep_plan import Sweep, lacking_plugins, plan_sweep, sweep_files
 from jepa.config import Composer, ConfigError
 
 
-def preflight(arguments: Sequence[str]) -> tuple[list[str], Sweep | None, dict[str, Any]]:
+def preflight(arguments: Sequence[str]) -> tuple[list[str], Sweep | None, dict]:
     """The arguments to hand to Hydra, the sweep that they start, if any, and the configuration of a single run.
 
     Raises ConfigError with all faults, those of every member of a sweep.

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from functools import partial, update_wrapper
-from typing import Any
 
 from jepa.config.catalogue import conf_folder
 
@@ -46,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _hand_over(arguments: Sequence[str], config: Mapping[str, Any]) -> None:
+def _hand_over(arguments: Sequence[str], config: dict) -> None:
     import hydra
 
     from jepa.cli.job import job
