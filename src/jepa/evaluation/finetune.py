@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
 from copy import deepcopy
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import Optimizer
-from tqdm import tqdm
 
 from jepa.errors import Interrupted
 from jepa.evaluation.probe import ClassProbe, ProbeTask, scores
+from jepa.evaluation.samples import progress_bar
 from jepa.evaluation.types import Evaluation, Snapshot, Tuning
 from jepa.layers.classifier import Classifier
 from jepa.optim import parameter_groups, set_schedule
@@ -22,8 +21,6 @@ from jepa.schedules import cosine, linear
 from jepa.seeding import derive_seed, generator
 
 CLIP_GRAD = 1.0
-SILENT_SECONDS = 5
-"""a training that takes longer shows a bar on a terminal"""
 
 
 class FineTuning(ClassProbe):
@@ -83,12 +80,12 @@ class FineTuning(ClassProbe):
         optimizer = torch.optim.AdamW(parameter_groups(model), lr=self.lr)
         rng = generator(tuning.seed, 0, 0, "finetune")
         total = self.epochs * math.ceil(tuning.num_train / self.batch_size)
-        with _bar(total) as advance:
+        with progress_bar(total, "fine-tuning", "step") as bar:
             for step, (clips, labels) in enumerate(b for _ in range(self.epochs) for b in self._epoch(tuning, rng)):
                 set_schedule(optimizer, lr=self.lr_at(step, total), weight_decay=self.weight_decay)
                 if len(labels):
                     _learn(model, optimizer, clips, labels, tuning)
-                advance()
+                bar.update()
                 _check(tuning)
 
     def _epoch(self, tuning: Tuning, rng: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
@@ -115,10 +112,3 @@ def _learn(model: nn.Module, optimizer: Optimizer, clips: Tensor, labels: Tensor
 def _check(tuning: Tuning) -> None:
     if tuning.should_stop():
         raise Interrupted("the evaluation was asked to stop")
-
-
-@contextmanager
-def _bar(total: int) -> Iterator:
-    """On a terminal, a bar once it takes long."""
-    with tqdm(total=total, desc="fine-tuning", unit="step", delay=SILENT_SECONDS, leave=False, disable=None) as bar:
-        yield bar.update

@@ -95,7 +95,7 @@ class Snapshot:
     """what `Objective.diagnose` said on validation samples"""
     quantities: tuple[str, ...] = ()
     """names of the columns of `targets`"""
-    shown: Mapping[str, Tensor] = field(default_factory=dict)
+    reconstructions: Mapping[str, Tensor] = field(default_factory=dict)
     """uint8 [b, C, T, H, W] by name: what `Objective.pictures` gave for `pictures`"""
     still: tuple[Features, Features] | None = None
     """train and val of clips that show their middle frame all the time, where motion is told apart"""
@@ -103,7 +103,7 @@ class Snapshot:
     """float32 [n, q, D]: random crops of the first validation samples, where an evaluator asks for them"""
     tuning: Tuning | None = None
     """not on the CPU but where the run is"""
-    answers: Tensor | None = None
+    logits: Tensor | None = None
     """float32 [n, classes] for the validation samples, where the objective has a head that classifies"""
 
     @property

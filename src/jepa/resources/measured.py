@@ -8,9 +8,9 @@ from collections.abc import Callable
 
 import torch
 
-from jepa.evaluation.box_snapshot import BoxProber
-from jepa.evaluation.samples import evaluating
-from jepa.evaluation.snapshot import Prober
+from jepa.evaluation.box_snapshot import DetectionSnapshotter
+from jepa.evaluation.frozen import evaluating
+from jepa.evaluation.snapshot import Snapshotter
 from jepa.parallel.session import Session
 from jepa.seeding import derive_seed, generator
 from jepa.training.loop import Parts, Plan
@@ -24,7 +24,7 @@ GOES, PATIENCE_FOR_GOES = 3, 1.5
 """how often a step is timed, and the seconds after which it is not timed again"""
 
 
-def describe_cost(plan: Plan, parts: Parts, prober: Prober | BoxProber) -> str:
+def describe_cost(plan: Plan, parts: Parts, prober: Snapshotter | DetectionSnapshotter) -> str:
     """Two lines for a person: what is trained, and how long it takes here, of one phase; all ranks call it."""
     num_steps, session = plan.end_step - plan.begin_step, parts.session
     encoder = _millions(parts.objective.backbone)
@@ -40,7 +40,7 @@ def describe_cost(plan: Plan, parts: Parts, prober: Prober | BoxProber) -> str:
     trained, judged = _seconds_per_sample(plan, parts)
     training = trained * plan.batch_size / session.world_size * num_steps
     evaluation = judged * prober.num_samples
-    num_evaluations = 1 + math.ceil(num_steps / plan.eval_every) if prober.is_asked else 0
+    num_evaluations = 1 + math.ceil(num_steps / plan.eval_every) if prober.has_evaluators else 0
     judging = f" and {num_evaluations} evaluations of {duration(evaluation)}" if num_evaluations else ""
     lines.append(f"{where}: about {duration(training)} of training{judging}")
     if training + num_evaluations * evaluation > PATIENCE_SECONDS:

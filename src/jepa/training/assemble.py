@@ -20,8 +20,8 @@ from jepa.data.loader import BrokenSamples, batches
 from jepa.data.mixture import Shares
 from jepa.data.transforms import Augment, EvalTransform
 from jepa.encoders.names import TABLE
-from jepa.evaluation.box_snapshot import BoxProber
-from jepa.evaluation.snapshot import Prober
+from jepa.evaluation.box_snapshot import DetectionSnapshotter
+from jepa.evaluation.snapshot import Snapshotter
 from jepa.evaluation.types import Evaluator, Logger
 from jepa.layers.attention import choose_attention
 from jepa.masks.geometry import local_size
@@ -89,7 +89,7 @@ def assemble(phase: Phase, dataset: Dataset, folder: Path, session: Session) -> 
         folder=folder,
         plan=plan,
         parts=parts,
-        prober=make_prober(phase, dataset, parts, evaluators),
+        prober=make_snapshotter(phase, dataset, parts, evaluators),
         evaluators=evaluators,
         loggers=(),
         broken=BrokenSamples(dataset),
@@ -101,22 +101,23 @@ def assemble(phase: Phase, dataset: Dataset, folder: Path, session: Session) -> 
     )
 
 
-def make_prober(phase: Phase, dataset: Any, parts: Parts, evaluators: Sequence[Evaluator]) -> Prober | BoxProber:
+def make_snapshotter(
+    phase: Phase, dataset: Any, parts: Parts, evaluators: Sequence[Evaluator]
+) -> Snapshotter | DetectionSnapshotter:
     """What the evaluators look at: of a detector what it finds, of other objectives the features of their backbone."""
-    config, session = phase.config, parts.session
+    config = phase.config
     evaluation = asdict(config.evaluation)
     wired = {
-        "device": session.device,
+        "session": parts.session,
         "seed": config.seed,
-        "autocast": session.autocast,
         "evaluators": evaluators,
         **{key: evaluation[key] for key in ("batch_size", "val_samples")},
     }
     if needs_boxes(parts.objective):
         whole = WholePictures(**picture(config, dataset))
-        return BoxProber(dataset=dataset, transform=whole, last_step=phase.total_steps, **wired)
+        return DetectionSnapshotter(dataset=dataset, transform=whole, last_step=phase.total_steps, **wired)
     crops = {key: getattr(config.augment, key) for key in ("crop_scale", "crop_aspect", "flip")}
-    return Prober(
+    return Snapshotter(
         dataset=getattr(dataset, "probed", dataset),
         transform=EvalTransform(**picture(config, dataset)),
         masker=parts.masker,

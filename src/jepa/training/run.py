@@ -42,7 +42,7 @@ class Run:
     evaluators: Sequence[Evaluator]
     loggers: Sequence[Logger]
     prober: Any
-    """a Prober, or of a detector a BoxProber: takes the snapshots that the evaluators look at"""
+    """a Snapshotter or a DetectionSnapshotter: takes the snapshots that the evaluators look at"""
     broken: BrokenSamples
     shares: Shares
     config_text: str
