@@ -84,7 +84,7 @@ def test_what_is_random_is_repeated_and_the_rest_is_not(here):
 
 
 def features_of(bench, title):
-    source = next(one for one in bench.sources if one.title == title)
+    source = next(one for one in bench.entries if one.title == title)
     bench.cache.folder = Path("outputs/eval-shapes/features")
     representation = bench.open(source, 0)
     return [bench.cache.features(title, representation, part) for part in bench.splits[:2]]

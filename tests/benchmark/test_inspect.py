@@ -348,10 +348,10 @@ def test_neighbours_equal_those_of_scikit_learn():
     distance, expected = (
         NearestNeighbors(n_neighbors=5, metric="cosine", algorithm="brute").fit(bank).kneighbors(queries)
     )
-    similarity, indices = nearest(queries, bank, 5)
+    indices, similarity = nearest(queries, bank, 5)
     np.testing.assert_array_equal(indices, expected)
     np.testing.assert_allclose(similarity, 1 - distance, atol=1e-5)
-    assert nearest(queries, bank[:3], 5).indices.shape == (300, 3)
+    assert nearest(queries, bank[:3], 5)[0].shape == (300, 3)
 
 
 def test_agreement_counts_neighbours_of_the_same_class_and_leaves_out_what_has_no_label():

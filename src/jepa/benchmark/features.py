@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 import torch
 from safetensors import SafetensorError
@@ -18,7 +17,7 @@ from torch import Tensor
 
 from jepa.data.transforms import EvalTransform
 from jepa.errors import RunError
-from jepa.evaluation.frozen import EncodedChunk, digest_of
+from jepa.evaluation.frozen import EncodedChunk, FrozenEncoder, digest_of
 from jepa.evaluation.samples import PIXELS_SIDE, Samples, raw_pixels
 from jepa.evaluation.splits import LabelledSplit
 from jepa.evaluation.types import Features
@@ -39,45 +38,22 @@ HOG = (
 log = logging.getLogger(__name__)
 
 
-class Representation(Protocol):
-    """A FrozenEncoder, a Baseline, or anything else that makes one vector of a sample."""
-
-    @property
-    def digest(self) -> str:
-        """Equal only if the features are."""
-        ...
-
-    @property
-    def transform(self) -> EvalTransform: ...
-
-    def reduce(self, clips: Sequence[Tensor]) -> Tensor:
-        """uint8 [C, T, H, W] of any sizes -> what `encode` takes, in a worker"""
-        ...
-
-    def encode(self, values: Tensor, max_tokens: int, /) -> EncodedChunk: ...
-
-
 def hog(pictures: Tensor) -> Tensor:
     """uint8 [b, C, T, H, W] -> float32 [b, D]; raises RunError where scikit-image is not installed."""
-    features = _scikit_image()
+    try:
+        from skimage import feature
+    except ImportError as error:
+        raise RunError("hog needs scikit-image: pip install 'jepa-train[eval]', or leave hog out of floors") from error
     middle = pictures[:, :, pictures.shape[2] // 2].permute(0, 2, 3, 1).numpy()  # [b, H, W, C]
     cell = max(2, min(pictures.shape[-2:]) // CELLS)
     vectors: Sequence = [
-        features.hog(
+        feature.hog(
             image, orientations=ORIENTATIONS, pixels_per_cell=(cell, cell), cells_per_block=(BLOCK, BLOCK),
             block_norm="L2-Hys", channel_axis=-1,
         )
         for image in middle
     ]  # fmt: skip
     return torch.stack([torch.as_tensor(vector, dtype=torch.float32) for vector in vectors])
-
-
-def _scikit_image():
-    try:
-        from skimage import feature
-    except ImportError as error:
-        raise RunError("hog needs scikit-image: pip install 'jepa-train[eval]', or leave hog out of floors") from error
-    return feature
 
 
 BASELINES: dict[str, tuple[Callable[[Tensor], Tensor], str]] = {"pixels": (raw_pixels, PIXELS), "hog": (hog, HOG)}
@@ -122,7 +98,7 @@ class FeatureCache:
         self._held.clear()
 
     def features(
-        self, title: str, representation: Representation, split: LabelledSplit, max_tokens: int = 0
+        self, title: str, representation: Baseline | FrozenEncoder, split: LabelledSplit, max_tokens: int = 0
     ) -> Features:
         """Of the samples that can be read; with tokens unless `max_tokens` is 0."""
         key = hashlib.sha256(f"{FORMAT} {representation.digest} {split.digest}".encode()).hexdigest()[:24]
@@ -137,7 +113,7 @@ class FeatureCache:
         return Features(vectors, split.labels[rows], None, parts[names[1]]["tokens"] if max_tokens else None)
 
     def _encode(
-        self, title: str, representation: Representation, split: LabelledSplit, max_tokens: int
+        self, title: str, representation: Baseline | FrozenEncoder, split: LabelledSplit, max_tokens: int
     ) -> list[dict[str, Tensor]]:
         begun = time.perf_counter()
         vectors, tokens, num_read = [], torch.empty(0), 0

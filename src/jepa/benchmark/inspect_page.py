@@ -48,7 +48,7 @@ def write_page(folder: Path, subject: Subject) -> Path:
     """Write FOLDER/inspect.html; readers see the old page or the new one."""
     num = NUM_CLIPS if subject.pictures.shape[2] > 1 else NUM_PICTURES
     observed = observe(subject.encoder, subject.pictures[:num])
-    similarity, found = nearest(subject.test.vectors, subject.train.vectors, NUM_NEIGHBOURS)
+    found, similarity = nearest(subject.test.vectors, subject.train.vectors, NUM_NEIGHBOURS)
     sections = {
         "Feature maps": feature_maps(subject, observed),
         "Attention": attention_maps(subject, observed),

@@ -8,6 +8,7 @@ import logging
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -27,10 +28,10 @@ from jepa.data.transforms import Augment, EvalTransform
 from jepa.encoders.pretrained import open_encoder
 from jepa.errors import ConfigError
 from jepa.evaluation.finetune import FineTuning
-from jepa.evaluation.frozen import EncodedChunk, FrozenEncoder, tuning_of
+from jepa.evaluation.frozen import FrozenEncoder, tuning_of
 from jepa.evaluation.linear import LinearProbe
 from jepa.evaluation.probe import ClassProbe, Prediction, ProbeTask, select
-from jepa.evaluation.samples import Samples, thumbnails
+from jepa.evaluation.samples import Reduce, Samples, thumbnails
 from jepa.evaluation.splits import LabelledSplit, LabelledSplits, few_shot_rows, labelled_splits
 from jepa.evaluation.types import Features
 from jepa.layers.attention import choose_attention
@@ -334,38 +335,34 @@ def _title(run: str) -> str:
     return run.rstrip("/").rpartition("outputs/")[2].removesuffix("/checkpoints/last") or run
 
 
-@dataclass(frozen=True)
-class Thumbnails:
-    """Small pictures instead of vectors, so that they are read as features are."""
-
-    transform: EvalTransform
-    digest = "thumbnails"
-
-    def reduce(self, clips: Sequence[Tensor]) -> Tensor:
-        return thumbnails(self.transform.pictures(clips))
-
-    def encode(self, values: Tensor, max_tokens: int) -> EncodedChunk:
-        return EncodedChunk(values)
-
-
 def inspect(folder: Path, title: str, encoder: FrozenEncoder, splits: LabelledSplits, cache: FeatureCache) -> Path:
     """Write FOLDER/inspect.html; test samples are shown in a random order, always the same."""
     train, test = (cache.features(title, encoder, split) for split in splits[:2])
-    small = FeatureCache(None, cache.batch_size)
-    shown = [small.features("pictures", Thumbnails(encoder.transform), split) for split in splits[:2]]
+    train_thumbnails, test_thumbnails = (
+        _read(split, partial(_thumbnails, encoder.transform), cache.batch_size, "encoding pictures")
+        for split in splits[:2]
+    )
     probe = LinearProbe()
     prediction = probe.predict(ProbeTask(train, test, len(splits.classes), device=encoder.session.device))
     assert prediction.probabilities is not None
     order = torch.randperm(len(test.labels), generator=torch.Generator().manual_seed(0))
     readable = torch.tensor([row for row, index in enumerate(splits.test.indices) if index not in splits.test.broken])
     first = splits.test.take(readable[order[:NUM_PICTURES]])
-    samples = Samples(split=first, reduce=encoder.reduce, batch_size=NUM_PICTURES)
-    pictures = torch.cat([batch.values for batch in samples.batches()])
+    pictures = _read(first, encoder.reduce, NUM_PICTURES)
     folder.mkdir(parents=True, exist_ok=True)
     subject = Subject(
         title=title, encoder=encoder.encoder, train=train, test=select(test, order), pictures=pictures,
-        train_thumbnails=shown[0].vectors, test_thumbnails=shown[1].vectors[order], classes=splits.classes,
+        train_thumbnails=train_thumbnails, test_thumbnails=test_thumbnails[order], classes=splits.classes,
         probabilities=prediction.probabilities[order],
         protocol=(f"data: {splits.description}", f"features: {encoder.description}", f"probe: {probe.method}"),
     )  # fmt: skip
     return write_page(folder, subject)
+
+
+def _read(split: LabelledSplit, reduce: Reduce, batch_size: int, title: str = "") -> Tensor:
+    samples = Samples(split=split, reduce=reduce, batch_size=batch_size, title=title)
+    return torch.cat([batch.values for batch in samples.batches()])
+
+
+def _thumbnails(transform: EvalTransform, clips: Sequence[Tensor]) -> Tensor:
+    return thumbnails(transform.pictures(clips))

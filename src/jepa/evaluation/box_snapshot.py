@@ -8,9 +8,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from jepa.errors import Interrupted
 from jepa.evaluation.frozen import evaluating
-from jepa.evaluation.samples import Samples, Split, progress_bar
+from jepa.evaluation.samples import Samples, Split, progress
 from jepa.evaluation.types import BoxSnapshot, Detections, Evaluator
 from jepa.parallel.session import Session
 from jepa.seeding import generator
@@ -90,7 +89,7 @@ class DetectionSnapshotter:
         detections: list[Detections] = []
         if samples is None:
             return detections
-        with progress_bar(len(samples.split.indices), "detecting", "picture") as bar:
+        with progress(len(samples.split.indices), "detecting", "picture", should_stop) as advance:
             for batch in samples.batches():
                 pictures, annotated = batch.values, batch.fields["boxes"]
                 clips = self.transform([picture.to(self.session.device) for picture in pictures])
@@ -99,9 +98,7 @@ class DetectionSnapshotter:
                     detections.append(Detections(torch.cat([edges, rows[:, 4:].float().cpu()], dim=1), boxes))
                 if first is not None:
                     first += [picture[:, 0] for picture in pictures[: self.num_pictures - len(first)]]
-                bar.update(len(pictures))
-                if should_stop():
-                    raise Interrupted("the evaluation was asked to stop")
+                advance(len(pictures))
         return detections
 
 

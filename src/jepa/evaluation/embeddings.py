@@ -39,7 +39,7 @@ def neighbour_picture(snapshot: Snapshot) -> Picture:
     """One row for a query: the image, then its neighbours, class names under them."""
     num = len(snapshot.val.labels)
     vectors = snapshot.val.vectors
-    neighbours = nearest(vectors[:NUM_QUERIES], vectors, min(NUM_NEIGHBOURS, num - 1), others=True).indices
+    neighbours, _ = nearest(vectors[:NUM_QUERIES], vectors, min(NUM_NEIGHBOURS, num - 1), others=True)
     thumbnails = to_rgb(snapshot.thumbnails)
     rows = []
     for query, others in enumerate(neighbours.tolist()):

@@ -33,6 +33,6 @@ class KNN(ClassProbe):
 
 def knn_votes(queries: Tensor, bank: Tensor, labels: Tensor, *, num_classes: int, k: int, temperature: float) -> Tensor:
     """[q, D], [n, D], [n] -> [q, classes], each row summing to one."""
-    similarity, neighbours = nearest(queries, bank, k)
+    neighbours, similarity = nearest(queries, bank, k)
     weights = (similarity / temperature).softmax(1)
     return weights.new_zeros(len(queries), num_classes).scatter_add_(1, labels[neighbours], weights)

@@ -151,14 +151,11 @@ def confusion_counts(predicted: Tensor, labels: Tensor, num_classes: int) -> Ten
     return pairs.bincount(minlength=num_classes**2).unflatten(0, (num_classes, num_classes))
 
 
-class Neighbours(NamedTuple):
-    similarity: Tensor
-    """cosine, [q, min(k, n)], best first"""
-    indices: Tensor
+def nearest(queries: Tensor, bank: Tensor, k: int, *, others: bool = False) -> tuple[Tensor, Tensor]:
+    """[q, D], [n, D] -> indices and cosine similarities [q, min(k, n)] of the nearest of the bank, best first.
 
-
-def nearest(queries: Tensor, bank: Tensor, k: int, *, others: bool = False) -> Neighbours:
-    """[q, D], [n, D] -> the nearest of the bank; with `others`, query i is number i of the bank and does not count."""
+    With `others`, query i is number i of the bank and no neighbour of itself.
+    """
     bank = F.normalize(bank, dim=1)
     found = []
     for number, some in enumerate(F.normalize(queries, dim=1).split(QUERIES)):
@@ -166,7 +163,7 @@ def nearest(queries: Tensor, bank: Tensor, k: int, *, others: bool = False) -> N
         if others:
             similarity[:, number * QUERIES :].fill_diagonal_(-torch.inf)
         found.append(similarity.topk(min(k, len(bank)), dim=1))
-    return Neighbours(torch.cat([part.values for part in found]), torch.cat([part.indices for part in found]))
+    return torch.cat([part.indices for part in found]), torch.cat([part.values for part in found])
 
 
 def pool_tokens(tokens: Tensor, grid: PatchGrid, most: int) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -15,7 +15,7 @@ from torch.utils.data import Dataset as TorchDataset
 from tqdm import tqdm
 
 from jepa.data.loader import UNREADABLE, first_line, read_in_order
-from jepa.errors import RunError
+from jepa.errors import Interrupted, RunError
 from jepa.types import Dataset, RawBatch
 
 BAR_DELAY = 5
@@ -96,13 +96,13 @@ class Samples:
             return
         kept, rows = [], []
         order = torch.arange(len(self.split.indices))
-        with progress_bar(len(order), f"{self.title} ({self.split.name})", hidden=not self.title) as bar:
+        with progress(len(order), self.title and f"{self.title} ({self.split.name})") as advance:
             for batch in self._read(order, self.batch_size):
                 self._fits = batch.values[0].nbytes * len(order) <= self.max_bytes
                 kept += [batch] if self._fits else []
                 rows.append(batch.rows)
                 yield batch
-                bar.update(len(batch.rows))
+                advance(len(batch.rows))
         self._kept, self.rows = kept, torch.cat(rows)
 
     def shuffled(self, batch_size: int, rng: Generator) -> Iterator[SampleBatch]:
@@ -172,10 +172,23 @@ def _gather(places: Sequence[tuple[SampleBatch, int]]) -> SampleBatch:
     return SampleBatch(values, labels, rows, fields)
 
 
-def progress_bar(total: int, title: str, unit: str = "sample", *, hidden: bool = False) -> tqdm:
-    """A context manager; appears on a terminal if the work takes long."""
-    disable = True if hidden else None
-    return tqdm(total=total, desc=title, unit=unit, delay=BAR_DELAY, leave=False, disable=disable)
+@contextmanager
+def progress(
+    total: int | None, title: str, unit: str = "sample", should_stop: Callable[[], bool] = lambda: False
+) -> Iterator[Callable[[int], None]]:
+    """Inside, call the function with the number of units just done; it raises Interrupted once `should_stop` says so.
+
+    A terminal shows a bar if the work takes long and has a title.
+    """
+    disable = None if title else True
+    with tqdm(total=total, desc=title, unit=unit, delay=BAR_DELAY, leave=False, disable=disable) as bar:
+
+        def advance(num_done: int) -> None:
+            bar.update(num_done)
+            if should_stop():
+                raise Interrupted("the evaluation was asked to stop")
+
+        yield advance
 
 
 def thumbnails(pictures: Tensor) -> Tensor:

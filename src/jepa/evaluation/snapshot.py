@@ -5,22 +5,20 @@ Images are decoded at the first evaluation and kept as uint8, as far as memory g
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from jepa.errors import Interrupted
 from jepa.evaluation.frozen import EncodedChunk, FrozenEncoder, evaluating, tuning_of
-from jepa.evaluation.samples import SampleBatch, Samples, Split, progress_bar, raw_batch, raw_pixels, thumbnails
+from jepa.evaluation.samples import SampleBatch, Samples, Split, progress, raw_batch, raw_pixels, thumbnails
 from jepa.evaluation.splits import probe_splits
 from jepa.evaluation.types import Evaluator, Features, Snapshot
 from jepa.parallel.session import Session
 from jepa.seeding import generator
-from jepa.types import Batch, Dataset, Masker, MeasuredDataset
+from jepa.types import Batch, Dataset, Masker, Masks, MeasuredDataset
 
 if TYPE_CHECKING:
     from jepa.data.transforms import Augment, EvalTransform
@@ -32,8 +30,8 @@ MAX_DIAGNOSED_BYTES = 1 << 28
 """bytes of pictures that are kept for the diagnosis, whatever the size of the split"""
 NUM_DIAGNOSED = 256
 """validation samples that the objective diagnoses, at most"""
-Watch = Callable[[int], None]
-"""called with the number of samples that were just encoded; raises Interrupted where the run is to stop"""
+Advance = Callable[[int], None]
+"""called with the number of samples just encoded; raises Interrupted where the run is to stop"""
 
 
 class FirstPass(NamedTuple):
@@ -115,14 +113,15 @@ class Snapshotter:
         """
         backbone, head = objective.backbone, getattr(objective, "classify", None)
         encoder = FrozenEncoder(encoder=backbone, transform=self.transform, session=self.session)
-        with evaluating(objective), torch.no_grad(), self.session.autocast(), self._watch(should_stop) as watch:
-            train = self._encode(encoder, self.train, watch)
-            val = self._encode(encoder, self.val, watch, head)
+        bar = progress(self.num_samples, "evaluating", should_stop=should_stop)
+        with evaluating(objective), torch.no_grad(), self.session.autocast(), bar as advance:
+            train = self._encode(encoder, self.train, advance)
+            val = self._encode(encoder, self.val, advance, head)
             labels, first_pass = val.features.labels, val.first_pass
             pictures = first_pass.pictures[: self.num_pictures]
-            diagnosis = self._diagnose(objective, encoder, first_pass.pictures, labels, watch)
+            diagnosis = self._diagnose(objective, encoder, first_pass.pictures, labels, advance)
             reconstructions = self._reconstructions(objective, encoder, pictures, labels)
-            views = self._views(backbone, first_pass.pictures, watch) if self.multi_view else None
+            views = self._views(backbone, first_pass.pictures, advance) if self.multi_view else None
         tuning = None
         if self.crops:
             tuning = tuning_of(encoder, self.train, self.val, self.crops(), self.seed, should_stop)
@@ -150,7 +149,7 @@ class Snapshotter:
         return {f"baseline/pixels_{short}": metrics[name] for name, short in named.items()}
 
     def _encode(
-        self, encoder: FrozenEncoder, samples: Samples, watch: Watch, head: Callable[[Tensor], Tensor] | None = None
+        self, encoder: FrozenEncoder, samples: Samples, advance: Advance, head: Callable[[Tensor], Tensor] | None = None
     ) -> EncodedSplit:
         """Features of all samples and the tokens of the first; what the pictures show is noted in the first pass."""
         features, still, tokens, logits, noted = [], [], [], [], []
@@ -167,7 +166,7 @@ class Snapshotter:
             if first_pass is None:
                 noted.append(_first_pass(batch.values, num_read, self.num_pictures))
             num_read += len(batch.rows)
-            watch(len(batch.rows) * (1 + self.still))
+            advance(len(batch.rows) * (1 + self.still))
         first_pass = first_pass or FirstPass(*map(torch.cat, zip(*noted, strict=True)))
         self._first_passes[samples.split.name] = first_pass
         return EncodedSplit(
@@ -176,31 +175,33 @@ class Snapshotter:
         )  # fmt: skip
 
     def _diagnose(
-        self, objective: Any, encoder: FrozenEncoder, pictures: Tensor, labels: Tensor, watch: Watch
+        self, objective: Any, encoder: FrozenEncoder, pictures: Tensor, labels: Tensor, advance: Advance
     ) -> dict[str, float]:
         """Mean over samples of what the objective says of batches of them."""
         sums: dict[str, float] = {}
         count = min(len(pictures), NUM_DIAGNOSED)
         for start in range(0, count, self.batch_size):
             part = slice(start, min(start + self.batch_size, count))
-            batch = Batch(encoder.clips(pictures[part]), labels[part].to(self.session.device))
-            masks = self.masks.map(lambda indices, part=part: indices[part].to(self.session.device))
+            batch, masks = self._batch(encoder, pictures, labels, part)
             for name, value in objective.diagnose(batch, masks).items():
                 sums[name] = sums.get(name, 0.0) + float(value) * len(batch.labels) / count
-            watch(0)
+            advance(0)
         return sums
 
     def _reconstructions(
         self, objective: Any, encoder: FrozenEncoder, pictures: Tensor, labels: Tensor
     ) -> dict[str, Tensor]:
         """What the objective draws of the first samples, as uint8."""
-        count = len(pictures)
-        batch = Batch(encoder.clips(pictures), labels[:count].to(self.session.device))
-        masks = self.masks.map(lambda indices: indices[:count].to(self.session.device))
+        batch, masks = self._batch(encoder, pictures, labels, slice(len(pictures)))
         drawn = {name: clips.float().cpu() for name, clips in objective.pictures(batch, masks).items()}
         return {name: self.transform.normalise.undo(clips) for name, clips in drawn.items()}
 
-    def _views(self, backbone: Any, pictures: Tensor, watch: Watch) -> Tensor:
+    def _batch(self, encoder: FrozenEncoder, pictures: Tensor, labels: Tensor, rows: slice) -> tuple[Batch, Masks]:
+        device = self.session.device
+        masks = self.masks.map(lambda indices: indices[rows].to(device))
+        return Batch(encoder.clips(pictures[rows]), labels[rows].to(device)), masks
+
+    def _views(self, backbone: Any, pictures: Tensor, advance: Advance) -> Tensor:
         """uint8 [h, C, T, H, W] -> float32 [n, q, D]: the same random crops of the first n at each evaluation."""
         assert self.crops is not None
         augment = self.crops(crop_scale=self.multi_view.view_scale, views=self.multi_view.num_views)
@@ -209,19 +210,8 @@ class Snapshotter:
         for some in pictures[: self.multi_view.num_viewed].split(size):
             clips = augment(raw_batch(some, self.session.device), rng).clips
             vectors.append(backbone(clips).float().mean(1).cpu())
-            watch(len(clips))
+            advance(len(clips))
         return torch.cat(vectors).unflatten(0, (-1, augment.views))
-
-    @contextmanager
-    def _watch(self, should_stop: Callable[[], bool]) -> Iterator[Watch]:
-        with progress_bar(self.num_samples, "evaluating") as bar:
-
-            def watch(num_encoded: int) -> None:
-                bar.update(num_encoded)
-                if should_stop():
-                    raise Interrupted("the evaluation was asked to stop")
-
-            yield watch
 
 
 def _features(encoded: EncodedChunk, batch: SampleBatch) -> Features:

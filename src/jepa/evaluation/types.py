@@ -2,23 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
-
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import AbstractContextManager
-from dataclasses import field
-from typing import TYPE_CHECKING
+from jepa.types import Masks, PatchGrid
 
 if TYPE_CHECKING:
     import torch
     from torch import Generator, Tensor, nn
-from jepa.types import Masks, PatchGrid
 
 
 class Detections(NamedTuple):
