@@ -1,7 +1,7 @@
 """A run, a checkpoint and an export that commit 6045985 wrote still resume, load and are evaluated.
 
-tests/files/earlier_run is that run after 2 of 4 steps, earlier_run_expected.json what the same commit measured in steps 3
-and 4 and the tokens of its last checkpoint for one image; earlier_export is its export in our own format.
+tests/files/earlier_run is that run after 2 of 4 steps. earlier_run_expected.json has what the same commit measured in
+steps 3 and 4, and the tokens of its last checkpoint for one image. earlier_export is its export in our own format.
 """
 
 import json
