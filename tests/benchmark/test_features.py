@@ -27,7 +27,7 @@ from jepa.evaluation.frozen import FrozenEncoder
 from jepa.evaluation.linear import LinearProbe
 from jepa.evaluation.linear_sgd import MOMENTUM, SGDProbe
 from jepa.evaluation.probe import ProbeTask, pool_tokens
-from jepa.evaluation.samples import Samples, raw_pixels
+from jepa.evaluation.samples import raw_pixels
 from jepa.evaluation.splits import few_shot_rows, labelled_splits
 from jepa.parallel.session import Session
 from jepa.schedules import cosine
@@ -304,17 +304,6 @@ def test_workers_read_the_same_features_in_the_same_order():
         for n in (0, 2)
     )
     assert torch.equal(one.vectors, two.vectors)
-
-
-def test_pictures_to_tune_on_are_the_same_kept_or_read_again(monkeypatch):
-    part = parts_of(Toy([0, 1, 2] * 3, held_out=Toy([0, 1]))).train
-    kept, again = (Samples(split=part, reduce=frozen().reduce, batch_size=4, max_bytes=limit) for limit in (1 << 20, 0))
-    for _ in range(2):
-        for one, two in zip(kept.batches(), again.batches(), strict=True):
-            assert all(torch.equal(a, b) for a, b in zip(one[:3], two[:3], strict=True))
-    one, two = ([c.rows for c in p.shuffled(2, torch.Generator().manual_seed(3))] for p in (kept, again))
-    assert torch.equal(torch.cat(one), torch.cat(two))
-    assert torch.cat(one).sort().values.tolist() == list(range(9))
 
 
 # probes

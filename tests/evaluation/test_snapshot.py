@@ -4,12 +4,10 @@ import pytest
 import torch
 from toy_model import CPU, Crop, Images, Toy, random_masker
 
-from jepa.errors import RunError
 from jepa.evaluation.diagnostics import Diagnostics
 from jepa.evaluation.embeddings import Embeddings
 from jepa.evaluation.knn import KNN, knn_votes
 from jepa.evaluation.linear import LinearProbe
-from jepa.evaluation.samples import Samples, Split
 from jepa.evaluation.snapshot import Snapshotter
 from jepa.evaluation.splits import probe_splits
 
@@ -60,37 +58,6 @@ def test_impossible_splits_are_refused_by_name():
         probe_splits(Images(50), train_samples=10, val_samples=0, seed=0)
     with pytest.raises(ValueError, match="the data set has 1"):
         probe_splits(Images(1), train_samples=10, val_samples=5, seed=0)
-
-
-def samples_of(dataset, batch_size=4, **options):
-    split = Split(dataset=dataset, name="validation", indices=tuple(range(len(dataset))))
-    return Samples(split=split, reduce=Crop().pictures, batch_size=batch_size, **options)
-
-
-def test_images_are_decoded_once_where_they_fit_and_the_batches_stay_the_same():
-    for limit, num_read in ((1 << 30, 10), (100, 20)):
-        dataset = Images(10)
-        samples = samples_of(dataset, max_bytes=limit)
-        first, second = (list(samples.batches()) for _ in range(2))
-        assert dataset.num_read == num_read
-        assert [len(batch.labels) for batch in first] == [4, 4, 2]
-        for one, other in zip(first, second, strict=True):
-            assert all(torch.equal(a, b) for a, b in zip(one[:3], other[:3], strict=True))
-
-
-def test_unreadable_samples_are_left_out_and_named_once(caplog):
-    samples = samples_of(Images(10, broken=(3, 4)))
-    sizes = [len(batch.labels) for _ in range(2) for batch in samples.batches()]
-    assert sizes == [3, 3, 2] * 2
-    assert [record.message for record in caplog.records] == [
-        f"evaluation leaves out picture {index}: cut short" for index in (3, 4)
-    ]
-
-
-def test_when_nothing_can_be_read_the_run_stops_with_a_name():
-    samples = samples_of(Images(3, broken=(0, 1, 2)), batch_size=2)
-    with pytest.raises(RunError, match="no validation sample can be read; the first: picture 0: cut short"):
-        list(samples.batches())
 
 
 # snapshots
