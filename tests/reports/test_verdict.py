@@ -153,7 +153,8 @@ def test_the_alarm_is_silent_for_healthy_features():
 
 def test_the_table_has_the_three_rows_and_a_dash_where_nothing_was_measured():
     baseline = {"baseline/pixels_knn_top1": 25.0, "baseline/pixels_linear_top1": 33.3}
-    table = final_table(run(START | probes(30.0, 28.0) | baseline, HEALTHY | probes(52.5, 45.0))).terminal().splitlines()
+    rows = run(START | probes(30.0, 28.0) | baseline, HEALTHY | probes(52.5, 45.0))
+    table = final_table(rows).terminal().splitlines()
     assert [line.split() for line in table] == [
         ["kNN", "linear", "rank"],
         ["untrained", "encoder", "28.0", "%", "30.0", "%", "5.0"],
