@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import signal
@@ -14,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+from hostile_text import HOSTILE, count_as_text
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
@@ -23,7 +25,7 @@ from wandb_reader import read_offline_runs
 from jepa.cli.compare import main
 from jepa.comparison import plan as compare_module
 from jepa.comparison.plan import Recipe, plan
-from jepa.comparison.report import curve, html, table
+from jepa.comparison.report import curve, html, markdown, table, terminal
 from jepa.comparison.results import RunResult, compare, find_runs, labels, spearman, spread
 from jepa.comparison.runs import Children, run_all
 from jepa.config import Composer, ConfigError
@@ -452,3 +454,28 @@ def test_the_page_needs_nothing_else_and_links_to_the_runs(tmp_path):
     assert "x&lt;y" in found
     assert "<script" not in found
     assert "http" not in found.replace("http://www.w3.org", "")
+
+
+def test_no_name_note_or_reason_becomes_markup(tmp_path):
+    for place in range(4):
+        write_member(tmp_path / f"{place}&<b>", lr=place + 1.0, knn=place + 40)
+    found = compared(tmp_path)
+    hostile = dataclasses.replace(
+        found,
+        columns=[column._replace(head=HOSTILE) for column in found.columns],
+        methods=[dataclasses.replace(method, label=HOSTILE, predicts=HOSTILE) for method in found.methods],
+        baselines=[(HOSTILE, values) for _, values in found.baselines],
+        left_out=[(HOSTILE, HOSTILE)],
+        budget=HOSTILE,
+        notes=[HOSTILE],
+        correlations=[c._replace(criterion=HOSTILE, probe=HOSTILE) for c in found.correlations[:1]],
+    )
+    num_columns, num_methods = len(found.columns), len(found.methods)
+    page = html(hostile, tmp_path, HOSTILE)
+    # title, heading, budget, note, left-out run and reason; heads; methods with predictions; runs; a chart an axis
+    assert count_as_text(page) >= 6 + num_columns + 3 * num_methods + 3
+    tables = [line for line in markdown(hostile, HOSTILE).splitlines() if line.startswith("|")]
+    bars = [line.replace("\\|", "").count("|") for line in tables]
+    assert set(bars[: 2 + num_methods]) == {1 + len(table(hostile).heads)}
+    assert not any("<" in line for line in tables)
+    assert terminal(hostile).splitlines()[1].startswith(HOSTILE)

@@ -52,6 +52,10 @@ PHOTO_BYTES = 12_000
 WITHOUT_PROBE = "Left out: it needs the answers of a linear probe, and labels in both parts of the data set."
 
 
+Thumbnail = tuple[float, float, str, str, str]
+"""left and top in pixels, class name, style, data URL"""
+
+
 class Tile(NamedTuple):
     """A picture with lines of text under it."""
 
@@ -59,16 +63,6 @@ class Tile(NamedTuple):
     """data URL"""
     texts: Sequence[str]
     tone: str = ""
-
-
-class Mark(NamedTuple):
-    """A thumbnail in the plane."""
-
-    left: float
-    top: float
-    name: str
-    style: str
-    source: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,11 +73,11 @@ class Section:
     is_left_out: bool = False
     """`lead` is the reason."""
     rows: Sequence[Sequence[Tile]] = ()
-    strips: Sequence[Sequence[Tile]] = ()
-    """Frames of clips side by side, maps under the clip that they belong to."""
+    has_strips: bool = False
+    """The rows are of frames side by side, and their maps stand under them, not beside them."""
     tiles: Sequence[Tile] = ()
     plane: Markup | None = None
-    marks: Sequence[Mark] = ()
+    thumbnails: Sequence[Thumbnail] = ()
     bars: Sequence[tuple[str, float, str]] = ()
     """Name, share from 0 to 1 and number of samples of each class."""
     matrix: Markup | None = None
@@ -203,7 +197,7 @@ def _beside_pictures(subject: Subject, lead: str, rows: Sequence[Sequence[tuple[
         cards.append(
             [_strip(frames, name), *(_strip(fit(shown[steps], frames.shape[-2:]), text) for text, shown in maps)]
         )
-    return Section(lead=lead, strips=cards) if subject.pictures.shape[2] > 1 else Section(lead=lead, rows=cards)
+    return Section(lead=lead, rows=cards, has_strips=subject.pictures.shape[2] > 1)
 
 
 def neighbour_rows(subject: Subject, found: Tensor, similarity: Tensor) -> Section:
@@ -240,22 +234,24 @@ def embedding(subject: Subject) -> Section:
         f"The features of {len(rows):,} test samples on their two main directions ({shares[0]:.0%} and {shares[1]:.0%} "
         "of the variance); labels under the pointer. What lies together here may still be apart in other directions."
     )
-    return Section(lead=lead, plane=scatter(points, names), marks=_placed(subject.test_thumbnails[rows], points, names))
+    return Section(
+        lead=lead, plane=scatter(points, names), thumbnails=_placed(subject.test_thumbnails[rows], points, names)
+    )
 
 
-def _placed(thumbnails: Tensor, points: Sequence[tuple[float, float]], names: Sequence[str]) -> list[Mark]:
+def _placed(thumbnails: Tensor, points: Sequence[tuple[float, float]], names: Sequence[str]) -> list[Thumbnail]:
     """Thumbnails where there is room for them, framed in the colour of their class."""
     styles = mark_styles(names)
     scales = [
         Scale(min(v), max(v) if max(v) > min(v) else min(v) + 1, 0, WIDTH - PLACED) for v in zip(*points, strict=True)
     ]
-    marks: list[Mark] = []
+    placed: list[Thumbnail] = []
     for index, (x, y) in enumerate(points):
         left, top = scales[0](x), WIDTH - PLACED - scales[1](y)
-        if all(max(abs(left - mark.left), abs(top - mark.top)) > PLACED + 2 for mark in marks):
+        if all(max(abs(left - a), abs(top - b)) > PLACED + 2 for a, b, *_ in placed):
             name = names[index]
-            marks.append(Mark(left, top, name, mark_class(styles[name]), _encode(small(thumbnails[index]))))
-    return marks
+            placed.append((left, top, name, mark_class(styles[name]), _encode(small(thumbnails[index]))))
+    return placed
 
 
 def class_bars(subject: Subject) -> Section:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from markupsafe import Markup
 
 from jepa.benchmark.results import Results, Row
-from jepa.reports.page import Table, render
+from jepa.reports.page import Table, bullets, render
 from jepa.runs.metrics import write_atomically
 
 MAX_CELLS = 30
@@ -51,17 +51,12 @@ def _cell(row: Row | None) -> str:
 
 
 def terminal(results: Results) -> str:
-    return f"{table(results).terminal()}\n\n{LEGEND}\n{_listed(protocol(results))}"
+    return f"{table(results).terminal()}\n\n{LEGEND}\n{bullets(protocol(results))}"
 
 
 def markdown(results: Results) -> str:
-    parts = [f"# {results.folder.name}", table(results).markdown(), LEGEND, _listed(protocol(results))]
-    parts += [_listed([chosen for row in results.rows.values() if (chosen := _chosen(row))])]
-    return "\n\n".join(parts) + "\n"
-
-
-def _listed(sentences: Sequence[str]) -> str:
-    return "\n".join(f"- {sentence}" for sentence in sentences)
+    parts = [f"# {results.folder.name}", table(results).markdown(), LEGEND, bullets(protocol(results))]
+    return "\n\n".join([*parts, bullets(map(_chosen, results.rows.values()))]) + "\n"
 
 
 def protocol(results: Results) -> list[str]:

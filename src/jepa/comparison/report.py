@@ -15,7 +15,7 @@ from markupsafe import Markup
 from jepa.comparison.results import Comparison, Correlation, Method, RunResult, Spread, spread
 from jepa.config.catalogue import Choice, conf_folder
 from jepa.reports.charts import NUM_COLOURS, Chart, Level, Line, line_chart, number
-from jepa.reports.page import Table, data_url, image, render
+from jepa.reports.page import Table, bullets, data_url, image, render
 from jepa.reports.verdict import Column, series
 from jepa.runs.metrics import MEDIA, write_atomically
 from jepa.training.progress import duration
@@ -97,8 +97,7 @@ def terminal(comparison: Comparison) -> str:
 
 
 def markdown(comparison: Comparison, name: str) -> str:
-    parts = [f"# {name}", table(comparison).markdown(), BOLD, comparison.budget]
-    parts += ["\n".join(f"- {note}" for note in comparison.notes)]
+    parts = [f"# {name}", table(comparison).markdown(), BOLD, comparison.budget, bullets(comparison.notes)]
     if comparison.correlations:
         parts += ["## Selection without labels", SELECTION, _selection(comparison.correlations).markdown()]
     return "\n\n".join(filter(None, parts)) + "\n"

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from jepa.config.command_rules import MARK
 from jepa.exporters.format import Form, pixel_statistics
 from jepa.layers.tokens import patch_of
-from jepa.reports.page import Table
+from jepa.reports.page import Table, bullets
 from jepa.reports.run import final_table
 from jepa.reports.verdict import start_of
 from jepa.runs import checkpoint
@@ -90,7 +90,7 @@ On random input these vectors differed from those of the encoder that was export
 
 {_table(facts)}
 
-{_listed(form.notes(encoder))}
+{bullets(form.notes(encoder))}
 
 ## How it was trained
 
@@ -131,7 +131,3 @@ def _numbers(values: list[float]) -> str:
 
 def _table(facts: Mapping[str, str]) -> str:
     return Table(heads=["", ""], rows=list(facts.items()), words={1}).markdown()
-
-
-def _listed(sentences: list[str]) -> str:
-    return "\n".join(f"- {sentence}" for sentence in sentences)

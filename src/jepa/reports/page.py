@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -59,7 +59,12 @@ def _one_line(text: str) -> str:
 
 
 def _escape_markdown(text: str) -> str:
-    return _one_line(text).replace("&", "&amp;").replace("<", "&lt;").replace("|", "\\|")
+    return _one_line(text).replace("<", "&lt;").replace("|", "\\|")
+
+
+def bullets(sentences: Iterable[str]) -> str:
+    """A list in Markdown, which also reads well in a terminal."""
+    return "\n".join(f"- {sentence}" for sentence in sentences)
 
 
 def render(template: str, **values: object) -> Markup:

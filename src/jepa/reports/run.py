@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import yaml
@@ -55,19 +55,10 @@ CLOUD_CAPTION = (
 HORIZON = re.compile(r"predict/(error|copy_error|trivial_error)_h(\d+)")
 HORIZON_LINES = {"error": "predictor", "copy_error": "copy of the last step", "trivial_error": "mean target"}
 MOTION_METRICS = re.compile(rf"still/.*|{REGRESSION.pattern}|predict/copy_error")
-
-
-class Section(NamedTuple):
-    title: str
-    lead: str
-    charts: Sequence[Markup]
-
-
-class Panel(NamedTuple):
-    title: str
-    figures: Sequence[tuple[str, Markup]]
-    """The moment of each and its drawing."""
-    caption: str
+Section = tuple[str, str, list[Markup]]
+"""title, lead, charts"""
+Panel = tuple[str, list[tuple[str, Markup]], str]
+"""title, drawings with the moment of each, caption"""
 
 
 def write_report(folder: Path) -> Path:
@@ -155,7 +146,7 @@ def _curves(rows: Sequence[Row], start: str) -> tuple[list[Section], list[Markup
             drawn += _horizons(columns)
             metrics = {name for name in metrics if not HORIZON.fullmatch(name)}
         if drawn:
-            sections.append(Section(title, lead, drawn))
+            sections.append((title, lead, drawn))
     return sections, [_chart(Curve(title=name, metrics={name: name}), columns, start) for name in sorted(metrics)]
 
 
@@ -221,7 +212,7 @@ def _panel(path: Path, draw: Callable[[Path], Markup], caption: str, start: str)
     if before != path and before.exists() and before.read_bytes() != path.read_bytes():
         paths.insert(0, before)
     figures = [(_moment(path, start), draw(path)) for path in paths]
-    return Panel(path.stem.replace("_", " ").capitalize(), figures, caption)
+    return path.stem.replace("_", " ").capitalize(), figures, caption
 
 
 def _moment(path: Path, start: str) -> str:
