@@ -348,7 +348,7 @@ def test_whole_pictures_keep_their_proportions_and_give_boxes_back():
         expected = box[:4].clone()
         expected[2::2].clamp_(max=pixels.shape[-1])
         expected[3::2].clamp_(max=pixels.shape[-2])
-        assert whole.restore(in_clip, picture.shape[-2:])[0].tolist() == pytest.approx(expected.tolist(), abs=3)
-        assert sides[0] > sides[1] or picture is not pictures[0]
+        assert whole.restore(in_clip, pixels.shape[-2:])[0].tolist() == pytest.approx(expected.tolist(), abs=3)
+        assert sides[0] > sides[1] or pixels is not pictures[0]
     outside = whole.restore(torch.tensor([[-5.0, -5.0, 99.0, 99.0]]), (90, 60))
     assert outside.tolist() == [[0, 0, 60, 90]]
