@@ -91,7 +91,7 @@ def costs(method: Method) -> dict[str, Spread | None]:
 def terminal(comparison: Comparison) -> str:
     """The table; below it stand what the methods predict, the budget and the notes."""
     result = table(comparison, with_predicted=False)
-    predictions = [f"{m.label} predicts {m.predicts}" for m in comparison.methods if m.predicts]
+    predictions = [f"{m.label}: {m.predicts}" for m in comparison.methods if m.predicts]
     mark = ["* ahead of every other row by more than both deviations"] if result.best else []
     return "\n".join([result.terminal(), *predictions, *mark, comparison.budget, *comparison.notes])
 
