@@ -10,19 +10,21 @@ import torch
 from torch import nn
 from torchvision.models.detection import FasterRCNN
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
+from toy_model import CPU
 from voc_folder import voc, write_voc, xml
 
 from jepa import JEPAAgent, JEPAConfig, load_encoder
 from jepa.encoders.spatial import SpatialEncoder
 from jepa.errors import Interrupted
-from jepa.evaluation.box_snapshot import BoxProber
+from jepa.evaluation.box_snapshot import DetectionSnapshotter
 from jepa.evaluation.detection import Detection, precisions
 from jepa.evaluation.pictures import outlined
 from jepa.evaluation.types import BoxSnapshot, Detections
 from jepa.layers.pyramid import STRIDES, SimpleFeaturePyramid
 from jepa.objectives.detect import HEADS, Detector
 from jepa.optim import parameter_groups
-from jepa.reports.verdict import final_table, judging, verdict
+from jepa.reports.run import final_table
+from jepa.reports.verdict import judging, verdict
 from jepa.runs.checkpoint import find, load_model
 from jepa.runs.metrics import read_rows
 from jepa.types import Batch, Masks
@@ -284,9 +286,9 @@ class Halved:
         return boxes * 2
 
 
-def prober_of(dataset, **changes) -> BoxProber:
-    values = {"transform": Halved(), "device": "cpu", "batch_size": 32, "val_samples": 9, "seed": 0, "last_step": 4}
-    return BoxProber(dataset=dataset, **(values | changes))
+def prober_of(dataset, **changes) -> DetectionSnapshotter:
+    values = {"transform": Halved(), "session": CPU, "batch_size": 32, "val_samples": 9, "seed": 0, "last_step": 4}
+    return DetectionSnapshotter(dataset=dataset, **(values | changes))
 
 
 @pytest.fixture
@@ -334,7 +336,7 @@ def test_table_and_verdict_speak_of_detections():
         {"step": 0, "detect/map50": 0.4, "detect/map": 0.1},
         {"step": 9, "detect/map50": 62.5, "detect/map": 31.0, "detect/test_map50": 60.0},
     ]
-    lines = final_table(table).splitlines()
+    lines = final_table(table).terminal().splitlines()
     assert lines[0].split() == ["mAP", "mAP@.5", "test", "mAP@.5"]
     assert lines[1].split() == ["untrained", "detector", "0.1", "%", "0.4", "%", "-"]
     assert lines[2].startswith("trained detector, step 9")
