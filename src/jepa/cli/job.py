@@ -14,8 +14,8 @@ from omegaconf import DictConfig
 
 from jepa.cli.preflight import as_checked
 from jepa.cli.sweep_run import FAILURE
-from jepa.cli.sweep_signals import released
-from jepa.cli.terminal import log_quietly, quick_imports, rank, tell
+from jepa.cli.sweep_signals import unblocked
+from jepa.cli.terminal import quick_imports, rank, report_error, setup_logging
 from jepa.config import ConfigError, TrainConfig, changed_keys, typed
 from jepa.errors import RunError
 from jepa.parallel.signals import FROM_SCHEDULERS, STOPS, listen
@@ -36,12 +36,12 @@ def job(config: DictConfig, checked: dict | None = None) -> float | None:
     folder = Path(hydra.runtime.output_dir)
     if folder.is_relative_to(Path.cwd()):
         folder = folder.relative_to(Path.cwd())
-    log_quietly()
+    setup_logging()
     held = signal.pthread_sigmask(signal.SIG_BLOCK, ()) & set(STOPS)
     if held & signal.sigpending():
         return None  # the sweep is being stopped
     try:
-        with released(held):
+        with unblocked(held):
             whole = typed(as_checked() if is_member or checked is None else checked)
             status = _train(whole, folder, is_member)
         if status == 0:
@@ -51,7 +51,7 @@ def job(config: DictConfig, checked: dict | None = None) -> float | None:
             raise
         status = int(left.code or 0)
     except (ConfigError, RunError) as error:
-        status = tell(error, f"{folder}: " * is_member)
+        status = report_error(error, f"{folder}: " * is_member)
         if is_member and rank() == 0:
             write_atomically(folder / FAILURE, str(error))
     if held and status > 128:

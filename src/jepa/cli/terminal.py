@@ -28,23 +28,23 @@ def rank() -> int:
     return 0
 
 
-def log_quietly() -> None:
+def setup_logging() -> None:
     """Messages of rank 0, errors of the others."""
     logging.basicConfig(level=logging.ERROR if rank() else logging.INFO, format="%(message)s", force=True)
 
 
-def tell(error: ConfigError | RunError, about: str = "") -> int:
+def report_error(error: ConfigError | RunError, about: str = "") -> int:
     """Print it, where no other rank does; the exit status."""
     status = getattr(error, "status", 2 if isinstance(error, ConfigError) else 1)
     who = f"rank {rank()} on {socket.gethostname()}: " if rank() else ""
     if rank() and isinstance(error, ConfigError):
         time.sleep(LATER_SECONDS)
     if not rank() or not getattr(error, "on_all_ranks", False):
-        print(f"{program()}: {who}{about}{getattr(error, 'brief', error)}", file=sys.stderr, flush=True)
+        print(f"{program_name()}: {who}{about}{getattr(error, 'brief', error)}", file=sys.stderr, flush=True)
     return status
 
 
-def program() -> str:
+def program_name() -> str:
     """The name under which the user has called us."""
     return "jepa-finetune" if Path(sys.argv[0]).stem in ("finetune", "jepa-finetune") else "jepa-train"
 

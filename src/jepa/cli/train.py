@@ -34,13 +34,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
             given, sweep, config = preflight(given)
     except ConfigError as error:
-        from jepa.cli.terminal import tell
+        from jepa.cli.terminal import report_error
 
-        return tell(error)
+        return report_error(error)
     if sweep is not None:
-        from jepa.cli.sweep_run import carry_out
+        from jepa.cli.sweep_run import run_sweep
 
-        return carry_out(sweep, partial(_hand_over, given, config))
+        return run_sweep(sweep, partial(_hand_over, given, config))
     _hand_over(given, config)
     return 0
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import yaml
 
-from jepa.cli.terminal import log_quietly, quick_imports, tell
+from jepa.cli.terminal import quick_imports, report_error, setup_logging
 from jepa.config import ConfigError, typed
 from jepa.errors import RunError
 from jepa.parallel.signals import FROM_SCHEDULERS, listen
@@ -24,7 +24,7 @@ def main() -> int:
     """The exit status."""
     threading.Thread(target=_follow_parent, daemon=True).start()
     written, folder = map(Path, sys.argv[1:])
-    log_quietly()
+    setup_logging()
     with listen(signals=FROM_SCHEDULERS) as interrupt:
         try:
             with quick_imports():
@@ -32,7 +32,7 @@ def main() -> int:
 
             return train(typed(yaml.safe_load(written.read_text())), folder, interrupt)
         except (ConfigError, RunError) as error:
-            return tell(error)
+            return report_error(error)
 
 
 def _follow_parent() -> None:

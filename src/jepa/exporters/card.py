@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from jepa.config.command_rules import MARK
-from jepa.exporters.format import Form, pixel_statistics
+from jepa.exporters.format import ExportFormat, pixel_statistics
 from jepa.layers.tokens import patch_of
 from jepa.reports.page import Table, bullets
 from jepa.reports.run import final_table
@@ -17,7 +17,7 @@ from jepa.runs.checkpoint import CheckpointError
 from jepa.runs.metrics import read_config, read_rows
 
 
-class History(NamedTuple):
+class Provenance(NamedTuple):
     """How an encoder came about."""
 
     name: str
@@ -26,18 +26,18 @@ class History(NamedTuple):
     """a table in plain text, empty where nothing was measured"""
 
 
-def history_of(source: str) -> History:
+def history_of(source: str) -> Provenance:
     """What a run folder, or a checkpoint in one, tells about its training; of other sources only their name."""
     try:
         found = checkpoint.find(Path(source))
     except CheckpointError:
         name = Path(source).name if Path(source).exists() else source
-        return History(name, {"weights": f"`{name}`"}, "")
+        return Provenance(name, {"weights": f"`{name}`"}, "")
     step, config = checkpoint.peek(found)["step"], read_config(found)
     rows = [row for row in read_rows(found.parent.parent) if row["step"] <= step]
     has_probes = any(name.startswith(("probe/", "collapse/")) for row in rows for name in row)
     results = final_table(rows, start_of(config)).terminal() if has_probes else ""
-    return History(config["name"], _facts(config, step), results)
+    return Provenance(config["name"], _facts(config, step), results)
 
 
 def _facts(config: Mapping[str, Any], step: int) -> dict[str, str]:
@@ -66,7 +66,7 @@ def _dataset(node: Mapping[str, Any]) -> str:
     return f"{_class(node)} {name}".strip()
 
 
-def card(encoder: Any, form: Form, history: History, difference: float, repository: str | None) -> str:
+def card(encoder: Any, form: ExportFormat, history: Provenance, difference: float, repository: str | None) -> str:
     """The text of README.md; `difference` is what the check of parity found, `repository` is where it will be read."""
     there = form.on_hub.format(repository) if repository and form.on_hub else None
     kind = "video" if encoder.clip_shape[1] > 1 else "image"
