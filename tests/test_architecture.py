@@ -297,7 +297,16 @@ WIRED = {
     "mask": {"grid"},
     "predictor": {"grid", "embed_dim", "num_mask_tokens"},
     "dataset": {"num_frames"},
-    "objective": {"encoder", "predictor", "regularizers", "num_mask_tokens", "batch_size", "total_steps", "classes"},
+    "objective": {
+        "encoder",
+        "predictor",
+        "regularizers",
+        "num_mask_tokens",
+        "batch_size",
+        "total_steps",
+        "classes",
+        "fields",
+    },
     "schedule": {"total_steps", "steps_per_epoch", "lr"},
     "logger": {"folder", "config", "run_id", "resume_step"},
 }

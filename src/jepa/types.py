@@ -7,18 +7,13 @@ configuration can be checked in a moment.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple, Protocol, runtime_checkable
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     from torch import Generator, Tensor, nn
-
-
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 ClipShape = tuple[int, int, int, int]
 """(C, T, H, W) of what a data set delivers after augmentation; an image has T = 1."""
@@ -45,6 +40,37 @@ class PatchGrid:
         return self.num_tokens - round(self.num_tokens * ratio)
 
 
+@dataclass(frozen=True)
+class Field:
+    """What a data set says of each sample besides its pixels and its label, e.g. boxes or actions."""
+
+    shape: tuple[int, ...] = ()
+    """of one sample, without the leading dimension of a ragged field"""
+    ragged: bool = False
+    """whether there is a leading dimension whose length varies between samples; a batch pads it with `padding`"""
+    dtype: Literal["float32", "int64"] = "float32"
+    padding: float = -1.0
+
+
+NO_FIELDS: Mapping[str, Field] = MappingProxyType({})
+
+
+def fields_of(dataset: Dataset) -> Mapping[str, Field]:
+    """The fields that a data set declares as `fields`; one that has no such attribute has none."""
+    return getattr(dataset, "fields", NO_FIELDS)
+
+
+class Sample(NamedTuple):
+    """What a data set delivers: `(clip, label)`, and where it declares `fields`, their values."""
+
+    clip: Tensor
+    """uint8 [C, T, H, W] of any H and W"""
+    label: int = -1
+    """-1 where there is none"""
+    fields: Mapping[str, Tensor] = MappingProxyType({})
+    """of each declared field the tensor [*shape], or [m, *shape] where it is ragged"""
+
+
 class RawBatch(NamedTuple):
     """What the loader delivers: whole decoded images, before augmentation."""
 
@@ -52,18 +78,21 @@ class RawBatch(NamedTuple):
     """uint8 [B, C, T, Hmax, Wmax], each sample in the upper left corner of its canvas"""
     sizes: Tensor
     """long [B, 2]: true height and width of each sample"""
-    labels: Tensor
-    """long [B], -1 where there is none"""
+    fields: dict[str, Tensor]
+    """labels: long [B], -1 where there is none; and what else was asked for: [B, *shape], ragged [B, M, *shape]"""
     broken: Tensor
     """long [b]: data set indices that could not be read and were replaced by another sample"""
     parts: Tensor
     """long [B]: which part of a mixture each sample is of; zeros without"""
-    boxes: Tensor | None = None
-    """float32 [B, M, 5]: left, top, right, bottom in pixels and class of each box, class -1 where there is none"""
+
+    @property
+    def labels(self) -> Tensor:
+        return self.fields["labels"]
 
     def map(self, change: Callable[[Tensor], Tensor]) -> RawBatch:
         """The same batch after `change` of every tensor, e.g. on another device."""
-        return RawBatch(*(None if part is None else change(part) for part in self))  # pyright: ignore[reportArgumentType]
+        fields = {name: change(field) for name, field in self.fields.items()}
+        return RawBatch(change(self.pixels), change(self.sizes), fields, change(self.broken), change(self.parts))
 
 
 class Batch(NamedTuple):
@@ -71,14 +100,17 @@ class Batch(NamedTuple):
 
     clips: Tensor
     """float [B, C, T, H, W], normalised"""
-    labels: Tensor
-    """long [B], -1 where there is none; for evaluation, never for the loss of a self-supervised objective"""
+    fields: dict[str, Tensor]
+    """labels, and what else the objective needs; as in RawBatch, but of what `clips` show"""
     views: int = 1
     """crops of each sample: rows v, v + 1, ... v + views - 1 show the same one"""
     local: Tensor | None = None
     """float [B / views * local views, C, T, h, w]: smaller crops of each sample, side by side"""
-    boxes: Tensor | None = None
-    """float32 [B, M, 5], as in RawBatch but of what `clips` show; None where the objective asks for none"""
+
+    @property
+    def labels(self) -> Tensor:
+        """long [B], -1 where there is none; for evaluation, never for the loss of a self-supervised objective"""
+        return self.fields["labels"]
 
     def rows(self, start: int, count: int) -> Batch:
         """The part of so many samples, from sample `start` on."""
@@ -87,8 +119,8 @@ class Batch(NamedTuple):
         if local is not None:
             num_local = len(local) * self.views // len(self.clips)
             local = local[start * num_local : (start + count) * num_local]
-        boxes = None if self.boxes is None else self.boxes[part]
-        return Batch(self.clips[part], self.labels[part], self.views, local, boxes)
+        fields = {name: field[part] for name, field in self.fields.items()}
+        return Batch(self.clips[part], fields, self.views, local)
 
 
 class Masks(NamedTuple):
@@ -229,8 +261,8 @@ class Dataset(Protocol):
 
     def __len__(self) -> int: ...
 
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        """uint8 [C, T, H, W] of any H and W, and its label, -1 without; OSError or RuntimeError when unreadable."""
+    def __getitem__(self, index: int) -> Sample | tuple[Tensor, int]:
+        """Readers take Sample(*dataset[index]); OSError or RuntimeError when it is unreadable."""
         ...
 
     def describe(self, index: int) -> str:
@@ -248,7 +280,7 @@ class ClipDataset(Dataset, Protocol):
 
     num_frames: int
 
-    def draw(self, index: int, seed: int) -> tuple[Tensor, int]:
+    def draw(self, index: int, seed: int) -> Sample | tuple[Tensor, int]:
         """As `self[index]`, which is the same for ever, but somewhere in the video: pure in index and seed."""
         ...
 
@@ -262,17 +294,4 @@ class MeasuredDataset(Dataset, Protocol):
 
     def measure(self, index: int) -> Tensor:
         """float32 [Q], the quantities of `self[index]`"""
-        ...
-
-
-@runtime_checkable
-class BoxDataset(Dataset, Protocol):
-    """A data set of pictures of one frame in which things have boxes."""
-
-    def boxes(self, index: int) -> Tensor:
-        """float32 [m, 5], of `self[index]`: left, top, right, bottom in pixels, with area and inside; and class"""
-        ...
-
-    def test(self) -> BoxDataset | None:
-        """The part that is judged once, at the end of a run; None when the data set has none."""
         ...

@@ -44,7 +44,7 @@ def make(encoder: Any = None, **changes: Any) -> Classification:
 
 def sample(shape: tuple[int, ...] = IMAGE, labels: tuple[int, ...] = (0, 1, 2, 3, 1, 0)) -> Batch:
     clips = torch.randn(B, *shape, generator=torch.Generator().manual_seed(1))
-    return Batch(clips, torch.tensor(labels))
+    return Batch(clips, {"labels": torch.tensor(labels)})
 
 
 def probabilities(objective: Classification, clips: torch.Tensor) -> np.ndarray:
@@ -62,7 +62,7 @@ def test_loss_is_the_cross_entropy_of_smoothed_labels() -> None:
 def test_samples_without_a_label_do_not_count() -> None:
     objective, batch = make(), sample(labels=(0, -1, 2, -1, 1, 0))
     known = batch.labels >= 0
-    alone = Batch(batch.clips[known], batch.labels[known])
+    alone = Batch(batch.clips[known], {"labels": batch.labels[known]})
     assert objective(batch, NONE).loss.item() == pytest.approx(objective(alone, NONE).loss.item(), rel=1e-6)
     nothing = objective(sample(labels=(-1,) * B), NONE).loss
     nothing.backward()

@@ -20,7 +20,7 @@ from tqdm import tqdm
 from jepa.data.loader import UNREADABLE, choose_num_workers, first_line, read_in_order
 from jepa.errors import ConfigError, RunError
 from jepa.evaluation.samples import probe_split
-from jepa.types import Dataset
+from jepa.types import Dataset, Sample
 
 SILENT_SECONDS = 5
 """what takes longer shows a bar on a terminal"""
@@ -112,7 +112,7 @@ class _Reader(TorchDataset):
         clips, labels, unread = [], [], {}
         for row in rows:
             try:
-                clip, label = self.dataset[self.indices[row]]
+                clip, label, _ = Sample(*self.dataset[self.indices[row]])
             except UNREADABLE as fault:
                 unread[row] = first_line(fault)
                 continue

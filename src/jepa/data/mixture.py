@@ -14,7 +14,7 @@ from torch import Tensor
 
 from jepa.data.loader import Endless
 from jepa.seeding import derive_seed, generator
-from jepa.types import ClipDataset, Dataset
+from jepa.types import ClipDataset, Dataset, Sample
 
 BLOCK = 1000
 """samples in which the shares are exact, to the nearest sample"""
@@ -63,11 +63,11 @@ class Mixture:
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         """uint8 [C, T, H, W] with the T of its part, and its label"""
         part, own = self._find(index)
-        return self._labelled(part, *part[own])
+        return self._labelled(part, Sample(*part[own]))
 
     def draw(self, index: int, seed: int) -> tuple[Tensor, int]:
         part, own = self._find(index)
-        return self._labelled(part, *(part.draw(own, seed) if isinstance(part, ClipDataset) else part[own]))
+        return self._labelled(part, Sample(*(part.draw(own, seed) if isinstance(part, ClipDataset) else part[own])))
 
     def describe(self, index: int) -> str:
         part, own = self._find(index)
@@ -96,8 +96,8 @@ class Mixture:
         number, indices = self.part_of(index)
         return self.parts[number], index - indices.start
 
-    def _labelled(self, part: Dataset, clip: Tensor, label: int) -> tuple[Tensor, int]:
-        return clip, label if part is self.probed else -1
+    def _labelled(self, part: Dataset, sample: Sample) -> tuple[Tensor, int]:
+        return sample.clip, sample.label if part is self.probed else -1
 
 
 class Deal:

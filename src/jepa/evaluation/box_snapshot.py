@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -15,7 +15,7 @@ from jepa.errors import Interrupted
 from jepa.evaluation.samples import evaluating
 from jepa.evaluation.types import BoxSnapshot, Detections, Evaluator
 from jepa.seeding import generator
-from jepa.types import BoxDataset
+from jepa.types import Dataset, Sample
 
 log = logging.getLogger(__name__)
 SILENT_SECONDS = 5
@@ -34,13 +34,6 @@ class Whole(Protocol):
         ...
 
 
-class Sample(NamedTuple):
-    picture: Tensor
-    """uint8 [C, 1, H, W]"""
-    boxes: Tensor
-    """float32 [m, 5]"""
-
-
 class BoxProber:
     """Takes snapshots of a detector on the whole validation part, of more than `val_samples` on as many of them.
 
@@ -48,7 +41,7 @@ class BoxProber:
     """
 
     def __init__(
-        self, *, dataset: BoxDataset, transform: Whole, device: torch.device | str, batch_size: int, val_samples: int,
+        self, *, dataset: Dataset, transform: Whole, device: torch.device | str, batch_size: int, val_samples: int,
         seed: int, last_step: int, evaluators: Sequence[Evaluator] = (),
         autocast: Callable[[], AbstractContextManager] = nullcontext, num_pictures: int = 4,
     ) -> None:  # fmt: skip
@@ -89,7 +82,7 @@ class BoxProber:
             val = look(objective, self.val, self.indices, should_stop)
             ends = step == self.last_step and self.test is not None
             test = look(objective, self.test, range(len(self.test or ())), should_stop) if ends else ()
-        shown = [s.picture[:, 0] for s in self._read(self.val, self.indices[: self.num_pictures])]
+        shown = [s.clip[:, 0] for s in self._read(self.val, self.indices[: self.num_pictures])]
         return BoxSnapshot(step, self.classes, val, test, shown, is_finite)
 
     def baselines(self, snapshot: BoxSnapshot, evaluators: Sequence[Evaluator]) -> dict[str, float]:
@@ -107,10 +100,12 @@ class BoxProber:
                 some = list(self._read(dataset, indices[start : start + self.batch_size]))
                 if not some:
                     continue
-                clips = self.transform([sample.picture.to(self.device) for sample in some])
+                clips = self.transform([sample.clip.to(self.device) for sample in some])
                 for sample, rows in zip(some, objective.find(clips), strict=True):
-                    edges = self.transform.restore(rows[:, :4].float().cpu(), sample.picture.shape[-2:])
-                    found.append(Detections(torch.cat([edges, rows[:, 4:].float().cpu()], dim=1), sample.boxes))
+                    edges = self.transform.restore(rows[:, :4].float().cpu(), sample.clip.shape[-2:])
+                    found.append(
+                        Detections(torch.cat([edges, rows[:, 4:].float().cpu()], dim=1), sample.fields["boxes"])
+                    )
                 bar.update(len(some))
                 if should_stop():
                     raise Interrupted("the evaluation was asked to stop")
@@ -119,10 +114,8 @@ class BoxProber:
     def _read(self, dataset: Any, indices: Sequence[int]) -> Iterator[Sample]:
         for index in indices:
             try:
-                picture, _ = dataset[index]
+                yield Sample(*dataset[index])
             except (OSError, RuntimeError) as fault:
                 if (name := dataset.describe(index)) not in self._told:
                     log.warning("evaluation leaves out %s: %s", name, fault)
                     self._told.add(name)
-                continue
-            yield Sample(picture, dataset.boxes(index))

@@ -13,7 +13,7 @@ from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
 from jepa.seeding import generator
-from jepa.types import Dataset, RawBatch
+from jepa.types import Dataset, RawBatch, Sample
 from jepa.types import MeasuredDataset as Measured
 
 if TYPE_CHECKING:
@@ -111,7 +111,7 @@ class ProbePart:
     def _read(self, index: int) -> tuple[Tensor, int, Tensor] | None:
         try:
             measured = self.measured.measure(index) if self.measured else torch.zeros(0)
-            return *self.dataset[index], measured
+            return *Sample(*self.dataset[index])[:2], measured
         except (OSError, RuntimeError) as error:
             if not self._told:
                 log.warning("evaluation leaves out %s: %s", self.dataset.describe(index), error)
@@ -219,10 +219,10 @@ def raw_pixels(pictures: Tensor) -> Tensor:
 
 
 def raw_batch(pictures: Tensor, device: torch.device) -> RawBatch:
-    """uint8 [b, C, T, H, W] as the loader would deliver them, without labels."""
+    """uint8 [b, C, T, H, W] as the loader would deliver them, without fields."""
     num, size = len(pictures), torch.tensor(pictures.shape[-2:])
-    none = torch.full((num,), -1)
-    return RawBatch(pictures, size.expand(num, 2), none, none[:0], none).map(lambda part: part.to(device))
+    none = torch.empty(0, dtype=torch.long)
+    return RawBatch(pictures, size.expand(num, 2), {}, none, none).map(lambda part: part.to(device))
 
 
 @contextmanager

@@ -159,17 +159,20 @@ class Prober:
         count = min(len(pictures), NUM_DIAGNOSED)
         for start in range(0, count, self.batch_size):
             part = slice(start, min(start + self.batch_size, count))
-            batch = Batch(self.transform(pictures[part].to(self.device)), labels[part].to(self.device))
+            batch = self._batch(pictures[part], labels[part])
             masks = self.masks.map(lambda indices, part=part: indices[part].to(self.device))
             for name, value in objective.diagnose(batch, masks).items():
                 sums[name] = sums.get(name, 0.0) + float(value) * len(batch.labels) / count
             watch(0)
         return sums
 
+    def _batch(self, pictures: Tensor, labels: Tensor) -> Batch:
+        return Batch(self.transform(pictures.to(self.device)), {"labels": labels.to(self.device)})
+
     def _shown(self, objective: Any, pictures: Tensor, labels: Tensor) -> dict[str, Tensor]:
         """What the objective draws of the first samples, as uint8."""
         count = len(pictures)
-        batch = Batch(self.transform(pictures.to(self.device)), labels[:count].to(self.device))
+        batch = self._batch(pictures, labels[:count])
         masks = self.masks.map(lambda indices: indices[:count].to(self.device))
         drawn = {name: clips.float().cpu() for name, clips in objective.pictures(batch, masks).items()}
         return {name: self.transform.normalise.undo(clips) for name, clips in drawn.items()}

@@ -27,7 +27,7 @@ class Classification(nn.Module):
     an average of all weights, which is what is judged, saved as the backbone and exported.
     """
 
-    learns_labels = True
+    needs = {"labels"}
 
     def __init__(
         self,

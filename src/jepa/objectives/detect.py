@@ -41,7 +41,7 @@ class Detector(nn.Module):
     stage learns from `regions` of a picture.
     """
 
-    needs_boxes = True
+    needs = {"boxes"}
 
     def __init__(
         self,
@@ -97,10 +97,9 @@ class Detector(nn.Module):
     def forward(self, batch: Batch, masks: Masks) -> LossOutput:
         """Pictures without boxes are background alone."""
         pictures, tokens = self.look(batch.clips)
-        boxes = batch.clips.new_zeros(len(batch.clips), 0, 5) if batch.boxes is None else batch.boxes.float()
         targets = [  # torchvision wants lists of a length of their own, for which the host waits, as it does inside
             {"boxes": own[:, :4], "labels": own[:, 4].long() + self.first_label}
-            for own in (rows[rows[:, 4] >= 0] for rows in boxes)
+            for own in (rows[rows[:, 4] >= 0] for rows in batch.fields["boxes"])
         ]
         with torch.autocast(batch.clips.device.type, enabled=False):
             losses: dict[str, Tensor] = self.detector(pictures, targets)

@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 import torch
 
+from jepa.data.loader import blank_fields
 from jepa.evaluation.box_snapshot import BoxProber
 from jepa.evaluation.samples import evaluating
 from jepa.evaluation.snapshot import Prober
@@ -66,7 +67,8 @@ def _measure(plan: Plan, parts: Parts, size: int) -> tuple[float, float]:
     masks = parts.masker(rows, generator(plan.seed, 0, 0, "cost")).map(lambda indices: indices.to(device))
     num_local = size * parts.augment.local_views
     local = torch.zeros(num_local, *shape[:2], *parts.augment.local_size, device=device) if num_local else None
-    batch = Batch(torch.zeros(rows, *shape, device=device), torch.full((rows,), -1, device=device), views, local)
+    fields = {name: field.to(device) for name, field in blank_fields(parts.fields, rows).items()}
+    batch = Batch(torch.zeros(rows, *shape, device=device), fields, views, local)
 
     def train() -> None:
         with parts.session.autocast():

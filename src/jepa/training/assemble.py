@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Sequence, Set
 from copy import deepcopy
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any
 
 import numpy as np
 import torch
 
 from jepa.config import ConfigError, TrainConfig, build, factory, to_yaml
+from jepa.config.catalogue import Catalogue, conf_folder
 from jepa.data.box_transforms import BoxAugment, WholePictures
 from jepa.data.loader import BrokenSamples, batches
 from jepa.data.mixture import Shares
@@ -36,7 +38,7 @@ from jepa.suggestions import near_multiples
 from jepa.training.loop import Parts, Plan
 from jepa.training.run import Run
 from jepa.training.step import SpikeGuard
-from jepa.types import BoxDataset, ClipDataset, Dataset, Masker, RawBatch
+from jepa.types import ClipDataset, Dataset, Field, Masker, RawBatch, fields_of
 
 
 @dataclass(frozen=True)
@@ -112,7 +114,7 @@ def make_prober(phase: Phase, dataset: Any, parts: Parts, evaluators: Sequence[E
         "evaluators": evaluators,
         **{key: evaluation[key] for key in ("batch_size", "val_samples")},
     }
-    if needs_boxes(parts.objective):
+    if "boxes" in parts.fields:
         whole = WholePictures(**picture(config, dataset))
         return BoxProber(dataset=dataset, transform=whole, last_step=phase.total_steps, **wired)
     crops = {key: getattr(config.augment, key) for key in ("crop_scale", "crop_aspect", "flip")}
@@ -188,22 +190,24 @@ def make_parts(config: TrainConfig, dataset: Dataset, plan: Plan, session: Sessi
         masker=masker,
         image_masker=factory(config.mask)(grid=objective.backbone.grid_of(images)) if mixes_in_images else None,
         augment=make_augment(config, dataset, objective),
+        fields=needed_fields(config, dataset),
     )
 
 
 def make_model(config: TrainConfig, dataset: Dataset, plan: Plan, session: Session) -> tuple[Any, Masker]:
     """On the device."""
-    objective, masker = make_objective(config, dataset.channels, plan, dataset.classes)
-    if getattr(objective, "learns_labels", False):
+    objective, masker = make_objective(config, dataset, plan)
+    if "labels" in needs_of(config):
         check_labels(getattr(dataset, "probed", dataset))
     choose_attention(objective, session.device, torch.bfloat16 if session.bf16 else torch.float32)
     return objective.to(session.device).train(), masker
 
 
-def make_objective(config: TrainConfig, channels: int, plan: Plan, classes: tuple[str, ...] = ()) -> tuple[Any, Masker]:
-    """With its first weights, on the CPU."""
+def make_objective(config: TrainConfig, dataset: Dataset, plan: Plan) -> tuple[Any, Masker]:
+    """With its first weights, on the CPU. Raises ConfigError where the data set lacks a field that it learns from."""
+    needed_fields(config, dataset)
     torch.manual_seed(derive_seed(config.seed, 0, 0, "init"))
-    encoder = factory(config.encoder)(clip_shape=(channels, config.num_frames, *image_size(config)))
+    encoder = factory(config.encoder)(clip_shape=(dataset.channels, config.num_frames, *image_size(config)))
     masker = factory(config.mask)(grid=encoder.grid)
     num_mask_tokens = getattr(masker, "num_sets", 1)
     predictor = build(
@@ -219,7 +223,8 @@ def make_objective(config: TrainConfig, channels: int, plan: Plan, classes: tupl
         predictor=predictor,
         regularizers={name: factory(node)() for name, node in config.regularizer.items()},
         num_mask_tokens=num_mask_tokens,
-        classes=classes,
+        classes=dataset.classes,
+        fields=fields_of(dataset),
         batch_size=plan.batch_size,
         total_steps=plan.total_steps,
     )
@@ -229,9 +234,7 @@ def make_objective(config: TrainConfig, channels: int, plan: Plan, classes: tupl
 def make_augment(config: TrainConfig, dataset: Dataset, objective: Any) -> Augment | BoxAugment:
     """Smaller crops are cut into the same patches as the others; where boxes are needed they move with the picture."""
     values, size = asdict(config.augment), image_size(config)
-    if needs_boxes(objective):
-        if not isinstance(dataset, BoxDataset):
-            raise ConfigError([f"objective: {type(dataset).__name__} has no boxes to learn from; dataset=voc or coco"])
+    if "boxes" in needs_of(config):
         crops = ("crop_scale", "crop_aspect", "flip", "jitter", "grayscale", "blur", "solarize")
         return BoxAugment(**picture(config, dataset), **{key: values[key] for key in crops})
     if values["local_views"]:
@@ -240,9 +243,31 @@ def make_augment(config: TrainConfig, dataset: Dataset, objective: Any) -> Augme
     return Augment(**picture(config, dataset), **values)
 
 
-def needs_boxes(objective: Any) -> bool:
-    """Whether it learns from boxes and is judged by those that it finds."""
-    return getattr(objective, "needs_boxes", False)
+def needed_fields(config: TrainConfig, dataset: Dataset) -> dict[str, Field]:
+    """The fields of the data set that the objective needs besides the labels; ConfigError where it lacks one."""
+    names, fields = sorted(needs_of(config) - {"labels"}), fields_of(dataset)
+    objective = config.objective["_target_"].rpartition(".")[2]
+    faults = [
+        f"objective: {objective} learns from {name}, and {type(dataset).__name__} has none; {_datasets_with(name)}"
+        for name in names
+        if name not in fields
+    ]
+    if faults:
+        raise ConfigError(faults)
+    return {name: fields[name] for name in names}
+
+
+def _datasets_with(field: str) -> str:
+    """Which choices of conf/dataset have a field."""
+    choices = Catalogue([conf_folder()]).groups["dataset"].values()
+    classes = {choice.name: resolve_name(choice.values["dataset._target_"]) for choice in choices}
+    names = [name for name, cls in classes.items() if field in getattr(cls, "fields", ())]
+    return f"choose dataset={' or '.join(names)}" if names else "a data set declares it in its `fields`"
+
+
+def needs_of(config: TrainConfig) -> Set[str]:
+    """The fields that the objective learns from, as its class says in `needs`."""
+    return getattr(resolve_name(config.objective["_target_"]), "needs", frozenset())
 
 
 def make_loggers(config: TrainConfig, folder: RunFolder) -> list[Logger]:
@@ -269,6 +294,7 @@ def start_batches(config: TrainConfig, run: Run, first_step: int) -> Generator[R
         num_workers=config.num_workers,
         pin_memory=run.parts.session.device.type == "cuda",
         canvas=run.parts.augment.canvas,
+        fields=run.parts.fields,
     )
 
 

@@ -24,7 +24,7 @@ from jepa.schedules import Schedule
 from jepa.seeding import derive_seed, generator
 from jepa.training.progress import Progress
 from jepa.training.step import SpikeGuard, StepOutput, train_step
-from jepa.types import Masker, Masks, RawBatch
+from jepa.types import Field, Masker, Masks, RawBatch
 
 KEPT = "The state is kept in checkpoints/failed"
 
@@ -81,6 +81,8 @@ class Parts:
     image_masker: Masker | None = None
     """for the batches of images in a run of clips"""
     augment: Augment | BoxAugment
+    fields: Mapping[str, Field]
+    """what each batch has besides the labels"""
 
 
 @dataclass(frozen=True, kw_only=True)
