@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     from torch import Generator, Tensor, nn
@@ -50,6 +50,8 @@ class Field:
     """whether there is a leading dimension whose length varies between samples; a batch pads it with `padding`"""
     dtype: Literal["float32", "int64"] = "float32"
     padding: float = -1.0
+    names: tuple[str, ...] = ()
+    """of the last dimension, e.g. "position/x", "position/y": one probe for what shares the part before the slash"""
 
 
 NO_FIELDS: Mapping[str, Field] = MappingProxyType({})
@@ -261,8 +263,8 @@ class Dataset(Protocol):
 
     def __len__(self) -> int: ...
 
-    def __getitem__(self, index: int) -> Sample | tuple[Tensor, int]:
-        """Readers take Sample(*dataset[index]); OSError or RuntimeError when it is unreadable."""
+    def __getitem__(self, index: int) -> tuple[Any, ...]:
+        """(clip, label) or a Sample: readers take Sample(*dataset[index]). OSError or RuntimeError when unreadable."""
         ...
 
     def describe(self, index: int) -> str:
@@ -280,18 +282,6 @@ class ClipDataset(Dataset, Protocol):
 
     num_frames: int
 
-    def draw(self, index: int, seed: int) -> Sample | tuple[Tensor, int]:
+    def draw(self, index: int, seed: int) -> tuple[Any, ...]:
         """As `self[index]`, which is the same for ever, but somewhere in the video: pure in index and seed."""
-        ...
-
-
-@runtime_checkable
-class MeasuredDataset(Dataset, Protocol):
-    """A data set that knows numbers about its samples, for regression probes."""
-
-    quantities: tuple[str, ...]
-    """e.g. "position/x", "position/y": what shares the part before the slash is one probe"""
-
-    def measure(self, index: int) -> Tensor:
-        """float32 [Q], the quantities of `self[index]`"""
         ...

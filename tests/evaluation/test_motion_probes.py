@@ -20,7 +20,7 @@ from jepa.evaluation.regression import Regression, r2, ridge
 from jepa.evaluation.snapshot import Prober, probe_split
 from jepa.evaluation.types import Features, Snapshot
 from jepa.layers.attention import CrossAttentionBlock
-from jepa.types import Masks, MaskSets, PatchGrid
+from jepa.types import Field, Masks, MaskSets, PatchGrid, Sample
 
 GRID = PatchGrid(4, 2, 2)
 QUANTITIES = ("position/x", "position/y", "velocity/x")
@@ -218,7 +218,7 @@ class Clips:
 
     channels, classes, mean, std = 1, ("slow", "fast"), (0.5,), (0.25,)
     num_frames = 4
-    quantities = ("position/x", "velocity/x")
+    fields = {"quantities": Field(shape=(2,), names=("position/x", "velocity/x"))}
 
     def __init__(self, num):
         self.num, self.num_read = num, 0
@@ -231,13 +231,10 @@ class Clips:
         clip = torch.zeros(1, 4, 8, 16, dtype=torch.uint8)
         for frame in range(4):
             clip[0, frame, 2:5, 4 + index // 2 % 4 + (frame - 2) * (1 + index % 2) :][..., :3] = 255
-        return clip, index % 2
+        return Sample(clip, index % 2, {"quantities": torch.tensor([float(index // 2 % 4), 1.0 + index % 2])})
 
     def draw(self, index, seed):
         return self[index]
-
-    def measure(self, index):
-        return torch.tensor([float(index // 2 % 4), 1.0 + index % 2])
 
     def describe(self, index):
         return f"clip {index}"
@@ -319,7 +316,7 @@ def test_quantities_travel_with_their_samples():
     snapshot = prober.snapshot(0, Objective())
     expected = torch.tensor([[i // 2 % 4, 1 + i % 2] for i in prober.split.val.indices]).float()
     assert torch.equal(snapshot.val.targets, expected)
-    assert snapshot.quantities == Clips.quantities
+    assert snapshot.quantities == Clips.fields["quantities"].names
 
 
 def test_every_clip_is_read_once_for_features_pictures_and_baselines():

@@ -15,7 +15,7 @@ from jepa.errors import Interrupted
 from jepa.evaluation.samples import evaluating
 from jepa.evaluation.types import BoxSnapshot, Detections, Evaluator
 from jepa.seeding import generator
-from jepa.types import Dataset, Sample
+from jepa.types import Sample
 
 log = logging.getLogger(__name__)
 SILENT_SECONDS = 5
@@ -41,7 +41,7 @@ class BoxProber:
     """
 
     def __init__(
-        self, *, dataset: Dataset, transform: Whole, device: torch.device | str, batch_size: int, val_samples: int,
+        self, *, dataset: Any, transform: Whole, device: torch.device | str, batch_size: int, val_samples: int,
         seed: int, last_step: int, evaluators: Sequence[Evaluator] = (),
         autocast: Callable[[], AbstractContextManager] = nullcontext, num_pictures: int = 4,
     ) -> None:  # fmt: skip

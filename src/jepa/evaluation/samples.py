@@ -13,8 +13,7 @@ from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
 from jepa.seeding import generator
-from jepa.types import Dataset, RawBatch, Sample
-from jepa.types import MeasuredDataset as Measured
+from jepa.types import Dataset, Field, RawBatch, Sample, fields_of
 
 if TYPE_CHECKING:
     pass
@@ -64,7 +63,6 @@ class ProbePart:
         self.dataset = dataset
         self.indices = tuple(indices)
         self.max_cache_bytes = max_cache_bytes
-        self.measured = dataset if isinstance(dataset, Measured) else None
         self.look: Look | None = None
         self._kept: list[ProbeBatch] | None = None
         self._told = False
@@ -110,8 +108,8 @@ class ProbePart:
 
     def _read(self, index: int) -> tuple[Tensor, int, Tensor] | None:
         try:
-            measured = self.measured.measure(index) if self.measured else torch.zeros(0)
-            return *Sample(*self.dataset[index])[:2], measured
+            sample = Sample(*self.dataset[index])
+            return sample.clip, sample.label, sample.fields.get("quantities", torch.zeros(0))
         except (OSError, RuntimeError) as error:
             if not self._told:
                 log.warning("evaluation leaves out %s: %s", self.dataset.describe(index), error)
@@ -139,8 +137,8 @@ class ProbeSplit(NamedTuple):
     @property
     def quantities(self) -> tuple[str, ...]:
         """What both parts measure."""
-        train, val = self.train.measured, self.val.measured
-        return train.quantities if train and val and train.quantities == val.quantities else ()
+        train, val = (fields_of(part.dataset).get("quantities", Field()).names for part in (self.train, self.val))
+        return train if train == val else ()
 
 
 def probe_split(dataset: Dataset, *, train_samples: int, val_samples: int, seed: int) -> ProbeSplit:

@@ -51,7 +51,7 @@ class Features(NamedTuple):
     labels: Tensor
     """long [n]"""
     targets: Tensor | None = None
-    """float32 [n, Q], the quantities of a MeasuredDataset; nan where one is unknown"""
+    """float32 [n, Q], the field quantities of the data set; nan where one is unknown"""
     tokens: Tensor | None = None
     """float16 [n, J, D], averaged over neighbours down to what an evaluator asks for; None where none asks"""
 
