@@ -43,7 +43,7 @@ SHARED = {
     "masks": {"geometry", "sampling"},
     "objectives": {"reconstruction"},
     "regularizers": {"pooling"},
-    "evaluation": {"types", "samples", "snapshot", "box_snapshot", "probe", "pictures"},
+    "evaluation": {"types", "samples", "splits", "frozen", "snapshot", "box_snapshot", "probe", "pictures"},
 }
 ONE_HOME = {
     "hydra": ("config/", "agent.py", "cli/"),

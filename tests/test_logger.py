@@ -304,7 +304,7 @@ class TestWandb:
         start = f"""
         from pathlib import Path
         from jepa.logger import WandbLogger
-        from jepa.types import Evaluation
+        from jepa.evaluation.types import Evaluation
         logger = WandbLogger(project="jepa", entity=None, mode=None, folder=Path({str(folder)!r}), config={{}},
                              run_id="a1b2c3d4", resume_step=None)
         """

@@ -8,7 +8,6 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +28,7 @@ from jepa.resources.advice import memory_advice
 from jepa.resources.measured import describe_cost
 from jepa.runs.folder import RunFolder, open_folder
 from jepa.runs.metrics import read_config, read_rows
-from jepa.training.assemble import Phase, assemble, make_dataset, make_loggers, phases_left, start_batches
+from jepa.training.assemble import Phase, assemble, make_dataset, make_loggers, phases_left
 from jepa.training.launch import num_processes, start_processes
 from jepa.training.run import Run
 
@@ -120,13 +119,13 @@ def _train(config: TrainConfig, folder: RunFolder, interrupt: Interrupt, here: S
     try:
         for phase in phases:
             run = run if phase is phases[0] else _next_phase(phase, folder.path, run)
-            cost = describe_cost(run.plan, run.parts, run.prober)
+            cost = describe_cost(run.plan, run.components, run.snapshotter)
             if here.is_first:
                 print(cost, file=sys.stderr, flush=True)
             with telling_of_failures(here), _advising(phase.config, run):
-                done = run.train(partial(start_batches, phase.config, run), interrupt)
+                done = run.train(interrupt)
             if done < phase.end_step or run.lacks_evaluation(done):
-                stopped_by = interrupt.agreed
+                stopped_by = interrupt.signum_on_all_ranks
                 break
     finally:
         folder.end(stopped_by)

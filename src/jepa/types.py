@@ -8,7 +8,7 @@ configuration can be checked in a moment.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, runtime_checkable
 
@@ -55,11 +55,6 @@ class Field:
 
 
 NO_FIELDS: Mapping[str, Field] = MappingProxyType({})
-
-
-def fields_of(dataset: Dataset) -> Mapping[str, Field]:
-    """The fields that a data set declares as `fields`; one that has no such attribute has none."""
-    return getattr(dataset, "fields", NO_FIELDS)
 
 
 class Sample(NamedTuple):
@@ -274,6 +269,35 @@ class Dataset(Protocol):
     def validation(self) -> Dataset | None:
         """The held-out part that labels are probed on, None when the data set has none."""
         ...
+
+
+@dataclass(frozen=True)
+class DatasetTraits:
+    """Attributes that a data set may have, with what holds where it has none of that name."""
+
+    fields: Mapping[str, Field] = field(default_factory=dict)
+    labels: Any = None
+    """[n] of all samples, -1 without; None where only reading tells them"""
+    cheap: bool = False
+    """whether samples take next to no time to make, so that workers are not worth it"""
+    num_frames: int = 1
+    source: Callable[[int], int] = lambda index: index
+    """number of what a sample is taken from, e.g. of its video: samples of one source are no test of each other"""
+    test: Callable[[], Dataset | None] = lambda: None
+    """the part that a detector is judged on once, at the end of a run"""
+    deal: Callable[[int, int], Callable[[int], tuple[int, int]]] | None = None
+    """(batch_size, seed) -> its own order: position in the endless stream -> index and epoch"""
+    part_of: Callable[[int], tuple[int, range]] | None = None
+    """number of the part of a mixture that an index belongs to, and that part's indices"""
+    parts: Sequence[Dataset] = ()
+    part_names: tuple[str, ...] = ()
+    probed: Dataset | None = None
+    """the part of a mixture that evaluations see"""
+
+
+def traits(dataset: Dataset) -> DatasetTraits:
+    names = [trait.name for trait in fields(DatasetTraits) if hasattr(dataset, trait.name)]
+    return DatasetTraits(**{name: getattr(dataset, name) for name in names})
 
 
 @runtime_checkable

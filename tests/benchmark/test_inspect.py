@@ -18,11 +18,9 @@ from jepa.benchmark.inspect import (
     AttentionWatch,
     Subject,
     agreement,
-    confusion,
     hardest,
     in_turn,
     most_ambiguous,
-    neighbours,
     observe,
     query_patches,
 )
@@ -30,6 +28,7 @@ from jepa.benchmark.inspect_page import write_page
 from jepa.data.transforms import EvalTransform
 from jepa.encoders.spatial import SpatialEncoder
 from jepa.encoders.temporal import TemporalEncoder
+from jepa.evaluation.probe import confusion_counts, nearest
 from jepa.evaluation.types import Features
 from jepa.layers.attention import choose_attention
 from jepa.reports.charts import MAX_LEGEND, mark_styles, scatter
@@ -349,10 +348,10 @@ def test_neighbours_equal_those_of_scikit_learn():
     distance, expected = (
         NearestNeighbors(n_neighbors=5, metric="cosine", algorithm="brute").fit(bank).kneighbors(queries)
     )
-    indices, similarity = neighbours(queries, bank, 5)
+    indices, similarity = nearest(queries, bank, 5)
     np.testing.assert_array_equal(indices, expected)
     np.testing.assert_allclose(similarity, 1 - distance, atol=1e-5)
-    assert neighbours(queries, bank[:3], 5)[0].shape == (300, 3)
+    assert nearest(queries, bank[:3], 5)[0].shape == (300, 3)
 
 
 def test_agreement_counts_neighbours_of_the_same_class_and_leaves_out_what_has_no_label():
@@ -391,7 +390,7 @@ def test_confusion_equals_that_of_scikit_learn_and_leaves_out_what_has_no_label(
     )
     known = labels >= 0
     expected = confusion_matrix(labels[known], predicted[known], labels=range(5))
-    np.testing.assert_array_equal(confusion(predicted, labels, 5), expected)
+    np.testing.assert_array_equal(confusion_counts(predicted, labels, 5), expected)
 
 
 def test_shown_samples_are_of_all_classes_in_turn():

@@ -8,6 +8,7 @@ import torch
 from sklearn.linear_model import Ridge
 from sklearn.metrics import balanced_accuracy_score, r2_score
 from torch import nn
+from toy_model import CPU
 
 from jepa.errors import Interrupted
 from jepa.evaluation.attentive import AttentiveHead, AttentiveProbe, num_heads, read_once
@@ -17,7 +18,8 @@ from jepa.evaluation.linear import LinearProbe
 from jepa.evaluation.pictures import frames_shown, mask_overlay
 from jepa.evaluation.probe import balanced, coarser, is_uneven, pool_tokens
 from jepa.evaluation.regression import Regression, r2, ridge
-from jepa.evaluation.snapshot import Prober, probe_split
+from jepa.evaluation.snapshot import Snapshotter
+from jepa.evaluation.splits import probe_splits
 from jepa.evaluation.types import Features, Snapshot
 from jepa.layers.attention import CrossAttentionBlock
 from jepa.types import Field, Masks, MaskSets, PatchGrid, Sample
@@ -247,8 +249,8 @@ class Plain:
     def pictures(self, clips):
         return torch.stack(list(clips))
 
-    def __call__(self, pictures):
-        return pictures.float() / 255
+    def normalise(self, pixels):
+        return pixels / 255
 
 
 class Frames(nn.Module):
@@ -259,6 +261,9 @@ class Frames(nn.Module):
     def __init__(self):
         super().__init__()
         self.largest = 0
+
+    def grid_of(self, clips):
+        return self.grid
 
     def forward(self, clips):
         self.largest = max(self.largest, len(clips))
@@ -286,10 +291,10 @@ def two_sets(num, generator):
 
 def prober_of(dataset, **changes):
     values = {
-        "dataset": dataset, "transform": Plain(), "masker": two_sets, "device": "cpu",
+        "dataset": dataset, "transform": Plain(), "masker": two_sets, "session": CPU,
         "batch_size": 40, "train_samples": 40, "val_samples": 20, "seed": 0,
     }  # fmt: skip
-    return Prober(**(values | changes))
+    return Snapshotter(**(values | changes))
 
 
 EVALUATORS = (KNN(k=3, temperature=0.07), LinearProbe(), Regression(), Diagnostics())
@@ -314,7 +319,7 @@ def test_clips_are_probed_whole_and_with_their_middle_frame_standing_still():
 def test_quantities_travel_with_their_samples():
     prober = prober_of(Clips(80))
     snapshot = prober.snapshot(0, Objective())
-    expected = torch.tensor([[i // 2 % 4, 1 + i % 2] for i in prober.split.val.indices]).float()
+    expected = torch.tensor([[i // 2 % 4, 1 + i % 2] for i in prober.splits.val.indices]).float()
     assert torch.equal(snapshot.val.targets, expected)
     assert snapshot.quantities == Clips.fields["quantities"].names
 
@@ -366,7 +371,7 @@ def test_an_evaluation_that_is_asked_to_stop_ends_at_the_next_batch_and_can_be_m
 def test_labelled_samples_are_drawn_first_and_kept_for_both_parts():
     dataset = Clips(200)
     dataset.labels = np.where(np.arange(200) % 20 == 0, 1, -1)
-    split = probe_split(dataset, train_samples=15, val_samples=10, seed=0)
+    split = probe_splits(dataset, train_samples=15, val_samples=10, seed=0)
     labelled = [[dataset.labels[i] >= 0 for i in part.indices] for part in (split.train, split.val)]
     assert labelled == [[True] * 8 + [False] * 7, [True] * 2 + [False] * 8]
     assert not set(split.train.indices) & set(split.val.indices)
@@ -375,7 +380,7 @@ def test_labelled_samples_are_drawn_first_and_kept_for_both_parts():
 def test_where_all_samples_are_labelled_the_draw_is_that_without_labels():
     plain, known = Clips(50), Clips(50)
     known.labels = np.zeros(50)
-    draws = [probe_split(d, train_samples=20, val_samples=10, seed=0) for d in (plain, known)]
+    draws = [probe_splits(d, train_samples=20, val_samples=10, seed=0) for d in (plain, known)]
     assert draws[0].train.indices == draws[1].train.indices
     assert draws[0].val.indices == draws[1].val.indices
 

@@ -18,7 +18,7 @@ from jepa.cli.finetune import main, translated
 from jepa.config import ConfigError, compose
 from jepa.encoders.spatial import SpatialEncoder
 from jepa.encoders.temporal import TemporalEncoder
-from jepa.evaluation.accuracy import Accuracy, confusions
+from jepa.evaluation.accuracy import Accuracy, confusion_shares
 from jepa.evaluation.types import Features
 from jepa.objectives.classify import Classification
 from jepa.optim import parameter_groups, set_schedule
@@ -184,7 +184,7 @@ def test_what_it_cannot_do_is_refused(changes: dict[str, Any], expected: str) ->
 
 
 def test_confusions_are_shares_of_the_true_class() -> None:
-    shares = confusions(torch.tensor([0, 1, 1, 2]), torch.tensor([0, 0, 1, 1]), 3)
+    shares = confusion_shares(torch.tensor([0, 1, 1, 2]), torch.tensor([0, 0, 1, 1]), 3)
     assert shares.tolist() == [[0.5, 0.5, 0.0], [0.0, 0.5, 0.5], [0.0, 0.0, 0.0]]
 
 
@@ -195,7 +195,7 @@ def test_accuracies_are_those_of_scikit_learn() -> None:
     labels[:5] = -1
     answers = torch.randn(60, 12, generator=random)
     features = Features(torch.zeros(60, 4), labels)
-    snapshot = replace(snapshot_of(features, features), answers=answers, classes=tuple("abcdefghijkl"))
+    snapshot = replace(snapshot_of(features, features), logits=answers, classes=tuple("abcdefghijkl"))
     found, (labels, answers) = Accuracy()(snapshot), (labels[5:], answers[5:])
     assert found.metrics == {
         "probe/classifier_top1": pytest.approx(100 * accuracy_score(labels, answers.argmax(1))),

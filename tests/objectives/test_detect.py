@@ -10,12 +10,13 @@ import torch
 from torch import nn
 from torchvision.models.detection import FasterRCNN
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
+from toy_model import CPU
 from voc_folder import voc, write_voc, xml
 
 from jepa import JEPAAgent, JEPAConfig, load_encoder
 from jepa.encoders.spatial import SpatialEncoder
 from jepa.errors import Interrupted
-from jepa.evaluation.box_snapshot import BoxProber
+from jepa.evaluation.box_snapshot import DetectionSnapshotter
 from jepa.evaluation.detection import Detection, precisions
 from jepa.evaluation.pictures import outlined
 from jepa.evaluation.types import BoxSnapshot, Detections
@@ -288,9 +289,9 @@ class Halved:
         return boxes * 2
 
 
-def prober_of(dataset, **changes) -> BoxProber:
-    values = {"transform": Halved(), "device": "cpu", "batch_size": 32, "val_samples": 9, "seed": 0, "last_step": 4}
-    return BoxProber(dataset=dataset, **(values | changes))
+def prober_of(dataset, **changes) -> DetectionSnapshotter:
+    values = {"transform": Halved(), "session": CPU, "batch_size": 32, "val_samples": 9, "seed": 0, "last_step": 4}
+    return DetectionSnapshotter(dataset=dataset, **(values | changes))
 
 
 @pytest.fixture

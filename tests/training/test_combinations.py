@@ -11,7 +11,7 @@ import torch
 from jepa.config import Composer, typed
 from jepa.config.catalogue import conf_folder
 from jepa.parallel.session import open_session
-from jepa.training.assemble import assemble, make_dataset, split_phases, start_batches
+from jepa.training.assemble import assemble, make_dataset, split_phases
 from jepa.training.loop import one_step
 from jepa.types import Batch
 
@@ -81,17 +81,17 @@ def test_a_combination_trains_or_is_refused_with_a_reason(
     dataset = make_dataset(config)
     here = open_session(device="cpu", precision="fp32")
     run = assemble(split_phases(config, len(dataset))[0], dataset, tmp_path, here)
-    before = [p.detach().clone() for p in run.parts.objective.backbone.parameters()]
-    stream = start_batches(config, run, 0)
+    before = [p.detach().clone() for p in run.components.objective.backbone.parameters()]
+    stream = run.batches(0)
     for step in range(2):
-        output, _ = one_step(run.plan, run.parts, next(stream), step)
+        output, _ = one_step(run.plan, run.components, next(stream), step)
         assert output.loss.isfinite()
         assert output.skipped == 0
     stream.close()
-    after = run.parts.objective.backbone.parameters()
+    after = run.components.objective.backbone.parameters()
     assert any(not torch.equal(old, new) for old, new in zip(before, after, strict=True))
-    clips = torch.randn(4, *run.parts.objective.backbone.clip_shape)
-    masks = run.parts.masker(4, torch.Generator().manual_seed(0))
+    clips = torch.randn(4, *run.components.objective.backbone.clip_shape)
+    masks = run.components.masker(4, torch.Generator().manual_seed(0))
     batch = Batch(clips, {"labels": torch.zeros(4, dtype=torch.long)})
-    assert all(value.isfinite() for value in run.parts.objective.diagnose(batch, masks).values())
-    assert all(shown.shape[1:] == clips.shape[1:] for shown in run.parts.objective.pictures(batch, masks).values())
+    assert all(value.isfinite() for value in run.components.objective.diagnose(batch, masks).values())
+    assert all(shown.shape[1:] == clips.shape[1:] for shown in run.components.objective.pictures(batch, masks).values())

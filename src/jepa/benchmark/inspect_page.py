@@ -14,16 +14,15 @@ from jepa.benchmark.inspect import (
     Observed,
     Subject,
     agreement,
-    confusion,
     hardest,
     in_turn,
     most_ambiguous,
-    neighbours,
     observe,
 )
 from jepa.benchmark.tiles import data_url, image, line, small, strip, tile
 from jepa.evaluation.embeddings import label_name
 from jepa.evaluation.pictures import enlarge, film, fit, frames_shown, heat, principal_colours
+from jepa.evaluation.probe import confusion_counts, nearest
 from jepa.reports.charts import WIDTH, Scale, mark_class, mark_styles, scatter
 from jepa.reports.page import page, principal_plane
 from jepa.runs.metrics import write_atomically
@@ -49,7 +48,7 @@ def write_page(folder: Path, subject: Subject) -> Path:
     """Write FOLDER/inspect.html; readers see the old page or the new one."""
     num = NUM_CLIPS if subject.pictures.shape[2] > 1 else NUM_PICTURES
     observed = observe(subject.encoder, subject.pictures[:num])
-    found, similarity = neighbours(subject.test.vectors, subject.train.vectors, NUM_NEIGHBOURS)
+    found, similarity = nearest(subject.test.vectors, subject.train.vectors, NUM_NEIGHBOURS)
     sections = {
         "Feature maps": feature_maps(subject, observed),
         "Attention": attention_maps(subject, observed),
@@ -348,7 +347,7 @@ def ambiguous_pictures(subject: Subject) -> str:
 
 
 def _counts(subject: Subject, probabilities: Tensor) -> Tensor:
-    return confusion(probabilities.argmax(dim=1), subject.test.labels, subject.num_classes)
+    return confusion_counts(probabilities.argmax(dim=1), subject.test.labels, subject.num_classes)
 
 
 def _name(subject: Subject, label: int) -> str:

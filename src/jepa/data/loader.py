@@ -23,7 +23,7 @@ from torch.utils.data import Dataset as TorchDataset
 from jepa.errors import RunError
 from jepa.parallel.environment import find_place, num_cores
 from jepa.seeding import derive_seed, generator
-from jepa.types import NO_FIELDS, ClipDataset, Dataset, Field, RawBatch, Sample
+from jepa.types import NO_FIELDS, ClipDataset, Dataset, Field, RawBatch, Sample, traits
 
 log = logging.getLogger(__name__)
 UNREADABLE = (OSError, RuntimeError)
@@ -100,7 +100,7 @@ def read_in_order(reader: TorchDataset, lists: Iterable[list[int]], num_workers:
 
 def choose_num_workers(dataset: Dataset) -> int:
     """No worker for data that cost nothing (`dataset.cheap`), else one for each core that is left, at most 8."""
-    if getattr(dataset, "cheap", False):
+    if traits(dataset).cheap:
         return 0
     place = find_place(os.environ)
     return max(0, min(8, num_cores() // (place.local_size if place else 1) - 1))
@@ -151,7 +151,7 @@ class _Sampler:
     """Lists of (index, seed), one for each step: a data set that can `deal` says itself what is at a position."""
 
     def __init__(self, dataset: Dataset, batch_size: int, seed: int, share: range, first_step: int) -> None:
-        deal = getattr(dataset, "deal", None)
+        deal = traits(dataset).deal
         self.take = Endless(len(dataset), seed).take if deal is None else deal(batch_size, seed)
         self.batch_size = batch_size
         self.seed = seed
@@ -173,6 +173,7 @@ class _BatchReader(TorchDataset[RawBatch | str]):
     def __init__(self, dataset: Dataset, canvas: int | None, fields: Mapping[str, Field] = NO_FIELDS) -> None:
         self.dataset: Any = dataset
         self.draws = isinstance(dataset, ClipDataset)
+        self.part_of = traits(dataset).part_of or self._only_part
         self.canvas = canvas
         self.fields = dict(fields)
 
@@ -185,13 +186,13 @@ class _BatchReader(TorchDataset[RawBatch | str]):
             return str(fault)
         labels = torch.tensor([sample.label for sample in samples])
         pixels, sizes = _on_canvas([sample.clip for sample in samples])
-        parts = torch.tensor([part_of(self.dataset, index)[0] for index, _ in places])
+        parts = torch.tensor([self.part_of(index)[0] for index, _ in places])
         return RawBatch(pixels, sizes, {"labels": labels, **columns}, torch.tensor(broken, dtype=torch.long), parts)
 
     def _read(self, index: int, seed: int, broken: list[int]) -> Sample:
         """The sample, or the next of its part that can be read; notes the others in `broken`."""
         reason = ""
-        _, part = part_of(self.dataset, index)
+        _, part = self.part_of(index)
         for surplus in range(min(self.PATIENCE, len(part))):
             candidate = part[(index - part.start + surplus) % len(part)]
             try:
@@ -203,16 +204,13 @@ class _BatchReader(TorchDataset[RawBatch | str]):
             return sample if self.canvas is None else self._reduce(sample, self.canvas)
         raise DataError(f"{min(self.PATIENCE, len(part))} samples in a row can't be read; the last was {reason}")
 
+    def _only_part(self, index: int) -> tuple[int, range]:
+        return 0, range(len(self.dataset))
+
     def _reduce(self, sample: Sample, canvas: int) -> Sample:
         size = sample.clip.shape[-2:]
         moved = {name: MOVED[name](sample.fields[name], size, canvas) for name in MOVED.keys() & sample.fields.keys()}
         return Sample(bounded(sample.clip, canvas), sample.label, {**sample.fields, **moved})
-
-
-def part_of(dataset: Dataset, index: int) -> tuple[int, range]:
-    """The number of a mixture's part that an index belongs to, and that part's indices; other data are one part."""
-    found = getattr(dataset, "part_of", None)
-    return (0, range(len(dataset))) if found is None else found(index)
 
 
 def bounded(clip: Tensor, canvas: int) -> Tensor:

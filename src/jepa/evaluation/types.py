@@ -2,23 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
-
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import AbstractContextManager
-from dataclasses import field
-from typing import TYPE_CHECKING
+from jepa.types import Masks, PatchGrid
 
 if TYPE_CHECKING:
     import torch
     from torch import Generator, Tensor, nn
-from jepa.types import Masks, PatchGrid
 
 
 class Detections(NamedTuple):
@@ -95,7 +88,7 @@ class Snapshot:
     """what `Objective.diagnose` said on validation samples"""
     quantities: tuple[str, ...] = ()
     """names of the columns of `targets`"""
-    shown: Mapping[str, Tensor] = field(default_factory=dict)
+    reconstructions: Mapping[str, Tensor] = field(default_factory=dict)
     """uint8 [b, C, T, H, W] by name: what `Objective.pictures` gave for `pictures`"""
     still: tuple[Features, Features] | None = None
     """train and val of clips that show their middle frame all the time, where motion is told apart"""
@@ -103,7 +96,7 @@ class Snapshot:
     """float32 [n, q, D]: random crops of the first validation samples, where an evaluator asks for them"""
     tuning: Tuning | None = None
     """not on the CPU but where the run is"""
-    answers: Tensor | None = None
+    logits: Tensor | None = None
     """float32 [n, classes] for the validation samples, where the objective has a head that classifies"""
 
     @property

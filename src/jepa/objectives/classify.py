@@ -13,7 +13,7 @@ from torchvision.transforms.v2 import CutMix, MixUp
 
 from jepa.layers.classifier import Classifier
 from jepa.optim import layer_scales
-from jepa.parallel.strategy import local_parts
+from jepa.parallel.strategy import local_shards
 from jepa.types import Batch, LossOutput, Masks
 
 
@@ -128,7 +128,7 @@ class Classification(nn.Module):
         if self.average is None or self.momentum is None:
             return {}
         torch._foreach_lerp_(  # pyright: ignore[reportPrivateImportUsage]
-            local_parts(self.average.parameters()), local_parts(self.classifier.parameters()), 1 - self.momentum
+            local_shards(self.average.parameters()), local_shards(self.classifier.parameters()), 1 - self.momentum
         )
         return {"momentum": self.momentum}
 

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from jepa.layers.tokens import take
-from jepa.parallel.strategy import local_parts
+from jepa.parallel.strategy import local_shards
 from jepa.schedules import linear
 from jepa.types import Batch, Latents, LossOutput, Masks, PatchGrid
 
@@ -95,10 +95,10 @@ class JEPA(nn.Module):
             self.target_encoder.eval()
         return self
 
-    def forward(self, batch: Batch, masks: Masks, joint: Any = None) -> LossOutput:
-        """`joint` stands in for the regularisers where the batch is a piece of a larger one (training/joint.py)."""
+    def forward(self, batch: Batch, masks: Masks, grad_cache: Any = None) -> LossOutput:
+        """`grad_cache` replaces the regularisers where the batch is a micro-batch (training/gradient_cache.py)."""
         grid, hides = self.grid_of(batch.clips), masks.hides_some
-        told = self.tell(batch.clips) if hides and not (joint and joint.is_noting) else None
+        told = self.tell(batch.clips) if hides and not (grad_cache and grad_cache.is_recording) else None
         losses, metrics, embedding = [], {}, None
         for number, mask in enumerate(masks.sets):
             context = self.context_encoder(batch.clips, keep=mask.context if hides else None)
@@ -116,7 +116,7 @@ class JEPA(nn.Module):
             if self.regularizers:
                 local = self.small_crops(batch, mask)
                 latents = Latents(context, predictions, mask, grid, batch.views, local)
-                penalty, penalties = self.penalty(latents) if joint is None else joint(number, latents)
+                penalty, penalties = self.penalty(latents) if grad_cache is None else grad_cache(number, latents)
                 parts.append(penalty)
                 terms |= penalties
             losses.append(torch.stack(parts).sum())
@@ -173,7 +173,7 @@ class JEPA(nn.Module):
             return {}
         momentum = self.momentum_at(step)
         torch._foreach_lerp_(  # pyright: ignore[reportPrivateImportUsage]
-            local_parts(target.parameters()), local_parts(source.parameters()), 1 - momentum
+            local_shards(target.parameters()), local_shards(source.parameters()), 1 - momentum
         )
         for kept, current in zip(target.buffers(), source.buffers(), strict=True):
             kept.copy_(current)

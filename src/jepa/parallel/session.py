@@ -105,42 +105,41 @@ class Session:
         return values
 
 
-class Ballot:
-    """A number of which every rank has its own, and all act on the largest.
+class StopSignal:
+    """The number of the signal that the ranks stop for: the largest that any of them has received.
 
-    Between steps that costs no time: the ranks agree in the background, and what they cast at one step they act on
-    after the next one. It is also how a rank notices, within a step, that another has died.
+    Between steps the exchange costs no time: it runs in the background, and its result is used one step later. It is
+    also how a rank notices, within a step, that another has died.
     """
 
     def __init__(self, session: Session) -> None:
         self.session = session
         self.pending: tuple[Any, Tensor] | None = None
 
-    def cast(self, value: int) -> int:
-        """The largest number that was cast at the last step; with one process, of this step."""
+    def exchange_async(self, value: int) -> int:
+        """Starts an exchange of `value`; returns the largest of the previous one (of this one with one process)."""
         if self.session.is_alone:
             return value
-        known = self._result()
-        vote = torch.tensor([value])
-        self.pending = dist.all_reduce(vote, dist.ReduceOp.MAX, group=self.session.group, async_op=True), vote
-        return known
+        previous = self._result()
+        number = torch.tensor([value])
+        self.pending = dist.all_reduce(number, dist.ReduceOp.MAX, group=self.session.group, async_op=True), number
+        return previous
 
-    def decide(self, value: int) -> int:
+    def exchange(self, value: int) -> int:
         """The largest number of all ranks, at once."""
         if self.session.is_alone:
             return value
-        known = self._result()
-        vote = torch.tensor([max(known, value)])
-        dist.all_reduce(vote, dist.ReduceOp.MAX, group=self.session.group)
-        return int(vote)
+        number = torch.tensor([max(self._result(), value)])
+        dist.all_reduce(number, dist.ReduceOp.MAX, group=self.session.group)
+        return int(number)
 
     def _result(self) -> int:
         if self.pending is None:
             return 0
-        work, vote = self.pending
+        work, number = self.pending
         work.wait()
         self.pending = None
-        return int(vote)
+        return int(number)
 
 
 def open_session(*, device: str, precision: str, local_rank: int | None = None) -> Session:

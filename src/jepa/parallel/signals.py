@@ -31,8 +31,12 @@ class Interrupt:
     """`signum` is the signal that asked this process to stop, 0 until then."""
 
     signum: int = 0
-    agreed: int = 0
+    signum_on_all_ranks: int = 0
     """the signal that all ranks stop for"""
+
+    def is_requested(self) -> bool:
+        """Whether this process was asked to stop."""
+        return self.signum != 0
 
     def receive(self, signum: int, frame: FrameType | None) -> None:
         if self.signum and signum == signal.SIGINT:

@@ -22,23 +22,23 @@ from jepa.data.loader import BrokenSamples, batches
 from jepa.data.mixture import Shares
 from jepa.data.transforms import Augment, EvalTransform
 from jepa.encoders.names import TABLE
-from jepa.evaluation.box_snapshot import BoxProber
-from jepa.evaluation.snapshot import Prober
+from jepa.evaluation.box_snapshot import DetectionSnapshotter
+from jepa.evaluation.snapshot import Snapshotter
 from jepa.evaluation.types import Evaluator, Logger
 from jepa.layers.attention import choose_attention
 from jepa.masks.geometry import local_size
 from jepa.optim import parameter_groups
 from jepa.parallel.session import Session
-from jepa.parallel.strategy import prepare
+from jepa.parallel.strategy import wrap
 from jepa.runs import checkpoint
 from jepa.runs.folder import RunFolder
 from jepa.runs.metrics import FolderLogger
 from jepa.seeding import derive_seed
 from jepa.suggestions import near_multiples
-from jepa.training.loop import Parts, Plan
+from jepa.training.loop import Plan, TrainComponents
 from jepa.training.run import Run
 from jepa.training.step import SpikeGuard
-from jepa.types import ClipDataset, Dataset, Field, Masker, RawBatch, fields_of
+from jepa.types import ClipDataset, Dataset, Field, Masker, RawBatch, traits
 
 
 @dataclass(frozen=True)
@@ -84,44 +84,46 @@ def assemble(phase: Phase, dataset: Dataset, folder: Path, session: Session) -> 
     """Raises ConfigError or ValueError, naming key and value, for what only the built parts can tell."""
     config = phase.config
     plan = make_plan(phase, len(dataset), session.world_size)
-    parts = make_parts(config, dataset, plan, session)
-    check_phases(phase.whole, parts.objective.backbone)
+    components = make_components(config, dataset, plan, session)
+    check_phases(phase.whole, components.objective.backbone)
     evaluators = [factory(node)() for node in config.evaluator.values()]
     return Run(
         folder=folder,
         plan=plan,
-        parts=parts,
-        prober=make_prober(phase, dataset, parts, evaluators),
+        components=components,
+        snapshotter=make_snapshotter(phase, dataset, components, evaluators),
         evaluators=evaluators,
         loggers=(),
+        batches=partial(start_batches, config, dataset, plan, components),
         broken=BrokenSamples(dataset),
         shares=Shares(dataset),
         config_text=to_yaml(phase.whole),
-        facts=make_facts(config, dataset, parts.objective.backbone),
+        facts=make_facts(config, dataset, components.objective.backbone),
         writer=checkpoint.Writer(folder, session, keep=config.keep, beside=config.save_async),
         judge=config.evaluation.judge,
     )
 
 
-def make_prober(phase: Phase, dataset: Any, parts: Parts, evaluators: Sequence[Evaluator]) -> Prober | BoxProber:
+def make_snapshotter(
+    phase: Phase, dataset: Any, components: TrainComponents, evaluators: Sequence[Evaluator]
+) -> Snapshotter | DetectionSnapshotter:
     """What the evaluators look at: of a detector what it finds, of other objectives the features of their backbone."""
-    config, session = phase.config, parts.session
+    config = phase.config
     evaluation = asdict(config.evaluation)
     wired = {
-        "device": session.device,
+        "session": components.session,
         "seed": config.seed,
-        "autocast": session.autocast,
         "evaluators": evaluators,
         **{key: evaluation[key] for key in ("batch_size", "val_samples")},
     }
-    if "boxes" in parts.fields:
+    if "boxes" in components.fields:
         whole = WholePictures(**picture(config, dataset))
-        return BoxProber(dataset=dataset, transform=whole, last_step=phase.total_steps, **wired)
+        return DetectionSnapshotter(dataset=dataset, transform=whole, last_step=phase.total_steps, **wired)
     crops = {key: getattr(config.augment, key) for key in ("crop_scale", "crop_aspect", "flip")}
-    return Prober(
-        dataset=getattr(dataset, "probed", dataset),
+    return Snapshotter(
+        dataset=traits(dataset).probed or dataset,
         transform=EvalTransform(**picture(config, dataset)),
-        masker=parts.masker,
+        masker=components.masker,
         crops=partial(Augment, **picture(config, dataset), **crops),
         train_samples=config.evaluation.train_samples,
         still=config.evaluation.still,
@@ -169,19 +171,19 @@ def make_plan(phase: Phase, dataset_size: int, world_size: int = 1) -> Plan:
     )
 
 
-def make_parts(config: TrainConfig, dataset: Dataset, plan: Plan, session: Session) -> Parts:
+def make_components(config: TrainConfig, dataset: Dataset, plan: Plan, session: Session) -> TrainComponents:
     """All that a training step needs."""
     objective, masker = make_model(config, dataset, plan, session)
-    judged = deepcopy(objective).cpu() if session.strategy == "fsdp" and session.is_first else None
-    called = prepare(objective, session, compiled=config.compile)  # before the optimizer: it may change the parameters
+    eval_copy = deepcopy(objective).cpu() if session.strategy == "fsdp" and session.is_first else None
+    wrapped = wrap(objective, session, compiled=config.compile)  # before the optimizer: it may change the parameters
     channels, frames, height, width = objective.backbone.clip_shape
     images = torch.empty(1, channels, 1, height, width, device="meta")
-    mixes_in_images = frames > 1 and any(not isinstance(part, ClipDataset) for part in getattr(dataset, "parts", ()))
-    return Parts(
+    mixes_in_images = frames > 1 and any(not isinstance(part, ClipDataset) for part in traits(dataset).parts)
+    return TrainComponents(
         session=session,
         objective=objective,
-        called=called,
-        judged=judged,
+        wrapped=wrapped,
+        eval_copy=eval_copy,
         optimizer=factory(config.optimizer)(parameter_groups(objective), lr=config.lr),
         schedule=factory(config.schedule)(
             total_steps=plan.total_steps, steps_per_epoch=len(dataset) // plan.batch_size, lr=config.lr
@@ -198,7 +200,7 @@ def make_model(config: TrainConfig, dataset: Dataset, plan: Plan, session: Sessi
     """On the device."""
     objective, masker = make_objective(config, dataset, plan)
     if "labels" in needs_of(config):
-        check_labels(getattr(dataset, "probed", dataset))
+        check_labels(traits(dataset).probed or dataset)
     choose_attention(objective, session.device, torch.bfloat16 if session.bf16 else torch.float32)
     return objective.to(session.device).train(), masker
 
@@ -224,7 +226,7 @@ def make_objective(config: TrainConfig, dataset: Dataset, plan: Plan) -> tuple[A
         regularizers={name: factory(node)() for name, node in config.regularizer.items()},
         num_mask_tokens=num_mask_tokens,
         classes=dataset.classes,
-        fields=fields_of(dataset),
+        fields=traits(dataset).fields,
         batch_size=plan.batch_size,
         total_steps=plan.total_steps,
     )
@@ -245,7 +247,7 @@ def make_augment(config: TrainConfig, dataset: Dataset, objective: Any) -> Augme
 
 def needed_fields(config: TrainConfig, dataset: Dataset) -> dict[str, Field]:
     """The fields of the data set that the objective needs besides the labels; ConfigError where it lacks one."""
-    names, fields = sorted(needs_of(config) - {"labels"}), fields_of(dataset)
+    names, fields = sorted(needs_of(config) - {"labels"}), traits(dataset).fields
     objective = config.objective["_target_"].rpartition(".")[2]
     faults = [
         f"objective: {objective} learns from {name}, and {type(dataset).__name__} has none; {_datasets_with(name)}"
@@ -282,19 +284,22 @@ def make_loggers(config: TrainConfig, folder: RunFolder) -> list[Logger]:
     return [FolderLogger(**wired), *(factory(node)(**wired) for node in config.logger.values())]
 
 
-def start_batches(config: TrainConfig, run: Run, first_step: int) -> Generator[RawBatch, None, None]:
-    """Endless raw batches from `first_step` on, no larger than what the crops need."""
+def start_batches(
+    config: TrainConfig, dataset: Dataset, plan: Plan, components: TrainComponents, first_step: int
+) -> Generator[RawBatch, None, None]:
+    """Endless raw batches of this rank from `first_step` on, downscaled to what the crops need."""
+    session = components.session
     return batches(
-        run.broken.dataset,
-        batch_size=run.plan.batch_size // run.session.world_size,
+        dataset,
+        batch_size=plan.batch_size // session.world_size,
         seed=config.seed,
         first_step=first_step,
-        rank=run.session.rank,
-        world_size=run.session.world_size,
+        rank=session.rank,
+        world_size=session.world_size,
         num_workers=config.num_workers,
-        pin_memory=run.parts.session.device.type == "cuda",
-        canvas=run.parts.augment.canvas,
-        fields=run.parts.fields,
+        pin_memory=session.device.type == "cuda",
+        canvas=components.augment.canvas,
+        fields=components.fields,
     )
 
 
@@ -328,7 +333,7 @@ def check_labels(dataset: Dataset) -> None:
             "set has no held-out part; name one, as with dataset.val_folder or dataset.val"
         )
     for part, name in ((dataset, "training"), (held_out, "held-out")):
-        labels = getattr(part, "labels", None)
+        labels = traits(part).labels
         if labels is None:
             continue  # drawn on the fly, of all classes
         found = set(np.unique(labels).tolist()) - {-1}

@@ -18,7 +18,7 @@ from jepa.config import TrainConfig
 from jepa.errors import RunError
 from jepa.parallel.device import peak_memory_gib
 from jepa.training.find_lr import INTERRUPTED, collect, rerun_command, setting, write_result
-from jepa.training.loop import Parts, Plan, one_step
+from jepa.training.loop import Plan, TrainComponents, one_step
 from jepa.types import RawBatch
 
 SECONDS = 0.5
@@ -42,9 +42,9 @@ def divisors(number: int) -> list[int]:
     return [size for size in range(1, number + 1) if number % size == 0]
 
 
-def try_sizes(plan: Plan, parts: Parts, raw: RawBatch, sizes: Sequence[int]) -> Iterator[Trial]:
+def try_sizes(plan: Plan, components: TrainComponents, raw: RawBatch, sizes: Sequence[int]) -> Iterator[Trial]:
     """From small to large, to the first that does not fit; on copies of the samples; the weights are spent."""
-    device, last = parts.session.device, None
+    device, last = components.session.device, None
     base = peak_memory_gib(device)
     for size in sorted(sizes):
         growth = (last.memory_gib - base) * (size / last.size - 1) if last else 0.0
@@ -52,7 +52,7 @@ def try_sizes(plan: Plan, parts: Parts, raw: RawBatch, sizes: Sequence[int]) -> 
             yield Trial(size, None, last.memory_gib + growth, f"not tried: {free:.1f} GiB are free")
             return
         try:
-            last = Trial(size, *_measure(replace(plan, micro_batch_size=size), parts, raw))
+            last = Trial(size, *_measure(replace(plan, micro_batch_size=size), components, raw))
         except torch.OutOfMemoryError:
             yield Trial(size, None, peak_memory_gib(device), "out of memory")
             return
@@ -60,29 +60,29 @@ def try_sizes(plan: Plan, parts: Parts, raw: RawBatch, sizes: Sequence[int]) -> 
             yield Trial(size, None, 0.0, str(error))
             continue
         finally:
-            parts.optimizer.zero_grad(set_to_none=True)
+            components.optimizer.zero_grad(set_to_none=True)
             gc.collect()
             torch.cuda.empty_cache()
         yield last
 
 
-def _measure(plan: Plan, parts: Parts, raw: RawBatch) -> tuple[float, float]:
+def _measure(plan: Plan, components: TrainComponents, raw: RawBatch) -> tuple[float, float]:
     """Samples per second of steps of as many pieces as the batch has, or as fit in SECONDS, and the peak memory."""
-    device, size = parts.session.device, plan.micro_batch_size
+    device, size = components.session.device, plan.micro_batch_size
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-    seconds = [_seconds(plan, parts, raw, size) for _ in range(2)][-1]
+    seconds = [_seconds(plan, components, raw, size) for _ in range(2)][-1]
     count = size * max(1, min(plan.batch_size // size, int(SECONDS / seconds)))
-    again = [_seconds(plan, parts, raw, count) for _ in range(ROUNDS if seconds < SECONDS else 0)]
+    again = [_seconds(plan, components, raw, count) for _ in range(ROUNDS if seconds < SECONDS else 0)]
     return count / min(again) if again else size / seconds, peak_memory_gib(device)
 
 
-def _seconds(plan: Plan, parts: Parts, raw: RawBatch, count: int) -> float:
+def _seconds(plan: Plan, components: TrainComponents, raw: RawBatch, count: int) -> float:
     """Of one step with `count` samples."""
     rows = torch.arange(count) % len(raw.pixels)
     batch = raw.map(lambda part: part if part is raw.broken else part[rows])
     begun = time.perf_counter()
-    output, _ = one_step(replace(plan, batch_size=count), parts, batch, 0)
+    output, _ = one_step(replace(plan, batch_size=count), components, batch, 0)
     output.loss.cpu()
     return time.perf_counter() - begun
 
@@ -105,10 +105,10 @@ def find_batch(config: TrainConfig, overrides: Sequence[str], *, largest: bool) 
     """Prints a table and the choice; leaves find.html and find.json. The exit status."""
     trials: list[Trial] = []
     print(f"{'size':>8}{'samples/s':>12}{'memory GiB':>12}", flush=True)
-    with setting(config) as (plan, parts, stream, num_samples):
+    with setting(config) as (plan, components, stream, num_samples):
         raw, batch = next(stream), plan.batch_size
         beyond = [batch * 2**k for k in range(1, 20) if batch * 2**k <= num_samples] if largest else []
-        stopped = collect(try_sizes(plan, parts, raw, divisors(batch) + beyond), trials, _row)
+        stopped = collect(try_sizes(plan, components, raw, divisors(batch) + beyond), trials, _row)
     chosen, fits = fastest([t for t in trials if t.size <= batch]), [t.size for t in trials if t.samples_per_s]
     lines = []
     if chosen:

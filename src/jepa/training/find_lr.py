@@ -22,8 +22,8 @@ from jepa.reports.charts import Chart, Line, line_chart
 from jepa.reports.page import page
 from jepa.runs.metrics import write_atomically
 from jepa.schedules import Schedule
-from jepa.training.assemble import make_dataset, make_parts, make_plan, split_phases
-from jepa.training.loop import Parts, Plan, one_step
+from jepa.training.assemble import make_components, make_dataset, make_plan, split_phases
+from jepa.training.loop import Plan, TrainComponents, one_step
 from jepa.types import LossOutput, RawBatch
 
 
@@ -44,17 +44,17 @@ class Ramp(Schedule):
         return self.low * (self.lr / self.low) ** (step / max(1, self.total_steps - 1))
 
 
-def ramp(plan: Plan, parts: Parts, batches: Iterator[RawBatch], schedule: Ramp) -> Iterator[Point]:
+def ramp(plan: Plan, components: TrainComponents, batches: Iterator[RawBatch], schedule: Ramp) -> Iterator[Point]:
     """Train while the learning rate grows, to the end or until the loss is not finite; the weights are spent."""
-    parts, spreads = replace(parts, schedule=schedule, guard=None), []
+    components, spreads = replace(components, schedule=schedule, guard=None), []
 
     def note(module: object, arguments: object, output: LossOutput) -> None:
         spreads.append(output.embedding.float().std(0).mean())
 
-    parts.objective.register_forward_hook(note)
+    components.objective.register_forward_hook(note)
     for step in range(schedule.total_steps):
         spreads.clear()
-        output, _ = one_step(plan, parts, next(batches), step)
+        output, _ = one_step(plan, components, next(batches), step)
         loss, spread = torch.stack([output.loss.float(), torch.stack(spreads).mean()]).tolist()
         if not math.isfinite(loss):
             return
@@ -124,7 +124,7 @@ ROWS = 12
 
 class Setting(NamedTuple):
     plan: Plan
-    parts: Parts
+    components: TrainComponents
     batches: Iterator[RawBatch]
     dataset_size: int
 
@@ -139,29 +139,29 @@ def setting(config: TrainConfig) -> Iterator[Setting]:
         dataset = dataset if phase.config.num_frames == config.num_frames else make_dataset(phase.config)
         session = open_session(device=config.device, precision=config.precision)
         plan = make_plan(phase, len(dataset))
-        parts = make_parts(phase.config, dataset, plan, session)
+        components = make_components(phase.config, dataset, plan, session)
         stream = batches(
             dataset, batch_size=plan.batch_size, seed=config.seed, num_workers=config.num_workers,
-            canvas=parts.augment.canvas,
+            canvas=components.augment.canvas,
         )  # fmt: skip
     except ConfigError:
         raise
     except ValueError as error:
         raise ConfigError([str(error)]) from error
     with closing(stream):
-        yield Setting(plan, parts, stream, len(dataset))
+        yield Setting(plan, components, stream, len(dataset))
 
 
 def find_lr(config: TrainConfig, overrides: Sequence[str], *, num_steps: int, low: float, high: float) -> int:
     """Prints a table, the choice and why; leaves find.html and find.json. The exit status."""
     points: list[Point] = []
-    with setting(config) as (plan, parts, stream, _):
-        decay = parts.schedule.weight_decay_at(0)
+    with setting(config) as (plan, components, stream, _):
+        decay = components.schedule.weight_decay_at(0)
         schedule = Ramp(
             total_steps=num_steps, steps_per_epoch=1, lr=high, low=low, warmup_ratio=0, warmup_epochs=None,
             start_ratio=1, final_ratio=1, weight_decay=decay, final_weight_decay=decay,
         )  # fmt: skip
-        stopped = collect(ramp(plan, parts, stream, schedule), points)
+        stopped = collect(ramp(plan, components, stream, schedule), points)
     lines = [f"{'lr':>10}{'loss':>12}{'spread':>12}"]
     shown = points[:: max(1, len(points) // ROWS)]
     lines += [f"{point.lr:>10.1e}{point.loss:>12.4g}{point.spread:>12.4g}" for point in shown]
