@@ -41,7 +41,7 @@ SHARED = {
     "encoders": {"names", "published"},
     "predictors": set(),
     "masks": {"geometry", "sampling"},
-    "objectives": {"reconstruction"},
+    "objectives": {"base", "reconstruction"},
     "regularizers": {"pooling"},
     "evaluation": {"types", "samples", "splits", "frozen", "snapshot", "box_snapshot", "probe", "pictures"},
 }

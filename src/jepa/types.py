@@ -10,10 +10,21 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, Self, runtime_checkable
 
 if TYPE_CHECKING:
-    from torch import Generator, Tensor, nn
+    from torch import Generator, Tensor
+
+
+@dataclass(frozen=True)
+class Traits:
+    """Attributes that a component may have, each with what holds where it has none of that name."""
+
+    @classmethod
+    def of(cls, component: Any) -> Self:
+        names = [trait.name for trait in fields(cls) if hasattr(component, trait.name)]
+        return cls(**{name: getattr(component, name) for name in names})
+
 
 ClipShape = tuple[int, int, int, int]
 """(C, T, H, W) of what a data set delivers after augmentation; an image has T = 1."""
@@ -188,12 +199,19 @@ class LossOutput(NamedTuple):
 
 
 class Masker(Protocol):
-    """Draws masks on the CPU; everything random comes from the generator. `num_sets`, where there, counts its sets.
-
-    One that takes a third argument `rows` returns these rows [b] of the batch alone, the same as among all of them.
-    """
+    """Draws masks on the CPU; everything random comes from the generator."""
 
     def __call__(self, batch_size: int, generator: Generator) -> Masks: ...
+
+
+@dataclass(frozen=True)
+class MaskerTraits(Traits):
+    """Optional attributes of a masker."""
+
+    num_sets: int = 1
+    """mask sets of each sample"""
+    takes_rows: bool = False
+    """whether a third argument `rows` [b] gives these rows of the batch alone, the same as among all of them"""
 
 
 class Encoder(Protocol):
@@ -223,29 +241,6 @@ class Regularizer(Protocol):
     def __call__(self, latents: Latents) -> tuple[Tensor, dict[str, Tensor]]: ...
 
 
-class Objective(Protocol):
-    """A model together with its loss: the one thing that is compiled and distributed."""
-
-    @property
-    def backbone(self) -> nn.Module:
-        """The encoder that is probed, tuned and exported."""
-        ...
-
-    def __call__(self, batch: Batch, masks: Masks) -> LossOutput: ...
-
-    def after_step(self, step: int) -> dict[str, float]:
-        """Update what no gradient reaches, after optimizer step `step` (from 0); returns schedule values to log."""
-        ...
-
-    def diagnose(self, batch: Batch, masks: Masks) -> dict[str, Tensor]:
-        """Scalars that tell whether the method works, e.g. prediction error against the trivial predictor."""
-        ...
-
-    def pictures(self, batch: Batch, masks: Masks) -> dict[str, Tensor]:
-        """Normalised clips [b, C, T, H, W] that show what is predicted, by name; none where that is latents."""
-        ...
-
-
 class Dataset(Protocol):
     """Pure in the index: the same index gives the same clip, in any process."""
 
@@ -272,8 +267,8 @@ class Dataset(Protocol):
 
 
 @dataclass(frozen=True)
-class DatasetTraits:
-    """Attributes that a data set may have, with what holds where it has none of that name."""
+class DatasetTraits(Traits):
+    """Optional attributes of a data set."""
 
     fields: Mapping[str, Field] = field(default_factory=dict)
     labels: Any = None
@@ -293,11 +288,6 @@ class DatasetTraits:
     part_names: tuple[str, ...] = ()
     probed: Dataset | None = None
     """the part of a mixture that evaluations see"""
-
-
-def traits(dataset: Dataset) -> DatasetTraits:
-    names = [trait.name for trait in fields(DatasetTraits) if hasattr(dataset, trait.name)]
-    return DatasetTraits(**{name: getattr(dataset, name) for name in names})
 
 
 @runtime_checkable

@@ -151,7 +151,8 @@ def test_a_frozen_encoder_stays_as_it_is_and_in_eval_mode():
 
 def test_blocks_near_the_pictures_learn_slower_where_that_is_asked_for():
     model = detector(layer_decay=0.5)
-    scales = {id(weights): group["scale"] for group in parameter_groups(model) for weights in group["params"]}
+    groups = parameter_groups(model, model.lr_scales())
+    scales = {id(weights): group["scale"] for group in groups for weights in group["params"]}
     found = {name: scales[id(weights)] for name, weights in model.named_parameters()}
     assert [found[f"encoder.blocks.{block}.mlp.fc1.weight"] for block in range(2)] == [1 / 4, 1 / 2]
     assert found["encoder.embed.weight"] == 1 / 8

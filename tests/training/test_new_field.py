@@ -55,10 +55,11 @@ import math
 
 from torch import nn
 
+from jepa.objectives.base import Objective
 from jepa.types import LossOutput
 
 
-class InverseDynamics(nn.Module):
+class InverseDynamics(Objective):
     needs = {"actions"}
 
     def __init__(self, *, encoder, fields):
@@ -70,15 +71,6 @@ class InverseDynamics(nn.Module):
         embedding = self.backbone(batch.clips).float().mean(dim=1)
         error = (self.head(embedding) - batch.fields["actions"].flatten(1)).square().mean()
         return LossOutput(error, {"error": error.detach()}, embedding.detach())
-
-    def after_step(self, step):
-        return {}
-
-    def diagnose(self, batch, masks):
-        return {}
-
-    def pictures(self, batch, masks):
-        return {}
 '''
 
 FILES = {
@@ -139,3 +131,11 @@ def test_actions_belong_to_the_frames_that_were_drawn(own: Path, monkeypatch: py
         wrapped = (steps + 16) % 32 - 16
         assert torch.equal(wrapped.float(), batch.fields["actions"])
     assert not torch.equal(taken[0].fields["actions"], taken[4].fields["actions"])
+
+
+def test_an_objective_that_is_no_objective_is_refused_by_name(own: Path) -> None:
+    source = own / "inverse_dynamics.py"
+    source.write_text(source.read_text().replace("(Objective)", "(nn.Module)"))
+    refused = jepa_train(own, "encoder=temporal", "dataset=walks", "objective=inverse_dynamics")
+    assert refused.returncode == 2
+    assert "objective: InverseDynamics must derive from jepa.objectives.base.Objective" in refused.stderr

@@ -23,7 +23,7 @@ from torch.utils.data import Dataset as TorchDataset
 from jepa.errors import RunError
 from jepa.parallel.environment import find_place, num_cores
 from jepa.seeding import derive_seed, generator
-from jepa.types import NO_FIELDS, ClipDataset, Dataset, Field, RawBatch, Sample, traits
+from jepa.types import NO_FIELDS, ClipDataset, Dataset, DatasetTraits, Field, RawBatch, Sample
 
 log = logging.getLogger(__name__)
 UNREADABLE = (OSError, RuntimeError)
@@ -100,7 +100,7 @@ def read_in_order(reader: TorchDataset, lists: Iterable[list[int]], num_workers:
 
 def choose_num_workers(dataset: Dataset) -> int:
     """No worker for data that cost nothing (`dataset.cheap`), else one for each core that is left, at most 8."""
-    if traits(dataset).cheap:
+    if DatasetTraits.of(dataset).cheap:
         return 0
     place = find_place(os.environ)
     return max(0, min(8, num_cores() // (place.local_size if place else 1) - 1))
@@ -151,7 +151,7 @@ class _Sampler:
     """Lists of (index, seed), one for each step: a data set that can `deal` says itself what is at a position."""
 
     def __init__(self, dataset: Dataset, batch_size: int, seed: int, share: range, first_step: int) -> None:
-        deal = traits(dataset).deal
+        deal = DatasetTraits.of(dataset).deal
         self.take = Endless(len(dataset), seed).take if deal is None else deal(batch_size, seed)
         self.batch_size = batch_size
         self.seed = seed
@@ -173,7 +173,7 @@ class _BatchReader(TorchDataset[RawBatch | str]):
     def __init__(self, dataset: Dataset, canvas: int | None, fields: Mapping[str, Field] = NO_FIELDS) -> None:
         self.dataset: Any = dataset
         self.draws = isinstance(dataset, ClipDataset)
-        self.part_of = traits(dataset).part_of or self._only_part
+        self.part_of = DatasetTraits.of(dataset).part_of or self._only_part
         self.canvas = canvas
         self.fields = dict(fields)
 

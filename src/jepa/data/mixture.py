@@ -14,7 +14,7 @@ from torch import Tensor
 
 from jepa.data.loader import Endless
 from jepa.seeding import derive_seed, generator
-from jepa.types import ClipDataset, Dataset, Sample, traits
+from jepa.types import ClipDataset, Dataset, DatasetTraits, Sample
 
 BLOCK = 1000
 """samples in which the shares are exact, to the nearest sample"""
@@ -55,7 +55,7 @@ class Mixture:
         if len(set(channels.values())) > 1:
             raise ValueError(f"dataset.parts: all must have the same channels, got {channels}")
         self.starts = list(accumulate((len(part) for part in self.parts), initial=0))
-        self.cheap = all(traits(part).cheap for part in self.parts)
+        self.cheap = all(DatasetTraits.of(part).cheap for part in self.parts)
 
     def __len__(self) -> int:
         return self.starts[-1]
@@ -133,7 +133,7 @@ class Deal:
 
 def _stream(part: Any, seed: int, stream: str) -> Callable[[int], tuple[int, int]]:
     """Position of the part's own samples -> index and epoch; a part that can deal does."""
-    if deal := traits(part).deal:
+    if deal := DatasetTraits.of(part).deal:
         return deal(1, derive_seed(seed, 0, 0, stream))
     return Endless(len(part), seed, stream).take
 
@@ -153,7 +153,7 @@ class Shares:
     """Counts which parts the samples of a run are of, between two readings."""
 
     def __init__(self, dataset: Any) -> None:
-        self.names = traits(dataset).part_names
+        self.names = DatasetTraits.of(dataset).part_names
         self.counts = torch.zeros(len(self.names))
 
     def note(self, parts: Tensor) -> None:

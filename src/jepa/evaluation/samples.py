@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from jepa.data.loader import UNREADABLE, first_line, read_in_order
 from jepa.errors import Interrupted, RunError
-from jepa.types import Dataset, RawBatch, Sample, traits
+from jepa.types import Dataset, DatasetTraits, RawBatch, Sample
 
 BAR_DELAY = 5
 """seconds after which work shows a progress bar on a terminal"""
@@ -70,7 +70,7 @@ class Samples:
         title: str = "",
     ) -> None:  # fmt: skip
         self.split = split
-        self.batch_size = max(1, batch_size // traits(split.dataset).num_frames)
+        self.batch_size = max(1, batch_size // DatasetTraits.of(split.dataset).num_frames)
         self.max_bytes = max_bytes
         self.title = title
         self.rows = torch.empty(0, dtype=torch.long)

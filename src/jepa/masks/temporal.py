@@ -18,6 +18,8 @@ class TemporalMasker:
     of each future step that is predicted, null all of it.
     """
 
+    takes_rows = True
+
     def __init__(
         self,
         *,

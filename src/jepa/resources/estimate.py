@@ -88,7 +88,7 @@ class Model:
             activations=seen.activations / samples,
             workspace=(seen.peak - seen.activations - seen.casts) / samples,
             casts=seen.casts,
-            solves_jointly=bool(getattr(self.objective, "regularizers", None)),
+            solves_jointly=self.objective.regularization is not None,
         )
 
 

@@ -27,6 +27,7 @@ from jepa.evaluation.snapshot import Snapshotter
 from jepa.evaluation.types import Evaluator, Logger
 from jepa.layers.attention import choose_attention
 from jepa.masks.geometry import local_size
+from jepa.objectives.base import Objective
 from jepa.optim import parameter_groups
 from jepa.parallel.session import Session
 from jepa.parallel.strategy import wrap
@@ -38,7 +39,7 @@ from jepa.suggestions import near_multiples
 from jepa.training.loop import Plan, TrainComponents
 from jepa.training.run import Run
 from jepa.training.step import SpikeGuard
-from jepa.types import ClipDataset, Dataset, Field, Masker, RawBatch, traits
+from jepa.types import ClipDataset, Dataset, DatasetTraits, Field, Masker, MaskerTraits, RawBatch
 
 
 @dataclass(frozen=True)
@@ -121,7 +122,7 @@ def make_snapshotter(
         return DetectionSnapshotter(dataset=dataset, transform=whole, last_step=phase.total_steps, **wired)
     crops = {key: getattr(config.augment, key) for key in ("crop_scale", "crop_aspect", "flip")}
     return Snapshotter(
-        dataset=traits(dataset).probed or dataset,
+        dataset=DatasetTraits.of(dataset).probed or dataset,
         transform=EvalTransform(**picture(config, dataset)),
         masker=components.masker,
         crops=partial(Augment, **picture(config, dataset), **crops),
@@ -178,13 +179,13 @@ def make_components(config: TrainConfig, dataset: Dataset, plan: Plan, session: 
     wrapped = wrap(objective, session, compiled=config.compile)  # before the optimizer: it may change the parameters
     channels, frames, height, width = objective.backbone.clip_shape
     images = torch.empty(1, channels, 1, height, width, device="meta")
-    mixes_in_images = frames > 1 and any(not isinstance(part, ClipDataset) for part in traits(dataset).parts)
+    mixes_in_images = frames > 1 and any(not isinstance(part, ClipDataset) for part in DatasetTraits.of(dataset).parts)
     return TrainComponents(
         session=session,
         objective=objective,
         wrapped=wrapped,
         eval_copy=eval_copy,
-        optimizer=factory(config.optimizer)(parameter_groups(objective), lr=config.lr),
+        optimizer=factory(config.optimizer)(parameter_groups(objective, objective.lr_scales()), lr=config.lr),
         schedule=factory(config.schedule)(
             total_steps=plan.total_steps, steps_per_epoch=len(dataset) // plan.batch_size, lr=config.lr
         ),
@@ -200,7 +201,7 @@ def make_model(config: TrainConfig, dataset: Dataset, plan: Plan, session: Sessi
     """On the device."""
     objective, masker = make_objective(config, dataset, plan)
     if "labels" in needs_of(config):
-        check_labels(traits(dataset).probed or dataset)
+        check_labels(DatasetTraits.of(dataset).probed or dataset)
     choose_attention(objective, session.device, torch.bfloat16 if session.bf16 else torch.float32)
     return objective.to(session.device).train(), masker
 
@@ -211,7 +212,7 @@ def make_objective(config: TrainConfig, dataset: Dataset, plan: Plan) -> tuple[A
     torch.manual_seed(derive_seed(config.seed, 0, 0, "init"))
     encoder = factory(config.encoder)(clip_shape=(dataset.channels, config.num_frames, *image_size(config)))
     masker = factory(config.mask)(grid=encoder.grid)
-    num_mask_tokens = getattr(masker, "num_sets", 1)
+    num_mask_tokens = MaskerTraits.of(masker).num_sets
     predictor = build(
         config.predictor,
         grid=encoder.grid,
@@ -226,10 +227,12 @@ def make_objective(config: TrainConfig, dataset: Dataset, plan: Plan) -> tuple[A
         regularizers={name: factory(node)() for name, node in config.regularizer.items()},
         num_mask_tokens=num_mask_tokens,
         classes=dataset.classes,
-        fields=traits(dataset).fields,
+        fields=DatasetTraits.of(dataset).fields,
         batch_size=plan.batch_size,
         total_steps=plan.total_steps,
     )
+    if not isinstance(objective, Objective):
+        raise ConfigError([f"objective: {type(objective).__name__} must derive from jepa.objectives.base.Objective"])
     return objective, masker
 
 
@@ -247,7 +250,7 @@ def make_augment(config: TrainConfig, dataset: Dataset, objective: Any) -> Augme
 
 def needed_fields(config: TrainConfig, dataset: Dataset) -> dict[str, Field]:
     """The fields of the data set that the objective needs besides the labels; ConfigError where it lacks one."""
-    names, fields = sorted(needs_of(config) - {"labels"}), traits(dataset).fields
+    names, fields = sorted(needs_of(config) - {"labels"}), DatasetTraits.of(dataset).fields
     objective = config.objective["_target_"].rpartition(".")[2]
     faults = [
         f"objective: {objective} learns from {name}, and {type(dataset).__name__} has none; {_datasets_with(name)}"
@@ -333,7 +336,7 @@ def check_labels(dataset: Dataset) -> None:
             "set has no held-out part; name one, as with dataset.val_folder or dataset.val"
         )
     for part, name in ((dataset, "training"), (held_out, "held-out")):
-        labels = traits(part).labels
+        labels = DatasetTraits.of(part).labels
         if labels is None:
             continue  # drawn on the fly, of all classes
         found = set(np.unique(labels).tolist()) - {-1}

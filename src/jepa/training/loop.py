@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -24,7 +23,7 @@ from jepa.schedules import Schedule
 from jepa.seeding import derive_seed, generator
 from jepa.training.progress import Progress
 from jepa.training.step import SpikeGuard, StepOutput, train_step
-from jepa.types import Field, Masker, Masks, RawBatch
+from jepa.types import Field, Masker, MaskerTraits, Masks, RawBatch
 
 KEPT = "The state is kept in checkpoints/failed"
 
@@ -69,7 +68,7 @@ class TrainComponents:
 
     session: Session
     objective: Any
-    """a module that is a types.Objective"""
+    """an objectives.base.Objective"""
     wrapped: Any
     """the objective, or its compiled or distributed form: the one that a step calls"""
     eval_copy: Any
@@ -165,17 +164,17 @@ def one_step(plan: Plan, components: TrainComponents, raw: RawBatch, step: int) 
         clip_grad=plan.clip_grad,
         guard=components.guard,
         seed=derive_seed(plan.seed, step, session.rank, "step"),
-        penalty=components.objective.penalty if getattr(components.objective, "regularizers", None) else None,
+        penalty=components.objective.regularization,
     )
     schedule = {"lr": lr, "weight_decay": weight_decay, **components.objective.after_step(step)}
     return output, {f"train/{name}": value for name, value in schedule.items()}
 
 
 def draw_masks(masker: Masker, batch_size: int, generator: torch.Generator, rows: Tensor | None) -> Masks:
-    """Of the masks of a batch the given rows; a masker that knows `rows` is spared the others."""
+    """Of the masks of a batch the given rows; a masker that takes `rows` is spared the others."""
     if rows is None:
         return masker(batch_size, generator)
-    if "rows" in inspect.signature(masker).parameters:
+    if MaskerTraits.of(masker).takes_rows:
         return masker(batch_size, generator, rows)  # pyright: ignore[reportCallIssue]
     return masker(batch_size, generator).map(lambda indices: indices[rows])
 
