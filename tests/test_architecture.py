@@ -292,21 +292,13 @@ def test_nesting_is_counted_in_blocks(source: str, depth: int) -> None:
 
 
 # What Python hands to a component (the parts of the run, and sizes derived from them) and YAML therefore never says.
+OF_DATA = {"classes", "fields"}
 WIRED = {
     "encoder": {"clip_shape"},
     "mask": {"grid"},
     "predictor": {"grid", "embed_dim", "num_mask_tokens"},
     "dataset": {"num_frames"},
-    "objective": {
-        "encoder",
-        "predictor",
-        "regularizers",
-        "num_mask_tokens",
-        "batch_size",
-        "total_steps",
-        "classes",
-        "fields",
-    },
+    "objective": {"encoder", "predictor", "regularizers", "num_mask_tokens", *OF_DATA, "batch_size", "total_steps"},
     "schedule": {"total_steps", "steps_per_epoch", "lr"},
     "logger": {"folder", "config", "run_id", "resume_step"},
 }

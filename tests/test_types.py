@@ -1,10 +1,10 @@
-"""Optional attributes of components, read with their defaults."""
+"""Optional attributes of a data set, read with their defaults."""
 
-from jepa.types import DatasetTraits, MaskerTraits
+from jepa.types import DatasetTraits
 
 
 class Plain:
-    """Neither data set nor masker says anything of itself."""
+    """Says nothing of itself."""
 
 
 class Folder:
@@ -15,13 +15,12 @@ class Folder:
         return index // 2
 
 
-def test_what_a_component_does_not_say_has_its_default():
+def test_what_a_data_set_does_not_say_has_its_default():
     found = DatasetTraits.of(Plain())
     assert found == DatasetTraits()
     assert (found.labels, found.cheap, found.num_frames, found.source(7), found.test()) == (None, False, 1, 7, None)
-    assert MaskerTraits.of(lambda batch_size, generator: None) == MaskerTraits(num_sets=1, takes_rows=False)
 
 
-def test_what_a_component_says_holds():
+def test_what_a_data_set_says_holds():
     found = DatasetTraits.of(Folder())
     assert (found.labels, found.cheap, found.num_frames, found.source(7)) == ((0, 1, -1), True, 1, 3)

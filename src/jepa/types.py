@@ -199,19 +199,12 @@ class LossOutput(NamedTuple):
 
 
 class Masker(Protocol):
-    """Draws masks on the CPU; everything random comes from the generator."""
+    """Draws masks on the CPU; everything random comes from the generator. `num_sets`, where there, counts its sets.
+
+    One that takes a third argument `rows` returns these rows [b] of the batch alone, the same as among all of them.
+    """
 
     def __call__(self, batch_size: int, generator: Generator) -> Masks: ...
-
-
-@dataclass(frozen=True)
-class MaskerTraits(Traits):
-    """Optional attributes of a masker."""
-
-    num_sets: int = 1
-    """mask sets of each sample"""
-    takes_rows: bool = False
-    """whether a third argument `rows` [b] gives these rows of the batch alone, the same as among all of them"""
 
 
 class Encoder(Protocol):

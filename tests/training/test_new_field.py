@@ -7,13 +7,17 @@ import subprocess
 import sys
 from itertools import islice
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
+from jepa.config import ConfigError
+from jepa.data.embedded import Shapes
 from jepa.data.loader import batches
 from jepa.runs.metrics import read_rows
+from jepa.training.assemble import needed_fields
 
 DATA = '''"""Clips of a dot that walks over a torus; its steps are the actions."""
 
@@ -115,6 +119,15 @@ def test_data_without_the_field_are_refused_with_both_names(own: Path) -> None:
     assert refused.returncode == 2
     assert "InverseDynamics learns from actions, and MovingDigits has none" in refused.stderr
     assert "Traceback" not in refused.stderr
+
+
+def test_the_refusal_names_the_choices_that_have_the_field() -> None:
+    config: Any = SimpleNamespace(objective={"_target_": "jepa.objectives.detect.Detector"})
+    dataset: Any = Shapes(num_samples=4, val_samples=4)
+    with pytest.raises(
+        ConfigError, match="Detector learns from boxes, and Shapes has none; choose dataset=coco or voc"
+    ):
+        needed_fields(config, dataset)
 
 
 def test_actions_belong_to_the_frames_that_were_drawn(own: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,8 +20,6 @@ class BlockMasker:
     drawn with it. `ratio=None` keeps what the blocks themselves leave free (`BlockGeometry.num_context`).
     """
 
-    takes_rows = True
-
     def __init__(
         self,
         *,

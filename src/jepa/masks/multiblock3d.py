@@ -22,8 +22,6 @@ class MultiBlock3DMasker:
     (`CuboidGeometry.counts`), and the surplus is dropped at random over all of space and time.
     """
 
-    takes_rows = True
-
     def __init__(self, *, grid: PatchGrid, sets: Sequence[Mapping[str, Any]]):
         if faults := multiblock_faults(grid, sets):
             raise ValueError("; ".join(faults))

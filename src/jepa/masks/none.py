@@ -9,8 +9,6 @@ from jepa.types import Masks, PatchGrid
 class NoMask:
     """Context [B, N], targets [B, 0, 0]; draws nothing from the generator."""
 
-    takes_rows = True
-
     def __init__(self, *, grid: PatchGrid):
         self.num_tokens = grid.num_tokens
 

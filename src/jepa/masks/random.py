@@ -11,8 +11,6 @@ from jepa.types import Masks, PatchGrid
 class RandomMasker:
     """All hidden tokens are one target block: targets [B, 1, N - K]."""
 
-    takes_rows = True
-
     def __init__(self, *, grid: PatchGrid, ratio: float = 0.75):
         if faults := random_faults(grid, ratio):
             raise ValueError("; ".join(faults))

@@ -18,8 +18,6 @@ class TemporalMasker:
     of each future step that is predicted, null all of it.
     """
 
-    takes_rows = True
-
     def __init__(
         self,
         *,

@@ -11,8 +11,6 @@ from jepa.types import Masks, PatchGrid
 class TubeMasker:
     """All hidden tokens are one target block: targets [B, 1, N - K]; K and N - K are multiples of the time steps."""
 
-    takes_rows = True
-
     def __init__(self, *, grid: PatchGrid, ratio: float = 0.75):
         if faults := tube_faults(grid, ratio):
             raise ValueError("; ".join(faults))

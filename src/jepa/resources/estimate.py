@@ -35,17 +35,9 @@ from jepa.resources.hardware import (
     traffic,
 )
 from jepa.seeding import generator
-from jepa.training.assemble import (
-    Phase,
-    image_size,
-    make_augment,
-    make_dataset,
-    make_objective,
-    needed_fields,
-    split_phases,
-)
+from jepa.training.assemble import Phase, image_size, make_augment, make_dataset, make_objective, split_phases
 from jepa.training.progress import duration
-from jepa.types import Batch, Dataset, Field, Masks
+from jepa.types import Batch, Dataset, DatasetTraits, Field, Masks
 
 FILES = 200
 """of a folder, whose mean size is taken"""
@@ -108,7 +100,7 @@ def make_sizes(config: TrainConfig, dataset: Dataset) -> Model:
         views=augment.views,
         num_local=augment.local_views,
         local_size=local,
-        fields=needed_fields(config, dataset),
+        fields=DatasetTraits.of(dataset).fields,
     )
 
 

@@ -39,7 +39,7 @@ from jepa.suggestions import near_multiples
 from jepa.training.loop import Plan, TrainComponents
 from jepa.training.run import Run
 from jepa.training.step import SpikeGuard
-from jepa.types import ClipDataset, Dataset, DatasetTraits, Field, Masker, MaskerTraits, RawBatch
+from jepa.types import ClipDataset, Dataset, DatasetTraits, Field, Masker, RawBatch
 
 
 @dataclass(frozen=True)
@@ -212,7 +212,7 @@ def make_objective(config: TrainConfig, dataset: Dataset, plan: Plan) -> tuple[A
     torch.manual_seed(derive_seed(config.seed, 0, 0, "init"))
     encoder = factory(config.encoder)(clip_shape=(dataset.channels, config.num_frames, *image_size(config)))
     masker = factory(config.mask)(grid=encoder.grid)
-    num_mask_tokens = MaskerTraits.of(masker).num_sets
+    num_mask_tokens = getattr(masker, "num_sets", 1)
     predictor = build(
         config.predictor,
         grid=encoder.grid,

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Protocol
 
 import torch
@@ -23,7 +25,7 @@ from jepa.schedules import Schedule
 from jepa.seeding import derive_seed, generator
 from jepa.training.progress import Progress
 from jepa.training.step import SpikeGuard, StepOutput, train_step
-from jepa.types import Field, Masker, MaskerTraits, Masks, RawBatch
+from jepa.types import Field, Masker, Masks, RawBatch
 
 KEPT = "The state is kept in checkpoints/failed"
 
@@ -174,9 +176,14 @@ def draw_masks(masker: Masker, batch_size: int, generator: torch.Generator, rows
     """Of the masks of a batch the given rows; a masker that takes `rows` is spared the others."""
     if rows is None:
         return masker(batch_size, generator)
-    if MaskerTraits.of(masker).takes_rows:
+    if _takes_rows(masker):
         return masker(batch_size, generator, rows)  # pyright: ignore[reportCallIssue]
     return masker(batch_size, generator).map(lambda indices: indices[rows])
+
+
+@cache
+def _takes_rows(masker: Masker) -> bool:
+    return "rows" in inspect.signature(masker).parameters
 
 
 class Meter:
