@@ -55,7 +55,7 @@ def global_batch(count: int) -> int:
 
 
 def models(needs: dict[str, Needs]) -> str:
-    head = ["model", "trained", "target encoder", "GFLOPs a sample", "GB of a checkpoint", "save at 1 GB/s"]
+    head = ["model", "trained", "target encoder", "GFLOPs per sample", "checkpoint, GB", "save at 1 GB/s"]
     rows = []
     for name, need in needs.items():
         work, size = (need.forward + need.backward) / 1e9, need.checkpoint / 1e9
@@ -70,8 +70,8 @@ def memories(needs: dict[str, Needs]) -> str:
         "model",
         "strategy",
         *(f"{count} GPUs" for count in COUNTS),
-        "a sample more",
-        "samples at once in 80, 40, 24 GB",
+        "each further sample",
+        "micro-batch in 80, 40, 24 GB",
     ]
     rows = []
     for name, need in needs.items():
@@ -90,13 +90,13 @@ GPU_SIZES = ("h100", "a100_40", "rtx4090")
 
 
 def most(need: Needs, strategy: str, gpu: str) -> str:
-    """Samples at once on one of 8 GPUs, a power of two."""
+    """The largest micro-batch on one of 8 GPUs, a power of two."""
     here = Machines(gpu=GPUS[gpu], count=8, per_node=8, utilisation=0.4, bf16=True)
     return str(largest_piece(need, share_of(strategy, 8, 8 * 1024, None), here) or "none")
 
 
 def steps(needs: dict[str, Needs]) -> str:
-    head = ["model", "GPUs", "batch", "samples at once", "computing", "ddp: GB sent, waits", "fsdp: GB sent, waits"]
+    head = ["model", "GPUs", "batch", "micro-batch", "computing", "ddp: GB sent, waiting", "fsdp: GB sent, waiting"]
     rows = []
     for name, need in needs.items():
         for count in COUNTS:
@@ -112,7 +112,7 @@ def steps(needs: dict[str, Needs]) -> str:
 
 
 def loaders(needs: dict[str, Needs]) -> str:
-    head = ["model", "samples/s a node of 8 H100", "MB/s of decoded pixels"]
+    head = ["model", "samples/s per node of 8 H100", "MB/s of decoded pixels"]
     rows = []
     for name, need in needs.items():
         config: TrainConfig = compose(MODELS[name])
@@ -124,7 +124,7 @@ def loaders(needs: dict[str, Needs]) -> str:
 
 def masks() -> str:
     """In turns: all rows of a batch, as one process draws them, and those of one rank of many."""
-    head = ["masks", "batch", "GPUs", "ms for all of the batch", "ms for the rows of a rank"]
+    head = ["masks", "batch", "GPUs", "ms for the whole batch", "ms for the rows of one rank"]
     rows = []
     for name in ("ViT-H/14, 224 px", "ViT-L/16, 16 frames of 256 px"):
         config = compose(MODELS[name])

@@ -50,6 +50,7 @@ ONE_HOME = {
     "omegaconf": ("config/", "agent.py", "cli/"),
     "torch.distributed": ("parallel/", "runs/checkpoint.py"),
     "wandb": ("logger.py",),
+    "jinja2": ("reports/page.py",),
 }
 WITHOUT_TORCH = (
     "jepa",
@@ -62,6 +63,7 @@ WITHOUT_TORCH = (
     "jepa.comparison.plan",
     "jepa.cli.compare",
 )
+WITHOUT_JINJA = tuple(name for name in WITHOUT_TORCH if name != "jepa.reports.run")
 BLOCKS = (ast.If, ast.For, ast.While, ast.With, ast.Try, ast.Match, ast.AsyncFor, ast.AsyncWith)
 FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 
@@ -191,9 +193,12 @@ def test_package_is_imported_only_in_its_home(package: str) -> None:
     assert not faults
 
 
-def test_configuration_side_is_imported_without_torch() -> None:
-    program = "; ".join(f"import {name}" for name in WITHOUT_TORCH)
-    check = "import sys; heavy = {'torch', 'timm', 'wandb'} & set(sys.modules); assert not heavy, heavy"
+@pytest.mark.parametrize(
+    ("names", "packages"), [(WITHOUT_TORCH, {"torch", "timm", "wandb"}), (WITHOUT_JINJA, {"jinja2"})]
+)
+def test_configuration_side_is_imported_without(names: tuple[str, ...], packages: set[str]) -> None:
+    program = "; ".join(f"import {name}" for name in names)
+    check = f"import sys; heavy = {packages} & set(sys.modules); assert not heavy, heavy"
     result = subprocess.run([sys.executable, "-c", f"{program}; {check}"], capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
 

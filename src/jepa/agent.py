@@ -22,8 +22,8 @@ from jepa.parallel.device import total_memory
 from jepa.parallel.environment import requeue
 from jepa.parallel.session import Session, session, telling_of_failures
 from jepa.parallel.signals import FROM_SCHEDULERS, SIGNALS, Interrupt, handlers, listen
-from jepa.reports.run import write_report
-from jepa.reports.verdict import final_table, start_of, verdict
+from jepa.reports.run import final_table, write_report
+from jepa.reports.verdict import start_of, verdict
 from jepa.resources.advice import memory_advice
 from jepa.resources.measured import describe_cost
 from jepa.runs.folder import RunFolder, open_folder
@@ -160,4 +160,4 @@ def _closing(folder: Path) -> str:
     rows = read_rows(folder)
     start = start_of(read_config(folder))
     judged = verdict(rows, start)
-    return f"{final_table(rows, start)}\n{judged.word}: {judged.reason}\nreport: {folder / 'report.html'}"
+    return f"{final_table(rows, start).terminal()}\n{judged.word}: {judged.reason}\nreport: {folder / 'report.html'}"

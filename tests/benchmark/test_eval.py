@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hostile_text import HOSTILE, count_as_text
 from PIL import Image
 from safetensors.torch import load_file
 from sklearn.linear_model import LogisticRegression
@@ -18,7 +19,8 @@ from sklearn.neighbors import KNeighborsClassifier
 from tiny_agent import agent
 
 from jepa.benchmark.protocol import Benchmark
-from jepa.benchmark.results import wilson
+from jepa.benchmark.report import html, markdown, terminal
+from jepa.benchmark.results import Results, Row, wilson
 from jepa.cli.eval import main
 from jepa.errors import RunError
 from jepa.evaluation.samples import Samples
@@ -257,3 +259,21 @@ def test_refusals_and_help_come_without_torch(tmp_path):
     assert found.returncode == 0, found.stderr
     assert "shots=null" in found.stdout
     assert "evaluator=" in found.stdout
+
+
+def test_no_name_of_a_class_a_run_or_a_package_becomes_markup(tmp_path):
+    row = Row(
+        title=HOSTILE, column=HOSTILE, key="", top1=50.0, low=40.0, high=60.0, deviation=1.0, balanced=50.0, num_test=4,
+        per_class=[50.0, None], confusion=[[1, 1], [0, 0]], trials=[{"chosen": {HOSTILE: 1.0}}], settings={},
+        protocol=[f"probe: {HOSTILE}"], seconds={HOSTILE: 1.0},
+    )  # fmt: skip
+    facts = {"classes": [HOSTILE, "b"], "warnings": [HOSTILE], "versions": {HOSTILE: HOSTILE}}
+    results = Results(tmp_path / "a&<b>", facts, {(HOSTILE, HOSTILE): row})
+    page = html(results)
+    # table 3; protocol 2; by class 3; confusion 2 + 2; chosen 4; versions 2
+    assert count_as_text(page) == 18
+    assert count_as_text(page, "a&<b>") == 2
+    tables = [line for line in markdown(results).splitlines() if line.startswith("|")]
+    assert [line.replace("\\|", "").count("|") for line in tables] == [4, 4, 4]
+    assert not any("<" in line for line in tables)
+    assert terminal(results).splitlines()[1].startswith(HOSTILE)

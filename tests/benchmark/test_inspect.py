@@ -1,12 +1,14 @@
 """The inspection page: its numbers against independent routes, its file as a browser would read it."""
 
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import numpy as np
 import pytest
 import torch
 from einops import rearrange
+from hostile_text import HOSTILE, count_as_text
 from sklearn.decomposition import PCA
 from sklearn.metrics import confusion_matrix
 from sklearn.neighbors import NearestNeighbors
@@ -187,6 +189,18 @@ def test_names_are_told_as_they_are(pages):
     assert "noise &amp; more" in text
     assert "features of &lt;noise&gt;" in text
     assert "class <0>" in read(pages["images"]).text["nearest-neighbours"]
+
+
+def test_no_name_of_a_class_or_a_fact_becomes_markup(tmp_path):
+    classes = tuple(f"{HOSTILE}{n}" for n in range(3))
+    subject = replace(
+        subject_of(spatial(), classes=classes), title=HOSTILE, facts={HOSTILE: HOSTILE}, protocol=[HOSTILE]
+    )
+    page = write_page(tmp_path, subject).read_text()
+    assert count_as_text(page) > 100
+    for title in SECTIONS:
+        section = page.split(f'<section id="{title}">')[1].split("</section>")[0]
+        assert count_as_text(section) >= 3, title
 
 
 def test_without_labels_what_needs_them_is_left_out_and_says_so(pages):

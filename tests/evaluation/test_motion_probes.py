@@ -23,6 +23,7 @@ from jepa.evaluation.splits import probe_splits
 from jepa.evaluation.types import Features, Snapshot
 from jepa.layers.attention import CrossAttentionBlock
 from jepa.objectives.base import Objective
+from jepa.parallel.session import Session
 from jepa.types import Field, Masks, MaskSets, PatchGrid, Sample
 
 GRID = PatchGrid(4, 2, 2)
@@ -346,6 +347,13 @@ def test_tokens_are_kept_only_where_an_evaluator_asks_for_them():
     assert snapshot.train.tokens.dtype == torch.float16
     torch.testing.assert_close(snapshot.train.tokens.float().mean(1), snapshot.train.vectors, atol=1e-3, rtol=0)
     assert set(probe(snapshot).metrics) == {"probe/attentive_top1", "still/attentive_top1"}
+
+
+def test_tokens_are_kept_in_bfloat16_on_a_cpu_too():
+    probe = AttentiveProbe(epochs=1, batch_size=8, max_tokens=2)
+    session = Session(device=torch.device("cpu"), bf16=True)
+    snapshot = prober_of(Clips(80), evaluators=[probe], session=session).snapshot(0, Toy())
+    assert snapshot.val.tokens.shape[:2] == (20, 2)
 
 
 def test_every_mask_set_reaches_the_diagnosis():

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from hostile_text import HOSTILE
 from torch import Tensor, nn
 
 from jepa.cli.export import main
@@ -25,7 +26,7 @@ from jepa.encoders.temporal import TemporalEncoder
 from jepa.errors import RunError
 from jepa.exporters import export
 from jepa.exporters import timm as timm_export
-from jepa.exporters.card import card, history_of
+from jepa.exporters.card import History, card, history_of
 from jepa.exporters.export import Exported, export_encoder, form_of, push_to_hub
 from jepa.runs.checkpoint import FORMAT
 
@@ -276,6 +277,14 @@ def test_card_of_a_repository_loads_from_there_where_the_library_can(name: str, 
     encoder, done = exports[name]
     form = form_of(CASES[name][0])
     assert call in card(encoder, form, history_of(str(done.folder)), done.difference, "me/encoder")
+
+
+def test_no_fact_of_a_run_becomes_markup_or_a_column_of_the_card(exports) -> None:
+    encoder, done = exports["timm_wide"]
+    text = card(encoder, form_of("timm"), History("x", {"data set": HOSTILE}, ""), done.difference, None)
+    (line,) = [line for line in text.splitlines() if line.startswith("| data set")]
+    assert line.replace("\\|", "").count("|") == 3
+    assert "<" not in line
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,8 @@ from jepa.evaluation.types import BoxSnapshot, Detections
 from jepa.layers.pyramid import STRIDES, SimpleFeaturePyramid
 from jepa.objectives.detect import HEADS, Detector
 from jepa.optim import parameter_groups
-from jepa.reports.verdict import final_table, judging, verdict
+from jepa.reports.run import final_table
+from jepa.reports.verdict import judging, verdict
 from jepa.runs.checkpoint import find, load_model
 from jepa.runs.metrics import read_rows
 from jepa.types import Batch, Masks
@@ -340,7 +341,7 @@ def test_table_and_verdict_speak_of_detections():
         {"step": 0, "detect/map50": 0.4, "detect/map": 0.1},
         {"step": 9, "detect/map50": 62.5, "detect/map": 31.0, "detect/test_map50": 60.0},
     ]
-    lines = final_table(table).splitlines()
+    lines = final_table(table).terminal().splitlines()
     assert lines[0].split() == ["mAP", "mAP@.5", "test", "mAP@.5"]
     assert lines[1].split() == ["untrained", "detector", "0.1", "%", "0.4", "%", "-"]
     assert lines[2].startswith("trained detector, step 9")

@@ -23,7 +23,7 @@ CLIP_GRAD = 1.0
 
 
 class FineTuning(ClassProbe):
-    """At step 0 it trains from random weights: what labels alone are worth. The weights of the run stay as they are."""
+    """At step 0 it starts from random weights: a supervised baseline. The weights of the run stay as they are."""
 
     only_at_ends = True
 

@@ -114,14 +114,15 @@ class Snapshotter:
         backbone, head = objective.backbone, objective.classify
         encoder = FrozenEncoder(encoder=backbone, transform=self.transform, session=self.session)
         bar = progress(self.num_samples, "evaluating", should_stop=should_stop)
-        with evaluating(objective), torch.no_grad(), self.session.autocast(), bar as advance:
+        with evaluating(objective), torch.no_grad(), bar as advance:
             train = self._encode(encoder, self.train, advance)
             val = self._encode(encoder, self.val, advance, head)
             labels, first_pass = val.features.labels, val.first_pass
             pictures = first_pass.pictures[: self.num_pictures]
-            diagnosis = self._diagnose(objective, encoder, first_pass.pictures, labels, advance)
-            reconstructions = self._reconstructions(objective, encoder, pictures, labels)
-            views = self._views(backbone, first_pass.pictures, advance) if self.multi_view else None
+            with self.session.autocast():
+                diagnosis = self._diagnose(objective, encoder, first_pass.pictures, labels, advance)
+                reconstructions = self._reconstructions(objective, encoder, pictures, labels)
+                views = self._views(backbone, first_pass.pictures, advance) if self.multi_view else None
         tuning = None
         if self.crops:
             tuning = tuning_of(encoder, self.train, self.val, self.crops(), self.seed, should_stop)
@@ -154,19 +155,20 @@ class Snapshotter:
         """Features of all samples and the tokens of the first; what the pictures show is noted in the first pass."""
         features, still, tokens, logits, noted = [], [], [], [], []
         first_pass, num_read = self._first_passes.get(samples.split.name), 0
-        for batch in samples.batches():
-            encoded = encoder.encode(batch.values, self.max_tokens)
-            assert encoded.last is not None
-            features.append(_features(encoded, batch))
-            logits += [] if head is None else [head(encoded.last).float().cpu()]
-            tokens.append(encoded.last[: max(0, self.num_pictures - num_read)].cpu())
-            if self.still:
-                middle = batch.values[:, :, self.num_frames // 2, None].expand_as(batch.values)
-                still.append(_features(encoder.encode(middle, self.max_tokens), batch))
-            if first_pass is None:
-                noted.append(_first_pass(batch.values, num_read, self.num_pictures))
-            num_read += len(batch.rows)
-            advance(len(batch.rows) * (1 + self.still))
+        with self.session.autocast():
+            for batch in samples.batches():
+                encoded = encoder.encode(batch.values, self.max_tokens)
+                assert encoded.last is not None
+                features.append(_features(encoded, batch))
+                logits += [] if head is None else [head(encoded.last).float().cpu()]
+                tokens.append(encoded.last[: max(0, self.num_pictures - num_read)].cpu())
+                if self.still:
+                    middle = batch.values[:, :, self.num_frames // 2, None].expand_as(batch.values)
+                    still.append(_features(encoder.encode(middle, self.max_tokens), batch))
+                if first_pass is None:
+                    noted.append(_first_pass(batch.values, num_read, self.num_pictures))
+                num_read += len(batch.rows)
+                advance(len(batch.rows) * (1 + self.still))
         first_pass = first_pass or FirstPass(*map(torch.cat, zip(*noted, strict=True)))
         self._first_passes[samples.split.name] = first_pass
         return EncodedSplit(

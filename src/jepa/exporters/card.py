@@ -9,7 +9,9 @@ from typing import Any, NamedTuple
 from jepa.config.command_rules import MARK
 from jepa.exporters.format import Form, pixel_statistics
 from jepa.layers.tokens import patch_of
-from jepa.reports.verdict import final_table, start_of
+from jepa.reports.page import Table, bullets
+from jepa.reports.run import final_table
+from jepa.reports.verdict import start_of
 from jepa.runs import checkpoint
 from jepa.runs.checkpoint import CheckpointError
 from jepa.runs.metrics import read_rows
@@ -34,7 +36,8 @@ def history_of(source: str) -> History:
     step, config = checkpoint.peek(found)["step"], checkpoint.read_config(found)
     rows = [row for row in read_rows(found.parent.parent) if row["step"] <= step]
     has_probes = any(name.startswith(("probe/", "collapse/")) for row in rows for name in row)
-    return History(config["name"], _facts(config, step), final_table(rows, start_of(config)) if has_probes else "")
+    results = final_table(rows, start_of(config)).terminal() if has_probes else ""
+    return History(config["name"], _facts(config, step), results)
 
 
 def _facts(config: Mapping[str, Any], step: int) -> dict[str, str]:
@@ -87,7 +90,7 @@ On random input these vectors differed from those of the encoder that was export
 
 {_table(facts)}
 
-{_listed(form.notes(encoder))}
+{bullets(form.notes(encoder))}
 
 ## How it was trained
 
@@ -127,8 +130,4 @@ def _numbers(values: list[float]) -> str:
 
 
 def _table(facts: Mapping[str, str]) -> str:
-    return "\n".join(["| | |", "|---|---|", *(f"| {name} | {fact} |" for name, fact in facts.items())])
-
-
-def _listed(sentences: list[str]) -> str:
-    return "\n".join(f"- {sentence}" for sentence in sentences)
+    return Table(heads=["", ""], rows=list(facts.items()), words={1}).markdown()

@@ -16,6 +16,7 @@ from jepa.config import ConfigError, TrainConfig, factory
 from jepa.data.loader import blank_fields
 from jepa.errors import RunError
 from jepa.layers.attention import choose_attention
+from jepa.reports.page import Table
 from jepa.resources.footprint import Sizes, block_sizes, building, measure, state_bytes
 from jepa.resources.hardware import (
     DISK_GB,
@@ -197,9 +198,8 @@ def _table(needs: Needs, phase: Phase, machines: Machines, num_samples: int) -> 
     chosen = _strategy(phase.whole)
     columns = [_column(needs, phase, machines, num_samples, strategy) for strategy in STRATEGIES]
     names = [f"{name}{'*' * (name == chosen)}" for name in STRATEGIES]
-    rows = [("", *names), *((key, *(column[key] for column in columns)) for key in columns[0])]
-    rows = [row for row in rows if set(row[1:]) != {NOTHING}]
-    return "\n".join(f"{row[0]:<34}" + "".join(f"{cell:>15}" for cell in row[1:]).rstrip() for row in rows)
+    rows = [[key, *(column[key] for column in columns)] for key in columns[0]]
+    return Table(heads=["", *names], rows=[row for row in rows if set(row[1:]) != {NOTHING}]).terminal(13)
 
 
 def _column(needs: Needs, phase: Phase, machines: Machines, num_samples: int, strategy: str) -> dict[str, str]:

@@ -8,7 +8,6 @@ import re
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from html import escape
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,6 +16,7 @@ import torch
 from jepa.config import TrainConfig
 from jepa.errors import RunError
 from jepa.parallel.device import peak_memory_gib
+from jepa.reports.page import Table
 from jepa.training.find_lr import INTERRUPTED, collect, rerun_command, setting, write_result
 from jepa.training.loop import Plan, TrainComponents, one_step
 from jepa.types import RawBatch
@@ -26,6 +26,8 @@ SECONDS = 0.5
 ROUNDS = 3
 MEMORY_SHARE = 0.8
 """of what is free on a CPU, which would otherwise kill the process; a GPU says no"""
+WIDTH = 10
+"""characters of a column of the table, which is printed row by row"""
 EQUAL = 0.97
 """share of the best speed that counts as equal: the smaller size is taken"""
 
@@ -104,11 +106,11 @@ def free_gib() -> float:
 def find_batch(config: TrainConfig, overrides: Sequence[str], *, largest: bool) -> int:
     """Prints a table and the choice; leaves find.html and find.json. The exit status."""
     trials: list[Trial] = []
-    print(f"{'size':>8}{'samples/s':>12}{'memory GiB':>12}", flush=True)
+    print(_table([]).terminal(WIDTH), flush=True)
     with setting(config) as (plan, components, stream, num_samples):
         raw, batch = next(stream), plan.batch_size
         beyond = [batch * 2**k for k in range(1, 20) if batch * 2**k <= num_samples] if largest else []
-        stopped = collect(try_sizes(plan, components, raw, divisors(batch) + beyond), trials, _row)
+        stopped = collect(try_sizes(plan, components, raw, divisors(batch) + beyond), trials, _line)
     chosen, fits = fastest([t for t in trials if t.size <= batch]), [t.size for t in trials if t.samples_per_s]
     lines = []
     if chosen:
@@ -123,14 +125,20 @@ def find_batch(config: TrainConfig, overrides: Sequence[str], *, largest: bool) 
         size, lr = max(fits), config.lr * (max(fits) / batch) ** 0.5
         lines.append(f"batch_size={size} is the largest tried that fits; by the square root rule for Adam lr={lr:.2g}")
         lines.append(rerun_command(overrides, batch_size=str(size), micro_batch_size="null", lr=f"{lr:.2g}"))
-    table = {"trials": [trial._asdict() for trial in trials], "found": chosen and chosen.size}
-    folder = write_result(config, "batch", table, [f"<pre>{escape(chr(10).join([*map(_row, trials), *lines]))}</pre>"])
+    result = {"trials": [trial._asdict() for trial in trials], "found": chosen and chosen.size}
+    folder = write_result(config, "batch", result, table=_table(trials), lines=lines)
     if chosen is None:
         raise RunError("no size was measured" if stopped or not trials else "not even one sample fits; see the table")
     print("\n".join([*lines, f"table: {folder}/find.html"]))
     return INTERRUPTED if stopped else 0
 
 
-def _row(trial: Trial) -> str:
-    speed = f"{trial.samples_per_s:.1f}" if trial.samples_per_s else "-"
-    return f"{trial.size:>8}{speed:>12}{trial.memory_gib:>12.2f}  {trial.note}".rstrip()
+def _table(trials: Sequence[Trial]) -> Table:
+    speeds = [f"{trial.samples_per_s:.1f}" if trial.samples_per_s else "-" for trial in trials]
+    rows = [[str(t.size), speed, f"{t.memory_gib:.2f}", t.note] for t, speed in zip(trials, speeds, strict=True)]
+    return Table(heads=["size", "samples/s", "memory GiB", ""], rows=rows, words={3})
+
+
+def _line(trial: Trial) -> str:
+    """The row of one size, under the same heading as all others."""
+    return _table([trial]).terminal(WIDTH).splitlines()[1]

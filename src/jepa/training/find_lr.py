@@ -8,18 +8,18 @@ import shlex
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
-from html import escape
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from markupsafe import Markup
 
 from jepa.config import ConfigError, TrainConfig
 from jepa.data.loader import batches
 from jepa.errors import RunError
 from jepa.parallel.session import open_session
 from jepa.reports.charts import Chart, Line, line_chart
-from jepa.reports.page import page
+from jepa.reports.page import Table, render
 from jepa.runs.metrics import write_atomically
 from jepa.schedules import Schedule
 from jepa.training.assemble import make_components, make_dataset, make_plan, split_phases
@@ -162,20 +162,19 @@ def find_lr(config: TrainConfig, overrides: Sequence[str], *, num_steps: int, lo
             start_ratio=1, final_ratio=1, weight_decay=decay, final_weight_decay=decay,
         )  # fmt: skip
         stopped = collect(ramp(plan, components, stream, schedule), points)
-    lines = [f"{'lr':>10}{'loss':>12}{'spread':>12}"]
     shown = points[:: max(1, len(points) // ROWS)]
-    lines += [f"{point.lr:>10.1e}{point.loss:>12.4g}{point.spread:>12.4g}" for point in shown]
-    print("\n".join(lines), flush=True)
+    rows = [[f"{point.lr:.1e}", f"{point.loss:.4g}", f"{point.spread:.4g}"] for point in shown]
+    print(Table(heads=["lr", "loss", "spread"], rows=rows).terminal(10), flush=True)
     found = choose(points)
     told = {"points": [point._asdict() for point in points], "found": found and found._asdict()}
-    folder = write_result(config, "lr", told, _charts(points, found.lr if found else None))
+    folder = write_result(config, "lr", told, charts=_charts(points, found.lr if found else None))
     if found is None:
         raise RunError(f"no lr found in {len(points)} steps: the loss did not fall; see {folder}/find.html")
     print(f"lr={found.lr:g}: {found.reason}\n{rerun_command(overrides, lr=f'{found.lr:g}')}\nchart: {folder}/find.html")
     return INTERRUPTED if stopped else 0
 
 
-def _charts(points: Sequence[Point], lr: float | None) -> list[str]:
+def _charts(points: Sequence[Point], lr: float | None) -> list[Markup]:
     """Loss and spread over the logarithm of the learning rate."""
     if not points:
         return []
@@ -186,7 +185,7 @@ def _charts(points: Sequence[Point], lr: float | None) -> list[str]:
         curve = [(math.log10(point.lr), value) for point, value in zip(points, smooth(values), strict=True)]
         chart = Chart(title=title, axis="lg lr", hint=hint, may_be_log=True)
         charts.append(line_chart(chart, [Line(name="last value", points=curve)]))
-    return [f'<div class="charts">{"".join(charts)}</div>']
+    return charts
 
 
 def collect(stream: Iterator, into: list, show=None) -> bool:
@@ -207,10 +206,13 @@ def rerun_command(overrides: Sequence[str], **changes: str) -> str:
     return "  " + shlex.join(["jepa-train", *kept, *(f"{key}={value}" for key, value in changes.items())])
 
 
-def write_result(config: TrainConfig, what: str, found: dict, body: Sequence[str]) -> Path:
+def write_result(
+    config: TrainConfig, what: str, found: dict, *, charts: Sequence[Markup] = (), table: Table | None = None,
+    lines: Sequence[str] = (),
+) -> Path:  # fmt: skip
     folder = Path("outputs") / f"{config.name}-find-{what}"
     folder.mkdir(parents=True, exist_ok=True)
     write_atomically(folder / "find.json", json.dumps(found, indent=1))
-    title = f"{config.name}: {'learning rate' if what == 'lr' else 'batch size'}"
-    write_atomically(folder / "find.html", page(title, [f"<header><h1>{escape(title)}</h1></header>", *body]))
+    name = f"{config.name}: {'learning rate' if what == 'lr' else 'batch size'}"
+    write_atomically(folder / "find.html", render("find.html", name=name, charts=charts, table=table, lines=lines))
     return folder
