@@ -41,7 +41,7 @@ SHARED = {
     "encoders": {"names", "published"},
     "predictors": set(),
     "masks": {"geometry", "sampling"},
-    "objectives": {"reconstruction"},
+    "objectives": {"base", "reconstruction"},
     "regularizers": {"pooling"},
     "evaluation": {"types", "samples", "splits", "frozen", "snapshot", "box_snapshot", "probe", "pictures"},
 }
@@ -297,12 +297,13 @@ def test_nesting_is_counted_in_blocks(source: str, depth: int) -> None:
 
 
 # What Python hands to a component (the parts of the run, and sizes derived from them) and YAML therefore never says.
+OF_DATA = {"classes", "fields"}
 WIRED = {
     "encoder": {"clip_shape"},
     "mask": {"grid"},
     "predictor": {"grid", "embed_dim", "num_mask_tokens"},
     "dataset": {"num_frames"},
-    "objective": {"encoder", "predictor", "regularizers", "num_mask_tokens", "batch_size", "total_steps", "classes"},
+    "objective": {"encoder", "predictor", "regularizers", "num_mask_tokens", *OF_DATA, "batch_size", "total_steps"},
     "schedule": {"total_steps", "steps_per_epoch", "lr"},
     "logger": {"folder", "config", "run_id", "resume_step"},
 }

@@ -6,6 +6,7 @@ from toy_model import Crop, Images, seeded
 
 from jepa.errors import Interrupted, RunError
 from jepa.evaluation.samples import Samples, Split, progress
+from jepa.types import Sample
 
 
 def samples_of(dataset, batch_size=4, **options):
@@ -71,11 +72,9 @@ def test_samples_that_are_shuffled_first_are_read_once_where_they_fit():
 
 def test_fields_stay_with_their_samples():
     class Measured(Images):
-        def measure(self, index):
-            return torch.tensor([float(index)])
-
-        def boxes(self, index):
-            return torch.full((index % 3, 5), float(index))
+        def __getitem__(self, index):
+            boxes = torch.full((index % 3, 5), float(index))
+            return Sample(*super().__getitem__(index), {"quantities": torch.tensor([float(index)]), "boxes": boxes})
 
     for limit in (1 << 20, 0):
         samples = samples_of(Measured(10, broken=(3,)), max_bytes=limit, fields=["quantities", "boxes"])

@@ -3,6 +3,7 @@
 import torch
 from torch import nn
 
+from jepa.objectives.base import Objective
 from jepa.parallel.session import Session
 from jepa.types import Masks, PatchGrid
 
@@ -50,7 +51,7 @@ class Crop:
         return pixels / 255
 
 
-class Toy(nn.Module):
+class Toy(Objective):
     """A convolution as backbone; records how it was called."""
 
     def __init__(self):
@@ -62,9 +63,6 @@ class Toy(nn.Module):
     def diagnose(self, batch, masks):
         self.seen.append((batch, masks))
         return {"error": batch.labels.float().mean(), "trivial_error": torch.tensor(2.0)}
-
-    def pictures(self, batch, masks):
-        return {}
 
 
 class Backbone(nn.Module):

@@ -44,7 +44,7 @@ def make(encoder: Any = None, **changes: Any) -> Classification:
 
 def sample(shape: tuple[int, ...] = IMAGE, labels: tuple[int, ...] = (0, 1, 2, 3, 1, 0)) -> Batch:
     clips = torch.randn(B, *shape, generator=torch.Generator().manual_seed(1))
-    return Batch(clips, torch.tensor(labels))
+    return Batch(clips, {"labels": torch.tensor(labels)})
 
 
 def probabilities(objective: Classification, clips: torch.Tensor) -> np.ndarray:
@@ -62,7 +62,7 @@ def test_loss_is_the_cross_entropy_of_smoothed_labels() -> None:
 def test_samples_without_a_label_do_not_count() -> None:
     objective, batch = make(), sample(labels=(0, -1, 2, -1, 1, 0))
     known = batch.labels >= 0
-    alone = Batch(batch.clips[known], batch.labels[known])
+    alone = Batch(batch.clips[known], {"labels": batch.labels[known]})
     assert objective(batch, NONE).loss.item() == pytest.approx(objective(alone, NONE).loss.item(), rel=1e-6)
     nothing = objective(sample(labels=(-1,) * B), NONE).loss
     nothing.backward()
@@ -92,7 +92,7 @@ def test_a_mixed_batch_has_the_labels_of_the_pixels_that_it_has(kind: str, shape
 
 def test_the_rate_of_a_block_is_a_power_of_the_decay() -> None:
     objective = make(layer_decay=0.5)
-    groups = parameter_groups(objective)
+    groups = parameter_groups(objective, objective.lr_scales())
     optimizer = torch.optim.SGD(groups, lr=0.0)
     set_schedule(optimizer, lr=1.0, weight_decay=0.1)
     rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
@@ -111,7 +111,7 @@ def test_a_frozen_encoder_stays_as_it_is_and_drops_no_path() -> None:
     encoder = SpatialEncoder(clip_shape=IMAGE, drop_path=0.5, **SIZES)
     objective, batch = make(encoder, freeze=True).train(), sample()
     before = [p.clone() for p in encoder.parameters()]
-    optimizer = torch.optim.SGD(parameter_groups(objective), lr=1.0)
+    optimizer = torch.optim.SGD(parameter_groups(objective, objective.lr_scales()), lr=1.0)
     assert torch.equal(objective(batch, NONE).loss, objective(batch, NONE).loss)
     objective(batch, NONE).loss.backward()
     optimizer.step()
@@ -156,7 +156,8 @@ def test_the_query_of_an_attentive_head_does_not_decay_and_a_frozen_encoder_leav
     learnt = {name for name, p in objective.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
     assert {"classifier.query_tokens", "classifier.reader.attn.kv.weight", "classifier.classify.weight"} <= learnt
     assert not any(name.startswith("classifier.encoder.") for name in learnt)
-    still = {id(p) for group in parameter_groups(objective) if not group["decays"] for p in group["params"]}
+    groups = parameter_groups(objective, objective.lr_scales())
+    still = {id(p) for group in groups if not group["decays"] for p in group["params"]}
     assert id(objective.classifier.query_tokens) in still
 
 

@@ -43,7 +43,7 @@ def sample(seed: int = 1) -> tuple[Batch, Masks]:
     order = torch.stack([torch.randperm(16, generator=generator) for _ in range(B)])
     targets = order[:, K : K + M * J].unflatten(1, (M, J)).sort(dim=2).values
     clips = torch.randn(B, 3, 1, 16, 16, generator=generator)
-    return Batch(clips, torch.zeros(B, dtype=torch.long)), Masks(order[:, :K].sort(dim=1).values, targets)
+    return Batch(clips, {"labels": torch.zeros(B, dtype=torch.long)}), Masks(order[:, :K].sort(dim=1).values, targets)
 
 
 def move(module: nn.Module) -> None:
@@ -147,10 +147,7 @@ def test_hidden_pixels_do_not_reach_the_prediction() -> None:
 
 def test_loss_of_a_batch_is_the_mean_over_its_samples() -> None:
     objective, (batch, masks) = make_objective(), sample()
-    alone = [
-        objective(Batch(batch.clips[b : b + 1], batch.labels[b : b + 1]), masks.map(lambda m, b=b: m[b : b + 1])).loss
-        for b in range(B)
-    ]
+    alone = [objective(batch.rows(b, 1), masks.map(lambda m, b=b: m[b : b + 1])).loss for b in range(B)]
     torch.testing.assert_close(objective(batch, masks).loss, torch.stack(alone).mean())
 
 

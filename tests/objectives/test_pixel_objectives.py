@@ -38,7 +38,7 @@ def make(kind: Any, encoder: Any = None, **changes: Any) -> Any:
 def sample(shape: tuple[int, ...] = IMAGE, batch_size: int = B) -> Batch:
     generator = torch.Generator().manual_seed(1)
     clips = torch.randn(batch_size, *shape, generator=generator) + 0.3
-    return Batch(clips, torch.zeros(batch_size, dtype=torch.long))
+    return Batch(clips, {"labels": torch.zeros(batch_size, dtype=torch.long)})
 
 
 def some_masks(num_tokens: int, num_context: int = K, seed: int = 2) -> Masks:

@@ -61,10 +61,12 @@ NEEDS = Needs(
 
 
 def with_numbers(config: Any, samples: int) -> Pass:
-    objective, masker = make_objective(config, 3, SimpleNamespace(batch_size=samples, total_steps=1))  # pyright: ignore
+    objective, masker = make_objective(config, IMAGES, SimpleNamespace(batch_size=samples, total_steps=1))  # pyright: ignore
     clips = torch.zeros(samples, *objective.backbone.clip_shape)
     masks = masker(samples, generator(0, 0, 0, "masks"))
-    return measure(objective.train(), Batch(clips, torch.zeros(samples, dtype=torch.long)), masks, bf16=False)
+    return measure(
+        objective.train(), Batch(clips, {"labels": torch.zeros(samples, dtype=torch.long)}), masks, bf16=False
+    )
 
 
 def machines(**changed: Any) -> Machines:

@@ -92,6 +92,6 @@ def test_a_combination_trains_or_is_refused_with_a_reason(
     assert any(not torch.equal(old, new) for old, new in zip(before, after, strict=True))
     clips = torch.randn(4, *run.components.objective.backbone.clip_shape)
     masks = run.components.masker(4, torch.Generator().manual_seed(0))
-    batch = Batch(clips, torch.zeros(4, dtype=torch.long))
+    batch = Batch(clips, {"labels": torch.zeros(4, dtype=torch.long)})
     assert all(value.isfinite() for value in run.components.objective.diagnose(batch, masks).values())
     assert all(shown.shape[1:] == clips.shape[1:] for shown in run.components.objective.pictures(batch, masks).values())

@@ -33,7 +33,7 @@ from jepa.evaluation.linear import LinearProbe
 from jepa.evaluation.probe import ClassProbe, Prediction, ProbeTask, select
 from jepa.evaluation.samples import Reduce, Samples, thumbnails
 from jepa.evaluation.splits import LabelledSplit, LabelledSplits, few_shot_rows, labelled_splits
-from jepa.evaluation.types import Features
+from jepa.evaluation.types import EvaluatorTraits, Features
 from jepa.layers.attention import choose_attention
 from jepa.parallel.session import Session, open_session
 from jepa.runs.metrics import versions
@@ -245,7 +245,7 @@ class Benchmark:
             prediction, rows, num_train = self._tune(representation, probe, train, test, seed)
             labels = test.labels[rows]
         else:
-            tokens = getattr(probe, "needs_tokens", 0)
+            tokens = EvaluatorTraits.of(probe).needs_tokens
             title = entry.title
             fitted, judged = (self.cache.features(title, representation, split, tokens) for split in (train, test))
             prediction = probe.predict(self._task(fitted, judged, seed))

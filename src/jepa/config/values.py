@@ -11,11 +11,12 @@ from jepa.config.rules import faults_between
 from jepa.config.view import Checked, Show
 from jepa.suggestions import nearest, suggestion
 
+OF_DATA = {"classes", "fields"}
 WIRED = {
     "encoder": {"clip_shape"},
     "mask": {"grid"},
     "predictor": {"grid", "embed_dim", "num_mask_tokens"},
-    "objective": {"encoder", "predictor", "regularizers", "num_mask_tokens", "batch_size", "total_steps", "classes"},
+    "objective": {"encoder", "predictor", "regularizers", "num_mask_tokens", *OF_DATA, "batch_size", "total_steps"},
     "dataset": {"num_frames"},
     "regularizer": set(),
     "optimizer": {"params", "lr", "weight_decay"},

@@ -72,19 +72,18 @@ class BoxAugment:
         self, raw: RawBatch, generator: Generator, rows: Callable[[Tensor], Tensor] | None = None, parts: int = 1
     ) -> Batch:
         """Where `raw` is one of `parts` equal parts of the batch, `rows` takes its own of the numbers drawn for all."""
-        assert raw.boxes is not None
         uniform = torch.rand(len(raw.sizes) * parts, NUM_PLACES + self.colour.num_draws, generator=generator)
         uniform = uniform if rows is None else rows(uniform)
         clips = empty_clips(self.grey, len(raw.sizes), raw.pixels.shape[2], self.image_size, raw.pixels.device)
         boxes = []
-        sizes = raw.sizes.tolist()
-        for clip, pixels, size, own, draws in zip(clips, raw.pixels, sizes, raw.boxes, uniform.tolist(), strict=True):
+        pictures = zip(clips, raw.pixels, raw.sizes.tolist(), raw.fields["boxes"], uniform.tolist(), strict=True)
+        for clip, pixels, size, own, draws in pictures:
             placing = self.placing(size, draws[:NUM_PLACES])
             boxes.append(place(clip, pixels[..., : size[0], : size[1]], own, placing))
         if self.colour.num_draws:
             draws = uniform[:, NUM_PLACES:].to(clips.device, non_blocking=True)
             clips = torch.cat([self.colour(*one) for one in zip(clips.split(1), draws.split(1), strict=True)])
-        return Batch(self.normalise(clips), raw.labels, boxes=torch.stack(boxes))
+        return Batch(self.normalise(clips), raw.fields | {"boxes": torch.stack(boxes)})
 
     def placing(self, size: Sequence[int], uniform: Sequence[float]) -> Placing:
         """Of a picture of height and width, by NUM_PLACES numbers in [0, 1)."""

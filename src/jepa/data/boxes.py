@@ -15,12 +15,12 @@ from xml.etree import ElementTree
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor
 
 from jepa.config.paths import read_json
 from jepa.data.decode import SUFFIXES, check_reading, decode
 from jepa.data.folders import content, existing_folder, has_suffix
 from jepa.data.images import NATURAL
+from jepa.types import Field, Sample
 
 log = logging.getLogger(__name__)
 NO_AREA = "without area dropped"
@@ -30,12 +30,13 @@ FOREIGN = "of classes that are not in dataset.classes dropped"
 
 
 class _BoxFolder:
-    """A types.BoxDataset over the images that a kind of annotations tells of.
+    """Images with the field boxes: float32 [m, 5], left, top, right, bottom in pixels and class of each box.
 
     Boxes without area, also with swapped corners, and boxes wholly outside of the image are dropped, others are clipped
     at its edges; a warning counts both for each part. Read as any data set of images it has no labels.
     """
 
+    fields = {"boxes": Field(shape=(5,), ragged=True)}
     classes: tuple[str, ...]
 
     def __init__(self, *, channels: int, keep_empty: bool) -> None:
@@ -74,19 +75,15 @@ class _BoxFolder:
     def __len__(self) -> int:
         return len(self.paths)
 
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        """uint8 [C, 1, H, W] and -1; OSError or RuntimeError when it can't be read or has another size than told."""
+    def __getitem__(self, index: int) -> Sample:
+        """Of a picture [C, 1, H, W]; OSError or RuntimeError when it can't be read or has another size than told."""
         with open(self.describe(index), "rb") as file:
             clip = decode(file.read(), channels=self.channels)
         height, width = self.sizes[index].tolist()
         if clip.shape[-2:] != (height, width):
             raise OSError(f"has {clip.shape[-1]}x{clip.shape[-2]} pixels, its annotation says {width}x{height}")
-        return clip, -1
-
-    def boxes(self, index: int) -> Tensor:
-        """float32 [m, 5]: left, top, right, bottom, class"""
         begin = self.ends[index - 1] if index else 0
-        return torch.from_numpy(self.rows[begin : self.ends[index]].copy())
+        return Sample(clip, -1, {"boxes": torch.from_numpy(self.rows[begin : self.ends[index]].copy())})
 
     def describe(self, index: int) -> str:
         return str(self.paths[index])

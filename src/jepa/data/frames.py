@@ -17,6 +17,7 @@ from jepa.data.clips import check_sampling, how_many_are_short, random_place, sp
 from jepa.data.decode import SUFFIXES, check_reading, decode
 from jepa.data.folders import HoldingOut, content, existing_folder, has_suffix, read_table, sub_folders
 from jepa.data.images import NATURAL
+from jepa.types import Field, Sample
 
 log = logging.getLogger(__name__)
 
@@ -63,7 +64,8 @@ class FrameFolders(HoldingOut):
         self.classes = tuple(sorted({os.path.dirname(name) for name in folders} - {""}))
         held_out = _held_out(folders, val_folders, val_ratio)
         self._take([name for name in folders if name not in held_out])
-        self.quantities = tuple(columns) if annotations else ()
+        quantities = Field(shape=(len(columns),), names=tuple(columns))
+        self.fields = {"quantities": quantities} if annotations and columns else {}
         self.table = _read_table(root / annotations, file_column, columns) if annotations else {}
         if self.table and not any(self._name(folder, 0) in self.table for folder in range(len(self.part.folders))):
             raise ValueError(
@@ -75,12 +77,12 @@ class FrameFolders(HoldingOut):
     def __len__(self) -> int:
         return len(self.part.clips)
 
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        """uint8 [C, T, H, W] and its label; raises OSError or RuntimeError when a frame can't be read."""
+    def __getitem__(self, index: int) -> Sample:
+        """A clip [C, T, H, W] with its quantities; raises OSError or RuntimeError when a frame can't be read."""
         folder, first = self.part.clips[index].tolist()
         return self._clip(folder, first)
 
-    def draw(self, index: int, seed: int) -> tuple[Tensor, int]:
+    def draw(self, index: int, seed: int) -> Sample:
         folder, first = self.part.clips[index].tolist()
         room = spare(self._length(folder), self.num_frames, self.stride) - first
         return self._clip(folder, first + int(random_place(index, seed) * (min(self.hop - 1, room) + 1)))
@@ -89,17 +91,17 @@ class FrameFolders(HoldingOut):
         folder, first = self.part.clips[index].tolist()
         return f"{self.folder / self.part.folders[folder]} from frame {first} on"
 
-    def measure(self, index: int) -> Tensor:
+    def _quantities(self, folder: int, first: int) -> Tensor:
         """float32 [Q], of the frame `lag` frames before the middle one; of the folder's first where it begins later.
 
         nan where the table has no row for it.
         """
-        folder, first = self.part.clips[index].tolist()
         frame = max(0, first + (self.num_frames - 1) * self.stride // 2 - self.lag)
         name = self._name(folder, frame)
-        return torch.tensor(self.table[name]) if name in self.table else torch.full((len(self.quantities),), torch.nan)
+        unknown = np.full(self.fields["quantities"].shape, np.nan, dtype=np.float32)
+        return torch.tensor(self.table.get(name, unknown))
 
-    def _clip(self, folder: int, first: int) -> tuple[Tensor, int]:
+    def _clip(self, folder: int, first: int) -> Sample:
         frames = []
         for number in range(self.num_frames):
             path = self.folder / self._name(folder, first + number * self.stride)
@@ -107,7 +109,8 @@ class FrameFolders(HoldingOut):
             if frames[-1].shape != frames[0].shape:
                 raise OSError(f"{path} is of another size than the frames before it")
         name = os.path.dirname(self.part.folders[folder])
-        return torch.cat(frames, dim=1), self.classes.index(name) if name else -1
+        label = self.classes.index(name) if name else -1
+        return Sample(torch.cat(frames, dim=1), label, {key: self._quantities(folder, first) for key in self.fields})
 
     def _name(self, folder: int, frame: int) -> str:
         return f"{self.part.folders[folder]}/{os.fsdecode(bytes(self.part.names[self.part.starts[folder] + frame]))}"

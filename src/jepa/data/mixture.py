@@ -14,7 +14,7 @@ from torch import Tensor
 
 from jepa.data.loader import Endless
 from jepa.seeding import derive_seed, generator
-from jepa.types import ClipDataset, Dataset
+from jepa.types import ClipDataset, Dataset, DatasetTraits, Sample
 
 BLOCK = 1000
 """samples in which the shares are exact, to the nearest sample"""
@@ -55,7 +55,7 @@ class Mixture:
         if len(set(channels.values())) > 1:
             raise ValueError(f"dataset.parts: all must have the same channels, got {channels}")
         self.starts = list(accumulate((len(part) for part in self.parts), initial=0))
-        self.cheap = all(getattr(part, "cheap", False) for part in self.parts)
+        self.cheap = all(DatasetTraits.of(part).cheap for part in self.parts)
 
     def __len__(self) -> int:
         return self.starts[-1]
@@ -63,11 +63,11 @@ class Mixture:
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         """uint8 [C, T, H, W] with the T of its part, and its label"""
         part, own = self._find(index)
-        return self._labelled(part, *part[own])
+        return self._labelled(part, Sample(*part[own]))
 
     def draw(self, index: int, seed: int) -> tuple[Tensor, int]:
         part, own = self._find(index)
-        return self._labelled(part, *(part.draw(own, seed) if isinstance(part, ClipDataset) else part[own]))
+        return self._labelled(part, Sample(*(part.draw(own, seed) if isinstance(part, ClipDataset) else part[own])))
 
     def describe(self, index: int) -> str:
         part, own = self._find(index)
@@ -96,8 +96,8 @@ class Mixture:
         number, indices = self.part_of(index)
         return self.parts[number], index - indices.start
 
-    def _labelled(self, part: Dataset, clip: Tensor, label: int) -> tuple[Tensor, int]:
-        return clip, label if part is self.probed else -1
+    def _labelled(self, part: Dataset, sample: Sample) -> tuple[Tensor, int]:
+        return sample.clip, sample.label if part is self.probed else -1
 
 
 class Deal:
@@ -133,8 +133,8 @@ class Deal:
 
 def _stream(part: Any, seed: int, stream: str) -> Callable[[int], tuple[int, int]]:
     """Position of the part's own samples -> index and epoch; a part that can deal does."""
-    if hasattr(part, "deal"):
-        return part.deal(1, derive_seed(seed, 0, 0, stream))
+    if deal := DatasetTraits.of(part).deal:
+        return deal(1, derive_seed(seed, 0, 0, stream))
     return Endless(len(part), seed, stream).take
 
 
@@ -153,7 +153,7 @@ class Shares:
     """Counts which parts the samples of a run are of, between two readings."""
 
     def __init__(self, dataset: Any) -> None:
-        self.names: tuple[str, ...] = getattr(dataset, "part_names", ())
+        self.names = DatasetTraits.of(dataset).part_names
         self.counts = torch.zeros(len(self.names))
 
     def note(self, parts: Tensor) -> None:

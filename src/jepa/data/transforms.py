@@ -87,7 +87,8 @@ class Augment:
         local = None
         if self.local_views:
             local = self._crops(raw, uniform[:, self.views :], self.local_scale, self.local_size)
-        return Batch(clips, raw.labels.repeat_interleave(self.views), self.views, local)
+        fields = {name: field.repeat_interleave(self.views, dim=0) for name, field in raw.fields.items()}
+        return Batch(clips, fields, self.views, local)
 
     def _crops(self, raw: RawBatch, uniform: Tensor, scale: tuple[float, float], size: tuple[int, int]) -> Tensor:
         """[B, V, draws] -> [B V, C, T, h, w]"""

@@ -13,7 +13,7 @@ from jepa.evaluation.samples import Samples, Split, progress
 from jepa.evaluation.types import BoxSnapshot, Detections, Evaluator
 from jepa.parallel.session import Session
 from jepa.seeding import generator
-from jepa.types import BoxDataset
+from jepa.types import Dataset, DatasetTraits
 
 IMAGES_PER_PICTURE = 16
 """by which `evaluation.batch_size` is divided: the maps of a pyramid take so much memory"""
@@ -36,11 +36,11 @@ class DetectionSnapshotter:
     """
 
     def __init__(
-        self, *, dataset: BoxDataset, transform: Whole, session: Session, batch_size: int, val_samples: int,
+        self, *, dataset: Dataset, transform: Whole, session: Session, batch_size: int, val_samples: int,
         seed: int, last_step: int, evaluators: Sequence[Evaluator] = (), num_pictures: int = 4,
     ) -> None:  # fmt: skip
         held_out: Any = dataset.validation()
-        test: Any = dataset.test()
+        test: Any = DatasetTraits.of(dataset).test()
         self.has_evaluators = bool(evaluators)
         if held_out is None and self.has_evaluators:
             raise ValueError("the data set has no held-out part to judge a detector on: name one, or take evaluator=[]")

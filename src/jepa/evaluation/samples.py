@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from jepa.data.loader import UNREADABLE, first_line, read_in_order
 from jepa.errors import Interrupted, RunError
-from jepa.types import Dataset, RawBatch
+from jepa.types import Dataset, DatasetTraits, RawBatch, Sample
 
 BAR_DELAY = 5
 """seconds after which work shows a progress bar on a terminal"""
@@ -24,19 +24,9 @@ THUMBNAIL = 32
 """height and width of thumbnails in pixels"""
 PIXELS_SIDE = 16
 """longest side of the raw-pixel baseline's images: on CIFAR-10 better than 32, at a tenth of the cost"""
-FIELD_METHODS = {"boxes": "boxes", "quantities": "measure"}
-"""field of a sample -> the method of the data set that gives its value for an index"""
 Reduce = Callable[[Sequence[Tensor]], Any]
 """uint8 [C, T, H, W] of any sizes -> what is kept of them, as a rule [b, ...]; it runs in a worker"""
 log = logging.getLogger(__name__)
-
-
-class Sample(NamedTuple):
-    clip: Tensor
-    """uint8 [C, T, H, W]"""
-    label: int
-    """-1 where there is none"""
-    fields: Mapping[str, Tensor]
 
 
 class SampleBatch(NamedTuple):
@@ -80,7 +70,7 @@ class Samples:
         title: str = "",
     ) -> None:  # fmt: skip
         self.split = split
-        self.batch_size = max(1, batch_size // getattr(split.dataset, "num_frames", 1))
+        self.batch_size = max(1, batch_size // DatasetTraits.of(split.dataset).num_frames)
         self.max_bytes = max_bytes
         self.title = title
         self.rows = torch.empty(0, dtype=torch.long)
@@ -149,7 +139,7 @@ class _Reader(TorchDataset):
         samples, unread = {}, {}
         for row in rows:
             try:
-                samples[row] = self._read(self.indices[row])
+                samples[row] = Sample(*self.dataset[self.indices[row]])
             except UNREADABLE as fault:
                 unread[row] = first_line(fault)
         if not samples:
@@ -157,11 +147,6 @@ class _Reader(TorchDataset):
         clips, labels, values = zip(*samples.values(), strict=True)
         fields = {name: [of_one[name] for of_one in values] for name in self.fields}
         return SampleBatch(self.reduce(clips), torch.tensor(labels), torch.tensor([*samples]), fields), unread
-
-    def _read(self, index: int) -> Sample:
-        clip, label = self.dataset[index]
-        fields = {name: getattr(self.dataset, FIELD_METHODS[name])(index) for name in self.fields}
-        return Sample(clip, label, fields)
 
 
 def _gather(places: Sequence[tuple[SampleBatch, int]]) -> SampleBatch:
@@ -206,7 +191,7 @@ def raw_pixels(pictures: Tensor) -> Tensor:
 
 
 def raw_batch(pictures: Tensor, device: torch.device) -> RawBatch:
-    """uint8 [b, C, T, H, W] as the loader would deliver them, without labels."""
+    """uint8 [b, C, T, H, W] as the loader would deliver them, without fields."""
     num, size = len(pictures), torch.tensor(pictures.shape[-2:])
-    none = torch.full((num,), -1)
-    return RawBatch(pictures, size.expand(num, 2), none, none[:0], none).map(lambda part: part.to(device))
+    none = torch.empty(0, dtype=torch.long)
+    return RawBatch(pictures, size.expand(num, 2), {}, none, none).map(lambda part: part.to(device))

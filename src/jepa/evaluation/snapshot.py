@@ -15,10 +15,10 @@ from torch import Tensor
 from jepa.evaluation.frozen import EncodedChunk, FrozenEncoder, evaluating, tuning_of
 from jepa.evaluation.samples import SampleBatch, Samples, Split, progress, raw_batch, raw_pixels, thumbnails
 from jepa.evaluation.splits import probe_splits
-from jepa.evaluation.types import Evaluator, Features, Snapshot
+from jepa.evaluation.types import Evaluator, EvaluatorTraits, Features, Snapshot
 from jepa.parallel.session import Session
 from jepa.seeding import generator
-from jepa.types import Batch, Dataset, Masker, Masks, MeasuredDataset
+from jepa.types import Batch, Dataset, DatasetTraits, Masker, Masks
 
 if TYPE_CHECKING:
     from jepa.data.transforms import Augment, EvalTransform
@@ -74,7 +74,7 @@ class Snapshotter:
         self.splits = probe_splits(dataset, train_samples=train_samples, val_samples=val_samples, seed=seed)
         self.transform = transform
         self.train, self.val = (self._samples(split, batch_size) for split in self.splits[:2])
-        self.num_frames = getattr(dataset, "num_frames", 1)
+        self.num_frames = DatasetTraits.of(dataset).num_frames
         self.still = still and self.num_frames > 1
         self.protocol = self.splits.protocol
         if self.num_frames > 1:
@@ -86,9 +86,9 @@ class Snapshotter:
         self.session = session
         self.batch_size = self.train.batch_size
         self.num_pictures = num_pictures
-        self.max_tokens = max((getattr(evaluator, "needs_tokens", 0) for evaluator in evaluators), default=0)
+        self.max_tokens = max((EvaluatorTraits.of(evaluator).needs_tokens for evaluator in evaluators), default=0)
         self.has_evaluators = bool(evaluators)
-        self.multi_view: Any = next((one for one in evaluators if crops and getattr(one, "num_views", 0)), None)
+        self.multi_view: Any = next((one for one in evaluators if crops and EvaluatorTraits.of(one).num_views), None)
         self.crops = crops
         self.seed = seed
         self._first_passes: dict[str, FirstPass] = {}
@@ -96,7 +96,7 @@ class Snapshotter:
     def _samples(self, split: Split, batch_size: int) -> Samples:
         return Samples(
             split=split, reduce=self.transform.pictures, batch_size=batch_size, max_bytes=MAX_KEPT_BYTES,
-            fields=["quantities"] if isinstance(split.dataset, MeasuredDataset) else [],
+            fields=[name for name in DatasetTraits.of(split.dataset).fields if name == "quantities"],
         )  # fmt: skip
 
     @property
@@ -111,7 +111,7 @@ class Snapshotter:
 
         `should_stop` is asked between batches; where it says so, Interrupted is raised.
         """
-        backbone, head = objective.backbone, getattr(objective, "classify", None)
+        backbone, head = objective.backbone, objective.classify
         encoder = FrozenEncoder(encoder=backbone, transform=self.transform, session=self.session)
         bar = progress(self.num_samples, "evaluating", should_stop=should_stop)
         with evaluating(objective), torch.no_grad(), bar as advance:
@@ -201,7 +201,7 @@ class Snapshotter:
     def _batch(self, encoder: FrozenEncoder, pictures: Tensor, labels: Tensor, rows: slice) -> tuple[Batch, Masks]:
         device = self.session.device
         masks = self.masks.map(lambda indices: indices[rows].to(device))
-        return Batch(encoder.clips(pictures[rows]), labels[rows].to(device)), masks
+        return Batch(encoder.clips(pictures[rows]), {"labels": labels[rows].to(device)}), masks
 
     def _views(self, backbone: Any, pictures: Tensor, advance: Advance) -> Tensor:
         """uint8 [h, C, T, H, W] -> float32 [n, q, D]: the same random crops of the first n at each evaluation."""

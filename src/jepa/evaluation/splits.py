@@ -17,7 +17,7 @@ from jepa.data.loader import choose_num_workers
 from jepa.errors import ConfigError
 from jepa.evaluation.samples import PIXELS_SIDE, Samples, Split
 from jepa.seeding import generator
-from jepa.types import Dataset, MeasuredDataset
+from jepa.types import Dataset, DatasetTraits, Field
 
 
 class ProbeSplits(NamedTuple):
@@ -28,10 +28,9 @@ class ProbeSplits(NamedTuple):
     @property
     def quantities(self) -> tuple[str, ...]:
         """What both parts measure."""
-        train, val = self.train.dataset, self.val.dataset
-        if not isinstance(train, MeasuredDataset) or not isinstance(val, MeasuredDataset):
-            return ()
-        return train.quantities if train.quantities == val.quantities else ()
+        declared = (DatasetTraits.of(split.dataset).fields for split in (self.train, self.val))
+        train, val = (fields.get("quantities", Field()).names for fields in declared)
+        return train if train == val else ()
 
 
 def probe_splits(dataset: Dataset, *, train_samples: int, val_samples: int, seed: int) -> ProbeSplits:
@@ -76,14 +75,14 @@ def probe_splits(dataset: Dataset, *, train_samples: int, val_samples: int, seed
 
 def _source(dataset: Dataset, index: int) -> int:
     """What a sample is taken from: samples of one source are no test of each other."""
-    source = getattr(dataset, "source", None)
+    source = DatasetTraits.of(dataset).source
     return index if source is None else source(index)
 
 
 def _shuffled(dataset: Dataset, seed: int, stream: str) -> tuple[list[int], list[int]]:
     """Indices of the samples that have a label, as far as the data set's `labels` tell, and of the others."""
     order = torch.randperm(len(dataset), generator=generator(seed, 0, 0, stream)).tolist()
-    labels = getattr(dataset, "labels", None)
+    labels = DatasetTraits.of(dataset).labels
     if labels is None:
         return order, []
     unlabelled = np.asarray(labels) < 0
@@ -130,7 +129,7 @@ def labelled_splits(
 
     Raises ConfigError where there are no labels to judge by.
     """
-    dataset = getattr(dataset, "probed", dataset)
+    dataset = DatasetTraits.of(dataset).probed or dataset
     drawn = probe_splits(
         dataset, train_samples=train_samples or len(dataset), val_samples=test_samples or sys.maxsize, seed=seed
     )
@@ -177,7 +176,7 @@ def few_shot_rows(labels: Tensor, shots: float, seed: int, classes: Sequence[str
 
 def _labelled(split: Split) -> LabelledSplit:
     """The samples that have a label; where the data set does not list its labels, all are read for them."""
-    listed = getattr(split.dataset, "labels", None)
+    listed = DatasetTraits.of(split.dataset).labels
     if listed is None:
         labels = torch.full((len(split.indices),), -1)
         for batch in Samples(split=split, reduce=_nothing, batch_size=256, title="reading labels").batches():

@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
-from jepa.types import Masks, PatchGrid
+from jepa.types import Masks, PatchGrid, Traits
 
 if TYPE_CHECKING:
     import torch
@@ -44,7 +44,7 @@ class Features(NamedTuple):
     labels: Tensor
     """long [n]"""
     targets: Tensor | None = None
-    """float32 [n, Q], the quantities of a MeasuredDataset; nan where one is unknown"""
+    """float32 [n, Q], the field quantities of the data set; nan where one is unknown"""
     tokens: Tensor | None = None
     """float16 [n, J, D], averaged over neighbours down to what an evaluator asks for; None where none asks"""
 
@@ -133,6 +133,20 @@ class Evaluation:
 
 
 Evaluator = Callable[[Snapshot], Evaluation]
+
+
+@dataclass(frozen=True)
+class EvaluatorTraits(Traits):
+    """Optional attributes of an evaluator."""
+
+    protocol: str = ""
+    """how it evaluates, in a sentence for the log"""
+    needs_tokens: int = 0
+    """largest number of tokens of a sample that it reads"""
+    num_views: int = 0
+    """random crops that it reads, of each of the first `num_viewed` validation samples; `view_scale` is their area"""
+    only_at_ends: bool = False
+    """whether it runs before the first and after the last step alone"""
 
 
 class Logger(Protocol):

@@ -12,12 +12,13 @@ from torch import Tensor, nn
 from torchvision.transforms.v2 import CutMix, MixUp
 
 from jepa.layers.classifier import Classifier
+from jepa.objectives.base import Objective
 from jepa.optim import layer_scales
 from jepa.parallel.strategy import local_shards
 from jepa.types import Batch, LossOutput, Masks
 
 
-class Classification(nn.Module):
+class Classification(Objective):
     """Cross-entropy with smoothed labels; samples without a label (-1) do not count.
 
     The head reads the mean token, or with `pooling` attentive all of them by a learned query (V-JEPA, section 4).
@@ -27,7 +28,7 @@ class Classification(nn.Module):
     an average of all weights, which is what is judged, saved as the backbone and exported.
     """
 
-    learns_labels = True
+    needs = {"labels"}
 
     def __init__(
         self,
@@ -119,7 +120,6 @@ class Classification(nn.Module):
         return self.judged.read(tokens)
 
     def lr_scales(self) -> dict[str, float]:
-        """Parameter -> its share of the learning rate."""
         return layer_scales(self, self.classifier.encoder, self.layer_decay)
 
     @torch.no_grad()
@@ -131,11 +131,3 @@ class Classification(nn.Module):
             local_shards(self.average.parameters()), local_shards(self.classifier.parameters()), 1 - self.momentum
         )
         return {"momentum": self.momentum}
-
-    def diagnose(self, batch: Batch, masks: Masks) -> dict[str, Tensor]:
-        """Nothing: the answers of the head tell how good they are."""
-        return {}
-
-    def pictures(self, batch: Batch, masks: Masks) -> dict[str, Tensor]:
-        """Nothing is drawn."""
-        return {}

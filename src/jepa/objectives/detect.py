@@ -18,6 +18,7 @@ from torchvision.ops.poolers import LevelMapper
 
 from jepa.layers.pyramid import STRIDES, SimpleFeaturePyramid
 from jepa.layers.tokens import divide, patch_of
+from jepa.objectives.base import Objective
 from jepa.optim import layer_scales
 from jepa.types import Batch, LossOutput, Masks
 
@@ -30,7 +31,7 @@ HIDDEN = 4
 """width of the two layers that look at a region, in widths of the pyramid: 1024 at 256, as in torchvision"""
 
 
-class Detector(nn.Module):
+class Detector(Objective):
     """Faster R-CNN (Ren et al. 2015) or FCOS (Tian et al. 2019) on the encoder's tokens.
 
     The loss is the sum of the detector's own terms. `freeze` holds the encoder as it is: pyramid and head learn alone;
@@ -41,7 +42,7 @@ class Detector(nn.Module):
     stage learns from `regions` of a picture.
     """
 
-    needs_boxes = True
+    needs = {"boxes"}
 
     def __init__(
         self,
@@ -97,10 +98,9 @@ class Detector(nn.Module):
     def forward(self, batch: Batch, masks: Masks) -> LossOutput:
         """Pictures without boxes are background alone."""
         pictures, tokens = self.look(batch.clips)
-        boxes = batch.clips.new_zeros(len(batch.clips), 0, 5) if batch.boxes is None else batch.boxes.float()
         targets = [  # torchvision wants lists of a length of their own, for which the host waits, as it does inside
             {"boxes": own[:, :4], "labels": own[:, 4].long() + self.first_label}
-            for own in (rows[rows[:, 4] >= 0] for rows in boxes)
+            for own in (rows[rows[:, 4] >= 0] for rows in batch.fields["boxes"])
         ]
         with torch.autocast(batch.clips.device.type, enabled=False):
             losses: dict[str, Tensor] = self.detector(pictures, targets)
@@ -128,17 +128,7 @@ class Detector(nn.Module):
         return Pictures(pixels=clips[:, :, 0], levels=levels), tokens
 
     def lr_scales(self) -> dict[str, float]:
-        """Parameter -> its share of the learning rate."""
         return layer_scales(self, self.encoder, self.layer_decay)
-
-    def after_step(self, step: int) -> dict[str, float]:
-        return {}
-
-    def diagnose(self, batch: Batch, masks: Masks) -> dict[str, Tensor]:
-        return {}
-
-    def pictures(self, batch: Batch, masks: Masks) -> dict[str, Tensor]:
-        return {}
 
 
 def square_patch(encoder: Any) -> int:

@@ -11,15 +11,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from jepa.layers.tokens import take
+from jepa.objectives.base import Objective
 from jepa.parallel.strategy import local_shards
 from jepa.schedules import linear
-from jepa.types import Batch, Latents, LossOutput, Masks, PatchGrid
+from jepa.types import Batch, Latents, LossOutput, Masks, PatchGrid, Regularizer
 
 LOSSES = {"mse": F.mse_loss, "smooth_l1": F.smooth_l1_loss, "l1": F.l1_loss}
 TARGETS = ("ema", "stopgrad", "none")
 
 
-class JEPA(nn.Module):
+class JEPA(Objective):
     """The context encoder and the predictor learn to tell what the target encoder says of the hidden tokens.
 
     With `target=ema` the target encoder follows the context encoder with a momentum that goes linearly from `momentum`
@@ -140,6 +141,10 @@ class JEPA(nn.Module):
         num_views = len(batch.local) * batch.views // len(batch.clips)
         return Latents(context, self.predictor(context, masks, grid).float(), masks, grid, num_views)
 
+    @property
+    def regularization(self) -> Regularizer | None:
+        return self.penalty if self.regularizers else None
+
     def penalty(self, latents: Latents) -> tuple[Tensor, dict[str, Tensor]]:
         """The sum of all regularisers, and every term by name, detached."""
         parts = {name: regularizer(latents) for name, regularizer in self.regularizers.items()}
@@ -194,10 +199,6 @@ class JEPA(nn.Module):
         parts = [self._diagnose(batch.clips, told, mask, grid, number) for number, mask in enumerate(masks.sets)]
         self.train(training)
         return {name: torch.stack([part[name] for part in parts]).mean() for name in parts[0]}
-
-    def pictures(self, batch: Batch, masks: Masks) -> dict[str, Tensor]:
-        """None: latents are not to be looked at."""
-        return {}
 
     def _diagnose(self, clips: Tensor, told: Tensor, masks: Masks, grid: PatchGrid, number: int) -> dict[str, Tensor]:
         targets = self.targets(told, masks)

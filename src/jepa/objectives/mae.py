@@ -9,12 +9,13 @@ from torch import Tensor, nn
 
 from jepa.layers.decoder import PixelDecoder
 from jepa.layers.tokens import patch_of, pixels_of, unpatchify
+from jepa.objectives.base import Objective
 from jepa.types import Batch, LossOutput, Masks
 
 EPSILON = 1e-6
 
 
-class MAE(nn.Module):
+class MAE(Objective):
     """The encoder sees the context tokens; a light decoder predicts every other patch.
 
     Squared error of the hidden patches' pixels, each patch normalised by its own mean and standard deviation where
@@ -72,9 +73,6 @@ class MAE(nn.Module):
             return pixels
         variance, mean = torch.var_mean(pixels, dim=-1, keepdim=True)
         return (pixels - mean) / (variance + EPSILON).sqrt()
-
-    def after_step(self, step: int) -> dict[str, float]:
-        return {}
 
     @torch.no_grad()
     def diagnose(self, batch: Batch, masks: Masks) -> dict[str, Tensor]:

@@ -9,12 +9,13 @@ from torch import Tensor, nn
 
 from jepa.layers.decoder import PixelDecoder
 from jepa.layers.tokens import patch_of, pixels_of, unpatchify
+from jepa.objectives.base import Objective
 from jepa.types import Batch, Masks, PatchGrid
 
 BOTTLENECKS = ("pooled", "tokens")
 
 
-class Reconstruction(nn.Module):
+class Reconstruction(Objective):
     """Clips through `latent_dim` numbers back to pixels; `numbers_per_latent` is what the bottleneck is told of each.
 
     With `bottleneck=pooled` a clip passes through the latent of its mean token; with `tokens` each token has one.
@@ -64,9 +65,6 @@ class Reconstruction(nn.Module):
     def decode(self, latents: Tensor, grid: PatchGrid) -> Tensor:
         """[B, S, latent_dim] -> float32 pixels [B, N, P]"""
         return self.decoder(latents, grid).float()
-
-    def after_step(self, step: int) -> dict[str, float]:
-        return {}
 
     @torch.no_grad()
     def diagnose(self, batch: Batch, masks: Masks) -> dict[str, Tensor]:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from jepa.parallel.session import Session
 
 
-def wrap(objective: nn.Module, session: Session, *, compiled: bool) -> nn.Module:
+def wrap(objective: Any, session: Session, *, compiled: bool) -> nn.Module:
     """The module that a step calls; with strategy=fsdp the parameters of `objective` become shards."""
     module = objective
     if session.strategy == "fsdp":
@@ -23,7 +23,7 @@ def wrap(objective: nn.Module, session: Session, *, compiled: bool) -> nn.Module
 
         known = inspect.signature(DistributedDataParallel).parameters  # of which newer ones have the first
         off = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
-        idles = getattr(objective, "may_leave_parameters_idle", False)
+        idles = objective.may_leave_parameters_idle
         options: dict[str, bool] = {off: False, "find_unused_parameters": idles, "gradient_as_bucket_view": True}
         module = DistributedDataParallel(objective, **options)  # pyright: ignore[reportArgumentType]
     return torch.compile(module) if compiled else module  # pyright: ignore[reportReturnType]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 import torch
 
 from jepa.config import TrainConfig, factory
+from jepa.data.loader import blank_fields
 from jepa.errors import RunError, refusals
 from jepa.layers.attention import choose_attention
 from jepa.reports.page import Table
@@ -36,7 +38,7 @@ from jepa.resources.hardware import (
 from jepa.seeding import generator
 from jepa.training.assemble import Phase, image_size, make_augment, make_dataset, make_objective, split_phases
 from jepa.training.progress import duration
-from jepa.types import Batch, Dataset, Masks
+from jepa.types import Batch, Dataset, DatasetTraits, Field, Masks
 
 FILES = 200
 """of a folder, whose mean size is taken"""
@@ -55,13 +57,14 @@ class Model:
     views: int
     num_local: int
     local_size: tuple[int, int] | None
+    fields: Mapping[str, Field]
 
     def needs(self, config: TrainConfig, samples: int, *, bf16: bool, backward: bool = True) -> Needs:
         """Counted on a pass of so many samples, with masks as one batch has them; other passes are in proportion."""
         rows, shape = samples * self.views, self.objective.backbone.clip_shape
         with self.sizes:
             local = torch.empty(samples * self.num_local, *shape[:2], *self.local_size) if self.local_size else None
-            batch = Batch(torch.empty(rows, *shape), torch.empty(rows, dtype=torch.long), self.views, local)
+            batch = Batch(torch.empty(rows, *shape), blank_fields(self.fields, rows), self.views, local)
             masks = self.masks.map(lambda indices: torch.empty(rows, *indices.shape[1:], dtype=torch.long))
             seen = measure(self.objective, batch, masks, bf16=bf16, backward=backward)
         block, rest = block_sizes(self.objective)
@@ -78,7 +81,7 @@ class Model:
             activations=seen.activations / samples,
             workspace=(seen.peak - seen.activations - seen.casts) / samples,
             casts=seen.casts,
-            solves_jointly=bool(getattr(self.objective, "regularizers", None)),
+            solves_jointly=self.objective.regularization is not None,
         )
 
 
@@ -86,7 +89,7 @@ def make_sizes(config: TrainConfig, dataset: Dataset) -> Model:
     """The objective of a configuration in no memory; masks are those of one sample."""
     sizes, plan = Sizes(), SimpleNamespace(batch_size=config.batch_size, total_steps=1)
     with torch.random.fork_rng(devices=[]), building(sizes):
-        objective, _ = make_objective(config, dataset.channels, plan, dataset.classes)  # pyright: ignore[reportArgumentType]
+        objective, _ = make_objective(config, dataset, plan)  # pyright: ignore[reportArgumentType]
         choose_attention(objective.train(), torch.device("cuda"), torch.bfloat16)
     masker = factory(config.mask)(grid=objective.backbone.grid)
     augment = config.augment
@@ -98,6 +101,7 @@ def make_sizes(config: TrainConfig, dataset: Dataset) -> Model:
         views=augment.views,
         num_local=augment.local_views,
         local_size=local,
+        fields=DatasetTraits.of(dataset).fields,
     )
 
 

@@ -69,7 +69,7 @@ def measure(objective: nn.Module, batch: Batch, masks: Masks, *, bf16: bool, bac
 
     Without `backward` only the forward pass is seen, in a third of the time.
     """
-    given = [*objective.parameters(), *objective.buffers(), batch.clips, batch.labels]
+    given = [*objective.parameters(), *objective.buffers(), batch.clips, *batch.fields.values()]
     given += [t for part in masks.sets for t in part] + ([] if batch.local is None else [batch.local])
     meter = _Meter(given, [p for p in objective.parameters() if p.requires_grad])
     log.addFilter(_silent)  # what fails is raised too

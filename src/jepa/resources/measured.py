@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 import torch
 
+from jepa.data.loader import blank_fields
 from jepa.evaluation.box_snapshot import DetectionSnapshotter
 from jepa.evaluation.frozen import evaluating
 from jepa.evaluation.snapshot import Snapshotter
@@ -66,7 +67,8 @@ def _measure(plan: Plan, components: TrainComponents, size: int) -> tuple[float,
     masks = components.masker(rows, generator(plan.seed, 0, 0, "cost")).map(lambda indices: indices.to(device))
     num_local = size * components.augment.local_views
     local = torch.zeros(num_local, *shape[:2], *components.augment.local_size, device=device) if num_local else None
-    batch = Batch(torch.zeros(rows, *shape, device=device), torch.full((rows,), -1, device=device), views, local)
+    fields = {name: field.to(device) for name, field in blank_fields(components.fields, rows).items()}
+    batch = Batch(torch.zeros(rows, *shape, device=device), fields, views, local)
 
     def train() -> None:
         with components.session.autocast():
@@ -74,7 +76,7 @@ def _measure(plan: Plan, components: TrainComponents, size: int) -> tuple[float,
         loss.backward()
         components.optimizer.zero_grad(set_to_none=True)
 
-    look = getattr(components.objective, "find", components.objective.backbone)  # a detector is judged by what it finds
+    look = components.objective.find or components.objective.backbone  # a detector is judged by what it finds
 
     def encode() -> None:
         with evaluating(components.objective), torch.no_grad(), components.session.autocast():

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Sequence, Set
 from copy import deepcopy
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any
 
 import numpy as np
 import torch
 
 from jepa.config import ConfigError, TrainConfig, build, factory, to_yaml
+from jepa.config.catalogue import Catalogue, conf_folder
 from jepa.data.box_transforms import BoxAugment, WholePictures
 from jepa.data.loader import BrokenSamples, batches
 from jepa.data.mixture import Shares
@@ -25,6 +27,7 @@ from jepa.evaluation.snapshot import Snapshotter
 from jepa.evaluation.types import Evaluator, Logger
 from jepa.layers.attention import choose_attention
 from jepa.masks.geometry import local_size
+from jepa.objectives.base import Objective
 from jepa.optim import parameter_groups
 from jepa.parallel.session import Session
 from jepa.parallel.strategy import wrap
@@ -36,7 +39,7 @@ from jepa.suggestions import near_multiples
 from jepa.training.loop import Plan, TrainComponents
 from jepa.training.run import Run
 from jepa.training.step import SpikeGuard
-from jepa.types import BoxDataset, ClipDataset, Dataset, Masker, RawBatch
+from jepa.types import ClipDataset, Dataset, DatasetTraits, Field, Masker, RawBatch
 
 
 @dataclass(frozen=True)
@@ -114,12 +117,12 @@ def make_snapshotter(
         "evaluators": evaluators,
         **{key: evaluation[key] for key in ("batch_size", "val_samples")},
     }
-    if needs_boxes(components.objective):
+    if "boxes" in components.fields:
         whole = WholePictures(**picture(config, dataset))
         return DetectionSnapshotter(dataset=dataset, transform=whole, last_step=phase.total_steps, **wired)
     crops = {key: getattr(config.augment, key) for key in ("crop_scale", "crop_aspect", "flip")}
     return Snapshotter(
-        dataset=getattr(dataset, "probed", dataset),
+        dataset=DatasetTraits.of(dataset).probed or dataset,
         transform=EvalTransform(**picture(config, dataset)),
         masker=components.masker,
         crops=partial(Augment, **picture(config, dataset), **crops),
@@ -176,13 +179,13 @@ def make_components(config: TrainConfig, dataset: Dataset, plan: Plan, session: 
     wrapped = wrap(objective, session, compiled=config.compile)  # before the optimizer: it may change the parameters
     channels, frames, height, width = objective.backbone.clip_shape
     images = torch.empty(1, channels, 1, height, width, device="meta")
-    mixes_in_images = frames > 1 and any(not isinstance(part, ClipDataset) for part in getattr(dataset, "parts", ()))
+    mixes_in_images = frames > 1 and any(not isinstance(part, ClipDataset) for part in DatasetTraits.of(dataset).parts)
     return TrainComponents(
         session=session,
         objective=objective,
         wrapped=wrapped,
         eval_copy=eval_copy,
-        optimizer=factory(config.optimizer)(parameter_groups(objective), lr=config.lr),
+        optimizer=factory(config.optimizer)(parameter_groups(objective, objective.lr_scales()), lr=config.lr),
         schedule=factory(config.schedule)(
             total_steps=plan.total_steps, steps_per_epoch=len(dataset) // plan.batch_size, lr=config.lr
         ),
@@ -190,22 +193,24 @@ def make_components(config: TrainConfig, dataset: Dataset, plan: Plan, session: 
         masker=masker,
         image_masker=factory(config.mask)(grid=objective.backbone.grid_of(images)) if mixes_in_images else None,
         augment=make_augment(config, dataset, objective),
+        fields=needed_fields(config, dataset),
     )
 
 
 def make_model(config: TrainConfig, dataset: Dataset, plan: Plan, session: Session) -> tuple[Any, Masker]:
     """On the device."""
-    objective, masker = make_objective(config, dataset.channels, plan, dataset.classes)
-    if getattr(objective, "learns_labels", False):
-        check_labels(getattr(dataset, "probed", dataset))
+    objective, masker = make_objective(config, dataset, plan)
+    if "labels" in needs_of(config):
+        check_labels(DatasetTraits.of(dataset).probed or dataset)
     choose_attention(objective, session.device, torch.bfloat16 if session.bf16 else torch.float32)
     return objective.to(session.device).train(), masker
 
 
-def make_objective(config: TrainConfig, channels: int, plan: Plan, classes: tuple[str, ...] = ()) -> tuple[Any, Masker]:
-    """With its first weights, on the CPU."""
+def make_objective(config: TrainConfig, dataset: Dataset, plan: Plan) -> tuple[Any, Masker]:
+    """With its first weights, on the CPU. Raises ConfigError where the data set lacks a field that it learns from."""
+    needed_fields(config, dataset)
     torch.manual_seed(derive_seed(config.seed, 0, 0, "init"))
-    encoder = factory(config.encoder)(clip_shape=(channels, config.num_frames, *image_size(config)))
+    encoder = factory(config.encoder)(clip_shape=(dataset.channels, config.num_frames, *image_size(config)))
     masker = factory(config.mask)(grid=encoder.grid)
     num_mask_tokens = getattr(masker, "num_sets", 1)
     predictor = build(
@@ -221,19 +226,20 @@ def make_objective(config: TrainConfig, channels: int, plan: Plan, classes: tupl
         predictor=predictor,
         regularizers={name: factory(node)() for name, node in config.regularizer.items()},
         num_mask_tokens=num_mask_tokens,
-        classes=classes,
+        classes=dataset.classes,
+        fields=DatasetTraits.of(dataset).fields,
         batch_size=plan.batch_size,
         total_steps=plan.total_steps,
     )
+    if not isinstance(objective, Objective):
+        raise ConfigError([f"objective: {type(objective).__name__} must derive from jepa.objectives.base.Objective"])
     return objective, masker
 
 
 def make_augment(config: TrainConfig, dataset: Dataset, objective: Any) -> Augment | BoxAugment:
     """Smaller crops are cut into the same patches as the others; where boxes are needed they move with the picture."""
     values, size = asdict(config.augment), image_size(config)
-    if needs_boxes(objective):
-        if not isinstance(dataset, BoxDataset):
-            raise ConfigError([f"objective: {type(dataset).__name__} has no boxes to learn from; dataset=voc or coco"])
+    if "boxes" in needs_of(config):
         crops = ("crop_scale", "crop_aspect", "flip", "jitter", "grayscale", "blur", "solarize")
         return BoxAugment(**picture(config, dataset), **{key: values[key] for key in crops})
     if values["local_views"]:
@@ -242,9 +248,31 @@ def make_augment(config: TrainConfig, dataset: Dataset, objective: Any) -> Augme
     return Augment(**picture(config, dataset), **values)
 
 
-def needs_boxes(objective: Any) -> bool:
-    """Whether it learns from boxes and is judged by those that it finds."""
-    return getattr(objective, "needs_boxes", False)
+def needed_fields(config: TrainConfig, dataset: Dataset) -> dict[str, Field]:
+    """The fields of the data set that the objective needs besides the labels; ConfigError where it lacks one."""
+    names, fields = sorted(needs_of(config) - {"labels"}), DatasetTraits.of(dataset).fields
+    objective = config.objective["_target_"].rpartition(".")[2]
+    faults = [
+        f"objective: {objective} learns from {name}, and {type(dataset).__name__} has none; {_datasets_with(name)}"
+        for name in names
+        if name not in fields
+    ]
+    if faults:
+        raise ConfigError(faults)
+    return {name: fields[name] for name in names}
+
+
+def _datasets_with(field: str) -> str:
+    """Which choices of conf/dataset have a field."""
+    choices = Catalogue([conf_folder()]).groups["dataset"].values()
+    classes = {choice.name: resolve_name(choice.values["dataset._target_"]) for choice in choices}
+    names = [name for name, cls in classes.items() if field in getattr(cls, "fields", ())]
+    return f"choose dataset={' or '.join(names)}" if names else "a data set declares it in its `fields`"
+
+
+def needs_of(config: TrainConfig) -> Set[str]:
+    """The fields that the objective learns from, as its class says in `needs`."""
+    return getattr(resolve_name(config.objective["_target_"]), "needs", frozenset())
 
 
 def make_loggers(config: TrainConfig, folder: RunFolder) -> list[Logger]:
@@ -274,6 +302,7 @@ def start_batches(
         num_workers=config.num_workers,
         pin_memory=session.device.type == "cuda",
         canvas=components.augment.canvas,
+        fields=components.fields,
     )
 
 
@@ -307,7 +336,7 @@ def check_labels(dataset: Dataset) -> None:
             "set has no held-out part; name one, as with dataset.val_folder or dataset.val"
         )
     for part, name in ((dataset, "training"), (held_out, "held-out")):
-        labels = getattr(part, "labels", None)
+        labels = DatasetTraits.of(part).labels
         if labels is None:
             continue  # drawn on the fly, of all classes
         found = set(np.unique(labels).tolist()) - {-1}

@@ -7,9 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from jepa.types import Latents, Masks
-
-Penalty = Callable[[Latents], tuple[Tensor, dict[str, Tensor]]]
+from jepa.types import Latents, Masks, Regularizer
 
 
 class GradCache:
@@ -46,7 +44,7 @@ class GradCache:
         sizes = [len(latents[0].context) for latents in self.latents]
         return sizes[index] / sum(sizes)
 
-    def compute(self, penalty: Penalty) -> None:
+    def compute(self, penalty: Regularizer) -> None:
         """The penalty of the whole batch and its gradient, for each mask set."""
         penalties = []
         for micro_batches in zip(*self.latents, strict=True):

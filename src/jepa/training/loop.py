@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Protocol
 
 import torch
@@ -24,7 +25,7 @@ from jepa.schedules import Schedule
 from jepa.seeding import derive_seed, generator
 from jepa.training.progress import Progress
 from jepa.training.step import SpikeGuard, StepOutput, train_step
-from jepa.types import Masker, Masks, RawBatch
+from jepa.types import Field, Masker, Masks, RawBatch
 
 KEPT = "The state is kept in checkpoints/failed"
 
@@ -69,7 +70,7 @@ class TrainComponents:
 
     session: Session
     objective: Any
-    """a module that is a types.Objective"""
+    """an objectives.base.Objective"""
     wrapped: Any
     """the objective, or its compiled or distributed form: the one that a step calls"""
     eval_copy: Any
@@ -81,6 +82,8 @@ class TrainComponents:
     image_masker: Masker | None = None
     """for the batches of images in a run of clips"""
     augment: Augment | BoxAugment
+    fields: Mapping[str, Field]
+    """what each batch has besides the labels"""
 
 
 class Trainee(Protocol):
@@ -163,19 +166,24 @@ def one_step(plan: Plan, components: TrainComponents, raw: RawBatch, step: int) 
         clip_grad=plan.clip_grad,
         guard=components.guard,
         seed=derive_seed(plan.seed, step, session.rank, "step"),
-        penalty=components.objective.penalty if getattr(components.objective, "regularizers", None) else None,
+        penalty=components.objective.regularization,
     )
     schedule = {"lr": lr, "weight_decay": weight_decay, **components.objective.after_step(step)}
     return output, {f"train/{name}": value for name, value in schedule.items()}
 
 
 def draw_masks(masker: Masker, batch_size: int, generator: torch.Generator, rows: Tensor | None) -> Masks:
-    """Of the masks of a batch the given rows; a masker that knows `rows` is spared the others."""
+    """Of the masks of a batch the given rows; a masker that takes `rows` is spared the others."""
     if rows is None:
         return masker(batch_size, generator)
-    if "rows" in inspect.signature(masker).parameters:
+    if _takes_rows(masker):
         return masker(batch_size, generator, rows)  # pyright: ignore[reportCallIssue]
     return masker(batch_size, generator).map(lambda indices: indices[rows])
+
+
+@cache
+def _takes_rows(masker: Masker) -> bool:
+    return "rows" in inspect.signature(masker).parameters
 
 
 class Meter:

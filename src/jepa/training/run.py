@@ -17,7 +17,7 @@ import yaml
 from jepa.data.loader import BrokenSamples
 from jepa.data.mixture import Shares
 from jepa.errors import Interrupted
-from jepa.evaluation.types import Evaluation, Evaluator, Logger
+from jepa.evaluation.types import Evaluation, Evaluator, EvaluatorTraits, Logger
 from jepa.parallel.session import Session, StopSignal
 from jepa.parallel.signals import Interrupt
 from jepa.parallel.strategy import gather_full_state
@@ -78,7 +78,7 @@ class Run:
     def _announce(self, first_step: int) -> None:
         """Says by which protocol the run is evaluated."""
         for part in (self.snapshotter, *self.evaluators) if self.evaluators else ():
-            if protocol := getattr(part, "protocol", None):
+            if protocol := EvaluatorTraits.of(part).protocol:
                 log.info("%s", protocol)
         if first_step == 0 and self.evaluators:
             start = start_of(yaml.safe_load(self.config_text))
@@ -177,7 +177,7 @@ class Run:
     def _due(self, step: int) -> list[Evaluator]:
         """All but, between the first and the last step, those that are made at the two ends of a run only."""
         at_an_end = step in (0, self.plan.total_steps)
-        return [one for one in self.evaluators if at_an_end or not getattr(one, "only_at_ends", False)]
+        return [one for one in self.evaluators if at_an_end or not EvaluatorTraits.of(one).only_at_ends]
 
     def _judge(self, step: int, metrics: Mapping[str, float]) -> dict | None:
         """What makes this the best checkpoint, if it is; warns when the representation collapses."""

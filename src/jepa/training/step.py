@@ -12,8 +12,8 @@ from torch.optim import Optimizer
 
 from jepa.parallel.collectives import mean_over_ranks
 from jepa.parallel.strategy import full_tensor, no_grad_sync
-from jepa.training.gradient_cache import GradCache, Penalty
-from jepa.types import Batch, LossOutput, Masks
+from jepa.training.gradient_cache import GradCache
+from jepa.types import Batch, LossOutput, Masks, Regularizer
 
 
 class StepOutput(NamedTuple):
@@ -70,7 +70,7 @@ def train_step(
     clip_grad: float | None,
     guard: SpikeGuard | None,
     seed: int,
-    penalty: Penalty | None = None,
+    penalty: Regularizer | None = None,
 ) -> StepOutput:
     """Accumulates the gradients of micro-batches of `micro_batch_size` samples, clips, and steps if all is finite.
 
@@ -114,7 +114,7 @@ def _first_pass(
     objective: nn.Module,
     micro_batches: list[tuple[Batch, Masks]],
     autocast: Callable[[], AbstractContextManager],
-    penalty: Penalty,
+    penalty: Regularizer,
     seed: int,
 ) -> GradCache:
     """The penalty of all micro-batches; dropped paths are drawn as in the second pass."""
