@@ -23,8 +23,15 @@ TREES = {path.relative_to(SOURCE).as_posix(): ast.parse(path.read_text()) for pa
 # Bottom to top: a module imports from the levels below its own, and from its own folder. "masks/geometry" is one file
 # that lies below the rest of its folder.
 LEVELS = (
-    {"types", "errors", "seeding", "suggestions", "schedules", "optim"},
-    {"evaluation/types", "masks/geometry", "parallel/environment", "parallel/signals", "resources/hardware"},
+    {"types", "errors", "seeding", "suggestions", "optim"},
+    {
+        "schedules",
+        "evaluation/types",
+        "masks/geometry",
+        "parallel/environment",
+        "parallel/signals",
+        "resources/hardware",
+    },
     {"config"},
     {"parallel", "logger"},
     {"layers", "data", "masks", "runs"},

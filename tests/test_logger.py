@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from checked import checked
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from PIL import Image
@@ -260,7 +261,7 @@ class TestWandb:
     @pytest.mark.parametrize("changes", [{"mode": "onlin"}, {"run_id": "a/b"}])
     def test_a_wrong_argument_is_refused_by_name(self, tmp_path, changes):
         with pytest.raises(ValueError, match=next(iter(changes))):
-            WandbLogger(**self.options() | wired(tmp_path) | changes)
+            checked(WandbLogger, **self.options() | wired(tmp_path) | changes)
 
     def test_rows_survive_forked_workers_and_a_kill(self, tmp_path):
         done = self.run_script(

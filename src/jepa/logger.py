@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 from urllib.parse import urlsplit
 
 import numpy as np
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 
     from jepa.evaluation.types import EmbeddingTable, Evaluation
 
-MODES = ("online", "offline", "disabled")
 EXIT_CODES = {"finished": 0, "failed": 1, "stopped": 255}
 """255 is what W&B shows as killed."""
 TIMEOUTS = {"init_timeout": 20, "login_timeout": 10, "finish_timeout": 60}
@@ -38,11 +37,10 @@ class WandbLogger:
     """
 
     def __init__(
-        self, *, project: str, entity: str | None, mode: str | None,
+        self, *, project: str, entity: str | None,
+        mode: Annotated[str, Literal["online", "offline", "disabled"]] | None,
         folder: Path, config: Mapping[str, Any], run_id: str, resume_step: int | None,
     ) -> None:  # fmt: skip
-        if mode is not None and mode not in MODES:
-            raise ValueError(f"logger.wandb.mode={mode}: must be one of {', '.join(MODES)}, or null")
         if not re.fullmatch(r"[\w.-]{1,128}", run_id):
             raise ValueError(f"run_id={run_id!r}: at most 128 letters, digits, dots, dashes and underscores")
         self.folder = Path(folder).resolve()

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from jepa.types import NonNegative, PositiveShare
+
 
 def linear(step: int, total: int, start: float, end: float) -> float:
     """`start` at step 0, `end` at step `total` and after."""
@@ -28,8 +30,8 @@ class Schedule:
     total_steps: int
     steps_per_epoch: int
     lr: float
-    warmup_ratio: float
-    warmup_epochs: float | None
+    warmup_ratio: NonNegative
+    warmup_epochs: NonNegative | None
     start_ratio: float
     final_ratio: float
     weight_decay: float
@@ -88,12 +90,7 @@ class Constant(Schedule):
 class WarmupStableDecay(Schedule):
     """`lr`, then linear to `final_ratio * lr` over the last `decay_ratio` of the run (arXiv:2404.06395, section 4)."""
 
-    decay_ratio: float
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 0 < self.decay_ratio <= 1:
-            raise ValueError(f"schedule.decay_ratio={self.decay_ratio}: expected a share in (0, 1]")
+    decay_ratio: PositiveShare
 
     def after_warmup(self, step: int, total: int) -> float:
         decay = min(max(1, round(self.decay_ratio * self.total_steps)), total)

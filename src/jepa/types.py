@@ -7,10 +7,11 @@ configuration can be checked in a moment.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, Self, runtime_checkable
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, Protocol, Self, runtime_checkable
 
 if TYPE_CHECKING:
     from torch import Generator, Tensor
@@ -25,6 +26,45 @@ class Traits:
         names = [trait.name for trait in fields(cls) if hasattr(component, trait.name)]
         return cls(**{name: getattr(component, name) for name in names})
 
+
+@dataclass(frozen=True)
+class Within:
+    """Bounds of a number, or of two numbers of which the smaller comes first; stands in an annotation.
+
+    Annotations of a component's constructor are checked before torch is imported, and by `jepa.config.build`.
+    """
+
+    low: float = -math.inf
+    high: float = math.inf
+    above: bool = False
+    """whether `low` itself is out of bounds"""
+    below: bool = False
+    """whether `high` itself is out of bounds"""
+
+    def __contains__(self, value: float | Sequence[float]) -> bool:
+        if not isinstance(value, int | float):
+            return len(value) == 2 and value[0] <= value[1] and value[0] in self and value[1] in self
+        is_above = value > self.low if self.above else value >= self.low
+        return is_above and (value < self.high if self.below else value <= self.high)
+
+    def __str__(self) -> str:
+        if not (self.above or self.below or math.inf in (-self.low, self.high)):
+            return f"from {self.low:g} to {self.high:g}"
+        low = f"{'above' if self.above else 'at least'} {self.low:g}"
+        return low if self.high == math.inf else f"{low} and {'below' if self.below else 'at most'} {self.high:g}"
+
+
+PositiveInt = Annotated[int, Within(1)]
+NonNegativeInt = Annotated[int, Within(0)]
+Seed = Annotated[int, Within(0, 4294967295)]
+Positive = Annotated[float, Within(0, above=True)]
+NonNegative = Annotated[float, Within(0)]
+Share = Annotated[float, Within(0, 1)]
+PositiveShare = Annotated[float, Within(0, 1, above=True)]
+ShareBelowOne = Annotated[float, Within(0, 1, below=True)]
+Channels = Annotated[int, Literal[1, 3]]
+ScaleRange = Annotated[list[float], Within(0, 1, above=True)]
+"""smallest and largest share of an area"""
 
 ClipShape = tuple[int, int, int, int]
 """(C, T, H, W) of what a data set delivers after augmentation; an image has T = 1."""

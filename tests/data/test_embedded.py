@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from checked import checked
 from torch import Tensor
 
 from jepa.data.embedded import KINDS, REACH, Shapes
@@ -100,13 +101,13 @@ def test_normalised_pixels_stay_within_two_of_zero() -> None:
     [
         ({"num_samples": 0}, "num_samples=0"),
         ({"val_samples": 0}, "val_samples=0"),
-        ({"side": 4}, r"dataset.side=4 must lie in \[8, 1024\]"),
-        ({"seed": -1}, "dataset.seed=-1"),
+        ({"side": 4}, "side=4: must be from 8 to 1024"),
+        ({"seed": -1}, "seed=-1"),
     ],
 )
 def test_impossible_sizes_are_refused_by_value_and_bound(changes: dict[str, int], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        Shapes(**changes)
+        checked(Shapes, **changes)
 
 
 def test_an_index_beyond_the_end_is_refused() -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from checked import checked
 from PIL import Image
 
 from jepa.data.frames import FrameFolders
@@ -23,7 +24,7 @@ def write(folder: Path, numbers=range(20), name: str = "{}.png", size: tuple[int
 
 
 def dataset(root: Path, **arguments) -> FrameFolders:
-    return FrameFolders(**{"num_frames": 4, "root_path": str(root), "val_ratio": 0.0} | arguments)
+    return checked(FrameFolders, **{"num_frames": 4, "root_path": str(root), "val_ratio": 0.0} | arguments)
 
 
 def shown(clip: torch.Tensor) -> list[int]:

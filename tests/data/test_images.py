@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from checked import checked
 from PIL import Image
 
 from jepa.data.decode import decode
@@ -313,5 +314,5 @@ def test_torchvision_sets_are_clips_in_memory_with_their_test_part_held_out(tmp_
 def test_a_torchvision_set_that_is_not_there_is_refused_by_name_and_folder(tmp_path):
     with pytest.raises(ValueError, match=f"cifar10.*download=false: not in {tmp_path}"):
         TorchvisionImages(name="cifar10", root_path=str(tmp_path), download=False)
-    with pytest.raises(ValueError, match="expected one of cifar10"):
-        TorchvisionImages(name="cifar", root_path=str(tmp_path), download=False)
+    with pytest.raises(ValueError, match=r'name=cifar: no such name; did you mean "cifar10".*valid: cifar10, cifar100'):
+        checked(TorchvisionImages, name="cifar", root_path=str(tmp_path), download=False)

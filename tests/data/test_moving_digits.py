@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from checked import checked
 from torch import Tensor
 
 from jepa.data.moving_digits import COOL, STROKES, WARM, MovingDigits, fly, stamp, write
@@ -18,7 +19,7 @@ SIDE = 32
 
 
 def digits(num_frames: int = 8, **changes: Any) -> MovingDigits:
-    return MovingDigits(**{"num_frames": num_frames, "side": SIDE, **changes})
+    return checked(MovingDigits, **{"num_frames": num_frames, "side": SIDE, **changes})
 
 
 def boxes(frames: Tensor) -> Tensor:
@@ -210,10 +211,10 @@ def test_strokes_stay_in_their_box_and_move_in_small_pieces_on_curves() -> None:
         ({"num_frames": 0}, "num_frames=0"),
         ({"num_samples": 0}, "num_samples=0"),
         ({"val_samples": 0}, "val_samples=0"),
-        ({"side": 8}, r"dataset.side=8 must lie in \[16, 1024\]"),
-        ({"speed": (0.3, 0.1)}, r"dataset.speed=\[0.3, 0.1\]"),
-        ({"speed": (0.1, 0.6)}, "0.5 sides per frame"),
-        ({"seed": -1}, "dataset.seed=-1"),
+        ({"side": 8}, "side=8: must be from 16 to 1024"),
+        ({"speed": (0.3, 0.1)}, r"speed=\[0.3,0.1\]: must be two numbers, the smaller first"),
+        ({"speed": (0.1, 0.6)}, "from 0 to 0.5"),
+        ({"seed": -1}, "seed=-1"),
     ],
 )
 def test_impossible_sizes_are_refused_by_value_and_bound(changes: dict, message: str) -> None:

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from checked import checked
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -506,5 +507,5 @@ def test_a_run_trains_on_shards_and_is_probed_on_those_held_out(tmp_path, tiny):
 
 @pytest.mark.parametrize("width", [0, -1])
 def test_a_window_of_no_shards_is_refused(tmp_path, width):
-    with pytest.raises(ValueError, match=f"dataset.shuffle_shards={width}: must be at least 1"):
-        Shards(shards=str(tmp_path), shuffle_shards=width)
+    with pytest.raises(ValueError, match=f"shuffle_shards={width}: must be at least 1"):
+        checked(Shards, shards=str(tmp_path), shuffle_shards=width)

@@ -292,13 +292,8 @@ def test_evaluation_refuses_what_it_cannot_read(images, message):
 @pytest.mark.parametrize(
     "changes",
     [
-        {"crop_scale": (0.0, 1.0)},
-        {"crop_scale": (0.5, 0.3)},
-        {"crop_scale": (0.5, 1.1)},
-        {"crop_aspect": (2.0, 1.0)},
-        {"crop_aspect": (0.0, 1.0)},
         {"image_size": (0, 8)},
-        {"views": 0},
+        {"local_views": 2},
         {"std": (0.1, 0.0, 0.1)},
         {"mean": (0.5,)},
     ],

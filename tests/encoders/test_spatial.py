@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from checked import checked
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
@@ -17,7 +18,7 @@ SIZES: dict[str, Any] = {"clip_shape": (3, 1, 16, 24), "patch_size": 8, "embed_d
 
 def make_encoder(**changes: Any) -> SpatialEncoder:
     torch.manual_seed(0)
-    return SpatialEncoder(**(SIZES | changes))
+    return checked(SpatialEncoder, **(SIZES | changes))
 
 
 def random_clips(encoder: SpatialEncoder, batch_size: int = 2) -> Tensor:

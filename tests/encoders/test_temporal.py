@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from checked import checked
 from torch import Tensor
 
 from jepa.encoders.spatial import SpatialEncoder
@@ -20,7 +21,7 @@ POSITIONS = pytest.mark.parametrize("position", ["sincos", "rope", "vjepa2"])
 
 def make_encoder(**changes: Any) -> TemporalEncoder:
     torch.manual_seed(0)
-    return TemporalEncoder(**(SIZES | changes))
+    return checked(TemporalEncoder, **(SIZES | changes))
 
 
 def random_clips(*shape: int) -> Tensor:
@@ -175,12 +176,12 @@ def test_the_trunk_runs_in_the_dtype_of_autocast(position: str) -> None:
         ({"clip_shape": (3, 7, 16, 24)}, r"num_frames 7 .*encoder.tubelet_size \(nearest: 6 and 8\)"),
         ({"clip_shape": (3, 4, 20, 24)}, r"height 20 is not divisible by the patch's 8: .*\(nearest: 16 and 24\)"),
         ({"clip_shape": (3, 4, 16, 4)}, r"width 4 .* change image_size or encoder.patch_size \(nearest: 8\)"),
-        ({"tubelet_size": 0}, "encoder.tubelet_size=0"),
-        ({"patch_size": 0}, "encoder.patch_size=0"),
-        ({"position": "alibi"}, "encoder.position=alibi is not one of sincos, rope, vjepa2"),
+        ({"tubelet_size": 0}, "tubelet_size=0"),
+        ({"patch_size": 0}, "patch_size=0"),
+        ({"position": "alibi"}, "position=alibi: no such position; valid: sincos, rope, vjepa2"),
         ({"position": "rope", "num_heads": 6}, "at least 6, got 4"),
         ({"num_heads": 5}, "encoder.embed_dim=24 is not divisible by encoder.num_heads=5"),
-        ({"drop_path": 1.0}, "encoder.drop_path=1.0"),
+        ({"drop_path": 1.0}, "drop_path=1.0"),
     ],
 )
 def test_refuses_sizes_that_do_not_fit(changes: dict[str, Any], message: str) -> None:

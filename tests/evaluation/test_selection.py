@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from checked import checked
 from toy_model import CPU, Crop, Images, Toy, random_masker
 
 from jepa.data.transforms import Augment
@@ -135,7 +136,7 @@ def test_both_criteria_are_measured_and_only_on_features():
 )
 def test_impossible_values_are_refused_by_name(change, named):
     with pytest.raises(ValueError, match=named):
-        Selection(**(SIZES | change))
+        checked(Selection, **(SIZES | change))
 
 
 # which metric decides

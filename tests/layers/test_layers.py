@@ -181,10 +181,6 @@ def test_a_block_whose_turns_are_none_at_all_is_timms_block(fused: bool) -> None
         (lambda: rotary(PatchGrid(2, 2, 2), 4), "at least 6, got 4: change num_heads"),
         (lambda: rotary(PatchGrid(2, 2, 2), 9), "even width of each head, at least 6, got 9"),
         (
-            lambda: Positions(grid=PatchGrid(1, 2, 2), width=16, kind="rop", kind_key="encoder.position"),
-            "encoder.position=rop is not one of sincos, rope, vjepa2",
-        ),
-        (
             lambda: divide(7, 2, "num_frames", "tubelet", "this"),
             r"num_frames 7 .* tubelet's 2: change this \(nearest: 6 and 8\)",
         ),

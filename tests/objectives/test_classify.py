@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from checked import checked
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, log_loss, top_k_accuracy_score
 from synthetic_features import snapshot_of
 
@@ -181,7 +182,7 @@ def test_clips_are_classified_too() -> None:
 def test_what_it_cannot_do_is_refused(changes: dict[str, Any], expected: str) -> None:
     options: dict[str, Any] = {"encoder": SpatialEncoder(clip_shape=IMAGE, **SIZES), "classes": CLASSES} | changes
     with pytest.raises(ValueError, match=expected):
-        Classification(**options)
+        checked(Classification, **options)
 
 
 def test_confusions_are_shares_of_the_true_class() -> None:

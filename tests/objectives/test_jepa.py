@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from checked import checked
 from torch import Tensor, nn
 
 from jepa.encoders.spatial import SpatialEncoder
@@ -35,7 +36,7 @@ def make_objective(predictor: str = "joint", drop_path: float = 0.0, depth: int 
         clip_shape=(3, 1, 16, 16), patch_size=4, embed_dim=D, depth=depth, num_heads=2, drop_path=drop_path
     )
     built = PREDICTORS[predictor](grid=encoder.grid, embed_dim=D, num_heads=2, width=16, depth=depth)
-    return JEPA(**({"encoder": encoder, "predictor": built, "batch_size": B, "total_steps": 10} | changes))
+    return checked(JEPA, **({"encoder": encoder, "predictor": built, "batch_size": B, "total_steps": 10} | changes))
 
 
 def sample(seed: int = 1) -> tuple[Batch, Masks]:
@@ -341,14 +342,14 @@ def test_no_mask_shows_every_token_in_order() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"target": "teacher"}, "target=teacher is not one of ema, stopgrad, none"),
-        ({"loss": "huber"}, "loss=huber is not one of mse, smooth_l1, l1"),
-        ({"context_weight": -1.0}, "context_weight=-1.0 must be at least 0"),
+        ({"target": "teacher"}, "target=teacher: no such target; valid: ema, stopgrad, none"),
+        ({"loss": "huber"}, "loss=huber: no such loss; valid: mse, smooth_l1, l1"),
+        ({"context_weight": -1.0}, "context_weight=-1.0: must not be negative"),
         ({"momentum": 1.1}, "momentum=1.1"),
         ({"momentum": 0.99, "final_momentum": 0.9}, "final_momentum=0.9"),
         ({"momentum_batch_size": 0}, "momentum_batch_size=0"),
         ({"batch_size": 0}, "batch_size=0"),
-        ({"total_steps": 0}, "steps=0"),
+        ({"total_steps": 0}, "total_steps=0: must be at least 1"),
     ],
 )
 def test_refuses_values_out_of_range(changes: dict[str, Any], message: str) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from checked import checked
 from torch import Tensor
 from torch.distributions import Independent, Normal, kl_divergence
 
@@ -32,7 +33,7 @@ def clip_encoder() -> TemporalEncoder:
 
 def make(kind: Any, encoder: Any = None, **changes: Any) -> Any:
     torch.manual_seed(0)
-    return kind(encoder=encoder or image_encoder(), decoder_depth=1, decoder_num_heads=2, **changes)
+    return checked(kind, encoder=encoder or image_encoder(), decoder_depth=1, decoder_num_heads=2, **changes)
 
 
 def sample(shape: tuple[int, ...] = IMAGE, batch_size: int = B) -> Batch:
@@ -238,10 +239,10 @@ def test_the_trivial_error_is_that_of_the_mean_target() -> None:
 @pytest.mark.parametrize(
     ("kind", "changes", "key"),
     [
-        (Autoencoder, {"latent_dim": 0}, "objective.latent_dim=0"),
-        (Autoencoder, {"bottleneck": "pool"}, "objective.bottleneck=pool"),
-        (VAE, {"beta": -1.0}, "objective.beta=-1.0"),
-        (VAE, {"free_bits": -1.0}, "objective.free_bits=-1.0"),
+        (Autoencoder, {"latent_dim": 0}, "latent_dim=0"),
+        (Autoencoder, {"bottleneck": "pool"}, "bottleneck=pool"),
+        (VAE, {"beta": -1.0}, "beta=-1.0"),
+        (VAE, {"free_bits": -1.0}, "free_bits=-1.0"),
         (MAE, {"decoder_width": 9}, "objective.decoder_width=9"),
     ],
 )

@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 
 import pytest
 import torch
+from checked import checked
 from torch import Tensor, nn
 
 from jepa.optim import parameter_groups
@@ -25,7 +26,7 @@ AnyPredictor = TypeVar("AnyPredictor", TransformerPredictor, CrossAttentionPredi
 def joint(**changes: Any) -> TransformerPredictor:
     sizes: dict[str, Any] = {"grid": GRID, "embed_dim": D, "num_heads": 2, "width": 12, "depth": 3, "mlp_ratio": 2.0}
     torch.manual_seed(0)
-    return at_large(TransformerPredictor(**(sizes | changes)))
+    return at_large(checked(TransformerPredictor, **(sizes | changes)))
 
 
 def apart(**changes: Any) -> TransformerPredictor:
@@ -35,7 +36,7 @@ def apart(**changes: Any) -> TransformerPredictor:
 def cross(**changes: Any) -> CrossAttentionPredictor:
     sizes: dict[str, Any] = {"grid": GRID, "embed_dim": D, "num_heads": 2, "width": 12, "depth": 3, "mlp_ratio": 2.0}
     torch.manual_seed(0)
-    return at_large(CrossAttentionPredictor(**(sizes | changes)))
+    return at_large(checked(CrossAttentionPredictor, **(sizes | changes)))
 
 
 def at_large(predictor: AnyPredictor) -> AnyPredictor:
@@ -295,7 +296,7 @@ def test_refuses_sizes_that_do_not_fit(make: Make, changes: dict[str, Any], mess
 
 
 def test_refuses_rotary_positions_that_do_not_fit() -> None:
-    with pytest.raises(ValueError, match=r"predictor\.position=rotary is not one of sincos, rope, vjepa2"):
+    with pytest.raises(ValueError, match="position=rotary: no such position; valid: sincos, rope, vjepa2"):
         joint(position="rotary")
     with pytest.raises(ValueError, match="at least 6, got 4"):
         joint(position="rope", width=8)

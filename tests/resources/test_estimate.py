@@ -218,8 +218,8 @@ def test_every_phase_is_told(tiny: list[str]) -> None:
         (["hardware.gpu=h10"], 'hardware.gpu=h10: no such gpu; did you mean "h100"?; valid: a100, a100_40, h100, '),
         (["hardware.count=0"], "hardware.count=0: must be at least 1"),
         (["hardware.per_node=0"], "hardware.per_node=0: must be at least 1"),
-        (["hardware.utilisation=1.1"], "must lie above 0 and be at most 1"),
-        (["hardware.utilisation=0"], "must lie above 0 and be at most 1"),
+        (["hardware.utilisation=1.1"], "must be above 0 and at most 1"),
+        (["hardware.utilisation=0"], "must be above 0 and at most 1"),
         (["estimate=true", "hardware.count=7"], "hardware.count=7 with batch_size=64 (train.yaml): equal shares need"),
     ],
 )

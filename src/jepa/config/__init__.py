@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
+from jepa.config import signatures
 from jepa.config.compose import Composer, literal, members
 from jepa.config.schema import (
     AugmentConfig,
@@ -20,6 +23,7 @@ from jepa.config.schema import (
     ExportConfig,
     TrainConfig,
     changed_keys,
+    show_value,
     to_yaml,
 )
 from jepa.config.values import OPTIONAL
@@ -51,9 +55,11 @@ def factory(node: Mapping[str, Any]) -> Callable[..., Any]:
     """The callable of a component's node, with the arguments that the configuration gives; call it with the others.
 
     An empty node ("none") gives a callable that returns None; a mapping of nodes is handed on as one of factories.
+    Raises ValueError for values that the annotations of the constructor do not allow.
     """
     if not node:
         return lambda **_: None
+    _check(node, node)
     inner = {key: {name: factory(part) for name, part in value.items()} for key, value in node.items() if _parts(value)}
     outer = {key: value for key, value in node.items() if key not in inner}
     built = instantiate(outer, _partial_=True, _convert_="all")
@@ -61,15 +67,31 @@ def factory(node: Mapping[str, Any]) -> Callable[..., Any]:
 
 
 def build(node: Mapping[str, Any], **given: Any) -> Any:
-    """The component of a node, with those of the given arguments that its constructor takes."""
-    make = factory(node)
+    """The component of a node, with those of the given arguments that its constructor takes, checked as the others."""
+    make = factory({key: value for key, value in node.items() if key not in given})
+    _check(node, given)
     taken = inspect.signature(make).parameters
     takes_all = any(parameter.kind is parameter.VAR_KEYWORD for parameter in taken.values())
     return make(**{name: value for name, value in given.items() if takes_all or name in taken})
 
 
+def _check(node: Mapping[str, Any], values: Mapping[str, Any]) -> None:
+    """Raises ValueError with all values that the constructor of a node does not allow, as a configuration's check."""
+    with suppress(LookupError):
+        signature = signatures.read(str(node.get("_target_")))
+        allowed = {} if signature is None else signature.parameters
+        known = {name: value for name, value in values.items() if name in allowed and not _is_node(value)}
+        faults = {name: signatures.fault(allowed[name].annotation, name, value) for name, value in known.items()}
+        if wrong := [f"{name}={show_value(known[name])}: {fault}" for name, fault in faults.items() if fault]:
+            raise ValueError(f"{node['_target_']}: {'; '.join(wrong)}")
+
+
 def _parts(value: Any) -> bool:
-    return isinstance(value, Mapping) and any(isinstance(v, Mapping) and "_target_" in v for v in value.values())
+    return isinstance(value, Mapping) and any(map(_is_node, value.values()))
+
+
+def _is_node(value: Any) -> bool:
+    return isinstance(value, Mapping) and "_target_" in value
 
 
 def compose(overrides: Sequence[str] = (), config_dir: str | os.PathLike | None = None) -> TrainConfig:

@@ -10,19 +10,9 @@ from jepa.config.paths import find_shards
 from jepa.config.view import Checked, Rule, not_divisible, pair_of
 
 
-def _ranges(checked: Checked) -> Iterator[str]:
-    """Shares of an area and aspect ratios of the augmentation; those of masks are checked with the grid."""
-    for key, upper in {"jitter": 2.5, "grayscale": 1, "blur": 1, "solarize": 1}.items():
-        if not 0 <= checked.get(f"augment.{key}", 0) <= upper:
-            yield f"{checked.show(f'augment.{key}')}: must be from 0 to {upper:g}"
+def _colours(checked: Checked) -> Iterator[str]:
     if checked.get("augment.grayscale", 0) > 0 and _is_grey(checked):
         yield f"{checked.show('augment.grayscale')}: the pictures are grey already; set it to 0"
-    scales = {f"augment.{key}": 1.0 for key in ("crop_scale", "local_scale") if f"augment.{key}" in checked}
-    for key, upper in (scales | {"augment.crop_aspect": float("inf")}).items():
-        bounds = checked[key]
-        if len(bounds) != 2 or not 0 < bounds[0] <= bounds[1] <= upper:
-            limit = f" and at most {upper:g}" if upper < float("inf") else ""
-            yield f"{checked.show(key)}: must be two numbers, the smaller first, above 0{limit}"
 
 
 def _is_grey(checked: Checked) -> bool:
@@ -92,13 +82,8 @@ def _detector(checked: Checked) -> Iterator[str]:
     for key, only in {"augment.views": 1, "augment.local_views": 0}.items():
         if checked[key] > only:
             yield f"{checked.show(key)}: objective=detect sees one crop of a picture; {key}={only}"
-    for key in ("score_threshold", "nms_threshold"):
-        if not 0 <= checked[f"objective.{key}"] <= 1:
-            yield f"{checked.show(f'objective.{key}')}: must be from 0 to 1"
     if checked["objective.head"] == "fcos" and checked["objective.width"] % 32:
         yield f"{checked.show('objective.width')}: objective.head=fcos takes a multiple of 32"
-    if not 0 < checked["objective.smallest_anchor"] <= 0.5:
-        yield f"{checked.show('objective.smallest_anchor')}: must be above 0 and at most 0.5"
 
 
 def _pyramid(checked: Checked) -> Iterator[str]:
@@ -151,4 +136,4 @@ def _what_is_there(path: Path) -> str:
 
 OF_CROPS: tuple[Rule, ...] = (_local, _pyramid)
 """Rules that a phase of other sizes can break."""
-OF_DATA: tuple[Rule, ...] = (_ranges, _folders, _boxes, _detector, _clips, _downloaded, _local_path, _shards)
+OF_DATA: tuple[Rule, ...] = (_colours, _folders, _boxes, _detector, _clips, _downloaded, _local_path, _shards)

@@ -5,12 +5,21 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import yaml
 
 from jepa.config import signatures
 from jepa.config.catalogue import conf_folder, find, flatten
+from jepa.types import (
+    NonNegativeInt,
+    Positive,
+    PositiveInt,
+    PositiveShare,
+    ScaleRange,
+    Share,
+    Within,
+)
 
 IRRELEVANT = {
     *("log_every", "eval_every", "save_every", "save_async", "keep", "num_workers", "resume", "name"),
@@ -24,8 +33,8 @@ IRRELEVANT_SECTIONS = {"logger", "evaluator", "evaluation", "hardware"}
 class CropConfig:
     """Random crops and flips of the training images."""
 
-    crop_scale: list[float]
-    crop_aspect: list[float]
+    crop_scale: ScaleRange
+    crop_aspect: Annotated[list[float], Within(0, above=True)]
     flip: bool
 
 
@@ -33,13 +42,13 @@ class CropConfig:
 class AugmentConfig(CropConfig):
     """And several crops of each, and colours."""
 
-    views: int
-    jitter: float
-    grayscale: float
-    blur: float
-    solarize: float
-    local_views: int
-    local_scale: list[float]
+    views: PositiveInt
+    jitter: Annotated[float, Within(0, 2.5)]
+    grayscale: Share
+    blur: Share
+    solarize: Share
+    local_views: NonNegativeInt
+    local_scale: ScaleRange
     local_size: Any
 
 
@@ -47,9 +56,9 @@ class AugmentConfig(CropConfig):
 class EvaluationConfig:
     """How many samples the evaluators look at."""
 
-    train_samples: int
-    val_samples: int
-    batch_size: int
+    train_samples: PositiveInt
+    val_samples: PositiveInt
+    batch_size: PositiveInt
     still: bool
     judge: str | None
 
@@ -59,9 +68,9 @@ class HardwareConfig:
     """What `estimate=true` reckons with."""
 
     gpu: str
-    count: int
-    per_node: int
-    utilisation: float
+    count: PositiveInt
+    per_node: PositiveInt
+    utilisation: PositiveShare
 
 
 @dataclass(kw_only=True)
@@ -69,29 +78,29 @@ class TrainConfig:
     """What our own code reads; conf/train.yaml explains every key and holds its default."""
 
     name: str
-    epochs: int
-    steps: int | None
-    batch_size: int
-    micro_batch_size: int | None
-    lr: float
+    epochs: PositiveInt
+    steps: PositiveInt | None
+    batch_size: PositiveInt
+    micro_batch_size: PositiveInt | None
+    lr: Positive
     image_size: Any
-    num_frames: int
+    num_frames: PositiveInt
     phases: list[Any]
-    seed: int
+    seed: NonNegativeInt
     resume: bool
-    precision: str
+    precision: Annotated[str, Literal["auto", "bf16", "fp32"]]
     compile: bool
     device: str
-    strategy: str
-    processes: int | None
-    num_workers: int | None
-    clip_grad: float | None
-    spike_guard: float | None
-    log_every: int
-    eval_every: int | None
-    save_every: int | None
+    strategy: Annotated[str, Literal["auto", "single", "ddp", "fsdp"]]
+    processes: PositiveInt | None
+    num_workers: NonNegativeInt | None
+    clip_grad: Positive | None
+    spike_guard: Positive | None
+    log_every: PositiveInt
+    eval_every: PositiveInt | None
+    save_every: PositiveInt | None
     save_async: bool
-    keep: int
+    keep: PositiveInt
     estimate: bool
     augment: AugmentConfig
     evaluation: EvaluationConfig
@@ -116,21 +125,21 @@ class EvalConfig:
     task: Any
     name: str
     floors: list[str]
-    train_samples: int | None
-    test_samples: int | None
+    train_samples: PositiveInt | None
+    test_samples: PositiveInt | None
     shots: int | float | None
-    seed: int
-    seeds: int
-    pooling: str
-    layers: int
-    solver: str
+    seed: NonNegativeInt
+    seeds: PositiveInt
+    pooling: Annotated[str, Literal["mean", "mean_std", "steps", "cls"]]
+    layers: PositiveInt
+    solver: Annotated[str, Literal["lbfgs", "sgd"]]
     image_size: Any
-    num_frames: int
-    batch_size: int
+    num_frames: PositiveInt
+    batch_size: PositiveInt
     cache: bool
     device: str
-    precision: str
-    num_workers: int | None
+    precision: Annotated[str, Literal["auto", "bf16", "fp32"]]
+    num_workers: NonNegativeInt | None
     augment: CropConfig
     dataset: dict[str, Any]
     evaluator: dict[str, Any]

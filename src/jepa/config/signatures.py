@@ -10,7 +10,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from jepa import types
 from jepa.suggestions import suggestion
+from jepa.types import Within
 
 PLAIN = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "text", "None": "null"}
 LISTS = {"list", "tuple", "Sequence", "List", "Tuple"}
@@ -44,17 +46,29 @@ class Signature:
     """whether it has **kwargs"""
 
 
+def fault(annotation: ast.expr | None, name: str, value: Any) -> str | None:
+    """Why a value from YAML cannot be passed as the argument `name`, as the end of a sentence; None where it can."""
+    if fits(annotation, value):
+        return None
+    if broken := _broken_bounds(annotation, value):
+        return broken
+    words = [word for word in _words(annotation) if isinstance(word, str)]
+    if words and isinstance(value, str):
+        return f"no such {name}{suggestion(value, words)}; valid: {', '.join(words)}"
+    return f"takes {describe(annotation)}, not {show(value)}"
+
+
 def fits(annotation: ast.expr | None, value: Any) -> bool:
     """Whether a value from YAML can be passed; what the annotation does not say plainly is let through."""
-    match annotation:
-        case ast.Constant(value=str(text)):
-            return fits(ast.parse(text, mode="eval").body, value)
+    match _resolved(annotation):
         case ast.Constant(value=None):
             return value is None
         case ast.BinOp(left=left, op=ast.BitOr(), right=right):
             return fits(left, value) or fits(right, value)
         case ast.Name(id=name) if name in PLAIN or name in LISTS or name in DICTS:
             return _fits_name(name, value)
+        case ast.Call(func=ast.Name(id="Within")) as call:
+            return value in _bounds(call)
         case ast.Subscript(value=ast.Name(id=name), slice=inner):
             return _fits_generic(name, inner.elts if isinstance(inner, ast.Tuple) else [inner], value)
     return True
@@ -62,21 +76,20 @@ def fits(annotation: ast.expr | None, value: Any) -> bool:
 
 def describe(annotation: ast.expr | None) -> str:
     """The annotation in the words of a message: "a whole number or null"."""
-    match annotation:
-        case ast.Constant(value=str(text)):
-            return describe(ast.parse(text, mode="eval").body)
+    match resolved := _resolved(annotation):
         case ast.Constant(value=None):
             return "null"
         case ast.BinOp(left=left, op=ast.BitOr(), right=right):
             return f"{describe(left)} or {describe(right)}"
         case ast.Name(id=name) if name in PLAIN:
             return PLAIN[name]
-        case ast.Subscript(value=ast.Name(id="Literal"), slice=inner):
-            options = inner.elts if isinstance(inner, ast.Tuple) else [inner]
-            return " or ".join(str(ast.literal_eval(option)) for option in options)
+        case ast.Subscript(value=ast.Name(id="Annotated"), slice=ast.Tuple(elts=[plain, extra])):
+            return describe(plain if isinstance(extra, ast.Call) else extra)
+        case ast.Subscript(value=ast.Name(id="Literal")):
+            return " or ".join(map(str, _words(resolved)))
         case ast.Subscript(value=ast.Name(id=name), slice=inner) if name in LISTS:
             return f"a list of {_describe_items(inner)}"
-    return ast.unparse(annotation) if annotation else "anything"
+    return ast.unparse(resolved) if resolved else "anything"
 
 
 @cache
@@ -98,6 +111,65 @@ def read(target: str) -> Signature | None:
     return None if parameters is None else Signature(node.name, {p.name: p for p in parameters}, takes_more)
 
 
+@cache
+def _aliases() -> dict[str, ast.expr]:
+    """The annotations that `jepa.types` gives a name, as `PositiveInt`."""
+    nodes = [node for node in _tree(Path(types.__file__)).body if isinstance(node, ast.Assign)]
+    return {ast.unparse(node.targets[0]): node.value for node in nodes if "Annotated" in ast.unparse(node.value)}
+
+
+def _resolved(annotation: ast.expr | None) -> ast.expr | None:
+    """Without quotes, and an alias written out."""
+    match annotation:
+        case ast.Constant(value=str(text)):
+            return _resolved(ast.parse(text, mode="eval").body)
+        case ast.Name(id=name):
+            return _aliases().get(name, annotation)
+    return annotation
+
+
+def _bounds(call: ast.Call) -> Within:
+    named = {keyword.arg or "": ast.literal_eval(keyword.value) for keyword in call.keywords}
+    return Within(*map(ast.literal_eval, call.args), **named)
+
+
+def _broken_bounds(annotation: ast.expr | None, value: Any) -> str | None:
+    """What a value of the right type must be, where it is out of the bounds of an annotation."""
+    match _resolved(annotation):
+        case ast.BinOp(left=left, op=ast.BitOr(), right=right):
+            return _broken_bounds(left, value) or _broken_bounds(right, value)
+        case ast.Subscript(value=ast.Name(id="Annotated"), slice=ast.Tuple(elts=[plain, ast.Call() as call])):
+            if not fits(plain, value) or fits(call, value):
+                return None
+            if isinstance(value, list | tuple):
+                return f"must be two numbers, the smaller first, {_bounds(call)}"
+            return "must not be negative" if _bounds(call) == Within(0) else f"must be {_bounds(call)}"
+        case ast.Subscript(value=ast.Name(id=name), slice=inner) if name in LISTS and isinstance(value, list | tuple):
+            item = inner.elts[0] if isinstance(inner, ast.Tuple) else inner
+            broken = (_broken_bounds(item, part) for part in value)
+            return next((f"each {sentence}" for sentence in broken if sentence), None)
+    return None
+
+
+def _words(annotation: ast.expr | None) -> list[Any]:
+    """All that the literals in an annotation offer."""
+    match _resolved(annotation):
+        case ast.BinOp(left=left, op=ast.BitOr(), right=right):
+            return _words(left) + _words(right)
+        case ast.Subscript(value=ast.Name(id="Annotated"), slice=ast.Tuple(elts=[_, extra])):
+            return _words(extra)
+        case ast.Subscript(value=ast.Name(id="Literal"), slice=inner):
+            return [ast.literal_eval(word) for word in (inner.elts if isinstance(inner, ast.Tuple) else [inner])]
+    return []
+
+
+def show(value: Any) -> str:
+    """A value of the wrong type, in a message."""
+    if isinstance(value, str):
+        return f"the text {value!r}"
+    return "null" if value is None else f"{str(value).lower() if isinstance(value, bool) else value}"
+
+
 def _fits_name(name: str, value: Any) -> bool:
     if name in LISTS:
         return isinstance(value, list | tuple)
@@ -111,6 +183,8 @@ def _fits_name(name: str, value: Any) -> bool:
 def _fits_generic(name: str, inner: list[ast.expr], value: Any) -> bool:
     if name == "Literal":
         return any(value == ast.literal_eval(option) for option in inner)
+    if name == "Annotated":
+        return all(fits(part, value) for part in inner)
     if name in ("Optional", "Union"):
         return (name == "Optional" and value is None) or any(fits(option, value) for option in inner)
     if name in DICTS:

@@ -154,7 +154,7 @@ def _wrong_values(config: Mapping[str, Any], schema: signatures.Signature, show:
         if signature is not None and isinstance(values, Mapping):
             yield from _against(signature, values, f"{name}.", show, given=set())
         elif signature is not None:
-            yield name, f"{show(name)}: takes the keys {', '.join(signature.parameters)}, not {_kind(values)}"
+            yield name, f"{show(name)}: takes the keys {', '.join(signature.parameters)}, not {signatures.show(values)}"
     for group, wired in groups.items():
         node = config.get(group) or {}
         for path, part in ((f"{group}.{name}", node[name]) for name in node) if group in MANY else [(group, node)]:
@@ -200,29 +200,23 @@ def _against(
         elif parameter is None and not signature.takes_more:
             reader = signature.name if prefix else "the program"
             yield key, f"{show(key)}: {reader} has no {name!r}{suggestion(name, own)}"
-        elif parameter is not None and not _fits(parameter, key, value):
-            yield key, f"{show(key)}: takes {signatures.describe(parameter.annotation)}, not {_kind(value)}"
+        elif parameter is not None and (fault := _fault(parameter, key, value)):
+            yield key, f"{show(key)}: {fault}"
     for name, parameter in parameters.items():
         if parameter.is_required and name not in values and name not in given:
             yield f"{prefix}{name}", f"{prefix}{name}: is lacking, {signature.name} needs it; add +{prefix}{name}=VALUE"
 
 
-def _fits(parameter: signatures.Parameter, key: str, value: Any) -> bool:
+def _fault(parameter: signatures.Parameter, key: str, value: Any) -> str | None:
     if value == "???" or (isinstance(value, Mapping) and "_target_" in value):
-        return True
+        return None
     if key == "predictor.num_heads" and value is None:
-        return True  # those of the encoder
+        return None  # those of the encoder
     if key == "name" and isinstance(value, int | float) and not isinstance(value, bool):
-        return True  # name=2024 is a name
-    return signatures.fits(parameter.annotation, value)
+        return None  # name=2024 is a name
+    return signatures.fault(parameter.annotation, parameter.name, value)
 
 
 def _instead(name: str) -> str:
     keys = {"weight_decay": "schedule.weight_decay"} | {key: key for key in ("lr", "batch_size", "num_frames")}
     return f"; use {keys[name]}" if name in keys else ""
-
-
-def _kind(value: Any) -> str:
-    if isinstance(value, str):
-        return f"the text {value!r}"
-    return "null" if value is None else f"{str(value).lower() if isinstance(value, bool) else value}"

@@ -17,10 +17,10 @@ import torch
 from PIL import Image
 
 from jepa.config.paths import read_json
-from jepa.data.decode import SUFFIXES, check_reading, decode
+from jepa.data.decode import SUFFIXES, decode, warn_of_slow_decoding
 from jepa.data.folders import content, existing_folder, has_suffix
 from jepa.data.images import NATURAL
-from jepa.types import Field, Sample
+from jepa.types import Channels, Field, Sample
 
 log = logging.getLogger(__name__)
 NO_AREA = "without area dropped"
@@ -40,7 +40,7 @@ class _BoxFolder:
     classes: tuple[str, ...]
 
     def __init__(self, *, channels: int, keep_empty: bool) -> None:
-        check_reading(channels)
+        warn_of_slow_decoding()
         self.channels = channels
         self.mean, self.std = NATURAL[channels]
         self.keep_empty = keep_empty
@@ -141,7 +141,7 @@ class VOC(_BoxFolder):
         classes: Sequence[str] | None = None,
         difficult: bool = False,
         keep_empty: bool = True,
-        channels: int = 3,
+        channels: Channels = 3,
     ) -> None:
         super().__init__(channels=channels, keep_empty=keep_empty)
         root, is_subset = Path(root_path).expanduser().absolute(), classes is not None
@@ -172,7 +172,7 @@ class COCO(_BoxFolder):
         test_images: str | None = None,
         classes: Sequence[str] | None = None,
         keep_empty: bool = True,
-        channels: int = 3,
+        channels: Channels = 3,
     ) -> None:
         super().__init__(channels=channels, keep_empty=keep_empty)
         root, is_subset = Path(root_path).expanduser().absolute(), classes is not None

@@ -17,15 +17,6 @@ SHORT = {
 """what is done with a video that is shorter than a clip"""
 
 
-def check_sampling(*, num_frames: int, stride: int, clips_per_video: int = 1, short: str = "hold") -> None:
-    counts = {"num_frames": num_frames, "dataset.stride": stride, "dataset.clips_per_video": clips_per_video}
-    for key, value in counts.items():
-        if value < 1:
-            raise ValueError(f"{key}={value}: must be at least 1")
-    if short not in SHORT:
-        raise ValueError(f"dataset.short={short}: expected {', '.join(SHORT)}")
-
-
 def random_place(index: int, seed: int) -> float:
     """In [0, 1), a pure function of both."""
     return derive_seed(seed, index, 0, "clip") / 2**63

@@ -23,11 +23,6 @@ class Colour:
     """
 
     def __init__(self, *, channels: int, jitter: float, grayscale: float, blur: float, solarize: float) -> None:
-        if not 0 <= jitter <= 2.5:
-            raise ValueError(f"augment.jitter={jitter}: expected a strength from 0 to 2.5")
-        for name, share in {"grayscale": grayscale, "blur": blur, "solarize": solarize}.items():
-            if not 0 <= share <= 1:
-                raise ValueError(f"augment.{name}={share}: expected a share of the crops from 0 to 1")
         if grayscale and channels != 3:
             raise ValueError(f"augment.grayscale={grayscale}: pictures of {channels} channels have no colour")
         self.jitter = jitter

@@ -39,16 +39,9 @@ def decode(data: bytes, *, channels: int = 3) -> Tensor:
     return _decode_with_pillow(data, _MODES[channels]).unsqueeze(1)
 
 
-def check_reading(channels: int) -> None:
-    """Of a set of image files: refuses other channels than 1 or 3, and says where reading is slow."""
-    check_channels(channels)
+def warn_of_slow_decoding() -> None:
     if not _FAST:
         log.warning("images are decoded by Pillow, which takes longer: this torchvision has no decoders of its own")
-
-
-def check_channels(channels: int) -> None:
-    if channels not in _MODES:
-        raise ValueError(f"channels={channels}: images are read as 3 (RGB) or 1 (grey)")
 
 
 def _eight_bits(image: Tensor) -> Tensor:

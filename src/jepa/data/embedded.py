@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from math import cos, pi, sin
+from typing import Annotated
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from jepa.types import PositiveInt, Seed, Within
 
 Field = Callable[[np.ndarray, np.ndarray], np.ndarray]
 """(x, y) -> a distance to the outline, negative inside"""
@@ -42,13 +45,14 @@ class Shapes:
     std = (0.27, 0.27, 0.27)
     cheap = True
 
-    def __init__(self, *, num_samples: int = 20000, val_samples: int = 4000, side: int = 64, seed: int = 0) -> None:
-        if min(num_samples, val_samples) < 1:
-            raise ValueError(f"dataset.num_samples={num_samples}, val_samples={val_samples}: each must be at least 1")
-        if not 8 <= side <= 1024:
-            raise ValueError(f"dataset.side={side} must lie in [8, 1024]: the pixels of a side of the drawn picture")
-        if not 0 <= seed < 2**32:
-            raise ValueError(f"dataset.seed={seed} must lie in [0, 2**32)")
+    def __init__(
+        self,
+        *,
+        num_samples: PositiveInt = 20000,
+        val_samples: PositiveInt = 4000,
+        side: Annotated[int, Within(8, 1024)] = 64,
+        seed: Seed = 0,
+    ) -> None:
         self.val_samples = val_samples
         self.side = side
         self.seed = seed

@@ -13,11 +13,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from jepa.data.clips import check_sampling, how_many_are_short, random_place, spare
-from jepa.data.decode import SUFFIXES, check_reading, decode
+from jepa.data.clips import how_many_are_short, random_place, spare
+from jepa.data.decode import SUFFIXES, decode, warn_of_slow_decoding
 from jepa.data.folders import HoldingOut, content, existing_folder, has_suffix, read_table, sub_folders
 from jepa.data.images import NATURAL
-from jepa.types import Field, Sample
+from jepa.types import Channels, Field, NonNegativeInt, PositiveInt, Sample, ShareBelowOne
 
 log = logging.getLogger(__name__)
 
@@ -45,15 +45,12 @@ class FrameFolders(HoldingOut):
     """
 
     def __init__(
-        self, *, num_frames: int, root_path: str, image_folder: str = ".", stride: int = 1, hop: int | None = None,
-        val_folders: Sequence[str] | None = None, val_ratio: float = 0.2, annotations: str | None = None,
-        file_column: str = "file", columns: Sequence[str] = (), lag: int = 0, channels: int = 3,
+        self, *, num_frames: PositiveInt, root_path: str, image_folder: str = ".", stride: PositiveInt = 1,
+        hop: PositiveInt | None = None, val_folders: Sequence[str] | None = None, val_ratio: ShareBelowOne = 0.2,
+        annotations: str | None = None, file_column: str = "file", columns: Sequence[str] = (),
+        lag: NonNegativeInt = 0, channels: Channels = 3,
     ) -> None:  # fmt: skip
-        check_reading(channels)
-        check_sampling(num_frames=num_frames, stride=stride)
-        if (hop is not None and hop < 1) or lag < 0 or not 0 <= val_ratio < 1:
-            expected = "expected hop of at least 1, lag not below 0, val_ratio in [0, 1)"
-            raise ValueError(f"dataset.hop={hop} lag={lag} val_ratio={val_ratio}: {expected}")
+        warn_of_slow_decoding()
         self.num_frames, self.stride, self.lag = num_frames, stride, lag
         self.hop = hop or (num_frames - 1) * stride + 1
         self.channels = channels

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import Tensor
 
-from jepa.data.decode import check_reading, decode
+from jepa.data.decode import decode, warn_of_slow_decoding
 from jepa.data.folders import NO_LABEL, VALIDATION_NAMES, HoldingOut, class_names, class_numbers
 from jepa.data.images import NATURAL
+from jepa.types import Channels
 
 if TYPE_CHECKING:
     import datasets
@@ -38,9 +39,9 @@ class HuggingFaceImages(HoldingOut):
         val: str | None = None,
         image_column: str | None = None,
         label_column: str | None = None,
-        channels: int = 3,
+        channels: Channels = 3,
     ) -> None:
-        check_reading(channels)
+        warn_of_slow_decoding()
         splits = _find_splits(path, subset, known=(train, *filter(None, [val]), *VALIDATION_NAMES))
         if train not in splits:
             raise ValueError(f"dataset.train={train}: {path} has no such split, but {', '.join(splits)}")

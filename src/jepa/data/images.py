@@ -9,15 +9,16 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 from torchvision import datasets
 
-from jepa.data.decode import SUFFIXES, check_reading, decode
+from jepa.data.decode import SUFFIXES, decode, warn_of_slow_decoding
 from jepa.data.folders import HoldingOut, class_folders, content, existing_folder, held_out_files, scan
+from jepa.types import Channels
 
 log = logging.getLogger(__name__)
 NATURAL = {3: ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)), 1: ((0.449,), (0.226,))}
@@ -30,8 +31,10 @@ class ImageFolder(HoldingOut):
     `val_folder` is the held-out part, beside `image_folder`; None takes a folder of a usual name with the same classes.
     """
 
-    def __init__(self, *, root_path: str, image_folder: str, val_folder: str | None = None, channels: int = 3) -> None:
-        check_reading(channels)
+    def __init__(
+        self, *, root_path: str, image_folder: str, val_folder: str | None = None, channels: Channels = 3
+    ) -> None:
+        warn_of_slow_decoding()
         root = Path(root_path).expanduser().absolute()
         folder = existing_folder(root / image_folder, "dataset.image_folder")
         self.channels = channels
@@ -77,9 +80,13 @@ class TorchvisionImages:
 
     cheap = True
 
-    def __init__(self, *, name: str, root_path: str, download: bool = True) -> None:
-        if name not in TORCHVISION:
-            raise ValueError(f"dataset.name={name}: expected one of {', '.join(TORCHVISION)}")
+    def __init__(
+        self,
+        *,
+        name: Annotated[str, Literal["cifar10", "cifar100", "mnist", "fashion_mnist", "stl10"]],
+        root_path: str,
+        download: bool = True,
+    ) -> None:
         self.name = name
         self.root = Path(root_path).expanduser().absolute()
         self.download = download

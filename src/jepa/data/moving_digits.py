@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from math import ceil, cos, pi, sin
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import numpy as np
 import torch
 
-from jepa.types import Field, Sample
+from jepa.types import Field, PositiveInt, Sample, Seed, Within
 
 HEIGHT = (0.32, 0.42)
 """of an upright digit, in sides of the picture"""
@@ -68,23 +68,13 @@ class MovingDigits:
     def __init__(
         self,
         *,
-        num_frames: int,
-        num_samples: int = 10000,
-        val_samples: int = 2000,
-        side: int = 64,
-        speed: tuple[float, float] = (0.02, 0.04),
-        seed: int = 0,
+        num_frames: PositiveInt,
+        num_samples: PositiveInt = 10000,
+        val_samples: PositiveInt = 2000,
+        side: Annotated[int, Within(16, 1024)] = 64,
+        speed: Annotated[tuple[float, float], Within(0, 0.5)] = (0.02, 0.04),
+        seed: Seed = 0,
     ) -> None:
-        if num_frames < 1:
-            raise ValueError(f"num_frames={num_frames} must be at least 1")
-        if min(num_samples, val_samples) < 1:
-            raise ValueError(f"dataset.num_samples={num_samples}, val_samples={val_samples}: each must be at least 1")
-        if not 16 <= side <= 1024:
-            raise ValueError(f"dataset.side={side} must lie in [16, 1024]: the pixels of a side of the drawn picture")
-        if not 0 <= speed[0] <= speed[1] <= 0.5:
-            raise ValueError(f"dataset.speed={list(speed)}: expected 0 <= slowest <= fastest <= 0.5 sides per frame")
-        if not 0 <= seed < 2**32:
-            raise ValueError(f"dataset.seed={seed} must lie in [0, 2**32)")
         self.num_frames = num_frames
         self.num_samples = num_samples
         self.val_samples = val_samples

@@ -13,11 +13,12 @@ import torch
 from torch import Tensor
 
 from jepa.config.paths import find_shards
-from jepa.data.decode import check_reading, decode
+from jepa.data.decode import decode, warn_of_slow_decoding
 from jepa.data.folders import VALIDATION_NAMES, HoldingOut, class_names, class_numbers
 from jepa.data.images import NATURAL
 from jepa.data.shard_index import read_index
 from jepa.seeding import generator
+from jepa.types import Channels, PositiveInt
 
 log = logging.getLogger(__name__)
 MOST_OPEN = 64
@@ -34,12 +35,10 @@ class Shards(HoldingOut):
     """
 
     def __init__(
-        self, *, shards: str, val_shards: str | None = None, shuffle_shards: int | None = 16,
-        image_key: str | None = None, label_key: str = "label", channels: int = 3,
+        self, *, shards: str, val_shards: str | None = None, shuffle_shards: PositiveInt | None = 16,
+        image_key: str | None = None, label_key: str = "label", channels: Channels = 3,
     ) -> None:  # fmt: skip
-        check_reading(channels)
-        if shuffle_shards is not None and shuffle_shards < 1:
-            raise ValueError(f"dataset.shuffle_shards={shuffle_shards}: must be at least 1, or null for all of them")
+        warn_of_slow_decoding()
         self.channels, self.shuffle_shards = channels, shuffle_shards
         self.mean, self.std = NATURAL[channels]
         paths = _find("dataset.shards", shards)

@@ -49,15 +49,8 @@ class Augment:
         local_size: tuple[int, int] | None = None,
     ) -> None:
         _check_size(image_size)
-        if views < 1:
-            raise ValueError(f"augment.views={views}: expected at least one crop of each sample")
-        if local_views < 0 or (local_views and local_size is None):
+        if local_views and local_size is None:
             raise ValueError(f"augment.local_views={local_views}: expected 0, or a local_size beside")
-        for key, scale in {"crop_scale": crop_scale, "local_scale": local_scale}.items():
-            if not 0 < scale[0] <= scale[1] <= 1:
-                raise ValueError(f"augment.{key}={list(scale)}: expected 0 < smallest <= largest <= 1")
-        if not 0 < crop_aspect[0] <= crop_aspect[1]:
-            raise ValueError(f"augment.crop_aspect={list(crop_aspect)}: expected 0 < narrowest <= widest")
         self.image_size = image_size
         self.crop_scale = crop_scale
         self.crop_aspect = crop_aspect

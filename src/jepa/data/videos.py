@@ -7,12 +7,12 @@ import os
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
+from typing import Annotated, Literal
 
 import numpy as np
 from torch import Tensor
 
-from jepa.data.clips import check_sampling, even_place, grey, how_many_are_short, positions, random_place, spare
-from jepa.data.decode import check_channels
+from jepa.data.clips import even_place, grey, how_many_are_short, positions, random_place, spare
 from jepa.data.folders import (
     Files,
     HoldingOut,
@@ -28,6 +28,7 @@ from jepa.data.folders import (
 from jepa.data.images import NATURAL
 from jepa.data.loader import MOST_BROKEN
 from jepa.data.video_decode import SUFFIXES, Video, choose_decoders, look_at
+from jepa.types import Channels, Positive, PositiveInt
 
 log = logging.getLogger(__name__)
 SURVEYED = 1000
@@ -46,14 +47,14 @@ class VideoFolder(HoldingOut):
     """
 
     def __init__(
-        self, *, num_frames: int, root_path: str, video_folder: str = "train", val_folder: str | None = None,
-        annotations: str | None = None, val_annotations: str | None = None, fps: float | None = None, stride: int = 1,
-        clips_per_video: int = 1, short: str = "hold", channels: int = 3, decoder: str = "auto",
+        self, *, num_frames: PositiveInt, root_path: str, video_folder: str = "train", val_folder: str | None = None,
+        annotations: str | None = None, val_annotations: str | None = None, fps: Positive | None = None,
+        stride: PositiveInt = 1, clips_per_video: PositiveInt = 1,
+        short: Annotated[str, Literal["skip", "hold", "loop"]] = "hold", channels: Channels = 3,
+        decoder: Annotated[str, Literal["auto", "pyav", "torchcodec"]] = "auto",
     ) -> None:  # fmt: skip
-        check_channels(channels)
-        check_sampling(num_frames=num_frames, stride=stride, clips_per_video=clips_per_video, short=short)
-        if fps is not None and (fps <= 0 or stride != 1):
-            raise ValueError(f"dataset.fps={fps} dataset.stride={stride}: give one of them, above 0")
+        if fps is not None and stride != 1:
+            raise ValueError(f"dataset.fps={fps} dataset.stride={stride}: give one of them")
         self.num_frames, self.stride, self.fps = num_frames, stride, fps
         self.clips_per_video, self.short = clips_per_video, short
         self.channels = channels

@@ -25,10 +25,9 @@ from jepa.encoders.names import TABLE
 from jepa.encoders.published import Weights, download, fill, read_weights
 from jepa.layers.position import resampled
 from jepa.layers.tokens import grid_of, make_grid, patch_pair, take
-from jepa.layers.transformer import check_drop_path
 from jepa.runs.checkpoint import CheckpointError
 from jepa.suggestions import suggestion
-from jepa.types import ClipShape, PatchGrid
+from jepa.types import ClipShape, PatchGrid, PositiveInt, ShareBelowOne
 
 OURS = {"num_classes", "img_size", "in_chans", "drop_path_rate", "dynamic_img_size"}
 """Arguments of timm's models that follow from ours, or that only its classifier needs."""
@@ -57,8 +56,8 @@ def pretrained_encoder(
     clip_shape: Sequence[int],
     weights: str,
     fresh: bool = False,
-    attention_heads: int | None = None,
-    drop_path: float = 0.0,
+    attention_heads: PositiveInt | None = None,
+    drop_path: ShareBelowOne = 0.0,
     checkpoint_activations: bool = False,
 ) -> nn.Module:
     """The encoder of `weights`, a source as in `open_encoder`, to be trained further on clips of `clip_shape`."""
@@ -124,11 +123,10 @@ class TimmEncoder(nn.Module):
         architecture: str,
         arguments: Mapping[str, Any] | None = None,
         folder: str | None = None,
-        drop_path: float = 0.0,
+        drop_path: ShareBelowOne = 0.0,
         checkpoint_activations: bool = False,
     ) -> None:
         super().__init__()
-        check_drop_path(drop_path)
         channels, frames, height, width = clip_shape
         if frames > 1:
             raise ValueError(f"timm:{architecture} sees single images, got num_frames={frames}: use num_frames=1")

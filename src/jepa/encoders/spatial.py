@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Annotated, Literal
 
 from einops import rearrange
 from timm.layers.norm import LayerNorm
@@ -13,8 +14,8 @@ from jepa.layers.attention import compute_dtype, same_group
 from jepa.layers.init import init_weights
 from jepa.layers.position import Positions
 from jepa.layers.tokens import grid_of, make_grid, patch_pair, patchify, take
-from jepa.layers.transformer import check_drop_path, check_sizes, make_blocks, run_blocks
-from jepa.types import ClipShape, PatchGrid
+from jepa.layers.transformer import check_sizes, make_blocks, run_blocks
+from jepa.types import ClipShape, PatchGrid, Positive, PositiveInt, ShareBelowOne
 
 
 class SpatialEncoder(nn.Module):
@@ -32,21 +33,18 @@ class SpatialEncoder(nn.Module):
         self,
         *,
         clip_shape: Sequence[int],
-        patch_size: int | Sequence[int],
-        embed_dim: int,
-        depth: int,
-        num_heads: int,
-        mlp_ratio: float = 4.0,
-        drop_path: float = 0.0,
+        patch_size: PositiveInt | Sequence[PositiveInt],
+        embed_dim: PositiveInt,
+        depth: PositiveInt,
+        num_heads: PositiveInt,
+        mlp_ratio: Positive = 4.0,
+        drop_path: ShareBelowOne = 0.0,
         checkpoint_activations: bool = False,
-        position: str = "sincos",
-        norm_eps: float = 1e-6,
+        position: Annotated[str, Literal["sincos", "table"]] = "sincos",
+        norm_eps: Positive = 1e-6,
     ) -> None:
         super().__init__()
-        check_sizes(
-            embed_dim, depth, num_heads, mlp_ratio, width_key="encoder.embed_dim", heads_key="encoder.num_heads"
-        )
-        check_drop_path(drop_path)
+        check_sizes(embed_dim, num_heads, mlp_ratio, width_key="encoder.embed_dim", heads_key="encoder.num_heads")
         channels, frames, height, width = clip_shape
         self.clip_shape: ClipShape = (channels, frames, height, width)
         self.patch_size = patch_height, patch_width = patch_pair(patch_size)
@@ -61,8 +59,6 @@ class SpatialEncoder(nn.Module):
             grid=self.frame_grid,
             width=embed_dim,
             kind=position,
-            kind_key="encoder.position",
-            kinds=("sincos", "table"),
         )
         self.blocks = make_blocks(embed_dim, depth, num_heads, mlp_ratio, drop_path=drop_path, norm_eps=norm_eps)
         self.norm = LayerNorm(embed_dim, eps=norm_eps)

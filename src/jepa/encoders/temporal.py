@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Annotated, Literal
 
 from timm.layers.norm import LayerNorm
 from torch import Tensor, nn
 
 from jepa.layers.init import init_weights
-from jepa.layers.position import KINDS, Positions
+from jepa.layers.position import Positions
 from jepa.layers.tokens import grid_of, make_grid, patch_pair, patchify, take
-from jepa.layers.transformer import check_drop_path, check_sizes, make_blocks, run_blocks
-from jepa.types import ClipShape, PatchGrid
+from jepa.layers.transformer import check_sizes, make_blocks, run_blocks
+from jepa.types import ClipShape, PatchGrid, Positive, PositiveInt, ShareBelowOne
 
 
 class TemporalEncoder(nn.Module):
@@ -26,24 +27,19 @@ class TemporalEncoder(nn.Module):
         self,
         *,
         clip_shape: Sequence[int],
-        patch_size: int | Sequence[int],
-        tubelet_size: int = 2,
-        embed_dim: int,
-        depth: int,
-        num_heads: int,
-        mlp_ratio: float = 4.0,
-        drop_path: float = 0.0,
+        patch_size: PositiveInt | Sequence[PositiveInt],
+        tubelet_size: PositiveInt = 2,
+        embed_dim: PositiveInt,
+        depth: PositiveInt,
+        num_heads: PositiveInt,
+        mlp_ratio: Positive = 4.0,
+        drop_path: ShareBelowOne = 0.0,
         checkpoint_activations: bool = False,
-        position: str = "sincos",
-        norm_eps: float = 1e-6,
+        position: Annotated[str, Literal["sincos", "rope", "vjepa2", "table"]] = "sincos",
+        norm_eps: Positive = 1e-6,
     ) -> None:
         super().__init__()
-        check_sizes(
-            embed_dim, depth, num_heads, mlp_ratio, width_key="encoder.embed_dim", heads_key="encoder.num_heads"
-        )
-        check_drop_path(drop_path)
-        if tubelet_size < 1:
-            raise ValueError(f"encoder.tubelet_size={tubelet_size} must be at least 1")
+        check_sizes(embed_dim, num_heads, mlp_ratio, width_key="encoder.embed_dim", heads_key="encoder.num_heads")
         channels, frames, height, width = clip_shape
         self.clip_shape: ClipShape = (channels, frames, height, width)
         self.patch_size = patch_height, patch_width = patch_pair(patch_size)
@@ -59,8 +55,6 @@ class TemporalEncoder(nn.Module):
             width=embed_dim,
             num_heads=num_heads,
             kind=position,
-            kind_key="encoder.position",
-            kinds=(*KINDS, "table"),
             in_time=True,
         )
         self.blocks = make_blocks(embed_dim, depth, num_heads, mlp_ratio, drop_path=drop_path, norm_eps=norm_eps)

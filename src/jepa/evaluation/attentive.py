@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from jepa.evaluation.probe import SELECTION_SHARE, ClassProbe, Prediction, ProbeTask, held_out, select, top1
 from jepa.evaluation.types import Evaluation, Features, Snapshot
 from jepa.layers.attention import CrossAttention, CrossAttentionBlock, num_heads
+from jepa.types import PositiveInt
 
 
 class Trial(NamedTuple):
@@ -25,10 +26,7 @@ TRIALS = (Trial(3e-4, 0.01), Trial(1e-3, 0.01), Trial(3e-3, 0.01), Trial(1e-3, 0
 class AttentiveProbe(ClassProbe):
     """Trained from the same start at each evaluation; silent where there are no tokens, as for raw pixels."""
 
-    def __init__(self, *, epochs: int, batch_size: int, max_tokens: int) -> None:
-        for name, value in (("epochs", epochs), ("batch_size", batch_size), ("max_tokens", max_tokens)):
-            if value < 1:
-                raise ValueError(f"evaluator.attentive.{name}={value}: must be at least 1")
+    def __init__(self, *, epochs: PositiveInt, batch_size: PositiveInt, max_tokens: PositiveInt) -> None:
         self.epochs = epochs
         self.batch_size = batch_size
         self.needs_tokens = max_tokens

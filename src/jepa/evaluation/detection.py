@@ -11,6 +11,7 @@ from torch import Tensor
 
 from jepa.evaluation.pictures import BLOCK_COLOURS, fit_inside, labelled_tiles, montage, outlined, to_rgb
 from jepa.evaluation.types import BoxSnapshot, Detections, Evaluation, Picture
+from jepa.types import Share
 
 TILE = 384
 """longest side of a picture that is shown"""
@@ -25,9 +26,7 @@ class Detection:
     Pictures show findings with a score of `shown_score` or more. Needs torchmetrics and pycocotools.
     """
 
-    def __init__(self, *, shown_score: float = 0.5) -> None:
-        if not 0 <= shown_score <= 1:
-            raise ValueError(f"evaluator.detection.shown_score={shown_score}: expected a score from 0 to 1")
+    def __init__(self, *, shown_score: Share = 0.5) -> None:
         lacking = [name for name in ("torchmetrics", "pycocotools") if find_spec(name) is None]
         if lacking:
             raise ValueError(f"evaluator=detection needs {' and '.join(lacking)}: pip install 'jepa-train[detect]'")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from jepa.evaluation.pictures import enlarge, labelled_tiles, montage, to_rgb
 from jepa.evaluation.probe import nearest
 from jepa.evaluation.types import EmbeddingTable, Evaluation, Picture, Snapshot
+from jepa.types import PositiveInt
 
 NUM_QUERIES = 8
 NUM_NEIGHBOURS = 5
@@ -15,9 +16,7 @@ BLACK, RIGHT, WRONG = (0, 0, 0), (20, 130, 50), (190, 40, 30)
 class Embeddings:
     """A table of the first `rows` validation samples and a picture of nearest neighbours among all of them."""
 
-    def __init__(self, *, rows: int) -> None:
-        if rows < 1:
-            raise ValueError(f"rows={rows}: the table needs at least one row")
+    def __init__(self, *, rows: PositiveInt) -> None:
         self.rows = rows
         self.protocol = f"embeddings: features of {rows} validation images; neighbours by cosine among all of them"
 

@@ -18,6 +18,7 @@ from jepa.layers.classifier import Classifier
 from jepa.optim import parameter_groups, set_schedule
 from jepa.schedules import cosine, linear
 from jepa.seeding import derive_seed, generator
+from jepa.types import NonNegative, Positive, PositiveInt, ShareBelowOne
 
 CLIP_GRAD = 1.0
 
@@ -27,16 +28,15 @@ class FineTuning(ClassProbe):
 
     only_at_ends = True
 
-    def __init__(self, *, epochs: int, batch_size: int, lr: float, weight_decay: float, warmup_ratio: float) -> None:
-        if min(epochs, batch_size) < 1 or lr <= 0:
-            raise ValueError(
-                f"evaluator.finetune: epochs={epochs}, batch_size={batch_size}, lr={lr:g}: not all above 0"
-            )
-        if weight_decay < 0 or not 0 <= warmup_ratio < 1:
-            raise ValueError(
-                f"evaluator.finetune: weight_decay={weight_decay:g} must be at least 0, warmup_ratio={warmup_ratio:g} "
-                "in [0, 1)"
-            )
+    def __init__(
+        self,
+        *,
+        epochs: PositiveInt,
+        batch_size: PositiveInt,
+        lr: Positive,
+        weight_decay: NonNegative,
+        warmup_ratio: ShareBelowOne,
+    ) -> None:
         self.epochs = epochs
         self.batch_size = batch_size
         self.lr = lr

@@ -5,16 +5,13 @@ from __future__ import annotations
 from torch import Tensor
 
 from jepa.evaluation.probe import ClassProbe, Prediction, ProbeTask, nearest
+from jepa.types import Positive, PositiveInt
 
 
 class KNN(ClassProbe):
     """Each of the k nearest training samples votes for its class with weight exp(cosine similarity / temperature)."""
 
-    def __init__(self, *, k: int, temperature: float) -> None:
-        if k < 1:
-            raise ValueError(f"k={k}: at least one neighbour must vote")
-        if temperature <= 0:
-            raise ValueError(f"temperature={temperature}: must be above 0")
+    def __init__(self, *, k: PositiveInt, temperature: Positive) -> None:
         self.k = k
         self.temperature = temperature
         protocol = (

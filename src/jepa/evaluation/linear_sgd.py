@@ -27,6 +27,7 @@ from jepa.evaluation.probe import (
 )
 from jepa.evaluation.types import Features
 from jepa.schedules import cosine
+from jepa.types import NonNegative, Positive, PositiveInt
 
 MOMENTUM = 0.9
 ROWS = 4096
@@ -48,13 +49,16 @@ class Heads(NamedTuple):
 class SGDProbe(ClassProbe):
     """Learning rate and weight decay are chosen on a fifth of the training samples, then one head is trained on all."""
 
-    def __init__(self, *, epochs: int, batch_size: int, lrs: Sequence[float], weight_decays: Sequence[float]) -> None:
-        if min(epochs, batch_size) < 1:
-            raise ValueError(f"evaluator.linear_sgd: epochs={epochs}, batch_size={batch_size}: each at least 1")
-        if not lrs or not weight_decays or min(lrs) <= 0 or min(weight_decays) < 0:
-            raise ValueError(
-                f"evaluator.linear_sgd: lrs={list(lrs)} must be above 0, weight_decays={list(weight_decays)} at least 0"
-            )
+    def __init__(
+        self,
+        *,
+        epochs: PositiveInt,
+        batch_size: PositiveInt,
+        lrs: Sequence[Positive],
+        weight_decays: Sequence[NonNegative],
+    ) -> None:
+        if not lrs or not weight_decays:
+            raise ValueError(f"evaluator.linear_sgd: lrs={lrs} and weight_decays={weight_decays} must not be empty")
         self.epochs = epochs
         self.batch_size = batch_size
         self.grid = list(product(lrs, weight_decays))

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import torch
 from torch import Tensor
 
 from jepa.evaluation.types import Evaluation, Snapshot
+from jepa.types import Within
 
 DELTA = 1e-4
 """added to the within-class scatter (LiDAR, section 4)"""
@@ -19,11 +22,13 @@ LEAST_POINTS = 5
 class Selection:
     """LiDAR on random crops, the same at each evaluation and of the same sizes in all runs; alpha on the features."""
 
-    def __init__(self, *, num_views: int, num_viewed: int, view_scale: tuple[float, float]) -> None:
-        if min(num_views, num_viewed) < 2:
-            raise ValueError(f"num_views={num_views}, num_viewed={num_viewed}: LiDAR needs at least 2 of both")
-        if len(view_scale) != 2 or not 0 < view_scale[0] <= view_scale[1] <= 1:
-            raise ValueError(f"view_scale={list(view_scale)}: expected 0 < smallest <= largest <= 1")
+    def __init__(
+        self,
+        *,
+        num_views: Annotated[int, Within(2)],
+        num_viewed: Annotated[int, Within(2)],
+        view_scale: Annotated[tuple[float, float], Within(0, 1, above=True)],
+    ) -> None:
         self.num_views = num_views
         self.num_viewed = num_viewed
         self.view_scale = view_scale

@@ -69,8 +69,6 @@ class Snapshotter:
         train_samples: int, val_samples: int, seed: int, still: bool = True, evaluators: Sequence[Evaluator] = (),
         crops: Callable[..., Augment] | None = None, num_pictures: int = 8,
     ) -> None:  # fmt: skip
-        if batch_size < 1:
-            raise ValueError(f"batch_size={batch_size}: must be at least 1")
         self.splits = probe_splits(dataset, train_samples=train_samples, val_samples=val_samples, seed=seed)
         self.transform = transform
         self.train, self.val = (self._samples(split, batch_size) for split in self.splits[:2])

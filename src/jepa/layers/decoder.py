@@ -33,9 +33,7 @@ class PixelDecoder(nn.Module):
     ) -> None:
         super().__init__()
         width, num_heads = width or encoder.embed_dim // 2, num_heads or encoder.num_heads
-        check_sizes(
-            width, depth, num_heads, 4.0, width_key="objective.decoder_width", heads_key="objective.decoder_num_heads"
-        )
+        check_sizes(width, num_heads, 4.0, width_key="objective.decoder_width", heads_key="objective.decoder_num_heads")
         frames, height, rows = patch_of(encoder)
         self.embed = nn.Linear(input_dim, width)
         self.mask_tokens = nn.Parameter(torch.empty(num_mask_tokens, width)) if num_mask_tokens else None

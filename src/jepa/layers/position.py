@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import lru_cache
 
 import torch
@@ -93,7 +93,7 @@ def table(grid: PatchGrid, width: int, kind: str, in_time: bool, device: torch.d
 
 
 class Positions(nn.Module):
-    """Positions of the tokens of any grid, of one of the `kinds`; the table of `grid` moves with the module.
+    """Positions of the tokens of any grid; the table of `grid` moves with the module.
 
     `in_time` gives sin-cos positions a share for the time even where no grid has more than one step. Of the kind
     "table" the positions of `grid` are part of the weights, sin-cos at first, never trained; other grids have them
@@ -109,13 +109,9 @@ class Positions(nn.Module):
         width: int,
         num_heads: int = 1,
         kind: str = "sincos",
-        kind_key: str = "position",
-        kinds: Sequence[str] = KINDS,
         in_time: bool = False,
     ) -> None:
         super().__init__()
-        if kind not in kinds:
-            raise ValueError(f"{kind_key}={kind} is not one of {', '.join(kinds)}")
         self.grid = grid
         self.kind = kind
         self.width = width if kind in ADDED else width // num_heads

@@ -35,8 +35,6 @@ def divide(size: int, part: int, name: str, part_name: str, keys: str) -> int:
 def patch_pair(patch_size: int | Sequence[int]) -> tuple[int, int]:
     """-> height and width"""
     height, width = (patch_size, patch_size) if isinstance(patch_size, int) else patch_size
-    if min(height, width) < 1:
-        raise ValueError(f"encoder.patch_size={patch_size} must be at least 1")
     return height, width
 
 

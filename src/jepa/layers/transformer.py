@@ -69,16 +69,9 @@ def run_blocks(
     return tokens
 
 
-def check_sizes(width: int, depth: int, num_heads: int, mlp_ratio: float, *, width_key: str, heads_key: str) -> None:
+def check_sizes(width: int, num_heads: int, mlp_ratio: float, *, width_key: str, heads_key: str) -> None:
     """Refuses what no trunk can be; `width_key` and `heads_key` are the keys that the user would change."""
-    if depth < 1:
-        raise ValueError(f"depth={depth}: a trunk needs at least one block")
-    if num_heads < 1 or width % num_heads:
+    if width % num_heads:
         raise ValueError(f"{width_key}={width} is not divisible by {heads_key}={num_heads}: change one of them")
     if int(width * mlp_ratio) < 1:
         raise ValueError(f"mlp_ratio={mlp_ratio} leaves no hidden unit at {width_key}={width}")
-
-
-def check_drop_path(drop_path: float) -> None:
-    if not 0 <= drop_path < 1:
-        raise ValueError(f"encoder.drop_path={drop_path} must lie in [0, 1)")

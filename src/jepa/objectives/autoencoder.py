@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from torch import nn
 
 from jepa.layers.tokens import pixels_of
 from jepa.objectives.reconstruction import Reconstruction
-from jepa.types import Batch, LossOutput, Masks
+from jepa.types import Batch, LossOutput, Masks, PositiveInt
 
 
 class Autoencoder(Reconstruction):
@@ -16,11 +18,11 @@ class Autoencoder(Reconstruction):
         self,
         *,
         encoder: nn.Module,
-        latent_dim: int = 128,
-        bottleneck: str = "pooled",
-        decoder_width: int | None = None,
-        decoder_depth: int = 4,
-        decoder_num_heads: int | None = None,
+        latent_dim: PositiveInt = 128,
+        bottleneck: Literal["pooled", "tokens"] = "pooled",
+        decoder_width: PositiveInt | None = None,
+        decoder_depth: PositiveInt = 4,
+        decoder_num_heads: PositiveInt | None = None,
     ) -> None:
         super().__init__(
             encoder=encoder,

@@ -15,7 +15,7 @@ from jepa.layers.classifier import Classifier
 from jepa.objectives.base import Objective
 from jepa.optim import layer_scales
 from jepa.parallel.strategy import local_shards
-from jepa.types import Batch, LossOutput, Masks
+from jepa.types import Batch, LossOutput, Masks, NonNegative, PositiveShare, ShareBelowOne
 
 
 class Classification(Objective):
@@ -36,28 +36,18 @@ class Classification(Objective):
         encoder: nn.Module,
         classes: Sequence[str],
         pooling: Literal["mean", "attentive"] = "mean",
-        label_smoothing: float = 0.1,
-        mixup: float = 0.0,
-        cutmix: float = 0.0,
-        layer_decay: float = 0.75,
+        label_smoothing: ShareBelowOne = 0.1,
+        mixup: NonNegative = 0.0,
+        cutmix: NonNegative = 0.0,
+        layer_decay: PositiveShare = 0.75,
         freeze: bool = False,
-        momentum: float | None = None,
+        momentum: ShareBelowOne | None = None,
     ) -> None:
         super().__init__()
         if len(classes) < 2:
             raise ValueError(
                 f"objective=classify: the data set has {len(classes)} classes, expected two or more; of a folder they "
                 "are its sub-folders"
-            )
-        if not 0 <= label_smoothing < 1 or not 0 < layer_decay <= 1:
-            raise ValueError(
-                f"objective.label_smoothing={label_smoothing:g} must lie in [0, 1), "
-                f"objective.layer_decay={layer_decay:g} in (0, 1]"
-            )
-        if min(mixup, cutmix) < 0 or not (momentum is None or 0 <= momentum < 1):
-            raise ValueError(
-                f"objective.mixup={mixup:g} and objective.cutmix={cutmix:g} must not be negative, "
-                f"objective.momentum={momentum} null or in [0, 1)"
             )
         width: Any = encoder.embed_dim
         self.num_classes = len(classes)

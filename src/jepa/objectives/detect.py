@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
-from typing import Any, Self
+from typing import Annotated, Any, Literal, Self
 
 import torch
 from einops import rearrange
@@ -20,9 +20,8 @@ from jepa.layers.pyramid import STRIDES, SimpleFeaturePyramid
 from jepa.layers.tokens import divide, patch_of
 from jepa.objectives.base import Objective
 from jepa.optim import layer_scales
-from jepa.types import Batch, LossOutput, Masks
+from jepa.types import Batch, LossOutput, Masks, PositiveInt, PositiveShare, Share, Within
 
-HEADS = ("faster_rcnn", "fcos")
 ASPECTS = (0.5, 1.0, 2.0)
 GROUPS = 32
 """of the norms in the head of FCOS"""
@@ -49,25 +48,19 @@ class Detector(Objective):
         *,
         encoder: nn.Module,
         classes: Sequence[str],
-        head: str = "faster_rcnn",
+        head: Literal["faster_rcnn", "fcos"] = "faster_rcnn",
         freeze: bool = False,
-        layer_decay: float = 0.75,
-        width: int = 256,
-        regions: int = 512,
-        smallest_anchor: float = 0.0625,
-        score_threshold: float = 0.05,
-        nms_threshold: float = 0.5,
-        max_found: int = 100,
+        layer_decay: PositiveShare = 0.75,
+        width: PositiveInt = 256,
+        regions: PositiveInt = 512,
+        smallest_anchor: Annotated[float, Within(0, 0.5, above=True)] = 0.0625,
+        score_threshold: Share = 0.05,
+        nms_threshold: Share = 0.5,
+        max_found: PositiveInt = 100,
     ) -> None:
         super().__init__()
-        if head not in HEADS:
-            raise ValueError(f"objective.head={head}: expected one of {', '.join(HEADS)}")
         if not classes:
             raise ValueError("objective=detect: the data set has no classes to detect")
-        if not 0 < smallest_anchor <= 0.5:
-            raise ValueError(f"objective.smallest_anchor={smallest_anchor}: expected a share above 0, at most 0.5")
-        if not 0 < layer_decay <= 1:
-            raise ValueError(f"objective.layer_decay={layer_decay:g}: expected above 0, at most 1")
         self.encoder: Any = encoder
         self.layer_decay = layer_decay
         patch = square_patch(self.encoder)

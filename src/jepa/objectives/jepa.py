@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from copy import deepcopy
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -14,10 +14,9 @@ from jepa.layers.tokens import take
 from jepa.objectives.base import Objective
 from jepa.parallel.strategy import local_shards
 from jepa.schedules import linear
-from jepa.types import Batch, Latents, LossOutput, Masks, PatchGrid, Regularizer
+from jepa.types import Batch, Latents, LossOutput, Masks, NonNegative, PatchGrid, PositiveInt, Regularizer, Share
 
 LOSSES = {"mse": F.mse_loss, "smooth_l1": F.smooth_l1_loss, "l1": F.l1_loss}
-TARGETS = ("ema", "stopgrad", "none")
 
 
 class JEPA(Objective):
@@ -39,33 +38,20 @@ class JEPA(Objective):
         encoder: nn.Module,
         predictor: nn.Module,
         regularizers: Mapping[str, nn.Module] | None = None,
-        loss: str = "mse",
-        target: str = "ema",
-        context_weight: float = 0.0,
-        momentum: float = 0.996,
-        final_momentum: float = 1.0,
-        momentum_batch_size: int = 64,
-        batch_size: int,
-        total_steps: int,
+        loss: Literal["mse", "smooth_l1", "l1"] = "mse",
+        target: Literal["ema", "stopgrad", "none"] = "ema",
+        context_weight: NonNegative = 0.0,
+        momentum: Share = 0.996,
+        final_momentum: Share = 1.0,
+        momentum_batch_size: PositiveInt = 64,
+        batch_size: PositiveInt,
+        total_steps: PositiveInt,
     ) -> None:
         super().__init__()
-        if loss not in LOSSES:
-            raise ValueError(f"objective.loss={loss} is not one of {', '.join(LOSSES)}")
-        if target not in TARGETS:
-            raise ValueError(f"objective.target={target} is not one of {', '.join(TARGETS)}")
-        if context_weight < 0:
-            raise ValueError(f"objective.context_weight={context_weight} must be at least 0")
         if context_weight and not getattr(predictor, "joint", False):
             raise ValueError(f"objective.context_weight={context_weight} needs predictor=transformer, joint=true")
-        if not 0 <= momentum <= final_momentum <= 1:
-            raise ValueError(
-                f"0 <= objective.momentum={momentum} <= objective.final_momentum={final_momentum} <= 1 must hold"
-            )
-        if min(momentum_batch_size, batch_size, total_steps) < 1:
-            raise ValueError(
-                f"momentum_batch_size={momentum_batch_size}, batch_size={batch_size} and steps={total_steps} "
-                "must be at least 1"
-            )
+        if momentum > final_momentum:
+            raise ValueError(f"objective.momentum={momentum} must not exceed objective.final_momentum={final_momentum}")
         self.loss = LOSSES[loss]
         self.target = target
         self.context_weight = context_weight

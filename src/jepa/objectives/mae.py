@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from jepa.layers.decoder import PixelDecoder
 from jepa.layers.tokens import patch_of, pixels_of, unpatchify
 from jepa.objectives.base import Objective
-from jepa.types import Batch, LossOutput, Masks
+from jepa.types import Batch, LossOutput, Masks, PositiveInt
 
 EPSILON = 1e-6
 
@@ -29,9 +29,9 @@ class MAE(Objective):
         encoder: nn.Module,
         num_mask_tokens: int = 1,
         normalize_patches: bool = True,
-        decoder_width: int | None = None,
-        decoder_depth: int = 4,
-        decoder_num_heads: int | None = None,
+        decoder_width: PositiveInt | None = None,
+        decoder_depth: PositiveInt = 4,
+        decoder_num_heads: PositiveInt | None = None,
     ) -> None:
         super().__init__()
         self.encoder: Any = encoder

@@ -12,8 +12,6 @@ from jepa.layers.tokens import patch_of, pixels_of, unpatchify
 from jepa.objectives.base import Objective
 from jepa.types import Batch, Masks, PatchGrid
 
-BOTTLENECKS = ("pooled", "tokens")
-
 
 class Reconstruction(Objective):
     """Clips through `latent_dim` numbers back to pixels; `numbers_per_latent` is what the bottleneck is told of each.
@@ -33,10 +31,6 @@ class Reconstruction(Objective):
         decoder_num_heads: int | None,
     ) -> None:
         super().__init__()
-        if latent_dim < 1:
-            raise ValueError(f"objective.latent_dim={latent_dim} must be at least 1")
-        if bottleneck not in BOTTLENECKS:
-            raise ValueError(f"objective.bottleneck={bottleneck} is not one of {', '.join(BOTTLENECKS)}")
         self.encoder: Any = encoder
         self.patch = patch_of(self.encoder)
         self.is_pooled = bottleneck == "pooled"

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import Tensor, nn
 
 from jepa.layers.tokens import pixels_of
 from jepa.objectives.reconstruction import Reconstruction
-from jepa.types import Batch, LossOutput, Masks
+from jepa.types import Batch, LossOutput, Masks, NonNegative, PositiveInt
 
 NUM_SAMPLES, NUM_STEPS = 16, 8
 SEED = 0
@@ -26,13 +28,13 @@ class VAE(Reconstruction):
         self,
         *,
         encoder: nn.Module,
-        latent_dim: int = 128,
-        bottleneck: str = "pooled",
-        beta: float = 1.0,
-        free_bits: float = 0.0,
-        decoder_width: int | None = None,
-        decoder_depth: int = 4,
-        decoder_num_heads: int | None = None,
+        latent_dim: PositiveInt = 128,
+        bottleneck: Literal["pooled", "tokens"] = "pooled",
+        beta: NonNegative = 1.0,
+        free_bits: NonNegative = 0.0,
+        decoder_width: PositiveInt | None = None,
+        decoder_depth: PositiveInt = 4,
+        decoder_num_heads: PositiveInt | None = None,
     ) -> None:
         super().__init__(
             encoder=encoder,
@@ -43,8 +45,6 @@ class VAE(Reconstruction):
             decoder_depth=decoder_depth,
             decoder_num_heads=decoder_num_heads,
         )
-        if min(beta, free_bits) < 0:
-            raise ValueError(f"objective.beta={beta} and objective.free_bits={free_bits} must not be negative")
         self.beta = beta
         self.free_bits = free_bits
 

@@ -10,7 +10,7 @@ from jepa.layers.attention import CrossAttentionBlock
 from jepa.layers.init import STD, init_weights
 from jepa.layers.position import Positions
 from jepa.layers.transformer import check_sizes
-from jepa.types import Masks, PatchGrid
+from jepa.types import Masks, PatchGrid, Positive, PositiveInt
 
 
 class CrossAttentionPredictor(nn.Module):
@@ -24,14 +24,14 @@ class CrossAttentionPredictor(nn.Module):
         *,
         grid: PatchGrid,
         embed_dim: int,
-        num_heads: int,
+        num_heads: PositiveInt,
         num_mask_tokens: int = 1,
-        width: int = 384,
-        depth: int = 6,
-        mlp_ratio: float = 4.0,
+        width: PositiveInt = 384,
+        depth: PositiveInt = 6,
+        mlp_ratio: Positive = 4.0,
     ) -> None:
         super().__init__()
-        check_sizes(width, depth, num_heads, mlp_ratio, width_key="predictor.width", heads_key="predictor.num_heads")
+        check_sizes(width, num_heads, mlp_ratio, width_key="predictor.width", heads_key="predictor.num_heads")
         self.grid = grid
         self.embed = nn.Linear(embed_dim, width)
         self.context_norm = LayerNorm(width)

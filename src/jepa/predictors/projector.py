@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from jepa.layers.batch_norm import BatchNorm
 from jepa.layers.init import init_weights
-from jepa.types import Masks, PatchGrid
+from jepa.types import Masks, PatchGrid, PositiveInt
 
 
 class Projector(nn.Module):
@@ -17,12 +17,8 @@ class Projector(nn.Module):
     the batch.
     """
 
-    def __init__(self, *, embed_dim: int, hidden_dim: int = 1024, output_dim: int = 128) -> None:
+    def __init__(self, *, embed_dim: int, hidden_dim: PositiveInt = 1024, output_dim: PositiveInt = 128) -> None:
         super().__init__()
-        if min(hidden_dim, output_dim) < 1:
-            raise ValueError(
-                f"predictor.hidden_dim={hidden_dim}, predictor.output_dim={output_dim}: must be at least 1"
-            )
         self.layers = nn.Sequential(
             nn.Linear(embed_dim, hidden_dim, bias=False),
             BatchNorm(hidden_dim),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Annotated, Literal
+
 import torch
 from timm.layers.norm import LayerNorm
 from torch import Tensor, nn
@@ -10,7 +12,7 @@ from jepa.layers.attention import block_bias, compute_dtype
 from jepa.layers.init import STD, init_weights
 from jepa.layers.position import Positions, remembered
 from jepa.layers.transformer import check_sizes, make_blocks, run_blocks
-from jepa.types import Masks, PatchGrid
+from jepa.types import Masks, PatchGrid, Positive, PositiveInt
 
 
 class TransformerPredictor(nn.Module):
@@ -27,23 +29,21 @@ class TransformerPredictor(nn.Module):
         *,
         grid: PatchGrid,
         embed_dim: int,
-        num_heads: int,
+        num_heads: PositiveInt,
         num_mask_tokens: int = 1,
-        width: int = 384,
-        depth: int = 6,
-        mlp_ratio: float = 4.0,
+        width: PositiveInt = 384,
+        depth: PositiveInt = 6,
+        mlp_ratio: Positive = 4.0,
         joint: bool = True,
-        position: str = "sincos",
+        position: Annotated[str, Literal["sincos", "rope", "vjepa2"]] = "sincos",
     ) -> None:
         super().__init__()
-        check_sizes(width, depth, num_heads, mlp_ratio, width_key="predictor.width", heads_key="predictor.num_heads")
+        check_sizes(width, num_heads, mlp_ratio, width_key="predictor.width", heads_key="predictor.num_heads")
         self.grid = grid
         self.joint = joint
         self.embed = nn.Linear(embed_dim, width)
         self.mask_tokens = nn.Parameter(torch.empty(num_mask_tokens, width))
-        self.positions = Positions(
-            grid=grid, width=width, num_heads=num_heads, kind=position, kind_key="predictor.position"
-        )
+        self.positions = Positions(grid=grid, width=width, num_heads=num_heads, kind=position)
         self.blocks = make_blocks(width, depth, num_heads, mlp_ratio)
         self.norm = LayerNorm(width)
         self.project = nn.Linear(width, embed_dim)

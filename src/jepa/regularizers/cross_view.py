@@ -8,10 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from jepa.parallel.collectives import mean_over_ranks
-from jepa.regularizers.pooling import check_source, pool_steps, pool_views
-from jepa.types import Latents
-
-BETWEEN = ("crops", "frames")
+from jepa.regularizers.pooling import pool_steps, pool_views
+from jepa.types import Latents, NonNegative
 
 
 class CrossView(nn.Module):
@@ -27,14 +25,10 @@ class CrossView(nn.Module):
         *,
         of: Literal["context", "predicted"] = "context",
         between: Literal["crops", "frames"] = "crops",
-        weight: float = 1.0,
+        weight: NonNegative = 1.0,
     ) -> None:
         super().__init__()
-        if between not in BETWEEN:
-            raise ValueError(f"regularizer.cross_view.between={between} is not one of {', '.join(BETWEEN)}")
-        if weight < 0:
-            raise ValueError(f"regularizer.cross_view.weight={weight} must be at least 0")
-        self.of = check_source(of)
+        self.of = of
         self.between = between
         self.weight = weight
 

@@ -8,18 +8,9 @@ from torch import Tensor
 
 from jepa.types import Latents
 
-SOURCES = ("context", "predicted")
-
-
-def check_source(of: str) -> str:
-    """Which latents: `context` of the context encoder, or `predicted` of the predictor. ValueError if neither."""
-    if of not in SOURCES:
-        raise ValueError(f"of={of} of a regularizer is not one of {', '.join(SOURCES)}")
-    return of
-
 
 def pool(latents: Latents, of: str) -> Tensor:
-    """-> float32 [B, D]"""
+    """Latents `of` the "context" encoder, or "predicted" by the predictor -> float32 [B, D]"""
     return _tokens(latents, of).mean(dim=1)
 
 

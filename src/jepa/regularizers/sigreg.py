@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from jepa.parallel.collectives import mean_over_ranks, same_on_all_ranks
-from jepa.regularizers.pooling import check_source, pool_views
-from jepa.types import Latents
+from jepa.regularizers.pooling import pool_views
+from jepa.types import Latents, NonNegative, PositiveInt
 
 NUM_KNOTS, LAST_KNOT = 17, 3.0
 
@@ -25,14 +25,14 @@ class SIGReg(nn.Module):
     """
 
     def __init__(
-        self, *, of: Literal["context", "predicted"] = "context", weight: float = 1.0, num_slices: int = 1024
+        self,
+        *,
+        of: Literal["context", "predicted"] = "context",
+        weight: NonNegative = 1.0,
+        num_slices: PositiveInt = 1024,
     ) -> None:
         super().__init__()
-        if weight < 0:
-            raise ValueError(f"regularizer.sigreg.weight={weight} must be at least 0")
-        if num_slices < 1:
-            raise ValueError(f"regularizer.sigreg.num_slices={num_slices} must be at least 1")
-        self.of = check_source(of)
+        self.of = of
         self.weight = weight
         self.num_slices = num_slices
         knots = torch.linspace(0, LAST_KNOT, NUM_KNOTS)

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from jepa.parallel.collectives import mean_over_ranks
-from jepa.regularizers.pooling import check_source, pool_steps
-from jepa.types import Latents
+from jepa.regularizers.pooling import pool_steps
+from jepa.types import Latents, NonNegative
 
 
 class TemporalSimilarity(nn.Module):
@@ -18,11 +18,9 @@ class TemporalSimilarity(nn.Module):
     A pair of steps counts where a sample has tokens of both; a batch without such pairs, as of images, costs nothing.
     """
 
-    def __init__(self, *, of: Literal["context", "predicted"] = "context", weight: float = 1.0) -> None:
+    def __init__(self, *, of: Literal["context", "predicted"] = "context", weight: NonNegative = 1.0) -> None:
         super().__init__()
-        if weight < 0:
-            raise ValueError(f"regularizer.temporal_similarity.weight={weight} must be at least 0")
-        self.of = check_source(of)
+        self.of = of
         self.weight = weight
 
     def forward(self, latents: Latents) -> tuple[Tensor, dict[str, Tensor]]:

@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from jepa.parallel.collectives import mean_over_ranks, sum_over_ranks, world_size
-from jepa.regularizers.pooling import check_source, pool_views
-from jepa.types import Latents
+from jepa.regularizers.pooling import pool_views
+from jepa.types import Latents, NonNegative
 
 EPSILON = 1e-4
 
@@ -30,17 +30,12 @@ class VICReg(nn.Module):
         self,
         *,
         of: Literal["context", "predicted"] = "context",
-        variance: float = 1.0,
-        covariance: float = 0.04,
-        invariance: float = 0.0,
+        variance: NonNegative = 1.0,
+        covariance: NonNegative = 0.04,
+        invariance: NonNegative = 0.0,
     ) -> None:
         super().__init__()
-        if min(variance, covariance, invariance) < 0:
-            raise ValueError(
-                f"regularizer weights must be at least 0, got variance={variance} covariance={covariance} "
-                f"invariance={invariance}"
-            )
-        self.of = check_source(of)
+        self.of = of
         self.variance = variance
         self.covariance = covariance
         self.invariance = invariance

@@ -36,8 +36,6 @@ class SpikeGuard(nn.Module):
 
     def __init__(self, *, num_std: float) -> None:
         super().__init__()
-        if num_std <= 0:
-            raise ValueError(f"spike_guard={num_std}: expected a positive number of standard deviations")
         self.num_std = num_std
         self.register_buffer("losses", torch.zeros(self.WINDOW))
         self.register_buffer("count", torch.zeros((), dtype=torch.long))
