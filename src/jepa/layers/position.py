@@ -14,9 +14,8 @@ from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 from jepa.layers.attention import compute_dtype
 from jepa.types import PatchGrid
 
-KINDS = ("sincos", "rope", "vjepa2")
-"""what `position` may be; that of an encoder also "table", which is part of its weights"""
 ADDED = ("sincos", "table")
+"""kinds of positions that are added to the tokens; the others rotate queries and keys"""
 
 
 def sincos(grid: PatchGrid, width: int, in_time: bool | None = None) -> Tensor:
