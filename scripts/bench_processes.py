@@ -19,7 +19,7 @@ import torch.multiprocessing as multiprocessing
 
 from jepa.config import TrainConfig
 from jepa.data.loader import batches
-from jepa.parallel.session import Session, session
+from jepa.parallel.session import Session, open_distributed_session
 from jepa.runs import checkpoint
 from jepa.training.assemble import make_components, make_dataset, make_plan, split_phases
 from jepa.training.loop import Plan, TrainComponents, one_step
@@ -53,14 +53,14 @@ def _rank(rank: int, config: TrainConfig, strategy: str, num_steps: int, port: i
     environ = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": RANKS, "LOCAL_WORLD_SIZE": RANKS}
     environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     os.environ.update({name: str(value) for name, value in environ.items()})
-    with session(device="cpu", precision="fp32", strategy=strategy, environ=os.environ) as here:
+    with open_distributed_session(device="cpu", precision="fp32", strategy=strategy, environ=os.environ) as here:
         together = _stepper(config, here)
         alone = _stepper(config, Session(here.device, here.bf16), share=RANKS)
         ratios = []
         for step in range(num_steps + 1):
             here.gather(None)
             ratios.append(together(step) / alone(step))
-        if here.is_first:
+        if here.is_rank_zero:
             Path(told).write_text(f"{statistics.median(ratios[1:]):.3f}")
 
 

@@ -14,8 +14,8 @@ from jepa.resources.estimate import make_sizes, needs_of, seconds_text
 from jepa.resources.hardware import (
     GIB,
     GPUS,
-    Machines,
-    Needs,
+    Cluster,
+    ModelCost,
     fits,
     largest_piece,
     memory,
@@ -46,15 +46,15 @@ def table(head: list[str], rows: list[list[str]]) -> str:
     return "\n".join(f"| {' | '.join(row)} |" for row in [head, ["---"] * len(head), *rows])
 
 
-def h100(count: int) -> Machines:
-    return Machines(gpu=GPUS["h100"], count=count, per_node=8, utilisation=0.4, bf16=True)
+def h100(count: int) -> Cluster:
+    return Cluster(gpu=GPUS["h100"], count=count, per_node=8, utilisation=0.4, bf16=True)
 
 
 def global_batch(count: int) -> int:
     return max(2048, 16 * count)
 
 
-def models(needs: dict[str, Needs]) -> str:
+def models(needs: dict[str, ModelCost]) -> str:
     head = ["model", "trained", "target encoder", "GFLOPs per sample", "checkpoint, GB", "save at 1 GB/s"]
     rows = []
     for name, need in needs.items():
@@ -64,7 +64,7 @@ def models(needs: dict[str, Needs]) -> str:
     return table(head, rows)
 
 
-def memories(needs: dict[str, Needs]) -> str:
+def memories(needs: dict[str, ModelCost]) -> str:
     """Without activations, and how many samples fit beside them."""
     head = [
         "model",
@@ -89,13 +89,13 @@ def memories(needs: dict[str, Needs]) -> str:
 GPU_SIZES = ("h100", "a100_40", "rtx4090")
 
 
-def most(need: Needs, strategy: str, gpu: str) -> str:
+def most(need: ModelCost, strategy: str, gpu: str) -> str:
     """The largest micro-batch on one of 8 GPUs, a power of two."""
-    here = Machines(gpu=GPUS[gpu], count=8, per_node=8, utilisation=0.4, bf16=True)
+    here = Cluster(gpu=GPUS[gpu], count=8, per_node=8, utilisation=0.4, bf16=True)
     return str(largest_piece(need, share_of(strategy, 8, 8 * 1024, None), here) or "none")
 
 
-def steps(needs: dict[str, Needs]) -> str:
+def steps(needs: dict[str, ModelCost]) -> str:
     head = ["model", "GPUs", "batch", "micro-batch", "computing", "ddp: GB sent, waiting", "fsdp: GB sent, waiting"]
     rows = []
     for name, need in needs.items():
@@ -111,7 +111,7 @@ def steps(needs: dict[str, Needs]) -> str:
     return table(head, rows)
 
 
-def loaders(needs: dict[str, Needs]) -> str:
+def loaders(needs: dict[str, ModelCost]) -> str:
     head = ["model", "samples/s per node of 8 H100", "MB/s of decoded pixels"]
     rows = []
     for name, need in needs.items():

@@ -9,7 +9,7 @@ class Plain:
 
 class Folder:
     labels = (0, 1, -1)
-    cheap = True
+    in_memory = True
 
     def source(self, index):
         return index // 2
@@ -18,9 +18,9 @@ class Folder:
 def test_what_a_data_set_does_not_say_has_its_default():
     found = DatasetTraits.of(Plain())
     assert found == DatasetTraits()
-    assert (found.labels, found.cheap, found.num_frames, found.source(7), found.test()) == (None, False, 1, 7, None)
+    assert (found.labels, found.in_memory, found.num_frames, found.source(7), found.test()) == (None, False, 1, 7, None)
 
 
 def test_what_a_data_set_says_holds():
     found = DatasetTraits.of(Folder())
-    assert (found.labels, found.cheap, found.num_frames, found.source(7)) == ((0, 1, -1), True, 1, 3)
+    assert (found.labels, found.in_memory, found.num_frames, found.source(7)) == ((0, 1, -1), True, 1, 3)

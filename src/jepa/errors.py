@@ -16,7 +16,7 @@ class ConfigError(ValueError):
 
 
 @contextmanager
-def refusals() -> Iterator[None]:
+def as_config_errors() -> Iterator[None]:
     """What a constructor refuses is a fault of the configuration."""
     try:
         yield

@@ -306,14 +306,14 @@ class DatasetTraits(Traits):
     fields: Mapping[str, Field] = field(default_factory=dict)
     labels: Any = None
     """[n] of all samples, -1 without; None where only reading tells them"""
-    cheap: bool = False
+    in_memory: bool = False
     """whether samples take next to no time to make, so that workers are not worth it"""
     num_frames: int = 1
     source: Callable[[int], int] = lambda index: index
     """number of what a sample is taken from, e.g. of its video: samples of one source are no test of each other"""
     test: Callable[[], Dataset | None] = lambda: None
     """the part that a detector is judged on once, at the end of a run"""
-    deal: Callable[[int, int], Callable[[int], tuple[int, int]]] | None = None
+    index_order: Callable[[int, int], Callable[[int], tuple[int, int]]] | None = None
     """(batch_size, seed) -> its own order: position in the endless stream -> index and epoch"""
     part_of: Callable[[int], tuple[int, range]] | None = None
     """number of the part of a mixture that an index belongs to, and that part's indices"""

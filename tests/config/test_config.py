@@ -14,7 +14,17 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jepa.config import Composer, ConfigError, changed_keys, compose, factory, literal, signatures, to_yaml, typed
+from jepa.config import (
+    Composer,
+    ConfigError,
+    changed_keys,
+    compose,
+    factory,
+    override_literal,
+    signatures,
+    to_dataclass,
+    to_yaml,
+)
 from jepa.config.attributes import JEPAConfig
 from jepa.config.catalogue import Catalogue, conf_folder, flatten
 from jepa.suggestions import nearest
@@ -392,7 +402,7 @@ def test_schema_refuses_a_wrong_type_in_plain_hydra_too() -> None:
 
 def test_yaml_of_a_configuration_reads_back_equal() -> None:
     config = compose(["lr=3e-5", "image_size=[64,128]", "regularizer=vicreg"])
-    assert typed(yaml.safe_load(to_yaml(config))) == config
+    assert to_dataclass(yaml.safe_load(to_yaml(config))) == config
 
 
 def test_factory_takes_the_rest_of_the_arguments_as_objects() -> None:
@@ -558,7 +568,7 @@ def test_values_fit_annotations(annotation: str, good: list, bad: list) -> None:
 @settings(max_examples=20, deadline=None)
 @given(st.recursive(st.none() | st.booleans() | st.integers() | st.text(max_size=8), st.lists, max_leaves=4))
 def test_python_values_survive_as_overrides(value: object) -> None:
-    parsed, unread = COMPOSER.parse([f"key={literal(value)}"])
+    parsed, unread = COMPOSER.parse([f"key={override_literal(value)}"])
     assert not unread
     assert parsed[0].value() == value
 

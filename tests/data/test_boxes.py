@@ -10,9 +10,9 @@ import torch
 from voc_folder import HEIGHT, WIDTH, picture, voc, write_voc, xml
 
 from jepa.config import Composer
-from jepa.data.box_transforms import NONE, BoxAugment, WholePictures, place
+from jepa.data.box_transforms import NONE, BoxAugment, Letterbox, draw_crop
 from jepa.data.boxes import COCO
-from jepa.data.loader import batches, bounded, bounded_boxes
+from jepa.data.loader import batches, downscale, downscale_boxes
 from jepa.types import Field, RawBatch
 
 GREY = (0.5, 0.5, 0.5)
@@ -235,10 +235,10 @@ def test_boxes_follow_pictures_that_are_reduced_or_cut(size):
     clip = torch.zeros(1, 1, *size, dtype=torch.uint8)
     left = size[1] // 2 - 8
     clip[..., 8:16, left : left + 16] = 255
-    small = bounded(clip, 10)
-    (box,) = bounded_boxes(torch.tensor([[left, 8, left + 16, 16, 0.0]]), size, 10)
+    small = downscale(clip, 10)
+    (box,) = downscale_boxes(torch.tensor([[left, 8, left + 16, 16, 0.0]]), size, 10)
     assert extent(small[0, 0] > 127) == pytest.approx(box[:4].tolist(), abs=1)
-    assert torch.equal(bounded_boxes(torch.ones(2, 5), size, 100), torch.ones(2, 5))
+    assert torch.equal(downscale_boxes(torch.ones(2, 5), size, 100), torch.ones(2, 5))
 
 
 # augmentation
@@ -303,9 +303,9 @@ def test_a_mirrored_mirror_is_the_picture_itself():
     mirror = whole.placing((90, 120), [0.0, 0.0, 0.0, 0.0, 0.0])
     assert mirror.is_mirrored
     once, twice = torch.zeros_like(clip), torch.zeros_like(clip)
-    moved = place(once, raw.pixels[0], boxes, mirror)
+    moved = draw_crop(once, raw.pixels[0], boxes, mirror)
     assert not torch.equal(moved[0], boxes[0])
-    back = place(twice, once.to(torch.uint8), moved, mirror)
+    back = draw_crop(twice, once.to(torch.uint8), moved, mirror)
     assert torch.equal(twice, clip)
     assert torch.equal(back[0], boxes[0])
 
@@ -335,7 +335,7 @@ def test_what_is_cut_off_is_no_box():
 
 
 def test_whole_pictures_keep_their_proportions_and_give_boxes_back():
-    raw, whole = drawn(3), WholePictures(image_size=(48, 64), mean=GREY, std=(1.0, 1.0, 1.0))
+    raw, whole = drawn(3), Letterbox(image_size=(48, 64), mean=GREY, std=(1.0, 1.0, 1.0))
     pictures = [raw.pixels[0], raw.pixels[1][..., :60], raw.pixels[2][..., :50, :]]
     clips = whole(pictures)
     assert clips.shape == (3, 3, 1, 48, 64)

@@ -308,7 +308,7 @@ def test_torchvision_sets_are_clips_in_memory_with_their_test_part_held_out(tmp_
     assert np.array_equal(images[3][0][0, 0].numpy(), digits[3])
     assert images[3][1] == 3
     assert held_out.describe(1) == "mnist test 1"
-    assert images.cheap
+    assert images.in_memory
 
 
 def test_a_torchvision_set_that_is_not_there_is_refused_by_name_and_folder(tmp_path):

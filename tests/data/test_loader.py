@@ -12,7 +12,7 @@ from itertools import islice
 import pytest
 import torch
 
-from jepa.data.loader import BrokenSamples, DataError, _BatchReader, batches, bounded, choose_num_workers
+from jepa.data.loader import BrokenSamples, DataError, _BatchReader, batches, choose_num_workers, downscale
 from jepa.types import Field, RawBatch, Sample
 
 
@@ -130,7 +130,7 @@ def test_images_larger_than_the_canvas_are_reduced_to_it():
 def test_a_panorama_keeps_its_middle(size, expected):
     clip = torch.zeros(3, 1, *size, dtype=torch.uint8)
     clip[..., size[0] // 2, size[1] // 2] = 255
-    small = bounded(clip, canvas=10)
+    small = downscale(clip, canvas=10)
     assert small.shape[-2:] == expected
     peak = small[0, 0].flatten().argmax().item()
     assert abs(peak // expected[1] - expected[0] // 2) <= 1
@@ -139,7 +139,7 @@ def test_a_panorama_keeps_its_middle(size, expected):
 
 def test_reduction_is_antialiased():
     stripes = (torch.arange(64) % 2 * 255).to(torch.uint8).expand(3, 1, 64, 64)
-    assert (bounded(stripes, canvas=16)[..., 1:-1].float() - 127.5).abs().max() <= 1
+    assert (downscale(stripes, canvas=16)[..., 1:-1].float() - 127.5).abs().max() <= 1
 
 
 def test_a_broken_sample_is_replaced_by_the_next_that_can_be_read_and_reported():
@@ -243,7 +243,7 @@ def test_cheap_data_need_no_workers_and_others_get_a_core_each(monkeypatch):
     assert choose_num_workers(dataset) == 2
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0}, raising=False)
     assert choose_num_workers(dataset) == 0
-    dataset.cheap = True
+    dataset.in_memory = True
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(12)), raising=False)
     assert choose_num_workers(dataset) == 0
 

@@ -150,7 +150,7 @@ def test_rotary_tables_are_computed_once_and_shared_by_all_blocks() -> None:
         block.register_forward_pre_hook(lambda _block, _inputs, told: seen.append(told["turns"]), with_kwargs=True)
     encoder(random_clips(3, 6, 16, 8), keep=torch.tensor([[0, 3], [1, 5]]))
     assert len(seen) == 3
-    assert all(turns is seen[0] for turns in seen)
+    assert all(rope is seen[0] for rope in seen)
 
 
 @POSITIONS

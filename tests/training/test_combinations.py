@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from jepa.config import Composer, typed
+from jepa.config import Composer, to_dataclass
 from jepa.config.catalogue import conf_folder
 from jepa.parallel.session import open_session
 from jepa.training.assemble import assemble, make_dataset, split_phases
@@ -77,7 +77,7 @@ def test_a_combination_trains_or_is_refused_with_a_reason(
         assert any(expected in fault for fault in found.faults), found.faults
         return
     assert found.faults == []
-    config = typed(found.config)
+    config = to_dataclass(found.config)
     dataset = make_dataset(config)
     here = open_session(device="cpu", precision="fp32")
     run = assemble(split_phases(config, len(dataset))[0], dataset, tmp_path, here)

@@ -21,7 +21,7 @@ from jepa.benchmark.inspect import Subject
 from jepa.benchmark.inspect_page import write_page
 from jepa.benchmark.report import write
 from jepa.benchmark.results import Results, Row, Trial, summary, trial
-from jepa.config import EvalConfig, build, factory, refusals
+from jepa.config import EvalConfig, as_config_errors, build_with, factory
 from jepa.config.command_rules import FLOORS, OF_VECTORS, as_list, evaluator_of
 from jepa.config.view import pair_of
 from jepa.data.transforms import Augment, EvalTransform
@@ -67,7 +67,7 @@ def evaluate(config: EvalConfig) -> Path:
 
     Raises ConfigError for what only the data and the encoders can tell, RunError where nothing can be read.
     """
-    with refusals():
+    with as_config_errors():
         benchmark = Benchmark(config)
         results = Results.open(Path("outputs") / config.name, benchmark.facts())
     benchmark.cache.folder = results.folder / "features" if config.cache else None
@@ -88,7 +88,7 @@ class Benchmark:
         self.config = config
         self.session: Session = open_session(device=config.device, precision=config.precision)
         self.splits = labelled_splits(
-            build(config.dataset, num_frames=config.num_frames),
+            build_with(config.dataset, num_frames=config.num_frames),
             train_samples=config.train_samples, test_samples=config.test_samples, seed=config.seed,
             num_workers=config.num_workers,
         )  # fmt: skip

@@ -16,7 +16,7 @@ from jepa.cli.preflight import as_checked
 from jepa.cli.sweep_run import FAILURE
 from jepa.cli.sweep_signals import unblocked
 from jepa.cli.terminal import quick_imports, rank, report_error, setup_logging
-from jepa.config import ConfigError, TrainConfig, changed_keys, typed
+from jepa.config import ConfigError, TrainConfig, changed_keys, to_dataclass
 from jepa.errors import RunError
 from jepa.parallel.signals import FROM_SCHEDULERS, STOPS, listen
 from jepa.reports.verdict import judged_value
@@ -42,7 +42,7 @@ def job(config: DictConfig, checked: dict | None = None) -> float | None:
         return None  # the sweep is being stopped
     try:
         with unblocked(held):
-            whole = typed(as_checked() if is_member or checked is None else checked)
+            whole = to_dataclass(as_checked() if is_member or checked is None else checked)
             status = _train(whole, folder, is_member)
         if status == 0:
             return judged_value(read_rows(folder), whole.evaluation.judge)

@@ -14,7 +14,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from jepa.errors import ConfigError, RunError
-from jepa.parallel.environment import find_place
+from jepa.parallel.environment import process_info
 
 LATER_SECONDS = 3
 """after which a rank says what rank 0, which finds the same, should have said before it"""
@@ -23,7 +23,7 @@ LATER_SECONDS = 3
 def rank() -> int:
     """Of this process, as torchrun or Slurm tell it."""
     with suppress(RunError):  # which says itself what is wrong with them
-        place = find_place(os.environ)
+        place = process_info(os.environ)
         return place.rank if place else 0
     return 0
 

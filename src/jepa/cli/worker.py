@@ -12,7 +12,7 @@ from pathlib import Path
 import yaml
 
 from jepa.cli.terminal import quick_imports, report_error, setup_logging
-from jepa.config import ConfigError, typed
+from jepa.config import ConfigError, to_dataclass
 from jepa.errors import RunError
 from jepa.parallel.signals import FROM_SCHEDULERS, listen
 
@@ -30,7 +30,7 @@ def main() -> int:
             with quick_imports():
                 from jepa.agent import train
 
-            return train(typed(yaml.safe_load(written.read_text())), folder, interrupt)
+            return train(to_dataclass(yaml.safe_load(written.read_text())), folder, interrupt)
         except (ConfigError, RunError) as error:
             return report_error(error)
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from jepa.comparison.plan import Member
 from jepa.comparison.results import BUDGET, MEASURING
-from jepa.config import literal
+from jepa.config import override_literal
 from jepa.reports.verdict import series
 from jepa.runs.metrics import read_json, read_rows, write_atomically
 
@@ -107,7 +107,7 @@ def _measure(folder: Path, member: Member, budget: dict[str, Any], family: Child
     small = ["evaluation.train_samples=2", "evaluation.val_samples=2", "evaluation.still=false"]
     wanted = {text.partition("=")[0] for text in [*quick, *small, "epochs=", "name="]}
     kept = [text for text in member.overrides if text.lstrip("+").partition("=")[0] not in wanted]
-    name = literal(place.relative_to("outputs"))
+    name = override_literal(place.relative_to("outputs"))
     status, tail = family.train([*kept, *quick, *small, f"name={name}"], quiet=True)
     rates = [rate for step, rate in series(read_rows(place), "perf/samples_per_s") if step > WARM_UP]
     shutil.rmtree(place, ignore_errors=True)

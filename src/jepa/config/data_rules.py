@@ -7,19 +7,19 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from jepa.config.paths import find_shards
-from jepa.config.view import Checked, Rule, not_divisible, pair_of
+from jepa.config.view import ConfigView, Rule, not_divisible, pair_of
 
 
-def _colours(checked: Checked) -> Iterator[str]:
+def _colours(checked: ConfigView) -> Iterator[str]:
     if checked.get("augment.grayscale", 0) > 0 and _is_grey(checked):
         yield f"{checked.show('augment.grayscale')}: the pictures are grey already; set it to 0"
 
 
-def _is_grey(checked: Checked) -> bool:
+def _is_grey(checked: ConfigView) -> bool:
     return checked.get("dataset.channels", 3) != 3 or checked.get("dataset.name") in ("mnist", "fashion_mnist")
 
 
-def _local(checked: Checked) -> Iterator[str]:
+def _local(checked: ConfigView) -> Iterator[str]:
     """Smaller crops are cut into patches, and compared with the whole of the others."""
     if checked["augment.local_views"] < 1:
         return
@@ -39,7 +39,7 @@ def _local(checked: Checked) -> Iterator[str]:
             yield from not_divisible(checked, "augment.local_size", size, "encoder.patch_size", patch)
 
 
-def _folders(checked: Checked) -> Iterator[str]:
+def _folders(checked: ConfigView) -> Iterator[str]:
     root = checked["dataset.root_path"]
     kinds = {"dataset.image_folder": "IMAGE.jpg", "dataset.video_folder": "VIDEO.mp4"}
     file = next((kinds[key] for key in kinds if key in checked), "")
@@ -54,7 +54,7 @@ def _folders(checked: Checked) -> Iterator[str]:
             return
 
 
-def _boxes(checked: Checked) -> Iterator[str]:
+def _boxes(checked: ConfigView) -> Iterator[str]:
     """Folders and files of data sets with boxes."""
     root, target = Path(checked["dataset.root_path"]).expanduser().absolute(), checked["dataset._target_"]
     if target == "jepa.data.boxes.VOC":
@@ -73,7 +73,7 @@ def _boxes(checked: Checked) -> Iterator[str]:
             return
 
 
-def _detector(checked: Checked) -> Iterator[str]:
+def _detector(checked: ConfigView) -> Iterator[str]:
     """A detector learns from one crop of a picture, with its boxes, and halves the grid for its coarsest level."""
     if checked["objective._target_"] != "jepa.objectives.detect.Detector":
         return
@@ -86,7 +86,7 @@ def _detector(checked: Checked) -> Iterator[str]:
         yield f"{checked.show('objective.width')}: objective.head=fcos takes a multiple of 32"
 
 
-def _pyramid(checked: Checked) -> Iterator[str]:
+def _pyramid(checked: ConfigView) -> Iterator[str]:
     """The coarsest level of a detector's pyramid halves the grid of patches."""
     if checked["objective._target_"] != "jepa.objectives.detect.Detector":
         return
@@ -96,20 +96,20 @@ def _pyramid(checked: Checked) -> Iterator[str]:
             yield from not_divisible(checked, "image_size", size, "encoder.patch_size", 2 * patch)
 
 
-def _clips(checked: Checked) -> Iterator[str]:
+def _clips(checked: ConfigView) -> Iterator[str]:
     if "dataset.fps" in checked and checked["dataset.stride"] != 1:
         both = f"{checked.show('dataset.fps')} with {checked.show('dataset.stride')}"
         yield f"{both}: give one of them; frames are chosen by time or by number"
 
 
-def _downloaded(checked: Checked) -> Iterator[str]:
+def _downloaded(checked: ConfigView) -> Iterator[str]:
     folder = Path(checked["dataset.root_path"]).expanduser().absolute()
     if not checked["dataset.download"] and not folder.is_dir():
         shown = checked.show("dataset.root_path")
         yield f"{shown}: there is no folder {folder}; {_what_is_there(folder)}; dataset.download=true fetches the data"
 
 
-def _local_path(checked: Checked) -> Iterator[str]:
+def _local_path(checked: ConfigView) -> Iterator[str]:
     """A name on the hub has at most one slash and no dot in front; any other `path` lies on this machine."""
     path = checked["dataset.path"]
     is_local = path.startswith(("/", ".", "~")) or path.endswith(".parquet") or path.count("/") > 1
@@ -118,7 +118,7 @@ def _local_path(checked: Checked) -> Iterator[str]:
         yield f"{checked.show('dataset.path')}: there is no {absolute}; {_what_is_there(absolute)}"
 
 
-def _shards(checked: Checked) -> Iterator[str]:
+def _shards(checked: ConfigView) -> Iterator[str]:
     for key in filter(checked.__contains__, ("dataset.shards", "dataset.val_shards")):
         try:
             find_shards(checked[key])

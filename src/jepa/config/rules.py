@@ -14,7 +14,7 @@ from jepa.config.command_rules import OF_EVAL, OF_EXPORTS
 from jepa.config.data_rules import OF_CROPS, OF_DATA
 from jepa.config.paths import find_source
 from jepa.config.schema import show_value
-from jepa.config.view import AbsentError, Checked, Rule, not_divisible, pair_of
+from jepa.config.view import ConfigView, MissingValue, Rule, not_divisible, pair_of
 from jepa.masks.geometry import mask_faults, show_grid
 from jepa.resources.hardware import GPUS
 from jepa.suggestions import near_multiples, suggestion
@@ -23,7 +23,7 @@ from jepa.types import PatchGrid
 PHASE_KEYS = ("share", "image_size", "num_frames", "micro_batch_size")
 
 
-def _words(checked: Checked) -> Iterator[str]:
+def _words(checked: ConfigView) -> Iterator[str]:
     if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", checked.get("device", "auto")):
         yield f"{checked.show('device')}: no such device; valid: auto, cpu, cuda, cuda:0, cuda:1 ..."
     if not re.fullmatch(r"[\w*?-]+/[\w*?-]+", checked.get("evaluation.judge", "probe/*")):
@@ -33,7 +33,7 @@ def _words(checked: Checked) -> Iterator[str]:
         yield f"{checked.show('name')}: names a folder below outputs/, so no absolute path and no '..'"
 
 
-def _image_size(checked: Checked) -> Iterator[str]:
+def _image_size(checked: ConfigView) -> Iterator[str]:
     sizes = pair_of(checked["image_size"])
     if sizes is None:
         yield f"{checked.show('image_size')}: takes a number of pixels, or [height, width]"
@@ -46,14 +46,14 @@ def _image_size(checked: Checked) -> Iterator[str]:
         yield from not_divisible(checked, "image_size", size, "encoder.patch_size", patch)
 
 
-def _frames(checked: Checked) -> Iterator[str]:
+def _frames(checked: ConfigView) -> Iterator[str]:
     """A single frame is an image, which the encoder repeats to fill a tubelet."""
     if checked["num_frames"] > 1:
         tubelet = checked["encoder.tubelet_size"]
         yield from not_divisible(checked, "num_frames", checked["num_frames"], "encoder.tubelet_size", tubelet)
 
 
-def _images_only(checked: Checked) -> Iterator[str]:
+def _images_only(checked: ConfigView) -> Iterator[str]:
     """The constructor of a data set of clips takes `num_frames`."""
     try:
         signature = signatures.read(checked["dataset._target_"]) if checked["num_frames"] > 1 else None
@@ -63,7 +63,7 @@ def _images_only(checked: Checked) -> Iterator[str]:
         yield f"{checked.show('num_frames')}: {signature.name} delivers images: num_frames=1"
 
 
-def _heads(checked: Checked) -> Iterator[str]:
+def _heads(checked: ConfigView) -> Iterator[str]:
     found = list(_divides(checked, "encoder.num_heads", "encoder.embed_dim"))
     yield from found
     if "predictor.num_heads" in checked:
@@ -72,7 +72,7 @@ def _heads(checked: Checked) -> Iterator[str]:
         yield from _divides(checked, "encoder.num_heads", "predictor.width")
 
 
-def _divides(checked: Checked, heads_key: str, width_key: str) -> Iterator[str]:
+def _divides(checked: ConfigView, heads_key: str, width_key: str) -> Iterator[str]:
     if heads_key not in checked or width_key not in checked:
         return
     heads, width, section = checked[heads_key], checked[width_key], width_key.partition(".")[0]
@@ -89,7 +89,7 @@ def _divides(checked: Checked, heads_key: str, width_key: str) -> Iterator[str]:
         yield f"{keys}: rotary positions need heads of an even width of at least 6, not {width // heads}"
 
 
-def _weights(checked: Checked) -> Iterator[str]:
+def _weights(checked: ConfigView) -> Iterator[str]:
     """What an encoder is to begin with is there, as far as a look at names and small files tells."""
     try:
         find_source(checked["encoder.weights"])
@@ -97,7 +97,7 @@ def _weights(checked: Checked) -> Iterator[str]:
         yield f"{checked.show('encoder.weights')}: {fault}"
 
 
-def _decoder(checked: Checked) -> Iterator[str]:
+def _decoder(checked: ConfigView) -> Iterator[str]:
     """The decoder of pixels takes half the encoder's width and its heads where nothing else is said."""
     if "objective.decoder_depth" not in checked:
         return
@@ -108,7 +108,7 @@ def _decoder(checked: Checked) -> Iterator[str]:
         yield f"{shown}: a decoder of width {width} and {heads} heads: 4 and the heads must divide the width"
 
 
-def _mask(checked: Checked) -> Iterator[str]:
+def _mask(checked: ConfigView) -> Iterator[str]:
     sizes, patches = pair_of(checked["image_size"]), pair_of(checked["encoder.patch_size"])
     if sizes is None or patches is None or sizes[0] < patches[0] or sizes[1] < patches[1]:
         return
@@ -126,7 +126,7 @@ def _mask(checked: Checked) -> Iterator[str]:
         yield f"{checked.show(f'mask.{name}')}{'' if sentence.startswith('must') else sizes_shown}: {sentence}"
 
 
-def _compared(checked: Checked) -> Iterator[str]:
+def _compared(checked: ConfigView) -> Iterator[str]:
     """Regularisers that compare crops need several of them, those that compare time steps a clip."""
     for name, node in (checked.config.get("regularizer") or {}).items():
         if not isinstance(node, Mapping):
@@ -142,7 +142,7 @@ def _compared(checked: Checked) -> Iterator[str]:
             yield f"{checked.show(path)} with {checked.show('num_frames')}: compares the time steps of a clip"
 
 
-def _latents(checked: Checked) -> Iterator[str]:
+def _latents(checked: ConfigView) -> Iterator[str]:
     """Masks and predictor fit each other and the objective: something is predicted, or views are compared."""
     hides = not checked["mask._target_"].endswith(".NoMask")
     objective = checked["objective._target_"].rpartition(".")[2]
@@ -161,7 +161,7 @@ def _latents(checked: Checked) -> Iterator[str]:
         yield "mask=none: regularisers are the whole loss then, and there is none; try regularizer=[cross_view,sigreg]"
 
 
-def _warmup(checked: Checked) -> Iterator[str]:
+def _warmup(checked: ConfigView) -> Iterator[str]:
     epochs, steps = "schedule.warmup_epochs", checked.get("steps")
     if epochs not in checked:
         if checked["schedule.warmup_ratio"] >= 1:
@@ -175,7 +175,7 @@ def _warmup(checked: Checked) -> Iterator[str]:
             yield f"{both}: a warm-up of {warmup} steps, the run must be longer"
 
 
-def _batch(checked: Checked) -> Iterator[str]:
+def _batch(checked: ConfigView) -> Iterator[str]:
     """Of a training: that of an evaluation is no more than how many samples are encoded at once."""
     if "epochs" not in checked:
         return
@@ -189,7 +189,7 @@ def _batch(checked: Checked) -> Iterator[str]:
         yield f"{both}: the data set is smaller than one batch"
 
 
-def _hardware(checked: Checked) -> Iterator[str]:
+def _hardware(checked: ConfigView) -> Iterator[str]:
     """`estimate=true` gives every GPU an equal share of the batch."""
     if (gpu := checked.get("hardware.gpu", next(iter(GPUS)))) not in GPUS:
         yield f"{checked.show('hardware.gpu')}: no such gpu{suggestion(gpu, GPUS)}; valid: {', '.join(GPUS)}"
@@ -197,7 +197,7 @@ def _hardware(checked: Checked) -> Iterator[str]:
         yield from _equal_shares(checked, "hardware.count")
 
 
-def _processes(checked: Checked) -> Iterator[str]:
+def _processes(checked: ConfigView) -> Iterator[str]:
     count = checked.get("processes") or 1
     if count > 1 and checked.get("strategy") == "single":
         yield f"{checked.show('strategy')} with {checked.show('processes')}: use strategy=ddp or fsdp"
@@ -207,13 +207,13 @@ def _processes(checked: Checked) -> Iterator[str]:
         yield from _equal_shares(checked, "processes")
 
 
-def _equal_shares(checked: Checked, key: str) -> Iterator[str]:
+def _equal_shares(checked: ConfigView, key: str) -> Iterator[str]:
     size, count = checked["batch_size"], checked.get(key) or 1
     if count >= 1 and size % count:
         yield f"{checked.show(key)} with {checked.show('batch_size')}: equal shares need {near_multiples(size, count)}"
 
 
-def _phases(checked: Checked) -> Iterator[str]:
+def _phases(checked: ConfigView) -> Iterator[str]:
     """Phases have shares that sum to 1, and each has sizes that a run could have."""
     phases = checked["phases"]
     known = set(_apply(OF_SIZES, checked))
@@ -224,7 +224,7 @@ def _phases(checked: Checked) -> Iterator[str]:
         yield f"{checked.show('phases')}: the shares sum to {sum(shares):.6g}, not to 1"
 
 
-def _phase(checked: Checked, phase: Any) -> Iterator[str]:
+def _phase(checked: ConfigView, phase: Any) -> Iterator[str]:
     if not isinstance(phase, Mapping):
         yield f"{show_value(phase)} is no phase; its keys: {', '.join(PHASE_KEYS)}"
         return
@@ -255,13 +255,13 @@ def _is_whole(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 1
 
 
-def _apply(rules: Iterable[Rule], checked: Checked) -> Iterator[str]:
+def _apply(rules: Iterable[Rule], checked: ConfigView) -> Iterator[str]:
     for rule in rules:
-        with suppress(AbsentError):
+        with suppress(MissingValue):
             yield from rule(checked)
 
 
-def faults_between(checked: Checked) -> list[str]:
+def faults_between(checked: ConfigView) -> list[str]:
     """Every rule that is broken, one sentence each."""
     return list(_apply(RULES, checked))
 

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from jepa.data.clips import how_many_are_short, random_place, spare
+from jepa.data.clips import how_many_are_short, random_start, spare
 from jepa.data.decode import SUFFIXES, decode, warn_of_slow_decoding
 from jepa.data.folders import HoldingOut, content, existing_folder, has_suffix, read_table, sub_folders
 from jepa.data.images import NATURAL
@@ -82,7 +82,7 @@ class FrameFolders(HoldingOut):
     def draw(self, index: int, seed: int) -> Sample:
         folder, first = self.part.clips[index].tolist()
         room = spare(self._length(folder), self.num_frames, self.stride) - first
-        return self._clip(folder, first + int(random_place(index, seed) * (min(self.hop - 1, room) + 1)))
+        return self._clip(folder, first + int(random_start(index, seed) * (min(self.hop - 1, room) + 1)))
 
     def describe(self, index: int) -> str:
         folder, first = self.part.clips[index].tolist()

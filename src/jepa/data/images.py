@@ -78,7 +78,7 @@ class TorchvisionImages:
     Of stl10 the unlabelled images are used too, with the label -1.
     """
 
-    cheap = True
+    in_memory = True
 
     def __init__(
         self,

@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader, get_worker_info
 from torch.utils.data import Dataset as TorchDataset
 
 from jepa.errors import RunError
-from jepa.parallel.environment import find_place, num_cores
+from jepa.parallel.environment import num_cores, process_info
 from jepa.seeding import derive_seed, generator
 from jepa.types import NO_FIELDS, ClipDataset, Dataset, DatasetTraits, Field, RawBatch, Sample
 
@@ -99,10 +99,10 @@ def read_in_order(reader: TorchDataset, lists: Iterable[list[int]], num_workers:
 
 
 def choose_num_workers(dataset: Dataset) -> int:
-    """No worker for data that cost nothing (`dataset.cheap`), else one for each core that is left, at most 8."""
-    if DatasetTraits.of(dataset).cheap:
+    """No worker for data that cost nothing (`dataset.in_memory`), else one for each core that is left, at most 8."""
+    if DatasetTraits.of(dataset).in_memory:
         return 0
-    place = find_place(os.environ)
+    place = process_info(os.environ)
     return max(0, min(8, num_cores() // (place.local_size if place else 1) - 1))
 
 
@@ -129,7 +129,7 @@ def _iterate(loader: DataLoader) -> Generator[RawBatch, None, None]:
             worker.join(timeout=30)
 
 
-class Endless:
+class InfiniteOrder:
     """A sequence without end: entry p is number p % n of epoch p // n's permutation of n samples."""
 
     def __init__(self, num_samples: int, seed: int, stream: str = "order") -> None:
@@ -148,11 +148,11 @@ class Endless:
 
 
 class _Sampler:
-    """Lists of (index, seed), one for each step: a data set that can `deal` says itself what is at a position."""
+    """Lists of (index, seed), one for each step, in the data set's own order if it has an `index_order`."""
 
     def __init__(self, dataset: Dataset, batch_size: int, seed: int, share: range, first_step: int) -> None:
-        deal = DatasetTraits.of(dataset).deal
-        self.take = Endless(len(dataset), seed).take if deal is None else deal(batch_size, seed)
+        deal = DatasetTraits.of(dataset).index_order
+        self.take = InfiniteOrder(len(dataset), seed).take if deal is None else deal(batch_size, seed)
         self.batch_size = batch_size
         self.seed = seed
         self.share = share
@@ -210,10 +210,10 @@ class _BatchReader(TorchDataset[RawBatch | str]):
     def _reduce(self, sample: Sample, canvas: int) -> Sample:
         size = sample.clip.shape[-2:]
         moved = {name: MOVED[name](sample.fields[name], size, canvas) for name in MOVED.keys() & sample.fields.keys()}
-        return Sample(bounded(sample.clip, canvas), sample.label, {**sample.fields, **moved})
+        return Sample(downscale(sample.clip, canvas), sample.label, {**sample.fields, **moved})
 
 
-def bounded(clip: Tensor, canvas: int) -> Tensor:
+def downscale(clip: Tensor, canvas: int) -> Tensor:
     """[C, T, H, W] -> the same reduced, antialiased, so that the shorter side is at most `canvas`.
 
     What is longer than `LONGEST_SIDE` canvases loses both ends.
@@ -226,8 +226,8 @@ def bounded(clip: Tensor, canvas: int) -> Tensor:
     return clip
 
 
-def bounded_boxes(boxes: Tensor, size: Sequence[int], canvas: int) -> Tensor:
-    """[m, 5] in a picture of height and width -> where they are in what `bounded` makes of it."""
+def downscale_boxes(boxes: Tensor, size: Sequence[int], canvas: int) -> Tensor:
+    """[m, 5] in a picture of height and width -> where they are in what `downscale` makes of it."""
     (height, width), (top, left) = _bounds(size, canvas)
     ratios = torch.tensor([width / size[1], height / size[0]] * 2 + [1.0])
     return boxes * ratios - torch.tensor([left, top, left, top, 0.0])
@@ -240,8 +240,8 @@ def _bounds(size: Sequence[int], canvas: int) -> tuple[list[int], list[int]]:
     return reduced, [max(0, side - LONGEST_SIDE * canvas) // 2 for side in reduced]
 
 
-MOVED: Mapping[str, Callable[[Tensor, Sequence[int], int], Tensor]] = {"boxes": bounded_boxes}
-"""Fields that are places in the picture: (value, size, canvas) -> the value in what `bounded` makes of the picture."""
+MOVED: Mapping[str, Callable[[Tensor, Sequence[int], int], Tensor]] = {"boxes": downscale_boxes}
+"""Fields that hold positions in the picture: (value, size, canvas) -> the value after `downscale`."""
 
 
 def _on_canvas(clips: Sequence[Tensor]) -> tuple[Tensor, Tensor]:

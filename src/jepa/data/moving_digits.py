@@ -56,7 +56,7 @@ class MovingDigits:
     channels = 3
     mean = (0.0, 0.0, 0.0)
     std = (0.27, 0.27, 0.27)
-    cheap = True
+    in_memory = True
     classes = tuple("0123456789")
     fields = {
         "quantities": Field(

@@ -75,13 +75,13 @@ class Shards(HoldingOut):
         row = self.index[index]
         return f"{self.paths[row['shard']]}: {os.fsdecode(bytes(row['key']))}"
 
-    def deal(self, batch_size: int, seed: int) -> Callable[[int], tuple[int, int]]:
+    def index_order(self, batch_size: int, seed: int) -> Callable[[int], tuple[int, int]]:
         """Position -> index and epoch, for batches of any size."""
         counts = np.bincount(self.index["shard"], minlength=len(self.paths))
-        return Windows(counts, self.shuffle_shards or len(counts), seed).take
+        return WindowShuffle(counts, self.shuffle_shards or len(counts), seed).take
 
 
-class Windows:
+class WindowShuffle:
     """Epochs over shards of `counts` samples: the shards in a drawn order, and `width` of them at a time shuffled."""
 
     def __init__(self, counts: np.ndarray, width: int, seed: int) -> None:

@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 import numpy as np
 from torch import Tensor
 
-from jepa.data.clips import even_place, grey, how_many_are_short, positions, random_place, spare
+from jepa.data.clips import even_start, frame_positions, how_many_are_short, random_start, spare, to_grey
 from jepa.data.folders import (
     Files,
     HoldingOut,
@@ -27,7 +27,7 @@ from jepa.data.folders import (
 )
 from jepa.data.images import NATURAL
 from jepa.data.loader import MOST_BROKEN
-from jepa.data.video_decode import SUFFIXES, Video, choose_decoders, look_at
+from jepa.data.video_decode import SUFFIXES, Video, choose_decoders, read_video
 from jepa.types import Channels, Positive, PositiveInt
 
 log = logging.getLogger(__name__)
@@ -86,11 +86,11 @@ class VideoFolder(HoldingOut):
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         """uint8 [C, T, H, W] and its label; raises OSError when it can't be read."""
-        return self._clip(index, even_place(index % self.clips_per_video, self.clips_per_video))
+        return self._clip(index, even_start(index % self.clips_per_video, self.clips_per_video))
 
     def draw(self, index: int, seed: int) -> tuple[Tensor, int]:
         """As `self[index]`, from a random place in time."""
-        return self._clip(index, random_place(index, seed))
+        return self._clip(index, random_start(index, seed))
 
     @property
     def labels(self) -> np.ndarray:
@@ -108,15 +108,15 @@ class VideoFolder(HoldingOut):
 
     def _clip(self, index: int, place: float) -> tuple[Tensor, int]:
         number = index // self.clips_per_video
-        frames = look_at(self._path(number), self.decoders, partial(self._frames, place=place))
-        frames = frames if self.channels == 3 else grey(frames)
+        frames = read_video(self._path(number), self.decoders, partial(self._frames, place=place))
+        frames = frames if self.channels == 3 else to_grey(frames)
         return frames.transpose(0, 1), int(self.video_labels[number])
 
     def _frames(self, video: Video, place: float) -> Tensor:
         rate = _rate(video)
         if fault := self._rate_fault(rate):
             raise OSError(fault)
-        found = positions(video.num_frames, self.num_frames, self._step(rate), place, self.short)
+        found = frame_positions(video.num_frames, self.num_frames, self._step(rate), place, self.short)
         if self.fps is None:
             return video.at([int(number) for number in found])
         middles = (min(position + 0.5, video.num_frames - 0.5) for position in found)  # where rounding moves no frame
@@ -171,7 +171,7 @@ class VideoFolder(HoldingOut):
     def _length(self, video: int) -> tuple[int, float] | str:
         """Frames and frames a second, or why it can't be read."""
         try:
-            return look_at(self._path(video), self.decoders, lambda v: (v.num_frames, _rate(v)))
+            return read_video(self._path(video), self.decoders, lambda v: (v.num_frames, _rate(v)))
         except OSError as fault:
             return str(fault)
 

@@ -22,9 +22,9 @@ from jepa.config import factory
 from jepa.config.paths import Source, find_source, read_json
 from jepa.data.transforms import EvalTransform
 from jepa.encoders.names import TABLE
-from jepa.encoders.published import Weights, download, fill, read_weights
+from jepa.encoders.published import Weights, download, load_exact, read_weights
 from jepa.layers.position import resampled
-from jepa.layers.tokens import grid_of, make_grid, patch_pair, take
+from jepa.layers.tokens import gather_tokens, grid_of, make_grid, patch_pair
 from jepa.runs.checkpoint import CheckpointError
 from jepa.suggestions import suggestion
 from jepa.types import ClipShape, PatchGrid, PositiveInt, ShareBelowOne
@@ -88,7 +88,7 @@ def _open(
         )
     encoder = factory(node)()
     if not fresh:
-        fill(encoder, _on_grid(found, encoder), source)
+        load_exact(encoder, _on_grid(found, encoder), source)
     encoder.node = node
     return encoder, found.mean, found.std
 
@@ -167,13 +167,13 @@ class TimmEncoder(nn.Module):
     def _run(self, images: Tensor, keep: Tensor | None) -> Tensor:
         """[B, C, H, W] -> [B, N or K, D]"""
         trunk, prefix = self.trunk, self.num_prefix_tokens
-        tokens, turns = trunk._pos_embed(trunk.patch_embed(images)), None
+        tokens, rope = trunk._pos_embed(trunk.patch_embed(images)), None
         if isinstance(trunk, Eva):
-            tokens, turns = tokens
+            tokens, rope = tokens
         if keep is not None:
-            tokens = torch.cat([tokens[:, :prefix], take(tokens[:, prefix:], keep)], dim=1)
-            turns = None if turns is None else turns[keep][:, None]  # [B, 1, K, 2 head_dim]
-        tokens, given = trunk.norm_pre(tokens), {} if turns is None else {"rope": turns}
+            tokens = torch.cat([tokens[:, :prefix], gather_tokens(tokens[:, prefix:], keep)], dim=1)
+            rope = None if rope is None else rope[keep][:, None]  # [B, 1, K, 2 head_dim]
+        tokens, given = trunk.norm_pre(tokens), {} if rope is None else {"rope": rope}
         for block in trunk.blocks:
             if self.checkpoint_activations and torch.is_grad_enabled():
                 tokens = checkpoint(block, tokens, **given, use_reentrant=False)

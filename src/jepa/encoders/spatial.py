@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from jepa.layers.attention import compute_dtype, same_group
 from jepa.layers.init import init_weights
 from jepa.layers.position import Positions
-from jepa.layers.tokens import grid_of, make_grid, patch_pair, patchify, take
+from jepa.layers.tokens import gather_tokens, grid_of, make_grid, patch_pair, patchify
 from jepa.layers.transformer import check_sizes, make_blocks, run_blocks
 from jepa.types import ClipShape, PatchGrid, Positive, PositiveInt, ShareBelowOne
 
@@ -70,13 +70,13 @@ class SpatialEncoder(nn.Module):
         grid = self.grid_of(clips)
         clips = clips if clips.ndim == 5 else clips[:, :, None]
         if keep is not None and grid.t > 1 and keep.shape[1] == grid.num_tokens:
-            return take(self(clips), keep)
+            return gather_tokens(self(clips), keep)
         patches = patchify(clips, (1, *self.patch_size))
         if keep is None:
             return self._frames(patches, grid)
         frame_grid = replace(grid, t=1)
         frame, place = keep // frame_grid.num_tokens, keep % frame_grid.num_tokens
-        tokens = self.positions.add(self.embed(take(patches, keep)), frame_grid, place)
+        tokens = self.positions.add(self.embed(gather_tokens(patches, keep)), frame_grid, place)
         mask = same_group(frame, compute_dtype(tokens)) if grid.t > 1 else None
         return self._trunk(tokens, mask)
 

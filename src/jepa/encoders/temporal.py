@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from jepa.layers.init import init_weights
 from jepa.layers.position import Positions
-from jepa.layers.tokens import grid_of, make_grid, patch_pair, patchify, take
+from jepa.layers.tokens import gather_tokens, grid_of, make_grid, patch_pair, patchify
 from jepa.layers.transformer import check_sizes, make_blocks, run_blocks
 from jepa.types import ClipShape, PatchGrid, Positive, PositiveInt, ShareBelowOne
 
@@ -69,10 +69,10 @@ class TemporalEncoder(nn.Module):
         if clips.shape[2] == 1:
             clips = clips.expand(-1, -1, self.tubelet_size, -1, -1)
         patches = patchify(clips, (self.tubelet_size, *self.patch_size))
-        tokens = self.embed(patches if keep is None else take(patches, keep))
+        tokens = self.embed(patches if keep is None else gather_tokens(patches, keep))
         tokens = self.positions.add(tokens, grid, keep)
-        turns = self.positions.turns(tokens, grid, keep)
-        return self.norm(run_blocks(self.blocks, tokens, turns=turns, checkpointed=self.checkpoint_activations))
+        rope = self.positions.rope(tokens, grid, keep)
+        return self.norm(run_blocks(self.blocks, tokens, rope=rope, checkpointed=self.checkpoint_activations))
 
     def grid_of(self, clips: Tensor) -> PatchGrid:
         return grid_of(clips, self.clip_shape[0], self.patch_size, self.tubelet_size)

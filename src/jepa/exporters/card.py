@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from jepa.config.command_rules import MARK
 from jepa.exporters.format import ExportFormat, pixel_statistics
-from jepa.layers.tokens import patch_of
+from jepa.layers.tokens import token_extent
 from jepa.reports.page import Table, bullets
 from jepa.reports.run import final_table
 from jepa.reports.verdict import start_of
@@ -112,7 +112,7 @@ None is stated. Whoever publishes these weights adds `license:` at the top, with
 
 def _architecture(encoder: Any) -> dict[str, str]:
     channels, frames, height, width = encoder.clip_shape
-    grid, (patch_frames, *patch) = encoder.grid, patch_of(encoder)
+    grid, (patch_frames, *patch) = encoder.grid, token_extent(encoder)
     of_frames = f"{frames} frames of " if frames > 1 else ""
     tubelet = f"{patch_frames} frames of " if patch_frames > 1 else ""
     count = sum(parameter.numel() for parameter in encoder.parameters())

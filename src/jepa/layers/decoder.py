@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from jepa.layers.init import STD, init_weights
 from jepa.layers.position import Positions
-from jepa.layers.tokens import patch_of
+from jepa.layers.tokens import token_extent
 from jepa.layers.transformer import check_sizes, make_blocks, run_blocks
 from jepa.types import Encoder, PatchGrid
 
@@ -34,7 +34,7 @@ class PixelDecoder(nn.Module):
         super().__init__()
         width, num_heads = width or encoder.embed_dim // 2, num_heads or encoder.num_heads
         check_sizes(width, num_heads, 4.0, width_key="objective.decoder_width", heads_key="objective.decoder_num_heads")
-        frames, height, rows = patch_of(encoder)
+        frames, height, rows = token_extent(encoder)
         self.embed = nn.Linear(input_dim, width)
         self.mask_tokens = nn.Parameter(torch.empty(num_mask_tokens, width)) if num_mask_tokens else None
         self.positions = Positions(grid=encoder.grid, width=width)

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from jepa.layers.tokens import take
+from jepa.layers.tokens import gather_tokens
 from jepa.objectives.base import Objective
 from jepa.parallel.strategy import local_shards
 from jepa.schedules import linear
@@ -85,7 +85,7 @@ class JEPA(Objective):
     def forward(self, batch: Batch, masks: Masks, grad_cache: Any = None) -> LossOutput:
         """`grad_cache` replaces the regularisers where the batch is a micro-batch (training/gradient_cache.py)."""
         grid, hides = self.grid_of(batch.clips), masks.hides_some
-        told = self.tell(batch.clips) if hides and not (grad_cache and grad_cache.is_recording) else None
+        told = self.encode_targets(batch.clips) if hides and not (grad_cache and grad_cache.is_recording) else None
         losses, metrics, embedding = [], {}, None
         for number, mask in enumerate(masks.sets):
             context = self.context_encoder(batch.clips, keep=mask.context if hides else None)
@@ -115,7 +115,7 @@ class JEPA(Objective):
         """[B, K, D] -> float32 [B, K, D] of the context tokens, where they are to be predicted, and [B, M, J, D]."""
         if not (self.context_weight and mask.hides_some):
             return None, self.predictor(context, mask, grid, number).float()
-        both = self.predictor(context, mask, grid, number, of_context=True).float()
+        both = self.predictor(context, mask, grid, number, predict_context=True).float()
         of_context, predictions = both.tensor_split([context.shape[1]], dim=1)
         return of_context, predictions.unflatten(1, mask.targets.shape[1:])
 
@@ -142,14 +142,14 @@ class JEPA(Objective):
         encoder: Any = self.context_encoder
         return encoder.grid_of(clips)
 
-    def tell(self, clips: Tensor) -> Tensor:
+    def encode_targets(self, clips: Tensor) -> Tensor:
         """[B, C, T, H, W] -> [B, N, D]: what the target encoder says of every token."""
         with torch.set_grad_enabled(self.target == "none" and torch.is_grad_enabled()):
             return self.backbone(clips)
 
     def targets(self, told: Tensor, masks: Masks) -> Tensor:
         """[B, N, D] -> float32 [B, M, J, D]: the target encoder's tokens, each normalised over its width."""
-        hidden = take(told, masks.targets).float()
+        hidden = gather_tokens(told, masks.targets).float()
         return F.layer_norm(hidden, hidden.shape[-1:])
 
     def momentum_at(self, step: int) -> float:
@@ -181,7 +181,7 @@ class JEPA(Objective):
             return {}
         training = self.training
         self.eval()
-        grid, told = self.grid_of(batch.clips), self.tell(batch.clips)
+        grid, told = self.grid_of(batch.clips), self.encode_targets(batch.clips)
         parts = [self._diagnose(batch.clips, told, mask, grid, number) for number, mask in enumerate(masks.sets)]
         self.train(training)
         return {name: torch.stack([part[name] for part in parts]).mean() for name in parts[0]}

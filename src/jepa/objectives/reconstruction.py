@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from jepa.layers.decoder import PixelDecoder
-from jepa.layers.tokens import patch_of, pixels_of, unpatchify
+from jepa.layers.tokens import patchify_pixels, token_extent, unpatchify
 from jepa.objectives.base import Objective
 from jepa.types import Batch, Masks, PatchGrid
 
@@ -32,7 +32,7 @@ class Reconstruction(Objective):
     ) -> None:
         super().__init__()
         self.encoder: Any = encoder
-        self.patch = patch_of(self.encoder)
+        self.patch = token_extent(self.encoder)
         self.is_pooled = bottleneck == "pooled"
         self.squeeze = nn.Linear(self.encoder.embed_dim, latent_dim * numbers_per_latent)
         self.decoder = PixelDecoder(
@@ -63,7 +63,7 @@ class Reconstruction(Objective):
     @torch.no_grad()
     def diagnose(self, batch: Batch, masks: Masks) -> dict[str, Tensor]:
         """Squared error of the reconstruction, and of the mean clip of the batch."""
-        pixels, grid = pixels_of(batch.clips, self.patch), self.encoder.grid_of(batch.clips)
+        pixels, grid = patchify_pixels(batch.clips, self.patch), self.encoder.grid_of(batch.clips)
         rebuilt = self.decode(self.latents(self.told(batch.clips)[1]), grid)
         return {
             "error": (rebuilt - pixels).square().mean(),

@@ -14,10 +14,10 @@ import torch
 
 from jepa.config import TrainConfig, factory
 from jepa.data.loader import blank_fields
-from jepa.errors import RunError, refusals
+from jepa.errors import RunError, as_config_errors
 from jepa.layers.attention import choose_attention
 from jepa.reports.page import Table
-from jepa.resources.footprint import Sizes, block_sizes, building, measure, state_bytes
+from jepa.resources.footprint import ShapesOnly, block_sizes, fake_init, measure, state_bytes
 from jepa.resources.hardware import (
     DISK_GB,
     GIB,
@@ -25,9 +25,9 @@ from jepa.resources.hardware import (
     LINK_SHARE,
     STRATEGIES,
     USABLE,
-    Machines,
-    Needs,
-    Share,
+    Cluster,
+    ModelCost,
+    RankLoad,
     fits,
     largest_piece,
     memory,
@@ -51,7 +51,7 @@ UNTRACEABLE = (RuntimeError, TypeError, AttributeError, LookupError, AssertionEr
 class Model:
     """An objective of sizes alone, and what it takes to run it."""
 
-    sizes: Sizes
+    sizes: ShapesOnly
     objective: Any
     masks: Masks
     views: int
@@ -59,7 +59,7 @@ class Model:
     local_size: tuple[int, int] | None
     fields: Mapping[str, Field]
 
-    def needs(self, config: TrainConfig, samples: int, *, bf16: bool, backward: bool = True) -> Needs:
+    def needs(self, config: TrainConfig, samples: int, *, bf16: bool, backward: bool = True) -> ModelCost:
         """Counted on a pass of so many samples, with masks as one batch has them; other passes are in proportion."""
         rows, shape = samples * self.views, self.objective.backbone.clip_shape
         with self.sizes:
@@ -69,7 +69,7 @@ class Model:
             seen = measure(self.objective, batch, masks, bf16=bf16, backward=backward)
         block, rest = block_sizes(self.objective)
         numbers = [(p.numel(), p.requires_grad) for p in self.objective.parameters()]
-        return Needs(
+        return ModelCost(
             encoder=sum(p.numel() for p in self.objective.backbone.parameters()),
             trained=sum(number for number, trained in numbers if trained),
             frozen=sum(number for number, trained in numbers if not trained),
@@ -87,8 +87,8 @@ class Model:
 
 def make_sizes(config: TrainConfig, dataset: Dataset) -> Model:
     """The objective of a configuration in no memory; masks are those of one sample."""
-    sizes, plan = Sizes(), SimpleNamespace(batch_size=config.batch_size, total_steps=1)
-    with torch.random.fork_rng(devices=[]), building(sizes):
+    sizes, plan = ShapesOnly(), SimpleNamespace(batch_size=config.batch_size, total_steps=1)
+    with torch.random.fork_rng(devices=[]), fake_init(sizes):
         objective, _ = make_objective(config, dataset, plan)  # pyright: ignore[reportArgumentType]
         choose_attention(objective.train(), torch.device("cuda"), torch.bfloat16)
     masker = factory(config.mask)(grid=objective.backbone.grid)
@@ -105,10 +105,10 @@ def make_sizes(config: TrainConfig, dataset: Dataset) -> Model:
     )
 
 
-def needs_of(config: TrainConfig, dataset: Dataset, samples: int, *, bf16: bool) -> Needs:
+def needs_of(config: TrainConfig, dataset: Dataset, samples: int, *, bf16: bool) -> ModelCost:
     """Raises ConfigError where a constructor refuses, RunError for components that cannot do without numbers."""
     try:
-        with refusals():
+        with as_config_errors():
             return make_sizes(config, dataset).needs(config, samples, bf16=bf16)
     except UNTRACEABLE as error:
         raise RunError(
@@ -117,12 +117,12 @@ def needs_of(config: TrainConfig, dataset: Dataset, samples: int, *, bf16: bool)
         ) from error
 
 
-def machines_of(config: TrainConfig) -> Machines:
+def machines_of(config: TrainConfig) -> Cluster:
     """Those of `hardware`; bfloat16 where the GPU is fast at it."""
     values = asdict(config.hardware)
     name = values.pop("gpu")
     bf16 = config.precision == "bf16" or (config.precision == "auto" and name != "cpu")
-    return Machines(gpu=GPUS[name], bf16=bf16, **values)
+    return Cluster(gpu=GPUS[name], bf16=bf16, **values)
 
 
 def tell(config: TrainConfig, folder: Path) -> int:
@@ -136,7 +136,7 @@ def tell(config: TrainConfig, folder: Path) -> int:
 
 def estimate(config: TrainConfig) -> str:
     """Every phase of the run, on `hardware`."""
-    with refusals():
+    with as_config_errors():
         dataset = make_dataset(config)
     machines = machines_of(config)
     phases = split_phases(config, len(dataset))
@@ -163,7 +163,7 @@ def _strategy(config: TrainConfig) -> str:
     return "ddp" if config.hardware.count > 1 else "single"
 
 
-def _hardware(config: TrainConfig, machines: Machines) -> str:
+def _hardware(config: TrainConfig, machines: Cluster) -> str:
     gpu, nodes = machines.gpu, machines.num_nodes
     peak = gpu.tflops / (1 if machines.bf16 else gpu.slowdown_fp32)
     return (
@@ -175,7 +175,7 @@ def _hardware(config: TrainConfig, machines: Machines) -> str:
     )
 
 
-def _model(needs: Needs, phase: Phase, num_samples: int) -> str:
+def _model(needs: ModelCost, phase: Phase, num_samples: int) -> str:
     config, steps = phase.config, phase.end_step - phase.begin_step
     twice = ", and another forward pass where a batch has several pieces" if needs.solves_jointly else ""
     return (
@@ -188,7 +188,7 @@ def _model(needs: Needs, phase: Phase, num_samples: int) -> str:
     )
 
 
-def _table(needs: Needs, phase: Phase, machines: Machines, num_samples: int) -> str:
+def _table(needs: ModelCost, phase: Phase, machines: Cluster, num_samples: int) -> str:
     """One column for each strategy, that of the configuration with a star."""
     chosen = _strategy(phase.whole)
     columns = [_column(needs, phase, machines, num_samples, strategy) for strategy in STRATEGIES]
@@ -197,7 +197,7 @@ def _table(needs: Needs, phase: Phase, machines: Machines, num_samples: int) -> 
     return Table(heads=["", *names], rows=[row for row in rows if set(row[1:]) != {NOTHING}]).terminal(13)
 
 
-def _column(needs: Needs, phase: Phase, machines: Machines, num_samples: int, strategy: str) -> dict[str, str]:
+def _column(needs: ModelCost, phase: Phase, machines: Cluster, num_samples: int, strategy: str) -> dict[str, str]:
     config = phase.config
     share = share_of(strategy, machines.count, config.batch_size, config.micro_batch_size)
     parts = memory(needs, share, machines)
@@ -229,7 +229,7 @@ def number_text(value: float) -> str:
     return f"{value:,.0f}" if value >= 10 else f"{value:.2g}"
 
 
-def _loader(config: TrainConfig, dataset: Dataset, share: Share, machines: Machines, seconds: float) -> str:
+def _loader(config: TrainConfig, dataset: Dataset, share: RankLoad, machines: Cluster, seconds: float) -> str:
     per_node = share.size * min(share.ranks, machines.per_node) / seconds
     height, width = image_size(config)
     pixels = dataset.channels * config.num_frames * height * width
@@ -249,6 +249,6 @@ def mean_file_size(dataset: Dataset) -> float | None:
     return statistics.fmean(file.stat().st_size for file in files) if all(file.is_file() for file in files) else None
 
 
-def _checkpoint(needs: Needs) -> str:
+def _checkpoint(needs: ModelCost) -> str:
     size = needs.checkpoint / 1e9
     return f"checkpoint  {size:,.2f} GB, {seconds_text(size / DISK_GB)} at {DISK_GB:g} GB/s"

@@ -36,7 +36,7 @@ def describe_cost(plan: Plan, components: TrainComponents, snapshotter: Snapshot
         f"{encoder:.1f} M parameters in the encoder, {everything:.1f} M trained; {plan.dataset_size:,} samples, "
         f"batch {plan.batch_size}, {num_steps:,} steps ({samples['epoch']:.1f} epochs)",
     ]
-    ranks = "" if session.is_alone else f"{session.world_size} processes with {session.strategy}, each "
+    ranks = "" if session.is_single else f"{session.world_size} processes with {session.strategy}, each "
     where = f"{ranks}on {session.device.type if ranks else session.device} in {precision}"
     trained, judged = _seconds_per_sample(plan, components)
     training = trained * plan.batch_size / session.world_size * num_steps

@@ -61,13 +61,13 @@ class Writer:
         self.finish()
         seal = partial(self._seal, step, config, state, links)
         with self._failing(step):
-            if self.session.from_first(partial(self._begin, step, links)):
+            if self.session.broadcast_from_rank_zero(partial(self._begin, step, links)):
                 return
             written = self._write(step, dict(tensors))
             if written is None:
-                self.session.from_first(seal)
+                self.session.broadcast_from_rank_zero(seal)
             else:
-                self.pending = step, _then(written, seal if self.session.is_first else None)
+                self.pending = step, _then(written, seal if self.session.is_rank_zero else None)
 
     def finish(self) -> None:
         """Wait for what is being written."""
@@ -77,7 +77,7 @@ class Writer:
         with self._failing(step):
             if not isinstance(done.exception(), OSError):  # which only rank 0 has, from sealing
                 done.result()
-            self.session.from_first(done.result)
+            self.session.broadcast_from_rank_zero(done.result)
 
     def _begin(self, step: int, links: Sequence[str]) -> bool:
         """Whether this step is there already; else makes room for it."""
@@ -128,7 +128,7 @@ class Writer:
         except (CheckpointException, SafetensorError, OSError, PeerError) as error:
             failures = list(error.failures.values()) if isinstance(error, CheckpointException) else []
             reason = failures[0][0] if failures else error
-            if self.session.is_first:
+            if self.session.is_rank_zero:
                 shutil.rmtree(_unsealed(place_of(self.folder, step)), ignore_errors=True)
             raise SaveError(
                 f"step {step} could not be saved in {self.folder}/checkpoints: {reason}. {_resumable(self.folder)}; "

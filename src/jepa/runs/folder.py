@@ -68,8 +68,8 @@ def open_folder(path: Path, *, config: dict, resume: bool, session: Session) -> 
     although resume=false; RunError when it cannot be written. Ranks other than 0 raise PeerError.
     """
     with ExitStack() as held:
-        facts = session.from_first(lambda: _claim(path, config, resume, held))
-        yield RunFolder(path, facts, writes=session.is_first)
+        facts = session.broadcast_from_rank_zero(lambda: _claim(path, config, resume, held))
+        yield RunFolder(path, facts, writes=session.is_rank_zero)
 
 
 def _claim(path: Path, config: dict, resume: bool, held: ExitStack) -> dict:

@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from jepa.config import ConfigError, TrainConfig, build, factory, to_yaml
+from jepa.config import ConfigError, TrainConfig, build_with, factory, to_yaml
 from jepa.config.catalogue import Catalogue, conf_folder
-from jepa.data.box_transforms import BoxAugment, WholePictures
+from jepa.data.box_transforms import BoxAugment, Letterbox
 from jepa.data.loader import BrokenSamples, batches
-from jepa.data.mixture import Shares
+from jepa.data.mixture import MixtureCounter
 from jepa.data.transforms import Augment, EvalTransform
 from jepa.encoders.names import TABLE
 from jepa.evaluation.box_snapshot import DetectionSnapshotter
@@ -97,7 +97,7 @@ def assemble(phase: Phase, dataset: Dataset, folder: Path, session: Session) -> 
         loggers=(),
         batches=partial(start_batches, config, dataset, plan, components),
         broken=BrokenSamples(dataset),
-        shares=Shares(dataset),
+        shares=MixtureCounter(dataset),
         config_text=to_yaml(phase.whole),
         facts=make_facts(config, dataset, components.objective.backbone),
         writer=checkpoint.Writer(folder, session, keep=config.keep, beside=config.save_async),
@@ -118,7 +118,7 @@ def make_snapshotter(
         **{key: evaluation[key] for key in ("batch_size", "val_samples")},
     }
     if "boxes" in components.fields:
-        whole = WholePictures(**picture(config, dataset))
+        whole = Letterbox(**picture(config, dataset))
         return DetectionSnapshotter(dataset=dataset, transform=whole, last_step=phase.total_steps, **wired)
     crops = {key: getattr(config.augment, key) for key in ("crop_scale", "crop_aspect", "flip")}
     return Snapshotter(
@@ -147,7 +147,7 @@ def make_facts(config: TrainConfig, dataset: Dataset, encoder: Any) -> dict[str,
 
 def make_dataset(config: TrainConfig) -> Dataset:
     """Data sets of clips are told how many frames a clip has."""
-    return build(config.dataset, num_frames=config.num_frames)
+    return build_with(config.dataset, num_frames=config.num_frames)
 
 
 def make_plan(phase: Phase, dataset_size: int, world_size: int = 1) -> Plan:
@@ -175,7 +175,7 @@ def make_plan(phase: Phase, dataset_size: int, world_size: int = 1) -> Plan:
 def make_components(config: TrainConfig, dataset: Dataset, plan: Plan, session: Session) -> TrainComponents:
     """All that a training step needs."""
     objective, masker = make_model(config, dataset, plan, session)
-    eval_copy = deepcopy(objective).cpu() if session.strategy == "fsdp" and session.is_first else None
+    eval_copy = deepcopy(objective).cpu() if session.strategy == "fsdp" and session.is_rank_zero else None
     wrapped = wrap(objective, session, compiled=config.compile)  # before the optimizer: it may change the parameters
     channels, frames, height, width = objective.backbone.clip_shape
     images = torch.empty(1, channels, 1, height, width, device="meta")
@@ -213,14 +213,14 @@ def make_objective(config: TrainConfig, dataset: Dataset, plan: Plan) -> tuple[A
     encoder = factory(config.encoder)(clip_shape=(dataset.channels, config.num_frames, *image_size(config)))
     masker = factory(config.mask)(grid=encoder.grid)
     num_mask_tokens = getattr(masker, "num_sets", 1)
-    predictor = build(
+    predictor = build_with(
         config.predictor,
         grid=encoder.grid,
         embed_dim=encoder.embed_dim,
         num_heads=config.predictor.get("num_heads") or encoder.num_heads,
         num_mask_tokens=num_mask_tokens,
     )
-    objective = build(
+    objective = build_with(
         config.objective,
         encoder=encoder,
         predictor=predictor,

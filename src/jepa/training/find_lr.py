@@ -16,7 +16,7 @@ from markupsafe import Markup
 
 from jepa.config import TrainConfig
 from jepa.data.loader import batches
-from jepa.errors import RunError, refusals
+from jepa.errors import RunError, as_config_errors
 from jepa.parallel.session import open_session
 from jepa.reports.charts import Chart, Line, line_chart
 from jepa.reports.page import Table, render
@@ -132,7 +132,7 @@ class Setting(NamedTuple):
 @contextmanager
 def setting(config: TrainConfig) -> Iterator[Setting]:
     """A fresh model of the first phase, with its batches. Raises ConfigError for what only the built parts can tell."""
-    with refusals():
+    with as_config_errors():
         config = replace(config, compile=False)
         dataset = make_dataset(config)
         phase = split_phases(config, len(dataset))[0]

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from jepa.config.schema import TrainConfig, to_yaml
-from jepa.parallel.environment import find_place, num_cores
+from jepa.parallel.environment import num_cores, process_info
 from jepa.parallel.signals import SIGNALS, handlers
 
 GRACE_SECONDS = 20
@@ -25,7 +25,7 @@ REFUSED = 2
 
 def num_processes(config: TrainConfig, environ: Mapping[str, str]) -> int:
     """How many are to be started: `processes`, else one for each GPU; 1 where this is one of several already."""
-    if config.strategy == "single" or find_place(environ) is not None:
+    if config.strategy == "single" or process_info(environ) is not None:
         return 1
     if config.processes is not None or config.device not in ("auto", "cuda"):
         return config.processes or 1

@@ -109,7 +109,7 @@ def fit(run: Trainee, batches: Iterator[RawBatch], interrupt: Interrupt, first_s
     """Train from `first_step` to the end of the phase or to an interrupt; returns the number of finished steps."""
     plan, components, session = run.plan, run.components, run.components.session
     meter, stop_signal = Meter(plan), StopSignal(session)
-    with Progress(first_step, plan.total_steps, plan.batch_size, is_shown=session.is_first) as progress:
+    with Progress(first_step, plan.total_steps, plan.batch_size, is_shown=session.is_rank_zero) as progress:
         for step in range(first_step, plan.end_step):
             with meter.data_timer():
                 raw = next(batches)
@@ -149,7 +149,7 @@ def one_step(plan: Plan, components: TrainComponents, raw: RawBatch, step: int) 
     session = components.session
     views, is_image = components.augment.views, raw.pixels.shape[2] == 1
     masker = components.image_masker if is_image and components.image_masker else components.masker
-    rows = session.row_numbers(plan.batch_size, views)
+    rows = session.local_row_indices(plan.batch_size, views)
     masks = draw_masks(masker, plan.batch_size * views, generator(plan.seed, step, 0, "masks"), rows)
     masks = masks.map(lambda indices: indices.to(session.device, non_blocking=True))
     on_device = raw.map(lambda tensor: tensor.to(session.device, non_blocking=True))

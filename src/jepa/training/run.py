@@ -15,7 +15,7 @@ import torch
 import yaml
 
 from jepa.data.loader import BrokenSamples
-from jepa.data.mixture import Shares
+from jepa.data.mixture import MixtureCounter
 from jepa.errors import Interrupted
 from jepa.evaluation.types import Evaluation, Evaluator, EvaluatorTraits, Logger
 from jepa.parallel.session import Session, StopSignal
@@ -45,7 +45,7 @@ class Run:
     batches: Callable[[int], Generator[RawBatch, None, None]]
     """endless raw batches of this rank from a step on"""
     broken: BrokenSamples
-    shares: Shares
+    shares: MixtureCounter
     config_text: str
     facts: dict
     """kept in every checkpoint: what is needed to load the encoder without the data set"""
@@ -95,7 +95,10 @@ class Run:
 
     def restore(self) -> int:
         """Load the last checkpoint, if any; the number of steps it had finished."""
-        path, components = self.session.from_first(lambda: checkpoint.latest(self.folder)), self.components
+        path, components = (
+            self.session.broadcast_from_rank_zero(lambda: checkpoint.latest(self.folder)),
+            self.components,
+        )
         if path is None:
             return 0
         checkpoint.restore(path, components.objective, components.optimizer, components.guard, self.session.group)
@@ -126,7 +129,7 @@ class Run:
     def lacks_evaluation(self, step: int) -> bool:
         """Whether the evaluation due after `step` steps is yet to be made: at the start, or one left at a signal."""
         is_due = bool(self.evaluators) and self.plan.is_due(self.plan.eval_every, step)
-        return is_due and self.session.from_first(lambda: self._is_unjudged(step))
+        return is_due and self.session.broadcast_from_rank_zero(lambda: self._is_unjudged(step))
 
     def _is_unjudged(self, step: int) -> bool:
         return step not in {int(row["step"]) for row in read_rows(self.folder) if EVALUATION_TIME in row}
@@ -139,13 +142,13 @@ class Run:
         if self.session.strategy == "fsdp":
             gather_full_state(objective, self.components.eval_copy)
             objective = self.components.eval_copy
-        outcome = self.session.from_first(lambda: self._evaluate(step, objective, should_stop))
+        outcome = self.session.broadcast_from_rank_zero(lambda: self._evaluate(step, objective, should_stop))
         if outcome.fault:
             raise TrainingError(outcome.fault)
         if outcome.best:
             self.best = outcome.best
             self.save(step, links=("last", "best"))
-        if self.session.is_first:
+        if self.session.is_rank_zero:
             write_report(self.folder)
 
     def _evaluate(self, step: int, objective: Any, should_stop: Callable[[], bool]) -> Outcome:
