@@ -10,6 +10,7 @@ import statistics
 import subprocess
 import sys
 import time
+from contextlib import redirect_stdout
 from pathlib import Path
 
 import numpy as np
@@ -278,10 +279,9 @@ def real(tmp_path_factory, tiny) -> Path:
     """Two objectives, two steps each, by the command itself."""
     place = tmp_path_factory.mktemp("real")
     quiet = ["experiment=quickstart", *tiny, "logger=none", "encoder.embed_dim=32", "name=small"]
-    command = [sys.executable, "-m", "jepa.cli.compare", *quiet, "objective=jepa,mae", "--wandb"]
-    done = subprocess.run(command, cwd=place, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    (place / "told").write_text(done.stdout)
+    with pytest.MonkeyPatch.context() as patch, (place / "told").open("w") as printed, redirect_stdout(printed):
+        patch.chdir(place)
+        assert main([*quiet, "objective=jepa,mae", "--wandb"]) == 0
     return place
 
 

@@ -35,7 +35,19 @@ def names(group: str) -> list[str]:
 
 
 GROUPS = [names(group) for group in ("encoder", "mask", "objective", "regularizer")]
-COMBINATIONS = [chosen for chosen in itertools.product(*GROUPS) if chosen[0] != "pretrained"]  # it is one of the others
+
+
+def has_one_fault_at_most(encoder: str, mask: str, objective: str, regularizer: str) -> bool:
+    """False where an objective without regularizer has one and a wrong mask too: each alone is refused already."""
+    is_wrong_mask = mask == "none" if objective == "mae" else mask != "none"
+    return objective == "jepa" or regularizer == "none" or not is_wrong_mask
+
+
+COMBINATIONS = [
+    chosen
+    for chosen in itertools.product(*GROUPS)
+    if chosen[0] != "pretrained" and has_one_fault_at_most(*chosen)  # a pretrained encoder is one of the others
+]
 
 
 def refusal(encoder: str, mask: str, objective: str, regularizer: str) -> str | None:
