@@ -35,8 +35,8 @@ from jepa.config import ConfigError, TrainConfig, compose
 from jepa.data.loader import batches
 from jepa.parallel.device import has_fast_bf16, peak_memory_gib
 from jepa.parallel.session import Session, open_session
-from jepa.training.assemble import make_dataset, make_parts, make_plan, split_phases
-from jepa.training.loop import Parts, Plan, one_step
+from jepa.training.assemble import make_components, make_dataset, make_plan, split_phases
+from jepa.training.loop import Plan, TrainComponents, one_step
 from jepa.types import Batch, Masks, RawBatch
 
 PARTS = ("mask", "target", "context+predictor", "backward", "optimizer+EMA", "data")
@@ -77,26 +77,26 @@ def say(words: str) -> None:
 
 
 class Bench:
-    """The parts of a run, without folder, evaluation and loggers."""
+    """The components of a run, without folder, evaluation and loggers."""
 
     def __init__(self, config: TrainConfig) -> None:
         self.session: Session = open_session(device=config.device, precision=config.precision)
         dataset = make_dataset(config)
         self.plan: Plan = make_plan(split_phases(config, len(dataset))[0], len(dataset))
-        self.parts: Parts = make_parts(config, dataset, self.plan, self.session)
+        self.components: TrainComponents = make_components(config, dataset, self.plan, self.session)
         self.raw: Iterator[RawBatch] = batches(
             dataset,
             batch_size=self.plan.batch_size,
             seed=config.seed,
             num_workers=config.num_workers,
             pin_memory=self.session.device.type == "cuda",
-            canvas=self.parts.augment.canvas,
+            canvas=self.components.augment.canvas,
         )
         self.done = 0
 
-    def step(self, parts: Parts | None = None) -> None:
+    def step(self, components: TrainComponents | None = None) -> None:
         """A training step as the loop takes it, the wait for its data included."""
-        one_step(self.plan, parts or self.parts, next(self.raw), self.done)
+        one_step(self.plan, components or self.components, next(self.raw), self.done)
         self.done += 1
 
     def seconds(self, work: Callable[[], object]) -> float:
@@ -112,14 +112,14 @@ class Bench:
 
 
 def measure(config: TrainConfig, num_steps: int) -> dict[str, Any]:
-    """Speed, memory and arithmetic of one step, and its parts."""
+    """Speed, memory and arithmetic of one step, and its components."""
     bench = Bench(config)
     device, batch_size = bench.session.device, bench.plan.batch_size
     with FlopCounterMode(display=False) as counter:
         bench.step()  # also warms up
     flops = counter.get_total_flops()
     step = statistics.median(bench.seconds(bench.step) for _ in range(num_steps))
-    parts = parts_of_a_step(bench, max(2, num_steps // 2))
+    components = parts_of_a_step(bench, max(2, num_steps // 2))
     dtype = torch.bfloat16 if bench.session.bf16 else torch.float32
     rate = matmul_rate(bench, dtype)
     return {
@@ -127,10 +127,10 @@ def measure(config: TrainConfig, num_steps: int) -> dict[str, Any]:
         "precision": str(dtype).removeprefix("torch."),
         "threads": torch.get_num_threads(),
         "batch_size": batch_size,
-        "parameters": sum(p.numel() for group in bench.parts.optimizer.param_groups for p in group["params"]),
+        "parameters": sum(p.numel() for group in bench.components.optimizer.param_groups for p in group["params"]),
         "step_ms": round(1000 * step, 2),
         "samples_per_s": round(batch_size / step, 3),
-        "ms": {name: round(1000 * parts.get(name, 0.0), 2) for name in PARTS},
+        "ms": {name: round(1000 * components.get(name, 0.0), 2) for name in PARTS},
         "peak_memory_mb": round(peak_memory_gib(device) * 1024),
         "gflops_per_sample": float(f"{flops / batch_size / 1e9:.4g}"),
         "matmul_gflops_per_s": round(rate / 1e9, 1),
@@ -141,18 +141,18 @@ def measure(config: TrainConfig, num_steps: int) -> dict[str, Any]:
 def parts_of_a_step(bench: Bench, num_steps: int) -> dict[str, float]:
     """Median seconds of each part; waiting for the device at every border costs a GPU a little speed."""
     watch = Stopwatch(bench)
-    parts = watch.attach(bench.parts)
+    components = watch.attach(bench.components)
     rows = []
     for _ in range(num_steps):
         watch.enter("data")
-        bench.step(parts)
+        bench.step(components)
         rows.append(watch.stop())
     watch.detach()
     return {name: statistics.median(row.get(name, 0.0) for row in rows) for name in PARTS}
 
 
 class Stopwatch:
-    """Seconds by part: a part ends where the next begins, so that the parts add up to the step."""
+    """Seconds by part: a part ends where the next begins, so that the components add up to the step."""
 
     def __init__(self, bench: Bench) -> None:
         self.bench = bench
@@ -172,21 +172,21 @@ class Stopwatch:
         spent, self.spent = self.spent, {}
         return spent
 
-    def attach(self, parts: Parts) -> Parts:
-        """The same parts, telling the watch when they begin; inside a compiled objective nothing is told apart."""
-        objective, target = parts.called, getattr(parts.objective, "target_encoder", None)
+    def attach(self, components: TrainComponents) -> TrainComponents:
+        """The same components, telling the watch when they begin; inside a compiled objective nothing is told apart."""
+        objective, target = components.wrapped, getattr(components.objective, "target_encoder", None)
         self.around(objective, "context+predictor", then="backward")
-        if isinstance(target, nn.Module) and objective is parts.objective:
+        if isinstance(target, nn.Module) and objective is components.objective:
             self.around(target, "target", then="context+predictor")
-        self.hooks.append(parts.optimizer.register_step_pre_hook(lambda *_: self.enter("optimizer+EMA")))
+        self.hooks.append(components.optimizer.register_step_pre_hook(lambda *_: self.enter("optimizer+EMA")))
 
         def masker(batch_size: int, generator: torch.Generator):
             self.enter("mask")
-            masks = parts.masker(batch_size, generator)
+            masks = components.masker(batch_size, generator)
             self.enter("data")
             return masks
 
-        return dataclasses.replace(parts, masker=masker)
+        return dataclasses.replace(components, masker=masker)
 
     def around(self, module: nn.Module, part: str, then: str) -> None:
         self.hooks.append(module.register_forward_pre_hook(lambda *_: self.enter(part)))
@@ -208,10 +208,10 @@ def compare(config: TrainConfig, build: Callable[[Tensor], ReferenceStep], num_s
     """Our step and the reference's, taking turns on the same clips."""
     bench = Bench(config)
     device = bench.session.device
-    batch = bench.parts.augment(next(bench.raw), torch.Generator().manual_seed(0))
+    batch = bench.components.augment(next(bench.raw), torch.Generator().manual_seed(0))
     batch = batch._replace(clips=batch.clips.to(device))
     reference = build(batch.clips)
-    bench.parts = dataclasses.replace(bench.parts, augment=SameClips(batch))
+    bench.components = dataclasses.replace(bench.components, augment=SameClips(batch))
     bench.raw = repeat(next(bench.raw))
     sides: dict[str, Callable[[], object]] = {"ours": bench.step, "reference": reference}
     without_bf16 = ""
@@ -220,7 +220,7 @@ def compare(config: TrainConfig, build: Callable[[Tensor], ReferenceStep], num_s
     else:
         without_bf16 = f"this {device.type} has no fast bfloat16"
     turns = take_turns(bench, sides, num_steps)
-    ours = bench.parts.masker(bench.plan.batch_size, torch.Generator().manual_seed(0))
+    ours = bench.components.masker(bench.plan.batch_size, torch.Generator().manual_seed(0))
     return {
         "turns_ms": {name: [round(1000 * spent) for spent in spents] for name, spents in turns.items()},
         "tokens": {"ours": count_tokens(ours), "reference": reference.tokens},
@@ -247,7 +247,7 @@ class SameClips:
     def __init__(self, batch: Batch) -> None:
         self.batch = batch
 
-    def __call__(self, raw: RawBatch, generator: torch.Generator, *parts: object) -> Batch:
+    def __call__(self, raw: RawBatch, generator: torch.Generator, *components: object) -> Batch:
         return self.batch
 
 

@@ -112,7 +112,7 @@ def small_image_cost(turns: int = 9) -> float:
     torch.set_num_threads(1)
     pixels = torch.randint(0, 256, (256, 1, 32, 32, 3), dtype=torch.uint8).permute(0, 4, 1, 2, 3)
     labels, none = torch.full((256,), -1), torch.empty(0, dtype=torch.long)
-    raw = RawBatch(pixels, torch.full((256, 2), 32), labels, none, torch.zeros_like(labels))
+    raw = RawBatch(pixels, torch.full((256, 2), 32), {"labels": labels}, none, torch.zeros_like(labels))
     augment = Augment(
         image_size=(32, 32), crop_scale=CROP_SCALE, crop_aspect=CROP_ASPECT, flip=True, mean=MEAN, std=STD
     )  # fmt: skip

@@ -19,10 +19,10 @@ import torch.multiprocessing as multiprocessing
 
 from jepa.config import TrainConfig
 from jepa.data.loader import batches
-from jepa.parallel.session import Session, session
+from jepa.parallel.session import Session, open_distributed_session
 from jepa.runs import checkpoint
-from jepa.training.assemble import make_dataset, make_parts, make_plan, split_phases
-from jepa.training.loop import Parts, Plan, one_step
+from jepa.training.assemble import make_components, make_dataset, make_plan, split_phases
+from jepa.training.loop import Plan, TrainComponents, one_step
 
 RANKS = 2
 
@@ -53,44 +53,44 @@ def _rank(rank: int, config: TrainConfig, strategy: str, num_steps: int, port: i
     environ = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": RANKS, "LOCAL_WORLD_SIZE": RANKS}
     environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     os.environ.update({name: str(value) for name, value in environ.items()})
-    with session(device="cpu", precision="fp32", strategy=strategy, environ=os.environ) as here:
+    with open_distributed_session(device="cpu", precision="fp32", strategy=strategy, environ=os.environ) as here:
         together = _stepper(config, here)
         alone = _stepper(config, Session(here.device, here.bf16), share=RANKS)
         ratios = []
         for step in range(num_steps + 1):
             here.gather(None)
             ratios.append(together(step) / alone(step))
-        if here.is_first:
+        if here.is_rank_zero:
             Path(told).write_text(f"{statistics.median(ratios[1:]):.3f}")
 
 
 def _stepper(config: TrainConfig, here: Session, share: int = 1) -> Callable[[int], float]:
     """Takes a step and tells its seconds; `share` is by how much the batch is smaller."""
-    plan, parts = _setting(config, here, share)
+    plan, components = _setting(config, here, share)
     raw = next(batches(make_dataset(config), batch_size=plan.batch_size // here.world_size, seed=0, num_workers=0))
 
     def step(number: int) -> float:
         begun = time.perf_counter()
-        one_step(plan, parts, raw, number)
+        one_step(plan, components, raw, number)
         return time.perf_counter() - begun
 
     return step
 
 
-def _setting(config: TrainConfig, here: Session, share: int = 1) -> tuple[Plan, Parts]:
+def _setting(config: TrainConfig, here: Session, share: int = 1) -> tuple[Plan, TrainComponents]:
     dataset = make_dataset(config)
     plan = make_plan(split_phases(config, len(dataset))[0], len(dataset), here.world_size)
     if share > 1:
         size = plan.batch_size // share
         plan = Plan(**vars(plan) | {"batch_size": size, "micro_batch_size": min(size, plan.micro_batch_size)})
-    return plan, make_parts(config, dataset, plan, here)
+    return plan, make_components(config, dataset, plan, here)
 
 
 def measure_saves(config: TrainConfig, num_saves: int) -> dict[str, Any]:
     """Milliseconds until the training goes on, in turns with and without a copy, and until the checkpoint is whole."""
     here = Session(torch.device("cpu"), bf16=False)
-    _, parts = _setting(config, here)
-    tensors = _with_moments(parts)
+    _, components = _setting(config, here)
+    tensors = _with_moments(components)
     held: dict[str, list[float]] = {"at once": [], "beside": [], "beside, whole after": []}
     with tempfile.TemporaryDirectory() as place:
         writers = {beside: checkpoint.Writer(Path(place), here, keep=1, beside=beside) for beside in (False, True)}
@@ -107,9 +107,9 @@ def measure_saves(config: TrainConfig, num_saves: int) -> dict[str, Any]:
     return {"megabytes": round(size / 1e6, 1), **{f"ms {name}": value for name, value in times.items()}}
 
 
-def _with_moments(parts: Parts) -> dict[str, torch.Tensor]:
-    tensors = checkpoint.training_tensors(parts.objective, parts.optimizer, None)
-    for name, parameter in parts.objective.named_parameters():
+def _with_moments(components: TrainComponents) -> dict[str, torch.Tensor]:
+    tensors = checkpoint.training_tensors(components.objective, components.optimizer, None)
+    for name, parameter in components.objective.named_parameters():
         if parameter.requires_grad:
             tensors |= {f"optimizer.{name}.{key}": torch.zeros_like(parameter) for key in ("exp_avg", "exp_avg_sq")}
     return tensors

@@ -14,8 +14,8 @@ from jepa.resources.estimate import make_sizes, needs_of, seconds_text
 from jepa.resources.hardware import (
     GIB,
     GPUS,
-    Machines,
-    Needs,
+    Cluster,
+    ModelCost,
     fits,
     largest_piece,
     memory,
@@ -46,16 +46,16 @@ def table(head: list[str], rows: list[list[str]]) -> str:
     return "\n".join(f"| {' | '.join(row)} |" for row in [head, ["---"] * len(head), *rows])
 
 
-def h100(count: int) -> Machines:
-    return Machines(gpu=GPUS["h100"], count=count, per_node=8, utilisation=0.4, bf16=True)
+def h100(count: int) -> Cluster:
+    return Cluster(gpu=GPUS["h100"], count=count, per_node=8, utilisation=0.4, bf16=True)
 
 
 def global_batch(count: int) -> int:
     return max(2048, 16 * count)
 
 
-def models(needs: dict[str, Needs]) -> str:
-    head = ["model", "trained", "target encoder", "GFLOPs a sample", "GB of a checkpoint", "save at 1 GB/s"]
+def models(needs: dict[str, ModelCost]) -> str:
+    head = ["model", "trained", "target encoder", "GFLOPs per sample", "checkpoint, GB", "save at 1 GB/s"]
     rows = []
     for name, need in needs.items():
         work, size = (need.forward + need.backward) / 1e9, need.checkpoint / 1e9
@@ -64,14 +64,14 @@ def models(needs: dict[str, Needs]) -> str:
     return table(head, rows)
 
 
-def memories(needs: dict[str, Needs]) -> str:
+def memories(needs: dict[str, ModelCost]) -> str:
     """Without activations, and how many samples fit beside them."""
     head = [
         "model",
         "strategy",
         *(f"{count} GPUs" for count in COUNTS),
-        "a sample more",
-        "samples at once in 80, 40, 24 GB",
+        "each further sample",
+        "micro-batch in 80, 40, 24 GB",
     ]
     rows = []
     for name, need in needs.items():
@@ -89,14 +89,14 @@ def memories(needs: dict[str, Needs]) -> str:
 GPU_SIZES = ("h100", "a100_40", "rtx4090")
 
 
-def most(need: Needs, strategy: str, gpu: str) -> str:
-    """Samples at once on one of 8 GPUs, a power of two."""
-    here = Machines(gpu=GPUS[gpu], count=8, per_node=8, utilisation=0.4, bf16=True)
+def most(need: ModelCost, strategy: str, gpu: str) -> str:
+    """The largest micro-batch on one of 8 GPUs, a power of two."""
+    here = Cluster(gpu=GPUS[gpu], count=8, per_node=8, utilisation=0.4, bf16=True)
     return str(largest_piece(need, share_of(strategy, 8, 8 * 1024, None), here) or "none")
 
 
-def steps(needs: dict[str, Needs]) -> str:
-    head = ["model", "GPUs", "batch", "samples at once", "computing", "ddp: GB sent, waits", "fsdp: GB sent, waits"]
+def steps(needs: dict[str, ModelCost]) -> str:
+    head = ["model", "GPUs", "batch", "micro-batch", "computing", "ddp: GB sent, waiting", "fsdp: GB sent, waiting"]
     rows = []
     for name, need in needs.items():
         for count in COUNTS:
@@ -111,8 +111,8 @@ def steps(needs: dict[str, Needs]) -> str:
     return table(head, rows)
 
 
-def loaders(needs: dict[str, Needs]) -> str:
-    head = ["model", "samples/s a node of 8 H100", "MB/s of decoded pixels"]
+def loaders(needs: dict[str, ModelCost]) -> str:
+    head = ["model", "samples/s per node of 8 H100", "MB/s of decoded pixels"]
     rows = []
     for name, need in needs.items():
         config: TrainConfig = compose(MODELS[name])
@@ -124,7 +124,7 @@ def loaders(needs: dict[str, Needs]) -> str:
 
 def masks() -> str:
     """In turns: all rows of a batch, as one process draws them, and those of one rank of many."""
-    head = ["masks", "batch", "GPUs", "ms for all of the batch", "ms for the rows of a rank"]
+    head = ["masks", "batch", "GPUs", "ms for the whole batch", "ms for the rows of one rank"]
     rows = []
     for name in ("ViT-H/14, 224 px", "ViT-L/16, 16 frames of 256 px"):
         config = compose(MODELS[name])

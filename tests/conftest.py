@@ -1,4 +1,8 @@
-"""What holds for every test: quiet, offline, one thread per process, and GPU tests skipped by name without a GPU."""
+"""Settings of all tests: quiet, offline, one thread per process; GPU tests are skipped where there is no GPU.
+
+`make test` runs everything. `make quick` runs what is not marked `slow`: less than two minutes, for every day. Mark
+`slow` whatever starts a process or trains for more than a step or two; keep one quick test for each folder of src/jepa.
+"""
 
 from __future__ import annotations
 
@@ -19,17 +23,21 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
 
 
-DEAR = ("test_faults", "test_readme", "test_runs", "test_slurm", "test_ranks", "test_sweeps", "test_compare")
-"""Files that start many processes: they come first, lest a worker is left alone with one of them at the end."""
+LONGEST_FILES = (
+    *("test_slurm", "test_faults", "test_readme", "test_ranks", "test_compare", "test_sweeps", "test_export"),
+    *("test_runs", "test_combinations", "test_find", "test_phases"),
+)
+"""The longest files, longest first: they start first, so that no worker is left alone with one of them at the end."""
 
 
 def pytest_collection_finish() -> None:
+    gc.freeze()  # collections need not look at what all these imports made
     gc.enable()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    place = {name: number for number, name in enumerate(DEAR)}
-    items.sort(key=lambda item: place.get(item.path.stem, len(place)))
+    position = {name: number for number, name in enumerate(LONGEST_FILES)}
+    items.sort(key=lambda item: position.get(item.path.stem, len(position)))
     gpu_items = [item for item in items if item.get_closest_marker("gpu")]
     if not gpu_items:
         return
@@ -42,7 +50,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(autouse=True)
 def _no_handlers_are_left() -> Iterator[None]:
-    """A command that ran in this process logs to what was its standard error, which is closed after the test."""
+    """Remove the log handlers of commands that ran in this process: pytest closes their stream after the test."""
     yield
     for handler in [handler for handler in logging.root.handlers if type(handler) is logging.StreamHandler]:
         logging.root.removeHandler(handler)
@@ -50,7 +58,7 @@ def _no_handlers_are_left() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def tiny() -> list[str]:
-    """Overrides that make any training of images a matter of seconds."""
+    """Overrides with which any training on images takes seconds."""
     return [
         "steps=2",
         "batch_size=4",

@@ -48,15 +48,16 @@ SHARED = {
     "encoders": {"names", "published"},
     "predictors": set(),
     "masks": {"geometry", "sampling"},
-    "objectives": {"reconstruction", "rules"},
+    "objectives": {"base", "reconstruction", "rules"},
     "regularizers": {"pooling", "rules"},
-    "evaluation": {"types", "samples", "snapshot", "box_snapshot", "probe", "pictures"},
+    "evaluation": {"types", "samples", "splits", "frozen", "snapshot", "box_snapshot", "probe", "pictures"},
 }
 ONE_HOME = {
     "hydra": ("config/", "agent.py", "cli/"),
     "omegaconf": ("config/", "agent.py", "cli/"),
     "torch.distributed": ("parallel/", "runs/checkpoint.py"),
     "wandb": ("logger.py",),
+    "jinja2": ("reports/page.py",),
 }
 WITHOUT_TORCH = (
     "jepa",
@@ -69,6 +70,7 @@ WITHOUT_TORCH = (
     "jepa.comparison.plan",
     "jepa.cli.compare",
 )
+WITHOUT_JINJA = tuple(name for name in WITHOUT_TORCH if name != "jepa.reports.run")
 BLOCKS = (ast.If, ast.For, ast.While, ast.With, ast.Try, ast.Match, ast.AsyncFor, ast.AsyncWith)
 FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 
@@ -198,9 +200,12 @@ def test_package_is_imported_only_in_its_home(package: str) -> None:
     assert not faults
 
 
-def test_configuration_side_is_imported_without_torch() -> None:
-    program = "; ".join(f"import {name}" for name in WITHOUT_TORCH)
-    check = "import sys; heavy = {'torch', 'timm', 'wandb'} & set(sys.modules); assert not heavy, heavy"
+@pytest.mark.parametrize(
+    ("names", "packages"), [(WITHOUT_TORCH, {"torch", "timm", "wandb"}), (WITHOUT_JINJA, {"jinja2"})]
+)
+def test_configuration_side_is_imported_without(names: tuple[str, ...], packages: set[str]) -> None:
+    program = "; ".join(f"import {name}" for name in names)
+    check = f"import sys; heavy = {packages} & set(sys.modules); assert not heavy, heavy"
     result = subprocess.run([sys.executable, "-c", f"{program}; {check}"], capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
 
@@ -299,12 +304,13 @@ def test_nesting_is_counted_in_blocks(source: str, depth: int) -> None:
 
 
 # What Python hands to a component (the parts of the run, and sizes derived from them) and YAML therefore never says.
+OF_DATA = {"classes", "fields"}
 WIRED = {
     "encoder": {"clip_shape"},
     "mask": {"grid"},
     "predictor": {"grid", "embed_dim", "num_mask_tokens"},
     "dataset": {"num_frames"},
-    "objective": {"encoder", "predictor", "regularizers", "num_mask_tokens", "batch_size", "total_steps", "classes"},
+    "objective": {"encoder", "predictor", "regularizers", "num_mask_tokens", *OF_DATA, "batch_size", "total_steps"},
     "schedule": {"total_steps", "steps_per_epoch", "lr"},
     "logger": {"folder", "config", "run_id", "resume_step"},
 }

@@ -39,7 +39,7 @@ def make_objective(predictor: str = "joint") -> JEPA:
 def make_batch(device: torch.device = DEVICE) -> tuple[Batch, Masks]:
     clips = torch.randn(BATCH, 3, 1, 32, 32, generator=torch.Generator().manual_seed(0)).to(device)
     masks = BlockMasker(grid=PatchGrid(1, 8, 8))(BATCH, generator(0, 0, 0, "masks"))
-    return Batch(clips, torch.zeros(BATCH, dtype=torch.long)), Masks(*(mask.to(device) for mask in masks))
+    return Batch(clips, {"labels": torch.zeros(BATCH, dtype=torch.long)}), Masks(*(mask.to(device) for mask in masks))
 
 
 @pytest.mark.parametrize("predictor", PREDICTORS)
@@ -103,8 +103,8 @@ def test_augmentation_agrees_with_the_cpu() -> None:
     pixels = torch.randint(0, 256, (8, 3, 1, 90, 70), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
     sizes = torch.tensor([[90, 70], [60, 70], [90, 40], [33, 35]]).repeat(2, 1)
     labels = torch.zeros(8, dtype=torch.long)
-    raw = RawBatch(pixels, sizes, labels, torch.zeros(0, dtype=torch.long), torch.zeros_like(labels))
-    moved = RawBatch(*(tensor.to(DEVICE) for tensor in raw))
+    raw = RawBatch(pixels, sizes, {"labels": labels}, torch.zeros(0, dtype=torch.long), torch.zeros_like(labels))
+    moved = raw.map(lambda tensor: tensor.to(DEVICE))
     augment = Augment(
         image_size=(32, 48),
         crop_scale=(0.3, 1.0),

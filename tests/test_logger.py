@@ -15,10 +15,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from checked import checked
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from PIL import Image
-from tests.helpers.checked import checked
 from wandb_reader import read_offline_runs
 
 from jepa import logger as logger_module
@@ -305,7 +305,7 @@ class TestWandb:
         start = f"""
         from pathlib import Path
         from jepa.logger import WandbLogger
-        from jepa.types import Evaluation
+        from jepa.evaluation.types import Evaluation
         logger = WandbLogger(project="jepa", entity=None, mode=None, folder=Path({str(folder)!r}), config={{}},
                              run_id="a1b2c3d4", resume_step=None)
         """

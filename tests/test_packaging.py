@@ -38,10 +38,13 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return target
 
 
-def test_wheel_carries_the_whole_configuration_and_the_licence(wheel: Path) -> None:
+def test_wheel_carries_the_whole_configuration_the_templates_and_the_licence(wheel: Path) -> None:
     names = set(zipfile.ZipFile(wheel).namelist())
     configuration = {f"jepa/{path.relative_to(ROOT)}" for path in (ROOT / "conf").rglob("*.yaml")}
     assert configuration <= names
+    templates = {path.relative_to(ROOT / "src").as_posix() for path in (ROOT / "src/jepa/reports/templates").iterdir()}
+    assert "jepa/reports/templates/page.css" in templates
+    assert templates <= names
     assert any(name.endswith("licenses/LICENSE") for name in names)
 
 

@@ -9,7 +9,7 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import redirect_stdout
 from pathlib import Path
 
@@ -25,6 +25,8 @@ from jepa.cli.export import main as export
 from jepa.cli.find import main as find
 from jepa.cli.finetune import main as finetune
 from jepa.cli.train import main as train
+from jepa.comparison.runs import Children
+from jepa.config import Composer
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -111,7 +113,6 @@ def told_here(main: Callable[[list[str]], int], arguments: list[str], cwd: Path)
 
 def jepa_train(arguments: list[str], tiny: list[str], cwd: Path) -> None:
     command = [str(Path(sys.executable).parent / "jepa-train")]
-    starts_others = "--multirun" in arguments or any(text.startswith("processes=") for text in arguments)
     if {"--help", "-sc"} & set(arguments):
         assert run([*command, *arguments], cwd)
     elif "estimate=true" in arguments:
@@ -119,15 +120,22 @@ def jepa_train(arguments: list[str], tiny: list[str], cwd: Path) -> None:
         assert "calculated, not measured" in told_here(train, [*arguments, *shared], cwd)
     elif "experiment=cifar10_vit_tiny" in arguments:  # would download the data: its configuration alone is checked
         assert "cifar10" in run([*command, *arguments, "--cfg", "job"], cwd)
+    elif "processes=2" in arguments:  # the tests of two ranks start this very command
+        assert Composer().inspect(shrunk(arguments, tiny)).faults == []
     else:
         if parquet := [text.partition("=")[2] for text in arguments if text.endswith(".parquet")]:
             write_parquet(cwd / parquet[0])
         sized = [text for text in tiny if "encoder=pretrained" not in arguments or not text.startswith("encoder.")]
         shrunken = shrunk(arguments, sized)
-        run([*command, *shrunken], cwd) if starts_others else told_here(train, shrunken, cwd)
+        if is_local := "hydra/launcher=local" in arguments:  # starts processes: the members of one learning rate
+            shrunken = [re.sub("^(lr=[^,]+),.*", r"\1", text) for text in shrunken]
+            run([*command, *shrunken], cwd)
+        else:
+            told_here(train, shrunken, cwd)
         reports = {path.parent for path in (cwd / "outputs").rglob("report.html")}
         begun_from = {cwd / text.partition("=")[2] for text in arguments if text.startswith("encoder.weights=")}
-        assert len(reports - begun_from) == (4 if "--multirun" in arguments else 1)
+        num_members = 2 if is_local else 4 if "--multirun" in arguments else 1
+        assert len(reports - begun_from) == num_members
 
 
 def torchrun(arguments: list[str], tiny: list[str], cwd: Path) -> None:
@@ -145,14 +153,21 @@ def torchrun(arguments: list[str], tiny: list[str], cwd: Path) -> None:
     assert len(list((cwd / "outputs").rglob("report.html"))) == 1
 
 
+def train_here(_: Children, overrides: Sequence[str], *, quiet: bool = False) -> tuple[int, list[str]]:
+    """As Children.train, without a process of its own, which the tests of jepa-compare start."""
+    return train(overrides), []
+
+
 def jepa_compare(arguments: list[str], tiny: list[str], cwd: Path) -> None:
-    """Of runs that exist the test draws two; of those that are trained, each in a process of its own, it takes two."""
+    """Of runs that exist the test draws two; of those that are trained it takes two."""
     is_given = any("=" in text for text in arguments)
     arguments = [re.sub(r"^(objective=\w+,\w+),.*", r"\1", text) for text in arguments]
     if not is_given:
         for name in ("jepa", "mae"):
             write_run(cwd / arguments[0] / f"objective={name}", steps=4, log_every=2, eval_every=2, pictures=False)
-    told = told_here(compare, shrunk(arguments, tiny) if is_given else arguments, cwd)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Children, "train", train_here)
+        told = told_here(compare, shrunk(arguments, tiny) if is_given else arguments, cwd)
     assert "untrained encoder" in told
     assert len(list((cwd / "outputs").rglob("compare.html"))) == 1
 
@@ -237,13 +252,12 @@ def test_shell_command_works(line: str, tiny: list[str], workplace: Path, quicks
 
 
 @pytest.mark.parametrize("block", PYTHON_BLOCKS, ids=["train", "load"])
-def test_python_block_works(block: str, tiny: list[str], workplace: Path) -> None:
-    overrides = shrunk([], tiny)
-    block = block.replace("JEPAConfig()", f"JEPAConfig(*{overrides})")
-    if "load_encoder" in block:
-        quickstart = ["experiment=quickstart", *overrides]
-        block = f"from jepa import JEPAAgent, JEPAConfig\nJEPAAgent(JEPAConfig(*{quickstart})).train()\n{block}"
-    run([sys.executable, "-c", block], workplace)
+def test_python_block_works(
+    block: str, tiny: list[str], workplace: Path, quickstart: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(quickstart, workplace / "outputs" / "quickstart", symlinks=True)
+    monkeypatch.chdir(workplace)
+    exec(block.replace("JEPAConfig()", f"JEPAConfig(*{shrunk([], tiny)})"), {"__name__": "__main__"})
 
 
 def test_two_commands_come_first() -> None:

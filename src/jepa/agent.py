@@ -8,28 +8,27 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from jepa.config import TrainConfig, refusals, to_yaml
+from jepa.config import TrainConfig, as_config_errors, to_yaml
 from jepa.config.attributes import JEPAConfig
 from jepa.encoders.pretrained import open_encoder
 from jepa.errors import RunError
 from jepa.parallel.device import total_memory
 from jepa.parallel.environment import requeue
-from jepa.parallel.session import Session, session, telling_of_failures
+from jepa.parallel.session import Session, forward_failures, open_distributed_session
 from jepa.parallel.signals import FROM_SCHEDULERS, SIGNALS, Interrupt, handlers, listen
-from jepa.reports.run import write_report
-from jepa.reports.verdict import final_table, start_of, verdict
+from jepa.reports.run import final_table, write_report
+from jepa.reports.verdict import start_of, verdict
 from jepa.resources.advice import memory_advice
 from jepa.resources.measured import describe_cost
 from jepa.runs.folder import RunFolder, open_folder
 from jepa.runs.metrics import read_config, read_rows
-from jepa.training.assemble import Phase, assemble, make_dataset, make_loggers, phases_left, start_batches
+from jepa.training.assemble import Phase, assemble, make_dataset, make_loggers, phases_left
 from jepa.training.launch import num_processes, start_processes
 from jepa.training.run import Run
 
@@ -89,18 +88,20 @@ def train(config: TrainConfig, folder: Path, interrupt: Interrupt | None = None)
     count = num_processes(config, os.environ)
     if count > 1:
         return start_processes(config, folder, count)
-    meeting = session(device=config.device, precision=config.precision, strategy=config.strategy, environ=os.environ)
+    meeting = open_distributed_session(
+        device=config.device, precision=config.precision, strategy=config.strategy, environ=os.environ
+    )
     with meeting as here, open_folder(folder, config=asdict(config), resume=config.resume, session=here) as run_folder:
         if run_folder.is_finished:
-            if here.is_first:
+            if here.is_rank_zero:
                 print(f"{folder} is finished; for another run give another name=\n{_closing(folder)}")
             return 0
         with listen(interrupt) as interrupt:
             signum = _train(config, run_folder, interrupt, here)
         with handlers(FROM_SCHEDULERS if signum else (), signal.SIG_DFL):  # all is saved: Slurm may end it
-            if here.is_first:
+            if here.is_rank_zero:
                 print(_closing(folder), flush=True)
-            if here.is_first and signum in FROM_SCHEDULERS:
+            if here.is_rank_zero and signum in FROM_SCHEDULERS:
                 requeue(os.environ)
             here.gather(None)  # none leaves with a status that ends the others before rank 0 is done
     return 128 + signum if signum else 0
@@ -108,38 +109,38 @@ def train(config: TrainConfig, folder: Path, interrupt: Interrupt | None = None)
 
 def _train(config: TrainConfig, folder: RunFolder, interrupt: Interrupt, here: Session) -> int:
     """The phases that are left, one after the other; the signal that stopped the run, 0 when it is finished."""
-    with refusals():
+    with as_config_errors():
         dataset = make_dataset(config)
         phases = phases_left(config, len(dataset), folder.path)
         if phases[0].config.num_frames != config.num_frames:
             dataset = make_dataset(phases[0].config)
         run = assemble(phases[0], dataset, folder.path, here)
-        run.loggers = make_loggers(config, folder) if here.is_first else []
+        run.loggers = make_loggers(config, folder) if here.is_rank_zero else []
     folder.begin(to_yaml(config))
     stopped_by = 0
     try:
         for phase in phases:
             run = run if phase is phases[0] else _next_phase(phase, folder.path, run)
-            cost = describe_cost(run.plan, run.parts, run.prober)
-            if here.is_first:
+            cost = describe_cost(run.plan, run.components, run.snapshotter)
+            if here.is_rank_zero:
                 print(cost, file=sys.stderr, flush=True)
-            with telling_of_failures(here), _advising(phase.config, run):
-                done = run.train(partial(start_batches, phase.config, run), interrupt)
+            with forward_failures(here), _advising(phase.config, run):
+                done = run.train(interrupt)
             if done < phase.end_step or run.lacks_evaluation(done):
-                stopped_by = interrupt.agreed
+                stopped_by = interrupt.signum_on_all_ranks
                 break
     finally:
         folder.end(stopped_by)
         for logger in run.loggers:
             logger.close(folder.status)
-        if here.is_first:
+        if here.is_rank_zero:
             write_report(folder.path)
     return stopped_by
 
 
 def _next_phase(phase: Phase, folder: Path, before: Run) -> Run:
     """Parts of other sizes; they take over the weights from the checkpoint that the phase before left."""
-    with refusals():
+    with as_config_errors():
         run = assemble(phase, make_dataset(phase.config), folder, before.session)
     run.loggers = before.loggers
     return run
@@ -161,4 +162,4 @@ def _closing(folder: Path) -> str:
     rows = read_rows(folder)
     start = start_of(read_config(folder))
     judged = verdict(rows, start)
-    return f"{final_table(rows, start)}\n{judged.word}: {judged.reason}\nreport: {folder / 'report.html'}"
+    return f"{final_table(rows, start).terminal()}\n{judged.word}: {judged.reason}\nreport: {folder / 'report.html'}"

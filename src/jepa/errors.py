@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    pass
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 
 class ConfigError(ValueError):
@@ -16,6 +13,17 @@ class ConfigError(ValueError):
         self.faults = list(dict.fromkeys(faults))
         count = f"{len(self.faults)} fault{'s' * (len(self.faults) > 1)} in the configuration, nothing was started"
         super().__init__("\n".join([count, *(f"  {fault}" for fault in self.faults)]))
+
+
+@contextmanager
+def as_config_errors() -> Iterator[None]:
+    """What a constructor refuses is a fault of the configuration."""
+    try:
+        yield
+    except ConfigError:
+        raise
+    except ValueError as error:
+        raise ConfigError([str(error)]) from error
 
 
 class RunError(RuntimeError):

@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from torch import nn
 from torch.optim import Optimizer
 
 
-def parameter_groups(module: nn.Module) -> list[dict]:
+def parameter_groups(module: nn.Module, scales: Mapping[str, float] | None = None) -> list[dict]:
     """Matrices, which decay; biases, norms, learned tokens and other 1-D parameters, which never do.
 
-    Two groups, or two for each share of the learning rate, where the module has `lr_scales` by parameter name.
+    Two groups, or two for each share of the learning rate in `scales`, by parameter name.
     """
-    scales: dict[str, float] = getattr(module, "lr_scales", dict)()
     groups: dict[tuple[float, bool], list[nn.Parameter]] = {(1.0, True): [], (1.0, False): []}
     for name, parameter in _trainable(module):
         decays = parameter.ndim > 1 and not name.endswith(("bias", "tokens"))
-        groups.setdefault((scales.get(name, 1.0), decays), []).append(parameter)
+        groups.setdefault(((scales or {}).get(name, 1.0), decays), []).append(parameter)
     return [{"params": found, "decays": decays, "scale": scale} for (scale, decays), found in groups.items()]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
-ELSEWHERE = {
+SYNONYMS = {
     "learning_rate": "lr",
     "wd": "schedule.weight_decay",
     "warmup": "schedule.warmup_ratio",
@@ -36,8 +36,8 @@ def nearest(name: str, known: Iterable[str], limit: int = 3) -> list[str]:
         return [leaf]
     if same := [key for key in known if key.rpartition(".")[2] == leaf and key != name]:
         return same
-    if ELSEWHERE.get(leaf) in known:
-        return [ELSEWHERE[leaf]]
+    if SYNONYMS.get(leaf) in known:
+        return [SYNONYMS[leaf]]
     scores = {key: _likeness(name, leaf, key) for key in known}
     best = max(scores.values(), default=0.0)
     close = [key for key in known if scores[key] >= max(0.6, best - 0.05)]

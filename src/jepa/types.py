@@ -8,19 +8,30 @@ configuration can be checked in a moment.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple, Protocol, runtime_checkable
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, Protocol, Self, runtime_checkable
 
 if TYPE_CHECKING:
-    from torch import Generator, Tensor, nn
+    from torch import Generator, Tensor
+
+
+@dataclass(frozen=True)
+class Traits:
+    """Attributes that a component may have, each with what holds where it has none of that name."""
+
+    @classmethod
+    def of(cls, component: Any) -> Self:
+        names = [trait.name for trait in fields(cls) if hasattr(component, trait.name)]
+        return cls(**{name: getattr(component, name) for name in names})
 
 
 @dataclass(frozen=True)
 class Within:
     """Bounds of a number, or of two numbers of which the smaller comes first; stands in an annotation.
 
-    Annotations of a component's constructor are checked before torch is imported, and by `jepa.config.build`.
+    Annotations of a component's constructor are checked before torch is imported, and by `jepa.config.build_with`.
     """
 
     low: float = -math.inf
@@ -80,6 +91,34 @@ class PatchGrid:
         return self.num_tokens - round(self.num_tokens * ratio)
 
 
+@dataclass(frozen=True)
+class Field:
+    """What a data set says of each sample besides its pixels and its label, e.g. boxes or actions."""
+
+    shape: tuple[int, ...] = ()
+    """of one sample, without the leading dimension of a ragged field"""
+    ragged: bool = False
+    """whether there is a leading dimension whose length varies between samples; a batch pads it with `padding`"""
+    dtype: Literal["float32", "int64"] = "float32"
+    padding: float = -1.0
+    names: tuple[str, ...] = ()
+    """of the last dimension, e.g. "position/x", "position/y": one probe for what shares the part before the slash"""
+
+
+NO_FIELDS: Mapping[str, Field] = MappingProxyType({})
+
+
+class Sample(NamedTuple):
+    """What a data set delivers: `(clip, label)`, and where it declares `fields`, their values."""
+
+    clip: Tensor
+    """uint8 [C, T, H, W] of any H and W"""
+    label: int = -1
+    """-1 where there is none"""
+    fields: Mapping[str, Tensor] = MappingProxyType({})
+    """of each declared field the tensor [*shape], or [m, *shape] where it is ragged"""
+
+
 class RawBatch(NamedTuple):
     """What the loader delivers: whole decoded images, before augmentation."""
 
@@ -87,18 +126,21 @@ class RawBatch(NamedTuple):
     """uint8 [B, C, T, Hmax, Wmax], each sample in the upper left corner of its canvas"""
     sizes: Tensor
     """long [B, 2]: true height and width of each sample"""
-    labels: Tensor
-    """long [B], -1 where there is none"""
+    fields: dict[str, Tensor]
+    """labels: long [B], -1 where there is none; and what else was asked for: [B, *shape], ragged [B, M, *shape]"""
     broken: Tensor
     """long [b]: data set indices that could not be read and were replaced by another sample"""
     parts: Tensor
     """long [B]: which part of a mixture each sample is of; zeros without"""
-    boxes: Tensor | None = None
-    """float32 [B, M, 5]: left, top, right, bottom in pixels and class of each box, class -1 where there is none"""
+
+    @property
+    def labels(self) -> Tensor:
+        return self.fields["labels"]
 
     def map(self, change: Callable[[Tensor], Tensor]) -> RawBatch:
         """The same batch after `change` of every tensor, e.g. on another device."""
-        return RawBatch(*(None if part is None else change(part) for part in self))  # pyright: ignore[reportArgumentType]
+        fields = {name: change(field) for name, field in self.fields.items()}
+        return RawBatch(change(self.pixels), change(self.sizes), fields, change(self.broken), change(self.parts))
 
 
 class Batch(NamedTuple):
@@ -106,14 +148,17 @@ class Batch(NamedTuple):
 
     clips: Tensor
     """float [B, C, T, H, W], normalised"""
-    labels: Tensor
-    """long [B], -1 where there is none; for evaluation, never for the loss of a self-supervised objective"""
+    fields: dict[str, Tensor]
+    """labels, and what else the objective needs; as in RawBatch, but of what `clips` show"""
     views: int = 1
     """crops of each sample: rows v, v + 1, ... v + views - 1 show the same one"""
     local: Tensor | None = None
     """float [B / views * local views, C, T, h, w]: smaller crops of each sample, side by side"""
-    boxes: Tensor | None = None
-    """float32 [B, M, 5], as in RawBatch but of what `clips` show; None where the objective asks for none"""
+
+    @property
+    def labels(self) -> Tensor:
+        """long [B], -1 where there is none; for evaluation, never for the loss of a self-supervised objective"""
+        return self.fields["labels"]
 
     def rows(self, start: int, count: int) -> Batch:
         """The part of so many samples, from sample `start` on."""
@@ -122,8 +167,8 @@ class Batch(NamedTuple):
         if local is not None:
             num_local = len(local) * self.views // len(self.clips)
             local = local[start * num_local : (start + count) * num_local]
-        boxes = None if self.boxes is None else self.boxes[part]
-        return Batch(self.clips[part], self.labels[part], self.views, local, boxes)
+        fields = {name: field[part] for name, field in self.fields.items()}
+        return Batch(self.clips[part], fields, self.views, local)
 
 
 class Masks(NamedTuple):
@@ -229,29 +274,6 @@ class Regularizer(Protocol):
     def __call__(self, latents: Latents) -> tuple[Tensor, dict[str, Tensor]]: ...
 
 
-class Objective(Protocol):
-    """A model together with its loss: the one thing that is compiled and distributed."""
-
-    @property
-    def backbone(self) -> nn.Module:
-        """The encoder that is probed, tuned and exported."""
-        ...
-
-    def __call__(self, batch: Batch, masks: Masks) -> LossOutput: ...
-
-    def after_step(self, step: int) -> dict[str, float]:
-        """Update what no gradient reaches, after optimizer step `step` (from 0); returns schedule values to log."""
-        ...
-
-    def diagnose(self, batch: Batch, masks: Masks) -> dict[str, Tensor]:
-        """Scalars that tell whether the method works, e.g. prediction error against the trivial predictor."""
-        ...
-
-    def pictures(self, batch: Batch, masks: Masks) -> dict[str, Tensor]:
-        """Normalised clips [b, C, T, H, W] that show what is predicted, by name; none where that is latents."""
-        ...
-
-
 class Dataset(Protocol):
     """Pure in the index: the same index gives the same clip, in any process."""
 
@@ -264,8 +286,8 @@ class Dataset(Protocol):
 
     def __len__(self) -> int: ...
 
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        """uint8 [C, T, H, W] of any H and W, and its label, -1 without; OSError or RuntimeError when unreadable."""
+    def __getitem__(self, index: int) -> tuple[Any, ...]:
+        """(clip, label) or a Sample: readers take Sample(*dataset[index]). OSError or RuntimeError when unreadable."""
         ...
 
     def describe(self, index: int) -> str:
@@ -277,37 +299,36 @@ class Dataset(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class DatasetTraits(Traits):
+    """Optional attributes of a data set."""
+
+    fields: Mapping[str, Field] = field(default_factory=dict)
+    labels: Any = None
+    """[n] of all samples, -1 without; None where only reading tells them"""
+    in_memory: bool = False
+    """whether samples take next to no time to make, so that workers are not worth it"""
+    num_frames: int = 1
+    source: Callable[[int], int] = lambda index: index
+    """number of what a sample is taken from, e.g. of its video: samples of one source are no test of each other"""
+    test: Callable[[], Dataset | None] = lambda: None
+    """the part that a detector is judged on once, at the end of a run"""
+    index_order: Callable[[int, int], Callable[[int], tuple[int, int]]] | None = None
+    """(batch_size, seed) -> its own order: position in the endless stream -> index and epoch"""
+    part_of: Callable[[int], tuple[int, range]] | None = None
+    """number of the part of a mixture that an index belongs to, and that part's indices"""
+    parts: Sequence[Dataset] = ()
+    part_names: tuple[str, ...] = ()
+    probed: Dataset | None = None
+    """the part of a mixture that evaluations see"""
+
+
 @runtime_checkable
 class ClipDataset(Dataset, Protocol):
     """A data set of clips: its constructor takes `num_frames`."""
 
     num_frames: int
 
-    def draw(self, index: int, seed: int) -> tuple[Tensor, int]:
+    def draw(self, index: int, seed: int) -> tuple[Any, ...]:
         """As `self[index]`, which is the same for ever, but somewhere in the video: pure in index and seed."""
-        ...
-
-
-@runtime_checkable
-class MeasuredDataset(Dataset, Protocol):
-    """A data set that knows numbers about its samples, for regression probes."""
-
-    quantities: tuple[str, ...]
-    """e.g. "position/x", "position/y": what shares the part before the slash is one probe"""
-
-    def measure(self, index: int) -> Tensor:
-        """float32 [Q], the quantities of `self[index]`"""
-        ...
-
-
-@runtime_checkable
-class BoxDataset(Dataset, Protocol):
-    """A data set of pictures of one frame in which things have boxes."""
-
-    def boxes(self, index: int) -> Tensor:
-        """float32 [m, 5], of `self[index]`: left, top, right, bottom in pixels, with area and inside; and class"""
-        ...
-
-    def test(self) -> BoxDataset | None:
-        """The part that is judged once, at the end of a run; None when the data set has none."""
         ...

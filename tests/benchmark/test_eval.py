@@ -11,17 +11,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hostile_text import HOSTILE, count_as_text
 from PIL import Image
 from safetensors.torch import load_file
 from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier
 from tiny_agent import agent
 
-from jepa.benchmark.protocol import Bench
-from jepa.benchmark.reading import Part
-from jepa.benchmark.results import wilson
+from jepa.benchmark.protocol import Benchmark
+from jepa.benchmark.report import html, markdown, terminal
+from jepa.benchmark.results import Results, Row, wilson
 from jepa.cli.eval import main
 from jepa.errors import RunError
+from jepa.evaluation.samples import Samples
 
 QUICK = [
     "num_workers=0", "dataset.num_samples=80", "dataset.val_samples=40", "evaluator.finetune.epochs=1",
@@ -84,18 +86,18 @@ def test_what_is_random_is_repeated_and_the_rest_is_not(here):
 
 
 def features_of(bench, title):
-    source = next(one for one in bench.sources if one.title == title)
+    source = next(one for one in bench.entries if one.title == title)
     bench.cache.folder = Path("outputs/eval-shapes/features")
     representation = bench.open(source, 0)
-    return [bench.cache.features(title, representation, part) for part in bench.parts[:2]]
+    return [bench.cache.features(title, representation, part) for part in bench.splits[:2]]
 
 
 @pytest.mark.parametrize("title", ["pixels", "first"])
 def test_knn_and_linear_are_those_of_sklearn_on_the_kept_features(here, title, monkeypatch):
     from jepa.config import compose_eval
 
-    bench = Bench(compose_eval([*EVERY, *QUICK]))
-    monkeypatch.setattr(Part, "read", None)  # only what is kept
+    bench = Benchmark(compose_eval([*EVERY, *QUICK]))
+    monkeypatch.setattr(Samples, "batches", None)  # only what is kept
     (x, y), (u, v) = ((part.vectors.double().numpy(), part.labels.numpy()) for part in features_of(bench, title))
     near = KNeighborsClassifier(20, weights=lambda d: np.exp((1 - d) / 0.07), metric="cosine", algorithm="brute")
     assert rows_of()[title, "kNN"]["top1"] == pytest.approx(100 * near.fit(x, y).score(u, v), abs=100 / 40 + 1e-6)
@@ -108,8 +110,8 @@ def test_knn_and_linear_are_those_of_sklearn_on_the_kept_features(here, title, m
 
 def test_the_same_command_again_encodes_and_trains_nothing(here, monkeypatch):
     before = Path("outputs/eval-shapes/eval.json").read_text()
-    monkeypatch.setattr(Part, "read", None)
-    monkeypatch.setattr(Bench, "_trial", None)
+    monkeypatch.setattr(Samples, "batches", None)
+    monkeypatch.setattr(Benchmark, "_trial", None)
     assert main([*EVERY, *QUICK]) == 0
     assert Path("outputs/eval-shapes/eval.json").read_text() == before
 
@@ -117,7 +119,7 @@ def test_the_same_command_again_encodes_and_trains_nothing(here, monkeypatch):
 def test_another_task_uses_the_features_and_joins_the_table(here, monkeypatch):
     shutil.copytree("outputs/eval-shapes", "outputs/joined")
     before = rows_of("joined")
-    monkeypatch.setattr(Part, "read", None)
+    monkeypatch.setattr(Samples, "batches", None)
     sgd = ["evaluator.linear_sgd.epochs=2", "solver=sgd", "task=linear", "floors=[pixels]", "run=outputs/first"]
     assert main([*sgd, *QUICK, "name=joined"]) == 0
     after = rows_of("joined")
@@ -152,7 +154,7 @@ def test_results_on_other_test_samples_are_not_mixed(here, capsys):
 
 def test_a_stop_keeps_the_rows_that_are_done(here, monkeypatch, capsys):
     shutil.copytree("outputs/eval-shapes/features", "outputs/stopped/features")
-    trial, calls = Bench._trial, []
+    trial, calls = Benchmark._trial, []
 
     def interrupted(self, *arguments):
         calls.append(0)
@@ -160,7 +162,7 @@ def test_a_stop_keeps_the_rows_that_are_done(here, monkeypatch, capsys):
             raise KeyboardInterrupt
         return trial(self, *arguments)
 
-    monkeypatch.setattr(Bench, "_trial", interrupted)
+    monkeypatch.setattr(Benchmark, "_trial", interrupted)
     command = ["run=outputs/first", "floors=[]", *QUICK, "name=stopped"]
     assert main(command) == 130
     assert list(rows_of("stopped")) == [("first", "kNN")]
@@ -257,3 +259,21 @@ def test_refusals_and_help_come_without_torch(tmp_path):
     assert found.returncode == 0, found.stderr
     assert "shots=null" in found.stdout
     assert "evaluator=" in found.stdout
+
+
+def test_no_name_of_a_class_a_run_or_a_package_becomes_markup(tmp_path):
+    row = Row(
+        title=HOSTILE, column=HOSTILE, key="", top1=50.0, low=40.0, high=60.0, deviation=1.0, balanced=50.0, num_test=4,
+        per_class=[50.0, None], confusion=[[1, 1], [0, 0]], trials=[{"chosen": {HOSTILE: 1.0}}], settings={},
+        protocol=[f"probe: {HOSTILE}"], seconds={HOSTILE: 1.0},
+    )  # fmt: skip
+    facts = {"classes": [HOSTILE, "b"], "warnings": [HOSTILE], "versions": {HOSTILE: HOSTILE}}
+    results = Results(tmp_path / "a&<b>", facts, {(HOSTILE, HOSTILE): row})
+    page = html(results)
+    # table 3; protocol 2; by class 3; confusion 2 + 2; chosen 4; versions 2
+    assert count_as_text(page) == 18
+    assert count_as_text(page, "a&<b>") == 2
+    tables = [line for line in markdown(results).splitlines() if line.startswith("|")]
+    assert [line.replace("\\|", "").count("|") for line in tables] == [4, 4, 4]
+    assert not any("<" in line for line in tables)
+    assert terminal(results).splitlines()[1].startswith(HOSTILE)

@@ -16,19 +16,19 @@ from synthetic_features import clusters
 from torch import nn
 from torch.nn import functional as F
 
-from jepa.benchmark.cache import FeatureCache
-from jepa.benchmark.features import Floor, Frozen, Pictures, hog, pixels
-from jepa.benchmark.protocol import few
-from jepa.benchmark.reading import split
+from jepa.benchmark.features import Baseline, FeatureCache, hog
 from jepa.benchmark.results import summary, trial, wilson
 from jepa.data.transforms import EvalTransform
 from jepa.encoders.pretrained import open_encoder
 from jepa.encoders.spatial import SpatialEncoder
 from jepa.errors import ConfigError, RunError
 from jepa.evaluation.attentive import AttentiveProbe
+from jepa.evaluation.frozen import FrozenEncoder
 from jepa.evaluation.linear import LinearProbe
 from jepa.evaluation.linear_sgd import MOMENTUM, SGDProbe
 from jepa.evaluation.probe import ProbeTask, pool_tokens
+from jepa.evaluation.samples import raw_pixels
+from jepa.evaluation.splits import few_shot_rows, labelled_splits
 from jepa.parallel.session import Session
 from jepa.schedules import cosine
 
@@ -70,7 +70,9 @@ class Toy:
 
 
 def parts_of(dataset, **changes):
-    return split(dataset, **({"train_samples": None, "test_samples": None, "seed": 0, "num_workers": 0} | changes))
+    return labelled_splits(
+        dataset, **({"train_samples": None, "test_samples": None, "seed": 0, "num_workers": 0} | changes)
+    )
 
 
 def encoder_of(seed=0, frames=1):
@@ -81,7 +83,8 @@ def encoder_of(seed=0, frames=1):
 
 
 def frozen(encoder=None, pooling="mean", layers=1):
-    return Frozen(encoder=encoder or encoder_of(), pooling=pooling, layers=layers, session=CPU)
+    encoder = encoder or encoder_of()
+    return FrozenEncoder(encoder=encoder, transform=encoder.transform, session=CPU, pooling=pooling, layers=layers)
 
 
 # which samples
@@ -91,7 +94,7 @@ def test_the_test_part_is_the_held_out_one_and_all_of_it_is_used():
     parts = parts_of(Toy([0, 1, 2] * 5, held_out=Toy([0, 1, 2, 1])))
     assert parts.train.labels.tolist() == [0, 1, 2] * 5
     assert parts.test.labels.tolist() == [0, 1, 2, 1]
-    assert "of the held-out part" in parts.told
+    assert "of the held-out part" in parts.description
     assert not parts.warnings
 
 
@@ -100,7 +103,7 @@ def test_without_a_held_out_part_no_source_is_on_both_sides():
     sources = [{index // 3 for index in part.indices} for part in parts[:2]]
     assert all(sources)
     assert not sources[0] & sources[1]
-    assert "held out of the training set" in parts.told
+    assert "held out of the training set" in parts.description
     assert parts.train.num_sources == len(sources[0]) < len(parts.train.indices)
 
 
@@ -109,7 +112,7 @@ def test_samples_without_a_label_are_left_out_and_told_also_where_labels_are_rea
     for lists_labels in (True, False):
         parts = parts_of(Toy(labels, held_out=Toy([0, 1]), lists_labels=lists_labels))
         assert parts.train.indices == (0, 2, 3, 5)
-        assert "2 without a label" in parts.told
+        assert "2 without a label" in parts.description
 
 
 def test_without_labels_one_sentence_says_so():
@@ -128,7 +131,7 @@ def test_classes_that_a_part_lacks_are_named_with_what_follows():
 def test_what_a_training_part_lacks_is_never_answered():
     train, test = clusters(60, classes=2), clusters(30, classes=3, seed=5)
     for probe in (LinearProbe(), SGDProbe(epochs=5, batch_size=32, lrs=[0.1], weight_decays=[0.0])):
-        assert probe.answer(ProbeTask(train, test, 3)).predicted.max() < 2
+        assert probe.predict(ProbeTask(train, test, 3)).predicted.max() < 2
 
 
 @pytest.mark.parametrize("shots", [0.1, 0.3, 1, 4])
@@ -136,22 +139,22 @@ def test_few_shot_splits_are_stratified_with_exact_counts(shots):
     labels = torch.tensor([0] * 40 + [1] * 20 + [2] * 10)[
         torch.randperm(70, generator=torch.Generator().manual_seed(1))
     ]
-    rows = few(labels, shots, 0, Toy([0]).classes)
+    rows = few_shot_rows(labels, shots, 0, Toy([0]).classes)
     expected = [shots] * 3 if shots >= 1 else [round(shots * size) for size in (40, 20, 10)]
     assert labels[rows].bincount().tolist() == expected
-    assert torch.equal(rows, few(labels, shots, 0, Toy([0]).classes))
-    assert not torch.equal(rows, few(labels, shots, 1, Toy([0]).classes))
+    assert torch.equal(rows, few_shot_rows(labels, shots, 0, Toy([0]).classes))
+    assert not torch.equal(rows, few_shot_rows(labels, shots, 1, Toy([0]).classes))
 
 
 def test_smaller_few_shot_splits_lie_inside_larger_ones():
     labels = torch.arange(3).repeat(30)
-    chosen = [set(few(labels, shots, 7, "abc").tolist()) for shots in (1, 3, 0.2, 0.5, 30)]
+    chosen = [set(few_shot_rows(labels, shots, 7, "abc").tolist()) for shots in (1, 3, 0.2, 0.5, 30)]
     assert all(small < large for small, large in pairwise(chosen))
 
 
 def test_a_class_with_too_few_samples_is_named():
     with pytest.raises(ConfigError, match='shots=3: class "bee" has only 2'):
-        few(torch.tensor([0, 0, 0, 1, 1]), 3, 0, Toy([0]).classes)
+        few_shot_rows(torch.tensor([0, 0, 0, 1, 1]), 3, 0, Toy([0]).classes)
 
 
 # which features
@@ -201,7 +204,7 @@ def test_class_token_and_layers_of_timm_are_those_of_its_own_functions():
 def test_pixels_are_means_of_squares_and_hog_sees_no_brightness():
     pictures = torch.randint(0, 128, (2, 3, 3, 32, 32), dtype=torch.uint8)
     squares = pictures.float().mean(2).unflatten(3, (16, 2)).unflatten(2, (16, 2)).mean((3, 5)) / 255
-    torch.testing.assert_close(pixels(pictures), squares.flatten(1))
+    torch.testing.assert_close(raw_pixels(pictures), squares.flatten(1))
     pytest.importorskip("skimage")
     torch.testing.assert_close(hog(pictures), hog(pictures + 100))
     assert torch.equal(hog(pictures), hog(pictures[:, :, 1:2]))
@@ -262,7 +265,7 @@ def test_tokens_come_beside_the_same_vectors_and_damaged_files_are_made_again(tm
 def test_tokens_that_memory_cannot_hold_are_refused_with_what_it_can(monkeypatch):
     part, encoder = parts_of(Toy([0, 1, 2] * 3, held_out=Toy([0, 1]))).train, encoder_of()
     size = FeatureCache(None, 4).features("a", frozen(encoder), part, 4).tokens[0].nbytes
-    monkeypatch.setattr("jepa.benchmark.cache.free_memory", lambda: 10 * size)
+    monkeypatch.setattr("jepa.benchmark.features.free_memory", lambda: 10 * size)
     with pytest.raises(RunError, match=r"encoding a: 4 tokens of 9 training samples .* give train_samples=8 or less"):
         FeatureCache(None, 4).features("a", frozen(encoder), part, 4)
     FeatureCache(None, 4).features("a", frozen(encoder), parts_of(part.dataset, train_samples=8).train, 4)
@@ -273,7 +276,7 @@ def test_features_that_the_disk_cannot_take_are_used_all_the_same(tmp_path, monk
         Path(path).write_bytes(b"half")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("jepa.benchmark.cache.save_file", full)
+    monkeypatch.setattr("jepa.benchmark.features.save_file", full)
     part = parts_of(Toy([0, 1, 2] * 2, held_out=Toy([0, 1]))).train
     assert len(FeatureCache(tmp_path, 4).features("a", frozen(), part).vectors) == 6
     assert "features are not kept: [Errno 28] No space left on device" in caplog.text
@@ -285,7 +288,7 @@ def test_unreadable_samples_are_left_out_and_named(caplog):
     found = FeatureCache(None, 4).features("a", frozen(), part)
     assert found.labels.tolist() == [0, 2, 0, 2, 0, 1, 2]
     assert part.broken.keys() == {1, 4}
-    assert "left out toy 4: torn" in caplog.text
+    assert "evaluation leaves out toy 4: torn" in caplog.text
     with pytest.raises(RunError, match="no training sample can be read; the first: toy 0: torn"):
         FeatureCache(None, 4).features(
             "a", frozen(), parts_of(Toy([0, 1], unreadable=[0, 1], held_out=Toy([0, 1]))).train
@@ -293,7 +296,7 @@ def test_unreadable_samples_are_left_out_and_named(caplog):
 
 
 def test_workers_read_the_same_features_in_the_same_order():
-    floor = Floor("pixels", encoder_of().transform)
+    floor = Baseline("pixels", encoder_of().transform)
     one, two = (
         FeatureCache(None, 3).features(
             "a", floor, parts_of(Toy([0, 1, 2] * 3, held_out=Toy([0, 1])), num_workers=n).train
@@ -301,18 +304,6 @@ def test_workers_read_the_same_features_in_the_same_order():
         for n in (0, 2)
     )
     assert torch.equal(one.vectors, two.vectors)
-
-
-def test_pictures_to_tune_on_are_the_same_kept_or_read_again(monkeypatch):
-    part = parts_of(Toy([0, 1, 2] * 3, held_out=Toy([0, 1]))).train
-    kept, again = Pictures(part, frozen(), 4), Pictures(part, frozen(), 4)
-    again.is_kept = False
-    for _ in range(2):
-        for one, two in zip(kept.in_order(), again.in_order(), strict=True):
-            assert all(torch.equal(a, b) for a, b in zip(one, two, strict=True))
-    one, two = ([c.rows for c in p.shuffled(2, torch.Generator().manual_seed(3))] for p in (kept, again))
-    assert torch.equal(torch.cat(one), torch.cat(two))
-    assert torch.cat(one).sort().values.tolist() == list(range(9))
 
 
 # probes
@@ -351,7 +342,7 @@ PROBES = {
 def test_no_choice_sees_a_test_label(name):
     train, test = (f._replace(tokens=f.vectors[:, None].half()) for f in (clusters(60), clusters(40, seed=5)))
     permuted = test._replace(labels=test.labels[torch.randperm(40, generator=torch.Generator().manual_seed(0))])
-    one, two = (PROBES[name].answer(ProbeTask(train, part, 3)) for part in (test, permuted))
+    one, two = (PROBES[name].predict(ProbeTask(train, part, 3)) for part in (test, permuted))
     assert one.chosen == two.chosen
     assert one.chosen
     assert torch.equal(one.predicted, two.predicted)
@@ -362,7 +353,7 @@ def test_the_seed_of_a_task_draws_the_attentive_probe_anew():
         f._replace(tokens=f.vectors[:, None].half())
         for f in (clusters(60, spread=4.0), clusters(80, seed=5, spread=4.0))
     )
-    answers = [PROBES["attentive"].answer(ProbeTask(train, test, 3, seed)).predicted for seed in (0, 0, 1)]
+    answers = [PROBES["attentive"].predict(ProbeTask(train, test, 3, seed)).predicted for seed in (0, 0, 1)]
     assert torch.equal(answers[0], answers[1])
     assert not torch.equal(answers[0], answers[2])
 

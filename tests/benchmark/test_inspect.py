@@ -1,12 +1,14 @@
 """The inspection page: its numbers against independent routes, its file as a browser would read it."""
 
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import numpy as np
 import pytest
 import torch
 from einops import rearrange
+from hostile_text import HOSTILE, count_as_text
 from sklearn.decomposition import PCA
 from sklearn.metrics import confusion_matrix
 from sklearn.neighbors import NearestNeighbors
@@ -18,11 +20,9 @@ from jepa.benchmark.inspect import (
     AttentionWatch,
     Subject,
     agreement,
-    confusion,
     hardest,
     in_turn,
     most_ambiguous,
-    neighbours,
     observe,
     query_patches,
 )
@@ -30,6 +30,7 @@ from jepa.benchmark.inspect_page import write_page
 from jepa.data.transforms import EvalTransform
 from jepa.encoders.spatial import SpatialEncoder
 from jepa.encoders.temporal import TemporalEncoder
+from jepa.evaluation.probe import confusion_counts, nearest
 from jepa.evaluation.types import Features
 from jepa.layers.attention import choose_attention
 from jepa.reports.charts import MAX_LEGEND, mark_styles, scatter
@@ -188,6 +189,18 @@ def test_names_are_told_as_they_are(pages):
     assert "noise &amp; more" in text
     assert "features of &lt;noise&gt;" in text
     assert "class <0>" in read(pages["images"]).text["nearest-neighbours"]
+
+
+def test_no_name_of_a_class_or_a_fact_becomes_markup(tmp_path):
+    classes = tuple(f"{HOSTILE}{n}" for n in range(3))
+    subject = replace(
+        subject_of(spatial(), classes=classes), title=HOSTILE, facts={HOSTILE: HOSTILE}, protocol=[HOSTILE]
+    )
+    page = write_page(tmp_path, subject).read_text()
+    assert count_as_text(page) > 100
+    for title in SECTIONS:
+        section = page.split(f'<section id="{title}">')[1].split("</section>")[0]
+        assert count_as_text(section) >= 3, title
 
 
 def test_without_labels_what_needs_them_is_left_out_and_says_so(pages):
@@ -349,10 +362,10 @@ def test_neighbours_equal_those_of_scikit_learn():
     distance, expected = (
         NearestNeighbors(n_neighbors=5, metric="cosine", algorithm="brute").fit(bank).kneighbors(queries)
     )
-    indices, similarity = neighbours(queries, bank, 5)
+    indices, similarity = nearest(queries, bank, 5)
     np.testing.assert_array_equal(indices, expected)
     np.testing.assert_allclose(similarity, 1 - distance, atol=1e-5)
-    assert neighbours(queries, bank[:3], 5)[0].shape == (300, 3)
+    assert nearest(queries, bank[:3], 5)[0].shape == (300, 3)
 
 
 def test_agreement_counts_neighbours_of_the_same_class_and_leaves_out_what_has_no_label():
@@ -391,7 +404,7 @@ def test_confusion_equals_that_of_scikit_learn_and_leaves_out_what_has_no_label(
     )
     known = labels >= 0
     expected = confusion_matrix(labels[known], predicted[known], labels=range(5))
-    np.testing.assert_array_equal(confusion(predicted, labels, 5), expected)
+    np.testing.assert_array_equal(confusion_counts(predicted, labels, 5), expected)
 
 
 def test_shown_samples_are_of_all_classes_in_turn():

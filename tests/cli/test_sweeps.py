@@ -136,7 +136,8 @@ def test_slurm_is_refused_where_there_is_none(monkeypatch: pytest.MonkeyPatch) -
     assert found.startswith("hydra/launcher=slurm: there is no sbatch here")
 
 
-def test_a_wrong_key_of_a_launcher_is_refused() -> None:
+def test_a_wrong_key_of_a_launcher_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sweep_plan.shutil, "which", lambda name: f"/usr/bin/{name}")
     assert any("partiton" in fault for fault in faults("-m", "hydra/launcher=slurm", "hydra.launcher.partiton=gpu"))
 
 

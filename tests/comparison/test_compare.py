@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import signal
@@ -9,11 +10,13 @@ import statistics
 import subprocess
 import sys
 import time
+from contextlib import redirect_stdout
 from pathlib import Path
 
 import numpy as np
 import pytest
 import yaml
+from hostile_text import HOSTILE, count_as_text
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
@@ -23,7 +26,7 @@ from wandb_reader import read_offline_runs
 from jepa.cli.compare import main
 from jepa.comparison import plan as compare_module
 from jepa.comparison.plan import Recipe, plan
-from jepa.comparison.report import curve, html, table
+from jepa.comparison.report import curve, html, markdown, table, terminal
 from jepa.comparison.results import RunResult, compare, find_runs, labels, spearman, spread
 from jepa.comparison.runs import Children, run_all
 from jepa.config import Composer, ConfigError
@@ -276,10 +279,9 @@ def real(tmp_path_factory, tiny) -> Path:
     """Two objectives, two steps each, by the command itself."""
     place = tmp_path_factory.mktemp("real")
     quiet = ["experiment=quickstart", *tiny, "logger=none", "encoder.embed_dim=32", "name=small"]
-    command = [sys.executable, "-m", "jepa.cli.compare", *quiet, "objective=jepa,mae", "--wandb"]
-    done = subprocess.run(command, cwd=place, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    (place / "told").write_text(done.stdout)
+    with pytest.MonkeyPatch.context() as patch, (place / "told").open("w") as printed, redirect_stdout(printed):
+        patch.chdir(place)
+        assert main([*quiet, "objective=jepa,mae", "--wandb"]) == 0
     return place
 
 
@@ -358,7 +360,7 @@ def test_mean_and_sample_deviation_over_seeds(tmp_path):
 
 def test_one_seed_has_no_spread_and_says_so(tmp_path):
     found = compared(write_member(tmp_path / "a"))
-    assert table(found)[1][0].cells[0] == "50.0 %"
+    assert table(found).rows[0][2] == "50.0 %"
     assert any("one seed has no spread" in note for note in found.notes)
 
 
@@ -366,18 +368,19 @@ def test_only_what_is_ahead_by_more_than_both_spreads_is_marked(tmp_path):
     for method, values in {"mae.MAE": (70, 72), "jepa.JEPA": (60, 62), "vae.VAE": (59, 62)}.items():
         for seed, knn in enumerate(values):
             write_member(tmp_path / f"{method}{seed}", objective=method, seed=seed, knn=knn)
-    rows = table(compared(tmp_path))[1]
-    assert [(row.title, row.best) for row in rows[:3]] == [("mae", {0}), ("jepa", set()), ("vae", set())]
-    assert rows[0].predicts.startswith("the pixels of hidden patches")
+    result = table(compared(tmp_path))
+    assert [row[0] for row in result.rows[:3]] == ["mae", "jepa", "vae"]
+    assert result.best == {(0, result.heads.index("kNN"))}
+    assert result.rows[0][1] == "predicts the pixels of hidden patches from the visible ones"
     write_member(tmp_path / "close", objective="mae.MAE", seed=2, knn=50)
-    assert not any(row.best for row in table(compared(tmp_path))[1])
+    assert not table(compared(tmp_path)).best
 
 
 def test_the_last_step_counts_and_not_the_best(tmp_path):
     folder = write_member(tmp_path / "a", knn=50)
     with (folder / "metrics.jsonl").open("a") as file:
         file.write(json.dumps({"step": 3, "probe/knn_top1": 99.0}) + "\n")
-    assert table(compared(folder))[1][0].cells[0] == "50.0 %"
+    assert table(compared(folder)).rows[0][2] == "50.0 %"
 
 
 def test_training_time_is_the_sum_over_rates_so_that_pauses_do_not_count():
@@ -429,7 +432,7 @@ def test_correlations_of_fewer_than_four_runs_are_a_dash(tmp_path):
     for place in range(3):
         write_member(tmp_path / f"{place}", lr=place + 1.0, knn=place + 40)
     assert np.isnan(compared(tmp_path).correlations[0].over_runs[0])
-    assert "-&nbsp;(n=3)" in html(compared(tmp_path), tmp_path, "x")
+    assert "- (n=3)" in html(compared(tmp_path), tmp_path, "x")
 
 
 def test_a_curve_is_the_mean_over_seeds_in_a_band_of_them(tmp_path):
@@ -451,3 +454,28 @@ def test_the_page_needs_nothing_else_and_links_to_the_runs(tmp_path):
     assert "x&lt;y" in found
     assert "<script" not in found
     assert "http" not in found.replace("http://www.w3.org", "")
+
+
+def test_no_name_note_or_reason_becomes_markup(tmp_path):
+    for place in range(4):
+        write_member(tmp_path / f"{place}&<b>", lr=place + 1.0, knn=place + 40)
+    found = compared(tmp_path)
+    hostile = dataclasses.replace(
+        found,
+        columns=[column._replace(head=HOSTILE) for column in found.columns],
+        methods=[dataclasses.replace(method, label=HOSTILE, predicts=HOSTILE) for method in found.methods],
+        baselines=[(HOSTILE, values) for _, values in found.baselines],
+        left_out=[(HOSTILE, HOSTILE)],
+        budget=HOSTILE,
+        notes=[HOSTILE],
+        correlations=[c._replace(criterion=HOSTILE, probe=HOSTILE) for c in found.correlations[:1]],
+    )
+    num_columns, num_methods = len(found.columns), len(found.methods)
+    page = html(hostile, tmp_path, HOSTILE)
+    # title, heading, budget, note, left-out run and reason; heads; methods with predictions; runs; a chart an axis
+    assert count_as_text(page) >= 6 + num_columns + 3 * num_methods + 3
+    tables = [line for line in markdown(hostile, HOSTILE).splitlines() if line.startswith("|")]
+    bars = [line.replace("\\|", "").count("|") for line in tables]
+    assert set(bars[: 2 + num_methods]) == {1 + len(table(hostile).heads)}
+    assert not any("<" in line for line in tables)
+    assert terminal(hostile).splitlines()[1].startswith(HOSTILE)

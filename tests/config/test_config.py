@@ -17,14 +17,14 @@ from hypothesis import strategies as st
 from jepa.config import (
     Composer,
     ConfigError,
-    build,
+    build_with,
     changed_keys,
     compose,
     factory,
-    literal,
+    override_literal,
     signatures,
+    to_dataclass,
     to_yaml,
-    typed,
 )
 from jepa.config.attributes import JEPAConfig
 from jepa.config.catalogue import Catalogue, conf_folder, flatten
@@ -341,7 +341,7 @@ def test_a_component_has_the_rules_that_its_class_names_and_no_others(
 
 def test_what_python_builds_is_checked_by_the_same_annotations() -> None:
     node = {"_target_": "jepa.masks.none.NoMask"}
-    assert build(node, grid=PatchGrid(1, 2, 2), unknown=3).num_tokens == 4
+    assert build_with(node, grid=PatchGrid(1, 2, 2), unknown=3).num_tokens == 4
     with pytest.raises(ValueError, match=r"Shapes: num_samples=0: must be at least 1; side=wide: takes a whole number"):
         factory({"_target_": "jepa.data.embedded.Shapes", "num_samples": 0, "side": "wide"})
 
@@ -432,7 +432,7 @@ def test_schema_refuses_a_wrong_type_in_plain_hydra_too() -> None:
 
 def test_yaml_of_a_configuration_reads_back_equal() -> None:
     config = compose(["lr=3e-5", "image_size=[64,128]", "regularizer=vicreg"])
-    assert typed(yaml.safe_load(to_yaml(config))) == config
+    assert to_dataclass(yaml.safe_load(to_yaml(config))) == config
 
 
 def test_factory_takes_the_rest_of_the_arguments_as_objects() -> None:
@@ -598,7 +598,7 @@ def test_values_fit_annotations(annotation: str, good: list, bad: list) -> None:
 @settings(max_examples=20, deadline=None)
 @given(st.recursive(st.none() | st.booleans() | st.integers() | st.text(max_size=8), st.lists, max_leaves=4))
 def test_python_values_survive_as_overrides(value: object) -> None:
-    parsed, unread = COMPOSER.parse([f"key={literal(value)}"])
+    parsed, unread = COMPOSER.parse([f"key={override_literal(value)}"])
     assert not unread
     assert parsed[0].value() == value
 

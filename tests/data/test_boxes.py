@@ -10,10 +10,10 @@ import torch
 from voc_folder import HEIGHT, WIDTH, picture, voc, write_voc, xml
 
 from jepa.config import Composer
-from jepa.data.box_transforms import NONE, BoxAugment, WholePictures, place
+from jepa.data.box_transforms import NONE, BoxAugment, Letterbox, draw_crop
 from jepa.data.boxes import COCO
-from jepa.data.loader import batches, bounded, bounded_boxes
-from jepa.types import BoxDataset, RawBatch
+from jepa.data.loader import batches, downscale, downscale_boxes
+from jepa.types import Field, RawBatch
 
 GREY = (0.5, 0.5, 0.5)
 COMPOSER = Composer()
@@ -48,15 +48,15 @@ SPLITS = {"train": ["a", "b"], "val": ["c"]}
 
 def test_voc_gives_boxes_in_pixels_and_classes_in_alphabetical_order(tmp_path):
     dataset = voc(write_voc(tmp_path, GOOD, SPLITS))
-    assert isinstance(dataset, BoxDataset)
+    assert dataset.fields == {"boxes": Field(shape=(5,), ragged=True)}
     assert dataset.classes == ("ant", "dog")
-    assert dataset.boxes(0).tolist() == [[5, 6, 25, 30, 1], [1, 2, 3, 4, 0]]
-    assert dataset.boxes(1).shape == (0, 5)
-    clip, label = dataset[0]
+    assert dataset[0].fields["boxes"].tolist() == [[5, 6, 25, 30, 1], [1, 2, 3, 4, 0]]
+    assert dataset[1].fields["boxes"].shape == (0, 5)
+    clip, label, _ = dataset[0]
     assert (clip.shape, label) == ((3, 1, HEIGHT, WIDTH), -1)
     held_out = dataset.validation()
     assert held_out is not None
-    assert held_out.boxes(0).tolist() == [[0, 0, 60, 40, 0]]
+    assert held_out[0].fields["boxes"].tolist() == [[0, 0, 60, 40, 0]]
     assert dataset.test() is None
 
 
@@ -73,7 +73,7 @@ def test_coco_turns_corner_and_size_into_edges_and_numbers_classes_by_id(tmp_pat
     ]
     dataset = coco(write_coco(tmp_path, boxes))
     assert dataset.classes == ("cat", "owl")
-    assert [dataset.boxes(index).tolist() for index in range(2)] == [[], [[10, 20, 40, 35, 1]]]
+    assert [dataset[index].fields["boxes"].tolist() for index in range(2)] == [[], [[10, 20, 40, 35, 1]]]
 
 
 def test_images_without_boxes_are_left_out_where_they_are_not_wanted(tmp_path):
@@ -94,7 +94,7 @@ def test_bad_boxes_are_dropped_or_clipped_and_counted_once(tmp_path, caplog):
         ("ant", 1, 1, 2, 2),
     )
     dataset = voc(write_voc(tmp_path, GOOD | {"b": bad}, SPLITS))
-    assert dataset.boxes(1).tolist() == [[0, 2, 60, 40, 0], [1, 1, 2, 2, 0]]
+    assert dataset[1].fields["boxes"].tolist() == [[0, 2, 60, 40, 0], [1, 1, 2, 2, 0]]
     (record,) = caplog.records
     assert "3 without area dropped, 2 outside of the image dropped, 1 clipped" in record.message
     assert record.message.endswith(str(tmp_path / "Annotations" / "b.xml"))
@@ -102,13 +102,13 @@ def test_bad_boxes_are_dropped_or_clipped_and_counted_once(tmp_path, caplog):
 
 def test_difficult_objects_are_left_out_unless_they_are_wanted(tmp_path):
     root = write_voc(tmp_path, {"a": xml(("ant", 1, 1, 9, 9), extra="<difficult>1</difficult>")}, {"train": ["a"]})
-    assert len(voc(root, val_split=None, classes=["ant"]).boxes(0)) == 0
-    assert len(voc(root, val_split=None, difficult=True).boxes(0)) == 1
+    assert len(voc(root, val_split=None, classes=["ant"])[0].fields["boxes"]) == 0
+    assert len(voc(root, val_split=None, difficult=True)[0].fields["boxes"]) == 1
 
 
 def test_classes_that_are_named_are_the_only_ones_and_keep_their_order(tmp_path, caplog):
     dataset = voc(write_voc(tmp_path, GOOD, SPLITS), classes=["dog", "cow"])
-    assert dataset.boxes(0).tolist() == [[5, 6, 25, 30, 0]]
+    assert dataset[0].fields["boxes"].tolist() == [[5, 6, 25, 30, 0]]
     assert "1 of classes that are not in dataset.classes dropped" in caplog.text
 
 
@@ -120,7 +120,7 @@ def test_a_class_that_only_the_held_out_part_has_is_refused_with_the_file(tmp_pa
 
 def test_the_size_of_an_image_is_read_where_the_annotation_does_not_tell_it(tmp_path):
     root = write_voc(tmp_path, {"a": xml(("ant", 1, 1, 99, 99), size=None)}, {"train": ["a"]})
-    assert voc(root, val_split=None).boxes(0).tolist() == [[1, 1, WIDTH, HEIGHT, 0]]
+    assert voc(root, val_split=None)[0].fields["boxes"].tolist() == [[1, 1, WIDTH, HEIGHT, 0]]
 
 
 def test_an_image_of_another_size_than_annotated_is_unreadable(tmp_path):
@@ -154,8 +154,8 @@ def test_what_is_missing_in_voc_is_named(tmp_path):
 
 
 BAD_JSON = {
-    "cut short": ('{"images": [', r"all\.json: is not readable as JSON"),
-    "a list": ("[]", r"all\.json: holds no object"),
+    "cut short": ('{"images": [', r"all\.json cannot be read \(Expecting value"),
+    "a list": ("[]", r"all\.json holds no mapping"),
     "no images": ('{"categories": []}', r"all\.json: has no list of images"),
     "no id": ('{"categories": [{"name": "x"}]}', r"all\.json: an entry of categories has no id"),
 }
@@ -193,7 +193,7 @@ def test_wrong_entries_of_coco_are_named(tmp_path):
         (["dataset=voc", "objective.smallest_anchor=2"], "objective.smallest_anchor=2: must be above 0"),
         (["dataset=voc", "evaluator=[knn,detection]"], "objective=detect gives knn nothing to look at"),
         (["dataset=voc", "mask=random"], "objective=detect uses no mask"),
-        (["dataset=shapes"], "the data set has no boxes to learn from; choose dataset=coco or dataset=voc"),
+        (["dataset=shapes"], "Detector learns from boxes, and Shapes has none; choose dataset=coco or voc"),
         (["dataset=coco"], "dataset.root_path=./data (dataset/coco.yaml) with dataset.annotations"),
     ],
 )
@@ -218,18 +218,16 @@ def test_only_a_detector_is_judged_by_boxes(tmp_path, monkeypatch):
 
 def test_batches_hold_the_boxes_of_their_samples(tmp_path):
     dataset = voc(write_voc(tmp_path, GOOD, SPLITS))
-    raw = next(batches(dataset, batch_size=2, seed=0, num_workers=0))
-    assert raw.boxes is not None
-    assert raw.boxes.shape == (2, 2, 5)
-    full = raw.boxes[raw.boxes[:, :, 4].amax(dim=1) >= 0]
-    assert full.tolist() == [dataset.boxes(0).tolist()]
-    assert (raw.boxes == NONE).all(dim=2).sum() == 2
-    half = next(batches(dataset, batch_size=2, seed=0, num_workers=0, canvas=HEIGHT // 2))
-    assert half.boxes is not None
+    raw = next(batches(dataset, batch_size=2, seed=0, num_workers=0, fields=dataset.fields))
+    assert raw.fields["boxes"].shape == (2, 2, 5)
+    full = raw.fields["boxes"][raw.fields["boxes"][:, :, 4].amax(dim=1) >= 0]
+    assert full.tolist() == [dataset[0].fields["boxes"].tolist()]
+    assert (raw.fields["boxes"] == NONE).all(dim=2).sum() == 2
+    half = next(batches(dataset, batch_size=2, seed=0, num_workers=0, fields=dataset.fields, canvas=HEIGHT // 2))
     assert half.sizes.tolist() == [[HEIGHT // 2, WIDTH // 2]] * 2
-    is_box = raw.boxes[:, :, 4] >= 0
-    assert torch.equal(half.boxes[is_box][:, :4], raw.boxes[is_box][:, :4] / 2)
-    assert torch.equal(half.boxes[..., 4], raw.boxes[..., 4])
+    is_box = raw.fields["boxes"][:, :, 4] >= 0
+    assert torch.equal(half.fields["boxes"][is_box][:, :4], raw.fields["boxes"][is_box][:, :4] / 2)
+    assert torch.equal(half.fields["boxes"][..., 4], raw.fields["boxes"][..., 4])
 
 
 @pytest.mark.parametrize("size", [(40, 60), (20, 300)])
@@ -237,10 +235,10 @@ def test_boxes_follow_pictures_that_are_reduced_or_cut(size):
     clip = torch.zeros(1, 1, *size, dtype=torch.uint8)
     left = size[1] // 2 - 8
     clip[..., 8:16, left : left + 16] = 255
-    small = bounded(clip, 10)
-    (box,) = bounded_boxes(torch.tensor([[left, 8, left + 16, 16, 0.0]]), size, 10)
+    small = downscale(clip, 10)
+    (box,) = downscale_boxes(torch.tensor([[left, 8, left + 16, 16, 0.0]]), size, 10)
     assert extent(small[0, 0] > 127) == pytest.approx(box[:4].tolist(), abs=1)
-    assert torch.equal(bounded_boxes(torch.ones(2, 5), size, 100), torch.ones(2, 5))
+    assert torch.equal(downscale_boxes(torch.ones(2, 5), size, 100), torch.ones(2, 5))
 
 
 # augmentation
@@ -266,7 +264,7 @@ def drawn(count: int, sizes: tuple[int, int] = (90, 120)) -> RawBatch:
         pixels[number, :, :, top : top + 30, left : left + 40] = 255
         boxes[number, 0] = torch.tensor([left, top, left + 40, top + 30, number % 3])
     none = torch.zeros(count, dtype=torch.long)
-    return RawBatch(pixels, torch.tensor([sizes] * count), none - 1, none[:0], none, boxes)
+    return RawBatch(pixels, torch.tensor([sizes] * count), {"labels": none - 1, "boxes": boxes}, none[:0], none)
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -276,9 +274,8 @@ def seeded(seed: int = 0) -> torch.Generator:
 def test_boxes_are_moved_exactly_as_their_pixels_are():
     raw = drawn(24)
     batch = augment()(raw, seeded())
-    assert batch.boxes is not None
     widths = set()
-    for clip, (box, none) in zip(batch.clips, batch.boxes, strict=True):
+    for clip, (box, none) in zip(batch.clips, batch.fields["boxes"], strict=True):
         seen = clip[0, 0] > 0
         assert none[4] == NONE
         if box[4] == NONE:
@@ -287,28 +284,28 @@ def test_boxes_are_moved_exactly_as_their_pixels_are():
         assert extent(seen) == pytest.approx(box[:4].tolist(), abs=1)
         widths.add(round(float(box[2] - box[0])))
     assert len(widths) > 5
-    assert torch.equal(batch.boxes[0, :, 4], raw.boxes[0, :, 4])
+    assert torch.equal(batch.fields["boxes"][0, :, 4], raw.fields["boxes"][0, :, 4])
 
 
 @pytest.mark.parametrize("sizes", [(90, 120), (40, 200), (200, 40)])
 def test_boxes_lie_inside_of_the_picture_and_never_in_its_margin(sizes):
     raw = drawn(16, (200, 200))._replace(sizes=torch.tensor([sizes] * 16))
     raw.pixels[:] = 200
-    raw.boxes[:, 0, :4] = torch.tensor([0.0, 0.0, sizes[1], sizes[0]])
+    raw.fields["boxes"][:, 0, :4] = torch.tensor([0.0, 0.0, sizes[1], sizes[0]])
     batch = augment(crop_scale=(1.0, 1.0))(raw, seeded())
-    for clip, (box, _) in zip(batch.clips, batch.boxes, strict=True):
+    for clip, (box, _) in zip(batch.clips, batch.fields["boxes"], strict=True):
         assert extent(clip[0, 0] != 0) == pytest.approx(box[:4].tolist())
 
 
 def test_a_mirrored_mirror_is_the_picture_itself():
     raw, whole = drawn(1), augment(crop_scale=(1.0, 1.0), crop_aspect=(1.0, 1.0), image_size=(90, 120))
-    clip, boxes = raw.pixels[0].float(), raw.boxes[0]
+    clip, boxes = raw.pixels[0].float(), raw.fields["boxes"][0]
     mirror = whole.placing((90, 120), [0.0, 0.0, 0.0, 0.0, 0.0])
     assert mirror.is_mirrored
     once, twice = torch.zeros_like(clip), torch.zeros_like(clip)
-    moved = place(once, raw.pixels[0], boxes, mirror)
+    moved = draw_crop(once, raw.pixels[0], boxes, mirror)
     assert not torch.equal(moved[0], boxes[0])
-    back = place(twice, once.to(torch.uint8), moved, mirror)
+    back = draw_crop(twice, once.to(torch.uint8), moved, mirror)
     assert torch.equal(twice, clip)
     assert torch.equal(back[0], boxes[0])
 
@@ -319,36 +316,36 @@ def test_a_sample_depends_neither_on_the_batch_nor_on_its_ranks():
     few = raw.map(lambda tensor: tensor[:2])
     part = change(few, seeded())
     assert torch.equal(part.clips, whole.clips[:2])
-    assert torch.equal(part.boxes, whole.boxes[:2])
+    assert torch.equal(part.fields["boxes"], whole.fields["boxes"][:2])
     odd = raw.map(lambda tensor: tensor[1::2])
     own = change(odd, seeded(), lambda numbers: numbers[1::2], 2)
     assert torch.equal(own.clips, whole.clips[1::2])
-    assert torch.equal(own.boxes, whole.boxes[1::2])
-    assert not torch.equal(change(raw, seeded(1)).boxes, whole.boxes)
+    assert torch.equal(own.fields["boxes"], whole.fields["boxes"][1::2])
+    assert not torch.equal(change(raw, seeded(1)).fields["boxes"], whole.fields["boxes"])
 
 
 def test_what_is_cut_off_is_no_box():
     raw = drawn(32)
-    raw.boxes[:, 0, :4] = torch.tensor([0.0, 0.0, 12.0, 9.0])  # in a corner
+    raw.fields["boxes"][:, 0, :4] = torch.tensor([0.0, 0.0, 12.0, 9.0])  # in a corner
     batch = augment(crop_scale=(0.3, 0.3))(raw, seeded())
-    is_box = batch.boxes[:, 0, 4] >= 0
+    is_box = batch.fields["boxes"][:, 0, 4] >= 0
     assert 0 < is_box.sum() < 32
-    sides = batch.boxes[:, 0, 2:4] - batch.boxes[:, 0, :2]
+    sides = batch.fields["boxes"][:, 0, 2:4] - batch.fields["boxes"][:, 0, :2]
     assert (sides[is_box] >= 1).all()
 
 
 def test_whole_pictures_keep_their_proportions_and_give_boxes_back():
-    raw, whole = drawn(3), WholePictures(image_size=(48, 64), mean=GREY, std=(1.0, 1.0, 1.0))
+    raw, whole = drawn(3), Letterbox(image_size=(48, 64), mean=GREY, std=(1.0, 1.0, 1.0))
     pictures = [raw.pixels[0], raw.pixels[1][..., :60], raw.pixels[2][..., :50, :]]
     clips = whole(pictures)
     assert clips.shape == (3, 3, 1, 48, 64)
-    for clip, pixels, box in zip(clips, pictures, raw.boxes[:, 0], strict=True):
+    for clip, pixels, box in zip(clips, pictures, raw.fields["boxes"][:, 0], strict=True):
         in_clip = torch.tensor([extent(clip[0, 0] > 0)], dtype=torch.float)
         sides = (in_clip[0, 2:] - in_clip[0, :2]).tolist()
         expected = box[:4].clone()
         expected[2::2].clamp_(max=pixels.shape[-1])
         expected[3::2].clamp_(max=pixels.shape[-2])
-        assert whole.restore(in_clip, picture.shape[-2:])[0].tolist() == pytest.approx(expected.tolist(), abs=3)
-        assert sides[0] > sides[1] or picture is not pictures[0]
+        assert whole.restore(in_clip, pixels.shape[-2:])[0].tolist() == pytest.approx(expected.tolist(), abs=3)
+        assert sides[0] > sides[1] or pixels is not pictures[0]
     outside = whole.restore(torch.tensor([[-5.0, -5.0, 99.0, 99.0]]), (90, 60))
     assert outside.tolist() == [[0, 0, 60, 90]]

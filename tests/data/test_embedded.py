@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from tests.helpers.checked import checked
+from checked import checked
 from torch import Tensor
 
 from jepa.data.embedded import KINDS, REACH, Shapes

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from checked import checked
 from PIL import Image
-from tests.helpers.checked import checked
 
 from jepa.data.frames import FrameFolders
 from jepa.data.loader import batches
-from jepa.types import ClipDataset, MeasuredDataset
+from jepa.types import ClipDataset
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
 
@@ -33,7 +33,7 @@ def shown(clip: torch.Tensor) -> list[int]:
 
 def test_frames_come_in_the_order_of_their_numbers(tmp_path):
     write(tmp_path / "a", range(5, 13), "frame_{}.png")  # frame_10 before frame_9 by letters
-    clip, label = dataset(tmp_path)[0]
+    clip, label, _ = dataset(tmp_path)[0]
     assert (clip.dtype, tuple(clip.shape), label) == (torch.uint8, (3, 4, 6, 8), -1)
     assert shown(clip) == [5, 6, 7, 8]
     assert shown(dataset(tmp_path)[1][0]) == [9, 10, 11, 12]
@@ -106,13 +106,12 @@ def test_quantities_are_those_of_the_frame_before_the_middle(tmp_path):
     }
     videos = dataset(tmp_path, num_frames=5, stride=2, lag=1, val_ratio=0.5, **arguments)
     held_out = videos.validation()
-    assert isinstance(videos, MeasuredDataset)
-    assert videos.quantities == ("wheel/angle", "time/t")
-    assert videos.measure(0).tolist() == [1.5, 3.0]  # frames 0 2 4 6 8: the middle is 4, one before it 3
+    assert videos.fields["quantities"].names == ("wheel/angle", "time/t")
+    assert videos[0].fields["quantities"].tolist() == [1.5, 3.0]  # frames 0 2 4 6 8: the middle is 4, one before it 3
     assert held_out is not None
-    assert held_out.measure(0).tolist() == [26.5, 53.0]
-    assert dataset(tmp_path, lag=9, **arguments).measure(0).tolist() == [0.0, 0.0]
-    assert torch.equal(pickle.loads(pickle.dumps(videos)).measure(0), videos.measure(0))
+    assert held_out[0].fields["quantities"].tolist() == [26.5, 53.0]
+    assert dataset(tmp_path, lag=9, **arguments)[0].fields["quantities"].tolist() == [0.0, 0.0]
+    assert torch.equal(pickle.loads(pickle.dumps(videos))[0].fields["quantities"], videos[0].fields["quantities"])
 
 
 def test_frames_of_other_sizes_make_a_broken_sample(tmp_path):
@@ -169,7 +168,7 @@ def test_real_episodes_are_read_with_their_steering(tmp_path):
     assert held_out is not None
     assert len(videos.part.folders) + len(held_out.part.folders) == 6
     assert videos[3][0].shape == (3, 16, 120, 160)
-    measured = torch.stack([videos.measure(i) for i in range(len(videos))])
+    measured = torch.stack([videos[i].fields["quantities"] for i in range(len(videos))])
     assert measured.isfinite().all()
     assert (measured.std(0) > 0.01).all()
 
@@ -179,7 +178,7 @@ def test_a_frame_without_a_row_is_unknown_and_a_table_of_other_paths_refused(tmp
     arguments = {"image_folder": "frames", "annotations": "steps.csv", "columns": ["wheel/angle"], "val_ratio": 0.0}
     (tmp_path / "steps.csv").write_text("file,angle\na/000.png,1.5\n")
     videos = dataset(tmp_path, num_frames=4, **arguments)
-    assert videos.measure(0).isnan().tolist() == [True]
+    assert videos[0].fields["quantities"].isnan().tolist() == [True]
     (tmp_path / "steps.csv").write_text("file,angle\nframes/a/000.png,1.5\n")
     with pytest.raises(ValueError, match=r"paths as frames/a/000\.png, none is .* as a/000\.png"):
         dataset(tmp_path, num_frames=4, **arguments)

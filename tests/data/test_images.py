@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from checked import checked
 from PIL import Image
-from tests.helpers.checked import checked
 
 from jepa.data.decode import decode
 from jepa.data.huggingface import HuggingFaceImages
@@ -250,9 +250,9 @@ def test_one_parquet_file_with_typed_columns_of_other_names(tmp_path, hf, no_net
 
 
 def test_labels_may_be_strings_and_may_be_missing(tmp_path, hf, no_network):
-    hf.Dataset.from_dict(rows(3, label=["b", None, "a"])).to_parquet(tmp_path / "strings.parquet")
+    hf.Dataset.from_dict(rows(4, label=["b", "", None, "10"])).to_parquet(tmp_path / "strings.parquet")
     images = HuggingFaceImages(path=str(tmp_path / "strings.parquet"))
-    assert (images.classes, images.labels.tolist()) == (("a", "b"), [1, -1, 0])
+    assert (images.classes, images.labels.tolist()) == (("10", "b"), [1, -1, -1, 0])
     hf.Dataset.from_dict(rows(3)).to_parquet(tmp_path / "without.parquet")
     images = HuggingFaceImages(path=str(tmp_path / "without.parquet"))
     assert (images.classes, images.labels.tolist()) == ((), [-1, -1, -1])
@@ -308,7 +308,7 @@ def test_torchvision_sets_are_clips_in_memory_with_their_test_part_held_out(tmp_
     assert np.array_equal(images[3][0][0, 0].numpy(), digits[3])
     assert images[3][1] == 3
     assert held_out.describe(1) == "mnist test 1"
-    assert images.cheap
+    assert images.in_memory
 
 
 def test_a_torchvision_set_that_is_not_there_is_refused_by_name_and_folder(tmp_path):

@@ -12,7 +12,8 @@ from itertools import islice
 import pytest
 import torch
 
-from jepa.data.loader import BrokenSamples, DataError, _BatchReader, batches, bounded, choose_num_workers
+from jepa.data.loader import BrokenSamples, DataError, _BatchReader, batches, choose_num_workers, downscale
+from jepa.types import Field, RawBatch, Sample
 
 
 class Numbers:
@@ -70,6 +71,10 @@ def flat(lists: list[list[int]]) -> list[int]:
     return [item for part in lists for item in part]
 
 
+def tensors(batch: RawBatch) -> list[torch.Tensor]:
+    return [batch.pixels, batch.sizes, *batch.fields.values(), batch.broken, batch.parts]
+
+
 def test_every_epoch_shows_every_sample_once_in_an_order_of_its_own():
     seen = flat(labels(Numbers(10), 5))  # two epochs; batches run across their border
     assert sorted(seen[:10]) == sorted(seen[10:]) == list(range(10))
@@ -101,7 +106,7 @@ def test_workers_do_not_change_the_batches():
     dataset = Numbers(23, broken=(5, 6), sizes=((4, 6), (9, 2)))
     stream, workers = (batches(dataset, batch_size=4, seed=3, num_workers=n, first_step=2) for n in (0, 2))
     for one, other in zip(islice(stream, 12), workers, strict=False):
-        assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+        assert all(torch.equal(a, b) for a, b in zip(tensors(one), tensors(other), strict=True))
     workers.close()
 
 
@@ -125,7 +130,7 @@ def test_images_larger_than_the_canvas_are_reduced_to_it():
 def test_a_panorama_keeps_its_middle(size, expected):
     clip = torch.zeros(3, 1, *size, dtype=torch.uint8)
     clip[..., size[0] // 2, size[1] // 2] = 255
-    small = bounded(clip, canvas=10)
+    small = downscale(clip, canvas=10)
     assert small.shape[-2:] == expected
     peak = small[0, 0].flatten().argmax().item()
     assert abs(peak // expected[1] - expected[0] // 2) <= 1
@@ -134,7 +139,7 @@ def test_a_panorama_keeps_its_middle(size, expected):
 
 def test_reduction_is_antialiased():
     stripes = (torch.arange(64) % 2 * 255).to(torch.uint8).expand(3, 1, 64, 64)
-    assert (bounded(stripes, canvas=16)[..., 1:-1].float() - 127.5).abs().max() <= 1
+    assert (downscale(stripes, canvas=16)[..., 1:-1].float() - 127.5).abs().max() <= 1
 
 
 def test_a_broken_sample_is_replaced_by_the_next_that_can_be_read_and_reported():
@@ -142,6 +147,54 @@ def test_a_broken_sample_is_replaced_by_the_next_that_can_be_read_and_reported()
     batch = next(batches(dataset, batch_size=10, seed=0, num_workers=0))
     assert sorted(batch.labels.tolist()) == [0, 0, 1, 4, 4, 4, 5, 6, 7, 8]
     assert set(batch.broken.tolist()) == {2, 3, 9}
+
+
+class Told(Numbers):
+    """Sample i has i % 3 of the ragged `marks` [m, 2] and one `action` [3], all of value i."""
+
+    fields = {
+        "marks": Field(shape=(2,), ragged=True, padding=-7.0),
+        "action": Field(shape=(3,), dtype="int64"),
+    }
+
+    def __getitem__(self, index):
+        fields = {"marks": torch.full((index % 3, 2), index), "action": torch.full((3,), index)}
+        return Sample(*super().__getitem__(index), fields)
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_declared_fields_are_stacked_or_padded_to_the_longest(num_workers):
+    stream = batches(Told(9), batch_size=9, seed=0, num_workers=num_workers, fields=Told.fields)
+    batch = next(stream)
+    stream.close()
+    marks, action = batch.fields["marks"], batch.fields["action"]
+    assert (marks.shape, marks.dtype) == ((9, 2, 2), torch.float32)
+    assert (action.shape, action.dtype) == ((9, 3), torch.int64)
+    for index, rows, own in zip(batch.labels.tolist(), marks, action, strict=True):
+        assert rows.tolist() == [[index] * 2] * (index % 3) + [[-7, -7]] * (2 - index % 3)
+        assert own.tolist() == [index] * 3
+
+
+def test_only_the_fields_that_are_asked_for_are_delivered():
+    some = {"action": Told.fields["action"]}
+    assert next(batches(Told(4), batch_size=4, seed=0, num_workers=0)).fields.keys() == {"labels"}
+    assert next(batches(Told(4), batch_size=4, seed=0, num_workers=0, fields=some)).fields.keys() == {
+        "labels",
+        "action",
+    }
+
+
+@pytest.mark.parametrize(
+    ("field", "found"), [(Field(shape=(4,)), r"shape \[3\]"), (Field(ragged=True, shape=(3,)), r"shape \[3\]")]
+)
+def test_a_field_of_another_shape_than_declared_is_refused(field, found):
+    with pytest.raises(DataError, match=f"action.*{found}"):
+        next(batches(Told(4), batch_size=4, seed=0, num_workers=0, fields={"action": field}))
+
+
+def test_a_declared_field_that_a_sample_lacks_is_refused():
+    with pytest.raises(DataError, match=r"reward.*has none"):
+        next(batches(Told(4), batch_size=4, seed=0, num_workers=0, fields={"reward": Field()}))
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])
@@ -190,7 +243,7 @@ def test_cheap_data_need_no_workers_and_others_get_a_core_each(monkeypatch):
     assert choose_num_workers(dataset) == 2
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0}, raising=False)
     assert choose_num_workers(dataset) == 0
-    dataset.cheap = True
+    dataset.in_memory = True
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(12)), raising=False)
     assert choose_num_workers(dataset) == 0
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from jepa.config import compose, factory
 from jepa.data.loader import batches
-from jepa.data.mixture import BATCH_BLOCK, BLOCK, Mixture, Shares, largest_remainder
+from jepa.data.mixture import BATCH_BLOCK, BLOCK, Mixture, MixtureCounter, largest_remainder
 
 
 class Numbers:
@@ -67,7 +67,7 @@ def test_counts_add_up_and_are_within_one_of_their_shares(weights, total):
 
 def test_shares_are_exact_in_each_block_and_every_sample_of_a_part_comes_before_one_comes_again():
     mixed = mixture(weights=(1, 2.5, 0.5), sizes=(30, 50, 11), kinds=(Numbers,) * 3)
-    take = mixed.deal(8, seed=3)
+    take = mixed.index_order(8, seed=3)
     for block in range(2):
         indices = [take(position)[0] for position in range(block * BLOCK, (block + 1) * BLOCK)]
         assert Counter(mixed.part_of(index)[0] for index in indices) == {0: 250, 1: 625, 2: 125}
@@ -139,12 +139,12 @@ def test_the_probed_part_gives_classes_labels_and_the_held_out_part():
 
 
 def test_realised_shares_are_told_by_name():
-    shares = Shares(mixture())
+    shares = MixtureCounter(mixture())
     shares.note(torch.tensor([0, 0, 0, 1]))
     assert shares.read() == {"data/share_a": 0.75, "data/share_b": 0.25}
     shares.note(torch.tensor([1, 1]))
     assert shares.read() == {"data/share_a": 0.0, "data/share_b": 1.0}
-    plain = Shares(Numbers(3))
+    plain = MixtureCounter(Numbers(3))
     plain.note(torch.tensor([0, 0]))
     assert plain.read() == {}
 

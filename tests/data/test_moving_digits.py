@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from tests.helpers.checked import checked
+from checked import checked
 from torch import Tensor
 
 from jepa.data.moving_digits import COOL, STROKES, WARM, MovingDigits, fly, stamp, write
-from jepa.types import ClipDataset, MeasuredDataset
+from jepa.types import ClipDataset
 
 SIDE = 32
 
@@ -30,19 +31,22 @@ def boxes(frames: Tensor) -> Tensor:
     return torch.stack(spans)
 
 
+def measured(dataset: MovingDigits, index: int) -> Tensor:
+    return dataset[index].fields["quantities"]
+
+
 def test_it_is_a_measured_data_set_of_clips() -> None:
     dataset = digits()
     assert isinstance(dataset, ClipDataset)
-    assert isinstance(dataset, MeasuredDataset)
-    assert dataset.measure(0).shape == (len(dataset.quantities),)
-    assert dataset.quantities[:2] == ("position/x1", "position/y1")
-    assert dataset.quantities[-1] == "velocity/y2"
+    assert measured(dataset, 0).shape == (len(dataset.fields["quantities"].names),)
+    assert dataset.fields["quantities"].names[:2] == ("position/x1", "position/y1")
+    assert dataset.fields["quantities"].names[-1] == "velocity/y2"
 
 
 @pytest.mark.parametrize(("frames", "side"), [(1, 16), (8, 32), (16, 100)])
 def test_clips_have_the_frames_and_the_side_asked_for(frames: int, side: int) -> None:
     dataset = digits(frames, side=side)
-    for clip, label in (dataset[13], dataset.draw(13, 5)):
+    for clip, label, _ in (dataset[13], dataset.draw(13, 5)):
         assert clip.shape == (3, frames, side, side)
         assert clip.dtype == torch.uint8
         assert label == 3
@@ -54,7 +58,7 @@ def test_a_clip_is_pure_in_seed_and_index() -> None:
     for index in range(20):
         assert first[index][0].equal(backwards[index][0])
         assert first.draw(index, 7)[0].equal(second.draw(index, 7)[0])
-        assert first.measure(index).equal(second.measure(index))
+        assert measured(first, index).equal(measured(second, index))
     assert not first[0][0].equal(digits(seed=4)[0][0])
 
 
@@ -79,7 +83,7 @@ def test_the_side_changes_the_resolution_and_nothing_else() -> None:
     for index in range(5):
         reduced = torch.nn.functional.avg_pool2d(fine[index][0].float(), 4)
         assert (reduced - coarse[index][0]).abs().mean() < 2
-        torch.testing.assert_close(fine.measure(index), coarse.measure(index), atol=1e-6, rtol=0)
+        torch.testing.assert_close(measured(fine, index), measured(coarse, index), atol=1e-6, rtol=0)
 
 
 def test_the_first_digit_is_warm_and_the_second_cool() -> None:
@@ -87,7 +91,7 @@ def test_the_first_digit_is_warm_and_the_second_cool() -> None:
     assert warm_blue[1] < blue[0]
     assert cool_red[1] < red[0]
     for index in range(20):
-        clip, _ = digits()[index]
+        clip = digits()[index].clip
         assert red[0] <= clip[0].max() <= red[1]
         assert blue[0] <= clip[2].max() <= blue[1]
 
@@ -108,7 +112,7 @@ def test_the_held_out_part_shows_other_clips() -> None:
     seen = {dataset[index][0].numpy().tobytes() for index in range(200)}
     others = {held_out[index][0].numpy().tobytes() for index in range(100)}
     assert len(seen | others) == 300
-    assert not held_out.measure(0).equal(dataset.measure(0))
+    assert not measured(held_out, 0).equal(measured(dataset, 0))
 
 
 def test_positions_and_velocities_are_those_of_the_pixels_in_the_last_frame() -> None:
@@ -116,7 +120,10 @@ def test_positions_and_velocities_are_those_of_the_pixels_in_the_last_frame() ->
     side, frames = 128, 6
     dataset = digits(frames, side=side, speed=(0.03, 0.04))
     for index in range(30):
-        clip, values = dataset[index][0], dataset.measure(index).unflatten(0, (2, 2, 2))  # kind, digit, axis
+        clip, values = (
+            dataset[index][0],
+            measured(dataset, index).unflatten(0, (2, 2, 2)),
+        )  # kind, digit, axis
         for digit, channel in ((0, 0), (1, 2)):
             spans = boxes(clip[channel] > 100).double()  # [T, axis, edge]
             width = spans[..., 1] - spans[..., 0]
@@ -150,7 +157,7 @@ def test_at_the_default_speed_a_digit_covers_a_good_part_of_its_range_in_sixteen
     dataset = digits(16)
     way = []
     for index in range(200):
-        velocity = dataset.measure(index).unflatten(0, (2, 2, 2))[1].abs()
+        velocity = measured(dataset, index).unflatten(0, (2, 2, 2))[1].abs()
         free = torch.from_numpy(np.stack([glyph.free for glyph in dataset._glyphs(index)]))
         way.append((velocity / free * 15).mean())
     assert 1 / 3 < torch.stack(way).mean() < 2 / 3
@@ -216,6 +223,6 @@ def test_impossible_sizes_are_refused_by_value_and_bound(changes: dict, message:
 
 
 def test_an_index_beyond_the_end_is_refused() -> None:
-    for read in (digits(num_samples=10).__getitem__, digits(num_samples=10).measure):
+    for read in (digits(num_samples=10).__getitem__, partial(digits(num_samples=10).draw, seed=0)):
         with pytest.raises(IndexError, match="index 10 of 10"):
             read(10)

@@ -20,10 +20,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from checked import checked
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from tests.helpers.checked import checked
 
 from jepa import JEPAAgent, JEPAConfig
 from jepa.config.paths import find_shards
@@ -31,7 +31,7 @@ from jepa.data.images import ImageFolder
 from jepa.data.loader import batches
 from jepa.data.mixture import Mixture
 from jepa.data.shard_index import members_of
-from jepa.data.shards import Shards, Windows
+from jepa.data.shards import Shards, WindowShuffle
 from jepa.runs.metrics import read_rows
 
 Sample = dict[str, bytes]
@@ -196,6 +196,8 @@ def test_labels_are_numbers_or_names_of_cls_or_json(tmp_path):
     assert labelled(tmp_path / "1", 1, 0, None, -1) == [1, 0, -1, -1, ("0", "1")]
     assert labelled(tmp_path / "2", "dog", "cat", b"dog") == [1, 0, 1, ("cat", "dog")]
     assert labelled(tmp_path / "3", 7, 8, label_key="other") == [-1, -1, ()]
+    assert labelled(tmp_path / "mixed", b"b", b"1", b"007") == [2, 1, 0, ("007", "1", "b")]
+    assert labelled(tmp_path / "padded", b"002", b"0") == [2, 0, ("0", "1", "2")]
     (tmp_path / "4").mkdir()
     (tmp_path / "4" / "classes.txt").write_text("zebra\nant\n\n")
     assert labelled(tmp_path / "4", b"1", "zebra", None) == [1, 0, -1, ("zebra", "ant")]
@@ -409,7 +411,7 @@ COUNTS = st.lists(st.integers(0, 9), min_size=1, max_size=9).filter(any)
 @settings(max_examples=60, deadline=None)
 def test_every_epoch_is_a_permutation_that_reads_few_shards_at_a_time(counts, width, seed):
     total = sum(counts)
-    take = Windows(np.array(counts), width, seed).take
+    take = WindowShuffle(np.array(counts), width, seed).take
     shard_of = np.repeat(np.arange(len(counts)), counts)
     for epoch in range(3):
         taken = [take(epoch * total + offset) for offset in range(total)]
@@ -425,16 +427,18 @@ def test_every_epoch_is_a_permutation_that_reads_few_shards_at_a_time(counts, wi
 @settings(max_examples=60, deadline=None)
 def test_any_position_is_dealt_without_those_before_it(counts, width, positions):
     counts = np.array(counts)
-    walked = Windows(counts, width, seed=1)
+    walked = WindowShuffle(counts, width, seed=1)
     whole = [walked.take(position) for position in range(201)]
-    jumping = Windows(counts, width, seed=1)
+    jumping = WindowShuffle(counts, width, seed=1)
     assert [jumping.take(position) for position in positions] == [whole[position] for position in positions]
-    assert [Windows(counts, width, seed=1).take(p) for p in positions[:3]] == [whole[p] for p in positions[:3]]
+    assert [WindowShuffle(counts, width, seed=1).take(p) for p in positions[:3]] == [whole[p] for p in positions[:3]]
 
 
 def test_epochs_and_seeds_have_orders_of_their_own_and_windows_other_shards():
     counts = np.full(8, 10)
-    orders = {tuple(Windows(counts, 2, seed).take(e * 80 + p)[0] for p in range(80)) for seed in (0, 1) for e in (0, 1)}
+    orders = {
+        tuple(WindowShuffle(counts, 2, seed).take(e * 80 + p)[0] for p in range(80)) for seed in (0, 1) for e in (0, 1)
+    }
     windows = {frozenset(index // 10 for index in order[:20]) for order in orders}
     assert len(orders) == 4
     assert all(len(window) == 2 for window in windows)
@@ -442,7 +446,7 @@ def test_epochs_and_seeds_have_orders_of_their_own_and_windows_other_shards():
 
 
 def test_within_a_window_all_samples_are_mixed():
-    take = Windows(np.full(4, 500), 2, seed=0).take
+    take = WindowShuffle(np.full(4, 500), 2, seed=0).take
     places = np.array([take(p)[0] for p in range(1000)])
     shards = places // 500
     halves = [np.mean(part == shards[0]) for part in (shards[:500], shards[500:])]
@@ -486,7 +490,7 @@ def test_shards_are_a_part_of_a_mixture_and_stay_together_in_it(tmp_path):
     write_shards(tmp_path / "b", (10,) * 3)
     parts = {name: partial(Shards, shards=str(tmp_path / name), shuffle_shards=1) for name in "ab"}
     mixed = Mixture(num_frames=1, parts=parts, weights={"a": 2, "b": 1}, probe="b")
-    take = mixed.deal(4, seed=0)
+    take = mixed.index_order(4, seed=0)
     own = [index for index in (take(p)[0] for p in range(150)) if index < 60][:60]
     assert sorted(own) == list(range(60))
     assert all(len({index // 10 for index in own[k : k + 10]}) == 1 for k in range(0, 60, 10))

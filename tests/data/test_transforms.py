@@ -27,7 +27,7 @@ def raw_batch(sizes: list[tuple[int, int]], frames: int = 1) -> RawBatch:
     for index, (h, w) in enumerate(sizes):
         pixels[index, ..., :h, :w] = smooth(3, frames, h, w, seed=index)
     labels, none = torch.full((len(sizes),), -1), torch.empty(0, dtype=torch.long)
-    return RawBatch(pixels, torch.tensor(sizes), labels, none, torch.zeros_like(labels))
+    return RawBatch(pixels, torch.tensor(sizes), {"labels": labels}, none, torch.zeros_like(labels))
 
 
 def augment(**changes) -> Augment:
@@ -96,7 +96,7 @@ def test_every_image_has_a_box_of_its_own():
 def test_a_sample_does_not_depend_on_the_batch_size():
     raw = raw_batch([(40, 60), (60, 40), (50, 50), (31, 44), (60, 60)])
     whole = augment()(raw, seeded()).clips
-    part = augment()(RawBatch(*(t[:2] for t in raw[:3]), raw.broken, raw.parts[:2]), seeded()).clips
+    part = augment()(raw.map(lambda tensor: tensor[:2]), seeded()).clips
     assert torch.equal(whole[:2], part)
 
 
@@ -123,11 +123,18 @@ def test_half_of_the_images_are_mirrored_unless_flip_is_false():
 def test_views_are_crops_of_their_own_of_one_sample_side_by_side(size, frames):
     raw = raw_batch([(37, 40), size], frames)
     views = augment(views=3)(raw, seeded()).clips
-    rows = (tensor.repeat_interleave(3, dim=0) for tensor in raw[:3])
-    repeated = RawBatch(*rows, raw.broken, raw.parts.repeat_interleave(3))
+    repeated = raw.map(lambda tensor: tensor.repeat_interleave(3, dim=0))
     assert views.shape == (6, 3, frames, 24, 32)
     torch.testing.assert_close(views, augment()(repeated, seeded()).clips, atol=1e-5, rtol=0)
     assert len({view.numpy().tobytes() for view in views}) == 6
+
+
+def test_every_field_is_repeated_for_each_view():
+    raw = raw_batch([(37, 40), (31, 44)])
+    raw.fields["actions"] = torch.arange(8.0).view(2, 2, 2)
+    batch = augment(views=3)(raw, seeded())
+    assert batch.fields.keys() == {"labels", "actions"}
+    assert torch.equal(batch.fields["actions"], raw.fields["actions"][[0, 0, 0, 1, 1, 1]])
 
 
 def test_one_view_is_the_batch_itself():
@@ -137,7 +144,7 @@ def test_one_view_is_the_batch_itself():
 
 def test_views_of_a_sample_do_not_depend_on_the_batch_size():
     raw = raw_batch([(40, 60), (60, 40), (50, 50)])
-    part = RawBatch(*(t[:2] for t in raw[:3]), raw.broken, raw.parts[:2])
+    part = raw.map(lambda tensor: tensor[:2])
     assert torch.equal(augment(views=2)(raw, seeded()).clips[:4], augment(views=2)(part, seeded()).clips)
 
 

@@ -12,12 +12,12 @@ import av
 import numpy as np
 import pytest
 import torch
-from tests.helpers.checked import checked
+from checked import checked
 
 from jepa.data import video_decode
-from jepa.data.clips import even_place, grey, positions, random_place
+from jepa.data.clips import even_start, frame_positions, random_start, to_grey
 from jepa.data.loader import BrokenSamples, DataError, batches
-from jepa.data.video_decode import Video, choose_decoders, look_at
+from jepa.data.video_decode import Video, choose_decoders, read_video
 from jepa.data.videos import VideoFolder
 from jepa.types import ClipDataset
 
@@ -101,18 +101,18 @@ def dataset(root: Path, **arguments) -> VideoFolder:
     [(10, 0.0, [0, 2, 4]), (10, 0.999, [5, 7, 9]), (10, 0.5, [3, 5, 7]), (5, 0.9, [0, 2, 4]), (3, 0.9, [0, 2, 2])],
 )
 def test_a_clip_lies_inside_the_video_at_its_place(length, place, expected):
-    assert positions(length, 3, 2, place, "hold") == expected
+    assert frame_positions(length, 3, 2, place, "hold") == expected
 
 
 def test_a_short_video_begins_again_or_is_left_out():
-    assert positions(3, 5, 1, 0.3, "loop") == [0, 1, 2, 0, 1]
+    assert frame_positions(3, 5, 1, 0.3, "loop") == [0, 1, 2, 0, 1]
     with pytest.raises(OSError, match="3 frames are shorter"):
-        positions(3, 5, 1, 0.3, "skip")
+        frame_positions(3, 5, 1, 0.3, "skip")
 
 
 def test_places_are_spread_evenly_and_drawn_uniformly():
-    assert [even_place(i, 4) for i in range(4)] == [0.125, 0.375, 0.625, 0.875]
-    drawn = np.array([random_place(index, seed) for index in range(30) for seed in range(30)])
+    assert [even_start(i, 4) for i in range(4)] == [0.125, 0.375, 0.625, 0.875]
+    drawn = np.array([random_start(index, seed) for index in range(30) for seed in range(30)])
     assert drawn.min() >= 0
     assert drawn.max() < 1
     assert np.abs(np.histogram(drawn, 10, (0, 1))[0] - 90).max() < 40
@@ -178,20 +178,20 @@ def test_both_decoders_give_the_frames_that_were_written(tmp_path, monkeypatch, 
         return clip, video.num_frames, round(video.begin, 2)
 
     for decoder in ["pyav", *(["torchcodec"] if torchcodec_works() and name != "open_gop.mkv" else [])]:
-        found[decoder] = look_at(path, [decoder], look)
+        found[decoder] = read_video(path, [decoder], look)
     assert numbers(found["pyav"][0].transpose(0, 1))[:7] == [0, 5, 10, 15, 18, 3, 3]
     for clip, *facts in found.values():
         assert facts == list(found["pyav"][1:])
         assert (found["pyav"][0].int() - clip.int()).abs().max() <= 2
     monkeypatch.setattr(video_decode, "HELD", 0)  # as a file too long for its packets to be kept
-    again, *facts = look_at(path, ["pyav"], look)
+    again, *facts = read_video(path, ["pyav"], look)
     assert torch.equal(again, found["pyav"][0])
     assert facts == list(found["pyav"][1:])
 
 
 def test_the_last_frame_is_read_where_one_decoder_misses_it(tmp_path):
     decoders = [*(["torchcodec"] if torchcodec_works() else []), "pyav"]
-    clip = look_at(str(write(tmp_path / "a.mkv", **OPEN_GOP)), decoders, lambda video: video.at([19]))
+    clip = read_video(str(write(tmp_path / "a.mkv", **OPEN_GOP)), decoders, lambda video: video.at([19]))
     assert numbers(clip.transpose(0, 1)) == [19]
 
 
@@ -202,7 +202,7 @@ def test_a_turned_video_stands_upright(tmp_path, decoder):
     write(tmp_path / "a.mp4", codec="libx264", pixels="yuv420p")
     command = ["ffmpeg", "-loglevel", "error", "-i", "a.mp4", "-metadata:s:v", "rotate=90", "-c", "copy", "b.mp4"]
     subprocess.run(command, cwd=tmp_path, check=True)
-    frame = look_at(str(tmp_path / "b.mp4"), [decoder], lambda video: video.at([0])[0, 0])
+    frame = read_video(str(tmp_path / "b.mp4"), [decoder], lambda video: video.at([0])[0, 0])
     assert frame.shape == (48, 32)
     assert (frame[:20, :6] > 200).all()  # the corner that FFmpeg's own program shows bright
 
@@ -212,7 +212,7 @@ def test_grey_is_the_weighted_mean(tmp_path):
     colour, bleak = dataset(tmp_path)[0][0], dataset(tmp_path, channels=1)[0][0]
     assert bleak.shape == (1, 4, 32, 48)
     assert (bleak.int() - colour[:1].int()).abs().max() <= 1  # the pictures have no colour
-    assert grey(torch.tensor([255, 0, 0], dtype=torch.uint8).view(1, 3, 1, 1)).item() == 76
+    assert to_grey(torch.tensor([255, 0, 0], dtype=torch.uint8).view(1, 3, 1, 1)).item() == 76
 
 
 def test_folders_are_classes_and_the_held_out_part_is_found(tmp_path):
@@ -303,7 +303,7 @@ def test_a_damaged_file_raises_oserror_with_one_line(tmp_path, decoder):
     damaged(tmp_path)
     for name in ("half.mp4", "nothing.mp4", "text.mkv", "audio.mp4", "absent.mp4"):
         with pytest.raises(OSError, match=r"^[^\n]+$") as refusal:
-            look_at(str(tmp_path / name), [decoder], len)
+            read_video(str(tmp_path / name), [decoder], len)
         assert ".cpp" not in str(refusal.value)
 
 

@@ -38,7 +38,9 @@ def seeded(seed: int = 0) -> torch.Generator:
 def raw(rows: int = 4, side: int = 48) -> RawBatch:
     pixels = torch.randint(0, 256, (rows, 3, 1, side, side), generator=seeded(), dtype=torch.uint8)
     labels = torch.arange(rows)
-    return RawBatch(pixels, torch.full((rows, 2), side), labels, torch.empty(0).long(), torch.zeros_like(labels))
+    return RawBatch(
+        pixels, torch.full((rows, 2), side), {"labels": labels}, torch.empty(0).long(), torch.zeros_like(labels)
+    )
 
 
 def augment(**changes: Any) -> Augment:
@@ -65,7 +67,7 @@ def test_smaller_crops_stand_side_by_side_and_are_pure_in_the_generator() -> Non
 
 def test_a_sample_and_its_small_crops_do_not_depend_on_the_batch_size() -> None:
     some, made = raw(), augment(**SMALL, jitter=1.0)
-    few = RawBatch(*(tensor[:2] for tensor in some[:3]), some.broken, some.parts[:2])
+    few = some.map(lambda tensor: tensor[:2])
     whole, part = made(some, seeded()), made(few, seeded())
     torch.testing.assert_close(part.clips, whole.clips[:4])
     torch.testing.assert_close(local(part), local(whole)[:6])
@@ -75,7 +77,7 @@ def test_small_crops_show_the_share_that_they_are_asked_for() -> None:
     """Each pixel of a ramp says its place, so the range of a crop is its extent."""
     ramp = torch.linspace(0, 255, 256).to(torch.uint8).expand(64, 3, 1, 256, 256)
     labels = torch.zeros(64).long()
-    flat = RawBatch(ramp, torch.full((64, 2), 256), labels, torch.empty(0).long(), labels)
+    flat = RawBatch(ramp, torch.full((64, 2), 256), {"labels": labels}, torch.empty(0).long(), labels)
     small = augment(local_views=2, local_scale=(0.09, 0.09), local_size=(16, 16), crop_aspect=(1.0, 1.0), flip=False)
     width = (local(small(flat, seeded())) * 0.5 + 0.5).flatten(1)
     extent = width.amax(dim=1) - width.amin(dim=1)  # of 0.3, less half an output pixel at either end
@@ -92,10 +94,16 @@ def test_half_of_the_image_in_whole_patches_is_the_usual_size() -> None:
 
 
 def test_rows_of_a_batch_keep_each_sample_with_its_crops() -> None:
-    batch = Batch(torch.arange(8.0).view(8, 1, 1, 1, 1), torch.arange(8), 2, torch.arange(12.0).view(12, 1, 1, 1, 1))
+    batch = Batch(
+        clips=torch.arange(8.0).view(8, 1, 1, 1, 1),
+        fields={"labels": torch.arange(8), "actions": torch.arange(16.0).view(8, 2)},
+        views=2,
+        local=torch.arange(12.0).view(12, 1, 1, 1, 1),
+    )
     part = batch.rows(1, 2)
     assert part.clips.flatten().tolist() == [2, 3, 4, 5]
     assert part.labels.tolist() == [2, 3, 4, 5]
+    assert part.fields["actions"][:, 0].tolist() == [4, 6, 8, 10]
     assert local(part).flatten().tolist() == [3, 4, 5, 6, 7, 8]
     assert batch.rows(3, 9).clips.flatten().tolist() == [6, 7]
 

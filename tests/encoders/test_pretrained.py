@@ -176,7 +176,7 @@ def test_a_folder_of_timm_is_opened_and_needed_no_more(tmp_path) -> None:
 @pytest.mark.parametrize(
     ("source", "error", "reason"),
     [
-        ("timm:vit_tiny_patch16_225", ValueError, "no such model; did you mean vit_tiny_patch16_224"),
+        ("timm:vit_tiny_patch16_225", ValueError, 'no such model; did you mean "vit_tiny_patch16_224'),
         ("timm:vit_tiny_patch16_224.nonsense", ValueError, "nonsense"),
         ("timm:resnet18", ValueError, "no plain Vision Transformer"),
         ("timm:deit_tiny_distilled_patch16_224", ValueError, "but VisionTransformerDistilled"),
@@ -238,7 +238,7 @@ def overrides(source: Path | str) -> list[str]:
 def test_both_encoders_begin_with_the_weights_at_the_size_of_the_run(source) -> None:
     config = compose(overrides(source))
     dataset = make_dataset(config)
-    objective, _ = make_objective(config, 3, make_plan(split_phases(config, len(dataset))[0], len(dataset)))
+    objective, _ = make_objective(config, dataset, make_plan(split_phases(config, len(dataset))[0], len(dataset)))
     stored = load_file(source / "model.safetensors")
     stored["positions.table"] = resampled(stored["positions.table"], PatchGrid(1, 4, 4), PatchGrid(1, 6, 6))
     for encoder in (objective.context_encoder, objective.target_encoder):

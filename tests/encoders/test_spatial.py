@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from tests.helpers.checked import checked
+from checked import checked
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from tests.helpers.checked import checked
+from checked import checked
 from torch import Tensor
 
 from jepa.encoders.spatial import SpatialEncoder
@@ -147,10 +147,10 @@ def test_positions_are_neither_learnt_nor_stored(position: str) -> None:
 def test_rotary_tables_are_computed_once_and_shared_by_all_blocks() -> None:
     encoder, seen = make_encoder(position="rope", depth=3), []
     for block in encoder.blocks:
-        block.register_forward_pre_hook(lambda _block, _inputs, told: seen.append(told["turns"]), with_kwargs=True)
+        block.register_forward_pre_hook(lambda _block, _inputs, options: seen.append(options["rope"]), with_kwargs=True)
     encoder(random_clips(3, 6, 16, 8), keep=torch.tensor([[0, 3], [1, 5]]))
     assert len(seen) == 3
-    assert all(turns is seen[0] for turns in seen)
+    assert all(rope is seen[0] for rope in seen)
 
 
 @POSITIONS

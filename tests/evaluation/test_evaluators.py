@@ -6,18 +6,18 @@ import math
 import numpy as np
 import pytest
 import torch
+from checked import checked
 from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier
 from synthetic_features import GRID, clusters, masks_of, seeded, snapshot_of
-from tests.helpers.checked import checked
 from torch.nn import functional as F
 
 from jepa.evaluation.diagnostics import Diagnostics, collapse, coverage, effective_rank, mean_cosine
-from jepa.evaluation.embeddings import Embeddings, nearest
+from jepa.evaluation.embeddings import Embeddings
 from jepa.evaluation.knn import KNN, knn_votes
 from jepa.evaluation.linear import L2_GRID, LinearProbe, fit_logistic, select_l2
 from jepa.evaluation.pictures import mask_overlay, montage, principal_colours, to_rgb
-from jepa.evaluation.probe import standardise
+from jepa.evaluation.probe import nearest, standardise
 from jepa.evaluation.types import Features
 from jepa.types import Masks, PatchGrid
 
@@ -265,7 +265,7 @@ def test_every_picture_is_rgb_and_large_enough_to_read(grid, channels):
 
 def test_the_neighbours_are_the_most_similar_others():
     vectors = torch.tensor([[1.0, 0.0], [0.0, 1.0], [2.0, 0.1], [0.1, 3.0], [-1.0, 0.0]])
-    assert nearest(vectors, num_queries=2, k=2).tolist() == [[2, 3], [3, 2]]
+    assert nearest(vectors[:2], vectors, 2, others=True)[0].tolist() == [[2, 3], [3, 2]]
 
 
 def test_the_table_has_as_many_rows_as_asked_with_names_and_thumbnails():

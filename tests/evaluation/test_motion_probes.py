@@ -5,10 +5,11 @@ import logging
 import numpy as np
 import pytest
 import torch
+from checked import checked
 from sklearn.linear_model import Ridge
 from sklearn.metrics import balanced_accuracy_score, r2_score
-from tests.helpers.checked import checked
 from torch import nn
+from toy_model import CPU
 
 from jepa.errors import Interrupted
 from jepa.evaluation.attentive import AttentiveHead, AttentiveProbe, num_heads, read_once
@@ -18,10 +19,13 @@ from jepa.evaluation.linear import LinearProbe
 from jepa.evaluation.pictures import frames_shown, mask_overlay
 from jepa.evaluation.probe import balanced, coarser, is_uneven, pool_tokens
 from jepa.evaluation.regression import Regression, r2, ridge
-from jepa.evaluation.snapshot import Prober, probe_split
+from jepa.evaluation.snapshot import Snapshotter
+from jepa.evaluation.splits import probe_splits
 from jepa.evaluation.types import Features, Snapshot
 from jepa.layers.attention import CrossAttentionBlock
-from jepa.types import Masks, MaskSets, PatchGrid
+from jepa.objectives.base import Objective
+from jepa.parallel.session import Session
+from jepa.types import Field, Masks, MaskSets, PatchGrid, Sample
 
 GRID = PatchGrid(4, 2, 2)
 QUANTITIES = ("position/x", "position/y", "velocity/x")
@@ -219,7 +223,7 @@ class Clips:
 
     channels, classes, mean, std = 1, ("slow", "fast"), (0.5,), (0.25,)
     num_frames = 4
-    quantities = ("position/x", "velocity/x")
+    fields = {"quantities": Field(shape=(2,), names=("position/x", "velocity/x"))}
 
     def __init__(self, num):
         self.num, self.num_read = num, 0
@@ -232,13 +236,10 @@ class Clips:
         clip = torch.zeros(1, 4, 8, 16, dtype=torch.uint8)
         for frame in range(4):
             clip[0, frame, 2:5, 4 + index // 2 % 4 + (frame - 2) * (1 + index % 2) :][..., :3] = 255
-        return clip, index % 2
+        return Sample(clip, index % 2, {"quantities": torch.tensor([float(index // 2 % 4), 1.0 + index % 2])})
 
     def draw(self, index, seed):
         return self[index]
-
-    def measure(self, index):
-        return torch.tensor([float(index // 2 % 4), 1.0 + index % 2])
 
     def describe(self, index):
         return f"clip {index}"
@@ -251,8 +252,8 @@ class Plain:
     def pictures(self, clips):
         return torch.stack(list(clips))
 
-    def __call__(self, pictures):
-        return pictures.float() / 255
+    def normalise(self, pixels):
+        return pixels / 255
 
 
 class Frames(nn.Module):
@@ -264,12 +265,15 @@ class Frames(nn.Module):
         super().__init__()
         self.largest = 0
 
+    def grid_of(self, clips):
+        return self.grid
+
     def forward(self, clips):
         self.largest = max(self.largest, len(clips))
         return clips[:, 0].unflatten(1, (2, 2)).unflatten(-1, (2, 8)).permute(0, 1, 4, 2, 3, 5).flatten(3).flatten(1, 2)
 
 
-class Objective(nn.Module):
+class Toy(Objective):
     def __init__(self):
         super().__init__()
         self.backbone = Frames()
@@ -279,9 +283,6 @@ class Objective(nn.Module):
         self.seen.append(masks)
         return {"error": torch.tensor(0.5), "copy_error": torch.tensor(2.0), "error_h2": torch.tensor(0.7)}
 
-    def pictures(self, batch, masks):
-        return {}
-
 
 def two_sets(num, generator):
     places = torch.arange(4).expand(num, -1)
@@ -290,17 +291,17 @@ def two_sets(num, generator):
 
 def prober_of(dataset, **changes):
     values = {
-        "dataset": dataset, "transform": Plain(), "masker": two_sets, "device": "cpu",
+        "dataset": dataset, "transform": Plain(), "masker": two_sets, "session": CPU,
         "batch_size": 40, "train_samples": 40, "val_samples": 20, "seed": 0,
     }  # fmt: skip
-    return Prober(**(values | changes))
+    return Snapshotter(**(values | changes))
 
 
 EVALUATORS = (KNN(k=3, temperature=0.07), LinearProbe(), Regression(), Diagnostics())
 
 
 def test_clips_are_probed_whole_and_with_their_middle_frame_standing_still():
-    prober, objective = prober_of(Clips(80)), Objective()
+    prober, objective = prober_of(Clips(80)), Toy()
     snapshot = prober.snapshot(0, objective)
     assert objective.backbone.largest == 10  # as many frames as 40 images
     first = snapshot.pictures[:1]
@@ -317,16 +318,16 @@ def test_clips_are_probed_whole_and_with_their_middle_frame_standing_still():
 
 def test_quantities_travel_with_their_samples():
     prober = prober_of(Clips(80))
-    snapshot = prober.snapshot(0, Objective())
-    expected = torch.tensor([[i // 2 % 4, 1 + i % 2] for i in prober.split.val.indices]).float()
+    snapshot = prober.snapshot(0, Toy())
+    expected = torch.tensor([[i // 2 % 4, 1 + i % 2] for i in prober.splits.val.indices]).float()
     assert torch.equal(snapshot.val.targets, expected)
-    assert snapshot.quantities == Clips.quantities
+    assert snapshot.quantities == Clips.fields["quantities"].names
 
 
 def test_every_clip_is_read_once_for_features_pictures_and_baselines():
     dataset = Clips(80)
     prober = prober_of(dataset)
-    baselines = prober.baselines(prober.snapshot(0, Objective()), EVALUATORS)
+    baselines = prober.baselines(prober.snapshot(0, Toy()), EVALUATORS)
     assert dataset.num_read == 60
     assert {"baseline/pixels_position_r2", "baseline/pixels_velocity_r2", "baseline/pixels_rank"} <= set(baselines)
     assert not any("still" in name or "_error" in name for name in baselines)
@@ -334,23 +335,30 @@ def test_every_clip_is_read_once_for_features_pictures_and_baselines():
 
 def test_the_still_clips_can_be_left_out():
     prober = prober_of(Clips(80), still=False)
-    assert prober.snapshot(0, Objective()).still is None
+    assert prober.snapshot(0, Toy()).still is None
     assert prober.num_samples == 60
     assert "still" not in prober.protocol
 
 
 def test_tokens_are_kept_only_where_an_evaluator_asks_for_them():
     probe = AttentiveProbe(epochs=1, batch_size=8, max_tokens=2)
-    assert prober_of(Clips(80)).snapshot(0, Objective()).train.tokens is None
-    snapshot = prober_of(Clips(80), evaluators=(*EVALUATORS, probe)).snapshot(0, Objective())
+    assert prober_of(Clips(80)).snapshot(0, Toy()).train.tokens is None
+    snapshot = prober_of(Clips(80), evaluators=(*EVALUATORS, probe)).snapshot(0, Toy())
     assert snapshot.train.tokens.shape[:2] == (40, 2)
     assert snapshot.train.tokens.dtype == torch.float16
     torch.testing.assert_close(snapshot.train.tokens.float().mean(1), snapshot.train.vectors, atol=1e-3, rtol=0)
     assert set(probe(snapshot).metrics) == {"probe/attentive_top1", "still/attentive_top1"}
 
 
+def test_tokens_are_kept_in_bfloat16_on_a_cpu_too():
+    probe = AttentiveProbe(epochs=1, batch_size=8, max_tokens=2)
+    session = Session(device=torch.device("cpu"), bf16=True)
+    snapshot = prober_of(Clips(80), evaluators=[probe], session=session).snapshot(0, Toy())
+    assert snapshot.val.tokens.shape[:2] == (20, 2)
+
+
 def test_every_mask_set_reaches_the_diagnosis():
-    prober, objective = prober_of(Clips(80)), Objective()
+    prober, objective = prober_of(Clips(80)), Toy()
     metrics = Diagnostics()(prober.snapshot(0, objective)).metrics
     assert [len(masks.sets) for masks in objective.seen] == [2, 2]
     assert torch.equal(objective.seen[1].sets[1].context, prober.masks.sets[1].context[10:20])
@@ -362,15 +370,15 @@ def test_an_evaluation_that_is_asked_to_stop_ends_at_the_next_batch_and_can_be_m
     dataset = Clips(80)
     prober = prober_of(dataset)
     with pytest.raises(Interrupted):
-        prober.snapshot(0, Objective(), lambda: dataset.num_read >= 20)
+        prober.snapshot(0, Toy(), lambda: dataset.num_read >= 20)
     assert dataset.num_read == 20
-    assert len(prober.snapshot(0, Objective()).val.labels) == 20
+    assert len(prober.snapshot(0, Toy()).val.labels) == 20
 
 
 def test_labelled_samples_are_drawn_first_and_kept_for_both_parts():
     dataset = Clips(200)
     dataset.labels = np.where(np.arange(200) % 20 == 0, 1, -1)
-    split = probe_split(dataset, train_samples=15, val_samples=10, seed=0)
+    split = probe_splits(dataset, train_samples=15, val_samples=10, seed=0)
     labelled = [[dataset.labels[i] >= 0 for i in part.indices] for part in (split.train, split.val)]
     assert labelled == [[True] * 8 + [False] * 7, [True] * 2 + [False] * 8]
     assert not set(split.train.indices) & set(split.val.indices)
@@ -379,7 +387,7 @@ def test_labelled_samples_are_drawn_first_and_kept_for_both_parts():
 def test_where_all_samples_are_labelled_the_draw_is_that_without_labels():
     plain, known = Clips(50), Clips(50)
     known.labels = np.zeros(50)
-    draws = [probe_split(d, train_samples=20, val_samples=10, seed=0) for d in (plain, known)]
+    draws = [probe_splits(d, train_samples=20, val_samples=10, seed=0) for d in (plain, known)]
     assert draws[0].train.indices == draws[1].train.indices
     assert draws[0].val.indices == draws[1].val.indices
 

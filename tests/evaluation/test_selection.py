@@ -7,13 +7,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from tests.helpers.checked import checked
-from toy_model import Crop, Images, Toy, random_masker
+from checked import checked
+from toy_model import CPU, Crop, Images, Toy, random_masker
 
 from jepa.data.transforms import Augment
-from jepa.evaluation.samples import ProbePart
 from jepa.evaluation.selection import DELTA, Selection, lidar, power_law, spectrum
-from jepa.evaluation.snapshot import Prober
+from jepa.evaluation.snapshot import Snapshotter
 from jepa.reports.verdict import judged_value, judging
 
 SIZES = {"num_views": 3, "num_viewed": 10, "view_scale": (0.3, 1.0)}
@@ -30,10 +29,10 @@ def crops(**changes):
 
 def prober_of(dataset, **changes):
     values = {
-        "dataset": dataset, "transform": Crop(), "masker": random_masker, "device": "cpu", "batch_size": 8,
+        "dataset": dataset, "transform": Crop(), "masker": random_masker, "session": CPU, "batch_size": 8,
         "train_samples": 30, "val_samples": 12, "seed": 0, "evaluators": [Selection(**SIZES)], "crops": crops,
     }  # fmt: skip
-    return Prober(**(values | changes))
+    return Snapshotter(**(values | changes))
 
 
 # LiDAR
@@ -138,17 +137,6 @@ def test_both_criteria_are_measured_and_only_on_features():
 def test_impossible_values_are_refused_by_name(change, named):
     with pytest.raises(ValueError, match=named):
         checked(Selection, **(SIZES | change))
-
-
-def test_shuffled_samples_are_all_samples_in_another_order_each_time():
-    for limit in (1 << 30, 0):
-        part = ProbePart(dataset=Images(10, broken=(3,)), indices=range(10), max_cache_bytes=limit)
-        ordered = torch.cat([batch.pictures for batch in part.batches(Crop(), 4)])
-        rng = seeded()
-        passes = [torch.cat([batch.pictures for batch in part.shuffled(Crop(), 4, rng)]) for _ in range(2)]
-        for shuffled in passes:
-            assert sorted(p.sum().item() for p in shuffled) == sorted(p.sum().item() for p in ordered)
-        assert not torch.equal(*passes)
 
 
 # which metric decides

@@ -2,28 +2,29 @@
 
 import pytest
 import torch
-from toy_model import Crop, Images, Toy, random_masker
+from toy_model import CPU, Crop, Images, Toy, random_masker
 
 from jepa.evaluation.diagnostics import Diagnostics
 from jepa.evaluation.embeddings import Embeddings
 from jepa.evaluation.knn import KNN, knn_votes
 from jepa.evaluation.linear import LinearProbe
-from jepa.evaluation.snapshot import ProbePart, Prober, probe_split
+from jepa.evaluation.snapshot import Snapshotter
+from jepa.evaluation.splits import probe_splits
 
 EVALUATORS = (KNN(k=5, temperature=0.07), LinearProbe(), Diagnostics(), Embeddings(rows=10))
 
 
 def prober_of(dataset, **changes):
     values = {
-        "dataset": dataset, "transform": Crop(), "masker": random_masker, "device": "cpu",
+        "dataset": dataset, "transform": Crop(), "masker": random_masker, "session": CPU,
         "batch_size": 8, "train_samples": 30, "val_samples": 12, "seed": 0,
     }  # fmt: skip
-    return Prober(**(values | changes))
+    return Snapshotter(**(values | changes))
 
 
 def test_without_a_validation_set_the_validation_samples_are_held_out_of_the_training_set():
     dataset = Images(50)
-    split = probe_split(dataset, train_samples=30, val_samples=12, seed=0)
+    split = probe_splits(dataset, train_samples=30, val_samples=12, seed=0)
     assert (len(split.train.indices), len(split.val.indices)) == (30, 12)
     assert not set(split.train.indices) & set(split.val.indices)
     assert split.val.dataset is dataset
@@ -32,14 +33,14 @@ def test_without_a_validation_set_the_validation_samples_are_held_out_of_the_tra
 
 def test_a_validation_set_is_used_where_there_is_one():
     held_out = Images(10)
-    split = probe_split(Images(50, held_out=held_out), train_samples=30, val_samples=12, seed=0)
+    split = probe_splits(Images(50, held_out=held_out), train_samples=30, val_samples=12, seed=0)
     assert split.val.dataset is held_out
     assert sorted(split.val.indices) == list(range(10))
     assert "10 samples of the validation set" in split.protocol
 
 
 def test_the_split_depends_on_the_seed_alone():
-    first, again, other = (probe_split(Images(50), train_samples=30, val_samples=12, seed=s) for s in (0, 0, 1))
+    first, again, other = (probe_splits(Images(50), train_samples=30, val_samples=12, seed=s) for s in (0, 0, 1))
     assert first.train.indices == again.train.indices
     assert first.val.indices == again.val.indices
     assert first.train.indices != other.train.indices
@@ -47,42 +48,16 @@ def test_the_split_depends_on_the_seed_alone():
 
 @pytest.mark.parametrize("num", [2, 3, 8])
 def test_a_tiny_data_set_still_has_both_parts(num):
-    split = probe_split(Images(num), train_samples=4096, val_samples=2048, seed=0)
+    split = probe_splits(Images(num), train_samples=4096, val_samples=2048, seed=0)
     assert len(split.train.indices) + len(split.val.indices) == num
     assert len(split.train.indices) >= len(split.val.indices) >= 1
 
 
 def test_impossible_splits_are_refused_by_name():
     with pytest.raises(ValueError, match="val_samples=0"):
-        probe_split(Images(50), train_samples=10, val_samples=0, seed=0)
+        probe_splits(Images(50), train_samples=10, val_samples=0, seed=0)
     with pytest.raises(ValueError, match="the data set has 1"):
-        probe_split(Images(1), train_samples=10, val_samples=5, seed=0)
-
-
-def test_images_are_decoded_once_where_they_fit_and_the_batches_stay_the_same():
-    for limit, num_read in ((1 << 30, 10), (100, 20)):
-        dataset = Images(10)
-        part = ProbePart(dataset=dataset, indices=range(10), max_cache_bytes=limit)
-        first, second = (list(part.batches(Crop(), 4)) for _ in range(2))
-        assert dataset.num_read == num_read
-        assert [len(batch.labels) for batch in first] == [4, 4, 2]
-        for one, other in zip(first, second, strict=True):
-            assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
-
-
-def test_unreadable_samples_are_left_out_and_named_once(caplog):
-    part = ProbePart(dataset=Images(10, broken=(3, 4)), indices=range(10), max_cache_bytes=0)
-    sizes = [len(batch.labels) for _ in range(2) for batch in part.batches(Crop(), 4)]
-    assert sizes == [3, 3, 2] * 2
-    assert [record.message for record in caplog.records] == [
-        f"evaluation leaves out picture {index}: cut short" for index in (3, 4)
-    ]
-
-
-def test_when_nothing_can_be_read_the_run_stops_with_a_name():
-    part = ProbePart(dataset=Images(3, broken=(0, 1, 2)), indices=range(3))
-    with pytest.raises(RuntimeError, match=r"none of the 3 samples.*picture 0"):
-        list(part.batches(Crop(), 2))
+        probe_splits(Images(1), train_samples=10, val_samples=5, seed=0)
 
 
 # snapshots
@@ -92,14 +67,14 @@ def test_a_snapshot_holds_the_pooled_tokens_of_the_backbone():
     dataset, objective = Images(50), Toy()
     prober = prober_of(dataset)
     snapshot = prober.snapshot(7, objective)
-    pictures = torch.stack([dataset[index][0][..., :16] for index in prober.split.val.indices])
+    pictures = torch.stack([dataset[index][0][..., :16] for index in prober.splits.val.indices])
     with torch.no_grad():
         tokens = objective.eval().backbone(pictures.float() / 255)
     assert snapshot.step == 7
     torch.testing.assert_close(snapshot.val.vectors, tokens.mean(1))
     torch.testing.assert_close(snapshot.tokens, tokens[:8])
     assert torch.equal(snapshot.pictures, pictures[:8])
-    assert snapshot.val.labels.tolist() == [index % 3 for index in prober.split.val.indices]
+    assert snapshot.val.labels.tolist() == [index % 3 for index in prober.splits.val.indices]
     assert snapshot.train.vectors.shape == (30, 8)
     assert snapshot.thumbnails.shape == (12, 3, 32, 32)
     assert torch.equal(snapshot.thumbnails[:, :, ::2, ::2], pictures[:, :, 0])
@@ -141,8 +116,8 @@ def test_raw_pixels_are_probed_like_features_under_names_of_their_own():
     baselines = prober.baselines(snapshot, EVALUATORS)
     assert set(baselines) == {"baseline/pixels_knn_top1", "baseline/pixels_linear_top1", "baseline/pixels_rank"}
     pixels = [
-        torch.stack([prober.split.train.dataset[index][0][..., :16] for index in part.indices]).flatten(1) / 255
-        for part in prober.split[:2]
+        torch.stack([prober.splits.train.dataset[index][0][..., :16] for index in part.indices]).flatten(1) / 255
+        for part in prober.splits[:2]
     ]
     votes = knn_votes(pixels[1], pixels[0], snapshot.train.labels, num_classes=3, k=5, temperature=0.07)
     expected = 100 * (votes.argmax(1) == snapshot.val.labels).float().mean().item()
@@ -162,9 +137,9 @@ def test_a_probe_is_not_judged_on_clips_of_videos_that_it_was_fitted_on():
             return index // 4
 
     dataset = Clips(40)
-    split = probe_split(dataset, train_samples=40, val_samples=5, seed=0)
+    split = probe_splits(dataset, train_samples=40, val_samples=5, seed=0)
     videos = [{dataset.source(index) for index in part.indices} for part in (split.train, split.val)]
     assert not videos[0] & videos[1]
     assert len(split.val.indices) == 5
     with pytest.raises(ValueError, match=r"evaluation.val_samples=5"):
-        probe_split(Clips(4), train_samples=4, val_samples=5, seed=0)
+        probe_splits(Clips(4), train_samples=4, val_samples=5, seed=0)

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from hostile_text import HOSTILE
 from torch import Tensor, nn
 
 from jepa.cli.export import main
@@ -25,7 +26,7 @@ from jepa.encoders.temporal import TemporalEncoder
 from jepa.errors import RunError
 from jepa.exporters import export
 from jepa.exporters import timm as timm_export
-from jepa.exporters.card import card, history_of
+from jepa.exporters.card import Provenance, card, history_of
 from jepa.exporters.export import Exported, export_encoder, form_of, push_to_hub
 from jepa.runs.checkpoint import FORMAT
 
@@ -125,7 +126,7 @@ def test_an_encoder_of_timm_goes_back_to_timm(architecture: str, tmp_path: Path)
     done = export_encoder(encoder, "timm", tmp_path / "x")
     images = torch.randn(2, 3, 16, 24, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
-        torch.testing.assert_close(timm_export.reopen(done.folder)(images), encoder(images))
+        torch.testing.assert_close(timm_export.load(done.folder)(images), encoder(images))
     assert export_encoder(open_encoder(f"timm:local-dir:{done.folder}"), "safetensors", tmp_path / "y").difference == 0
 
 
@@ -133,9 +134,9 @@ def test_an_encoder_of_timm_goes_back_to_timm(architecture: str, tmp_path: Path)
 def test_the_batch_of_a_program_is_free(name: str, exports) -> None:
     encoder, done = exports[name]
     form = form_of(CASES[name][0])
-    pixels = torch.randn(5, *form.takes(encoder), generator=torch.Generator().manual_seed(1))
+    pixels = torch.randn(5, *form.input_shape(encoder), generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
-        torch.testing.assert_close(form.reopen(done.folder)(pixels), encoder(pixels), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(form.load(done.folder)(pixels), encoder(pixels), rtol=1e-4, atol=1e-5)
 
 
 def test_programs_do_not_tell_paths_of_the_machine(exports) -> None:
@@ -276,6 +277,14 @@ def test_card_of_a_repository_loads_from_there_where_the_library_can(name: str, 
     encoder, done = exports[name]
     form = form_of(CASES[name][0])
     assert call in card(encoder, form, history_of(str(done.folder)), done.difference, "me/encoder")
+
+
+def test_no_fact_of_a_run_becomes_markup_or_a_column_of_the_card(exports) -> None:
+    encoder, done = exports["timm_wide"]
+    text = card(encoder, form_of("timm"), Provenance("x", {"data set": HOSTILE}, ""), done.difference, None)
+    (line,) = [line for line in text.splitlines() if line.startswith("| data set")]
+    assert line.replace("\\|", "").count("|") == 3
+    assert "<" not in line
 
 
 @pytest.mark.parametrize(

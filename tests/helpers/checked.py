@@ -3,9 +3,9 @@
 import inspect
 from typing import Any
 
-from jepa.config import build
+from jepa.config import build_with
 
 
 def checked(component: type, **values: Any) -> Any:
     assert values.keys() <= inspect.signature(component).parameters.keys()
-    return build({"_target_": f"{component.__module__}.{component.__qualname__}"}, **values)
+    return build_with({"_target_": f"{component.__module__}.{component.__qualname__}"}, **values)

@@ -15,6 +15,7 @@ TINY = [
     "batch_size=16",
     "num_workers=0",
     "logger=none",
+    "precision=fp32",
     "log_every=2",
     "evaluation.train_samples=64",
     "evaluation.val_samples=32",

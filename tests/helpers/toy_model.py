@@ -3,9 +3,12 @@
 import torch
 from torch import nn
 
+from jepa.objectives.base import Objective
+from jepa.parallel.session import Session
 from jepa.types import Masks, PatchGrid
 
 GRID = PatchGrid(1, 4, 4)
+CPU = Session(device=torch.device("cpu"), bf16=False)
 
 
 def seeded(seed=0):
@@ -44,11 +47,11 @@ class Crop:
     def pictures(self, clips):
         return torch.stack([clip[..., :16] for clip in clips])
 
-    def __call__(self, pictures):
-        return pictures.float() / 255
+    def normalise(self, pixels):
+        return pixels / 255
 
 
-class Toy(nn.Module):
+class Toy(Objective):
     """A convolution as backbone; records how it was called."""
 
     def __init__(self):
@@ -61,9 +64,6 @@ class Toy(nn.Module):
         self.seen.append((batch, masks))
         return {"error": batch.labels.float().mean(), "trivial_error": torch.tensor(2.0)}
 
-    def pictures(self, batch, masks):
-        return {}
-
 
 class Backbone(nn.Module):
     grid = GRID
@@ -72,6 +72,9 @@ class Backbone(nn.Module):
         super().__init__()
         self.patches = nn.Conv2d(3, 8, 4, 4)
         self.drop = nn.Dropout(0.5)
+
+    def grid_of(self, clips):
+        return GRID
 
     def forward(self, clips):
         assert not self.training

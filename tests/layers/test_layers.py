@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from timm.models.vision_transformer import Block
 from torch import Tensor
 
-from jepa.layers.attention import CrossAttentionBlock, block_bias, choose_attention, same_group, turned
-from jepa.layers.position import Positions, coordinates, remembered, rotary, sincos, waves
-from jepa.layers.tokens import divide, patchify, take
+from jepa.layers.attention import CrossAttentionBlock, apply_rope, block_bias, choose_attention, same_group
+from jepa.layers.position import Positions, cached_table, coordinates, rope_table, sincos, waves
+from jepa.layers.tokens import count_parts, gather_tokens, patchify
 from jepa.layers.transformer import make_blocks
 from jepa.types import PatchGrid
 
@@ -27,12 +27,12 @@ def test_take_gives_each_sample_the_tokens_at_its_own_indices(shape: tuple[int, 
     generator = torch.Generator().manual_seed(0)
     tokens = torch.randn(3, 7, 4, generator=generator)
     indices = torch.randint(7, (3, *shape), generator=generator)
-    assert take(tokens, indices).equal(torch.stack([tokens[b][indices[b]] for b in range(3)]))
+    assert gather_tokens(tokens, indices).equal(torch.stack([tokens[b][indices[b]] for b in range(3)]))
 
 
 def test_take_sends_gradients_back_to_the_tokens_it_took() -> None:
     tokens = torch.zeros(1, 4, 2, requires_grad=True)
-    take(tokens, torch.tensor([[[1, 3], [3, 3]]])).sum().backward()
+    gather_tokens(tokens, torch.tensor([[[1, 3], [3, 3]]])).sum().backward()
     assert tokens.grad is not None
     assert tokens.grad[0, :, 0].tolist() == [0, 1, 0, 3]
 
@@ -110,24 +110,24 @@ def test_positions_of_another_grid_are_those_of_a_module_built_for_it() -> None:
             Positions(grid=grid, width=12, kind=kind, in_time=True) for grid in (here, there)
         )
         assert here_positions.add(tokens, there).equal(there_positions.add(tokens, there))
-        turns = [p.turns(tokens, there, indices) for p in (here_positions, there_positions)]
-        assert (turns[0] is None) == (turns[1] is None) == (kind == "sincos")
-        if turns[0] is not None:
-            assert turns[0].equal(turns[1])
+        rope = [p.rope(tokens, there, indices) for p in (here_positions, there_positions)]
+        assert (rope[0] is None) == (rope[1] is None) == (kind == "sincos")
+        if rope[0] is not None:
+            assert rope[0].equal(rope[1])
 
 
 def logits(q: Tensor, k: Tensor, table: Tensor) -> Tensor:
     """[d], [d], [N, 2, d] -> [N, N]: what the query says of the key, for all pairs of their places."""
-    turns = table.movedim(1, 0)[:, None, :, None, None]  # [2, 1, N, 1, 1, d]
+    rope = table.movedim(1, 0)[:, None, :, None, None]  # [2, 1, N, 1, 1, d]
     pair = torch.stack([q, k])[None, None, :, None].expand(1, len(table), 2, 1, -1)
-    q_turned, k_turned = turned(pair, turns)[0, :, :, 0].unbind(1)
+    q_turned, k_turned = apply_rope(pair, rope)[0, :, :, 0].unbind(1)
     return q_turned @ k_turned.T
 
 
 def test_rotary_logits_depend_on_the_difference_of_places_alone() -> None:
     grid = PatchGrid(3, 4, 5)
     q, k = torch.randn(2, 20, generator=torch.Generator().manual_seed(0)).double()
-    told = logits(q, k, rotary(grid, 20).double()).flatten()
+    told = logits(q, k, rope_table(grid, 20).double()).flatten()
     places = torch.stack(coordinates(grid), dim=1)
     _, kind = (places[:, None] - places).flatten(0, 1).unique(dim=0, return_inverse=True)
     means = torch.zeros(int(kind.max()) + 1).double().scatter_reduce_(0, kind, told, "mean", include_self=False)
@@ -141,21 +141,24 @@ def test_a_rotation_is_the_product_of_complex_numbers() -> None:
     angles = [axis[:, None] / 10000 ** (torch.arange(3) / 3) for axis in coordinates(grid)]  # 3 x [24, 3]
     factor = torch.polar(torch.ones(24, 10), F.pad(torch.cat(angles, dim=1), (0, 1)).float())
     expected = torch.view_as_real(torch.view_as_complex(x.unflatten(-1, (-1, 2))) * factor[:, None, None]).flatten(-2)
-    turns = rotary(grid, head_dim).movedim(1, 0)[:, None, :, None, None]
-    torch.testing.assert_close(turned(x, turns), expected)
+    rope = rope_table(grid, head_dim).movedim(1, 0)[:, None, :, None, None]
+    torch.testing.assert_close(apply_rope(x, rope), expected)
 
 
 def test_published_pairing_tiles_the_frequencies_and_agrees_where_there_is_one() -> None:
     grid = PatchGrid(2, 2, 2)
-    assert rotary(grid, 8, tiled=True).equal(rotary(grid, 8)), "one frequency an axis"
-    ours, theirs = rotary(grid, 12)[:, 0], rotary(grid, 12, tiled=True)[:, 0]  # cosines of 3 x (2 frequencies, twice)
+    assert rope_table(grid, 8, interleaved=True).equal(rope_table(grid, 8)), "one frequency an axis"
+    ours, theirs = (
+        rope_table(grid, 12)[:, 0],
+        rope_table(grid, 12, interleaved=True)[:, 0],
+    )  # cosines of 3 x (2 frequencies, twice)
     assert theirs.unflatten(1, (3, 4))[..., [0, 2, 1, 3]].flatten(1).equal(ours)
 
 
 def test_rotation_keeps_the_length_of_queries() -> None:
     x = torch.randn(2, 8, 2, 3, 14, generator=torch.Generator().manual_seed(0))
-    turns = rotary(PatchGrid(2, 2, 2), 14).movedim(1, 0)[:, None, :, None, None]
-    torch.testing.assert_close(turned(x, turns).norm(dim=-1), x.norm(dim=-1))
+    rope = rope_table(PatchGrid(2, 2, 2), 14).movedim(1, 0)[:, None, :, None, None]
+    torch.testing.assert_close(apply_rope(x, rope).norm(dim=-1), x.norm(dim=-1))
 
 
 @pytest.mark.parametrize("fused", [True, False])
@@ -170,7 +173,7 @@ def test_a_block_whose_turns_are_none_at_all_is_timms_block(fused: bool) -> None
     still = torch.stack([torch.ones(8, 12), torch.zeros(8, 12)])[:, None, :, None, None]
     for mask in (None, bias):
         assert block(tokens, mask).equal(timms(tokens, mask))
-        torch.testing.assert_close(block(tokens, mask, turns=still), timms(tokens, mask))
+        torch.testing.assert_close(block(tokens, mask, rope=still), timms(tokens, mask))
 
 
 @pytest.mark.parametrize(
@@ -178,13 +181,13 @@ def test_a_block_whose_turns_are_none_at_all_is_timms_block(fused: bool) -> None
     [
         (lambda: sincos(PatchGrid(1, 2, 2), 18), "divisible by 4, got 18"),
         (lambda: sincos(PatchGrid(2, 2, 2), 5), "at least 6, got 5"),
-        (lambda: rotary(PatchGrid(2, 2, 2), 4), "at least 6, got 4: change num_heads"),
-        (lambda: rotary(PatchGrid(2, 2, 2), 9), "even width of each head, at least 6, got 9"),
+        (lambda: rope_table(PatchGrid(2, 2, 2), 4), "at least 6, got 4: change num_heads"),
+        (lambda: rope_table(PatchGrid(2, 2, 2), 9), "even width of each head, at least 6, got 9"),
         (
-            lambda: divide(7, 2, "num_frames", "tubelet", "this"),
+            lambda: count_parts(7, 2, "num_frames", "tubelet", "this"),
             r"num_frames 7 .* tubelet's 2: change this \(nearest: 6 and 8\)",
         ),
-        (lambda: divide(3, 8, "image width", "patch", "this"), r"change this \(nearest: 8\)"),
+        (lambda: count_parts(3, 8, "image width", "patch", "this"), r"change this \(nearest: 8\)"),
     ],
 )
 def test_refuses_what_cannot_be_described(refused: Callable[[], object], message: str) -> None:
@@ -211,8 +214,8 @@ def test_a_block_sees_the_context_and_itself(num_context: int, num_blocks: int, 
 def test_a_bias_first_made_for_an_evaluation_serves_training() -> None:
     arguments = (block_bias, 2, 1, 2, CPU, torch.float32)
     with torch.inference_mode():
-        bias = remembered(*arguments)
-    assert remembered(*arguments) is bias, "made once"
+        bias = cached_table(*arguments)
+    assert cached_table(*arguments) is bias, "made once"
     q = torch.randn(1, 1, 4, 8, requires_grad=True)
     F.scaled_dot_product_attention(q, q, q, attn_mask=bias).sum().backward()
     assert q.grad is not None

@@ -16,7 +16,7 @@ from omegaconf import OmegaConf
 from jepa.config.rules import mask_faults
 from jepa.masks.block import BlockMasker
 from jepa.masks.geometry import BlockGeometry, block_shape, show_grid
-from jepa.masks.sampling import draw, pick, pick_ends
+from jepa.masks.sampling import smallest, smallest_and_largest, uniform_rows
 from jepa.parallel.session import Session
 from jepa.training.loop import draw_masks
 from jepa.types import Masks, PatchGrid
@@ -119,7 +119,7 @@ def test_the_masks_of_the_ranks_are_rows_of_the_whole(name, grid, views, world_s
     whole = masker(24 * views, whole_generator)
     for rank in range(world_size):
         session, generator = Session(torch.device("cpu"), bf16=False, rank=rank, world_size=world_size), seeded(3)
-        part = draw_masks(masker, 24 * views, generator, session.row_numbers(24, views))
+        part = draw_masks(masker, 24 * views, generator, session.local_row_indices(24, views))
         assert_equal(part, whole.map(lambda tokens, take=session: take.rows(tokens, views)))
         assert generator.get_state().equal(whole_generator.get_state())
         shares.append(len(part.sets[0].context))
@@ -142,8 +142,8 @@ def test_rows_of_random_numbers_are_those_of_torch_and_leave_its_state(before, n
     generator, other = seeded(before), seeded(before)
     torch.rand(before, generator=generator)
     torch.rand(before, generator=other)
-    whole = draw(9, num_numbers, generator)
-    assert draw(9, num_numbers, other, torch.tensor(rows)).equal(whole[rows])
+    whole = uniform_rows(9, num_numbers, generator)
+    assert uniform_rows(9, num_numbers, other, torch.tensor(rows)).equal(whole[rows])
     assert torch.rand(5, generator=generator).equal(torch.rand(5, generator=other))
     assert generator.get_state().equal(other.get_state())
 
@@ -202,7 +202,7 @@ def rows_of_keys(data: st.DataObject) -> torch.Tensor:
 def test_the_smallest_keys_are_picked_in_raster_order_even_among_equal_ones(data):
     keys = rows_of_keys(data)
     number = data.draw(st.integers(1, 7))
-    places = pick(keys, number)
+    places = smallest(keys, number)
     assert places.dtype == torch.int64
     assert (places.diff(dim=1) > 0).all()
     assert keys.gather(1, places).sort(dim=1).values.equal(keys.sort(dim=1).values[:, :number])
@@ -214,7 +214,7 @@ def test_both_ends_are_picked_without_a_place_in_common(data):
     keys = rows_of_keys(data)
     num_first = data.draw(st.integers(1, 6))
     num_last = data.draw(st.integers(1, 7 - num_first))
-    first, last = pick_ends(keys, num_first, num_last)
+    first, last = smallest_and_largest(keys, num_first, num_last)
     in_order = keys.sort(dim=1).values
     assert keys.gather(1, first).sort(dim=1).values.equal(in_order[:, :num_first])
     assert keys.gather(1, last).sort(dim=1).values.equal(in_order[:, -num_last:])

@@ -10,16 +10,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from checked import checked
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, log_loss, top_k_accuracy_score
 from synthetic_features import snapshot_of
-from tests.helpers.checked import checked
 
 from jepa import JEPAAgent, JEPAConfig
 from jepa.cli.finetune import main, translated
 from jepa.config import ConfigError, compose
 from jepa.encoders.spatial import SpatialEncoder
 from jepa.encoders.temporal import TemporalEncoder
-from jepa.evaluation.accuracy import Accuracy, confusions
+from jepa.evaluation.accuracy import Accuracy, confusion_shares
 from jepa.evaluation.types import Features
 from jepa.objectives.classify import Classification
 from jepa.optim import parameter_groups, set_schedule
@@ -45,7 +45,7 @@ def make(encoder: Any = None, **changes: Any) -> Classification:
 
 def sample(shape: tuple[int, ...] = IMAGE, labels: tuple[int, ...] = (0, 1, 2, 3, 1, 0)) -> Batch:
     clips = torch.randn(B, *shape, generator=torch.Generator().manual_seed(1))
-    return Batch(clips, torch.tensor(labels))
+    return Batch(clips, {"labels": torch.tensor(labels)})
 
 
 def probabilities(objective: Classification, clips: torch.Tensor) -> np.ndarray:
@@ -63,7 +63,7 @@ def test_loss_is_the_cross_entropy_of_smoothed_labels() -> None:
 def test_samples_without_a_label_do_not_count() -> None:
     objective, batch = make(), sample(labels=(0, -1, 2, -1, 1, 0))
     known = batch.labels >= 0
-    alone = Batch(batch.clips[known], batch.labels[known])
+    alone = Batch(batch.clips[known], {"labels": batch.labels[known]})
     assert objective(batch, NONE).loss.item() == pytest.approx(objective(alone, NONE).loss.item(), rel=1e-6)
     nothing = objective(sample(labels=(-1,) * B), NONE).loss
     nothing.backward()
@@ -93,7 +93,7 @@ def test_a_mixed_batch_has_the_labels_of_the_pixels_that_it_has(kind: str, shape
 
 def test_the_rate_of_a_block_is_a_power_of_the_decay() -> None:
     objective = make(layer_decay=0.5)
-    groups = parameter_groups(objective)
+    groups = parameter_groups(objective, objective.lr_scales())
     optimizer = torch.optim.SGD(groups, lr=0.0)
     set_schedule(optimizer, lr=1.0, weight_decay=0.1)
     rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
@@ -112,7 +112,7 @@ def test_a_frozen_encoder_stays_as_it_is_and_drops_no_path() -> None:
     encoder = SpatialEncoder(clip_shape=IMAGE, drop_path=0.5, **SIZES)
     objective, batch = make(encoder, freeze=True).train(), sample()
     before = [p.clone() for p in encoder.parameters()]
-    optimizer = torch.optim.SGD(parameter_groups(objective), lr=1.0)
+    optimizer = torch.optim.SGD(parameter_groups(objective, objective.lr_scales()), lr=1.0)
     assert torch.equal(objective(batch, NONE).loss, objective(batch, NONE).loss)
     objective(batch, NONE).loss.backward()
     optimizer.step()
@@ -157,7 +157,8 @@ def test_the_query_of_an_attentive_head_does_not_decay_and_a_frozen_encoder_leav
     learnt = {name for name, p in objective.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
     assert {"classifier.query_tokens", "classifier.reader.attn.kv.weight", "classifier.classify.weight"} <= learnt
     assert not any(name.startswith("classifier.encoder.") for name in learnt)
-    still = {id(p) for group in parameter_groups(objective) if not group["decays"] for p in group["params"]}
+    groups = parameter_groups(objective, objective.lr_scales())
+    still = {id(p) for group in groups if not group["decays"] for p in group["params"]}
     assert id(objective.classifier.query_tokens) in still
 
 
@@ -185,7 +186,7 @@ def test_what_it_cannot_do_is_refused(changes: dict[str, Any], expected: str) ->
 
 
 def test_confusions_are_shares_of_the_true_class() -> None:
-    shares = confusions(torch.tensor([0, 1, 1, 2]), torch.tensor([0, 0, 1, 1]), 3)
+    shares = confusion_shares(torch.tensor([0, 1, 1, 2]), torch.tensor([0, 0, 1, 1]), 3)
     assert shares.tolist() == [[0.5, 0.5, 0.0], [0.0, 0.5, 0.5], [0.0, 0.0, 0.0]]
 
 
@@ -196,7 +197,7 @@ def test_accuracies_are_those_of_scikit_learn() -> None:
     labels[:5] = -1
     answers = torch.randn(60, 12, generator=random)
     features = Features(torch.zeros(60, 4), labels)
-    snapshot = replace(snapshot_of(features, features), answers=answers, classes=tuple("abcdefghijkl"))
+    snapshot = replace(snapshot_of(features, features), logits=answers, classes=tuple("abcdefghijkl"))
     found, (labels, answers) = Accuracy()(snapshot), (labels[5:], answers[5:])
     assert found.metrics == {
         "probe/classifier_top1": pytest.approx(100 * accuracy_score(labels, answers.argmax(1))),

@@ -7,23 +7,25 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.helpers.checked import checked
+from checked import checked
 from torch import nn
 from torchvision.models.detection import FasterRCNN
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
+from toy_model import CPU
 from voc_folder import voc, write_voc, xml
 
 from jepa import JEPAAgent, JEPAConfig, load_encoder
 from jepa.encoders.spatial import SpatialEncoder
 from jepa.errors import Interrupted
-from jepa.evaluation.box_snapshot import BoxProber
+from jepa.evaluation.box_snapshot import DetectionSnapshotter
 from jepa.evaluation.detection import Detection, precisions
 from jepa.evaluation.pictures import outlined
 from jepa.evaluation.types import BoxSnapshot, Detections
 from jepa.layers.pyramid import STRIDES, SimpleFeaturePyramid
 from jepa.objectives.detect import Detector
 from jepa.optim import parameter_groups
-from jepa.reports.verdict import final_table, judging, verdict
+from jepa.reports.run import final_table
+from jepa.reports.verdict import judging, verdict
 from jepa.runs.checkpoint import find, load_model
 from jepa.runs.metrics import read_rows
 from jepa.types import Batch, Masks
@@ -47,7 +49,11 @@ def sample(count: int = 2) -> Batch:
     boxes = torch.cat([corners, corners + 8 + torch.randint(0, 20, (count, 4, 2), generator=random)], dim=2)
     classes = torch.arange(4.0).sub(1).flip(0).expand(count, 4)  # 2, 1, 0, -1
     clips = torch.randn(count, 3, 1, SIDE, SIDE, generator=random)
-    return Batch(clips, torch.full((count,), -1), boxes=torch.cat([boxes, classes[..., None]], dim=2))
+    return Batch(clips, {"labels": torch.full((count,), -1), "boxes": torch.cat([boxes, classes[..., None]], dim=2)})
+
+
+def with_boxes(batch: Batch, boxes: torch.Tensor) -> Batch:
+    return batch._replace(fields=batch.fields | {"boxes": boxes})
 
 
 def loss_of(model: Detector, batch: Batch) -> torch.Tensor:
@@ -110,18 +116,18 @@ def test_an_encoder_whose_grid_has_no_pyramid_is_refused():
 @pytest.mark.parametrize("head", ["faster_rcnn", "fcos"])
 def test_rows_that_are_no_box_carry_no_loss(head):
     model, batch = detector(head), sample()
-    assert batch.boxes is not None
+    boxes = batch.fields["boxes"]
     nonsense = torch.tensor([60.0, 60, 2, 2, -1]).expand(2, 3, 5)
-    more = batch._replace(boxes=torch.cat([nonsense, batch.boxes], dim=1))
-    fewer = batch._replace(boxes=batch.boxes[:, :3])
+    more = with_boxes(batch, torch.cat([nonsense, boxes], dim=1))
+    fewer = with_boxes(batch, boxes[:, :3])
     assert loss_of(model, batch) == loss_of(model, more) == loss_of(model, fewer)
-    assert loss_of(model, batch) != loss_of(model, batch._replace(boxes=batch.boxes[:, :2]))
+    assert loss_of(model, batch) != loss_of(model, with_boxes(batch, boxes[:, :2]))
 
 
 @pytest.mark.parametrize("head", ["faster_rcnn", "fcos"])
 def test_the_loss_is_the_sum_of_its_terms_and_reaches_every_weight(head):
     model = detector(head)
-    for batch in (sample(), sample()._replace(boxes=None)):  # without boxes: background
+    for batch in (sample(), with_boxes(sample(), torch.zeros(2, 0, 5))):  # without boxes: background
         output = model(batch, NO_MASKS)
         assert output.loss.dtype == torch.float32
         assert output.loss.item() == pytest.approx(sum(term.item() for term in output.metrics.values()))
@@ -147,7 +153,8 @@ def test_a_frozen_encoder_stays_as_it_is_and_in_eval_mode():
 
 def test_blocks_near_the_pictures_learn_slower_where_that_is_asked_for():
     model = detector(layer_decay=0.5)
-    scales = {id(weights): group["scale"] for group in parameter_groups(model) for weights in group["params"]}
+    groups = parameter_groups(model, model.lr_scales())
+    scales = {id(weights): group["scale"] for group in groups for weights in group["params"]}
     found = {name: scales[id(weights)] for name, weights in model.named_parameters()}
     assert [found[f"encoder.blocks.{block}.mlp.fc1.weight"] for block in range(2)] == [1 / 4, 1 / 2]
     assert found["encoder.embed.weight"] == 1 / 8
@@ -191,7 +198,7 @@ def test_it_learns_to_find_a_box(head):
     for number, (left, top) in enumerate([(4, 4), (16, 6), (6, 18), (18, 16)]):
         clips[number, number % 2, :, top : top + 12, left : left + 10] = 3.0
         boxes[number, 0] = torch.tensor([left, top, left + 10, top + 12, number % 2])
-    batch = Batch(clips, torch.full((4,), -1), boxes=boxes)
+    batch = Batch(clips, {"labels": torch.full((4,), -1), "boxes": boxes})
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     for _ in range(18):
         optimizer.zero_grad()
@@ -285,9 +292,9 @@ class Halved:
         return boxes * 2
 
 
-def prober_of(dataset, **changes) -> BoxProber:
-    values = {"transform": Halved(), "device": "cpu", "batch_size": 32, "val_samples": 9, "seed": 0, "last_step": 4}
-    return BoxProber(dataset=dataset, **(values | changes))
+def prober_of(dataset, **changes) -> DetectionSnapshotter:
+    values = {"transform": Halved(), "session": CPU, "batch_size": 32, "val_samples": 9, "seed": 0, "last_step": 4}
+    return DetectionSnapshotter(dataset=dataset, **(values | changes))
 
 
 @pytest.fixture
@@ -335,7 +342,7 @@ def test_table_and_verdict_speak_of_detections():
         {"step": 0, "detect/map50": 0.4, "detect/map": 0.1},
         {"step": 9, "detect/map50": 62.5, "detect/map": 31.0, "detect/test_map50": 60.0},
     ]
-    lines = final_table(table).splitlines()
+    lines = final_table(table).terminal().splitlines()
     assert lines[0].split() == ["mAP", "mAP@.5", "test", "mAP@.5"]
     assert lines[1].split() == ["untrained", "detector", "0.1", "%", "0.4", "%", "-"]
     assert lines[2].startswith("trained detector, step 9")

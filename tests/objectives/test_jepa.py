@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from tests.helpers.checked import checked
+from checked import checked
 from torch import Tensor, nn
 
 from jepa.encoders.spatial import SpatialEncoder
@@ -44,7 +44,7 @@ def sample(seed: int = 1) -> tuple[Batch, Masks]:
     order = torch.stack([torch.randperm(16, generator=generator) for _ in range(B)])
     targets = order[:, K : K + M * J].unflatten(1, (M, J)).sort(dim=2).values
     clips = torch.randn(B, 3, 1, 16, 16, generator=generator)
-    return Batch(clips, torch.zeros(B, dtype=torch.long)), Masks(order[:, :K].sort(dim=1).values, targets)
+    return Batch(clips, {"labels": torch.zeros(B, dtype=torch.long)}), Masks(order[:, :K].sort(dim=1).values, targets)
 
 
 def move(module: nn.Module) -> None:
@@ -84,15 +84,15 @@ def test_the_context_is_compared_too_where_it_is_given_weight(
     with torch.no_grad():
         tokens = objective.target_encoder(batch.clips).numpy()
         context = objective.context_encoder(batch.clips, keep=masks.context)
-        said = objective.predictor(context, masks, of_context=True).numpy()
+        said = objective.predictor(context, masks, predict_context=True).numpy()
     tokens = (tokens - tokens.mean(-1, keepdims=True)) / np.sqrt(tokens.var(-1, keepdims=True) + 1e-5)
     places = np.concatenate([masks.context.numpy(), masks.targets.flatten(1).numpy()], axis=1)
     distances = formula(said - np.take_along_axis(tokens, places[..., None], axis=1))
-    of_context, of_targets = distances[:, :K].mean(), distances[:, K:].mean()
+    predict_context, of_targets = distances[:, :K].mean(), distances[:, K:].mean()
     output = objective(batch, masks)
-    assert output.loss.item() == pytest.approx(of_targets + 0.3 * of_context, rel=1e-4)
+    assert output.loss.item() == pytest.approx(of_targets + 0.3 * predict_context, rel=1e-4)
     assert output.metrics["prediction"].item() == pytest.approx(of_targets, rel=1e-4)
-    assert output.metrics["context_prediction"].item() == pytest.approx(of_context, rel=1e-4)
+    assert output.metrics["context_prediction"].item() == pytest.approx(predict_context, rel=1e-4)
 
 
 @pytest.mark.parametrize("predictor", ["apart", "cross_attention"])
@@ -124,11 +124,11 @@ def test_the_target_encoder_starts_as_the_context_encoder_with_weights_of_its_ow
 
 def test_targets_are_the_same_in_training_and_evaluation() -> None:
     objective, (batch, masks) = make_objective(drop_path=0.9), sample()
-    targets = objective.eval().targets(objective.tell(batch.clips), masks)
+    targets = objective.eval().targets(objective.encode_targets(batch.clips), masks)
     objective.train()
     assert not objective.target_encoder.training
     assert objective.context_encoder.training
-    assert objective.targets(objective.tell(batch.clips), masks).equal(targets)
+    assert objective.targets(objective.encode_targets(batch.clips), masks).equal(targets)
 
 
 def test_the_context_pass_drops_paths_in_training() -> None:
@@ -148,10 +148,7 @@ def test_hidden_pixels_do_not_reach_the_prediction() -> None:
 
 def test_loss_of_a_batch_is_the_mean_over_its_samples() -> None:
     objective, (batch, masks) = make_objective(), sample()
-    alone = [
-        objective(Batch(batch.clips[b : b + 1], batch.labels[b : b + 1]), masks.map(lambda m, b=b: m[b : b + 1])).loss
-        for b in range(B)
-    ]
+    alone = [objective(batch.rows(b, 1), masks.map(lambda m, b=b: m[b : b + 1])).loss for b in range(B)]
     torch.testing.assert_close(objective(batch, masks).loss, torch.stack(alone).mean())
 
 
@@ -232,7 +229,7 @@ class Constant(nn.Module):
 
 def test_diagnosis_compares_with_the_mean_target() -> None:
     objective, (batch, masks) = make_objective(), sample()
-    targets = objective.targets(objective.tell(batch.clips), masks)
+    targets = objective.targets(objective.encode_targets(batch.clips), masks)
     mean, variance = targets.mean(dim=(0, 1, 2)), targets.flatten(0, 2).var(dim=0, correction=0).mean()
     objective.predictor = Constant(mean)
     told = objective.diagnose(batch, masks)

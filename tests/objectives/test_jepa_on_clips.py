@@ -29,7 +29,9 @@ def make_objective(kind: str = "temporal", num_mask_tokens: int = 1, **changes: 
 
 
 def clips(frames: int = T) -> Batch:
-    return Batch(torch.randn(B, 3, frames, 16, 16, generator=torch.Generator().manual_seed(1)), torch.zeros(B).long())
+    return Batch(
+        torch.randn(B, 3, frames, 16, 16, generator=torch.Generator().manual_seed(1)), {"labels": torch.zeros(B).long()}
+    )
 
 
 def random_masks(grid: PatchGrid, num_context: int, num_targets: int, seed: int) -> Masks:

@@ -7,13 +7,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tests.helpers.checked import checked
+from checked import checked
 from torch import Tensor
 from torch.distributions import Independent, Normal, kl_divergence
 
 from jepa.encoders.spatial import SpatialEncoder
 from jepa.encoders.temporal import TemporalEncoder
-from jepa.layers.tokens import patch_of, patchify, pixels_of, unpatchify
+from jepa.layers.tokens import patchify, patchify_pixels, token_extent, unpatchify
 from jepa.objectives.autoencoder import Autoencoder
 from jepa.objectives.mae import MAE
 from jepa.objectives.vae import VAE, posterior
@@ -39,7 +39,7 @@ def make(kind: Any, encoder: Any = None, **changes: Any) -> Any:
 def sample(shape: tuple[int, ...] = IMAGE, batch_size: int = B) -> Batch:
     generator = torch.Generator().manual_seed(1)
     clips = torch.randn(batch_size, *shape, generator=generator) + 0.3
-    return Batch(clips, torch.zeros(batch_size, dtype=torch.long))
+    return Batch(clips, {"labels": torch.zeros(batch_size, dtype=torch.long)})
 
 
 def some_masks(num_tokens: int, num_context: int = K, seed: int = 2) -> Masks:
@@ -62,8 +62,8 @@ def patches_by_hand(clip: np.ndarray, size: tuple[int, int, int]) -> np.ndarray:
 
 
 def test_a_patch_is_what_one_token_of_the_encoder_shows() -> None:
-    assert patch_of(image_encoder()) == (1, 4, 8)
-    assert patch_of(clip_encoder()) == (2, 4, 4)
+    assert token_extent(image_encoder()) == (1, 4, 8)
+    assert token_extent(clip_encoder()) == (2, 4, 4)
 
 
 def test_unpatchify_undoes_patchify() -> None:
@@ -74,7 +74,7 @@ def test_unpatchify_undoes_patchify() -> None:
 
 def test_an_image_fills_a_tubelet_by_being_repeated() -> None:
     image = sample((2, 1, 8, 12)).clips
-    assert torch.equal(pixels_of(image, (2, 4, 4)), pixels_of(image.expand(-1, -1, 2, -1, -1), (2, 4, 4)))
+    assert torch.equal(patchify_pixels(image, (2, 4, 4)), patchify_pixels(image.expand(-1, -1, 2, -1, -1), (2, 4, 4)))
 
 
 @pytest.mark.parametrize("normalize", [True, False])
@@ -214,8 +214,8 @@ def test_an_encoder_of_clips_rebuilds_images_too() -> None:
 def test_mae_shows_what_is_seen_as_it_is_and_hides_the_rest() -> None:
     objective, batch, masks = make(MAE), sample(), some_masks(12)
     shown = objective.pictures(batch, masks)
-    seen, rebuilt = (pixels_of(shown[name], (1, 4, 8)) for name in ("masked", "reconstruction"))
-    original = pixels_of(batch.clips, (1, 4, 8))
+    seen, rebuilt = (patchify_pixels(shown[name], (1, 4, 8)) for name in ("masked", "reconstruction"))
+    original = patchify_pixels(batch.clips, (1, 4, 8))
     index = masks.context[..., None].expand(-1, -1, original.shape[-1])
     assert torch.equal(seen.gather(1, index), original.gather(1, index))
     assert torch.equal(rebuilt.gather(1, index), original.gather(1, index))
@@ -229,7 +229,7 @@ def trivial(targets: Tensor, weights: Tensor) -> float:
 def test_the_trivial_error_is_that_of_the_mean_target() -> None:
     batch, masks = sample(), some_masks(12)
     auto, mae = make(Autoencoder), make(MAE, normalize_patches=False)
-    pixels = pixels_of(batch.clips, (1, 4, 8))
+    pixels = patchify_pixels(batch.clips, (1, 4, 8))
     everywhere = torch.ones(B, 12)
     assert float(auto.diagnose(batch, masks)["trivial_error"]) == pytest.approx(trivial(pixels, everywhere), rel=1e-5)
     unseen = everywhere.scatter(1, masks.context, 0.0)

@@ -9,7 +9,7 @@ import pytest
 from jepa.config import compose
 from jepa.errors import RunError
 from jepa.parallel import environment as place
-from jepa.parallel.environment import Place, find_place, meeting_point, requeue
+from jepa.parallel.environment import ProcessInfo, process_info, rendezvous, requeue
 from jepa.training.launch import num_processes
 
 SRUN = {
@@ -20,14 +20,14 @@ TORCHRUN = {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE
 
 
 def test_srun_and_torchrun_tell_the_place() -> None:
-    assert find_place(SRUN) == Place(rank=5, world_size=8, local_rank=1, local_size=4)
-    assert find_place(TORCHRUN) == Place(rank=3, world_size=4, local_rank=1, local_size=2)
-    assert find_place(SRUN | TORCHRUN) == find_place(TORCHRUN), "torchrun inside of srun"
+    assert process_info(SRUN) == ProcessInfo(rank=5, world_size=8, local_rank=1, local_size=4)
+    assert process_info(TORCHRUN) == ProcessInfo(rank=3, world_size=4, local_rank=1, local_size=2)
+    assert process_info(SRUN | TORCHRUN) == process_info(TORCHRUN), "torchrun inside of srun"
 
 
 @pytest.mark.parametrize("environ", [{}, {"SLURM_JOB_ID": "7", "SLURM_PROCID": "0"}, {"SLURM_STEP_NUM_TASKS": "1"}])
 def test_one_process_is_not_one_of_several(environ: dict[str, str]) -> None:
-    assert find_place(environ) is None
+    assert process_info(environ) is None
 
 
 @pytest.mark.parametrize(
@@ -35,14 +35,14 @@ def test_one_process_is_not_one_of_several(environ: dict[str, str]) -> None:
 )
 def test_half_a_place_is_refused_with_the_variables(environ: dict[str, str]) -> None:
     with pytest.raises(RunError, match=r"RANK=|WORLD_SIZE="):
-        find_place(environ)
+        process_info(environ)
 
 
 def test_the_port_follows_from_the_job_and_its_step() -> None:
     one_node = SRUN | {"SLURM_STEP_NUM_NODES": "1"}
-    assert meeting_point(one_node) == ("127.0.0.1", 20073)
-    assert meeting_point(one_node | {"SLURM_JOB_ID": "12000"}) == ("127.0.0.1", 20002)
-    assert meeting_point(SRUN | {"MASTER_ADDR": "a", "MASTER_PORT": "9"}) == ("a", 9)
+    assert rendezvous(one_node) == ("127.0.0.1", 20073)
+    assert rendezvous(one_node | {"SLURM_JOB_ID": "12000"}) == ("127.0.0.1", 20002)
+    assert rendezvous(SRUN | {"MASTER_ADDR": "a", "MASTER_PORT": "9"}) == ("a", 9)
 
 
 @pytest.mark.parametrize(("resolves", "address"), [(True, "localhost"), (False, "10.0.0.7")])
@@ -53,7 +53,7 @@ def test_an_unknown_node_name_is_replaced_by_slurms_address(monkeypatch, resolve
     monkeypatch.setattr(
         place.subprocess, "run", lambda command, **_: subprocess.CompletedProcess(command, 0, printed[command[2]], "")
     )
-    assert meeting_point(SRUN)[0] == address
+    assert rendezvous(SRUN)[0] == address
 
 
 @pytest.mark.parametrize(("state", "is_requeued"), [("RUNNING", True), ("CANCELLED", False), ("COMPLETING", False)])

@@ -234,8 +234,7 @@ def terminate_in_evaluation(job: Job, folder: Path) -> None:
 BLOWS: dict[str, Blow] = {
     "rank": kill_rank,
     "parent": kill_parent,
-    "save 1": kill_all_in_a_save,
-    "save 2": kill_all_in_a_save,
+    "save": kill_all_in_a_save,
     "evaluation": terminate_in_evaluation,
 }
 
@@ -279,9 +278,8 @@ def test_the_ranks_end_where_their_parent_is_killed(ordeal: Ordeal) -> None:
     assert end.saved_after >= end.reached
 
 
-@pytest.mark.parametrize("name", [name for name in BLOWS if name.startswith("save")])
-def test_a_job_killed_in_a_save_loses_at_most_the_steps_since_the_last_one(ordeal: Ordeal, name: str) -> None:
-    end = ordeal.falls[name]
+def test_a_job_killed_in_a_save_loses_at_most_the_steps_since_the_last_one(ordeal: Ordeal) -> None:
+    end = ordeal.falls["save"]
     assert end.reached - end.saved_after <= 5
     assert end.saved_after >= end.saved_before
 

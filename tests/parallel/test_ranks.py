@@ -15,7 +15,7 @@ from jepa import JEPAAgent, JEPAConfig
 TINY = [
     *("encoder.patch_size=8", "encoder.embed_dim=32", "encoder.depth=2", "encoder.num_heads=2", "image_size=32"),
     *("dataset.num_samples=96", "batch_size=12", "num_workers=0", "logger=none", "evaluator=[]", "log_every=1"),
-    *("steps=20", "eval_every=20", "save_every=20", "evaluation.train_samples=8", "evaluation.val_samples=8"),
+    *("steps=8", "eval_every=8", "save_every=8", "evaluation.train_samples=8", "evaluation.val_samples=8"),
     *("device=cpu", "precision=fp32", "schedule.warmup_ratio=0.1", "lr=1e-3"),
 ]
 PREDICTED = ["predictor.width=16", "predictor.depth=1", "mask.ratio=0.5"]
@@ -96,7 +96,7 @@ def rows(folder: Path) -> list[dict]:
 
 def assert_same_numbers(one: Path, other: Path) -> None:
     expected, found = rows(one), rows(other)
-    assert len(expected) == len(found) == 20
+    assert len(expected) == len(found) == 8
     assert expected[-1]["train/loss"] != expected[0]["train/loss"]
     for before, after in zip(expected, found, strict=True):
         assert before.keys() == after.keys()

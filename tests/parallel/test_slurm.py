@@ -107,7 +107,7 @@ def test_submitted_training_over_two_nodes_is_that_of_one_process(
     assert losses(tmp_path / "outputs/ranks") == pytest.approx(losses(tmp_path / "outputs/alone"), abs=1e-5)
     assert len(losses(tmp_path / "outputs/ranks")) == 4
     assert (tmp_path / "outputs/ranks/report.html").exists()
-    assert printed_by_jobs(tmp_path).count("judging the untrained encoder") == 2, "only rank 0 speaks"
+    assert printed_by_jobs(tmp_path).count("evaluating the untrained encoder") == 2, "only rank 0 speaks"
 
 
 def test_time_limit_sends_a_job_back_to_the_queue_and_scancel_ends_it(

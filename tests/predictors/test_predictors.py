@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 import pytest
 import torch
-from tests.helpers.checked import checked
+from checked import checked
 from torch import Tensor, nn
 
 from jepa.optim import parameter_groups
@@ -128,10 +128,10 @@ def test_joint_pass_equals_each_block_apart_when_the_context_sees_only_itself() 
 @pytest.mark.parametrize("make", [joint, joint_in_time])
 def test_what_the_joint_pass_says_of_the_context_does_not_depend_on_the_blocks(make: Make) -> None:
     predictor, (context, masks) = make(), sample()
-    both = predictor(context, masks, of_context=True)
+    both = predictor(context, masks, predict_context=True)
     assert both.shape == (B, K + M * J, D)
     torch.testing.assert_close(both[:, K:].unflatten(1, (M, J)), predictor(context, masks))
-    torch.testing.assert_close(predictor(context, only(masks, 1), of_context=True)[:, :K], both[:, :K])
+    torch.testing.assert_close(predictor(context, only(masks, 1), predict_context=True)[:, :K], both[:, :K])
 
 
 @KINDS

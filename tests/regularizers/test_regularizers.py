@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
-from tests.helpers.checked import checked
+from checked import checked
 from torch import Tensor, nn
 
 from jepa.regularizers.cross_view import CrossView

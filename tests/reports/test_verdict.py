@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from jepa.reports.verdict import collapse_alarm, final_table, series, start_of, verdict
+from jepa.reports.run import final_table
+from jepa.reports.verdict import collapse_alarm, series, start_of, verdict
 
 HEALTHY = {"collapse/std": 0.5, "collapse/cosine": 0.6, "collapse/rank": 20.0, "collapse/rank_centred": 30.0}
 START = {"collapse/std": 0.3, "collapse/cosine": 0.9, "collapse/rank": 5.0, "collapse/rank_centred": 25.0}
@@ -152,7 +153,8 @@ def test_the_alarm_is_silent_for_healthy_features():
 
 def test_the_table_has_the_three_rows_and_a_dash_where_nothing_was_measured():
     baseline = {"baseline/pixels_knn_top1": 25.0, "baseline/pixels_linear_top1": 33.3}
-    table = final_table(run(START | probes(30.0, 28.0) | baseline, HEALTHY | probes(52.5, 45.0))).splitlines()
+    rows = run(START | probes(30.0, 28.0) | baseline, HEALTHY | probes(52.5, 45.0))
+    table = final_table(rows).terminal().splitlines()
     assert [line.split() for line in table] == [
         ["kNN", "linear", "rank"],
         ["untrained", "encoder", "28.0", "%", "30.0", "%", "5.0"],
@@ -167,13 +169,13 @@ def test_an_encoder_that_began_with_weights_is_not_called_untrained():
     assert start_of({"encoder": {"weights": weights, "fresh": True}}) == start_of({"encoder": {}}) == "untrained"
     start = start_of({"encoder": {"weights": weights, "fresh": False}})
     rows = run(START | probes(30.0, 28.0), HEALTHY | probes(52.5, 45.0))
-    assert final_table(rows, start).splitlines()[1].split()[:2] == ["loaded", "encoder"]
+    assert final_table(rows, start).terminal().splitlines()[1].split()[:2] == ["loaded", "encoder"]
     assert "points above the loaded encoder's 30.0 %" in verdict(rows, start).reason
-    assert "untrained" not in final_table(rows, start) + verdict(rows, start).reason
+    assert "untrained" not in final_table(rows, start).terminal() + verdict(rows, start).reason
 
 
 def test_an_empty_run_has_a_table_of_dashes():
-    assert final_table([]).count("-") == 9
+    assert final_table([]).terminal().count("-") == 9
 
 
 def test_of_a_step_written_twice_the_later_row_counts_and_what_is_not_finite_is_left_out():
@@ -224,7 +226,7 @@ def test_the_reason_and_the_table_put_the_middle_frame_beside_the_probes() -> No
     last = {"probe/position_r2": 80.0, "still/position_r2": 70.0, "probe/velocity_r2": 60.0, "still/velocity_r2": 2.0}
     rows = run(START | {"probe/position_r2": 30.0, "probe/velocity_r2": 1.0}, HEALTHY | last)
     assert "(middle frame only: 70.0 %)" in verdict(rows).reason
-    assert [line.split() for line in final_table(rows).splitlines()] == [
+    assert [line.split() for line in final_table(rows).terminal().splitlines()] == [
         ["position", "R²", "velocity", "R²", "rank"],
         ["untrained", "encoder", "30.0", "%", "1.0", "%", "5.0"],
         ["raw", "pixels", "-", "-", "-"],
@@ -235,6 +237,6 @@ def test_the_reason_and_the_table_put_the_middle_frame_beside_the_probes() -> No
 
 def test_where_classes_are_uneven_the_table_shows_balanced_accuracy() -> None:
     rows = run(START | probes(80.0, 80.0), HEALTHY | probes(82.0, 81.0) | {"probe/linear_balanced": 55.5})
-    assert "linear bal." in final_table(rows)
-    assert "55.5 %" in final_table(rows)
-    assert "82.0 %" not in final_table(rows)
+    assert "linear bal." in final_table(rows).terminal()
+    assert "55.5 %" in final_table(rows).terminal()
+    assert "82.0 %" not in final_table(rows).terminal()

@@ -21,9 +21,9 @@ from jepa.resources.footprint import Pass, block_sizes, measure, state_bytes
 from jepa.resources.hardware import (
     GIB,
     GPUS,
-    Machines,
-    Needs,
-    Share,
+    Cluster,
+    ModelCost,
+    RankLoad,
     fits,
     largest_piece,
     memory,
@@ -45,7 +45,7 @@ MODELS = (
     ["regularizer=vicreg"],
     ["objective.target=stopgrad"],
 )
-NEEDS = Needs(
+NEEDS = ModelCost(
     encoder=90_000_000,
     trained=100_000_000,
     frozen=90_000_000,
@@ -61,15 +61,17 @@ NEEDS = Needs(
 
 
 def with_numbers(config: Any, samples: int) -> Pass:
-    objective, masker = make_objective(config, 3, SimpleNamespace(batch_size=samples, total_steps=1))  # pyright: ignore
+    objective, masker = make_objective(config, IMAGES, SimpleNamespace(batch_size=samples, total_steps=1))  # pyright: ignore
     clips = torch.zeros(samples, *objective.backbone.clip_shape)
     masks = masker(samples, generator(0, 0, 0, "masks"))
-    return measure(objective.train(), Batch(clips, torch.zeros(samples, dtype=torch.long)), masks, bf16=False)
+    return measure(
+        objective.train(), Batch(clips, {"labels": torch.zeros(samples, dtype=torch.long)}), masks, bf16=False
+    )
 
 
-def machines(**changed: Any) -> Machines:
+def machines(**changed: Any) -> Cluster:
     values = {"gpu": GPUS["h100"], "count": 8, "per_node": 8, "utilisation": 0.4, "bf16": True}
-    return Machines(**(values | changed))
+    return Cluster(**(values | changed))
 
 
 @pytest.mark.parametrize("overrides", MODELS, ids=lambda overrides: ",".join(overrides) or "default")
@@ -146,7 +148,7 @@ def test_optimizer_state_is_that_of_adam_or_of_none() -> None:
 
 @given(st.integers(1, 2048), st.sampled_from(["ddp", "fsdp"]))
 def test_what_a_rank_sends_is_that_of_rings(ranks: int, strategy: str) -> None:
-    share = Share(strategy=strategy, ranks=ranks, size=8, piece=4)
+    share = RankLoad(strategy=strategy, ranks=ranks, size=8, piece=4)
     moved = (ranks - 1) / ranks
     expected = 2 * moved * 4 * 100e6
     if strategy == "fsdp":

@@ -12,6 +12,7 @@ from torch import nn
 from jepa.parallel.session import open_session
 from jepa.runs import checkpoint
 from jepa.runs.checkpoint import CheckpointError, SaveError, Writer
+from jepa.runs.metrics import read_config
 
 SHARD = "shard-00001-model-00001-of-00001.safetensors"
 
@@ -68,7 +69,7 @@ def test_what_is_saved_is_what_a_run_goes_on_with(tmp_path, beside, fused):
     found = checkpoint.latest(tmp_path)
     assert checkpoint.read_state(found)["step"] == 7
     assert checkpoint.read_state(found)["best"] == {"value": -1.5, "step": 0}
-    assert checkpoint.read_config(found) == {"seed": 3}
+    assert read_config(found) == {"seed": 3}
     saved, fresh = parts(2.5, steps=3, fused=fused), parts(9.0, fused=fused)
     checkpoint.restore(found, *fresh)
     for one, other in zip(saved, fresh, strict=True):

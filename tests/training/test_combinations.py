@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from jepa.config import Composer, typed
+from jepa.config import Composer, to_dataclass
 from jepa.config.catalogue import conf_folder
 from jepa.parallel.session import open_session
-from jepa.training.assemble import assemble, make_dataset, split_phases, start_batches
+from jepa.training.assemble import assemble, make_dataset, split_phases
 from jepa.training.loop import one_step
 from jepa.types import Batch
 
@@ -35,7 +35,19 @@ def names(group: str) -> list[str]:
 
 
 GROUPS = [names(group) for group in ("encoder", "mask", "objective", "regularizer")]
-COMBINATIONS = [chosen for chosen in itertools.product(*GROUPS) if chosen[0] != "pretrained"]  # it is one of the others
+
+
+def has_one_fault_at_most(encoder: str, mask: str, objective: str, regularizer: str) -> bool:
+    """False where an objective without regularizer has one and a wrong mask too: each alone is refused already."""
+    is_wrong_mask = mask == "none" if objective == "mae" else mask != "none"
+    return objective == "jepa" or regularizer == "none" or not is_wrong_mask
+
+
+COMBINATIONS = [
+    chosen
+    for chosen in itertools.product(*GROUPS)
+    if chosen[0] != "pretrained" and has_one_fault_at_most(*chosen)  # a pretrained encoder is one of the others
+]
 
 
 def refusal(encoder: str, mask: str, objective: str, regularizer: str) -> str | None:
@@ -45,7 +57,7 @@ def refusal(encoder: str, mask: str, objective: str, regularizer: str) -> str | 
     if objective != "jepa" and regularizer != "none":
         return "uses no regularizer"
     if objective == "detect":
-        return "no boxes to learn from"
+        return "Detector learns from boxes"
     if objective == "mae" and mask == "none":
         return "hides no patch"
     if objective == "jepa" and mask == "none" and regularizer == "none":
@@ -77,21 +89,21 @@ def test_a_combination_trains_or_is_refused_with_a_reason(
         assert any(expected in fault for fault in found.faults), found.faults
         return
     assert found.faults == []
-    config = typed(found.config)
+    config = to_dataclass(found.config)
     dataset = make_dataset(config)
     here = open_session(device="cpu", precision="fp32")
     run = assemble(split_phases(config, len(dataset))[0], dataset, tmp_path, here)
-    before = [p.detach().clone() for p in run.parts.objective.backbone.parameters()]
-    stream = start_batches(config, run, 0)
+    before = [p.detach().clone() for p in run.components.objective.backbone.parameters()]
+    stream = run.batches(0)
     for step in range(2):
-        output, _ = one_step(run.plan, run.parts, next(stream), step)
+        output, _ = one_step(run.plan, run.components, next(stream), step)
         assert output.loss.isfinite()
         assert output.skipped == 0
     stream.close()
-    after = run.parts.objective.backbone.parameters()
+    after = run.components.objective.backbone.parameters()
     assert any(not torch.equal(old, new) for old, new in zip(before, after, strict=True))
-    clips = torch.randn(4, *run.parts.objective.backbone.clip_shape)
-    masks = run.parts.masker(4, torch.Generator().manual_seed(0))
-    batch = Batch(clips, torch.zeros(4, dtype=torch.long))
-    assert all(value.isfinite() for value in run.parts.objective.diagnose(batch, masks).values())
-    assert all(shown.shape[1:] == clips.shape[1:] for shown in run.parts.objective.pictures(batch, masks).values())
+    clips = torch.randn(4, *run.components.objective.backbone.clip_shape)
+    masks = run.components.masker(4, torch.Generator().manual_seed(0))
+    batch = Batch(clips, {"labels": torch.zeros(4, dtype=torch.long)})
+    assert all(value.isfinite() for value in run.components.objective.diagnose(batch, masks).values())
+    assert all(shown.shape[1:] == clips.shape[1:] for shown in run.components.objective.pictures(batch, masks).values())

@@ -7,14 +7,17 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from hostile_text import HOSTILE, count_as_text
 
 from jepa.cli.find import main
+from jepa.reports.page import Table
 from jepa.training import find_batch
 from jepa.training.find_batch import Trial, divisors, fastest
-from jepa.training.find_lr import Point, choose, smooth
+from jepa.training.find_lr import Point, choose, smooth, write_result
 from jepa.types import LossOutput
 
 LRS = [10 ** (-6 + 6 * k / 149) for k in range(150)]
@@ -158,7 +161,7 @@ def test_the_largest_batch_comes_with_its_learning_rate(small, monkeypatch, caps
 
 
 def test_on_a_cpu_the_search_ends_before_the_memory_does(small, monkeypatch):
-    monkeypatch.setattr(find_batch, "free_gib", lambda: -1.0)
+    monkeypatch.setattr(find_batch, "free_memory", lambda: -1)
     assert main(["batch", *small]) == 0
     trials = json.loads(Path("outputs/small-find-batch/find.json").read_text())["trials"]
     assert [trial["samples_per_s"] is None for trial in trials] == [False, True]
@@ -206,3 +209,17 @@ def test_ctrl_c_leaves_with_what_was_found(small, monkeypatch, capsys):
     assert main(["lr", *small, "--steps", "1000"]) in (1, 130)
     assert "interrupted" in capsys.readouterr().out
     assert len(json.loads(Path("outputs/small-find-lr/find.json").read_text())["points"]) == 25
+
+
+def test_no_name_or_error_becomes_markup_on_the_page(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    table = Table(heads=["size", ""], rows=[["1", HOSTILE]])
+    folder = write_result(SimpleNamespace(name=HOSTILE), "batch", {}, table=table, lines=[HOSTILE, HOSTILE])
+    assert count_as_text((folder / "find.html").read_text()) == 5
+
+
+def test_rows_that_are_printed_one_by_one_stand_under_their_heads():
+    trials = [Trial(1, 50.0, 0.25), Trial(64, None, 1.5, "out of memory")]
+    whole = find_batch._table(trials).terminal(find_batch.WIDTH)
+    lines = [find_batch._table([]).terminal(find_batch.WIDTH), *map(find_batch._line, trials)]
+    assert lines == whole.splitlines()

@@ -10,7 +10,7 @@ import torch
 
 from jepa import JEPAAgent, JEPAConfig, load_encoder
 from jepa.config import ConfigError
-from jepa.evaluation.snapshot import ProbePart
+from jepa.evaluation.samples import Samples
 from jepa.objectives.jepa import JEPA
 from jepa.runs.checkpoint import find, load_model
 from jepa.runs.metrics import read_json, read_rows
@@ -111,16 +111,16 @@ def test_an_evaluation_that_a_signal_cuts_short_is_made_up_for(
     tmp_path: Path, at: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     options = ["steps=8", "eval_every=4", "evaluation.batch_size=4"]
-    batches, calls = ProbePart.batches, []
+    batches, calls = Samples.batches, []
 
-    def interrupted(self: ProbePart, *arguments: object, **more: object):
+    def interrupted(self: Samples, *arguments: object, **more: object):
         calls.append(None)
         for number, batch in enumerate(batches(self, *arguments, **more)):
             if number == 1 and len(known := tokens_by_step(tmp_path / "run")) == at // 4 and at not in known:
                 signal.raise_signal(signal.SIGTERM)
             yield batch
 
-    monkeypatch.setattr(ProbePart, "batches", interrupted)
+    monkeypatch.setattr(Samples, "batches", interrupted)
     agent(tmp_path / "run", *options).train()
     assert calls
     assert read_json(tmp_path / "run" / "run.json")["status"] == "stopped"

@@ -29,7 +29,7 @@ class Regression(nn.Module):
 def batch_of(values):
     size = len(values)
     masks = Masks(torch.zeros(size, 1, dtype=torch.long), torch.ones(size, 1, 1, dtype=torch.long))
-    return Batch(values.reshape(size, 1, 1, 2, 2), torch.full((size,), -1)), masks
+    return Batch(values.reshape(size, 1, 1, 2, 2), {"labels": torch.full((size,), -1)}), masks
 
 
 def take(module, values, *, fused=True, micro=None, clip_grad=None, guard=None, lr=0.1):

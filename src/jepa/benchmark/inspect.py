@@ -11,14 +11,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
+from jepa.evaluation.frozen import evaluating
 from jepa.evaluation.pictures import frames_shown
-from jepa.evaluation.snapshot import evaluating
 from jepa.evaluation.types import Features
 from jepa.layers.attention import choose_attention
 from jepa.types import PatchGrid
 
 ROWS = 256
-"""queries looked at together, so that memory does not grow with the square of the tokens, or with the test part"""
+"""queries looked at together, so that memory does not grow with the square of the tokens"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,25 +171,11 @@ def query_patches(grid: PatchGrid) -> tuple[int, ...]:
     return tuple(dict.fromkeys(start + place for place in places))
 
 
-def neighbours(queries: Tensor, bank: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """[q, D], [n, D] -> indices and cosine similarities [q, min(k, n)] of the nearest of the bank, best first."""
-    bank = F.normalize(bank, dim=1)
-    found = [(some @ bank.T).topk(min(k, len(bank)), dim=1) for some in F.normalize(queries, dim=1).split(ROWS)]
-    return torch.cat([part.indices for part in found]), torch.cat([part.values for part in found])
-
-
 def agreement(found: Tensor, train: Tensor, test: Tensor) -> float:
     """Neighbours [n, k], labels [m], [n] -> share of same classes among samples and neighbours that have a label."""
     labels = train[found]
     known = (labels >= 0) & (test[:, None] >= 0)
     return float((labels == test[:, None])[known].float().mean())
-
-
-def confusion(predicted: Tensor, labels: Tensor, num_classes: int) -> Tensor:
-    """[n], [n] -> long [classes, classes]: how often a label (row) was taken for each class; label -1 is left out."""
-    labelled = labels >= 0
-    pairs = labels[labelled] * num_classes + predicted[labelled]
-    return pairs.bincount(minlength=num_classes**2).unflatten(0, (num_classes, num_classes))
 
 
 def hardest(probabilities: Tensor, labels: Tensor, count: int) -> Tensor:

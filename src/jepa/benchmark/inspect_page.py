@@ -3,29 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from html import escape
+from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+from markupsafe import Markup
+from PIL import Image
 from torch import Tensor
+from torch.nn import functional as F
 
 from jepa.benchmark.inspect import (
     Observed,
     Subject,
     agreement,
-    confusion,
     hardest,
     in_turn,
     most_ambiguous,
-    neighbours,
     observe,
 )
-from jepa.benchmark.tiles import data_url, image, line, small, strip, tile
 from jepa.evaluation.embeddings import label_name
-from jepa.evaluation.pictures import enlarge, film, fit, frames_shown, heat, principal_colours
+from jepa.evaluation.pictures import enlarge, film, fit, frames_shown, heat, montage, principal_colours, to_rgb
+from jepa.evaluation.probe import confusion_counts, nearest
 from jepa.reports.charts import WIDTH, Scale, mark_class, mark_styles, scatter
-from jepa.reports.page import page, principal_plane
+from jepa.reports.page import Table, data_url, image, principal_plane, render
 from jepa.runs.metrics import write_atomically
 from jepa.types import PatchGrid
 
@@ -42,14 +44,50 @@ MAX_CELLS = 30
 """classes of a confusion matrix whose cells are drawn with their names"""
 CELL, MAX_NAME, MATRIX_SIDE = 34, 14, 480
 FRAME_COLOUR = (255, 60, 40)
+SHOWN_SIDE = 128
+"""pixels of a picture on the page, at most"""
+PHOTO_BYTES = 12_000
+"""A picture whose PNG is larger than this many bytes is taken for a photo, and stored as JPEG."""
 WITHOUT_PROBE = "Left out: it needs the answers of a linear probe, and labels in both parts of the data set."
+
+
+Thumbnail = tuple[float, float, str, str, str]
+"""left and top in pixels, class name, style, data URL"""
+
+
+class Tile(NamedTuple):
+    """A picture with lines of text under it."""
+
+    source: str
+    """data URL"""
+    texts: Sequence[str]
+    tone: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Section:
+    """A sentence, and under it whatever of the rest is not empty."""
+
+    lead: str
+    is_left_out: bool = False
+    """`lead` is the reason."""
+    rows: Sequence[Sequence[Tile]] = ()
+    has_strips: bool = False
+    """The rows are of frames side by side, and their maps stand under them, not beside them."""
+    tiles: Sequence[Tile] = ()
+    plane: Markup | None = None
+    thumbnails: Sequence[Thumbnail] = ()
+    bars: Sequence[tuple[str, float, str]] = ()
+    """Name, share from 0 to 1 and number of samples of each class."""
+    matrix: Markup | None = None
+    confusions: Table | None = None
 
 
 def write_page(folder: Path, subject: Subject) -> Path:
     """Write FOLDER/inspect.html; readers see the old page or the new one."""
     num = NUM_CLIPS if subject.pictures.shape[2] > 1 else NUM_PICTURES
     observed = observe(subject.encoder, subject.pictures[:num])
-    found, similarity = neighbours(subject.test.vectors, subject.train.vectors, NUM_NEIGHBOURS)
+    found, similarity = nearest(subject.test.vectors, subject.train.vectors, NUM_NEIGHBOURS)
     sections = {
         "Feature maps": feature_maps(subject, observed),
         "Attention": attention_maps(subject, observed),
@@ -60,19 +98,16 @@ def write_page(folder: Path, subject: Subject) -> Path:
         "Hardest pictures": hardest_pictures(subject),
         "Most ambiguous pictures": ambiguous_pictures(subject),
     }
-    links = " ".join(f'<a href="#{_anchor(title)}">{escape(title)}</a>' for title in sections)
-    parts = [_header(subject, observed, found), f"<nav>{links}</nav>"]
-    parts += [f'<section id="{_anchor(title)}"><h2>{title}</h2>{body}</section>' for title, body in sections.items()]
     target = Path(folder) / "inspect.html"
-    write_atomically(target, page(f"{subject.title} - inspection", parts))
+    text = render(
+        "inspect.html", name=subject.title, facts=_facts(subject, observed, found), protocol=subject.protocol,
+        sections=sections, plane_width=WIDTH, placed_width=PLACED,
+    )  # fmt: skip
+    write_atomically(target, text)
     return target
 
 
-def _anchor(title: str) -> str:
-    return title.lower().replace(" ", "-")
-
-
-def _header(subject: Subject, observed: Observed, found: Tensor) -> str:
+def _facts(subject: Subject, observed: Observed, found: Tensor) -> dict[str, str]:
     encoder: Any = subject.encoder
     grid = observed.grid
     size = "x".join(str(side) for side in ((grid.t,) if grid.t > 1 else ()) + (grid.h, grid.w))
@@ -92,16 +127,10 @@ def _header(subject: Subject, observed: Observed, found: Tensor) -> str:
         if subject.probabilities is not None:
             counts = _counts(subject, subject.probabilities)
             facts["linear probe, top-1"] = f"{counts.trace() / counts.sum():.1%}"
-    shown = "".join(f"<div><dt>{escape(k)}</dt><dd>{escape(v)}</dd></div>" for k, v in facts.items())
-    protocol = "".join(f"<li>{escape(sentence)}</li>" for sentence in subject.protocol)
-    return (
-        f'<header><h1>{escape(subject.title)}</h1><span class="muted">what the encoder sees</span></header>'
-        f'<dl class="facts">{shown}</dl>'
-        + (f"<details><summary>How it was measured</summary><ul>{protocol}</ul></details>" if protocol else "")
-    )
+    return facts
 
 
-def feature_maps(subject: Subject, observed: Observed) -> str:
+def feature_maps(subject: Subject, observed: Observed) -> Section:
     if not observed.tokens.isfinite().all():
         return _left_out("The features are not finite.")
     colours, shares = principal_colours(observed.tokens, observed.grid)  # [P, 3, t, h, w]
@@ -111,10 +140,10 @@ def feature_maps(subject: Subject, observed: Observed) -> str:
         f"and blue ({share} of the variance). Parts of one colour are alike to the encoder."
     )
     shown = [[("features", enlarge(maps.transpose(0, 1)))] for maps in colours]
-    return _lead(lead) + _beside_pictures(subject, shown)
+    return _beside_pictures(subject, lead, shown)
 
 
-def attention_maps(subject: Subject, observed: Observed) -> str:
+def attention_maps(subject: Subject, observed: Observed) -> Section:
     attention, grid = observed.attention, observed.grid
     if isinstance(attention, str):
         return _left_out(attention)
@@ -131,7 +160,7 @@ def attention_maps(subject: Subject, observed: Observed) -> str:
             maps.append(("class token", attention.class_token[index], None))
         maps += [("looks", look, query) for look, query in zip(looks, observed.queries, strict=True)]
         rows.append([(f"{name} {_peak(values):.1f}x", _heat_map(values, grid, query)) for name, values, query in maps])
-    return _lead(lead) + _beside_pictures(subject, rows)
+    return _beside_pictures(subject, lead, rows)
 
 
 def _peak(values: Tensor) -> float:
@@ -154,24 +183,23 @@ def _heat_map(values: Tensor, grid: PatchGrid, query: int | None) -> Tensor:
     return drawn
 
 
-def _beside_pictures(subject: Subject, rows: Sequence[Sequence[tuple[str, Tensor]]]) -> str:
+def _beside_pictures(subject: Subject, lead: str, rows: Sequence[Sequence[tuple[str, Tensor]]]) -> Section:
     """Names and maps uint8 [t, 3, H, W] of each of the first pictures: tiles beside it, of a clip strips under it."""
     cards = []
     for index, maps in enumerate(rows):
         picture, name = subject.pictures[index], _name(subject, int(subject.test.labels[index]))
         if picture.shape[1] == 1:
-            tiles = [tile(small(picture[:, 0]), name), *(tile(shown[0], text) for text, shown in maps)]
-            cards.append(line(tiles))
+            cards.append([_tile(small(picture[:, 0]), name), *(_tile(shown[0], text) for text, shown in maps)])
             continue
         frames = enlarge(torch.stack([small(frame) for frame in film(picture)]))
         steps = [frame * len(maps[0][1]) // picture.shape[1] for frame in frames_shown(picture.shape[1])]
-        strips = [strip(frames, name), *(strip(fit(shown[steps], frames.shape[-2:]), text) for text, shown in maps)]
-        cards.append(f'<div class="card scroll">{"".join(strips)}</div>')
-    pairs = " pairs" if len(rows[0]) == 1 and subject.pictures.shape[2] == 1 else ""
-    return f'<div class="rows{pairs}">{"".join(cards)}</div>'
+        cards.append(
+            [_strip(frames, name), *(_strip(fit(shown[steps], frames.shape[-2:]), text) for text, shown in maps)]
+        )
+    return Section(lead=lead, rows=cards, has_strips=subject.pictures.shape[2] > 1)
 
 
-def neighbour_rows(subject: Subject, found: Tensor, similarity: Tensor) -> str:
+def neighbour_rows(subject: Subject, found: Tensor, similarity: Tensor) -> Section:
     lead = (
         "Each row begins with a test picture; then the training pictures with the most similar features (cosine), "
         "best first."
@@ -181,17 +209,17 @@ def neighbour_rows(subject: Subject, found: Tensor, similarity: Tensor) -> str:
     rows = []
     for query in in_turn(subject.test.labels, NUM_QUERIES):
         label = int(subject.test.labels[query])
-        tiles = [tile(small(subject.test_thumbnails[query]), _name(subject, label))]
+        tiles = [_tile(small(subject.test_thumbnails[query]), _name(subject, label))]
         for index, cosine in zip(found[query].tolist(), similarity[query].tolist(), strict=True):
             other = int(subject.train.labels[index])
             tone = "" if label < 0 or other < 0 else "good" if other == label else "bad"
             text = f"{_name(subject, other)} {cosine:.3f}"
-            tiles.append(tile(small(subject.train_thumbnails[index]), text, tone=tone))
-        rows.append(line(tiles))
-    return f'{_lead(lead)}<div class="rows">{"".join(rows)}</div>'
+            tiles.append(_tile(small(subject.train_thumbnails[index]), text, tone=tone))
+        rows.append(tiles)
+    return Section(lead=lead, rows=rows)
 
 
-def embedding(subject: Subject) -> str:
+def embedding(subject: Subject) -> Section:
     """Every dot a test sample; beside them thumbnails at the places of some."""
     num = len(subject.test.labels)
     rows = torch.linspace(0, num - 1, min(num, MAX_DOTS)).round().long()
@@ -205,34 +233,27 @@ def embedding(subject: Subject) -> str:
         f"The features of {len(rows):,} test samples on their two main directions ({shares[0]:.0%} and {shares[1]:.0%} "
         "of the variance); labels under the pointer. What lies together here may still be apart in other directions."
     )
-    return (
-        f'{_lead(lead)}<div class="pair"><div class="card plane">{scatter(points, names)}</div>'
-        f'<div class="card plane">{_placed(subject.test_thumbnails[rows], points, names)}</div></div>'
+    return Section(
+        lead=lead, plane=scatter(points, names), thumbnails=_placed(subject.test_thumbnails[rows], points, names)
     )
 
 
-def _placed(thumbnails: Tensor, points: Sequence[tuple[float, float]], names: Sequence[str]) -> str:
+def _placed(thumbnails: Tensor, points: Sequence[tuple[float, float]], names: Sequence[str]) -> list[Thumbnail]:
     """Thumbnails where there is room for them, framed in the colour of their class."""
     styles = mark_styles(names)
     scales = [
         Scale(min(v), max(v) if max(v) > min(v) else min(v) + 1, 0, WIDTH - PLACED) for v in zip(*points, strict=True)
     ]
-    taken, drawn = [], []
+    placed: list[Thumbnail] = []
     for index, (x, y) in enumerate(points):
         left, top = scales[0](x), WIDTH - PLACED - scales[1](y)
-        if all(max(abs(left - a), abs(top - b)) > PLACED + 2 for a, b in taken):
-            taken.append((left, top))
-            place = f'x="{left:.1f}" y="{top:.1f}" width="{PLACED}" height="{PLACED}"'
-            source = data_url(small(thumbnails[index]))
-            drawn.append(
-                f'<g><title>{escape(names[index])}</title><image {place} href="{source}"/>'
-                f'<rect class="edge {mark_class(styles[names[index]])}" {place}/></g>'
-            )
-    size = f'viewBox="-2 -2 {WIDTH + 4} {WIDTH + 4}"'
-    return f'<svg {size} role="img" aria-label="thumbnails in the plane">{"".join(drawn)}</svg>'
+        if all(max(abs(left - a), abs(top - b)) > PLACED + 2 for a, b, *_ in placed):
+            name = names[index]
+            placed.append((left, top, name, mark_class(styles[name]), _encode(small(thumbnails[index]))))
+    return placed
 
 
-def class_bars(subject: Subject) -> str:
+def class_bars(subject: Subject) -> Section:
     """Recall of each class, the worst first."""
     if not subject.is_labelled or subject.probabilities is None:
         return _left_out(WITHOUT_PROBE)
@@ -243,16 +264,11 @@ def class_bars(subject: Subject) -> str:
     shown = order if len(order) <= MAX_BARS else [*order[: MAX_BARS - BEST_BARS], *order[-BEST_BARS:]]
     lead = f"Share of the test samples of a class that the linear probe names rightly, of {len(order)} classes"
     lead += "." if shown == order else f" the worst {MAX_BARS - BEST_BARS} and the best {BEST_BARS}."
-    bars = [
-        f"<span>{escape(_name(subject, index))}</span>"
-        f'<span class="bar"><span style="width:{recalls[index]:.1%}"></span></span>'
-        f"<span>{recalls[index]:.0%} <small>of {int(totals[index]):,}</small></span>"
-        for index in shown
-    ]
-    return f'{_lead(lead)}<div class="card bars">{"".join(bars)}</div>'
+    bars = [(_name(subject, index), float(recalls[index]), f"{int(totals[index]):,}") for index in shown]
+    return Section(lead=lead, bars=bars)
 
 
-def confusion_matrix(subject: Subject) -> str:
+def confusion_matrix(subject: Subject) -> Section:
     if not subject.is_labelled or subject.probabilities is None:
         return _left_out(WITHOUT_PROBE)
     counts = _counts(subject, subject.probabilities)
@@ -260,59 +276,39 @@ def confusion_matrix(subject: Subject) -> str:
     lead = "Of the linear probe: a row for each true class, a column for what it was taken for."
     if len(counts) <= MAX_CELLS:
         names = [_name(subject, index) for index in range(len(counts))]
-        drawn = _cells(counts, shares, names)
+        matrix = _cells(counts, shares, names)
     else:
-        drawn = image(enlarge(heat(shares[None]), MATRIX_SIDE)[0], "confusion matrix")
+        matrix = image(_encode(enlarge(heat(shares[None]), MATRIX_SIDE)[0]), "confusion matrix")
         lead += " Each square is a pair of classes, from dark, never, to bright, always."
-    return f'{_lead(lead)}<div class="pair"><div class="card scroll">{drawn}</div>{_confusions(subject, counts)}</div>'
+    return Section(lead=lead, matrix=matrix, confusions=_confusions(subject, counts))
 
 
-def _cells(counts: Tensor, shares: Tensor, names: Sequence[str]) -> str:
+def _cells(counts: Tensor, shares: Tensor, names: Sequence[str]) -> Markup:
     """Percentages of the true class, written where there is room."""
-    num, margin = len(names), 12 + 6.5 * min(MAX_NAME, max(map(len, names)))
-    parts = []
-    for row, name in enumerate(names):
-        middle = (row + 0.5) * CELL + 4
-        parts.append(
-            f'<text class="tick" x="{margin - 6}" y="{middle}" text-anchor="end">{escape(name[:MAX_NAME])}</text>'
-        )
-        turned = f'transform="translate({margin + middle} {num * CELL + 8}) rotate(-90)"'
-        parts.append(f'<text class="tick" {turned} text-anchor="end">{escape(name[:MAX_NAME])}</text>')
-    for row, column in counts.nonzero().tolist():
-        share, x, y = float(shares[row, column]), margin + column * CELL, row * CELL
-        tone = "right" if row == column else "wrong"
-        title = f"{names[row]}, taken for {names[column]}: {int(counts[row, column]):,} ({share:.0%})"
-        place = f'x="{x + CELL / 2}" y="{y + CELL / 2 + 4}"'
-        text = f'<text class="tick" {place} text-anchor="middle">{100 * share:.0f}</text>'
-        parts.append(
-            f'<g><title>{escape(title)}</title><rect class="cell {tone}" x="{x}" y="{y}" width="{CELL}" '
-            f'height="{CELL}" fill-opacity="{0.08 + 0.7 * share:.2f}"/>{text}</g>'
-        )
-    width, height = margin + num * CELL + 2, num * CELL + margin + 4
-    size = f'viewBox="0 0 {width:g} {height:g}" style="width:{width:g}px"'
-    return f'<svg class="matrix" {size} role="img" aria-label="confusion matrix">{"".join(parts)}</svg>'
+    cells = [
+        {
+            "row": row, "column": column, "share": (share := float(shares[row, column])),
+            "title": f"{names[row]}, taken for {names[column]}: {int(counts[row, column]):,} ({share:.0%})",
+        }
+        for row, column in counts.nonzero().tolist()
+    ]  # fmt: skip
+    margin = 12 + 6.5 * min(MAX_NAME, max(map(len, names)))
+    return render("matrix.html", names=[name[:MAX_NAME] for name in names], cells=cells, margin=margin, side=CELL)
 
 
-def _confusions(subject: Subject, counts: Tensor) -> str:
-    """A table of the most frequent ones."""
+def _confusions(subject: Subject, counts: Tensor) -> Table:
+    """The most frequent ones."""
     wrong = counts - counts.diag().diag()
     most = wrong.flatten().argsort(descending=True, stable=True)[:NUM_CONFUSIONS].tolist()
     lines = []
     for row, column in (divmod(place, len(counts)) for place in most):
-        if wrong[row, column]:
-            share = int(wrong[row, column]) / int(counts[row].sum())
-            true, taken = (escape(_name(subject, index)) for index in (row, column))
-            times = f"<td>{int(wrong[row, column]):,}</td><td>{share:.0%}</td>"
-            lines.append(f'<tr><th>{true}</th><td class="words">{taken}</td>{times}</tr>')
-    if not lines:
-        return '<div class="card"><p class="empty">The probe makes no mistake.</p></div>'
-    heads = '<th>true class</th><th class="words">taken for</th><th>times</th><th>of the class</th>'
-    return (
-        f'<div class="card scroll"><table><thead><tr>{heads}</tr></thead><tbody>{"".join(lines)}</tbody></table></div>'
-    )
+        if times := int(wrong[row, column]):
+            share = times / int(counts[row].sum())
+            lines.append([_name(subject, row), _name(subject, column), f"{times:,}", f"{share:.0%}"])
+    return Table(heads=["true class", "taken for", "times", "of the class"], rows=lines, words={1})
 
 
-def hardest_pictures(subject: Subject) -> str:
+def hardest_pictures(subject: Subject) -> Section:
     """The most confidently wrong answers."""
     if not subject.is_labelled or subject.probabilities is None:
         return _left_out(WITHOUT_PROBE)
@@ -323,14 +319,14 @@ def hardest_pictures(subject: Subject) -> str:
             f"{_name(subject, int(predicted))} {confidence:.0%}",
             f"is {_name(subject, int(subject.test.labels[index]))}",
         )
-        tiles.append(tile(small(subject.test_thumbnails[index]), *told, tone="bad"))
+        tiles.append(_tile(small(subject.test_thumbnails[index]), *told, tone="bad"))
     if not tiles:
         return _left_out("The probe makes no mistake.")
     lead = "Where the linear probe is most confident and wrong: its answer, then what is true by the label."
-    return f'{_lead(lead)}<div class="card tiles">{"".join(tiles)}</div>'
+    return Section(lead=lead, tiles=tiles)
 
 
-def ambiguous_pictures(subject: Subject) -> str:
+def ambiguous_pictures(subject: Subject) -> Section:
     """The two likeliest classes nearly even."""
     if subject.probabilities is None or subject.probabilities.shape[1] < 2:
         return _left_out(WITHOUT_PROBE)
@@ -342,22 +338,49 @@ def ambiguous_pictures(subject: Subject) -> str:
         ]
         label = int(subject.test.labels[index])
         told += [f"is {_name(subject, label)}"] if label >= 0 else []
-        tiles.append(tile(small(subject.test_thumbnails[index]), *told))
+        tiles.append(_tile(small(subject.test_thumbnails[index]), *told))
     lead = "Where the linear probe can hardly decide between its two likeliest classes."
-    return f'{_lead(lead)}<div class="card tiles">{"".join(tiles)}</div>'
+    return Section(lead=lead, tiles=tiles)
 
 
 def _counts(subject: Subject, probabilities: Tensor) -> Tensor:
-    return confusion(probabilities.argmax(dim=1), subject.test.labels, subject.num_classes)
+    return confusion_counts(probabilities.argmax(dim=1), subject.test.labels, subject.num_classes)
 
 
 def _name(subject: Subject, label: int) -> str:
     return label_name(label, subject.classes)
 
 
-def _lead(text: str) -> str:
-    return f'<p class="lead">{escape(text)}</p>'
+def _left_out(reason: str) -> Section:
+    return Section(lead=reason, is_left_out=True)
 
 
-def _left_out(reason: str) -> str:
-    return f'<p class="empty">{escape(reason)}</p>'
+def _tile(pixels: Tensor, *texts: str, tone: str = "") -> Tile:
+    """[3, h, w]"""
+    return Tile(_encode(pixels), texts, tone)
+
+
+def _strip(frames: Tensor, text: str) -> Tile:
+    """[F, 3, h, w] side by side"""
+    return Tile(_encode(montage([frames]).permute(2, 0, 1)), [text])
+
+
+def _encode(pixels: Tensor) -> str:
+    """uint8 [3, h, w] -> data URL"""
+    picture = Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy())
+    for kind in ("png", "jpeg"):
+        file = BytesIO()
+        picture.save(file, kind)
+        if file.tell() < PHOTO_BYTES:
+            break
+    return data_url(file.getvalue(), kind)
+
+
+def small(picture: Tensor) -> Tensor:
+    """uint8 [C, h, w] -> [3, h, w], the longer side at most SHOWN_SIDE"""
+    rgb = to_rgb(picture[None])
+    share = SHOWN_SIDE / max(rgb.shape[-2:])
+    if share >= 1:
+        return rgb[0]
+    height, width = (max(1, round(side * share)) for side in rgb.shape[-2:])
+    return F.adaptive_avg_pool2d(rgb.float(), (height, width))[0].round().byte()

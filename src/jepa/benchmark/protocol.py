@@ -1,4 +1,4 @@
-"""jepa-eval: judges representations by one protocol on one data set, floors beside them, and keeps what is done."""
+"""jepa-eval: evaluates representations by one protocol on one data set, with baselines, and keeps what is done."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import logging
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -15,143 +16,155 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from jepa.benchmark.cache import FORMAT, FeatureCache
-from jepa.benchmark.features import Encoded, Floor, Frozen, Pictures, tuning_of
+from jepa.benchmark.features import FORMAT, Baseline, FeatureCache
 from jepa.benchmark.inspect import Subject
 from jepa.benchmark.inspect_page import write_page
-from jepa.benchmark.reading import Part, Parts, split
 from jepa.benchmark.report import write
 from jepa.benchmark.results import Results, Row, Trial, summary, trial
-from jepa.config import EvalConfig, build, factory, refusals
+from jepa.config import EvalConfig, as_config_errors, build_with, factory
 from jepa.config.command_rules import FLOORS, OF_VECTORS, as_list, evaluator_of
 from jepa.config.view import pair_of
-from jepa.data.transforms import EvalTransform
+from jepa.data.transforms import Augment, EvalTransform
 from jepa.encoders.pretrained import open_encoder
 from jepa.errors import ConfigError
 from jepa.evaluation.finetune import FineTuning
+from jepa.evaluation.frozen import FrozenEncoder, tuning_of
 from jepa.evaluation.linear import LinearProbe
-from jepa.evaluation.probe import Answer, ClassProbe, ProbeTask, select
-from jepa.evaluation.samples import thumbnails
-from jepa.evaluation.types import Features
+from jepa.evaluation.probe import ClassProbe, Prediction, ProbeTask, select
+from jepa.evaluation.samples import Reduce, Samples, thumbnails
+from jepa.evaluation.splits import LabelledSplit, LabelledSplits, few_shot_rows, labelled_splits
+from jepa.evaluation.types import EvaluatorTraits, Features
+from jepa.layers.attention import choose_attention
 from jepa.parallel.session import Session, open_session
 from jepa.runs.metrics import versions
-from jepa.seeding import derive_seed, generator
+from jepa.seeding import derive_seed
 
+NUM_PICTURES = 32
+"""test samples that an inspection shows"""
+MAX_KEPT_BYTES = 1 << 31
+"""bytes of pictures of one split that fine-tuning keeps; larger splits are read again in each epoch"""
 TITLES = {"knn": "kNN", "finetune": "fine-tuned", "linear_sgd": "linear SGD"}
 METRIC = "metric: top-1 accuracy on the test samples, which choose nothing; the weights after the last epoch count"
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Source:
-    """What is judged."""
+class Entry:
+    """An encoder or a baseline of the comparison."""
 
     title: str
     run: str
-    """that the encoder is of"""
-    word: str = ""
-    """of a floor"""
+    """run, export or checkpoint with the encoder"""
+    baseline: str = ""
+    """name of a baseline"""
 
-    def offers(self, task: str) -> bool:
-        return task in OF_VECTORS or (self.word in ("", "untrained") and (task != "inspect" or not self.word))
+    def supports(self, task: str) -> bool:
+        return task in OF_VECTORS or (self.baseline in ("", "untrained") and (task != "inspect" or not self.baseline))
 
 
 def evaluate(config: EvalConfig) -> Path:
-    """Judge, print the table and return the results' folder, outputs/NAME; what it holds already is not repeated.
+    """Evaluate, print the table and return the results' folder, outputs/NAME; what it holds already is not repeated.
 
     Raises ConfigError for what only the data and the encoders can tell, RunError where nothing can be read.
     """
-    with refusals():
-        bench = Bench(config)
-        results = Results.open(Path("outputs") / config.name, bench.facts())
-    bench.cache.folder = results.folder / "features" if config.cache else None
-    for source in bench.sources:
+    with as_config_errors():
+        benchmark = Benchmark(config)
+        results = Results.open(Path("outputs") / config.name, benchmark.facts())
+    benchmark.cache.folder = results.folder / "features" if config.cache else None
+    for entry in benchmark.entries:
         for task in as_list(config.task):
-            if source.offers(task):
-                bench.judge(source, task, results)
-        bench.close()
+            if entry.supports(task):
+                benchmark.evaluate(entry, task, results)
+        benchmark.close()
     if results.rows:
         print(f"\n{write(results)}\nreport: {results.folder / 'eval.html'}", flush=True)
     return results.folder
 
 
-class Bench:
-    """The data and the settings of a protocol; opens one source at a time."""
+class Benchmark:
+    """The data and the settings of a protocol; opens one entry at a time."""
 
     def __init__(self, config: EvalConfig) -> None:
         self.config = config
         self.session: Session = open_session(device=config.device, precision=config.precision)
-        self.parts: Parts = split(
-            build(config.dataset, num_frames=config.num_frames),
+        self.splits = labelled_splits(
+            build_with(config.dataset, num_frames=config.num_frames),
             train_samples=config.train_samples, test_samples=config.test_samples, seed=config.seed,
             num_workers=config.num_workers,
         )  # fmt: skip
         self.cache = FeatureCache(None, config.batch_size)
-        self.sources = list(_sources(config))
-        self._opened: dict[tuple[Source, int], Any] = {}
-        for source in self.sources:
-            if not source.word:
-                self._check(source.title, self._encoder(source.run, False, config.seed))
+        self.entries = list(_entries(config))
+        self._opened: dict[tuple[Entry, int], Baseline | FrozenEncoder] = {}
+        for entry in self.entries:
+            if not entry.baseline:
+                self._check(entry.title, self._encoder(entry.run, False, config.seed))
 
     def facts(self) -> dict[str, Any]:
-        train, test = self.parts.train, self.parts.test
+        train, test = self.splits.train, self.splits.test
         return {
-            "warnings": list(self.parts.warnings), "classes": list(self.parts.classes),
+            "warnings": list(self.splits.warnings), "classes": list(self.splits.classes),
             "test": test.digest, "num_train": len(train.labels), "num_test": len(test.labels),
             "config": asdict(self.config), "versions": versions(), "device": str(self.session.device),
             "precision": "bf16" if self.session.bf16 else "fp32",
         }  # fmt: skip
 
-    def judge(self, source: Source, task: str, results: Results) -> None:
+    def evaluate(self, entry: Entry, task: str, results: Results) -> None:
         """A row, unless it is there already."""
         if task == "inspect":
-            representation = self.open(source, self.config.seed)
-            assert isinstance(representation, Frozen)
-            several = sum(not source.word for source in self.sources) > 1
-            folder = results.folder / source.title.replace("/", "-") if several else results.folder
-            print(f"inspection: {inspect(folder, source.title, representation, self.parts, self.cache)}", flush=True)
+            representation = self.open(entry, self.config.seed)
+            assert isinstance(representation, FrozenEncoder)
+            several = sum(not other.baseline for other in self.entries) > 1
+            folder = results.folder / entry.title.replace("/", "-") if several else results.folder
+            print(f"inspection: {inspect(folder, entry.title, representation, self.splits, self.cache)}", flush=True)
             return
         name = evaluator_of(task, self.config.solver)
         assert name is not None
         probe: ClassProbe = factory(self.config.evaluator[name])()
         column = ", ".join([TITLES.get(name, name), *self._distinctions(task)])
-        seeds = self._seeds(source, task)
-        settings = self._settings(source, name, seeds)
+        seeds = self._seeds(entry, task)
+        settings = self._settings(entry, name, seeds)
         key = hashlib.sha256(json.dumps(settings, default=str).encode()).hexdigest()[:24]
-        if results.has(source.title, column, key):
+        if results.has(entry.title, column, key):
             return
         begun, self.cache.seconds = time.perf_counter(), 0.0
         trials, notes, num_test = [], [], 0
         for seed in seeds:
-            found, num_test, note = self._trial(source, task, probe, seed)
+            found, num_test, note = self._trial(entry, probe, seed)
             trials.append(found)
             notes += [note] if note else []
         encoding = self.cache.seconds
         seconds = {"encoding": encoding, "probe": time.perf_counter() - begun - encoding}
         row = Row(
-            title=source.title, column=column, key=key, run=source.run, settings=settings, seconds=seconds,
-            protocol=[f"data: {self.parts.told}", *self._protocol(source, task, probe, seeds), *dict.fromkeys(notes)],
+            title=entry.title, column=column, key=key, run=entry.run, settings=settings, seconds=seconds,
+            protocol=[*self._protocol(entry, task, probe, seeds), *dict.fromkeys(notes)],
             **summary(trials, num_test),
         )  # fmt: skip
         results.add(row)
         shown = f"{row.top1:.1f} % ({row.low:.1f}-{row.high:.1f})"
         log.info("%s, %s: %s, %.1f s", row.title, row.column, shown, sum(seconds.values()))
 
-    def open(self, source: Source, seed: int) -> Floor | Frozen:
+    def open(self, entry: Entry, seed: int) -> Baseline | FrozenEncoder:
         """The representation; with fresh weights it depends on the seed."""
-        seed = seed if source.word == "untrained" else self.config.seed
-        if (source, seed) not in self._opened:
-            if source.word in ("pixels", "hog"):
-                self._opened[source, seed] = Floor(source.word, self._transform_of_floors())
+        seed = seed if entry.baseline == "untrained" else self.config.seed
+        if (entry, seed) not in self._opened:
+            if entry.baseline in ("pixels", "hog"):
+                self._opened[entry, seed] = Baseline(entry.baseline, self._transform_of_baselines())
             else:
-                self._opened[source, seed] = Frozen(
-                    encoder=self._encoder(source.run, source.word == "untrained", seed),
-                    pooling=self.config.pooling, layers=self.config.layers, session=self.session,
-                )  # fmt: skip
-        return self._opened[source, seed]
+                self._opened[entry, seed] = self._frozen(entry, seed)
+        return self._opened[entry, seed]
+
+    def _frozen(self, entry: Entry, seed: int) -> FrozenEncoder:
+        encoder = self._encoder(entry.run, entry.baseline == "untrained", seed)
+        frozen = FrozenEncoder(
+            encoder=encoder, transform=encoder.transform, session=self.session, pooling=self.config.pooling,
+            layers=self.config.layers,
+        )  # fmt: skip
+        choose_attention(encoder, self.session.device, torch.bfloat16 if self.session.bf16 else torch.float32)
+        encoder.to(self.session.device)
+        return frozen
 
     def close(self) -> None:
-        """What is held in memory for the last source."""
+        """Frees the memory of the last entry."""
         self._opened.clear()
         self.cache.forget()
 
@@ -165,18 +178,18 @@ class Bench:
                 encoder = open_encoder(run, clip_shape=(*encoder.clip_shape[:2], *size), fresh=fresh)
         return encoder.eval()
 
-    def _transform_of_floors(self) -> EvalTransform:
+    def _transform_of_baselines(self) -> EvalTransform:
         """Pictures of the size that the first encoder sees."""
         size = pair_of(self.config.image_size)
         if size is None:
-            first = next(source for source in self.sources if source.run)
+            first = next(entry for entry in self.entries if entry.run)
             size = tuple(self._encoder(first.run, False, self.config.seed).transform.image_size)
-        channels = self.parts.train.dataset.channels
+        channels = self.splits.train.dataset.channels
         return EvalTransform(image_size=size, mean=[0.0] * channels, std=[1.0] * channels)
 
     def _check(self, title: str, encoder: Any) -> None:
         channels, frames, height, width = encoder.clip_shape
-        own = self.parts.train.dataset.channels
+        own = self.splits.train.dataset.channels
         if own != channels:
             raise ConfigError(
                 [f"dataset.channels: {title} reads {channels} channels, the pictures have {own}; give a data set with "
@@ -202,44 +215,44 @@ class Bench:
         if task in OF_VECTORS and config.pooling != "mean":
             yield config.pooling
 
-    def _seeds(self, source: Source, task: str) -> list[int]:
+    def _seeds(self, entry: Entry, task: str) -> list[int]:
         """Several where anything is random."""
         config = self.config
         random = task in ("attentive", "finetune") or (task == "linear" and config.solver == "sgd")
-        several = random or config.shots is not None or source.word == "untrained"
+        several = random or config.shots is not None or entry.baseline == "untrained"
         return [config.seed + number for number in range(config.seeds if several else 1)]
 
-    def _settings(self, source: Source, name: str, seeds: Sequence[int]) -> dict[str, Any]:
+    def _settings(self, entry: Entry, name: str, seeds: Sequence[int]) -> dict[str, Any]:
         """All that determines the numbers of a row."""
-        config, representation = self.config, self.open(source, seeds[0])
-        tuned = representation if name == "finetune" and isinstance(representation, Frozen) else None
+        config, representation = self.config, self.open(entry, seeds[0])
+        tuned = representation if name == "finetune" and isinstance(representation, FrozenEncoder) else None
         return {
             "format": FORMAT, "features": tuned.encoder_digest if tuned else representation.digest,
-            "evaluator": config.evaluator[name], "train": self.parts.train.digest, "test": self.parts.test.digest,
+            "evaluator": config.evaluator[name], "train": self.splits.train.digest, "test": self.splits.test.digest,
             "shots": config.shots, "seeds": list(seeds), "num_frames": config.num_frames, "bf16": self.session.bf16,
             "augment": asdict(config.augment) if tuned else None,
             "pooling": config.pooling, "layers": config.layers, "train_samples": config.train_samples,
         }  # fmt: skip
 
-    def _trial(self, source: Source, task: str, probe: ClassProbe, seed: int) -> tuple[Trial, int, str]:
+    def _trial(self, entry: Entry, probe: ClassProbe, seed: int) -> tuple[Trial, int, str]:
         """With the number of independent test samples, and what could not be read."""
-        train, test, shots = self.parts.train, self.parts.test, self.config.shots
+        train, test, shots = self.splits.train, self.splits.test, self.config.shots
         if shots:
-            train = train.take(few(train.labels, shots, seed, self.parts.classes))
-        representation = self.open(source, seed)
+            train = train.take(few_shot_rows(train.labels, shots, seed, self.splits.classes))
+        representation = self.open(entry, seed)
         if isinstance(probe, FineTuning):
-            assert isinstance(representation, Frozen)
-            answer, rows, num_train = self._tune(representation, probe, train, test, seed)
+            assert isinstance(representation, FrozenEncoder)
+            prediction, rows, num_train = self._tune(representation, probe, train, test, seed)
             labels = test.labels[rows]
         else:
-            tokens = getattr(probe, "needs_tokens", 0)
-            title = source.title
-            fitted, judged = (self.cache.features(title, representation, part, tokens) for part in (train, test))
-            answer = probe.answer(self._task(fitted, judged, seed))
+            tokens = EvaluatorTraits.of(probe).needs_tokens
+            title = entry.title
+            fitted, judged = (self.cache.features(title, representation, split, tokens) for split in (train, test))
+            prediction = probe.predict(self._task(fitted, judged, seed))
             labels, num_train = judged.labels, len(fitted.labels)
         unread = {"training": len(train.labels) - num_train, "test": len(test.labels) - len(labels)}
         note = ", ".join(f"{count:,} {name}" for name, count in unread.items() if count)
-        found = trial(answer.predicted, labels, train.labels, len(self.parts.classes), seed, answer.chosen)
+        found = trial(prediction.predicted, labels, train.labels, len(self.splits.classes), seed, prediction.chosen)
         return (
             found,
             min(test.num_sources, len(labels)),
@@ -247,57 +260,72 @@ class Bench:
         )
 
     def _task(self, train: Features, test: Features, seed: int) -> ProbeTask:
-        return ProbeTask(train, test, len(self.parts.classes), seed, self.session.device)
+        return ProbeTask(train, test, len(self.splits.classes), seed, self.session.device)
 
     def _tune(
-        self, representation: Frozen, probe: FineTuning, train: Part, test: Part, seed: int
-    ) -> tuple[Answer, torch.Tensor, int]:
-        shown = [Pictures(part, representation, self.config.batch_size) for part in (train, test)]
-        tuning = tuning_of(representation, shown[0], shown[1], self.config.augment, self.session, seed)
-        empty = torch.empty(0, representation.encoder.embed_dim)
+        self, encoder: FrozenEncoder, probe: FineTuning, train: LabelledSplit, test: LabelledSplit, seed: int
+    ) -> tuple[Prediction, Tensor, int]:
+        """With the rows of the test samples and the number of the training samples that can be read."""
+        train_samples, test_samples = (
+            Samples(
+                split=split, reduce=encoder.reduce, batch_size=self.config.batch_size, max_bytes=MAX_KEPT_BYTES,
+                title="reading",
+            )
+            for split in (train, test)
+        )  # fmt: skip
+        tuning = tuning_of(encoder, train_samples, test_samples, self._augment(encoder.transform), seed)
+        empty = torch.empty(0, encoder.encoder.embed_dim)
         task = self._task(Features(empty, train.labels), Features(empty, test.labels), seed)
         predicted = probe.tune(tuning, task)
         unread = sum(index in train.broken for index in train.indices)
-        return Answer(predicted), shown[1].rows, len(train.indices) - unread
+        return Prediction(predicted), test_samples.rows, len(train.indices) - unread
 
-    def _protocol(self, source: Source, task: str, probe: ClassProbe, seeds: Sequence[int]) -> list[str]:
-        representation, told = self.open(source, seeds[0]), []
+    def _augment(self, transform: EvalTransform) -> Augment:
+        crops, normalise = self.config.augment, transform.normalise
+        return Augment(
+            image_size=transform.image_size, mean=normalise.mean, std=normalise.std, flip=crops.flip,
+            crop_scale=(crops.crop_scale[0], crops.crop_scale[1]),
+            crop_aspect=(crops.crop_aspect[0], crops.crop_aspect[1]),
+        )  # fmt: skip
+
+    def _protocol(self, entry: Entry, task: str, probe: ClassProbe, seeds: Sequence[int]) -> list[str]:
+        representation, lines = self.open(entry, seeds[0]), [f"data: {self.splits.description}"]
         size = "x".join(map(str, representation.transform.image_size))
         frames = f", {self.config.num_frames} frames" if self.config.num_frames > 1 else ""
         shown = f"the central part resized to {size}{frames}, no augmentation"
-        if isinstance(representation, Frozen) and representation.encoder.clip_shape[1] != self.config.num_frames:
+        if isinstance(representation, FrozenEncoder) and representation.encoder.clip_shape[1] != self.config.num_frames:
             shown += f" (it was trained on {representation.encoder.clip_shape[1]} frames)"
         if task == "attentive":
             which = "" if self.config.layers == 1 else f" of the last {self.config.layers} blocks, side by side"
-            told.append(f"features of the attentive probe: the encoder's tokens{which} in eval mode; {shown}")
+            lines.append(f"features of the attentive probe: the encoder's tokens{which} in eval mode; {shown}")
         elif task != "finetune":
-            told.append(f"features: {representation.told}; {shown}")
-        told.append(f"probe: {probe.method}")
+            lines.append(f"features: {representation.description}; {shown}")
+        lines.append(f"probe: {probe.method}")
         if task == "finetune":
             crop = self.config.augment
-            told.append(
+            lines.append(
                 f"crops: scale {crop.crop_scale}, aspect {crop.crop_aspect}, flip {crop.flip}; tested on {shown}"
             )
         if self.config.shots:
             shots = self.config.shots
             each = f"{shots:g} training samples" if shots >= 1 else f"{100 * shots:g} % of the training samples"
-            told.append(f"few-shot: of each class {each}, drawn anew for each seed")
+            lines.append(f"few-shot: of each class {each}, drawn anew for each seed")
         seeded = f"seeds {seeds[0]} to {seeds[-1]}: the mean counts" if len(seeds) > 1 else f"seed {seeds[0]}"
-        return [*told, METRIC, seeded]
+        return [*lines, METRIC, seeded]
 
 
-def _sources(config: EvalConfig) -> Iterator[Source]:
-    """Floors first, then the runs in their order."""
+def _entries(config: EvalConfig) -> Iterator[Entry]:
+    """Baselines first, then the runs in their order."""
     runs = [run for run in as_list(config.run) if run not in FLOORS]
     asked = [word for word in FLOORS if word in config.floors or word in as_list(config.run)]
     for word in asked:
         if word == "hog" and find_spec("skimage") is None:
             log.warning("hog is left out: it needs scikit-image, pip install 'jepa-train[eval]'")
         elif runs or word != "untrained":
-            yield Source(word, runs[0] if runs else "", word)
+            yield Entry(word, runs[0] if runs else "", word)
     titles = [_title(run) for run in runs]
     for run, title in zip(runs, titles, strict=True):
-        yield Source(title if titles.count(title) == 1 else run, run)
+        yield Entry(title if titles.count(title) == 1 else run, run)
 
 
 def _title(run: str) -> str:
@@ -307,58 +335,34 @@ def _title(run: str) -> str:
     return run.rstrip("/").rpartition("outputs/")[2].removesuffix("/checkpoints/last") or run
 
 
-NUM_PICTURES = 32
-
-
-@dataclass(frozen=True)
-class Thumbnails:
-    """Small pictures instead of vectors, so that they are read as features are."""
-
-    transform: EvalTransform
-    digest = "thumbnails"
-
-    def reduce(self, clips: Sequence[Tensor]) -> Tensor:
-        return thumbnails(self.transform.pictures(clips))
-
-    def encode(self, values: Tensor, max_tokens: int) -> Encoded:
-        return Encoded(values)
-
-
-def inspect(folder: Path, title: str, representation: Frozen, parts: Parts, cache: FeatureCache) -> Path:
+def inspect(folder: Path, title: str, encoder: FrozenEncoder, splits: LabelledSplits, cache: FeatureCache) -> Path:
     """Write FOLDER/inspect.html; test samples are shown in a random order, always the same."""
-    train, test = (cache.features(title, representation, part) for part in (parts.train, parts.test))
-    small = FeatureCache(None, cache.batch_size)
-    shown = [small.features("pictures", Thumbnails(representation.transform), part) for part in parts[:2]]
+    train, test = (cache.features(title, encoder, split) for split in splits[:2])
+    train_thumbnails, test_thumbnails = (
+        _read(split, partial(_thumbnails, encoder.transform), cache.batch_size, "encoding pictures")
+        for split in splits[:2]
+    )
     probe = LinearProbe()
-    answer = probe.answer(ProbeTask(train, test, len(parts.classes), device=representation.session.device))
-    assert answer.probabilities is not None
+    prediction = probe.predict(ProbeTask(train, test, len(splits.classes), device=encoder.session.device))
+    assert prediction.probabilities is not None
     order = torch.randperm(len(test.labels), generator=torch.Generator().manual_seed(0))
-    readable = torch.tensor([row for row, index in enumerate(parts.test.indices) if index not in parts.test.broken])
-    first = parts.test.take(readable[order[:NUM_PICTURES]])
-    pictures = torch.cat([chunk.values for chunk in first.read(representation.reduce, NUM_PICTURES)])
+    readable = torch.tensor([row for row, index in enumerate(splits.test.indices) if index not in splits.test.broken])
+    first = splits.test.take(readable[order[:NUM_PICTURES]])
+    pictures = _read(first, encoder.reduce, NUM_PICTURES)
     folder.mkdir(parents=True, exist_ok=True)
     subject = Subject(
-        title=title, encoder=representation.encoder, train=train, test=select(test, order), pictures=pictures,
-        train_thumbnails=shown[0].vectors, test_thumbnails=shown[1].vectors[order], classes=parts.classes,
-        probabilities=answer.probabilities[order],
-        protocol=(f"data: {parts.told}", f"features: {representation.told}", f"probe: {probe.method}"),
+        title=title, encoder=encoder.encoder, train=train, test=select(test, order), pictures=pictures,
+        train_thumbnails=train_thumbnails, test_thumbnails=test_thumbnails[order], classes=splits.classes,
+        probabilities=prediction.probabilities[order],
+        protocol=(f"data: {splits.description}", f"features: {encoder.description}", f"probe: {probe.method}"),
     )  # fmt: skip
     return write_page(folder, subject)
 
 
-def few(labels: Tensor, shots: float, seed: int, classes: Sequence[str]) -> Tensor:
-    """[n] -> sorted rows: of each class `shots` samples, or below 1 that share of them (one at least).
+def _read(split: LabelledSplit, reduce: Reduce, batch_size: int, title: str = "") -> Tensor:
+    samples = Samples(split=split, reduce=reduce, batch_size=batch_size, title=title)
+    return torch.cat([batch.values for batch in samples.batches()])
 
-    With one seed a smaller split is part of every larger one. Raises ConfigError where a class has too few.
-    """
-    rank = torch.rand(len(labels), generator=generator(seed, 0, 0, "shots"))
-    chosen = []
-    for label in labels.unique().tolist():
-        rows = (labels == label).nonzero()[:, 0]
-        count = int(shots) if shots >= 1 else max(1, round(shots * len(rows)))
-        if count > len(rows):
-            raise ConfigError(
-                [f'shots={shots:g}: class "{classes[label]}" has only {len(rows)} training samples; lower shots']
-            )
-        chosen.append(rows[rank[rows].argsort()[:count]])
-    return torch.cat(chosen).sort().values
+
+def _thumbnails(transform: EvalTransform, clips: Sequence[Tensor]) -> Tensor:
+    return thumbnails(transform.pictures(clips))

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from html import escape
+
+from markupsafe import Markup
 
 from jepa.benchmark.results import Results, Row
-from jepa.reports.page import page
+from jepa.reports.page import Table, bullets, render
 from jepa.runs.metrics import write_atomically
 
 MAX_CELLS = 30
@@ -15,7 +16,6 @@ LEGEND = (
     "Top-1 accuracy in percent with its 95 % interval (Wilson's, over test samples); bal.: mean recall of the classes; "
     "±: standard deviation over seeds."
 )
-Table = tuple[list[str], list[list[str]]]
 
 
 def write(results: Results) -> str:
@@ -26,7 +26,7 @@ def write(results: Results) -> str:
 
 
 def table(results: Results) -> Table:
-    """Headings, and a line for each representation, its title first."""
+    """A row for each representation."""
     rows = list(results.rows.values())
     columns = list(dict.fromkeys(row.column for row in rows))
     uneven = {row.column for row in rows if row.balanced is not None}
@@ -40,7 +40,7 @@ def table(results: Results) -> Table:
             if column in uneven:
                 cells.append(f"{row.balanced:.1f}" if row and row.balanced is not None else "-")
         lines.append(cells)
-    return heads, lines
+    return Table(heads=["", *heads], rows=lines)
 
 
 def _cell(row: Row | None) -> str:
@@ -51,14 +51,12 @@ def _cell(row: Row | None) -> str:
 
 
 def terminal(results: Results) -> str:
-    heads, lines = table(results)
-    shown = [["", *heads], *lines]
-    widths = [max(map(len, column)) for column in zip(*shown, strict=True)]
-    texts = [
-        line[0].ljust(widths[0]) + "".join(f"  {t:>{w}}" for t, w in zip(line[1:], widths[1:], strict=True))
-        for line in shown
-    ]
-    return "\n".join([*texts, "", LEGEND, *(f"- {sentence}" for sentence in protocol(results))])
+    return f"{table(results).terminal()}\n\n{LEGEND}\n{bullets(protocol(results))}"
+
+
+def markdown(results: Results) -> str:
+    parts = [f"# {results.folder.name}", table(results).markdown(), LEGEND, bullets(protocol(results))]
+    return "\n\n".join([*parts, bullets(map(_chosen, results.rows.values()))]) + "\n"
 
 
 def protocol(results: Results) -> list[str]:
@@ -83,83 +81,44 @@ def _rank(sentence: str) -> int:
     return next((number for number, kind in enumerate(kinds) if sentence.startswith(kind)), len(kinds))
 
 
-def markdown(results: Results) -> str:
-    heads, lines = table(results)
-    text = [f"# {results.folder.name}", "", _md(["", *heads]), _md(["---", *["---:"] * len(heads)])]
-    text += [*map(_md, lines), "", LEGEND, "", *(f"- {sentence}" for sentence in protocol(results))]
-    text += ["", *(f"- {chosen}" for row in results.rows.values() if (chosen := _chosen(row)))]
-    return "\n".join(text) + "\n"
-
-
-def _md(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
-
-
 def _chosen(row: Row) -> str:
     """The hyper-parameters of each trial, and what the row took."""
     found = ["; ".join(f"{key}={value:g}" for key, value in trial["chosen"].items()) for trial in row.trials]
     chosen = f"chosen: {' | '.join(found)}; " if any(found) else ""
     took = ", ".join(f"{name} {value:.1f} s" for name, value in row.seconds.items())
-    return f"{row.title}, {row.column}: {chosen}{took}"
+    return f"{_title(row)}: {chosen}{took}"
 
 
 def html(results: Results) -> str:
-    name, facts = results.folder.name, results.facts
-    heads, lines = table(results)
-    body = [_tr(line) for line in lines]
-    told = "".join(f"<li>{escape(sentence)}</li>" for sentence in protocol(results))
-    rows = list(results.rows.values())
-    details = "".join(f"<li>{escape(_chosen(row))}</li>" for row in rows)
-    versions = ", ".join(f"{package} {version}" for package, version in facts["versions"].items())
-    parts = [
-        f'<header><h1>{escape(name)}</h1><span class="muted">jepa-eval</span></header>',
-        _table(["", *heads], body), f'<p class="lead">{escape(LEGEND)}</p>',
-        f"<h2>Protocol</h2><ul>{told}</ul>",
-        "<h2>Accuracy by class</h2>", _by_class(rows, facts["classes"]),
-        "<h2>Confusion</h2>", *(_confusion(row, facts["classes"]) for row in rows),
-        f"<h2>Chosen and spent</h2><ul>{details}</ul>",
-        f'<p class="muted">{escape(versions)}</p>',
-    ]  # fmt: skip
-    return page(f"{name} - jepa-eval", parts)
+    rows, classes = list(results.rows.values()), results.facts["classes"]
+    drawn = [(_title(row), _confusion(row.confusion, classes)) for row in rows if row.confusion is not None]
+    return render(
+        "eval.html", name=results.folder.name, result=table(results), legend=LEGEND, protocol=protocol(results),
+        by_class=_by_class(rows, classes), confusions=drawn if len(classes) <= MAX_CELLS else [],
+        chosen=list(map(_chosen, rows)),
+        versions=", ".join(f"{package} {version}" for package, version in results.facts["versions"].items()),
+    )  # fmt: skip
 
 
-def _table(heads: Sequence[str], lines: Sequence[str]) -> str:
-    head = "".join(f"<th>{escape(text)}</th>" for text in heads)
-    return (
-        f'<div class="card scroll compared"><table><thead><tr>{head}</tr></thead>'
-        f"<tbody>{''.join(lines)}</tbody></table></div>"
+def _title(row: Row) -> str:
+    return f"{row.title}, {row.column}"
+
+
+def _by_class(rows: Sequence[Row], classes: Sequence[str]) -> Table:
+    """A bar for each class and row."""
+    recalls = [[row.per_class[number] for row in rows] for number in range(len(classes))]
+    lines = [["-" if value is None else _bar(value, f"{value:.0f}") for value in values] for values in recalls]
+    return Table(
+        heads=["", *map(_title, rows)], rows=[[name, *cells] for name, cells in zip(classes, lines, strict=True)]
     )
 
 
-def _tr(cells: Sequence[str]) -> str:
-    return f"<tr><th>{escape(cells[0])}</th>{''.join(f'<td>{escape(cell)}</td>' for cell in cells[1:])}</tr>"
+def _confusion(counts: Sequence[Sequence[int]], classes: Sequence[str]) -> Table:
+    """A row for each class, a column for what it was taken for."""
+    lines = [[_bar(100 * count / max(1, sum(row)), str(count)) if count else "" for count in row] for row in counts]
+    return Table(heads=["", *classes], rows=[[name, *cells] for name, cells in zip(classes, lines, strict=True)])
 
 
-def _by_class(rows: Sequence[Row], classes: Sequence[str]) -> str:
-    """A bar for each class and row."""
-    lines = []
-    for number, name in enumerate(classes):
-        cells = [row.per_class[number] for row in rows]
-        bars = "".join(f"<td>{'-' if value is None else _shade(value, f'{value:.0f}')}</td>" for value in cells)
-        lines.append(f"<tr><th>{escape(name)}</th>{bars}</tr>")
-    return _table(["", *(f"{row.title}, {row.column}" for row in rows)], lines)
-
-
-def _shade(percent: float, text: str) -> str:
+def _bar(percent: float, text: str) -> Markup:
     """A bar behind a number."""
-    colour = "color-mix(in srgb,var(--c4) 40%,transparent)"
-    style = f"background:linear-gradient(90deg,{colour} {percent:.0f}%,transparent {percent:.0f}%)"
-    return f'<div style="{style};border-radius:4px;padding:0 6px;min-width:64px">{text}</div>'
-
-
-def _confusion(row: Row, classes: Sequence[str]) -> str:
-    if row.confusion is None or len(classes) > MAX_CELLS:
-        return ""
-    lines = []
-    for number, name in enumerate(classes):
-        counts = row.confusion[number]
-        total = max(1, sum(counts))
-        cells = "".join(f"<td>{_shade(100 * count / total, str(count)) if count else ''}</td>" for count in counts)
-        lines.append(f"<tr><th>{escape(name)}</th>{cells}</tr>")
-    title = f"{escape(row.title)}, {escape(row.column)}: a row for each class, a column for what it was taken for"
-    return f"<details><summary>{title}</summary>{_table(['', *classes], lines)}</details>"
+    return Markup('<div class="share" style="--share:{:.0f}%">{}</div>').format(percent, text)

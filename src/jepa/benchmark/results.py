@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from jepa.errors import RunError
-from jepa.evaluation.probe import balanced, is_uneven, top1
+from jepa.evaluation.probe import balanced, confusion_counts, is_uneven, top1
 from jepa.runs.metrics import read_json, write_atomically
 
 NAME = "eval.json"
@@ -79,11 +79,10 @@ def trial(
     predicted: Tensor, labels: Tensor, train_labels: Tensor, num_classes: int, seed: int, chosen: Mapping
 ) -> Trial:
     """Of the class of each test sample [n] and their labels [n]."""
-    counts = (labels * num_classes + predicted).bincount(minlength=num_classes**2)
     uneven = is_uneven(torch.cat([train_labels, labels]))
     return Trial(
         seed=seed, top1=top1(predicted, labels), balanced=balanced(predicted, labels) if uneven else None,
-        chosen=dict(chosen), confusion=counts.unflatten(0, (num_classes, -1)).tolist(),
+        chosen=dict(chosen), confusion=confusion_counts(predicted, labels, num_classes).tolist(),
     )  # fmt: skip
 
 

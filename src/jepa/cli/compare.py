@@ -7,7 +7,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from jepa.errors import ConfigError, RunError
+from jepa.cli.terminal import outcome
+from jepa.errors import RunError
 
 EPILOG = """\
 examples
@@ -33,11 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--config-dir", metavar="FOLDER", help="a folder with groups of your own")
     flags = parser.parse_intermixed_args(arguments)
     folders = [Path(text) for text in flags.what if "=" not in text or Path(text).is_dir()]
-    try:
-        return _collect(flags, folders) if folders else _run(flags)
-    except (ConfigError, RunError) as error:
-        print(f"jepa-compare: {error}", file=sys.stderr)
-        return 2
+    return outcome("jepa-compare", lambda: _collect(flags, folders) if folders else _run(flags), failed=2)
 
 
 def _collect(flags: argparse.Namespace, folders: Sequence[Path]) -> int:
@@ -54,13 +51,15 @@ def _collect(flags: argparse.Namespace, folders: Sequence[Path]) -> int:
 def _run(flags: argparse.Namespace) -> int:
     from jepa.comparison.plan import choose_recipe, plan
     from jepa.comparison.results import find_runs
-    from jepa.comparison.runs import children, run_all
+    from jepa.comparison.runs import Children, run_all
     from jepa.config import Composer
+    from jepa.parallel.signals import STOPS, handlers
 
     composer = Composer(flags.config_dir)
     recipe, overrides = choose_recipe(flags.what, flags.methods, composer)
     folder, members = plan(overrides, recipe, composer, flags.seconds)
-    with children(["--config-dir", flags.config_dir] if flags.config_dir else []) as family:
+    family = Children(["--config-dir", flags.config_dir] if flags.config_dir else [])
+    with handlers(STOPS, family.receive):
         failed = run_all(folder, members, flags.seconds, family)
     if family.signum:
         print("jepa-compare: stopped; the same command again goes on from there", file=sys.stderr)

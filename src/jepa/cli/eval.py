@@ -8,8 +8,7 @@ import sys
 from collections.abc import Sequence
 from contextlib import suppress
 
-from jepa.cli.terminal import quick_imports
-from jepa.errors import ConfigError, RunError
+from jepa.cli.terminal import outcome, quick_imports
 
 HEAD = """\
 jepa-eval judges representations on one data set: a table with intervals, floors beside it, and the protocol.
@@ -45,21 +44,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
             given = ["--config-dir", flags.config_dir] if flags.config_dir else []
             print(help_text(given, "eval", HEAD, FLAGS), flush=True)
         return 0
-    try:
-        from jepa.config import compose_eval
+    goes_on = "stopped; the same command again goes on from there"
+    return outcome("jepa-eval", lambda: _evaluate(flags.overrides, flags.config_dir), stopped=goes_on)
 
-        config = compose_eval(flags.overrides, flags.config_dir)
-        logging.basicConfig(level=logging.INFO, format="%(message)s", force=True)
-        with quick_imports():
-            from jepa.benchmark.protocol import evaluate
 
-        evaluate(config)
-    except (ConfigError, RunError) as error:
-        print(f"jepa-eval: {error}", file=sys.stderr)
-        return 2 if isinstance(error, ConfigError) else 1
-    except KeyboardInterrupt:
-        print("jepa-eval: stopped; the same command again goes on from there", file=sys.stderr)
-        return 130
+def _evaluate(overrides: Sequence[str], config_dir: str | None) -> int:
+    from jepa.config import compose_eval
+
+    config = compose_eval(overrides, config_dir)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", force=True)
+    with quick_imports():
+        from jepa.benchmark.protocol import evaluate
+
+    evaluate(config)
     return 0
 
 

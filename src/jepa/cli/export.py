@@ -8,10 +8,8 @@ import sys
 from collections.abc import Sequence
 from contextlib import suppress
 
-from jepa.cli.terminal import quick_imports
+from jepa.cli.terminal import outcome, quick_imports
 from jepa.config.catalogue import conf_folder
-from jepa.config.schema import ExportConfig
-from jepa.errors import ConfigError, RunError
 
 EPILOG = """\
 examples
@@ -35,18 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="what to export, and how")
     flags = parser.parse_args(arguments)
-    from jepa.config import compose_export
-
-    try:
-        return _export(compose_export(flags.overrides))
-    except ConfigError as error:
-        print(f"jepa-export: {error}", file=sys.stderr)
-        return 2
-    except RunError as error:
-        print(f"jepa-export: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        return 130
+    return outcome("jepa-export", lambda: _export(flags.overrides))
 
 
 def _keys() -> str:
@@ -56,7 +43,10 @@ def _keys() -> str:
     return "\n".join(["keys, with their defaults", *(f"  {f'{key}={value}':<22} {why}" for key, value, why in found)])
 
 
-def _export(config: ExportConfig) -> int:
+def _export(overrides: Sequence[str]) -> int:
+    from jepa.config import compose_export
+
+    config = compose_export(overrides)
     with quick_imports():
         from jepa.exporters.export import export_encoder, push_to_hub
     from jepa.config.command_rules import output_folder

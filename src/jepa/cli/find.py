@@ -7,8 +7,8 @@ import logging
 import sys
 from collections.abc import Sequence
 
-from jepa.cli.terminal import quick_imports
-from jepa.errors import ConfigError, RunError
+from jepa.cli.terminal import outcome, quick_imports
+from jepa.errors import ConfigError
 
 EPILOG = """\
 examples
@@ -22,29 +22,24 @@ The run of that name stays as it is; find.html and find.json lie in outputs/NAME
 def main(arguments: Sequence[str] | None = None) -> int:
     """The exit status: 0, 1 where nothing was found, 2 for what is refused, 130 after Ctrl-C."""
     flags = _parser().parse_intermixed_args(arguments)
+    return outcome("jepa-find", lambda: _find(flags))
+
+
+def _find(flags: argparse.Namespace) -> int:
     from jepa.config import compose
 
-    try:
-        if flags.steps < 10 or not 0 < flags.low < flags.high:
-            given = f"--steps {flags.steps} --low {flags.low:g} --high {flags.high:g}"
-            raise ConfigError([f"{given}: needs 10 steps or more and 0 < low < high"])
-        config = compose(flags.overrides, flags.config_dir)
-        logging.basicConfig(level=logging.INFO, format="%(message)s", force=True)
-        with quick_imports():
-            from jepa.training.find_batch import find_batch
-            from jepa.training.find_lr import find_lr
+    if flags.steps < 10 or not 0 < flags.low < flags.high:
+        given = f"--steps {flags.steps} --low {flags.low:g} --high {flags.high:g}"
+        raise ConfigError([f"{given}: needs 10 steps or more and 0 < low < high"])
+    config = compose(flags.overrides, flags.config_dir)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", force=True)
+    with quick_imports():
+        from jepa.training.find_batch import find_batch
+        from jepa.training.find_lr import find_lr
 
-        if flags.what == "batch":
-            return find_batch(config, flags.overrides, largest=flags.largest)
-        return find_lr(config, flags.overrides, num_steps=flags.steps, low=flags.low, high=flags.high)
-    except ConfigError as error:
-        print(f"jepa-find: {error}", file=sys.stderr)
-        return 2
-    except RunError as error:
-        print(f"jepa-find: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        return 130
+    if flags.what == "batch":
+        return find_batch(config, flags.overrides, largest=flags.largest)
+    return find_lr(config, flags.overrides, num_steps=flags.steps, low=flags.low, high=flags.high)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 
 from jepa.cli.help import help_text
-from jepa.cli.terminal import tell
+from jepa.cli.terminal import report_error
 from jepa.cli.train import main as train
 from jepa.config.paths import find_source, shape_of
 from jepa.errors import ConfigError
@@ -42,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return train([*own, *translated(given)])
     except ConfigError as error:
-        return tell(error)
+        return report_error(error)
 
 
 def translated(arguments: Sequence[str]) -> list[str]:

@@ -9,7 +9,7 @@ from textwrap import fill
 
 import yaml
 
-from jepa.config.catalogue import OVERALL, Catalogue, Choice, conf_folder
+from jepa.config.catalogue import GLOBAL_GROUPS, Catalogue, Choice, conf_folder
 from jepa.config.schema import show_value
 
 HEAD = """\
@@ -83,6 +83,6 @@ def _group(group: str, default: list[str], choices: dict[str, Choice]) -> Iterat
         yield f"   {'*' if name in default else ' '} {name:<18} {choice.comment}".rstrip()
     shown = (choices[name] for name in default if name in choices)
     values = {key: value for choice in shown for key, value in choice.values.items() if "_target_" not in key}
-    if values and group not in OVERALL:
+    if values and group not in GLOBAL_GROUPS:
         listed = "  ".join(f"{key}={show_value(value)}" for key, value in values.items())
         yield fill(listed, 116, initial_indent="       ", subsequent_indent="       ", break_on_hyphens=False)

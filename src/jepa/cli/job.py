@@ -14,19 +14,20 @@ from omegaconf import DictConfig
 
 from jepa.cli.preflight import as_checked
 from jepa.cli.sweep_run import FAILURE
-from jepa.cli.sweep_signals import held_back, released
-from jepa.cli.terminal import log_quietly, quick_imports, rank, tell
-from jepa.config import ConfigError, TrainConfig, changed_keys, typed
+from jepa.cli.sweep_signals import unblocked
+from jepa.cli.terminal import quick_imports, rank, report_error, setup_logging
+from jepa.config import ConfigError, TrainConfig, changed_keys, to_dataclass
 from jepa.errors import RunError
-from jepa.parallel.signals import FROM_SCHEDULERS, listen
+from jepa.parallel.signals import FROM_SCHEDULERS, STOPS, listen
 from jepa.reports.verdict import judged_value
 from jepa.runs.metrics import read_config, read_json, read_rows, write_atomically
 from jepa.training.launch import num_processes, start_processes
 
 
-def job(config: DictConfig) -> float | None:
+def job(config: DictConfig, checked: dict | None = None) -> float | None:
     """Train one configuration in its run folder; leaves with the exit status when that is not 0.
 
+    A single run is `checked` by the process that starts it, a member of a sweep here, which may be elsewhere.
     A sweeper gets the last value of the metric that decides. A member of a sweep that fails ends none of the others: it
     returns None, and what it says stays in its folder.
     """
@@ -35,22 +36,22 @@ def job(config: DictConfig) -> float | None:
     folder = Path(hydra.runtime.output_dir)
     if folder.is_relative_to(Path.cwd()):
         folder = folder.relative_to(Path.cwd())
-    log_quietly()
-    held = held_back()
+    setup_logging()
+    held = signal.pthread_sigmask(signal.SIG_BLOCK, ()) & set(STOPS)
     if held & signal.sigpending():
         return None  # the sweep is being stopped
     try:
-        with released(held):
-            checked = typed(as_checked())
-            status = _train(checked, folder, is_member)
+        with unblocked(held):
+            whole = to_dataclass(as_checked() if is_member or checked is None else checked)
+            status = _train(whole, folder, is_member)
         if status == 0:
-            return judged_value(read_rows(folder), checked.evaluation.judge)
+            return judged_value(read_rows(folder), whole.evaluation.judge)
     except SystemExit as left:
         if not held:
             raise
         status = int(left.code or 0)
     except (ConfigError, RunError) as error:
-        status = tell(error, f"{folder}: " * is_member)
+        status = report_error(error, f"{folder}: " * is_member)
         if is_member and rank() == 0:
             write_atomically(folder / FAILURE, str(error))
     if held and status > 128:

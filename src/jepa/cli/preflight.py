@@ -14,8 +14,8 @@ from jepa.cli.sweep_plan import Sweep, lacking_plugins, plan_sweep, sweep_files
 from jepa.config import Composer, ConfigError
 
 
-def preflight(arguments: Sequence[str]) -> tuple[list[str], Sweep | None]:
-    """The arguments to hand to Hydra, and the sweep that they start, if any.
+def preflight(arguments: Sequence[str]) -> tuple[list[str], Sweep | None, dict]:
+    """The arguments to hand to Hydra, the sweep that they start, if any, and the configuration of a single run.
 
     Raises ConfigError with all faults, those of every member of a sweep.
     """
@@ -32,7 +32,7 @@ def preflight(arguments: Sequence[str]) -> tuple[list[str], Sweep | None]:
     overrides: list[str] = flags.overrides
     parsed, unread = composer.parse(overrides)
     faults += unread
-    settings, sweep = list(composer.settings), None
+    settings, sweep, config = list(composer.settings), None, {}
     if lacking := [*lacking_plugins(composer, parsed)]:
         faults += lacking
     elif flags.multirun or any(override.input_line == "hydra.mode=MULTIRUN" for override in parsed):
@@ -40,13 +40,14 @@ def preflight(arguments: Sequence[str]) -> tuple[list[str], Sweep | None]:
         faults += found
     else:
         faults += [f"{o.input_line}: starts several runs, which needs --multirun" for o in sweep_files(parsed)]
-        faults += composer.inspect([o.input_line or "" for o in parsed]).faults
+        config, found = composer.inspect([o.input_line or "" for o in parsed])
+        faults += found
     if flags.cfg:
         faults = [fault for fault in faults if not fault.endswith("=VALUE")]  # the one way to see what must be given
     if faults:
         raise ConfigError(faults)
     given = [argument for argument in arguments if argument not in overrides] + settings + overrides
-    return given, None if flags.cfg or flags.info else sweep
+    return given, None if flags.cfg or flags.info else sweep, config
 
 
 def _unknown_flag(flag: str, known: Sequence[str]) -> str:

@@ -8,8 +8,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from jepa.cli.sweep_signals import to_jobs, to_workers
-from jepa.cli.terminal import program, rank
+from jepa.cli.sweep_signals import forward_to_slurm, forward_to_workers
+from jepa.cli.terminal import program_name, rank
 from jepa.errors import RunError
 from jepa.runs.metrics import read_json
 
@@ -28,20 +28,20 @@ class Sweep:
     """the class"""
 
 
-def carry_out(sweep: Sweep, start: Callable[[], None]) -> int:
+def run_sweep(sweep: Sweep, start: Callable[[], None]) -> int:
     """Start Hydra and tell the end; 0, 1 where a member is not finished, 128 plus the signal that stopped the sweep."""
     if "Slurm" in sweep.launcher and rank() == 0:
         print(f"what the jobs print: {sweep.places[0] / '.submitit'}/JOB/", file=sys.stderr)
     received: list[int] = []
     status = 0
-    with to_workers(received) if "joblib" in sweep.launcher else to_jobs(sweep.places):
+    with forward_to_workers(received) if "joblib" in sweep.launcher else forward_to_slurm(sweep.places):
         try:
             start()
         except SystemExit as left:
             status = left.code if isinstance(left.code, int) else 1
     status = 128 + received[0] if received else status
     if status > 128:
-        print(f"{program()}: stopped; the same command again goes on from there", file=sys.stderr)
+        print(f"{program_name()}: stopped; the same command again goes on from there", file=sys.stderr)
         return status
     return max(status, _tell(sweep)) if rank() == 0 else status
 
@@ -56,9 +56,9 @@ def _tell(sweep: Sweep) -> int:
         table = terminal(compare(find_runs(sweep.places)))
         print(f"\n{table}\nas a page: jepa-compare {' '.join(map(str, sweep.places))}", flush=True)
     for member, how in failed:
-        print(f"{program()}: {member} {how}", file=sys.stderr)
+        print(f"{program_name()}: {member} {how}", file=sys.stderr)
     if failed:
-        print(f"{program()}: the same command again goes on with what is not finished", file=sys.stderr)
+        print(f"{program_name()}: the same command again goes on with what is not finished", file=sys.stderr)
     return min(1, len(failed))
 
 

@@ -13,14 +13,12 @@ from pathlib import Path
 from threading import Thread
 from types import FrameType
 
-from jepa.cli.terminal import program
-from jepa.parallel.signals import handlers
-
-STOPS = (signal.SIGINT, signal.SIGTERM)
+from jepa.cli.terminal import program_name
+from jepa.parallel.signals import STOPS, handlers
 
 
 @contextmanager
-def to_workers(received: list[int]) -> Iterator[None]:
+def forward_to_workers(received: list[int]) -> Iterator[None]:
     """Workers of joblib start with the signals held back, lest one dies before it can save; `received` gets them."""
     from joblib.externals.loky.backend import resource_tracker as trackers_of_joblib
 
@@ -46,12 +44,8 @@ def to_workers(received: list[int]) -> Iterator[None]:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS)
 
 
-def held_back() -> set[int]:
-    return signal.pthread_sigmask(signal.SIG_BLOCK, ()) & set(STOPS)
-
-
 @contextmanager
-def released(held: set[int]) -> Iterator[None]:
+def unblocked(held: set[int]) -> Iterator[None]:
     """What is held back from a worker reaches it while it has something to save; before that it leaves."""
     with handlers(held, lambda signum, _: sys.exit(128 + signum)):
         signal.pthread_sigmask(signal.SIG_UNBLOCK, held)
@@ -62,13 +56,13 @@ def released(held: set[int]) -> Iterator[None]:
 
 
 @contextmanager
-def to_jobs(folders: Collection[Path]) -> Iterator[None]:
+def forward_to_slurm(folders: Collection[Path]) -> Iterator[None]:
     """The member that trains in this process saves by itself; the jobs of a cluster are cancelled, and save too."""
     before = _jobs(folders)
 
     def leave(signum: int, frame: FrameType | None) -> None:
         if jobs := sorted(_jobs(folders) - before):
-            print(f"{program()}: cancelling the jobs {' '.join(jobs)}", file=sys.stderr)
+            print(f"{program_name()}: cancelling the jobs {' '.join(jobs)}", file=sys.stderr)
             subprocess.run(["scancel", *jobs], check=False, timeout=60)
         sys.exit(128 + signum)
 

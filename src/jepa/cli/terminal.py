@@ -9,13 +9,12 @@ import os
 import socket
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from jepa.config import ConfigError
-from jepa.errors import RunError
-from jepa.parallel.environment import find_place
+from jepa.errors import ConfigError, RunError
+from jepa.parallel.environment import process_info
 
 LATER_SECONDS = 3
 """after which a rank says what rank 0, which finds the same, should have said before it"""
@@ -24,30 +23,42 @@ LATER_SECONDS = 3
 def rank() -> int:
     """Of this process, as torchrun or Slurm tell it."""
     with suppress(RunError):  # which says itself what is wrong with them
-        place = find_place(os.environ)
+        place = process_info(os.environ)
         return place.rank if place else 0
     return 0
 
 
-def log_quietly() -> None:
+def setup_logging() -> None:
     """Messages of rank 0, errors of the others."""
     logging.basicConfig(level=logging.ERROR if rank() else logging.INFO, format="%(message)s", force=True)
 
 
-def tell(error: ConfigError | RunError, about: str = "") -> int:
+def report_error(error: ConfigError | RunError, about: str = "") -> int:
     """Print it, where no other rank does; the exit status."""
     status = getattr(error, "status", 2 if isinstance(error, ConfigError) else 1)
     who = f"rank {rank()} on {socket.gethostname()}: " if rank() else ""
     if rank() and isinstance(error, ConfigError):
         time.sleep(LATER_SECONDS)
     if not rank() or not getattr(error, "on_all_ranks", False):
-        print(f"{program()}: {who}{about}{getattr(error, 'brief', error)}", file=sys.stderr, flush=True)
+        print(f"{program_name()}: {who}{about}{getattr(error, 'brief', error)}", file=sys.stderr, flush=True)
     return status
 
 
-def program() -> str:
+def program_name() -> str:
     """The name under which the user has called us."""
     return "jepa-finetune" if Path(sys.argv[0]).stem in ("finetune", "jepa-finetune") else "jepa-train"
+
+
+def outcome(name: str, command: Callable[[], int], *, failed: int = 1, stopped: str = "stopped") -> int:
+    """The exit status of a command, also where it is refused, fails or is left by Ctrl-C, which is said."""
+    try:
+        return command()
+    except (ConfigError, RunError) as error:
+        print(f"{name}: {error}", file=sys.stderr)
+        return 2 if isinstance(error, ConfigError) else failed
+    except KeyboardInterrupt:
+        print(f"{name}: {stopped}", file=sys.stderr)
+        return 130
 
 
 @contextmanager
@@ -56,13 +67,11 @@ def quick_imports() -> Iterator[None]:
 
     In a million objects it finds nothing, and takes a sixth of the time. Where torch is there already, nothing changes.
     """
-    if "torch" in sys.modules or not gc.isenabled():
-        yield
-        return
-    gc.disable()
-    try:
-        yield
-    finally:
+    is_first = "torch" not in sys.modules
+    if is_first:
+        gc.disable()
+    yield
+    if is_first:
         gc.freeze()
         atexit.register(gc.unfreeze)  # extension modules complain of objects that are never freed
         gc.enable()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
-from functools import partial
+from functools import partial, update_wrapper
 
 from jepa.config.catalogue import conf_folder
 
@@ -27,31 +27,32 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     from jepa.errors import ConfigError
 
-    sweep = None
+    sweep, config = None, {}
     try:
         if not HYDRAS_OWN & {argument.partition("=")[0] for argument in given}:
             from jepa.cli.preflight import preflight
 
-            given, sweep = preflight(given)
+            given, sweep, config = preflight(given)
     except ConfigError as error:
-        from jepa.cli.terminal import tell
+        from jepa.cli.terminal import report_error
 
-        return tell(error)
+        return report_error(error)
     if sweep is not None:
-        from jepa.cli.sweep_run import carry_out
+        from jepa.cli.sweep_run import run_sweep
 
-        return carry_out(sweep, partial(_hand_over, given))
-    _hand_over(given)
+        return run_sweep(sweep, partial(_hand_over, given, config))
+    _hand_over(given, config)
     return 0
 
 
-def _hand_over(arguments: Sequence[str]) -> None:
+def _hand_over(arguments: Sequence[str], config: dict) -> None:
     import hydra
 
     from jepa.cli.job import job
 
     sys.argv = [sys.argv[0], *arguments]
-    hydra.main(version_base="1.3", config_path=str(conf_folder()), config_name="train")(job)()
+    task = update_wrapper(partial(job, checked=config), job) if config else job
+    hydra.main(version_base="1.3", config_path=str(conf_folder()), config_name="train")(task)()
 
 
 if __name__ == "__main__":

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import yaml
 
-from jepa.cli.terminal import log_quietly, quick_imports, tell
-from jepa.config import ConfigError, typed
+from jepa.cli.terminal import quick_imports, report_error, setup_logging
+from jepa.config import ConfigError, to_dataclass
 from jepa.errors import RunError
 from jepa.parallel.signals import FROM_SCHEDULERS, listen
 
@@ -24,15 +24,15 @@ def main() -> int:
     """The exit status."""
     threading.Thread(target=_follow_parent, daemon=True).start()
     written, folder = map(Path, sys.argv[1:])
-    log_quietly()
+    setup_logging()
     with listen(signals=FROM_SCHEDULERS) as interrupt:
         try:
             with quick_imports():
                 from jepa.agent import train
 
-            return train(typed(yaml.safe_load(written.read_text())), folder, interrupt)
+            return train(to_dataclass(yaml.safe_load(written.read_text())), folder, interrupt)
         except (ConfigError, RunError) as error:
-            return tell(error)
+            return report_error(error)
 
 
 def _follow_parent() -> None:

@@ -11,11 +11,11 @@ from typing import Any, NamedTuple
 import yaml
 
 from jepa.comparison.results import BUDGET
-from jepa.config import Composer, ConfigError, literal, members, signatures, typed
+from jepa.config import Composer, ConfigError, members, override_literal, signatures, to_dataclass
 from jepa.config.catalogue import COMPARISONS
 from jepa.config.schema import changed_keys
-from jepa.config.values import unused
-from jepa.runs.metrics import read_json
+from jepa.config.values import unused_sections
+from jepa.runs.metrics import read_config, read_json
 from jepa.suggestions import suggestion
 
 EXAMPLE = "as methods: {jepa: [objective=jepa], mae: [objective=mae, mask.ratio=0.75]}"
@@ -155,7 +155,7 @@ def _check(draft: Draft, name: str, taken: set[str], composer: Composer) -> tupl
         swept.setdefault("seed", given.get("seed", f"seed={draft.config.get('seed', 0)}"))
     parts = [*([draft.method] if draft.method else []), *sorted(swept.values())]
     label = ",".join(parts)
-    overrides = [*(text for _, text in kept), f"name={literal(f'{name}/{label}'.rstrip('/'))}"]
+    overrides = [*(text for _, text in kept), f"name={override_literal(f'{name}/{label}'.rstrip('/'))}"]
     config, faults = composer.inspect(overrides)
     if faults:
         return None, [f"{draft.method}: {fault}" if draft.method else fault for fault in faults]
@@ -166,7 +166,7 @@ def _check(draft: Draft, name: str, taken: set[str], composer: Composer) -> tupl
         name=draft.method,
         folder=folder,
         overrides=tuple(overrides),
-        config=asdict(typed(config)),
+        config=asdict(to_dataclass(config)),
         dropped=tuple(text for text in draft.texts if text not in overrides),
         is_finished=read_json(folder / "run.json").get("status") == "finished",
     ), []
@@ -174,7 +174,7 @@ def _check(draft: Draft, name: str, taken: set[str], composer: Composer) -> tupl
 
 def _is_useless(key: str, config: Mapping[str, Any], taken: set[str]) -> bool:
     """Whether an override says nothing to this run: of a section its objective has no use for, or of another's."""
-    return key.partition(".")[0] in unused(config) or key in taken - _objective_keys(config)
+    return key.partition(".")[0] in unused_sections(config) or key in taken - _objective_keys(config)
 
 
 def _objective_keys(config: Mapping[str, Any]) -> set[str]:
@@ -188,9 +188,9 @@ def _objective_keys(config: Mapping[str, Any]) -> set[str]:
 
 def _other_run(member: Member, ignore: set[str]) -> list[str]:
     """The fault of a member whose folder holds a run of another configuration."""
-    path = member.folder / "config.yaml"
-    if not path.exists() or not (member.is_finished or (member.folder / "checkpoints" / "last").exists()):
+    config = read_config(member.folder)
+    if not config or not (member.is_finished or (member.folder / "checkpoints" / "last").exists()):
         return []
-    changed = changed_keys(yaml.safe_load(path.read_text()), member.config)
+    changed = changed_keys(config, member.config)
     told = "; ".join(text for text in changed if text.partition(":")[0] not in ignore)
     return [f"{member.folder} holds a run of another configuration ({told}): give another name="] if told else []

@@ -226,7 +226,7 @@ def _methods(runs: Sequence[RunResult]) -> list[Method]:
     if not all(names) or len(set(names)) < len(names):
         names = labels([group[0].settings for group in members])
     choices = Catalogue([conf_folder()]).groups["objective"].values()
-    comments = {choice.values["objective._target_"]: choice.comment for choice in choices}
+    comments = {choice.values["objective._target_"]: choice.comment.rpartition(": ")[2] for choice in choices}
     predicts = [comments.get(group[0].settings.get("objective._target_", ""), "") for group in members]
     return [Method(*method) for method in zip(names, predicts, members, strict=True)]
 

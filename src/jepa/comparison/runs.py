@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import json
 import shutil
-import signal
 import subprocess
 import sys
 from collections import deque
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import FrameType
@@ -17,7 +15,7 @@ from typing import Any
 
 from jepa.comparison.plan import Member
 from jepa.comparison.results import BUDGET, MEASURING
-from jepa.config import literal
+from jepa.config import override_literal
 from jepa.reports.verdict import series
 from jepa.runs.metrics import read_json, read_rows, write_atomically
 
@@ -67,18 +65,6 @@ class Children:
         return self._child.returncode, list(tail)
 
 
-@contextmanager
-def children(flags: Sequence[str] = ()) -> Iterator[Children]:
-    """SIGINT and SIGTERM go to the run in hand while the block runs; the earlier handlers come back after it."""
-    family = Children(flags)
-    earlier = {s: signal.signal(s, family.receive) for s in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield family
-    finally:
-        for signum, handler in earlier.items():
-            signal.signal(signum, handler)
-
-
 def run_all(folder: Path, found: Sequence[Member], seconds: float | None, family: Children) -> dict[str, str]:
     """Train what is not finished; the labels of runs that failed, each with its reason. A signal ends it early."""
     budget = {"seconds": seconds, "steps": {}, "samples_per_s": {}, "members": {}} | read_json(folder / BUDGET)
@@ -121,7 +107,7 @@ def _measure(folder: Path, member: Member, budget: dict[str, Any], family: Child
     small = ["evaluation.train_samples=2", "evaluation.val_samples=2", "evaluation.still=false"]
     wanted = {text.partition("=")[0] for text in [*quick, *small, "epochs=", "name="]}
     kept = [text for text in member.overrides if text.lstrip("+").partition("=")[0] not in wanted]
-    name = literal(place.relative_to("outputs"))
+    name = override_literal(place.relative_to("outputs"))
     status, tail = family.train([*kept, *quick, *small, f"name={name}"], quiet=True)
     rates = [rate for step, rate in series(read_rows(place), "perf/samples_per_s") if step > WARM_UP]
     shutil.rmtree(place, ignore_errors=True)

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -14,7 +13,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from jepa.config import signatures
-from jepa.config.compose import Composer, literal, members
+from jepa.config.compose import Composer, members, override_literal
 from jepa.config.schema import (
     AugmentConfig,
     CropConfig,
@@ -26,8 +25,8 @@ from jepa.config.schema import (
     show_value,
     to_yaml,
 )
-from jepa.config.values import OPTIONAL, unused, without_sizes
-from jepa.errors import ConfigError
+from jepa.config.values import OPTIONAL
+from jepa.errors import ConfigError, as_config_errors
 
 __all__ = [
     "AugmentConfig",
@@ -37,17 +36,17 @@ __all__ = [
     "EvaluationConfig",
     "ExportConfig",
     "TrainConfig",
-    "build",
+    "as_config_errors",
+    "build_with",
     "changed_keys",
     "compose",
     "compose_eval",
     "compose_export",
     "factory",
-    "literal",
     "members",
-    "refusals",
+    "override_literal",
+    "to_dataclass",
     "to_yaml",
-    "typed",
 ]
 
 
@@ -66,7 +65,7 @@ def factory(node: Mapping[str, Any]) -> Callable[..., Any]:
     return partial(built, **inner) if inner else built
 
 
-def build(node: Mapping[str, Any], **given: Any) -> Any:
+def build_with(node: Mapping[str, Any], **given: Any) -> Any:
     """The component of a node, with those of the given arguments that its constructor takes, checked as the others."""
     make = factory({key: value for key, value in node.items() if key not in given})
     _check(node, given)
@@ -94,20 +93,9 @@ def _is_node(value: Any) -> bool:
     return isinstance(value, Mapping) and "_target_" in value
 
 
-@contextmanager
-def refusals() -> Iterator[None]:
-    """What a constructor refuses is a fault of the configuration."""
-    try:
-        yield
-    except ConfigError:
-        raise
-    except ValueError as error:
-        raise ConfigError([str(error)]) from error
-
-
 def compose(overrides: Sequence[str] = (), config_dir: str | os.PathLike | None = None) -> TrainConfig:
     """The configuration that `jepa-train` would run with these overrides. Raises ConfigError with all faults."""
-    return typed(_composed("train", overrides, config_dir))
+    return to_dataclass(_composed("train", overrides, config_dir))
 
 
 def compose_eval(overrides: Sequence[str] = (), config_dir: str | os.PathLike | None = None) -> EvalConfig:
@@ -130,9 +118,9 @@ def _composed(
     return found.config
 
 
-def typed(config: Mapping[str, Any] | DictConfig) -> TrainConfig:
+def to_dataclass(config: Mapping[str, Any] | DictConfig) -> TrainConfig:
     """A composed configuration, resolved, as plain Python objects."""
     chosen_none = {group: {} for group in OPTIONAL}  # as evaluator=[], of which nothing is composed
     result = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(TrainConfig), chosen_none, config))
     assert isinstance(result, TrainConfig)
-    return replace(result, **unused(vars(result)), **without_sizes(vars(result)))
+    return result

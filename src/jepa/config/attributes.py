@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator
 from typing import Any
 
-from jepa.config import Composer, compose, literal
+from jepa.config import Composer, compose, override_literal
 from jepa.config.catalogue import find, flatten
 from jepa.config.schema import TrainConfig
 from jepa.errors import ConfigError
@@ -66,7 +66,7 @@ class JEPAConfig:
 
     def _set(self, path: str, value: Any, text: str | None = None) -> None:
         value = value._value() if isinstance(value, Section) else value
-        text = text or f"{path}={literal(value)}"
+        text = text or f"{path}={override_literal(value)}"
         if path in self._composer.catalogue.groups:
             parsed, faults = self._composer.parse([text])
             faults += [fault for override in parsed if (fault := self._composer.choice_fault(override))]

@@ -13,7 +13,7 @@ import yaml
 
 COMPARISONS = "compare"
 
-OVERALL = {"experiment", "sweep", "compare"}
+GLOBAL_GROUPS = {"experiment", "sweep", "compare"}
 """Groups whose files set keys of all others."""
 
 
@@ -79,10 +79,10 @@ class Catalogue:
 
     @cached_property
     def keys(self) -> dict[str, list[Choice]]:
-        """Every key that a choice sets -> the choices that set it. Files of `OVERALL` only repeat what others have."""
+        """Every key that a choice sets -> the choices that set it; `GLOBAL_GROUPS`, which repeat keys, are left out."""
         keys: dict[str, list[Choice]] = {}
         for choice in (choice for group in self.groups.values() for choice in group.values()):
-            if choice.group in OVERALL or choice.group.startswith("hydra"):
+            if choice.group in GLOBAL_GROUPS or choice.group.startswith("hydra"):
                 continue
             for key in choice.values:
                 if not key.endswith("_target_"):

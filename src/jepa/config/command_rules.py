@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from jepa.config.paths import find_source
-from jepa.config.view import Checked, Rule, pair_of
+from jepa.config.view import ConfigView, Rule, pair_of
 from jepa.suggestions import suggestion
 
 FLOORS = ("pixels", "hog", "untrained")
@@ -29,16 +29,16 @@ def evaluator_of(task: str, solver: str | None) -> str | None:
     return task if task in TASKS and task != "inspect" else None
 
 
-def _tasks(checked: Checked) -> Iterator[str]:
+def _tasks(checked: ConfigView) -> Iterator[str]:
     yield from _each(checked, "task", TASKS)
 
 
-def _floors(checked: Checked) -> Iterator[str]:
+def _floors(checked: ConfigView) -> Iterator[str]:
     if checked["floors"]:
         yield from _each(checked, "floors", FLOORS)
 
 
-def _each(checked: Checked, key: str, valid: tuple[str, ...]) -> Iterator[str]:
+def _each(checked: ConfigView, key: str, valid: tuple[str, ...]) -> Iterator[str]:
     words, known = as_list(checked[key]), f"valid: {', '.join(valid)}"
     if not words:
         yield f"{checked.show(key)}: names nothing; {known}"
@@ -47,7 +47,7 @@ def _each(checked: Checked, key: str, valid: tuple[str, ...]) -> Iterator[str]:
             yield f"{checked.show(key)}: no such {key} {word!r}{suggestion(str(word), valid)}; {known}"
 
 
-def _runs(checked: Checked) -> Iterator[str]:
+def _runs(checked: ConfigView) -> Iterator[str]:
     tasks, runs = as_list(checked["task"]), as_list(checked["run"])
     encoders = [run for run in runs if run not in FLOORS]
     if not runs:
@@ -82,19 +82,19 @@ def _source_fault(run: str) -> str | None:
     return None
 
 
-def _shots(checked: Checked) -> Iterator[str]:
+def _shots(checked: ConfigView) -> Iterator[str]:
     shots = checked["shots"]
     if not (0 < shots < 1 or (isinstance(shots, int) and shots >= 1)):
         yield f"{checked.show('shots')}: must be a share above 0 and below 1, or a whole number of samples per class"
 
 
-def _size(checked: Checked) -> Iterator[str]:
+def _size(checked: ConfigView) -> Iterator[str]:
     checked["task"]
     if pair_of(checked["image_size"]) is None:
         yield f"{checked.show('image_size')}: takes a number of pixels, or [height, width]"
 
 
-def _evaluators(checked: Checked) -> Iterator[str]:
+def _evaluators(checked: ConfigView) -> Iterator[str]:
     """A task is an evaluator that has to be there."""
     needed = [evaluator_of(task, checked.get("solver")) for task in as_list(checked["task"])]
     missing = [name for name in needed if name and name not in (checked.config.get("evaluator") or ())]
@@ -142,12 +142,12 @@ def why_not(folder: Path) -> str:
     return f"{folder} is not empty and not from jepa-export; give another folder"
 
 
-def _format(checked: Checked) -> Iterator[str]:
+def _format(checked: ConfigView) -> Iterator[str]:
     if (format := checked["format"]) not in FORMATS:
         yield f"{checked.show('format')}: no such format{suggestion(str(format), FORMATS)}; valid: {', '.join(FORMATS)}"
 
 
-def _places(checked: Checked) -> Iterator[str]:
+def _places(checked: ConfigView) -> Iterator[str]:
     """What is exported is an encoder, as far as names and small files tell, and nothing is lost where it goes."""
     format, run = checked["format"], str(checked["run"])
     try:
@@ -162,7 +162,7 @@ def _places(checked: Checked) -> Iterator[str]:
         yield f"{checked.show('output') if 'output' in checked else 'output'}: {reason}"
 
 
-def _hub(checked: Checked) -> Iterator[str]:
+def _hub(checked: ConfigView) -> Iterator[str]:
     if not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", checked["push_to_hub"]):
         yield f"{checked.show('push_to_hub')}: takes OWNER/NAME of a repository on the Hugging Face hub"
 

@@ -6,7 +6,6 @@ import itertools
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,7 +13,7 @@ from typing import Any, NamedTuple
 import yaml
 from hydra import version
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
-from hydra._internal.config_repository import CachingConfigRepository
+from hydra._internal.config_repository import CachingConfigRepository, ConfigRepository
 from hydra._internal.defaults_list import create_defaults_list
 from hydra._internal.utils import create_config_search_path
 from hydra.core.config_search_path import SearchPathQuery
@@ -25,6 +24,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import IntervalSweep, Override, Quote, QuotedString
 from hydra.core.utils import setup_globals
 from hydra.errors import ConfigCompositionException, HydraException
+from hydra.plugins.config_source import ConfigResult
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -32,8 +32,16 @@ from omegaconf.errors import OmegaConfBaseException
 from jepa.config import signatures
 from jepa.config.catalogue import Catalogue, Choice, conf_folder, find
 from jepa.config.schema import EvalConfig, ExportConfig, TrainConfig, show_value
+from jepa.config.values import (
+    accepts,
+    given_size,
+    idle_evaluators,
+    unknown_key,
+    unused_override,
+    unused_sections,
+    without_sizes,
+)
 from jepa.config.values import faults as value_faults
-from jepa.config.values import given_size, idle_evaluators, knows, needless, unknown_key, unused, without_sizes
 from jepa.errors import ConfigError
 from jepa.suggestions import suggestion
 
@@ -55,12 +63,12 @@ for _name, _schema in SCHEMAS.items():
 OmegaConf.register_new_resolver("choice", _choice, replace=True)
 
 
-def literal(value: Any) -> str:
+def override_literal(value: Any) -> str:
     """A Python value as the right side of an override."""
     if isinstance(value, Mapping):
-        return "{" + ",".join(f"{key}:{literal(item)}" for key, item in value.items()) + "}"
+        return "{" + ",".join(f"{key}:{override_literal(item)}" for key, item in value.items()) + "}"
     if isinstance(value, list | tuple):
-        return "[" + ",".join(map(literal, value)) + "]"
+        return "[" + ",".join(map(override_literal, value)) + "]"
     if not isinstance(value, str | os.PathLike):
         return show_value(value)
     text = os.fspath(value)
@@ -113,7 +121,7 @@ class Composer:
             return []
         own = self._primary.values if self._primary else {}
         ours = Choice("", "train", self.folders[0] / "train.yaml").values.items()
-        return [f"{k}={literal(v)}" for k, v in ours if k.startswith("hydra.") and k not in own]
+        return [f"{k}={override_literal(v)}" for k, v in ours if k.startswith("hydra.") and k not in own]
 
     def inspect(self, overrides: Sequence[str], sweep_folder: str | None = None) -> Inspection:
         """Compose with overrides and collect all faults; `sweep_folder` is the name of this member of a sweep."""
@@ -139,7 +147,7 @@ class Composer:
         try:
             plain = _resolved(config)
             if self.schema is TrainConfig:
-                empty, idle = unused(plain), idle_evaluators(plain)
+                empty, idle = unused_sections(plain), idle_evaluators(plain)
                 sized = without_sizes(plain)
                 faults += [*self._needless(parsed, empty, base), *self._idle(parsed, idle, base)]
                 faults += self._sizes_given(parsed, base) if sized else []
@@ -184,8 +192,7 @@ class Composer:
     def _base(self, choices: tuple[str, ...]) -> DictConfig:
         if choices not in self._bases:
             asks_hydra = any(override.is_hydra_override() for override in self.parse(choices)[0])
-            with _open_schema():
-                self._bases[choices] = self._whole(choices) if asks_hydra else self._quick(choices)
+            self._bases[choices] = self._whole(choices) if asks_hydra else self._quick(choices)
         return self._bases[choices]
 
     def _whole(self, overrides: Sequence[str]) -> DictConfig:
@@ -222,7 +229,7 @@ class Composer:
         experiment = self.catalogue.groups.get("experiment", {}).get(config.hydra.runtime.choices.get("experiment"))
         for key in experiment.values if experiment else ():
             group, name, *_ = (*key.split("."), "")
-            if group in chosen and name and not knows(_plain(config).get(group), name):
+            if group in chosen and name and not accepts(_plain(config).get(group), name):
                 OmegaConf.set_struct(config, False)
                 config[group].pop(name, None)
 
@@ -232,7 +239,7 @@ class Composer:
             section = override.key_or_group.partition(".")[0]
             if section in unused and override.value() != "none":
                 text, choice = override.input_line or section, _chosen(base, "objective")
-                yield needless(text, section, choice)
+                yield unused_override(text, section, choice)
 
     def _idle(self, overrides: Sequence[Override], idle: Sequence[str], base: DictConfig) -> Iterator[str]:
         """A fault for each override of an evaluator that has nothing to look at."""
@@ -315,20 +322,19 @@ def _loader(folders: Sequence[Path]) -> ConfigLoaderImpl:
     search_path = create_config_search_path(folders[0].as_uri())
     for folder in folders[1:]:
         search_path.prepend(provider="command-line", path=folder.as_uri(), anchor=SearchPathQuery(provider="schema"))
-    return ConfigLoaderImpl(search_path)
+    loader = ConfigLoaderImpl(search_path)
+    loader.repository = _WithoutSchemas(search_path)
+    return loader
 
 
-@contextmanager
-def _open_schema() -> Iterator[None]:
+class _WithoutSchemas(ConfigRepository):
     """Lets wrong keys and types pass while composing, so that all of them are found and not only the first."""
-    store = ConfigStore.instance()
-    for name in SCHEMAS:
-        store.store(name=name, node={})
-    try:
-        yield
-    finally:
-        for name, schema in SCHEMAS.items():
-            store.store(name=name, node=schema)
+
+    def load_config(self, config_path: str) -> ConfigResult | None:
+        loaded = super().load_config(config_path)
+        if loaded is not None and config_path in SCHEMAS:
+            loaded.config = OmegaConf.create()
+        return loaded
 
 
 def _resolved(config: DictConfig) -> dict[str, Any]:

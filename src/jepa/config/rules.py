@@ -15,7 +15,7 @@ from jepa.config.catalogue import Catalogue, conf_folder, find
 from jepa.config.command_rules import OF_EVAL, OF_EXPORTS
 from jepa.config.paths import find_source
 from jepa.config.schema import show_value
-from jepa.config.view import AbsentError, Checked, Rule, hides_tokens, not_divisible, pair_of
+from jepa.config.view import ConfigView, MissingValue, Rule, hides_tokens, not_divisible, pair_of
 from jepa.masks.geometry import show_grid
 from jepa.resources.hardware import GPUS
 from jepa.suggestions import near_multiples, suggestion
@@ -24,7 +24,7 @@ from jepa.types import PatchGrid
 PHASE_KEYS = ("share", "image_size", "num_frames", "micro_batch_size")
 
 
-def _words(checked: Checked) -> Iterator[str]:
+def _words(checked: ConfigView) -> Iterator[str]:
     if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", checked.get("device", "auto")):
         yield f"{checked.show('device')}: no such device; valid: auto, cpu, cuda, cuda:0, cuda:1 ..."
     if not re.fullmatch(r"[\w*?-]+/[\w*?-]+", checked.get("evaluation.judge", "probe/*")):
@@ -34,7 +34,7 @@ def _words(checked: Checked) -> Iterator[str]:
         yield f"{checked.show('name')}: names a folder below outputs/, so no absolute path and no '..'"
 
 
-def _image_size(checked: Checked) -> Iterator[str]:
+def _image_size(checked: ConfigView) -> Iterator[str]:
     sizes = pair_of(checked["image_size"])
     if sizes is None:
         yield f"{checked.show('image_size')}: takes a number of pixels, or [height, width]"
@@ -47,14 +47,14 @@ def _image_size(checked: Checked) -> Iterator[str]:
         yield from not_divisible(checked, "image_size", size, "encoder.patch_size", patch)
 
 
-def _frames(checked: Checked) -> Iterator[str]:
+def _frames(checked: ConfigView) -> Iterator[str]:
     """A single frame is an image, which the encoder repeats to fill a tubelet."""
     if checked["num_frames"] > 1:
         tubelet = checked["encoder.tubelet_size"]
         yield from not_divisible(checked, "num_frames", checked["num_frames"], "encoder.tubelet_size", tubelet)
 
 
-def _images_only(checked: Checked) -> Iterator[str]:
+def _images_only(checked: ConfigView) -> Iterator[str]:
     """The constructor of a data set of clips takes `num_frames`."""
     try:
         signature = signatures.read(checked["dataset._target_"]) if checked["num_frames"] > 1 else None
@@ -64,7 +64,7 @@ def _images_only(checked: Checked) -> Iterator[str]:
         yield f"{checked.show('num_frames')}: {signature.name} delivers images: num_frames=1"
 
 
-def _heads(checked: Checked) -> Iterator[str]:
+def _heads(checked: ConfigView) -> Iterator[str]:
     found = list(_divides(checked, "encoder.num_heads", "encoder.embed_dim"))
     yield from found
     if "predictor.num_heads" in checked:
@@ -73,7 +73,7 @@ def _heads(checked: Checked) -> Iterator[str]:
         yield from _divides(checked, "encoder.num_heads", "predictor.width")
 
 
-def _divides(checked: Checked, heads_key: str, width_key: str) -> Iterator[str]:
+def _divides(checked: ConfigView, heads_key: str, width_key: str) -> Iterator[str]:
     if heads_key not in checked or width_key not in checked:
         return
     heads, width, section = checked[heads_key], checked[width_key], width_key.partition(".")[0]
@@ -90,7 +90,7 @@ def _divides(checked: Checked, heads_key: str, width_key: str) -> Iterator[str]:
         yield f"{keys}: rotary positions need heads of an even width of at least 6, not {width // heads}"
 
 
-def _weights(checked: Checked) -> Iterator[str]:
+def _weights(checked: ConfigView) -> Iterator[str]:
     """What an encoder is to begin with is there, as far as a look at names and small files tells."""
     try:
         find_source(checked["encoder.weights"])
@@ -98,7 +98,7 @@ def _weights(checked: Checked) -> Iterator[str]:
         yield f"{checked.show('encoder.weights')}: {fault}"
 
 
-def _decoder(checked: Checked) -> Iterator[str]:
+def _decoder(checked: ConfigView) -> Iterator[str]:
     """The decoder of pixels takes half the encoder's width and its heads where nothing else is said."""
     if "objective.decoder_depth" not in checked:
         return
@@ -109,7 +109,7 @@ def _decoder(checked: Checked) -> Iterator[str]:
         yield f"{shown}: a decoder of width {width} and {heads} heads: 4 and the heads must divide the width"
 
 
-def _components(checked: Checked) -> Iterator[str]:
+def _components(checked: ConfigView) -> Iterator[str]:
     """What a component's class names as its `rules`: functions of the view and of the component's section."""
     for path, node in components(checked.config):
         for name in signatures.traits(str(node["_target_"])).get("rules", ()):
@@ -126,25 +126,31 @@ def components(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[st
             yield from components(node, f"{prefix}{key}.")
 
 
-def _fields(checked: Checked) -> Iterator[str]:
+def _fields(checked: ConfigView) -> Iterator[str]:
     """A data set has what the objective `needs`; one that is not ours and says nothing is believed to."""
-    target = checked["dataset._target_"]
-    given = signatures.traits(target).get("fields", () if target.startswith("jepa.") else None)
-    for field in signatures.traits(checked["objective._target_"]).get("needs", ()):
-        if given is not None and field not in given:
-            others = Catalogue([conf_folder()]).groups["dataset"].values()
-            targets = {f"dataset={choice.name}": choice.values.get("dataset._target_", "") for choice in others}
-            choices = [name for name, target in targets.items() if field in signatures.traits(target).get("fields", ())]
-            remedy = f"; choose {' or '.join(choices)}" if choices else ""
-            yield f"{checked.show('objective')}: the data set has no {field} to learn from{remedy}"
+    target, objective = checked["dataset._target_"], checked["objective._target_"]
+    fields = signatures.traits(target).get("fields", () if target.startswith("jepa.") else None)
+    for field in sorted({*signatures.traits(objective).get("needs", ())} - {"labels"}):
+        if fields is not None and field not in fields:
+            learner, data = (name.rpartition(".")[2] for name in (objective, target))
+            lacks = f"{learner} learns from {field}, and {data} has none"
+            yield f"{checked.show('objective')}: {lacks}; {_datasets_with(field)}"
 
 
-def _colours(checked: Checked) -> Iterator[str]:
+def _datasets_with(field: str) -> str:
+    """Which choices of conf/dataset have a field."""
+    choices = Catalogue([conf_folder()]).groups["dataset"].values()
+    targets = {choice.name: choice.values.get("dataset._target_", "") for choice in choices}
+    names = [name for name, target in targets.items() if field in signatures.traits(target).get("fields", ())]
+    return f"choose dataset={' or '.join(names)}" if names else "a data set declares it in its `fields`"
+
+
+def _colours(checked: ConfigView) -> Iterator[str]:
     if checked.get("augment.grayscale", 0) > 0 and checked.get("dataset.channels", 3) != 3:
         yield f"{checked.show('augment.grayscale')}: the pictures are grey already; set it to 0"
 
 
-def _local(checked: Checked) -> Iterator[str]:
+def _local(checked: ConfigView) -> Iterator[str]:
     """Smaller crops are cut into patches, and compared with the whole of the others."""
     if checked["augment.local_views"] < 1:
         return
@@ -174,7 +180,7 @@ def mask_faults(node: Mapping[str, Any], grid: PatchGrid) -> list[str]:
     return getattr(import_module(module), function)(grid, **values)
 
 
-def _mask(checked: Checked) -> Iterator[str]:
+def _mask(checked: ConfigView) -> Iterator[str]:
     sizes, patches = pair_of(checked["image_size"]), pair_of(checked["encoder.patch_size"])
     if sizes is None or patches is None or sizes[0] < patches[0] or sizes[1] < patches[1]:
         return
@@ -192,7 +198,7 @@ def _mask(checked: Checked) -> Iterator[str]:
         yield f"{checked.show(f'mask.{name}')}{'' if sentence.startswith('must') else sizes_shown}: {sentence}"
 
 
-def _warmup(checked: Checked) -> Iterator[str]:
+def _warmup(checked: ConfigView) -> Iterator[str]:
     epochs, steps = "schedule.warmup_epochs", checked.get("steps")
     if epochs not in checked:
         if checked["schedule.warmup_ratio"] >= 1:
@@ -206,7 +212,7 @@ def _warmup(checked: Checked) -> Iterator[str]:
             yield f"{both}: a warm-up of {warmup} steps, the run must be longer"
 
 
-def _batch(checked: Checked) -> Iterator[str]:
+def _batch(checked: ConfigView) -> Iterator[str]:
     """Of a training: that of an evaluation is no more than how many samples are encoded at once."""
     if "epochs" not in checked:
         return
@@ -220,7 +226,7 @@ def _batch(checked: Checked) -> Iterator[str]:
         yield f"{both}: the data set is smaller than one batch"
 
 
-def _hardware(checked: Checked) -> Iterator[str]:
+def _hardware(checked: ConfigView) -> Iterator[str]:
     """`estimate=true` gives every GPU an equal share of the batch."""
     if (gpu := checked.get("hardware.gpu", next(iter(GPUS)))) not in GPUS:
         yield f"{checked.show('hardware.gpu')}: no such gpu{suggestion(gpu, GPUS)}; valid: {', '.join(GPUS)}"
@@ -228,7 +234,7 @@ def _hardware(checked: Checked) -> Iterator[str]:
         yield from _equal_shares(checked, "hardware.count")
 
 
-def _processes(checked: Checked) -> Iterator[str]:
+def _processes(checked: ConfigView) -> Iterator[str]:
     count = checked.get("processes") or 1
     if count > 1 and checked.get("strategy") == "single":
         yield f"{checked.show('strategy')} with {checked.show('processes')}: use strategy=ddp or fsdp"
@@ -238,13 +244,13 @@ def _processes(checked: Checked) -> Iterator[str]:
         yield from _equal_shares(checked, "processes")
 
 
-def _equal_shares(checked: Checked, key: str) -> Iterator[str]:
+def _equal_shares(checked: ConfigView, key: str) -> Iterator[str]:
     size, count = checked["batch_size"], checked.get(key) or 1
     if count >= 1 and size % count:
         yield f"{checked.show(key)} with {checked.show('batch_size')}: equal shares need {near_multiples(size, count)}"
 
 
-def _phases(checked: Checked) -> Iterator[str]:
+def _phases(checked: ConfigView) -> Iterator[str]:
     """Phases have shares that sum to 1, and each has sizes that a run could have."""
     phases = checked["phases"]
     known = set(_apply(OF_SIZES, checked))
@@ -255,7 +261,7 @@ def _phases(checked: Checked) -> Iterator[str]:
         yield f"{checked.show('phases')}: the shares sum to {sum(shares):.6g}, not to 1"
 
 
-def _phase(checked: Checked, phase: Any) -> Iterator[str]:
+def _phase(checked: ConfigView, phase: Any) -> Iterator[str]:
     if not isinstance(phase, Mapping):
         yield f"{show_value(phase)} is no phase; its keys: {', '.join(PHASE_KEYS)}"
         return
@@ -286,13 +292,13 @@ def _is_whole(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 1
 
 
-def _apply(rules: Iterable[Rule], checked: Checked) -> Iterator[str]:
+def _apply(rules: Iterable[Rule], checked: ConfigView) -> Iterator[str]:
     for rule in rules:
-        with suppress(AbsentError):
+        with suppress(MissingValue):
             yield from rule(checked)
 
 
-def faults_between(checked: Checked) -> list[str]:
+def faults_between(checked: ConfigView) -> list[str]:
     """Every rule that is broken, one sentence each."""
     return list(_apply(RULES, checked))
 

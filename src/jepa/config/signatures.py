@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import difflib
 import importlib.util
 from collections.abc import Iterator
 from contextlib import suppress
@@ -289,8 +288,7 @@ def _definition(path: Path, name: str) -> tuple[ast.ClassDef | ast.FunctionDef, 
             return None
     if is_open:
         return None
-    near = difflib.get_close_matches(name, defined, n=1)
-    raise LookupError(f"{path.name} defines no {name!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
+    raise LookupError(f"{path.name} defines no {name!r}{suggestion(name, defined)}")
 
 
 def _statements(tree: ast.Module) -> Iterator[ast.stmt]:

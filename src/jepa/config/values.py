@@ -8,14 +8,15 @@ from typing import Any
 from jepa.config import signatures
 from jepa.config.catalogue import Catalogue, Choice, find, flatten
 from jepa.config.rules import faults_between
-from jepa.config.view import Checked, Show
+from jepa.config.view import ConfigView, Describe
 from jepa.suggestions import nearest, suggestion
 
-WIRED = {
+OF_DATA = {"classes", "fields"}
+RUNTIME_ARGUMENTS = {
     "encoder": {"clip_shape"},
     "mask": {"grid"},
     "predictor": {"grid", "embed_dim", "num_mask_tokens"},
-    "objective": {"encoder", "predictor", "regularizers", "num_mask_tokens", "batch_size", "total_steps", "classes"},
+    "objective": {"encoder", "predictor", "regularizers", "num_mask_tokens", *OF_DATA, "batch_size", "total_steps"},
     "dataset": {"num_frames"},
     "regularizer": set(),
     "optimizer": {"params", "lr", "weight_decay"},
@@ -29,19 +30,23 @@ SECTIONS = {"augment", "evaluation", "hardware"}
 MANY = {"regularizer", "evaluator", "logger"}
 """Groups of which several choices run together, each under its own name."""
 OPTIONAL = {"regularizer", "evaluator", "logger"}
-READERS = {"predictor": {"predictor"}, "regularizer": {"regularizers"}, "mask": {"predictor", "num_mask_tokens"}}
+SECTION_CONSUMERS = {
+    "predictor": {"predictor"},
+    "regularizer": {"regularizers"},
+    "mask": {"predictor", "num_mask_tokens"},
+}
 """Section -> the arguments of an objective of which it takes one or more when it uses the section."""
-NOTHING = {"predictor": {}, "regularizer": {}, "mask": {"_target_": "jepa.masks.none.NoMask"}}
+EMPTY_SECTION = {"predictor": {}, "regularizer": {}, "mask": {"_target_": "jepa.masks.none.NoMask"}}
 """What stands in a section that the objective does not use."""
 
 SIZES = {"embed_dim", "depth", "num_heads", "mlp_ratio"}
 """The keys of `size=`, which an encoder takes none of whose weights say how large it is."""
 
 
-def unused(config: Mapping[str, Any]) -> dict[str, Any]:
+def unused_sections(config: Mapping[str, Any]) -> dict[str, Any]:
     """The sections that the objective of a configuration has no use for, with what is to stand there instead."""
     taken = _arguments(config, "objective")
-    return {name: NOTHING[name] for name, takes in READERS.items() if taken and not takes & taken}
+    return {name: EMPTY_SECTION[name] for name, takes in SECTION_CONSUMERS.items() if taken and not takes & taken}
 
 
 def without_sizes(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -68,7 +73,7 @@ def _arguments(config: Mapping[str, Any], group: str) -> set[str]:
     return set() if signature is None or signature.takes_more else set(signature.parameters)
 
 
-def needless(text: str, section: str, choice: str) -> str:
+def unused_override(text: str, section: str, choice: str) -> str:
     """Why the override `text` of a section that the chosen objective does not use is refused."""
     return f"{text}: objective={choice} uses no {section}; leave it out"
 
@@ -88,11 +93,11 @@ def _is_idle(judged: str | None, predicted: str | None) -> bool:
     return judged == "classes" and predicted not in (None, "classes")
 
 
-def faults(config: Mapping[str, Any], schema: signatures.Signature, show: Show) -> list[str]:
+def faults(config: Mapping[str, Any], schema: signatures.Signature, show: Describe) -> list[str]:
     """All that is wrong with a composed configuration, one sentence each."""
     found = dict(_wrong_values(config, schema, show))
     missing = [f"{show(key)}: must be given, as {key}=VALUE" for key, value in flatten(config) if value == "???"]
-    checked = Checked(config, show, set(found))
+    checked = ConfigView(config, show, set(found))
     return [*found.values(), *faults_between(checked), *missing]
 
 
@@ -120,7 +125,7 @@ def _choices(choices: Sequence[Choice]) -> str:
     return f"{choices[0].group}={', '.join(choice.name for choice in choices)}"
 
 
-def knows(node: Any, name: str) -> bool:
+def accepts(node: Any, name: str) -> bool:
     """Whether what is chosen of a group takes an argument, or has a part of that name; also where nobody can tell."""
     target = node.get("_target_") if isinstance(node, Mapping) else None
     if target is None and isinstance(node, Mapping) and isinstance(node.get(name), Mapping):
@@ -137,12 +142,12 @@ def _takes(target: Any, name: str, group: str) -> bool:
         signature = signatures.read(target) if isinstance(target, str) else None
     except LookupError:
         return False
-    return signature is not None and name in signature.parameters and name not in WIRED.get(group, set())
+    return signature is not None and name in signature.parameters and name not in RUNTIME_ARGUMENTS.get(group, set())
 
 
-def _wrong_values(config: Mapping[str, Any], schema: signatures.Signature, show: Show) -> Iterator[tuple[str, str]]:
+def _wrong_values(config: Mapping[str, Any], schema: signatures.Signature, show: Describe) -> Iterator[tuple[str, str]]:
     """(key, sentence) of every key that nothing reads, of every value of the wrong type, of what is lacking."""
-    groups = {group: wired for group, wired in WIRED.items() if group in schema.parameters}
+    groups = {group: wired for group, wired in RUNTIME_ARGUMENTS.items() if group in schema.parameters}
     plain = {key: value for key, value in config.items() if key not in groups}
     yield from _against(schema, plain, "", show, given=set(groups))
     for name in SECTIONS & schema.parameters.keys():
@@ -155,11 +160,11 @@ def _wrong_values(config: Mapping[str, Any], schema: signatures.Signature, show:
     for group, wired in groups.items():
         node = config.get(group) or {}
         for path, part in ((f"{group}.{name}", node[name]) for name in node) if group in MANY else [(group, node)]:
-            if part or group not in OPTIONAL | unused(config).keys():
+            if part or group not in OPTIONAL | unused_sections(config).keys():
                 yield from _component(path, part, wired, show)
 
 
-def _component(path: str, node: Any, wired: set[str], show: Show) -> Iterator[tuple[str, str]]:
+def _component(path: str, node: Any, wired: set[str], show: Describe) -> Iterator[tuple[str, str]]:
     target = node.get("_target_") if isinstance(node, Mapping) else None
     if not isinstance(target, str):
         yield path, f"{path}: lacks a _target_, the class to build ({show(path)})"
@@ -185,7 +190,7 @@ def _nested(path: str, values: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
 
 
 def _against(
-    signature: signatures.Signature, values: Mapping[str, Any], prefix: str, show: Show, given: set[str]
+    signature: signatures.Signature, values: Mapping[str, Any], prefix: str, show: Describe, given: set[str]
 ) -> Iterator[tuple[str, str]]:
     parameters = signature.parameters
     own = [name for name in parameters if name not in given]

@@ -25,7 +25,7 @@ NONE = -1.0
 """class of a row that is no box"""
 
 
-class Placing(NamedTuple):
+class CropBox(NamedTuple):
     """A picture is scaled to `size`, of which a window is cut out at `corner` and mirrored."""
 
     size: tuple[int, int]
@@ -72,35 +72,34 @@ class BoxAugment:
         self, raw: RawBatch, generator: Generator, rows: Callable[[Tensor], Tensor] | None = None, parts: int = 1
     ) -> Batch:
         """Where `raw` is one of `parts` equal parts of the batch, `rows` takes its own of the numbers drawn for all."""
-        assert raw.boxes is not None
         uniform = torch.rand(len(raw.sizes) * parts, NUM_PLACES + self.colour.num_draws, generator=generator)
         uniform = uniform if rows is None else rows(uniform)
         clips = empty_clips(self.grey, len(raw.sizes), raw.pixels.shape[2], self.image_size, raw.pixels.device)
         boxes = []
-        sizes = raw.sizes.tolist()
-        for clip, pixels, size, own, draws in zip(clips, raw.pixels, sizes, raw.boxes, uniform.tolist(), strict=True):
+        pictures = zip(clips, raw.pixels, raw.sizes.tolist(), raw.fields["boxes"], uniform.tolist(), strict=True)
+        for clip, pixels, size, own, draws in pictures:
             placing = self.placing(size, draws[:NUM_PLACES])
-            boxes.append(place(clip, pixels[..., : size[0], : size[1]], own, placing))
+            boxes.append(draw_crop(clip, pixels[..., : size[0], : size[1]], own, placing))
         if self.colour.num_draws:
             draws = uniform[:, NUM_PLACES:].to(clips.device, non_blocking=True)
             clips = torch.cat([self.colour(*one) for one in zip(clips.split(1), draws.split(1), strict=True)])
-        return Batch(self.normalise(clips), raw.labels, boxes=torch.stack(boxes))
+        return Batch(self.normalise(clips), raw.fields | {"boxes": torch.stack(boxes)})
 
-    def placing(self, size: Sequence[int], uniform: Sequence[float]) -> Placing:
+    def placing(self, size: Sequence[int], uniform: Sequence[float]) -> CropBox:
         """Of a picture of height and width, by NUM_PLACES numbers in [0, 1)."""
         scale, aspect, row, column, mirror = uniform
         low, high = self.crop_scale
         zoom = 1 / math.sqrt(low + (high - low) * scale)
         narrow, wide = map(math.log, self.crop_aspect)
         stretch = math.exp((narrow + (wide - narrow) * aspect) / 2)
-        shown = fitting(size, self.image_size, zoom)
+        shown = scaled_size(size, self.image_size, zoom)
         height, width = max(1, round(shown[0] / stretch)), max(1, round(shown[1] * stretch))
         spare = [max(0, side - target) for side, target in zip((height, width), self.image_size, strict=True)]
         corner = int(row * (spare[0] + 1)), int(column * (spare[1] + 1))
-        return Placing((height, width), corner, self.flip and mirror < 0.5)
+        return CropBox((height, width), corner, self.flip and mirror < 0.5)
 
 
-class WholePictures:
+class Letterbox:
     """uint8 pictures [C, 1, H, W] of any sizes -> normalised clips [B, C, 1, h, w]: all of each, in its proportions."""
 
     def __init__(self, *, image_size: tuple[int, int], mean: Sequence[float], std: Sequence[float]) -> None:
@@ -111,18 +110,18 @@ class WholePictures:
     def __call__(self, pictures: Sequence[Tensor]) -> Tensor:
         clips = empty_clips(self.grey, len(pictures), 1, self.image_size, pictures[0].device)
         for clip, picture in zip(clips, pictures, strict=True):
-            size = fitting(picture.shape[-2:], self.image_size)
-            place(clip, picture, torch.zeros(0, 5), Placing(size, (0, 0), is_mirrored=False))
+            size = scaled_size(picture.shape[-2:], self.image_size)
+            draw_crop(clip, picture, torch.zeros(0, 5), CropBox(size, (0, 0), is_mirrored=False))
         return self.normalise(clips)
 
     def restore(self, boxes: Tensor, size: Sequence[int]) -> Tensor:
         """Boxes [n, 4] in such a clip -> in the picture of height and width that it shows, clipped to it."""
-        height, width = fitting(size, self.image_size)
+        height, width = scaled_size(size, self.image_size)
         in_clip = tv_tensors.BoundingBoxes(boxes, format="XYXY", canvas_size=(height, width))  # pyright: ignore
         return F.resize(F.clamp_bounding_boxes(in_clip), list(size)).as_subclass(Tensor)
 
 
-def fitting(size: Sequence[int], target: Sequence[int], zoom: float = 1.0) -> tuple[int, int]:
+def scaled_size(size: Sequence[int], target: Sequence[int], zoom: float = 1.0) -> tuple[int, int]:
     """The height and width of a picture that is scaled to fit, and then enlarged."""
     ratio = zoom * min(target[0] / size[0], target[1] / size[1])
     return max(1, round(size[0] * ratio)), max(1, round(size[1] * ratio))
@@ -133,7 +132,7 @@ def empty_clips(grey: Tensor, count: int, frames: int, size: Sequence[int], devi
     return grey.to(device).expand(count, -1, frames, *size).clone()
 
 
-def place(clip: Tensor, pixels: Tensor, boxes: Tensor, placing: Placing) -> Tensor:
+def draw_crop(clip: Tensor, pixels: Tensor, boxes: Tensor, placing: CropBox) -> Tensor:
     """Draws uint8 [C, T, H, W] into float [C, T, h, w]; boxes [M, 5] -> where they are then, class NONE where gone."""
     canvas = pixels.shape[-2], pixels.shape[-1]
     frames = tv_tensors.Image(pixels.transpose(0, 1))  # [T, C, H, W]

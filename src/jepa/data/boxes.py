@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 import logging
 import math
 import os
@@ -16,13 +15,12 @@ from xml.etree import ElementTree
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor
 
-from jepa.config.paths import existing
+from jepa.config.paths import existing, read_json
 from jepa.data.decode import SUFFIXES, decode, warn_of_slow_decoding
 from jepa.data.folders import has_suffix
 from jepa.data.images import NATURAL
-from jepa.types import Channels
+from jepa.types import Channels, Field, Sample
 
 log = logging.getLogger(__name__)
 NO_AREA = "without area dropped"
@@ -32,13 +30,13 @@ FOREIGN = "of classes that are not in dataset.classes dropped"
 
 
 class _BoxFolder:
-    """A types.BoxDataset over the images that a kind of annotations tells of.
+    """Images with the field boxes: float32 [m, 5], left, top, right, bottom in pixels and class of each box.
 
     Boxes without area, also with swapped corners, and boxes wholly outside of the image are dropped, others are clipped
     at its edges; a warning counts both for each part. Read as any data set of images it has no labels.
     """
 
-    fields = ("boxes",)
+    fields = {"boxes": Field(shape=(5,), ragged=True)}
     classes: tuple[str, ...]
 
     def __init__(self, *, channels: int, keep_empty: bool) -> None:
@@ -77,19 +75,15 @@ class _BoxFolder:
     def __len__(self) -> int:
         return len(self.paths)
 
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        """uint8 [C, 1, H, W] and -1; OSError or RuntimeError when it can't be read or has another size than told."""
+    def __getitem__(self, index: int) -> Sample:
+        """Of a picture [C, 1, H, W]; OSError or RuntimeError when it can't be read or has another size than told."""
         with open(self.describe(index), "rb") as file:
             clip = decode(file.read(), channels=self.channels)
         height, width = self.sizes[index].tolist()
         if clip.shape[-2:] != (height, width):
             raise OSError(f"has {clip.shape[-1]}x{clip.shape[-2]} pixels, its annotation says {width}x{height}")
-        return clip, -1
-
-    def boxes(self, index: int) -> Tensor:
-        """float32 [m, 5]: left, top, right, bottom, class"""
         begin = self.ends[index - 1] if index else 0
-        return torch.from_numpy(self.rows[begin : self.ends[index]].copy())
+        return Sample(clip, -1, {"boxes": torch.from_numpy(self.rows[begin : self.ends[index]].copy())})
 
     def describe(self, index: int) -> str:
         return str(self.paths[index])
@@ -292,7 +286,7 @@ def read_coco(source: Path, pictures: Path) -> tuple[list[Annotated], tuple[str,
 
     Crowds (`iscrowd`) are left out: their box is none of a single thing.
     """
-    content = _json(source)
+    content = read_json(source)
     categories = {entry["id"]: str(entry["name"]) for entry in _entries(source, content, "categories", "id name")}
     boxes: dict[Any, list[Box]] = {
         entry["id"]: [] for entry in _entries(source, content, "images", "id file_name height width")
@@ -320,18 +314,6 @@ def _edges(source: Path, entry: dict) -> tuple[float, float, float, float]:
             f"{source}: annotation {entry.get('id')} has bbox {entry['bbox']}, not four numbers"
         ) from fault
     return left, top, left + width, top + height
-
-
-def _json(source: Path) -> dict:
-    try:
-        content = json.loads(source.read_bytes())
-    except OSError as fault:
-        raise ValueError(f"{source}: cannot be read: {fault.strerror}") from fault
-    except ValueError as fault:
-        raise ValueError(f"{source}: is not readable as JSON: {fault}") from fault
-    if not isinstance(content, dict):
-        raise ValueError(f"{source}: holds no object with images, annotations and categories")
-    return content
 
 
 def _entries(source: Path, content: dict, section: str, keys: str) -> Iterator[dict]:

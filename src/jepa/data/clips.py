@@ -17,12 +17,12 @@ SHORT = {
 """what is done with a video that is shorter than a clip"""
 
 
-def random_place(index: int, seed: int) -> float:
+def random_start(index: int, seed: int) -> float:
     """In [0, 1), a pure function of both."""
     return derive_seed(seed, index, 0, "clip") / 2**63
 
 
-def even_place(number: int, count: int) -> float:
+def even_start(number: int, count: int) -> float:
     """The middle of part `number` of `count` equal parts of [0, 1); of one clip the centre."""
     return (number + 0.5) / count
 
@@ -32,7 +32,7 @@ def spare(length: int, num_frames: int, step: float) -> int:
     return math.floor(length - 1 - (num_frames - 1) * step + 1e-6)
 
 
-def positions(length: int, num_frames: int, step: float, place: float, short: str) -> list[float]:
+def frame_positions(length: int, num_frames: int, step: float, place: float, short: str) -> list[float]:
     """In frames from the first: whole numbers below `length` where `step` is one.
 
     Raises OSError for a video that is shorter than the clip and is to be skipped.
@@ -47,7 +47,7 @@ def positions(length: int, num_frames: int, step: float, place: float, short: st
     return [min(position, length - 1) if short == "hold" else position % length for position in found]
 
 
-def grey(frames: Tensor) -> Tensor:
+def to_grey(frames: Tensor) -> Tensor:
     """uint8 [T, 3, H, W] -> [T, 1, H, W], by the weights of ITU-R BT.601"""
     weights = torch.tensor([0.299, 0.587, 0.114]).view(3, 1, 1)
     return (frames * weights).sum(dim=1, keepdim=True).round_().to(torch.uint8)

@@ -43,7 +43,7 @@ class Shapes:
     channels = 3
     mean = (0.5, 0.5, 0.5)
     std = (0.27, 0.27, 0.27)
-    cheap = True
+    in_memory = True
 
     def __init__(
         self,

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import csv
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 from torchvision.datasets.folder import make_dataset
@@ -17,6 +18,23 @@ from jepa.config.paths import existing
 log = logging.getLogger(__name__)
 VALIDATION_NAMES = ("validation", "valid", "val", "test")
 """of a folder or a split that is taken for the held-out part where none is named, in this order"""
+NO_LABEL = {"", "-1"}
+"""texts of a sample without a label"""
+
+
+class HoldingOut:
+    """A data set that can hold a part of itself out; `_take` takes what a part consists of."""
+
+    held_out: Self | None = None
+    _take: Callable[..., None]
+
+    def validation(self) -> Self | None:
+        return self.held_out
+
+    def _apart(self, *part: Any) -> Self:
+        other = copy.copy(self)
+        other._take(*part)
+        return other
 
 
 class Files(NamedTuple):
@@ -107,20 +125,25 @@ def _parquet(path: Path, key: str) -> dict[str, list[Any]]:
     return parquet.read_table(path).to_pydict()
 
 
-def class_numbers(
-    values: Sequence[Any], classes: tuple[str, ...] | None, key: str
-) -> tuple[tuple[str, ...], np.ndarray]:
-    """Names of the classes (those that are given, or all in the column) and the labels; -1 where there is none.
+def class_names(labels: Iterable[str]) -> tuple[str, ...]:
+    """The numbers up to the largest where all labels are whole numbers, or else the names that occur."""
+    names = set(labels) - NO_LABEL
+    if not all(map(str.isdecimal, names)):
+        return tuple(sorted(names))
+    return tuple(map(str, range(max(map(int, names), default=-1) + 1)))
 
-    Whole numbers are labels themselves, other values are names.
+
+def class_numbers(labels: Sequence[str], classes: Sequence[str], where: str, numbered: bool = False) -> np.ndarray:
+    """Long [n], -1 where there is none: a label is the name of a class or, where they are `numbered`, also its number.
+
+    Raises ValueError for what is neither.
     """
-    texts = ["" if value is None else str(value) for value in values]
-    named = {text for text in texts if text not in ("", "-1")}
-    if classes is None:
-        are_numbers = all(text.isdecimal() for text in named)
-        highest = max(map(int, named), default=-1) if are_numbers else -1
-        classes = tuple(map(str, range(highest + 1))) if are_numbers else tuple(sorted(named))
-    if unknown := sorted(named - set(classes)):
-        raise ValueError(f"{key} has classes that the training part has not: {unknown[:8]}")
     numbers = {name: number for number, name in enumerate(classes)}
-    return classes, np.array([numbers.get(text, -1) for text in texts], dtype=np.int64)
+    if numbered:
+        digits = {str(number): number for number in range(len(classes))}
+        numbers = numbers | digits if all(map(str.isdecimal, classes)) else digits | numbers
+    plain = {text: str(int(text)) if text.isdecimal() and text not in numbers else text for text in set(labels)}
+    found = {text: numbers.get(key) for text, key in plain.items()} | dict.fromkeys(NO_LABEL, -1)
+    if unknown := sorted(text for text, number in found.items() if number is None):
+        raise ValueError(f"{where}: labels that are not among the {len(classes)} classes: {unknown[:5]}")
+    return np.array([found[text] for text in labels], dtype=np.int64)

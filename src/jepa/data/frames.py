@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 import os
 import re
@@ -15,11 +14,11 @@ import torch
 from torch import Tensor
 
 from jepa.config.paths import content, existing
-from jepa.data.clips import how_many_are_short, random_place, spare
+from jepa.data.clips import how_many_are_short, random_start, spare
 from jepa.data.decode import SUFFIXES, decode, warn_of_slow_decoding
-from jepa.data.folders import has_suffix, read_table, sub_folders
+from jepa.data.folders import HoldingOut, has_suffix, read_table, sub_folders
 from jepa.data.images import NATURAL
-from jepa.types import Channels, NonNegativeInt, PositiveInt, ShareBelowOne
+from jepa.types import Channels, Field, NonNegativeInt, PositiveInt, Sample, ShareBelowOne
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +35,7 @@ class Stretch(NamedTuple):
     """long [n, 2]: folder and first frame in it"""
 
 
-class FrameFolders:
+class FrameFolders(HoldingOut):
     """Clips of `num_frames` frames, `stride` apart, of the folders of numbered images in `root_path`/`image_folder`.
 
     A clip begins every `hop` frames (None: where the one before ends); `self[index]` is that clip and `draw` begins up
@@ -64,50 +63,45 @@ class FrameFolders:
         folders = _video_folders(self.folder)
         self.classes = tuple(sorted({os.path.dirname(name) for name in folders} - {""}))
         held_out = _held_out(folders, val_folders, val_ratio)
-        self.part = self._stretch([name for name in folders if name not in held_out])
-        self.quantities = tuple(columns) if annotations else ()
+        self._take([name for name in folders if name not in held_out])
+        quantities = Field(shape=(len(columns),), names=tuple(columns))
+        self.fields = {"quantities": quantities} if annotations and columns else {}
         self.table = _read_table(root / annotations, file_column, columns) if annotations else {}
         if self.table and not any(self._name(folder, 0) in self.table for folder in range(len(self.part.folders))):
             raise ValueError(
                 f"dataset.annotations={annotations}: its column {file_column} has paths as {next(iter(self.table))}, "
                 f"none is a folder's first frame, as {self._name(0, 0)}"
             )
-        self.held_out: FrameFolders | None = None
-        if held_out:
-            self.held_out = copy.copy(self)
-            self.held_out.part = self._stretch(held_out)
+        self.held_out = self._apart(held_out) if held_out else None
 
     def __len__(self) -> int:
         return len(self.part.clips)
 
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        """uint8 [C, T, H, W] and its label; raises OSError or RuntimeError when a frame can't be read."""
+    def __getitem__(self, index: int) -> Sample:
+        """A clip [C, T, H, W] with its quantities; raises OSError or RuntimeError when a frame can't be read."""
         folder, first = self.part.clips[index].tolist()
         return self._clip(folder, first)
 
-    def draw(self, index: int, seed: int) -> tuple[Tensor, int]:
+    def draw(self, index: int, seed: int) -> Sample:
         folder, first = self.part.clips[index].tolist()
         room = spare(self._length(folder), self.num_frames, self.stride) - first
-        return self._clip(folder, first + int(random_place(index, seed) * (min(self.hop - 1, room) + 1)))
+        return self._clip(folder, first + int(random_start(index, seed) * (min(self.hop - 1, room) + 1)))
 
     def describe(self, index: int) -> str:
         folder, first = self.part.clips[index].tolist()
         return f"{self.folder / self.part.folders[folder]} from frame {first} on"
 
-    def validation(self) -> FrameFolders | None:
-        return self.held_out
-
-    def measure(self, index: int) -> Tensor:
+    def _quantities(self, folder: int, first: int) -> Tensor:
         """float32 [Q], of the frame `lag` frames before the middle one; of the folder's first where it begins later.
 
         nan where the table has no row for it.
         """
-        folder, first = self.part.clips[index].tolist()
         frame = max(0, first + (self.num_frames - 1) * self.stride // 2 - self.lag)
         name = self._name(folder, frame)
-        return torch.tensor(self.table[name]) if name in self.table else torch.full((len(self.quantities),), torch.nan)
+        unknown = np.full(self.fields["quantities"].shape, np.nan, dtype=np.float32)
+        return torch.tensor(self.table.get(name, unknown))
 
-    def _clip(self, folder: int, first: int) -> tuple[Tensor, int]:
+    def _clip(self, folder: int, first: int) -> Sample:
         frames = []
         for number in range(self.num_frames):
             path = self.folder / self._name(folder, first + number * self.stride)
@@ -115,7 +109,8 @@ class FrameFolders:
             if frames[-1].shape != frames[0].shape:
                 raise OSError(f"{path} is of another size than the frames before it")
         name = os.path.dirname(self.part.folders[folder])
-        return torch.cat(frames, dim=1), self.classes.index(name) if name else -1
+        label = self.classes.index(name) if name else -1
+        return Sample(torch.cat(frames, dim=1), label, {key: self._quantities(folder, first) for key in self.fields})
 
     def _name(self, folder: int, frame: int) -> str:
         return f"{self.part.folders[folder]}/{os.fsdecode(bytes(self.part.names[self.part.starts[folder] + frame]))}"
@@ -123,8 +118,8 @@ class FrameFolders:
     def _length(self, folder: int) -> int:
         return int(self.part.starts[folder + 1] - self.part.starts[folder])
 
-    def _stretch(self, folders: Sequence[str]) -> Stretch:
-        """All clips of these folders; says which numbers are lacking and which folders are too short."""
+    def _take(self, folders: Sequence[str]) -> None:
+        """Take all clips of these folders; says which numbers are lacking and which folders are too short."""
         names = [_numbered(self.folder / folder) for folder in folders]
         rooms = [spare(len(found), self.num_frames, self.stride) for found in names]
         clips = [(n, first) for n, room in enumerate(rooms) for first in range(0, room + 1, self.hop)]
@@ -137,7 +132,7 @@ class FrameFolders:
             )
         starts = np.cumsum([0, *map(len, names)])
         joined = np.array([os.fsencode(name) for found in names for name in found], dtype=bytes)
-        return Stretch(tuple(folders), joined, starts, np.array(clips))
+        self.part = Stretch(tuple(folders), joined, starts, np.array(clips))
 
 
 def _read_table(path: Path, file_column: str, columns: Sequence[str]) -> dict[str, np.ndarray]:

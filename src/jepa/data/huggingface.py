@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import re
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -14,7 +13,7 @@ from torch import Tensor
 
 from jepa.config.paths import on_this_machine
 from jepa.data.decode import decode, warn_of_slow_decoding
-from jepa.data.folders import VALIDATION_NAMES
+from jepa.data.folders import NO_LABEL, VALIDATION_NAMES, HoldingOut, class_names, class_numbers
 from jepa.data.images import NATURAL
 from jepa.types import Channels
 
@@ -25,7 +24,7 @@ LABEL_NAMES = ("label", "labels", "fine_label", "class", "target")
 """of a column that is taken for the label where none is named, in this order"""
 
 
-class HuggingFaceImages:
+class HuggingFaceImages(HoldingOut):
     """A data set of the Hugging Face hub, or local parquet files: one, or a folder of them named after their splits.
 
     `path` is the name on the hub or the local path; `val=None` takes a split of a usual name as the held-out part;
@@ -56,19 +55,16 @@ class HuggingFaceImages:
         self.path = path
         self.channels = channels
         self.mean, self.std = NATURAL[channels]
-        self._take(train, splits[train]())
-        self.image_column = _image_column(self.rows, image_column)
-        self.label_column = _label_column(self.rows, label_column)
-        self.classes = _class_names(self.rows, self.label_column)
-        self.labels = _labels(self.rows, self.label_column, self.classes)
-        self.held_out: HuggingFaceImages | None = None
-        if val is not None:
-            self.held_out = copy.copy(self)
-            self.held_out._take(val, splits[val]())
-            self.held_out.labels = _labels(self.held_out.rows, self.label_column, self.classes)
+        rows = splits[train]()
+        self.image_column = _image_column(rows, image_column)
+        self.label_column = _label_column(rows, label_column)
+        self.classes = _class_names(rows, self.label_column)
+        self._take(train, rows)
+        self.held_out = None if val is None else self._apart(val, splits[val]())
 
     def _take(self, split: str, rows: datasets.Dataset) -> None:
         self.split, self.rows = split, rows
+        self.labels = _labels(rows, self.label_column, self.classes)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -83,9 +79,6 @@ class HuggingFaceImages:
         image = self.rows.data.column(self.image_column)[index].as_py()
         name = image.get("path") if isinstance(image, dict) else None
         return f"{self.path} split {self.split} row {index}" + (f" ({name})" if name else "")
-
-    def validation(self) -> HuggingFaceImages | None:
-        return self.held_out
 
 
 def _find_splits(path: str, subset: str | None, known: Sequence[str]) -> dict[str, Callable[[], datasets.Dataset]]:
@@ -166,28 +159,26 @@ def _class_names(rows: datasets.Dataset, column: str | None) -> tuple[str, ...]:
     kind = str(getattr(rows.features[column], "dtype", "list"))
     if not re.match("string|large_string|u?int|bool", kind):
         raise ValueError(f"dataset.label_column={column}: expected integers or strings, found {kind}")
-    values = [value for value in rows.data.column(column).unique().to_pylist() if value is not None]
     if "string" in kind:
-        return tuple(sorted(values))
-    pairs: dict[int, str] = {}
+        return tuple(sorted(set(_texts(rows, column)) - NO_LABEL))
+    pairs: dict[str, str] = {}
     if f"{column}_name" in rows.features:
-        columns = (rows.data.column(name).to_pylist() for name in (column, f"{column}_name"))
-        pairs = dict(zip(*columns, strict=True))
-    return tuple(str(pairs.get(index, index)) for index in range(max(values, default=-1) + 1))
+        pairs = dict(zip(_texts(rows, column), _texts(rows, f"{column}_name"), strict=True))
+    return tuple(pairs.get(number) or number for number in class_names(_texts(rows, column)))
 
 
 def _labels(rows: datasets.Dataset, column: str | None, classes: Sequence[str]) -> np.ndarray:
-    """long [n], -1 where there is none"""
+    """Long [n], -1 where there is none."""
     if column is None:
         return np.full(len(rows), -1)
-    indices: dict[Any, int] = {name: index for index, name in enumerate(classes)} | {i: i for i in range(len(classes))}
+    are_names = "string" in str(rows.features[column].dtype)
+    expected = classes if are_names else [str(number) for number in range(len(classes))]
+    return class_numbers(_texts(rows, column), expected, f"column {column}")
+
+
+def _texts(rows: datasets.Dataset, column: str) -> list[str]:
     values = rows.data.column(column).to_pylist()
-    unknown = {value for value in values if value not in indices} - {None, -1}
-    if unknown:
-        raise ValueError(
-            f"column {column} holds labels that are not among the {len(classes)} classes: {sorted(unknown)[:5]}"
-        )
-    return np.array([indices.get(value, -1) for value in values], dtype=np.int64)
+    return ["" if value is None else value if isinstance(value, str) else str(int(value)) for value in values]
 
 
 def _encoded(image: Any) -> bytes:

@@ -18,7 +18,7 @@ from torchvision import datasets
 
 from jepa.config.paths import content, existing
 from jepa.data.decode import SUFFIXES, decode, warn_of_slow_decoding
-from jepa.data.folders import class_folders, held_out_files, scan
+from jepa.data.folders import HoldingOut, class_folders, held_out_files, scan
 from jepa.types import Channels
 
 log = logging.getLogger(__name__)
@@ -26,7 +26,7 @@ NATURAL = {3: ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)), 1: ((0.449,), (0.2
 """mean and standard deviation of ImageNet's pixels in [0, 1], by the number of channels"""
 
 
-class ImageFolder:
+class ImageFolder(HoldingOut):
     """Images of `root_path`/`image_folder`: one sub-folder for each class, or all in it and without labels.
 
     `val_folder` is the held-out part, beside `image_folder`; None takes a folder of a usual name with the same classes.
@@ -43,14 +43,14 @@ class ImageFolder:
         self.channels = channels
         self.mean, self.std = NATURAL[channels]
         self.classes = class_folders(folder, SUFFIXES)
-        self.folder, self.paths, self.labels = scan(folder, self.classes, SUFFIXES)
+        self._take(*scan(folder, self.classes, SUFFIXES))
         if not len(self.paths):
             raise ValueError(f"no images ({' '.join(SUFFIXES)}) in {folder} or its sub-folders; {content(folder)}")
-        self.held_out: ImageFolder | None = None
         held_out = held_out_files(folder, root, val_folder, self.classes, SUFFIXES)
-        if held_out is not None:
-            self.held_out = copy.copy(self)
-            self.held_out.folder, self.held_out.paths, self.held_out.labels = held_out
+        self.held_out = None if held_out is None else self._apart(*held_out)
+
+    def _take(self, folder: Path, paths: np.ndarray, labels: np.ndarray) -> None:
+        self.folder, self.paths, self.labels = folder, paths, labels
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -63,9 +63,6 @@ class ImageFolder:
 
     def describe(self, index: int) -> str:
         return os.path.join(self.folder, os.fsdecode(self.paths[index]))
-
-    def validation(self) -> ImageFolder | None:
-        return self.held_out
 
 
 TORCHVISION = {
@@ -85,7 +82,7 @@ class TorchvisionImages:
     """
 
     rules = ("jepa.data.rules.download",)
-    cheap = True
+    in_memory = True
 
     def __init__(
         self,

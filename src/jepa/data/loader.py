@@ -8,9 +8,9 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from itertools import count
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,9 +21,9 @@ from torch.utils.data import DataLoader, get_worker_info
 from torch.utils.data import Dataset as TorchDataset
 
 from jepa.errors import RunError
-from jepa.parallel.environment import find_place, num_cores
+from jepa.parallel.environment import num_cores, process_info
 from jepa.seeding import derive_seed, generator
-from jepa.types import BoxDataset, ClipDataset, Dataset, RawBatch
+from jepa.types import NO_FIELDS, ClipDataset, Dataset, DatasetTraits, Field, RawBatch, Sample
 
 log = logging.getLogger(__name__)
 UNREADABLE = (OSError, RuntimeError)
@@ -32,8 +32,6 @@ MOST_BROKEN = 0.01
 """the share of a data set that may be broken"""
 LONGEST_SIDE = 4
 """of a sample, in canvases: what is longer is cut at both ends, since all samples of a batch share its canvas"""
-
-NO_BOXES = torch.zeros(0, 5)
 
 
 class DataError(RunError):
@@ -51,12 +49,14 @@ def batches(
     world_size: int = 1,
     pin_memory: bool = False,
     canvas: int | None = None,
+    fields: Mapping[str, Field] = NO_FIELDS,
 ) -> Generator[RawBatch, None, None]:
     """Batches of `batch_size` samples for this rank, from step `first_step` on, for ever.
 
     Every epoch is a permutation of its own, and the ranks share out each step's samples: their union is the same for
     any number of ranks. Clips are drawn from another place of their video in each epoch. Samples whose shorter side is
-    above `canvas` are reduced to it. `num_workers=None` chooses.
+    above `canvas` are reduced to it. `fields` are those of the data set that are delivered besides the labels.
+    `num_workers=None` chooses.
     Closing the iterator ends the workers. Raises ValueError at once, DataError where data or workers fail.
     """
     if min(batch_size, world_size) < 1 or not 0 <= rank < world_size:
@@ -70,7 +70,7 @@ def batches(
         )
     num_workers = choose_num_workers(dataset) if num_workers is None else num_workers
     loader = DataLoader(
-        _BatchReader(dataset, canvas),
+        _BatchReader(dataset, canvas, fields),
         sampler=_Sampler(
             dataset, batch_size * world_size, seed, range(rank, batch_size * world_size, world_size), first_step
         ),
@@ -99,10 +99,10 @@ def read_in_order(reader: TorchDataset, lists: Iterable[list[int]], num_workers:
 
 
 def choose_num_workers(dataset: Dataset) -> int:
-    """No worker for data that cost nothing (`dataset.cheap`), else one for each core that is left, at most 8."""
-    if getattr(dataset, "cheap", False):
+    """No worker for data that cost nothing (`dataset.in_memory`), else one for each core that is left, at most 8."""
+    if DatasetTraits.of(dataset).in_memory:
         return 0
-    place = find_place(os.environ)
+    place = process_info(os.environ)
     return max(0, min(8, num_cores() // (place.local_size if place else 1) - 1))
 
 
@@ -129,7 +129,7 @@ def _iterate(loader: DataLoader) -> Generator[RawBatch, None, None]:
             worker.join(timeout=30)
 
 
-class Endless:
+class InfiniteOrder:
     """A sequence without end: entry p is number p % n of epoch p // n's permutation of n samples."""
 
     def __init__(self, num_samples: int, seed: int, stream: str = "order") -> None:
@@ -148,11 +148,11 @@ class Endless:
 
 
 class _Sampler:
-    """Lists of (index, seed), one for each step: a data set that can `deal` says itself what is at a position."""
+    """Lists of (index, seed), one for each step, in the data set's own order if it has an `index_order`."""
 
     def __init__(self, dataset: Dataset, batch_size: int, seed: int, share: range, first_step: int) -> None:
-        deal = getattr(dataset, "deal", None)
-        self.take = Endless(len(dataset), seed).take if deal is None else deal(batch_size, seed)
+        deal = DatasetTraits.of(dataset).index_order
+        self.take = InfiniteOrder(len(dataset), seed).take if deal is None else deal(batch_size, seed)
         self.batch_size = batch_size
         self.seed = seed
         self.share = share
@@ -164,61 +164,56 @@ class _Sampler:
             yield [(index, derive_seed(self.seed, epoch, index, "draw")) for index, epoch in taken]
 
 
-class _Sample(NamedTuple):
-    clip: Tensor
-    label: int
-    boxes: Tensor
-    """float32 [m, 5]"""
-
-
 class _BatchReader(TorchDataset[RawBatch | str]):
     """What runs in a worker: a list of (index, seed) -> RawBatch, or the message of a DataError."""
 
     PATIENCE = 100
     """unreadable samples in a row"""
 
-    def __init__(self, dataset: Dataset, canvas: int | None) -> None:
+    def __init__(self, dataset: Dataset, canvas: int | None, fields: Mapping[str, Field] = NO_FIELDS) -> None:
         self.dataset: Any = dataset
         self.draws = isinstance(dataset, ClipDataset)
-        self.has_boxes = isinstance(dataset, BoxDataset)
+        self.part_of = DatasetTraits.of(dataset).part_of or self._only_part
         self.canvas = canvas
+        self.fields = dict(fields)
 
     def __getitem__(self, places: list[tuple[int, int]]) -> RawBatch | str:
         broken: list[int] = []
         try:
             samples = [self._read(index, seed, broken) for index, seed in places]
+            columns = {name: _column(name, field, samples) for name, field in self.fields.items()}
         except DataError as fault:
             return str(fault)
-        parts = [part_of(self.dataset, index)[0] for index, _ in places]
-        return _collate(samples, broken, parts)
+        labels = torch.tensor([sample.label for sample in samples])
+        pixels, sizes = _on_canvas([sample.clip for sample in samples])
+        parts = torch.tensor([self.part_of(index)[0] for index, _ in places])
+        return RawBatch(pixels, sizes, {"labels": labels, **columns}, torch.tensor(broken, dtype=torch.long), parts)
 
-    def _read(self, index: int, seed: int, broken: list[int]) -> _Sample:
+    def _read(self, index: int, seed: int, broken: list[int]) -> Sample:
         """The sample, or the next of its part that can be read; notes the others in `broken`."""
         reason = ""
-        _, part = part_of(self.dataset, index)
+        _, part = self.part_of(index)
         for surplus in range(min(self.PATIENCE, len(part))):
             candidate = part[(index - part.start + surplus) % len(part)]
             try:
-                clip, label = self.dataset.draw(candidate, seed) if self.draws else self.dataset[candidate]
+                sample = Sample(*(self.dataset.draw(candidate, seed) if self.draws else self.dataset[candidate]))
             except UNREADABLE as fault:
                 broken.append(candidate)
                 reason = f"{self.dataset.describe(candidate)}: {first_line(fault)}"
                 continue
-            boxes = self.dataset.boxes(candidate) if self.has_boxes else NO_BOXES
-            if self.canvas is not None:
-                boxes = bounded_boxes(boxes, clip.shape[-2:], self.canvas)
-                clip = bounded(clip, self.canvas)
-            return _Sample(clip, label, boxes)
+            return sample if self.canvas is None else self._reduce(sample, self.canvas)
         raise DataError(f"{min(self.PATIENCE, len(part))} samples in a row can't be read; the last was {reason}")
 
+    def _only_part(self, index: int) -> tuple[int, range]:
+        return 0, range(len(self.dataset))
 
-def part_of(dataset: Dataset, index: int) -> tuple[int, range]:
-    """The number of a mixture's part that an index belongs to, and that part's indices; other data are one part."""
-    found = getattr(dataset, "part_of", None)
-    return (0, range(len(dataset))) if found is None else found(index)
+    def _reduce(self, sample: Sample, canvas: int) -> Sample:
+        size = sample.clip.shape[-2:]
+        moved = {name: MOVED[name](sample.fields[name], size, canvas) for name in MOVED.keys() & sample.fields.keys()}
+        return Sample(downscale(sample.clip, canvas), sample.label, {**sample.fields, **moved})
 
 
-def bounded(clip: Tensor, canvas: int) -> Tensor:
+def downscale(clip: Tensor, canvas: int) -> Tensor:
     """[C, T, H, W] -> the same reduced, antialiased, so that the shorter side is at most `canvas`.
 
     What is longer than `LONGEST_SIDE` canvases loses both ends.
@@ -231,8 +226,8 @@ def bounded(clip: Tensor, canvas: int) -> Tensor:
     return clip
 
 
-def bounded_boxes(boxes: Tensor, size: Sequence[int], canvas: int) -> Tensor:
-    """[m, 5] in a picture of height and width -> where they are in what `bounded` makes of it."""
+def downscale_boxes(boxes: Tensor, size: Sequence[int], canvas: int) -> Tensor:
+    """[m, 5] in a picture of height and width -> where they are in what `downscale` makes of it."""
     (height, width), (top, left) = _bounds(size, canvas)
     ratios = torch.tensor([width / size[1], height / size[0]] * 2 + [1.0])
     return boxes * ratios - torch.tensor([left, top, left, top, 0.0])
@@ -245,8 +240,12 @@ def _bounds(size: Sequence[int], canvas: int) -> tuple[list[int], list[int]]:
     return reduced, [max(0, side - LONGEST_SIDE * canvas) // 2 for side in reduced]
 
 
-def _collate(samples: Sequence[_Sample], broken: list[int], parts: list[int]) -> RawBatch:
-    clips = [sample.clip for sample in samples]
+MOVED: Mapping[str, Callable[[Tensor, Sequence[int], int], Tensor]] = {"boxes": downscale_boxes}
+"""Fields that hold positions in the picture: (value, size, canvas) -> the value after `downscale`."""
+
+
+def _on_canvas(clips: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """[C, T, H, W] each -> `RawBatch.pixels` and `RawBatch.sizes`"""
     sizes = torch.tensor([clip.shape[-2:] for clip in clips])
     channels, frames = clips[0].shape[:2]
     height, width = sizes.amax(dim=0).tolist()
@@ -254,14 +253,25 @@ def _collate(samples: Sequence[_Sample], broken: list[int], parts: list[int]) ->
     pixels = _zeros((len(clips), frames, height, width, channels)).permute(0, 4, 1, 2, 3)  # [B, C, T, H, W]
     for canvas, clip in zip(pixels, clips, strict=True):
         canvas[..., : clip.shape[-2], : clip.shape[-1]] = clip
-    return RawBatch(
-        pixels=pixels,
-        sizes=sizes,
-        labels=torch.tensor([sample.label for sample in samples]),
-        broken=torch.tensor(broken, dtype=torch.long),
-        parts=torch.tensor(parts),
-        boxes=pad_sequence([sample.boxes for sample in samples], batch_first=True, padding_value=-1.0),
-    )
+    return pixels, sizes
+
+
+def _column(name: str, field: Field, samples: Sequence[Sample]) -> Tensor:
+    """One field of all samples, stacked; a ragged one padded to the longest."""
+    values = [sample.fields.get(name) for sample in samples]
+    for value in values:
+        if value is None or value.shape[field.ragged :] != field.shape:
+            found = "none" if value is None else f"the shape {[*value.shape]}"
+            raise DataError(f"the data set declares {name} as {field}, and a sample of it has {found}")
+    values = [value.to(getattr(torch, field.dtype)) for value in values if value is not None]
+    return pad_sequence(values, batch_first=True, padding_value=field.padding) if field.ragged else torch.stack(values)
+
+
+def blank_fields(fields: Mapping[str, Field], rows: int) -> dict[str, Tensor]:
+    """The fields of a batch that says nothing: no labels, ragged fields without entries, zeros."""
+    shapes = {name: (rows, *([0] if field.ragged else []), *field.shape) for name, field in fields.items()}
+    blank = {name: torch.zeros(shape, dtype=getattr(torch, fields[name].dtype)) for name, shape in shapes.items()}
+    return {"labels": torch.full((rows,), -1), **blank}
 
 
 def _zeros(shape: tuple[int, ...]) -> Tensor:

@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from jepa.data.loader import Endless
+from jepa.data.loader import InfiniteOrder
 from jepa.seeding import derive_seed, generator
-from jepa.types import ClipDataset, Dataset
+from jepa.types import ClipDataset, Dataset, DatasetTraits, Sample
 
 BLOCK = 1000
 """samples in which the shares are exact, to the nearest sample"""
@@ -55,7 +55,7 @@ class Mixture:
         if len(set(channels.values())) > 1:
             raise ValueError(f"dataset.parts: all must have the same channels, got {channels}")
         self.starts = list(accumulate((len(part) for part in self.parts), initial=0))
-        self.cheap = all(getattr(part, "cheap", False) for part in self.parts)
+        self.in_memory = all(DatasetTraits.of(part).in_memory for part in self.parts)
 
     def __len__(self) -> int:
         return self.starts[-1]
@@ -63,11 +63,11 @@ class Mixture:
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         """uint8 [C, T, H, W] with the T of its part, and its label"""
         part, own = self._find(index)
-        return self._labelled(part, *part[own])
+        return self._labelled(part, Sample(*part[own]))
 
     def draw(self, index: int, seed: int) -> tuple[Tensor, int]:
         part, own = self._find(index)
-        return self._labelled(part, *(part.draw(own, seed) if isinstance(part, ClipDataset) else part[own]))
+        return self._labelled(part, Sample(*(part.draw(own, seed) if isinstance(part, ClipDataset) else part[own])))
 
     def describe(self, index: int) -> str:
         part, own = self._find(index)
@@ -81,26 +81,26 @@ class Mixture:
         number = int(np.searchsorted(self.starts, index, side="right")) - 1
         return number, range(self.starts[number], self.starts[number + 1])
 
-    def deal(self, batch_size: int, seed: int) -> Callable[[int], tuple[int, int]]:
+    def index_order(self, batch_size: int, seed: int) -> Callable[[int], tuple[int, int]]:
         """Position -> index and epoch of the part; `batch_size` is that of a step, over all ranks."""
         frames = {part.num_frames if isinstance(part, ClipDataset) else 1 for part in self.parts}
         if len(frames) == 1:
-            return Deal(self, seed, block=BLOCK, run=1).take
+            return MixtureOrder(self, seed, block=BLOCK, run=1).take
         smallest = min(map(len, self.parts))
         if smallest < batch_size:
             reason = "whole batches are of one part, since the parts have different numbers of frames"
             raise ValueError(f"batch_size={batch_size}: a part of the mixture has only {smallest} samples; {reason}")
-        return Deal(self, seed, block=BATCH_BLOCK, run=batch_size).take
+        return MixtureOrder(self, seed, block=BATCH_BLOCK, run=batch_size).take
 
     def _find(self, index: int) -> tuple[Dataset, int]:
         number, indices = self.part_of(index)
         return self.parts[number], index - indices.start
 
-    def _labelled(self, part: Dataset, clip: Tensor, label: int) -> tuple[Tensor, int]:
-        return clip, label if part is self.probed else -1
+    def _labelled(self, part: Dataset, sample: Sample) -> tuple[Tensor, int]:
+        return sample.clip, sample.label if part is self.probed else -1
 
 
-class Deal:
+class MixtureOrder:
     """Deals out runs of `run` positions: of `block` of them each part has its exact share, in a drawn order."""
 
     def __init__(self, mixture: Mixture, seed: int, block: int, run: int) -> None:
@@ -133,9 +133,9 @@ class Deal:
 
 def _stream(part: Any, seed: int, stream: str) -> Callable[[int], tuple[int, int]]:
     """Position of the part's own samples -> index and epoch; a part that can deal does."""
-    if hasattr(part, "deal"):
-        return part.deal(1, derive_seed(seed, 0, 0, stream))
-    return Endless(len(part), seed, stream).take
+    if deal := DatasetTraits.of(part).index_order:
+        return deal(1, derive_seed(seed, 0, 0, stream))
+    return InfiniteOrder(len(part), seed, stream).take
 
 
 def largest_remainder(shares: list[float], total: int) -> list[int]:
@@ -149,11 +149,11 @@ def largest_remainder(shares: list[float], total: int) -> list[int]:
     return counts
 
 
-class Shares:
+class MixtureCounter:
     """Counts which parts the samples of a run are of, between two readings."""
 
     def __init__(self, dataset: Any) -> None:
-        self.names: tuple[str, ...] = getattr(dataset, "part_names", ())
+        self.names = DatasetTraits.of(dataset).part_names
         self.counts = torch.zeros(len(self.names))
 
     def note(self, parts: Tensor) -> None:

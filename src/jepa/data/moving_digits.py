@@ -7,9 +7,8 @@ from typing import Annotated, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from jepa.types import PositiveInt, Seed, Within
+from jepa.types import Field, PositiveInt, Sample, Seed, Within
 
 HEIGHT = (0.32, 0.42)
 """of an upright digit, in sides of the picture"""
@@ -46,8 +45,8 @@ class MovingDigits:
     digits overlap the larger value of a channel wins. `speed` is in sides per frame: at the default a digit covers a
     third to two thirds of its free range along an axis in 16 frames. Fewer frames are the beginning of the same flight.
 
-    `measure` gives position (0 to 1 over the free range) and velocity (sides per frame, after the last bounce) in the
-    last frame. No single frame tells the velocity, and the middle one, all that the single-frame baseline of the
+    The quantities are position (0 to 1 over the free range) and velocity (sides per frame, after the last bounce) in
+    the last frame. No single frame tells the velocity, and the middle one, all that the single-frame baseline of the
     evaluation sees, does not tell the position at the end either: who knows them has used time.
 
     The mean is black, not the pixels' own: most of a frame is ground, and a ground far from zero would be most of what
@@ -57,9 +56,14 @@ class MovingDigits:
     channels = 3
     mean = (0.0, 0.0, 0.0)
     std = (0.27, 0.27, 0.27)
-    cheap = True
+    in_memory = True
     classes = tuple("0123456789")
-    quantities = tuple(f"{what}/{axis}" for what in ("position", "velocity") for axis in ("x1", "y1", "x2", "y2"))
+    fields = {
+        "quantities": Field(
+            shape=(8,),
+            names=tuple(f"{what}/{axis}" for what in ("position", "velocity") for axis in ("x1", "y1", "x2", "y2")),
+        )
+    }
 
     def __init__(
         self,
@@ -82,18 +86,13 @@ class MovingDigits:
     def __len__(self) -> int:
         return self.num_samples
 
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        """uint8 [3, num_frames, side, side] and the warm digit; the digits take turns."""
+    def __getitem__(self, index: int) -> Sample:
+        """A clip [3, num_frames, side, side], the warm digit, and the field quantities [8]; the digits take turns."""
         return self._show(index, self._random(index, 1))
 
-    def draw(self, index: int, seed: int) -> tuple[Tensor, int]:
+    def draw(self, index: int, seed: int) -> Sample:
         """As `self[index]`, but the two digits start elsewhere with another velocity: pure in index and seed."""
         return self._show(index, self._random(index, 2, seed))
-
-    def measure(self, index: int) -> Tensor:
-        """float32 [8], the quantities of `self[index]`"""
-        position, velocity = fly(self._glyphs(index), self.num_frames, self.speed, self._random(index, 1))
-        return torch.from_numpy(np.concatenate([position[-1].ravel(), velocity[-1].ravel()]).astype(np.float32))
 
     def describe(self, index: int) -> str:
         part = "held-out" if self.stream else "training"
@@ -121,13 +120,15 @@ class MovingDigits:
         warm = write(index % 10, self.side, WARM, rng)
         return warm, write(int(rng.integers(10)), self.side, COOL, rng)
 
-    def _show(self, index: int, rng: np.random.Generator) -> tuple[Tensor, int]:
+    def _show(self, index: int, rng: np.random.Generator) -> Sample:
         glyphs = self._glyphs(index)
-        position, _ = fly(glyphs, self.num_frames, self.speed, rng)
+        position, velocity = fly(glyphs, self.num_frames, self.speed, rng)
         canvas = np.zeros((3, self.num_frames, self.side + 2 * PAD, self.side + 2 * PAD), dtype=np.uint8)
         for number, glyph in enumerate(glyphs):
             stamp(canvas, glyph, ((position[:, number] - 0.5) * glyph.free + 0.5) * self.side + PAD)
-        return torch.from_numpy(canvas[..., PAD:-PAD, PAD:-PAD].copy()), index % 10
+        clip = torch.from_numpy(canvas[..., PAD:-PAD, PAD:-PAD].copy())
+        last = np.concatenate([position[-1].ravel(), velocity[-1].ravel()], dtype=np.float32)
+        return Sample(clip, index % 10, {"quantities": torch.from_numpy(last)})
 
 
 def fly(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 import os
 import re
@@ -15,7 +14,7 @@ from torch import Tensor
 
 from jepa.config.paths import find_shards
 from jepa.data.decode import decode, warn_of_slow_decoding
-from jepa.data.folders import VALIDATION_NAMES
+from jepa.data.folders import VALIDATION_NAMES, HoldingOut, class_names, class_numbers
 from jepa.data.images import NATURAL
 from jepa.data.shard_index import read_index
 from jepa.seeding import generator
@@ -26,7 +25,7 @@ MOST_OPEN = 64
 """files, in each process"""
 
 
-class Shards:
+class Shards(HoldingOut):
     """Images in tar files: members that share a name up to its first dot are one sample.
 
     `shards` is a brace pattern, a glob, a folder or a file; so is `val_shards`, the held-out part, of which None takes
@@ -50,15 +49,15 @@ class Shards:
         index = read_index(paths, image_key, label_key)
         self.classes = _class_names(paths[0].parent / "classes.txt", index["label"])
         self._take(paths, index)
-        self.held_out: Shards | None = None
         if held_out:
-            part = copy.copy(self)
-            part._take(held_out, read_index(held_out, image_key, label_key))
+            part = self._apart(held_out, read_index(held_out, image_key, label_key))
             self.held_out = part if named or (part.labels.max() >= 0) == bool(self.classes) else None
 
     def _take(self, paths: list[Path], index: np.ndarray) -> None:
         self.paths, self.index = paths, index
-        self.labels = _numbers(index["label"], self.classes, paths[0].parent)
+        found, places = np.unique(index["label"], return_inverse=True)
+        texts = [label.decode() for label in found.tolist()]
+        self.labels = class_numbers(texts, self.classes, f"shards in {paths[0].parent}", numbered=True)[places]
         self.files = _OpenFiles(paths)
 
     def __len__(self) -> int:
@@ -78,16 +77,13 @@ class Shards:
         row = self.index[index]
         return f"{self.paths[row['shard']]}: {os.fsdecode(bytes(row['key']))}"
 
-    def validation(self) -> Shards | None:
-        return self.held_out
-
-    def deal(self, batch_size: int, seed: int) -> Callable[[int], tuple[int, int]]:
+    def index_order(self, batch_size: int, seed: int) -> Callable[[int], tuple[int, int]]:
         """Position -> index and epoch, for batches of any size."""
         counts = np.bincount(self.index["shard"], minlength=len(self.paths))
-        return Windows(counts, self.shuffle_shards or len(counts), seed).take
+        return WindowShuffle(counts, self.shuffle_shards or len(counts), seed).take
 
 
-class Windows:
+class WindowShuffle:
     """Epochs over shards of `counts` samples: the shards in a drawn order, and `width` of them at a time shuffled."""
 
     def __init__(self, counts: np.ndarray, width: int, seed: int) -> None:
@@ -178,22 +174,8 @@ def _class_names(file: Path, labels: np.ndarray) -> tuple[str, ...]:
     """The lines of the file where it is there, or else the numbers up to the largest, or the names that occur."""
     if file.is_file():
         return tuple(line.strip() for line in file.read_text().splitlines() if line.strip())
-    found = [label.decode() for label in np.unique(labels).tolist() if label not in (b"", b"-1")]
-    if not all(label.isdecimal() for label in found):
-        return tuple(sorted(found))
-    largest = max(map(int, found), default=-1)
+    found = [label.decode() for label in np.unique(labels).tolist()]
+    largest = max((int(label) for label in found if label.isdecimal()), default=-1)
     if largest >= max(10_000, len(labels)):
         raise ValueError(f"dataset.shards: the label {largest} is no class of {len(labels)} samples; see label_key")
-    return tuple(map(str, range(largest + 1)))
-
-
-def _numbers(labels: np.ndarray, classes: tuple[str, ...], folder: Path) -> np.ndarray:
-    """Texts -> long [n], -1 without: what has digits alone is the number of a class, all else its name."""
-    known = {name.encode(): number for number, name in enumerate(classes) if not name.isdecimal()}
-    found, places = np.unique(labels, return_inverse=True)
-    numbers = [int(text) if text.isdigit() else known.get(text, -1) for text in found.tolist()]
-    pairs = zip(found.tolist(), numbers, strict=True)
-    unknown = [t.decode() for t, n in pairs if n >= len(classes) or (n < 0 and t not in (b"", b"-1"))]
-    if unknown:
-        raise ValueError(f"shards in {folder}: labels that are not among the {len(classes)} classes: {unknown[:5]}")
-    return np.array(numbers, dtype=np.int64)[places]
+    return class_names(found)

@@ -80,7 +80,8 @@ class Augment:
         local = None
         if self.local_views:
             local = self._crops(raw, uniform[:, self.views :], self.local_scale, self.local_size)
-        return Batch(clips, raw.labels.repeat_interleave(self.views), self.views, local)
+        fields = {name: field.repeat_interleave(self.views, dim=0) for name, field in raw.fields.items()}
+        return Batch(clips, fields, self.views, local)
 
     def _crops(self, raw: RawBatch, uniform: Tensor, scale: tuple[float, float], size: tuple[int, int]) -> Tensor:
         """[B, V, draws] -> [B V, C, T, h, w]"""
@@ -187,7 +188,6 @@ class Normalise:
             raise ValueError(f"mean={list(mean)} std={list(std)}: expected one pair for each channel, std above 0")
         self.mean, self.std = tuple(mean), tuple(std)
         deviation = torch.tensor(std)
-        self.mean, self.std = tuple(mean), tuple(std)
         self.scale = (1 / (255 * deviation)).view(-1, 1, 1, 1)
         self.shift = (torch.tensor(mean) / deviation).view(-1, 1, 1, 1)
 

@@ -42,7 +42,7 @@ class Video(Protocol):
         ...
 
 
-def look_at(path: str, decoders: Sequence[str], look: Callable[[Video], T]) -> T:
+def read_video(path: str, decoders: Sequence[str], look: Callable[[Video], T]) -> T:
     """What `look` makes of the file, open while it looks; raises OSError with one line where no decoder can read it.
 
     The next is asked where one fails. One thread decodes.

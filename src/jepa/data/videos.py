@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 import os
 from concurrent.futures import ThreadPoolExecutor
@@ -14,10 +13,12 @@ import numpy as np
 from torch import Tensor
 
 from jepa.config.paths import content, existing
-from jepa.data.clips import even_place, grey, how_many_are_short, positions, random_place, spare
+from jepa.data.clips import even_start, frame_positions, how_many_are_short, random_start, spare, to_grey
 from jepa.data.folders import (
     Files,
+    HoldingOut,
     class_folders,
+    class_names,
     class_numbers,
     held_out_files,
     read_table,
@@ -25,7 +26,7 @@ from jepa.data.folders import (
 )
 from jepa.data.images import NATURAL
 from jepa.data.loader import MOST_BROKEN
-from jepa.data.video_decode import SUFFIXES, Video, choose_decoders, look_at
+from jepa.data.video_decode import SUFFIXES, Video, choose_decoders, read_video
 from jepa.types import Channels, Positive, PositiveInt
 
 log = logging.getLogger(__name__)
@@ -35,7 +36,7 @@ TOLERANCE = 1.01
 """by which `fps` may be above a file's rate, e.g. 30 of 29.97"""
 
 
-class VideoFolder:
+class VideoFolder(HoldingOut):
     """Clips of `num_frames` frames of the videos in `root_path`/`video_folder`: class folders, or all in one folder.
 
     `annotations` is a CSV or parquet file in `root_path` with the columns path (in `video_folder`) and label, instead
@@ -73,11 +74,7 @@ class VideoFolder:
         if not len(files.paths):
             raise ValueError(f"no videos ({' '.join(SUFFIXES)}) in {folder} or its sub-folders; {content(folder)}")
         self._take(files)
-        self.held_out: VideoFolder | None = None
-        if held_out is not None:
-            part = copy.copy(self)
-            part._take(held_out)
-            self.held_out = part
+        self.held_out = None if held_out is None else self._apart(held_out)
 
     def _annotated_held_out(self, root: Path, folder: str, table: str | None) -> Files | None:
         if table is None:
@@ -90,11 +87,11 @@ class VideoFolder:
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         """uint8 [C, T, H, W] and its label; raises OSError when it can't be read."""
-        return self._clip(index, even_place(index % self.clips_per_video, self.clips_per_video))
+        return self._clip(index, even_start(index % self.clips_per_video, self.clips_per_video))
 
     def draw(self, index: int, seed: int) -> tuple[Tensor, int]:
         """As `self[index]`, from a random place in time."""
-        return self._clip(index, random_place(index, seed))
+        return self._clip(index, random_start(index, seed))
 
     @property
     def labels(self) -> np.ndarray:
@@ -110,20 +107,17 @@ class VideoFolder:
         path = self._path(video)
         return path if self.clips_per_video == 1 else f"{path} clip {clip + 1} of {self.clips_per_video}"
 
-    def validation(self) -> VideoFolder | None:
-        return self.held_out
-
     def _clip(self, index: int, place: float) -> tuple[Tensor, int]:
         number = index // self.clips_per_video
-        frames = look_at(self._path(number), self.decoders, partial(self._frames, place=place))
-        frames = frames if self.channels == 3 else grey(frames)
+        frames = read_video(self._path(number), self.decoders, partial(self._frames, place=place))
+        frames = frames if self.channels == 3 else to_grey(frames)
         return frames.transpose(0, 1), int(self.video_labels[number])
 
     def _frames(self, video: Video, place: float) -> Tensor:
         rate = _rate(video)
         if fault := self._rate_fault(rate):
             raise OSError(fault)
-        found = positions(video.num_frames, self.num_frames, self._step(rate), place, self.short)
+        found = frame_positions(video.num_frames, self.num_frames, self._step(rate), place, self.short)
         if self.fps is None:
             return video.at([int(number) for number in found])
         middles = (min(position + 0.5, video.num_frames - 0.5) for position in found)  # where rounding moves no frame
@@ -178,7 +172,7 @@ class VideoFolder:
     def _length(self, video: int) -> tuple[int, float] | str:
         """Frames and frames a second, or why it can't be read."""
         try:
-            return look_at(self._path(video), self.decoders, lambda v: (v.num_frames, _rate(v)))
+            return read_video(self._path(video), self.decoders, lambda v: (v.num_frames, _rate(v)))
         except OSError as fault:
             return str(fault)
 
@@ -193,7 +187,9 @@ def _annotated(
 ) -> tuple[tuple[str, ...], Files]:
     """Classes, and the files in `folder` that a table with the columns path and label names."""
     columns = read_table(table, key, ("path", "label"))
-    classes, labels = class_numbers(columns["label"], classes, key)
+    texts = ["" if value is None else str(value) for value in columns["label"]]
+    classes = class_names(texts) if classes is None else classes
+    labels = class_numbers(texts, classes, key)
     paths = np.array([os.fsencode(path) for path in columns["path"]], dtype=bytes)
     if not any((folder / os.fsdecode(path)).is_file() for path in paths[:SURVEYED]):
         raise ValueError(f"{key}={table}: the files that it names, as {columns['path'][:1]}, are not in {folder}")

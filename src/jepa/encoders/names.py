@@ -66,7 +66,7 @@ def to_foreign(tensors: Mapping[str, Tensor], names: Names, patch: Sequence[int]
     Positions are among them where `names` has some and `tensors` too, under the name `TABLE`.
     """
     found = {}
-    for ours, theirs in pairs(names, depth_of(tensors, "blocks.{}.")):
+    for ours, theirs in name_pairs(names, count_blocks(tensors, "blocks.{}.")):
         if ours == TABLE and ours not in tensors:
             continue
         tensor = tensors[ours]
@@ -81,7 +81,7 @@ def to_foreign(tensors: Mapping[str, Tensor], names: Names, patch: Sequence[int]
 def from_foreign(tensors: Mapping[str, Tensor], names: Names) -> dict[str, Tensor]:
     """Their tensors by our names; what is not in the table is left out. KeyError where one is lacking."""
     found = {}
-    for ours, theirs in pairs(names, depth_of(tensors, block_of(names))):
+    for ours, theirs in name_pairs(names, count_blocks(tensors, block_prefix(names))):
         if ours == TABLE and theirs[0] not in tensors:
             continue
         tensor = torch.cat([tensors[name] for name in theirs])
@@ -91,7 +91,7 @@ def from_foreign(tensors: Mapping[str, Tensor], names: Names) -> dict[str, Tenso
     return found
 
 
-def pairs(names: Names, depth: int) -> Iterator[tuple[str, tuple[str, ...]]]:
+def name_pairs(names: Names, depth: int) -> Iterator[tuple[str, tuple[str, ...]]]:
     """Our name of every tensor of an encoder of `depth` blocks, and theirs."""
     for ours, theirs in names.items():
         for number in range(depth) if "{}" in ours else (0,):
@@ -99,12 +99,12 @@ def pairs(names: Names, depth: int) -> Iterator[tuple[str, tuple[str, ...]]]:
                 yield ours.format(number) + leaf, tuple(name.format(number) + leaf for name in theirs)
 
 
-def block_of(names: Names) -> str:
+def block_prefix(names: Names) -> str:
     """How their blocks are called, as "encoder.layer.{}."."""
     return names["blocks.{}.norm1"][0].partition("{}")[0] + "{}."
 
 
-def depth_of(tensors: Iterable[str], block: str) -> int:
+def count_blocks(tensors: Iterable[str], block: str) -> int:
     """How many blocks there are, by the highest number in a name that begins as `block`."""
     before, _, after = block.partition("{}")
     numbers = (re.match(rf"{re.escape(before)}(\d+){re.escape(after)}", name) for name in tensors)

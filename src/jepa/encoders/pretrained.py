@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -23,10 +22,11 @@ from jepa.config import factory
 from jepa.config.paths import Source, find_source, read_json
 from jepa.data.transforms import EvalTransform
 from jepa.encoders.names import TABLE
-from jepa.encoders.published import Weights, download, fill, read_weights
+from jepa.encoders.published import Weights, download, load_exact, read_weights
 from jepa.layers.position import resampled
-from jepa.layers.tokens import patch_pair, patches_of, take
+from jepa.layers.tokens import gather_tokens, grid_of, make_grid, patch_pair
 from jepa.runs.checkpoint import CheckpointError
+from jepa.suggestions import suggestion
 from jepa.types import ClipShape, PatchGrid, PositiveInt, ShareBelowOne
 
 OURS = {"num_classes", "img_size", "in_chans", "drop_path_rate", "dynamic_img_size"}
@@ -88,7 +88,7 @@ def _open(
         )
     encoder = factory(node)()
     if not fresh:
-        fill(encoder, _on_grid(found, encoder), source)
+        load_exact(encoder, _on_grid(found, encoder), source)
     encoder.node = node
     return encoder, found.mean, found.std
 
@@ -136,7 +136,7 @@ class TimmEncoder(nn.Module):
         trunk.reset_classifier(0, "")
         self.clip_shape: ClipShape = (channels, frames, height, width)
         self.patch_size = patch_pair(trunk.patch_embed.patch_size)
-        self.grid = PatchGrid(frames, *patches_of((height, width), self.patch_size))
+        self.grid = make_grid((frames, height, width), self.patch_size)
         self.embed_dim: int = trunk.embed_dim
         self.num_heads: int = trunk.get_submodule("blocks.0.attn").num_heads
         self.num_prefix_tokens: int = trunk.num_prefix_tokens
@@ -167,13 +167,13 @@ class TimmEncoder(nn.Module):
     def _run(self, images: Tensor, keep: Tensor | None) -> Tensor:
         """[B, C, H, W] -> [B, N or K, D]"""
         trunk, prefix = self.trunk, self.num_prefix_tokens
-        tokens, turns = trunk._pos_embed(trunk.patch_embed(images)), None
+        tokens, rope = trunk._pos_embed(trunk.patch_embed(images)), None
         if isinstance(trunk, Eva):
-            tokens, turns = tokens
+            tokens, rope = tokens
         if keep is not None:
-            tokens = torch.cat([tokens[:, :prefix], take(tokens[:, prefix:], keep)], dim=1)
-            turns = None if turns is None else turns[keep][:, None]  # [B, 1, K, 2 head_dim]
-        tokens, given = trunk.norm_pre(tokens), {} if turns is None else {"rope": turns}
+            tokens = torch.cat([tokens[:, :prefix], gather_tokens(tokens[:, prefix:], keep)], dim=1)
+            rope = None if rope is None else rope[keep][:, None]  # [B, 1, K, 2 head_dim]
+        tokens, given = trunk.norm_pre(tokens), {} if rope is None else {"rope": rope}
         for block in trunk.blocks:
             if self.checkpoint_activations and torch.is_grad_enabled():
                 tokens = checkpoint(block, tokens, **given, use_reentrant=False)
@@ -182,12 +182,7 @@ class TimmEncoder(nn.Module):
         return trunk.fc_norm(trunk.norm(tokens[:, prefix:]))
 
     def grid_of(self, clips: Tensor) -> PatchGrid:
-        """The grid of [B, C, T, H, W] or [B, C, H, W]; refuses what it cannot cut into patches."""
-        channels, *frames, height, width = clips.shape[1:]
-        if channels != self.clip_shape[0]:
-            raise ValueError(f"this encoder reads {self.clip_shape[0]} channels, got clips of {tuple(clips.shape[1:])}")
-        (num_frames,) = frames or (1,)
-        return PatchGrid(num_frames, *patches_of((height, width), self.patch_size))
+        return grid_of(clips, self.clip_shape[0], self.patch_size)
 
 
 def _open_timm(
@@ -226,8 +221,7 @@ def _noted(name: str) -> dict[str, Any]:
     """What timm knows of a model of its own. Raises ValueError where there is no such model."""
     architecture = name.partition(".")[0]
     if not timm.is_model(architecture):
-        near = difflib.get_close_matches(architecture, timm.list_models(), n=3)
-        meant = f"; did you mean {' or '.join(near)}?" if near else ""
+        meant = suggestion(architecture, timm.list_models())
         raise ValueError(f"timm:{name}: timm {timm.__version__} has no such model{meant}")
     try:
         noted = timm.get_pretrained_cfg(name)

@@ -21,9 +21,21 @@ from torch import Tensor, nn
 
 from jepa.config.paths import ENCODER_FORMAT, EXPECTED, Source, find_source, read_json
 from jepa.data.images import NATURAL
-from jepa.encoders.names import IJEPA, PUBLISHED, TABLE, VJEPA2, Names, block_of, depth_of, from_foreign, pairs
+from jepa.data.loader import first_line
+from jepa.encoders.names import (
+    IJEPA,
+    PUBLISHED,
+    TABLE,
+    VJEPA2,
+    Names,
+    block_prefix,
+    count_blocks,
+    from_foreign,
+    name_pairs,
+)
 from jepa.runs import checkpoint
 from jepa.runs.checkpoint import CheckpointError
+from jepa.runs.metrics import read_config
 
 SPATIAL, TEMPORAL = "jepa.encoders.spatial.SpatialEncoder", "jepa.encoders.temporal.TemporalEncoder"
 NUM_HEADS = {192: 3, 384: 6, 768: 12, 1024: 16, 1280: 16, 1408: 16, 1664: 16}
@@ -73,7 +85,7 @@ def write_encoder(folder: Path, encoder: Any) -> None:
     )
 
 
-def fill(encoder: nn.Module, tensors: Mapping[str, Tensor], source: Source) -> None:
+def load_exact(encoder: nn.Module, tensors: Mapping[str, Tensor], source: Source) -> None:
     """Load the tensors; CheckpointError where names or shapes are not those of the encoder."""
     own = encoder.state_dict()
     _check_names(source, lacking=own.keys() - tensors.keys(), foreign=tensors.keys() - own.keys())
@@ -104,7 +116,7 @@ def _read_run(path: Path) -> Weights:
     """The encoder of a run folder or a checkpoint; what was trained before checkpoints named it is in its config."""
     found = checkpoint.find(path)
     state = checkpoint.read_state(found)
-    node = state.get("encoder") or checkpoint.read_config(found)["encoder"] | {"clip_shape": state["clip_shape"]}
+    node = state.get("encoder") or read_config(found)["encoder"] | {"clip_shape": state["clip_shape"]}
     tensors = checkpoint.load_model(found, state["backbone"] + ".")
     return Weights(check_node(node, found), tensors, state["mean"], state["std"])
 
@@ -182,8 +194,10 @@ def _translate(
     tensors: Mapping[str, Tensor], names: Names, path: Path, *, needs_table: bool
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Tensors by our names, and the sizes that their shapes tell."""
-    depth = depth_of(tensors, block_of(names))
-    wanted = {name for ours, theirs in pairs(names, max(depth, 1)) if ours != TABLE or needs_table for name in theirs}
+    depth = count_blocks(tensors, block_prefix(names))
+    wanted = {
+        name for ours, theirs in name_pairs(names, max(depth, 1)) if ours != TABLE or needs_table for name in theirs
+    }
     _check_names(path, lacking=wanted - tensors.keys(), foreign=tensors.keys() - wanted)
     patch = tensors[f"{names['embed'][0]}.weight"]
     hidden = tensors[names["blocks.{}.mlp.fc1"][0].format(0) + ".weight"]
@@ -207,19 +221,19 @@ def _translate(
 def _check_names(source: Any, lacking: Iterable[str], foreign: Iterable[str]) -> None:
     lacking, foreign = sorted(lacking), sorted(foreign)
     if lacking:
-        raise CheckpointError(f"{source} lacks {_some(lacking)}")
+        raise CheckpointError(f"{source} lacks {_first_names(lacking)}")
     if foreign:
-        raise CheckpointError(f"{source} is of another architecture: it also has {_some(foreign)}")
+        raise CheckpointError(f"{source} is of another architecture: it also has {_first_names(foreign)}")
 
 
-def _some(names: Sequence[str]) -> str:
+def _first_names(names: Sequence[str]) -> str:
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def _zero_biases(tensors: Mapping[str, Tensor], names: Names) -> dict[str, Tensor]:
     """Query, key and value without biases are the same as with zeros."""
     lacking = [f"{name}." for ours in ("blocks.{}.attn.qkv",) for name in names[ours]]
-    depth = depth_of(tensors, block_of(names))
+    depth = count_blocks(tensors, block_prefix(names))
     stems = [stem.format(number) for stem in lacking for number in range(depth)]
     return {f"{stem}bias": torch.zeros(len(tensors[f"{stem}weight"])) for stem in stems if f"{stem}weight" in tensors}
 
@@ -231,13 +245,13 @@ def _encoder_in(stored: Mapping[str, Any], path: Path) -> dict[str, Tensor]:
     for name, tensor in found.items():
         if not isinstance(name, str) or not isinstance(tensor, Tensor):
             raise CheckpointError(
-                f"{path} holds neither target_encoder nor encoder, but {_some(sorted(map(str, found)))}"
+                f"{path} holds neither target_encoder nor encoder, but {_first_names(sorted(map(str, found)))}"
             )
-        tensors[_bare(name)] = tensor
+        tensors[_strip_prefix(name)] = tensor
     return tensors
 
 
-def _bare(name: str) -> str:
+def _strip_prefix(name: str) -> str:
     for prefix in ("module.", "backbone."):
         name = name.removeprefix(prefix)
     return name
@@ -246,7 +260,7 @@ def _bare(name: str) -> str:
 def _has_rotary_predictor(stored: Mapping[str, Any]) -> bool:
     predictor = stored.get("predictor")
     tokens = (
-        [name for name in predictor if _bare(str(name)).startswith("mask_tokens.")]
+        [name for name in predictor if _strip_prefix(str(name)).startswith("mask_tokens.")]
         if isinstance(predictor, Mapping)
         else []
     )
@@ -321,10 +335,6 @@ def download(name: str) -> str:
         return snapshot_download(repository, revision=revision or None, allow_patterns=["*.json", "*.safetensors"])
     except OSError as error:
         raise CheckpointError(f"{name} is not on this machine and cannot be fetched ({first_line(error)})") from error
-
-
-def first_line(error: Exception) -> str:
-    return str(error).partition("\n")[0]
 
 
 def _found(text: str, prefix: str = "") -> Source:

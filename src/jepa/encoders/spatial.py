@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from jepa.layers.attention import compute_dtype, same_group
 from jepa.layers.init import init_weights
 from jepa.layers.position import Positions
-from jepa.layers.tokens import patch_pair, patches_of, patchify, take
+from jepa.layers.tokens import gather_tokens, grid_of, make_grid, patch_pair, patchify
 from jepa.layers.transformer import check_sizes, make_blocks, run_blocks
 from jepa.types import ClipShape, PatchGrid, Positive, PositiveInt, ShareBelowOne
 
@@ -44,17 +44,11 @@ class SpatialEncoder(nn.Module):
         norm_eps: Positive = 1e-6,
     ) -> None:
         super().__init__()
-        check_sizes(
-            width=embed_dim,
-            num_heads=num_heads,
-            mlp_ratio=mlp_ratio,
-            width_key="encoder.embed_dim",
-            heads_key="encoder.num_heads",
-        )
+        check_sizes(embed_dim, num_heads, mlp_ratio, width_key="encoder.embed_dim", heads_key="encoder.num_heads")
         channels, frames, height, width = clip_shape
         self.clip_shape: ClipShape = (channels, frames, height, width)
         self.patch_size = patch_height, patch_width = patch_pair(patch_size)
-        self.frame_grid = PatchGrid(1, *patches_of((height, width), self.patch_size))
+        self.frame_grid = make_grid((1, height, width), self.patch_size)
         self.grid: PatchGrid = replace(self.frame_grid, t=frames)
         self.embed_dim = embed_dim
         self.num_heads = num_heads
@@ -66,14 +60,7 @@ class SpatialEncoder(nn.Module):
             width=embed_dim,
             kind=position,
         )
-        self.blocks = make_blocks(
-            width=embed_dim,
-            depth=depth,
-            num_heads=num_heads,
-            mlp_ratio=mlp_ratio,
-            drop_path=drop_path,
-            norm_eps=norm_eps,
-        )
+        self.blocks = make_blocks(embed_dim, depth, num_heads, mlp_ratio, drop_path=drop_path, norm_eps=norm_eps)
         self.norm = LayerNorm(embed_dim, eps=norm_eps)
         init_weights(self, self.blocks)
         nn.init.xavier_uniform_(self.embed.weight)  # as in MAE: a patch speaks as loudly as its position
@@ -83,13 +70,13 @@ class SpatialEncoder(nn.Module):
         grid = self.grid_of(clips)
         clips = clips if clips.ndim == 5 else clips[:, :, None]
         if keep is not None and grid.t > 1 and keep.shape[1] == grid.num_tokens:
-            return take(self(clips), keep)
+            return gather_tokens(self(clips), keep)
         patches = patchify(clips, (1, *self.patch_size))
         if keep is None:
             return self._frames(patches, grid)
         frame_grid = replace(grid, t=1)
         frame, place = keep // frame_grid.num_tokens, keep % frame_grid.num_tokens
-        tokens = self.positions.add(self.embed(take(patches, keep)), frame_grid, place)
+        tokens = self.positions.add(self.embed(gather_tokens(patches, keep)), frame_grid, place)
         mask = same_group(frame, compute_dtype(tokens)) if grid.t > 1 else None
         return self._trunk(tokens, mask)
 
@@ -103,9 +90,4 @@ class SpatialEncoder(nn.Module):
         return self.norm(run_blocks(self.blocks, tokens, mask=mask, checkpointed=self.checkpoint_activations))
 
     def grid_of(self, clips: Tensor) -> PatchGrid:
-        """The grid of [B, C, T, H, W] or [B, C, H, W]; refuses what it cannot cut into patches."""
-        channels, *frames, height, width = clips.shape[1:]
-        (num_frames,) = frames or (1,)
-        if channels != self.clip_shape[0]:
-            raise ValueError(f"this encoder reads {self.clip_shape[0]} channels, got clips of {tuple(clips.shape[1:])}")
-        return PatchGrid(num_frames, *patches_of((height, width), self.patch_size))
+        return grid_of(clips, self.clip_shape[0], self.patch_size)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from jepa.layers.init import init_weights
 from jepa.layers.position import Positions
-from jepa.layers.tokens import divide, patch_pair, patches_of, patchify, take
+from jepa.layers.tokens import gather_tokens, grid_of, make_grid, patch_pair, patchify
 from jepa.layers.transformer import check_sizes, make_blocks, run_blocks
 from jepa.types import ClipShape, PatchGrid, Positive, PositiveInt, ShareBelowOne
 
@@ -39,18 +39,12 @@ class TemporalEncoder(nn.Module):
         norm_eps: Positive = 1e-6,
     ) -> None:
         super().__init__()
-        check_sizes(
-            width=embed_dim,
-            num_heads=num_heads,
-            mlp_ratio=mlp_ratio,
-            width_key="encoder.embed_dim",
-            heads_key="encoder.num_heads",
-        )
+        check_sizes(embed_dim, num_heads, mlp_ratio, width_key="encoder.embed_dim", heads_key="encoder.num_heads")
         channels, frames, height, width = clip_shape
         self.clip_shape: ClipShape = (channels, frames, height, width)
         self.patch_size = patch_height, patch_width = patch_pair(patch_size)
         self.tubelet_size = tubelet_size
-        self.grid: PatchGrid = self._grid(frames, height, width)
+        self.grid: PatchGrid = make_grid((frames, height, width), self.patch_size, tubelet_size)
         self.embed_dim = embed_dim
         self.num_heads = num_heads
         self.checkpoint_activations = checkpoint_activations
@@ -63,14 +57,7 @@ class TemporalEncoder(nn.Module):
             kind=position,
             in_time=True,
         )
-        self.blocks = make_blocks(
-            width=embed_dim,
-            depth=depth,
-            num_heads=num_heads,
-            mlp_ratio=mlp_ratio,
-            drop_path=drop_path,
-            norm_eps=norm_eps,
-        )
+        self.blocks = make_blocks(embed_dim, depth, num_heads, mlp_ratio, drop_path=drop_path, norm_eps=norm_eps)
         self.norm = LayerNorm(embed_dim, eps=norm_eps)
         init_weights(self, self.blocks)
         nn.init.xavier_uniform_(self.embed.weight)  # as in MAE: a patch speaks as loudly as its position
@@ -82,20 +69,10 @@ class TemporalEncoder(nn.Module):
         if clips.shape[2] == 1:
             clips = clips.expand(-1, -1, self.tubelet_size, -1, -1)
         patches = patchify(clips, (self.tubelet_size, *self.patch_size))
-        tokens = self.embed(patches if keep is None else take(patches, keep))
+        tokens = self.embed(patches if keep is None else gather_tokens(patches, keep))
         tokens = self.positions.add(tokens, grid, keep)
-        turns = self.positions.turns(tokens, grid, keep)
-        return self.norm(run_blocks(self.blocks, tokens, turns=turns, checkpointed=self.checkpoint_activations))
+        rope = self.positions.rope(tokens, grid, keep)
+        return self.norm(run_blocks(self.blocks, tokens, rope=rope, checkpointed=self.checkpoint_activations))
 
     def grid_of(self, clips: Tensor) -> PatchGrid:
-        """The grid of [B, C, T, H, W] or [B, C, H, W]; refuses what it cannot cut into tubelets."""
-        channels, *frames, height, width = clips.shape[1:]
-        (num_frames,) = frames or (1,)
-        if channels != self.clip_shape[0]:
-            raise ValueError(f"this encoder reads {self.clip_shape[0]} channels, got clips of {tuple(clips.shape[1:])}")
-        return self._grid(num_frames, height, width)
-
-    def _grid(self, frames: int, height: int, width: int) -> PatchGrid:
-        keys = "num_frames or encoder.tubelet_size"
-        steps = 1 if frames == 1 else divide(frames, self.tubelet_size, "num_frames", "tubelet", keys)
-        return PatchGrid(steps, *patches_of((height, width), self.patch_size))
+        return grid_of(clips, self.clip_shape[0], self.patch_size, self.tubelet_size)

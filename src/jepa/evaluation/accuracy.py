@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from jepa.evaluation.pictures import enlarge, heat, montage
-from jepa.evaluation.probe import BALANCED, probe_task, scores, top1
+from jepa.evaluation.probe import BALANCED, confusion_counts, probe_task, scores, top1
 from jepa.evaluation.types import Evaluation, Picture, Snapshot
 
 FEW = 10
@@ -18,7 +17,7 @@ TABLE_SIDE = 320
 
 
 class Accuracy:
-    """Silent where the objective gives no answers, or the samples have no labels."""
+    """Silent where the objective gives no logits, or the samples have no labels."""
 
     judges = "classes"
     protocol = (
@@ -28,27 +27,26 @@ class Accuracy:
 
     def __call__(self, snapshot: Snapshot) -> Evaluation:
         task = probe_task(snapshot.train, snapshot.val)
-        if snapshot.answers is None or isinstance(task, str):
+        if snapshot.logits is None or isinstance(task, str):
             return Evaluation()
         labelled = snapshot.val.labels >= 0
-        answers, labels = snapshot.answers[labelled], snapshot.val.labels[labelled]
-        predicted = answers.argmax(dim=1)
+        logits, labels = snapshot.logits[labelled], snapshot.val.labels[labelled]
+        predicted = logits.argmax(dim=1)
         metrics = scores("probe/classifier", predicted, task)
-        if answers.shape[1] >= FEW:
-            among = (answers.topk(5, dim=1).indices == labels[:, None]).any(dim=1)
+        if logits.shape[1] >= FEW:
+            among = (logits.topk(5, dim=1).indices == labels[:, None]).any(dim=1)
             metrics["probe/classifier_top5"] = 100.0 * among.float().mean().item()
         return Evaluation(metrics, (confusion_picture(predicted, labels, snapshot.classes),))
 
 
-def confusions(predicted: Tensor, labels: Tensor, num_classes: int) -> Tensor:
+def confusion_shares(predicted: Tensor, labels: Tensor, num_classes: int) -> Tensor:
     """[n], [n] -> float32 [classes, classes]: of a true class (row) the share that was taken for each (column)."""
-    counts = torch.zeros(num_classes, num_classes)
-    counts.index_put_((labels, predicted), torch.ones(len(labels)), accumulate=True)
+    counts = confusion_counts(predicted, labels, num_classes)
     return counts / counts.sum(dim=1, keepdim=True).clamp(min=1)
 
 
 def confusion_picture(predicted: Tensor, labels: Tensor, classes: tuple[str, ...]) -> Picture:
-    shares = confusions(predicted, labels, len(classes))
+    shares = confusion_shares(predicted, labels, len(classes))
     found = {int(label): top1(predicted[labels == label], labels[labels == label]) for label in labels.unique()}
     order = f", in the order {', '.join(classes)}" if len(classes) <= MAX_NAMES else ", in the order of the classes"
     worst = sorted(found, key=found.__getitem__)[:FEW]

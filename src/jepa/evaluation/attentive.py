@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from jepa.evaluation.probe import SELECTION_SHARE, Answer, ClassProbe, ProbeTask, held_out, select, top1
+from jepa.evaluation.probe import SELECTION_SHARE, ClassProbe, Prediction, ProbeTask, held_out, select, top1
 from jepa.evaluation.types import Evaluation, Features, Snapshot
 from jepa.layers.attention import CrossAttention, CrossAttentionBlock, num_heads
 from jepa.types import PositiveInt
@@ -42,11 +42,11 @@ class AttentiveProbe(ClassProbe):
     def __call__(self, snapshot: Snapshot) -> Evaluation:
         return super().__call__(snapshot) if snapshot.train.tokens is not None else Evaluation()
 
-    def answer(self, task: ProbeTask) -> Answer:
+    def predict(self, task: ProbeTask) -> Prediction:
         used, judged = (select(task.train, rows) for rows in held_out(len(task.train.labels), task.seed))
-        found = [top1(self._fit(used, trial, task).answer(judged), judged.labels) for trial in TRIALS]
+        found = [top1(self._fit(used, trial, task).predict(judged), judged.labels) for trial in TRIALS]
         best = TRIALS[max(range(len(TRIALS)), key=found.__getitem__)]
-        return Answer(self._fit(task.train, best, task).answer(task.val), best._asdict())
+        return Prediction(self._fit(task.train, best, task).predict(task.val), best._asdict())
 
     def _fit(self, train: Features, trial: Trial, task: ProbeTask) -> AttentiveHead:
         """Pure in the seed, and leaves the global random state as it was."""
@@ -91,7 +91,7 @@ class AttentiveHead(nn.Module):
         return self.classify(self.norm(read + self.block.mlp(self.block.norm2(read)))[:, 0])
 
     @torch.no_grad()
-    def answer(self, features: Features) -> Tensor:
+    def predict(self, features: Features) -> Tensor:
         """-> [n], the best class of each sample"""
         device = self.query.device
         return torch.cat([self(some.to(device)).argmax(1).cpu() for some in tokens_of(features).split(256)])

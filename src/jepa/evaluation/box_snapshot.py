@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
-from jepa.errors import Interrupted
-from jepa.evaluation.samples import evaluating
+from jepa.evaluation.frozen import evaluating
+from jepa.evaluation.samples import Samples, Split, progress
 from jepa.evaluation.types import BoxSnapshot, Detections, Evaluator
+from jepa.parallel.session import Session
 from jepa.seeding import generator
-from jepa.types import BoxDataset
+from jepa.types import Dataset, DatasetTraits
 
-log = logging.getLogger(__name__)
-SILENT_SECONDS = 5
-"""an evaluation that takes longer shows a bar on a terminal"""
-FRAMES_OF_ONE = 16
-"""that the maps of a pyramid weigh: so many fewer pictures are looked at at once than `evaluation.batch_size` says"""
+IMAGES_PER_PICTURE = 16
+"""by which `evaluation.batch_size` is divided: the maps of a pyramid take so much memory"""
 
 
 class Whole(Protocol):
@@ -34,43 +29,34 @@ class Whole(Protocol):
         ...
 
 
-class Sample(NamedTuple):
-    picture: Tensor
-    """uint8 [C, 1, H, W]"""
-    boxes: Tensor
-    """float32 [m, 5]"""
-
-
-class BoxProber:
+class DetectionSnapshotter:
     """Takes snapshots of a detector on the whole validation part, of more than `val_samples` on as many of them.
 
     The test part is looked at after `last_step` alone. Pictures that cannot be read are left out and named once.
     """
 
     def __init__(
-        self, *, dataset: BoxDataset, transform: Whole, device: torch.device | str, batch_size: int, val_samples: int,
-        seed: int, last_step: int, evaluators: Sequence[Evaluator] = (),
-        autocast: Callable[[], AbstractContextManager] = nullcontext, num_pictures: int = 4,
+        self, *, dataset: Dataset, transform: Whole, session: Session, batch_size: int, val_samples: int,
+        seed: int, last_step: int, evaluators: Sequence[Evaluator] = (), num_pictures: int = 4,
     ) -> None:  # fmt: skip
         held_out: Any = dataset.validation()
-        test: Any = dataset.test()
-        self.is_asked = bool(evaluators)
-        if held_out is None and self.is_asked:
+        test: Any = DatasetTraits.of(dataset).test()
+        self.has_evaluators = bool(evaluators)
+        if held_out is None and self.has_evaluators:
             raise ValueError("the data set has no held-out part to judge a detector on: name one, or take evaluator=[]")
-        self.val, self.test = held_out, test
         self.indices: list[int] = []
         if held_out is not None:
             order = torch.randperm(len(held_out), generator=generator(seed, 0, 0, "validation"))
             self.indices = sorted(order[:val_samples].tolist())
         self.classes = dataset.classes
         self.transform = transform
-        self.device = torch.device(device)
-        self.batch_size = max(1, batch_size // FRAMES_OF_ONE)
+        self.session = session
+        size = max(1, batch_size // IMAGES_PER_PICTURE)
+        self.val = _whole_pictures(held_out, "validation", self.indices, size) if self.indices else None
+        self.test = _whole_pictures(test, "test", range(len(test)), size) if test else None
         self.last_step = last_step
-        self.autocast = autocast
         self.num_pictures = num_pictures
-        self._told: set[str] = set()
-        beside = f", and {len(self.test)} test pictures after the last step" if self.test else ""
+        beside = f", and {len(test)} test pictures after the last step" if test else ""
         self.protocol = f"detection: {len(self.indices)} whole pictures of the validation part{beside}"
 
     @property
@@ -79,50 +65,43 @@ class BoxProber:
         return len(self.indices)
 
     def snapshot(self, step: int, objective: Any, should_stop: Callable[[], bool] = lambda: False) -> BoxSnapshot:
-        """Of a detector on this prober's device.
+        """Of a detector on this snapshotter's device; without detections where a weight is not finite.
 
         `should_stop` is asked between batches; where it says so, Interrupted is raised.
         """
-        is_finite = all(bool(weights.isfinite().all()) for weights in objective.parameters())
-        with evaluating(objective), torch.no_grad(), self.autocast():
-            look = self._findings if is_finite else lambda *_: ()
-            val = look(objective, self.val, self.indices, should_stop)
-            ends = step == self.last_step and self.test is not None
-            test = look(objective, self.test, range(len(self.test or ())), should_stop) if ends else ()
-        shown = [s.picture[:, 0] for s in self._read(self.val, self.indices[: self.num_pictures])]
-        return BoxSnapshot(step, self.classes, val, test, shown, is_finite)
+        if not all(bool(weights.isfinite().all()) for weights in objective.parameters()):
+            return BoxSnapshot(step, self.classes, val=(), test=(), pictures=(), is_finite=False)
+        pictures: list[Tensor] = []
+        with evaluating(objective), torch.no_grad(), self.session.autocast():
+            val = self._detect(objective, self.val, should_stop, pictures)
+            test = self._detect(objective, self.test, should_stop) if step == self.last_step else []
+        return BoxSnapshot(step, self.classes, val, test, pictures, is_finite=True)
 
     def baselines(self, snapshot: BoxSnapshot, evaluators: Sequence[Evaluator]) -> dict[str, float]:
         """None: pixels alone find nothing."""
         return {}
 
-    def _findings(
-        self, objective: Any, dataset: Any, indices: Sequence[int], should_stop: Callable[[], bool]
-    ) -> list[Detections]:
-        found = []
-        with tqdm(
-            total=len(indices), desc="detecting", unit="picture", delay=SILENT_SECONDS, leave=False, disable=None
-        ) as bar:
-            for start in range(0, len(indices), self.batch_size):
-                some = list(self._read(dataset, indices[start : start + self.batch_size]))
-                if not some:
-                    continue
-                clips = self.transform([sample.picture.to(self.device) for sample in some])
-                for sample, rows in zip(some, objective.find(clips), strict=True):
-                    edges = self.transform.restore(rows[:, :4].float().cpu(), sample.picture.shape[-2:])
-                    found.append(Detections(torch.cat([edges, rows[:, 4:].float().cpu()], dim=1), sample.boxes))
-                bar.update(len(some))
-                if should_stop():
-                    raise Interrupted("the evaluation was asked to stop")
-        return found
+    def _detect(
+        self, objective: Any, samples: Samples | None, should_stop: Callable[[], bool],
+        first: list[Tensor] | None = None,
+    ) -> list[Detections]:  # fmt: skip
+        """Of all samples; `first` receives the first pictures."""
+        detections: list[Detections] = []
+        if samples is None:
+            return detections
+        with progress(len(samples.split.indices), "detecting", "picture", should_stop) as advance:
+            for batch in samples.batches():
+                pictures, annotated = batch.values, batch.fields["boxes"]
+                clips = self.transform([picture.to(self.session.device) for picture in pictures])
+                for picture, boxes, rows in zip(pictures, annotated, objective.find(clips), strict=True):
+                    edges = self.transform.restore(rows[:, :4].float().cpu(), picture.shape[-2:])
+                    detections.append(Detections(torch.cat([edges, rows[:, 4:].float().cpu()], dim=1), boxes))
+                if first is not None:
+                    first += [picture[:, 0] for picture in pictures[: self.num_pictures - len(first)]]
+                advance(len(pictures))
+        return detections
 
-    def _read(self, dataset: Any, indices: Sequence[int]) -> Iterator[Sample]:
-        for index in indices:
-            try:
-                picture, _ = dataset[index]
-            except (OSError, RuntimeError) as fault:
-                if (name := dataset.describe(index)) not in self._told:
-                    log.warning("evaluation leaves out %s: %s", name, fault)
-                    self._told.add(name)
-                continue
-            yield Sample(picture, dataset.boxes(index))
+
+def _whole_pictures(dataset: Any, name: str, indices: Sequence[int], batch_size: int) -> Samples:
+    split = Split(dataset=dataset, name=name, indices=tuple(indices))
+    return Samples(split=split, reduce=list, batch_size=batch_size, fields=["boxes"])

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from torch import Tensor
-from torch.nn import functional as F
-
 from jepa.evaluation.pictures import enlarge, labelled_tiles, montage, to_rgb
+from jepa.evaluation.probe import nearest
 from jepa.evaluation.types import EmbeddingTable, Evaluation, Picture, Snapshot
 from jepa.types import PositiveInt
 
@@ -38,21 +36,14 @@ def label_name(label: int, classes: tuple[str, ...]) -> str:
     return classes[label] if label < len(classes) else str(label)
 
 
-def nearest(vectors: Tensor, num_queries: int, k: int) -> Tensor:
-    """[n, D] -> [num_queries, k]: the nearest others of the first samples by cosine similarity, best first."""
-    units = F.normalize(vectors, dim=1)
-    similarity = units[:num_queries] @ units.T
-    similarity.fill_diagonal_(-2.0)
-    return similarity.topk(k, dim=1).indices
-
-
 def neighbour_picture(snapshot: Snapshot) -> Picture:
     """One row for a query: the image, then its neighbours, class names under them."""
     num = len(snapshot.val.labels)
-    found = nearest(snapshot.val.vectors, min(NUM_QUERIES, num), min(NUM_NEIGHBOURS, num - 1))
+    vectors = snapshot.val.vectors
+    neighbours, _ = nearest(vectors[:NUM_QUERIES], vectors, min(NUM_NEIGHBOURS, num - 1), others=True)
     thumbnails = to_rgb(snapshot.thumbnails)
     rows = []
-    for query, others in enumerate(found.tolist()):
+    for query, others in enumerate(neighbours.tolist()):
         labels = [int(snapshot.val.labels[index]) for index in (query, *others)]
         texts = [label_name(label, snapshot.classes)[:MAX_TEXT] for label in labels]
         colours = [BLACK, *(RIGHT if label == labels[0] else WRONG for label in labels[1:])]

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
 from copy import deepcopy
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import Optimizer
-from tqdm import tqdm
 
-from jepa.errors import Interrupted
 from jepa.evaluation.probe import ClassProbe, ProbeTask, scores
+from jepa.evaluation.samples import progress
 from jepa.evaluation.types import Evaluation, Snapshot, Tuning
 from jepa.layers.classifier import Classifier
 from jepa.optim import parameter_groups, set_schedule
@@ -23,12 +21,10 @@ from jepa.seeding import derive_seed, generator
 from jepa.types import NonNegative, Positive, PositiveInt, ShareBelowOne
 
 CLIP_GRAD = 1.0
-SILENT_SECONDS = 5
-"""a training that takes longer shows a bar on a terminal"""
 
 
 class FineTuning(ClassProbe):
-    """At step 0 it trains from random weights: what labels alone are worth. The weights of the run stay as they are."""
+    """At step 0 it starts from random weights: a supervised baseline. The weights of the run stay as they are."""
 
     only_at_ends = True
 
@@ -73,23 +69,22 @@ class FineTuning(ClassProbe):
             self._fit(model.to(tuning.device).train(), tuning)
         model.eval()
         found = []
-        with torch.no_grad(), tuning.autocast():
+        with torch.no_grad(), tuning.autocast(), progress(None, "testing", "batch", tuning.should_stop) as advance:
             for clips in tuning.val():
                 found.append(model(clips).argmax(1).cpu())
-                _check(tuning)
+                advance(1)
         return torch.cat(found)
 
     def _fit(self, model: nn.Module, tuning: Tuning) -> None:
         optimizer = torch.optim.AdamW(parameter_groups(model), lr=self.lr)
         rng = generator(tuning.seed, 0, 0, "finetune")
         total = self.epochs * math.ceil(tuning.num_train / self.batch_size)
-        with _bar(total) as advance:
+        with progress(total, "fine-tuning", "step", tuning.should_stop) as advance:
             for step, (clips, labels) in enumerate(b for _ in range(self.epochs) for b in self._epoch(tuning, rng)):
                 set_schedule(optimizer, lr=self.lr_at(step, total), weight_decay=self.weight_decay)
                 if len(labels):
                     _learn(model, optimizer, clips, labels, tuning)
-                advance()
-                _check(tuning)
+                advance(1)
 
     def _epoch(self, tuning: Tuning, rng: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
         """The labelled samples of each batch, maybe none."""
@@ -110,15 +105,3 @@ def _learn(model: nn.Module, optimizer: Optimizer, clips: Tensor, labels: Tensor
     loss.backward()
     nn.utils.clip_grad_norm_(model.parameters(), CLIP_GRAD)
     optimizer.step()
-
-
-def _check(tuning: Tuning) -> None:
-    if tuning.should_stop():
-        raise Interrupted("the evaluation was asked to stop")
-
-
-@contextmanager
-def _bar(total: int) -> Iterator:
-    """On a terminal, a bar once it takes long."""
-    with tqdm(total=total, desc="fine-tuning", unit="step", delay=SILENT_SECONDS, leave=False, disable=None) as bar:
-        yield bar.update

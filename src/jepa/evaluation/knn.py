@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from jepa.evaluation.probe import Answer, ClassProbe, ProbeTask
+from jepa.evaluation.probe import ClassProbe, Prediction, ProbeTask, nearest
 from jepa.types import Positive, PositiveInt
-
-ROWS = 1024
-"""queries compared at once, so that memory does not grow with the validation part"""
 
 
 class KNN(ClassProbe):
@@ -25,20 +20,16 @@ class KNN(ClassProbe):
         )
         super().__init__(name="knn", protocol=protocol)
 
-    def answer(self, task: ProbeTask) -> Answer:
+    def predict(self, task: ProbeTask) -> Prediction:
         queries, bank, labels = (
             part.to(task.device) for part in (task.val.vectors, task.train.vectors, task.train.labels)
         )
         votes = knn_votes(queries, bank, labels, num_classes=task.num_classes, k=self.k, temperature=self.temperature)
-        return Answer(votes.argmax(1).cpu())
+        return Prediction(votes.argmax(1).cpu())
 
 
 def knn_votes(queries: Tensor, bank: Tensor, labels: Tensor, *, num_classes: int, k: int, temperature: float) -> Tensor:
     """[q, D], [n, D], [n] -> [q, classes], each row summing to one."""
-    bank = F.normalize(bank, dim=1)
-    rows = []
-    for some in F.normalize(queries, dim=1).split(ROWS):
-        similarity, nearest = (some @ bank.T).topk(min(k, len(bank)), dim=1)  # [r, k]
-        weights = (similarity / temperature).softmax(1)
-        rows.append(weights.new_zeros(len(some), num_classes).scatter_add_(1, labels[nearest], weights))
-    return torch.cat(rows)
+    neighbours, similarity = nearest(queries, bank, k)
+    weights = (similarity / temperature).softmax(1)
+    return weights.new_zeros(len(queries), num_classes).scatter_add_(1, labels[neighbours], weights)

@@ -10,8 +10,8 @@ from torch.nn import functional as F
 
 from jepa.evaluation.probe import (
     SELECTION_SHARE,
-    Answer,
     ClassProbe,
+    Prediction,
     ProbeTask,
     held_out,
     on_device,
@@ -53,12 +53,12 @@ class LinearProbe(ClassProbe):
         )
         super().__init__(name="linear", protocol=protocol)
 
-    def answer(self, task: ProbeTask) -> Answer:
+    def predict(self, task: ProbeTask) -> Prediction:
         train, val = (on_device(part, task.device) for part in standardise(task.train, task.val))
         l2, start = select_l2(train, num_classes=task.num_classes, seed=task.seed)
         model = fit_logistic(train.vectors, train.labels, num_classes=task.num_classes, l2=l2, start=start)
         logits = model.logits(val.vectors).cpu()
-        return Answer(logits.argmax(1), {"l2": l2}, logits.softmax(1))
+        return Prediction(logits.argmax(1), {"l2": l2}, logits.softmax(1))
 
 
 def select_l2(train: Features, *, num_classes: int, seed: int = 0) -> tuple[float, LinearModel]:

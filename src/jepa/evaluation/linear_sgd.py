@@ -17,8 +17,8 @@ from torch.nn import functional as F
 
 from jepa.evaluation.probe import (
     SELECTION_SHARE,
-    Answer,
     ClassProbe,
+    Prediction,
     ProbeTask,
     held_out,
     on_device,
@@ -71,13 +71,13 @@ class SGDProbe(ClassProbe):
         )
         super().__init__(name="linear_sgd", protocol=protocol)
 
-    def answer(self, task: ProbeTask) -> Answer:
+    def predict(self, task: ProbeTask) -> Prediction:
         train, val = (on_device(part, task.device) for part in standardise(task.train, task.val))
         used, judged = (select(train, rows) for rows in held_out(len(train.labels), task.seed))
         found = predict(self.fit(used, self.grid, task), judged.vectors).eq(judged.labels).sum(1)  # [H]
         lr, weight_decay = self.grid[int(found.argmax())]
         heads = self.fit(train, [(lr, weight_decay)], task)
-        return Answer(predict(heads, val.vectors)[0].cpu(), {"lr": lr, "weight_decay": weight_decay})
+        return Prediction(predict(heads, val.vectors)[0].cpu(), {"lr": lr, "weight_decay": weight_decay})
 
     def fit(self, train: Features, grid: Sequence[tuple[float, float]], task: ProbeTask) -> Heads:
         """A head for each (lr, weight decay), all from zero and all on the same batches; pure in the seed.

@@ -1,4 +1,4 @@
-"""What the probes of frozen features share: which samples count, and how an answer is scored."""
+"""What the probes of frozen features share: which samples count, who is near, how predictions are scored."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ from jepa.types import PatchGrid
 
 SELECTION_SHARE = 0.2
 """of a probe's training samples, on which its hyper-parameters are chosen"""
+QUERIES = 1024
+"""vectors whose neighbours are looked for at once, so that memory does not grow with their number"""
 UNEVEN, UNEVEN_DEVIATIONS = 1.5, 4
 BALANCED = f", and the mean recall of the classes where the largest has over {UNEVEN:g} times its fair share"
 
@@ -29,7 +31,7 @@ class ProbeTask(NamedTuple):
     """where a probe computes"""
 
 
-class Answer(NamedTuple):
+class Prediction(NamedTuple):
     predicted: Tensor
     """long [n] on the CPU: the class of each validation sample"""
     chosen: Mapping[str, float] = {}
@@ -39,7 +41,7 @@ class Answer(NamedTuple):
 
 
 class ClassProbe:
-    """A probe of class labels: `answer` is a subclass's. Where it cannot be made, it says so once and is silent.
+    """A probe of class labels: subclasses implement `predict`. Without usable labels it warns once and reports nothing.
 
     `method` says what is done with training samples, `protocol` also what is measured in a run.
     """
@@ -50,7 +52,7 @@ class ClassProbe:
         self.name = name
         self.method = protocol
         self.protocol = f"{protocol}; top-1 micro accuracy in percent on the validation samples{BALANCED}"
-        self._told = False
+        self._warned = False
 
     def __call__(self, snapshot: Snapshot) -> Evaluation:
         metrics = {}
@@ -58,20 +60,20 @@ class ClassProbe:
             task = self.task(train, val)
             if task is None:
                 return Evaluation()
-            metrics |= scores(f"{prefix}/{self.name}", self.answer(task).predicted, task)
+            metrics |= scores(f"{prefix}/{self.name}", self.predict(task).predicted, task)
         return Evaluation(metrics=metrics)
 
     def task(self, train: Features, val: Features) -> ProbeTask | None:
-        """None where there is nothing to learn; why, is told once."""
+        """None where there is nothing to learn."""
         task = probe_task(train, val)
         if isinstance(task, ProbeTask):
             return task
-        if not self._told:
+        if not self._warned:
             logging.getLogger(__name__).warning("%s probe skipped: %s", self.name, task)
-        self._told = True
+        self._warned = True
         return None
 
-    def answer(self, task: ProbeTask) -> Answer:
+    def predict(self, task: ProbeTask) -> Prediction:
         raise NotImplementedError
 
 
@@ -142,6 +144,28 @@ def balanced(predicted: Tensor, labels: Tensor) -> float:
     """[n], [n] -> mean recall of the classes that `labels` has, in percent."""
     recalls = [top1(predicted[labels == label], labels[labels == label]) for label in labels.unique()]
     return sum(recalls) / len(recalls)
+
+
+def confusion_counts(predicted: Tensor, labels: Tensor, num_classes: int) -> Tensor:
+    """[n], [n] -> long [classes, classes]: how often a label (row) was taken for each class; label -1 is left out."""
+    labelled = labels >= 0
+    pairs = labels[labelled] * num_classes + predicted[labelled]
+    return pairs.bincount(minlength=num_classes**2).unflatten(0, (num_classes, num_classes))
+
+
+def nearest(queries: Tensor, bank: Tensor, k: int, *, others: bool = False) -> tuple[Tensor, Tensor]:
+    """[q, D], [n, D] -> indices and cosine similarities [q, min(k, n)] of the nearest of the bank, best first.
+
+    With `others`, query i is number i of the bank and no neighbour of itself.
+    """
+    bank = F.normalize(bank, dim=1)
+    found = []
+    for number, some in enumerate(F.normalize(queries, dim=1).split(QUERIES)):
+        similarity = some @ bank.T
+        if others:
+            similarity[:, number * QUERIES :].fill_diagonal_(-torch.inf)
+        found.append(similarity.topk(min(k, len(bank)), dim=1))
+    return torch.cat([part.indices for part in found]), torch.cat([part.values for part in found])
 
 
 def pool_tokens(tokens: Tensor, grid: PatchGrid, most: int) -> Tensor:

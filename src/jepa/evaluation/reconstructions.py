@@ -26,14 +26,14 @@ class Reconstructions:
     judges = "features"
 
     def __call__(self, snapshot: Snapshot) -> Evaluation:
-        compared = [snapshot.shown[name] for name in COMPARED if name in snapshot.shown]
+        compared = [snapshot.reconstructions[name] for name in COMPARED if name in snapshot.reconstructions]
         pictures = []
         if compared:
             middle = "; between them, what the encoder saw" if len(compared) > 1 else ""
             caption = f"{CAPTIONS['reconstruction']}{middle}."
             pictures.append(Picture("reconstruction", montage(beside([snapshot.pictures, *compared])), caption))
-        for name in [name for name in snapshot.shown if name not in COMPARED]:
-            pictures.append(Picture(name, montage(rows_of(snapshot.shown[name])), f"{CAPTIONS[name]}."))
+        for name in [name for name in snapshot.reconstructions if name not in COMPARED]:
+            pictures.append(Picture(name, montage(rows_of(snapshot.reconstructions[name])), f"{CAPTIONS[name]}."))
         return Evaluation(pictures=tuple(pictures))
 
 

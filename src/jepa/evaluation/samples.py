@@ -1,207 +1,179 @@
-"""Which samples the probes see, read once: in a fixed order, or shuffled for those who train on them."""
+"""Samples of a data set for evaluation: in a fixed order or shuffled, read by workers, kept in memory up to a bound."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
-import numpy as np
 import torch
-from torch import Generator, Tensor, nn
+from torch import Generator, Tensor
 from torch.nn import functional as F
+from torch.utils.data import Dataset as TorchDataset
+from tqdm import tqdm
 
-from jepa.seeding import generator
-from jepa.types import Dataset, RawBatch
-from jepa.types import MeasuredDataset as Measured
+from jepa.data.loader import UNREADABLE, first_line, read_in_order
+from jepa.errors import Interrupted, RunError
+from jepa.types import Dataset, DatasetTraits, RawBatch, Sample
 
-if TYPE_CHECKING:
-    pass
-
-
-MAX_CACHE_BYTES = 1 << 30
-"""of decoded pictures of one part; what is larger is read again at each evaluation"""
-MAX_SHOWN_BYTES = 1 << 28
-"""of pictures that are kept for the diagnosis whatever the size of the part"""
-NUM_DIAGNOSED = 256
+BAR_DELAY = 5
+"""seconds after which work shows a progress bar on a terminal"""
 THUMBNAIL = 32
+"""height and width of thumbnails in pixels"""
 PIXELS_SIDE = 16
-"""of the images of the raw-pixel baseline: on CIFAR-10 a stronger one than 32 pixels a side, at a tenth of the cost"""
+"""longest side of the raw-pixel baseline's images: on CIFAR-10 better than 32, at a tenth of the cost"""
+Reduce = Callable[[Sequence[Tensor]], Any]
+"""uint8 [C, T, H, W] of any sizes -> what is kept of them, as a rule [b, ...]; it runs in a worker"""
 log = logging.getLogger(__name__)
 
 
-class Reduce(Protocol):
-    def pictures(self, images: Sequence[Tensor]) -> Tensor:
-        """uint8 [C, T, H, W] of any sizes -> uint8 [b, C, T, H, W]"""
-        ...
-
-
-class ProbeBatch(NamedTuple):
-    pictures: Tensor
-    """uint8 [b, C, T, H, W]"""
+class SampleBatch(NamedTuple):
+    values: Any
+    """result of `reduce`, as a rule [b, ...]"""
     labels: Tensor
     """long [b]"""
-    targets: Tensor
-    """float32 [b, Q], Q = 0 where the data set measures nothing"""
+    rows: Tensor
+    """long [b]: positions in the split; unreadable samples are missing"""
+    fields: dict[str, list[Tensor]]
+    """one tensor a sample"""
 
 
-class Look(NamedTuple):
-    """What is noted of a part's samples, so that they need not be read again for it."""
+@dataclass(frozen=True, kw_only=True)
+class Split:
+    """Samples of a data set in a fixed order."""
 
-    pictures: Tensor
-    """uint8 [h, C, T, H, W] of the first ones"""
-    thumbnails: Tensor
-    """uint8 [n, C, 32, 32], of clips the middle frame"""
-    pixels: Tensor
-    """float32 [n, C * h * w]: mean over the frames, reduced to at most 16 pixels a side, values in [0, 1]"""
+    dataset: Dataset
+    name: str
+    """training, validation or test, for messages"""
+    indices: tuple[int, ...]
+    num_workers: int = 0
+    broken: dict[int, str] = field(default_factory=dict)
+    """index of each unreadable sample with the reason; grows while samples are read"""
 
-
-class ProbePart:
-    """Some samples of a data set, in a fixed order; unreadable ones are left out."""
-
-    def __init__(self, *, dataset: Dataset, indices: Sequence[int], max_cache_bytes: int = MAX_CACHE_BYTES) -> None:
-        self.dataset = dataset
-        self.indices = tuple(indices)
-        self.max_cache_bytes = max_cache_bytes
-        self.measured = dataset if isinstance(dataset, Measured) else None
-        self.look: Look | None = None
-        self._kept: list[ProbeBatch] | None = None
-        self._told = False
-
-    @property
-    def seen(self) -> Look:
-        """After the first pass."""
-        assert self.look is not None
-        return self.look
-
-    def batches(self, transform: Reduce, batch_size: int) -> Iterator[ProbeBatch]:
-        """At most `batch_size` samples each; always in the same order."""
-        if self._kept is not None:
-            for kept in self._kept:
-                yield from map(ProbeBatch, *(part.split(batch_size) for part in kept))
-            return
-        kept, num_bytes, num_read = [], 0, 0
-        for start in range(0, len(self.indices), batch_size):
-            samples = [s for i in self.indices[start : start + batch_size] if (s := self._read(i)) is not None]
-            if not samples:
-                continue
-            batch = _batch_of(samples, transform)
-            num_read, num_bytes = num_read + len(samples), num_bytes + batch.pictures.nbytes
-            if num_bytes <= self.max_cache_bytes:
-                kept.append(batch)
-            else:
-                kept.clear()
-            yield batch
-        self._report_broken(num_read)
-        self._kept = kept if num_bytes <= self.max_cache_bytes else None
-
-    def shuffled(self, transform: Reduce, batch_size: int, rng: Generator) -> Iterator[ProbeBatch]:
-        """All samples in random order, without reading again what is kept."""
-        kept = self._kept or ()
-        places = [(batch, row) for batch in kept for row in range(len(batch.labels))]
-        order = torch.randperm(len(places) or len(self.indices), generator=rng)
-        for rows in order.split(batch_size):
-            if places:
-                chosen = [[part[row] for part in batch] for batch, row in (places[i] for i in rows.tolist())]
-                yield ProbeBatch(*(torch.stack(column) for column in zip(*chosen, strict=True)))
-            elif samples := [s for i in rows.tolist() if (s := self._read(self.indices[i])) is not None]:
-                yield _batch_of(samples, transform)
-
-    def _read(self, index: int) -> tuple[Tensor, int, Tensor] | None:
-        try:
-            measured = self.measured.measure(index) if self.measured else torch.zeros(0)
-            return *self.dataset[index], measured
-        except (OSError, RuntimeError) as error:
-            if not self._told:
-                log.warning("evaluation leaves out %s: %s", self.dataset.describe(index), error)
-            return None
-
-    def _report_broken(self, num_read: int) -> None:
-        self._told = True
-        if num_read == 0:
-            raise RuntimeError(
-                f"none of the {len(self.indices)} samples of the evaluation could be read, "
-                f"the first is {self.dataset.describe(self.indices[0])}"
-            )
+    def note_broken(self, index: int, reason: str) -> None:
+        if index not in self.broken:
+            log.warning("evaluation leaves out %s: %s", self.dataset.describe(index), reason)
+        self.broken[index] = reason
 
 
-def _batch_of(samples: Sequence[tuple[Tensor, int, Tensor]], transform: Reduce) -> ProbeBatch:
-    clips, labels, targets = zip(*samples, strict=True)
-    return ProbeBatch(transform.pictures(clips), torch.tensor(labels), torch.stack(targets))
+class Samples:
+    """Reads a split, without its unreadable samples; values that take at most `max_bytes` are read once and kept.
 
-
-class ProbeSplit(NamedTuple):
-    train: ProbePart
-    val: ProbePart
-    protocol: str
-
-    @property
-    def quantities(self) -> tuple[str, ...]:
-        """What both parts measure."""
-        train, val = self.train.measured, self.val.measured
-        return train.quantities if train and val and train.quantities == val.quantities else ()
-
-
-def probe_split(dataset: Dataset, *, train_samples: int, val_samples: int, seed: int) -> ProbeSplit:
-    """The probe's two parts, drawn uniformly without replacement, labelled samples first: pure in its arguments.
-
-    The validation part comes from `dataset.validation()`, or where there is none from samples of the training set that
-    the probe is not fitted on, nor on others of the same `dataset.source(index)`, as of one video.
+    `batch_size` counts images: batches of clips are smaller by the number of frames. A `title` gives a pass in order a
+    progress bar.
     """
-    if min(train_samples, val_samples) < 1:
-        raise ValueError(f"train_samples={train_samples}, val_samples={val_samples}: each must be at least 1")
-    if len(dataset) < 2:
-        raise ValueError(f"a probe needs at least 2 training samples, the data set has {len(dataset)}")
-    order, others = _shuffled(dataset, seed, "probe")
-    held_out = dataset.validation()
-    if held_out is not None:
-        labelled, unlabelled = _shuffled(held_out, seed, "validation")
-        val = ProbePart(dataset=held_out, indices=(labelled + unlabelled)[:val_samples])
-        source = "of the validation set"
-    else:
-        num_val = min(val_samples, max(1, len(dataset) // 4))
-        num_labelled = min(num_val, max(1, len(order) // 4) if order else 0)
-        num_others = min(num_val - num_labelled, len(others))
-        val = ProbePart(dataset=dataset, indices=order[:num_labelled] + others[:num_others])
-        shown = {_source(dataset, index) for index in val.indices}
-        order, others = ([i for i in part if _source(dataset, i) not in shown] for part in (order, others))
-        if not order and not others:
-            raise ValueError(
-                f"the probe has no samples of its own: all are of the {len(shown)} sources of its validation part; "
-                f"lower evaluation.val_samples={val_samples}, or give a held-out part"
-            )
-        source = "held out of the training set (the encoder sees these images, never their labels)"
-    train = ProbePart(dataset=dataset, indices=(order + others)[:train_samples])
-    protocol = (
-        "features: the encoder's output tokens in eval mode, averaged over the sample, no augmentation; "
-        f"probes are fitted on {len(train.indices):,} samples of the training set and scored on "
-        f"{len(val.indices):,} samples {source}, both drawn at random once (seed {seed}); "
-        f"raw pixels are reduced to at most {PIXELS_SIDE} a side"
-    )
-    return ProbeSplit(train, val, protocol)
+
+    def __init__(
+        self, *, split: Split, reduce: Reduce, batch_size: int, fields: Sequence[str] = (), max_bytes: int = 0,
+        title: str = "",
+    ) -> None:  # fmt: skip
+        self.split = split
+        self.batch_size = max(1, batch_size // DatasetTraits.of(split.dataset).num_frames)
+        self.max_bytes = max_bytes
+        self.title = title
+        self.rows = torch.empty(0, dtype=torch.long)
+        """positions in the split of the readable samples, after a first pass in order"""
+        self._reader = _Reader(split, reduce, fields)
+        self._kept: list[SampleBatch] = []
+        self._fits = max_bytes > 0
+
+    def batches(self) -> Iterator[SampleBatch]:
+        """The samples in the order of the split. Raises RunError if none can be read."""
+        if self._kept:
+            yield from self._kept
+            return
+        kept, rows = [], []
+        order = torch.arange(len(self.split.indices))
+        with progress(len(order), self.title and f"{self.title} ({self.split.name})") as advance:
+            for batch in self._read(order, self.batch_size):
+                self._fits = batch.values[0].nbytes * len(order) <= self.max_bytes
+                kept += [batch] if self._fits else []
+                rows.append(batch.rows)
+                yield batch
+                advance(len(batch.rows))
+        self._kept, self.rows = kept, torch.cat(rows)
+
+    def shuffled(self, batch_size: int, rng: Generator) -> Iterator[SampleBatch]:
+        """The samples in random order, `batch_size` at a time. Raises RunError if none can be read."""
+        if self._fits and not self._kept:
+            self._keep()
+        if not self._kept:
+            yield from self._read(torch.randperm(len(self.split.indices), generator=rng), batch_size)
+            return
+        kept = [(batch, row) for batch in self._kept for row in range(len(batch.rows))]
+        for places in torch.randperm(len(kept), generator=rng).split(batch_size):
+            yield _gather([kept[place] for place in places.tolist()])
+
+    def _keep(self) -> None:
+        """Reads all samples, or a first batch if they are too many to be kept."""
+        for _ in self.batches():
+            if not self._fits:
+                return
+
+    def _read(self, order: Tensor, batch_size: int) -> Iterator[SampleBatch]:
+        split, num_read = self.split, 0
+        lists = [rows.tolist() for rows in order.split(batch_size)]
+        with closing(read_in_order(self._reader, lists, split.num_workers)) as stream:
+            for batch, unread in stream:
+                for row, reason in unread.items():
+                    split.note_broken(split.indices[row], reason)
+                if batch is not None:
+                    num_read += len(batch.rows)
+                    yield batch
+        if num_read == 0:
+            first = split.indices[0]
+            name = f"{split.dataset.describe(first)}: {split.broken[first]}"
+            raise RunError(f"no {split.name} sample can be read; the first: {name}")
 
 
-def _source(dataset: Dataset, index: int) -> int:
-    """What a sample is taken from: samples of one source are no test of each other."""
-    source = getattr(dataset, "source", None)
-    return index if source is None else source(index)
+class _Reader(TorchDataset):
+    """What runs in a worker: positions in the split -> a batch, and the reasons of those that cannot be read."""
+
+    def __init__(self, split: Split, reduce: Reduce, fields: Sequence[str]) -> None:
+        self.dataset, self.indices = split.dataset, split.indices
+        self.reduce, self.fields = reduce, fields
+
+    def __getitem__(self, rows: list[int]) -> tuple[SampleBatch | None, dict[int, str]]:
+        samples, unread = {}, {}
+        for row in rows:
+            try:
+                samples[row] = Sample(*self.dataset[self.indices[row]])
+            except UNREADABLE as fault:
+                unread[row] = first_line(fault)
+        if not samples:
+            return None, unread
+        clips, labels, values = zip(*samples.values(), strict=True)
+        fields = {name: [of_one[name] for of_one in values] for name in self.fields}
+        return SampleBatch(self.reduce(clips), torch.tensor(labels), torch.tensor([*samples]), fields), unread
 
 
-def _shuffled(dataset: Dataset, seed: int, stream: str) -> tuple[list[int], list[int]]:
-    """Indices of the samples that have a label, as far as the data set's `labels` tell, and of the others."""
-    order = torch.randperm(len(dataset), generator=generator(seed, 0, 0, stream)).tolist()
-    labels = getattr(dataset, "labels", None)
-    if labels is None:
-        return order, []
-    unlabelled = np.asarray(labels) < 0
-    return [i for i in order if not unlabelled[i]], [i for i in order if unlabelled[i]]
+def _gather(places: Sequence[tuple[SampleBatch, int]]) -> SampleBatch:
+    """A batch of single samples of other batches."""
+    samples = [(batch.values[row], batch.labels[row], batch.rows[row]) for batch, row in places]
+    fields = {name: [batch.fields[name][row] for batch, row in places] for name in places[0][0].fields}
+    values, labels, rows = map(torch.stack, zip(*samples, strict=True))
+    return SampleBatch(values, labels, rows, fields)
 
 
-def look_at(pictures: Tensor, num_seen: int, num_pictures: int) -> Look:
-    """uint8 [b, C, T, H, W], after `num_seen` others: of the first samples pictures are kept, as far as memory goes."""
-    room = max(num_pictures, min(NUM_DIAGNOSED, MAX_SHOWN_BYTES // pictures[0].nbytes)) - num_seen
-    return Look(pictures=pictures[: max(0, room)].clone(), thumbnails=thumbnails(pictures), pixels=raw_pixels(pictures))
+@contextmanager
+def progress(
+    total: int | None, title: str, unit: str = "sample", should_stop: Callable[[], bool] = lambda: False
+) -> Iterator[Callable[[int], None]]:
+    """Inside, call the function with the number of units just done; it raises Interrupted once `should_stop` says so.
+
+    A terminal shows a bar if the work takes long and has a title.
+    """
+    disable = None if title else True
+    with tqdm(total=total, desc=title, unit=unit, delay=BAR_DELAY, leave=False, disable=disable) as bar:
+
+        def advance(num_done: int) -> None:
+            bar.update(num_done)
+            if should_stop():
+                raise Interrupted("the evaluation was asked to stop")
+
+        yield advance
 
 
 def thumbnails(pictures: Tensor) -> Tensor:
@@ -210,7 +182,7 @@ def thumbnails(pictures: Tensor) -> Tensor:
 
 
 def raw_pixels(pictures: Tensor) -> Tensor:
-    """uint8 [b, C, T, H, W] -> float32 [b, C * h * w]: the baseline of probes, as `Look.pixels`"""
+    """uint8 [b, C, T, H, W] -> float32 [b, C * h * w] in [0, 1]: mean over the frames, at most 16 pixels a side"""
     height, width = pictures.shape[-2:]
     share = min(1.0, PIXELS_SIDE / max(height, width))
     size = (max(1, round(height * share)), max(1, round(width * share)))
@@ -219,19 +191,7 @@ def raw_pixels(pictures: Tensor) -> Tensor:
 
 
 def raw_batch(pictures: Tensor, device: torch.device) -> RawBatch:
-    """uint8 [b, C, T, H, W] as the loader would deliver them, without labels."""
+    """uint8 [b, C, T, H, W] as the loader would deliver them, without fields."""
     num, size = len(pictures), torch.tensor(pictures.shape[-2:])
-    none = torch.full((num,), -1)
-    return RawBatch(pictures, size.expand(num, 2), none, none[:0], none).map(lambda part: part.to(device))
-
-
-@contextmanager
-def evaluating(module: nn.Module) -> Iterator[None]:
-    """Eval mode inside; afterwards each submodule is back in the mode it had."""
-    modes = [(part, part.training) for part in module.modules()]
-    module.eval()
-    try:
-        yield
-    finally:
-        for part, training in modes:
-            part.training = training
+    none = torch.empty(0, dtype=torch.long)
+    return RawBatch(pictures, size.expand(num, 2), {}, none, none).map(lambda part: part.to(device))

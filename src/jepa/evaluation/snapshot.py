@@ -1,47 +1,60 @@
-"""Frozen features of the probe's samples: the one place where evaluation reads images and runs the encoder.
+"""Snapshots of an objective during training: frozen features of the same samples each time.
 
-The probe has samples of its own, drawn once for the run: images are decoded at the first evaluation and kept as uint8.
+Images are decoded at the first evaluation and kept as uint8, as far as memory goes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-from torch import Generator, Tensor, nn
-from tqdm import tqdm
+from torch import Tensor
 
-from jepa.errors import Interrupted
-from jepa.evaluation.probe import pool_tokens
-from jepa.evaluation.samples import NUM_DIAGNOSED, Look, ProbeBatch, ProbePart, evaluating, look_at, probe_split
-from jepa.evaluation.types import Evaluator, Features, Snapshot, Tuning
+from jepa.evaluation.frozen import EncodedChunk, FrozenEncoder, evaluating, tuning_of
+from jepa.evaluation.samples import SampleBatch, Samples, Split, progress, raw_batch, raw_pixels, thumbnails
+from jepa.evaluation.splits import probe_splits
+from jepa.evaluation.types import Evaluator, EvaluatorTraits, Features, Snapshot
+from jepa.parallel.session import Session
 from jepa.seeding import generator
-from jepa.types import Batch, Dataset, Masker, PatchGrid
+from jepa.types import Batch, Dataset, DatasetTraits, Masker, Masks
 
 if TYPE_CHECKING:
     from jepa.data.transforms import Augment, EvalTransform
-from jepa.evaluation.samples import raw_batch
 
 NUM_MASKS = 512
-SILENT_SECONDS = 5
-"""an evaluation that takes longer shows a bar on a terminal"""
-Watch = Callable[[int], None]
-"""told how many samples have just been encoded; raises Interrupted where the run is to stop"""
+MAX_KEPT_BYTES = 1 << 30
+"""bytes of decoded pictures of one split that are kept; larger splits are read again at each evaluation"""
+MAX_DIAGNOSED_BYTES = 1 << 28
+"""bytes of pictures that are kept for the diagnosis, whatever the size of the split"""
+NUM_DIAGNOSED = 256
+"""validation samples that the objective diagnoses, at most"""
+Advance = Callable[[int], None]
+"""called with the number of samples just encoded; raises Interrupted where the run is to stop"""
 
 
-class Encoded(NamedTuple):
+class FirstPass(NamedTuple):
+    """What is kept of a split's samples when they are first read."""
+
+    pictures: Tensor
+    """uint8 [h, C, T, H, W] of the first ones"""
+    thumbnails: Tensor
+    """uint8 [n, C, 32, 32], of clips the middle frame"""
+    pixels: Tensor
+    """float32 [n, C * h * w], as `raw_pixels` gives them"""
+
+
+class EncodedSplit(NamedTuple):
     features: Features
     still: Features | None
     tokens: Tensor
     """float32 [P, N, D] of the first samples"""
-    answers: Tensor | None
+    logits: Tensor | None
+    first_pass: FirstPass
 
 
-class Prober:
+class Snapshotter:
     """Takes snapshots of an objective's backbone on the same samples and masks each time.
 
     `protocol` says in one sentence where the features come from. Evaluation changes neither the modes of the modules
@@ -52,69 +65,82 @@ class Prober:
     """
 
     def __init__(
-        self, *, dataset: Dataset, transform: EvalTransform, masker: Masker, device: torch.device | str,
-        batch_size: int, train_samples: int, val_samples: int, seed: int, still: bool = True,
-        evaluators: Sequence[Evaluator] = (), autocast: Callable[[], AbstractContextManager] = nullcontext,
+        self, *, dataset: Dataset, transform: EvalTransform, masker: Masker, session: Session, batch_size: int,
+        train_samples: int, val_samples: int, seed: int, still: bool = True, evaluators: Sequence[Evaluator] = (),
         crops: Callable[..., Augment] | None = None, num_pictures: int = 8,
     ) -> None:  # fmt: skip
-        self.split = probe_split(dataset, train_samples=train_samples, val_samples=val_samples, seed=seed)
-        self.num_frames = getattr(dataset, "num_frames", 1)
+        self.splits = probe_splits(dataset, train_samples=train_samples, val_samples=val_samples, seed=seed)
+        self.transform = transform
+        self.train, self.val = (self._samples(split, batch_size) for split in self.splits[:2])
+        self.num_frames = DatasetTraits.of(dataset).num_frames
         self.still = still and self.num_frames > 1
-        self.protocol = self.split.protocol
+        self.protocol = self.splits.protocol
         if self.num_frames > 1:
             self.protocol += " and averaged over the frames: they hold where things were, not in which order"
         if self.still:
             self.protocol += "; still/* are the same probes on clips whose middle frame stands still"
         self.classes = dataset.classes
-        self.transform = transform
         self.masks = masker(NUM_MASKS, generator(seed, 0, 0, "evaluation"))
-        self.device = torch.device(device)
-        self.batch_size = max(1, batch_size // self.num_frames)
-        self.autocast = autocast
+        self.session = session
+        self.batch_size = self.train.batch_size
         self.num_pictures = num_pictures
-        self.max_tokens = max((getattr(evaluator, "needs_tokens", 0) for evaluator in evaluators), default=0)
-        self.is_asked = bool(evaluators)
-        self.viewer: Any = next((one for one in evaluators if crops and getattr(one, "num_views", 0)), None)
+        self.max_tokens = max((EvaluatorTraits.of(evaluator).needs_tokens for evaluator in evaluators), default=0)
+        self.has_evaluators = bool(evaluators)
+        self.multi_view: Any = next((one for one in evaluators if crops and EvaluatorTraits.of(one).num_views), None)
         self.crops = crops
         self.seed = seed
+        self._first_passes: dict[str, FirstPass] = {}
+
+    def _samples(self, split: Split, batch_size: int) -> Samples:
+        return Samples(
+            split=split, reduce=self.transform.pictures, batch_size=batch_size, max_bytes=MAX_KEPT_BYTES,
+            fields=[name for name in DatasetTraits.of(split.dataset).fields if name == "quantities"],
+        )  # fmt: skip
 
     @property
     def num_samples(self) -> int:
         """How many samples each evaluation encodes."""
-        num_val = len(self.split.val.indices)
-        num_crops = min(num_val, self.viewer.num_viewed) * self.viewer.num_views if self.viewer else 0
-        return (len(self.split.train.indices) + num_val) * (1 + self.still) + num_crops
+        num_train, num_val = (len(split.indices) for split in self.splits[:2])
+        num_crops = min(num_val, self.multi_view.num_viewed) * self.multi_view.num_views if self.multi_view else 0
+        return (num_train + num_val) * (1 + self.still) + num_crops
 
     def snapshot(self, step: int, objective: Any, should_stop: Callable[[], bool] = lambda: False) -> Snapshot:
-        """What the evaluators look at, of an objective on this prober's device.
+        """What the evaluators look at, of an objective on this snapshotter's device.
 
         `should_stop` is asked between batches; where it says so, Interrupted is raised.
         """
-        backbone, head = objective.backbone, getattr(objective, "classify", None)
-        with evaluating(objective), torch.no_grad(), self.autocast(), self._watch(should_stop) as watch:
-            train = self._encode(backbone, self.split.train, watch)
-            val = self._encode(backbone, self.split.val, watch, head)
-            look = self.split.val.seen
-            diagnosis = self._diagnose(objective, look.pictures, val.features.labels, watch)
-            shown = self._shown(objective, look.pictures[: self.num_pictures], val.features.labels)
-            views = self._views(backbone, look.pictures, watch) if self.viewer else None
+        backbone, head = objective.backbone, objective.classify
+        encoder = FrozenEncoder(encoder=backbone, transform=self.transform, session=self.session)
+        bar = progress(self.num_samples, "evaluating", should_stop=should_stop)
+        with evaluating(objective), torch.no_grad(), bar as advance:
+            train = self._encode(encoder, self.train, advance)
+            val = self._encode(encoder, self.val, advance, head)
+            labels, first_pass = val.features.labels, val.first_pass
+            pictures = first_pass.pictures[: self.num_pictures]
+            with self.session.autocast():
+                diagnosis = self._diagnose(objective, encoder, first_pass.pictures, labels, advance)
+                reconstructions = self._reconstructions(objective, encoder, pictures, labels)
+                views = self._views(backbone, first_pass.pictures, advance) if self.multi_view else None
+        tuning = None
+        if self.crops:
+            tuning = tuning_of(encoder, self.train, self.val, self.crops(), self.seed, should_stop)
         return Snapshot(
             step=step, train=train.features, val=val.features, classes=self.classes, grid=backbone.grid,
-            pictures=look.pictures[: self.num_pictures], tokens=val.tokens, thumbnails=look.thumbnails,
-            masks=self.masks, diagnosis=diagnosis, quantities=self.split.quantities,
-            shown=shown, still=(train.still, val.still) if train.still and val.still else None,
-            views=views, tuning=self._tuning(backbone, should_stop) if self.crops else None, answers=val.answers,
+            pictures=pictures, tokens=val.tokens, thumbnails=first_pass.thumbnails,
+            masks=self.masks, diagnosis=diagnosis, quantities=self.splits.quantities,
+            reconstructions=reconstructions, still=(train.still, val.still) if train.still and val.still else None,
+            views=views, tuning=tuning, logits=val.logits,
         )  # fmt: skip
 
     def baselines(self, snapshot: Snapshot, evaluators: Sequence[Evaluator]) -> dict[str, float]:
         """The same probes on raw pixels instead of features, as baseline/pixels_*: what an encoder has to beat."""
         train, val = (
-            features._replace(vectors=part.seen.pixels, tokens=None)
-            for features, part in ((snapshot.train, self.split.train), (snapshot.val, self.split.val))
+            features._replace(vectors=self._first_passes[split.name].pixels, tokens=None)
+            for features, split in zip((snapshot.train, snapshot.val), self.splits[:2], strict=True)
         )
         pixels = replace(
             snapshot, train=train, val=val, still=None, pictures=snapshot.pictures[:0], tokens=snapshot.tokens[:0],
-            shown={}, views=None, tuning=None, answers=None,
+            reconstructions={}, views=None, tuning=None, logits=None,
         )  # fmt: skip
         metrics = {name: value for evaluator in evaluators for name, value in evaluator(pixels).metrics.items()}
         named = {name: name.removeprefix("probe/") for name in metrics if name.startswith("probe/")}
@@ -122,97 +148,82 @@ class Prober:
         return {f"baseline/pixels_{short}": metrics[name] for name, short in named.items()}
 
     def _encode(
-        self, backbone: Any, part: ProbePart, watch: Watch, head: Callable[[Tensor], Tensor] | None = None
-    ) -> Encoded:
+        self, encoder: FrozenEncoder, samples: Samples, advance: Advance, head: Callable[[Tensor], Tensor] | None = None
+    ) -> EncodedSplit:
         """Features of all samples and the tokens of the first; what the pictures show is noted in the first pass."""
-        features, still, tokens, looks, answers = [], [], [], [], []
-        num_seen = 0
-        for batch in part.batches(self.transform, self.batch_size):
-            output = self._tokens(backbone, batch.pictures)
-            features.append(self._features(output, batch, backbone.grid))
-            answers += [] if head is None else [head(output).float().cpu()]
-            tokens.append(output[: max(0, self.num_pictures - num_seen)].cpu())
-            if self.still:
-                middle = batch.pictures[:, :, self.num_frames // 2, None].expand_as(batch.pictures)
-                still.append(self._features(self._tokens(backbone, middle), batch, backbone.grid))
-            if part.look is None:
-                looks.append(look_at(batch.pictures, num_seen, self.num_pictures))
-            num_seen += len(batch.labels)
-            watch(len(batch.labels) * (1 + self.still))
-        part.look = part.look or Look(*map(torch.cat, zip(*looks, strict=True)))
-        told = torch.cat(answers) if answers else None
-        return Encoded(_join(features), _join(still) if still else None, torch.cat(tokens), told)
+        features, still, tokens, logits, noted = [], [], [], [], []
+        first_pass, num_read = self._first_passes.get(samples.split.name), 0
+        with self.session.autocast():
+            for batch in samples.batches():
+                encoded = encoder.encode(batch.values, self.max_tokens)
+                assert encoded.last is not None
+                features.append(_features(encoded, batch))
+                logits += [] if head is None else [head(encoded.last).float().cpu()]
+                tokens.append(encoded.last[: max(0, self.num_pictures - num_read)].cpu())
+                if self.still:
+                    middle = batch.values[:, :, self.num_frames // 2, None].expand_as(batch.values)
+                    still.append(_features(encoder.encode(middle, self.max_tokens), batch))
+                if first_pass is None:
+                    noted.append(_first_pass(batch.values, num_read, self.num_pictures))
+                num_read += len(batch.rows)
+                advance(len(batch.rows) * (1 + self.still))
+        first_pass = first_pass or FirstPass(*map(torch.cat, zip(*noted, strict=True)))
+        self._first_passes[samples.split.name] = first_pass
+        return EncodedSplit(
+            _join(features), _join(still) if still else None, torch.cat(tokens),
+            torch.cat(logits) if logits else None, first_pass,
+        )  # fmt: skip
 
-    def _tokens(self, backbone: nn.Module, pictures: Tensor) -> Tensor:
-        """uint8 [b, C, T, H, W] -> float32 [b, N, D]"""
-        return backbone(self.transform(pictures.to(self.device))).float()
-
-    def _features(self, tokens: Tensor, batch: ProbeBatch, grid: PatchGrid) -> Features:
-        kept = pool_tokens(tokens, grid, self.max_tokens).half().cpu() if self.max_tokens else None
-        return Features(tokens.mean(1).cpu(), batch.labels, batch.targets, kept)
-
-    def _diagnose(self, objective: Any, pictures: Tensor, labels: Tensor, watch: Watch) -> dict[str, float]:
+    def _diagnose(
+        self, objective: Any, encoder: FrozenEncoder, pictures: Tensor, labels: Tensor, advance: Advance
+    ) -> dict[str, float]:
         """Mean over samples of what the objective says of batches of them."""
         sums: dict[str, float] = {}
         count = min(len(pictures), NUM_DIAGNOSED)
         for start in range(0, count, self.batch_size):
             part = slice(start, min(start + self.batch_size, count))
-            batch = Batch(self.transform(pictures[part].to(self.device)), labels[part].to(self.device))
-            masks = self.masks.map(lambda indices, part=part: indices[part].to(self.device))
+            batch, masks = self._batch(encoder, pictures, labels, part)
             for name, value in objective.diagnose(batch, masks).items():
                 sums[name] = sums.get(name, 0.0) + float(value) * len(batch.labels) / count
-            watch(0)
+            advance(0)
         return sums
 
-    def _shown(self, objective: Any, pictures: Tensor, labels: Tensor) -> dict[str, Tensor]:
+    def _reconstructions(
+        self, objective: Any, encoder: FrozenEncoder, pictures: Tensor, labels: Tensor
+    ) -> dict[str, Tensor]:
         """What the objective draws of the first samples, as uint8."""
-        count = len(pictures)
-        batch = Batch(self.transform(pictures.to(self.device)), labels[:count].to(self.device))
-        masks = self.masks.map(lambda indices: indices[:count].to(self.device))
+        batch, masks = self._batch(encoder, pictures, labels, slice(len(pictures)))
         drawn = {name: clips.float().cpu() for name, clips in objective.pictures(batch, masks).items()}
         return {name: self.transform.normalise.undo(clips) for name, clips in drawn.items()}
 
-    def _views(self, backbone: Any, pictures: Tensor, watch: Watch) -> Tensor:
+    def _batch(self, encoder: FrozenEncoder, pictures: Tensor, labels: Tensor, rows: slice) -> tuple[Batch, Masks]:
+        device = self.session.device
+        masks = self.masks.map(lambda indices: indices[rows].to(device))
+        return Batch(encoder.clips(pictures[rows]), {"labels": labels[rows].to(device)}), masks
+
+    def _views(self, backbone: Any, pictures: Tensor, advance: Advance) -> Tensor:
         """uint8 [h, C, T, H, W] -> float32 [n, q, D]: the same random crops of the first n at each evaluation."""
         assert self.crops is not None
-        augment = self.crops(crop_scale=self.viewer.view_scale, views=self.viewer.num_views)
+        augment = self.crops(crop_scale=self.multi_view.view_scale, views=self.multi_view.num_views)
         rng, vectors = generator(self.seed, 0, 0, "views"), []
         size = max(1, self.batch_size // augment.views)
-        for some in pictures[: self.viewer.num_viewed].split(size):
-            clips = augment(raw_batch(some, self.device), rng).clips
+        for some in pictures[: self.multi_view.num_viewed].split(size):
+            clips = augment(raw_batch(some, self.session.device), rng).clips
             vectors.append(backbone(clips).float().mean(1).cpu())
-            watch(len(clips))
+            advance(len(clips))
         return torch.cat(vectors).unflatten(0, (-1, augment.views))
 
-    def _tuning(self, backbone: nn.Module, should_stop: Callable[[], bool]) -> Tuning:
-        assert self.crops is not None
-        return Tuning(
-            backbone=backbone, device=self.device, seed=self.seed, autocast=self.autocast,
-            train=partial(self._augmented, self.crops()), val=self._plain, should_stop=should_stop,
-            num_train=len(self.split.train.indices),
-        )  # fmt: skip
 
-    def _augmented(self, augment: Augment, batch_size: int, rng: Generator) -> Iterator[tuple[Tensor, Tensor]]:
-        for batch in self.split.train.shuffled(self.transform, batch_size, rng):
-            yield augment(raw_batch(batch.pictures, self.device), rng).clips, batch.labels.to(self.device)
+def _features(encoded: EncodedChunk, batch: SampleBatch) -> Features:
+    quantities = batch.fields.get("quantities")
+    targets = torch.zeros(len(batch.labels), 0) if quantities is None else torch.stack(quantities)
+    return Features(encoded.vectors, batch.labels, targets, encoded.tokens)
 
-    def _plain(self) -> Iterator[Tensor]:
-        for batch in self.split.val.batches(self.transform, self.batch_size):
-            yield self.transform(batch.pictures.to(self.device))
 
-    @contextmanager
-    def _watch(self, should_stop: Callable[[], bool]) -> Iterator[Watch]:
-        """On a terminal, a bar once it takes long."""
-        with tqdm(
-            total=self.num_samples, desc="evaluating", unit="sample", delay=SILENT_SECONDS, leave=False, disable=None
-        ) as bar:
-
-            def watch(num_encoded: int) -> None:
-                bar.update(num_encoded)
-                if should_stop():
-                    raise Interrupted("the evaluation was asked to stop")
-
-            yield watch
+def _first_pass(pictures: Tensor, num_before: int, num_pictures: int) -> FirstPass:
+    """uint8 [b, C, T, H, W], after `num_before` others: the first pictures are kept, as far as memory goes."""
+    room = max(num_pictures, min(NUM_DIAGNOSED, MAX_DIAGNOSED_BYTES // pictures[0].nbytes)) - num_before
+    return FirstPass(pictures[: max(0, room)].clone(), thumbnails(pictures), raw_pixels(pictures))
 
 
 def _join(parts: Sequence[Features]) -> Features:

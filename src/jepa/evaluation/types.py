@@ -2,23 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
-
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import AbstractContextManager
-from dataclasses import field
-from typing import TYPE_CHECKING
+from jepa.types import Masks, PatchGrid, Traits
 
 if TYPE_CHECKING:
     import torch
     from torch import Generator, Tensor, nn
-from jepa.types import Masks, PatchGrid
 
 
 class Detections(NamedTuple):
@@ -51,7 +44,7 @@ class Features(NamedTuple):
     labels: Tensor
     """long [n]"""
     targets: Tensor | None = None
-    """float32 [n, Q], the quantities of a MeasuredDataset; nan where one is unknown"""
+    """float32 [n, Q], the field quantities of the data set; nan where one is unknown"""
     tokens: Tensor | None = None
     """float16 [n, J, D], averaged over neighbours down to what an evaluator asks for; None where none asks"""
 
@@ -95,7 +88,7 @@ class Snapshot:
     """what `Objective.diagnose` said on validation samples"""
     quantities: tuple[str, ...] = ()
     """names of the columns of `targets`"""
-    shown: Mapping[str, Tensor] = field(default_factory=dict)
+    reconstructions: Mapping[str, Tensor] = field(default_factory=dict)
     """uint8 [b, C, T, H, W] by name: what `Objective.pictures` gave for `pictures`"""
     still: tuple[Features, Features] | None = None
     """train and val of clips that show their middle frame all the time, where motion is told apart"""
@@ -103,7 +96,7 @@ class Snapshot:
     """float32 [n, q, D]: random crops of the first validation samples, where an evaluator asks for them"""
     tuning: Tuning | None = None
     """not on the CPU but where the run is"""
-    answers: Tensor | None = None
+    logits: Tensor | None = None
     """float32 [n, classes] for the validation samples, where the objective has a head that classifies"""
 
     @property
@@ -140,6 +133,20 @@ class Evaluation:
 
 
 Evaluator = Callable[[Snapshot], Evaluation]
+
+
+@dataclass(frozen=True)
+class EvaluatorTraits(Traits):
+    """Optional attributes of an evaluator."""
+
+    protocol: str = ""
+    """how it evaluates, in a sentence for the log"""
+    needs_tokens: int = 0
+    """largest number of tokens of a sample that it reads"""
+    num_views: int = 0
+    """random crops that it reads, of each of the first `num_viewed` validation samples; `view_scale` is their area"""
+    only_at_ends: bool = False
+    """whether it runs before the first and after the last step alone"""
 
 
 class Logger(Protocol):

@@ -7,15 +7,17 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from jepa.config.command_rules import MARK
-from jepa.exporters.format import Form, pixel_statistics
-from jepa.layers.tokens import patch_of
-from jepa.reports.verdict import final_table, start_of
+from jepa.exporters.format import ExportFormat, pixel_statistics
+from jepa.layers.tokens import token_extent
+from jepa.reports.page import Table, bullets
+from jepa.reports.run import final_table
+from jepa.reports.verdict import start_of
 from jepa.runs import checkpoint
 from jepa.runs.checkpoint import CheckpointError
-from jepa.runs.metrics import read_rows
+from jepa.runs.metrics import read_config, read_rows
 
 
-class History(NamedTuple):
+class Provenance(NamedTuple):
     """How an encoder came about."""
 
     name: str
@@ -24,17 +26,18 @@ class History(NamedTuple):
     """a table in plain text, empty where nothing was measured"""
 
 
-def history_of(source: str) -> History:
+def history_of(source: str) -> Provenance:
     """What a run folder, or a checkpoint in one, tells about its training; of other sources only their name."""
     try:
         found = checkpoint.find(Path(source))
     except CheckpointError:
         name = Path(source).name if Path(source).exists() else source
-        return History(name, {"weights": f"`{name}`"}, "")
-    step, config = checkpoint.peek(found)["step"], checkpoint.read_config(found)
+        return Provenance(name, {"weights": f"`{name}`"}, "")
+    step, config = checkpoint.peek(found)["step"], read_config(found)
     rows = [row for row in read_rows(found.parent.parent) if row["step"] <= step]
     has_probes = any(name.startswith(("probe/", "collapse/")) for row in rows for name in row)
-    return History(config["name"], _facts(config, step), final_table(rows, start_of(config)) if has_probes else "")
+    results = final_table(rows, start_of(config)).terminal() if has_probes else ""
+    return Provenance(config["name"], _facts(config, step), results)
 
 
 def _facts(config: Mapping[str, Any], step: int) -> dict[str, str]:
@@ -63,7 +66,7 @@ def _dataset(node: Mapping[str, Any]) -> str:
     return f"{_class(node)} {name}".strip()
 
 
-def card(encoder: Any, form: Form, history: History, difference: float, repository: str | None) -> str:
+def card(encoder: Any, form: ExportFormat, history: Provenance, difference: float, repository: str | None) -> str:
     """The text of README.md; `difference` is what the check of parity found, `repository` is where it will be read."""
     there = form.on_hub.format(repository) if repository and form.on_hub else None
     kind = "video" if encoder.clip_shape[1] > 1 else "image"
@@ -87,7 +90,7 @@ On random input these vectors differed from those of the encoder that was export
 
 {_table(facts)}
 
-{_listed(form.notes(encoder))}
+{bullets(form.notes(encoder))}
 
 ## How it was trained
 
@@ -109,7 +112,7 @@ None is stated. Whoever publishes these weights adds `license:` at the top, with
 
 def _architecture(encoder: Any) -> dict[str, str]:
     channels, frames, height, width = encoder.clip_shape
-    grid, (patch_frames, *patch) = encoder.grid, patch_of(encoder)
+    grid, (patch_frames, *patch) = encoder.grid, token_extent(encoder)
     of_frames = f"{frames} frames of " if frames > 1 else ""
     tubelet = f"{patch_frames} frames of " if patch_frames > 1 else ""
     count = sum(parameter.numel() for parameter in encoder.parameters())
@@ -127,8 +130,4 @@ def _numbers(values: list[float]) -> str:
 
 
 def _table(facts: Mapping[str, str]) -> str:
-    return "\n".join(["| | |", "|---|---|", *(f"| {name} | {fact} |" for name, fact in facts.items())])
-
-
-def _listed(sentences: list[str]) -> str:
-    return "\n".join(f"- {sentence}" for sentence in sentences)
+    return Table(heads=["", ""], rows=list(facts.items()), words={1}).markdown()

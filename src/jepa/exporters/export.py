@@ -18,8 +18,8 @@ from torch import nn
 from jepa.config.command_rules import FORMATS, why_not
 from jepa.encoders.pretrained import open_encoder
 from jepa.errors import ConfigError, RunError
-from jepa.exporters.card import History, card, history_of
-from jepa.exporters.format import Form
+from jepa.exporters.card import Provenance, card, history_of
+from jepa.exporters.format import ExportFormat
 
 HOMES = {
     "safetensors": ("native", "FORM"),
@@ -90,9 +90,9 @@ def export_encoder(
     return Exported(target, files, difference, largest, form.snippet(opened, _seen_from_here(target)))
 
 
-def _opened(encoder: nn.Module | str | os.PathLike) -> tuple[Any, History]:
+def _opened(encoder: nn.Module | str | os.PathLike) -> tuple[Any, Provenance]:
     if isinstance(encoder, nn.Module):
-        return encoder.eval(), History(type(encoder).__name__, {"weights": "of a module in memory"}, "")
+        return encoder.eval(), Provenance(type(encoder).__name__, {"weights": "of a module in memory"}, "")
     source = os.fspath(encoder)
     try:
         return open_encoder(source), history_of(source)
@@ -102,20 +102,20 @@ def _opened(encoder: nn.Module | str | os.PathLike) -> tuple[Any, History]:
         raise ConfigError([f"run={source}: {error}"]) from error
 
 
-def form_of(format: str) -> Form:
+def form_of(format: str) -> ExportFormat:
     """What knows a format; only now is its library imported."""
     module, name = HOMES[format]
     return getattr(importlib.import_module(f"jepa.exporters.{module}"), name)
 
 
 @torch.no_grad()
-def compare(encoder: Any, form: Form, folder: Path) -> tuple[float, float]:
+def compare(encoder: Any, form: ExportFormat, folder: Path) -> tuple[float, float]:
     """-> largest difference and largest value of tokens, of batches of one and of three random inputs"""
-    run = form.reopen(folder)
+    run = form.load(folder)
     generator = torch.Generator().manual_seed(0)
     difference = largest = 0.0
     for batch_size in (1, 3):
-        pixels = torch.randn(batch_size, *form.takes(encoder), generator=generator)
+        pixels = torch.randn(batch_size, *form.input_shape(encoder), generator=generator)
         ours, theirs = encoder(pixels), run(pixels)
         if ours.shape != theirs.shape:
             raise RunError(f"what was written gives tokens {tuple(theirs.shape)} instead of {tuple(ours.shape)}")

@@ -14,21 +14,21 @@ from torch import Tensor, nn
 from jepa.errors import ConfigError, RunError
 
 Run = Callable[[Tensor], Tensor]
-"""Normalised pixels [B, C, T, H, W], or [B, C, H, W] where `takes` says so -> tokens [B, N, D]."""
+"""Normalised pixels [B, C, T, H, W], or [B, C, H, W] where `input_shape` says so -> tokens [B, N, D]."""
 
 
-class Form(NamedTuple):
+class ExportFormat(NamedTuple):
     """How one library takes an encoder. `write` raises ConfigError for an encoder that it cannot take."""
 
     library: str
     """its name on the Hugging Face hub"""
     write: Callable[[Any, Path], None]
     """the files of an encoder into an empty folder"""
-    reopen: Callable[[Path], Run]
+    load: Callable[[Path], Run]
     """what others compute from these files, without our code"""
     snippet: Callable[[Any, str], str]
     """a program for an encoder that lies in this folder; it makes `tokens`"""
-    takes: Callable[[Any], tuple[int, ...]]
+    input_shape: Callable[[Any], tuple[int, ...]]
     """shape of one input: (C, H, W) or (C, T, H, W)"""
     notes: Callable[[Any], list[str]]
     """what a user has to know, for the model card"""
@@ -36,13 +36,13 @@ class Form(NamedTuple):
     """what `snippet` takes instead of a folder to load repository {} of the hub; None where it cannot"""
 
 
-def takes_clips(encoder: Any) -> tuple[int, ...]:
+def clip_input(encoder: Any) -> tuple[int, ...]:
     """Clips where the encoder was trained on some, else images."""
     channels, frames, height, width = encoder.clip_shape
     return (channels, frames, height, width) if frames > 1 else (channels, height, width)
 
 
-def takes_images(encoder: Any) -> tuple[int, ...]:
+def image_input(encoder: Any) -> tuple[int, ...]:
     channels, _, height, width = encoder.clip_shape
     return channels, height, width
 
@@ -62,7 +62,7 @@ def quoted(text: str) -> str:
     return json.dumps(text, ensure_ascii=False)
 
 
-def needs(module: str, extra: str = "export") -> ModuleType:
+def require(module: str, extra: str = "export") -> ModuleType:
     """An optional package, or a RunError that names the extra it comes with."""
     try:
         return importlib.import_module(module)
@@ -72,5 +72,5 @@ def needs(module: str, extra: str = "export") -> ModuleType:
         raise RunError(f"{module} is not installed: pip install 'jepa-train[{extra}]'") from error
 
 
-def refuse(format: str, encoder: nn.Module, reason: str) -> ConfigError:
+def unsupported(format: str, encoder: nn.Module, reason: str) -> ConfigError:
     return ConfigError([f"format={format} cannot take {type(encoder).__name__}: {reason}"])

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from jepa.exporters.format import Form, Run, needs, pixel_statistics, quoted, takes_clips
+from jepa.exporters.format import ExportFormat, Run, clip_input, pixel_statistics, quoted, require
 
 ONNX_FILE, PROGRAM_FILE = "model.onnx", "model.pt2"
 
@@ -29,8 +29,8 @@ class _Forward(nn.Module):
 
 
 def write_onnx(encoder: Any, folder: Path) -> None:
-    needs("onnx")
-    needs("onnxscript")
+    require("onnx")
+    require("onnxscript")
     with _quietly():
         program = torch.onnx.export(_program(encoder), input_names=["pixels"], output_names=["tokens"], verbose=False)
     assert program is not None
@@ -38,7 +38,7 @@ def write_onnx(encoder: Any, folder: Path) -> None:
 
 
 def reopen_onnx(folder: Path) -> Run:
-    session = needs("onnxruntime").InferenceSession(folder / ONNX_FILE, providers=["CPUExecutionProvider"])
+    session = require("onnxruntime").InferenceSession(folder / ONNX_FILE, providers=["CPUExecutionProvider"])
 
     def run(pixels: Tensor) -> Tensor:
         (tokens,) = session.run(["tokens"], {"pixels": pixels.numpy()})
@@ -57,7 +57,7 @@ def reopen_program(folder: Path) -> Run:
 
 
 def _program(encoder: Any) -> torch.export.ExportedProgram:
-    example = torch.zeros(2, *takes_clips(encoder))  # of one sample the batch would be taken for a constant
+    example = torch.zeros(2, *clip_input(encoder))  # of one sample the batch would be taken for a constant
     batch = torch.export.Dim("batch", min=1)
     program = torch.export.export(_Forward(encoder).eval(), (example,), dynamic_shapes={"pixels": {0: batch}})
     for node in program.graph.nodes:
@@ -80,7 +80,7 @@ def _quietly() -> Iterator[None]:
 
 def onnx_snippet(encoder: Any, where: str) -> str:
     mean, std = (_column(encoder, values) for values in pixel_statistics(encoder))
-    shape = ", ".join(map(str, takes_clips(encoder)))
+    shape = ", ".join(map(str, clip_input(encoder)))
     return f"""\
 import numpy, onnxruntime
 session = onnxruntime.InferenceSession({quoted(f"{where}/{ONNX_FILE}")})
@@ -91,7 +91,7 @@ pixels = ((pixels - {mean}) / {std}).astype("float32")
 
 def program_snippet(encoder: Any, where: str) -> str:
     mean, std = (_column(encoder, values) for values in pixel_statistics(encoder))
-    shape = ", ".join(map(str, takes_clips(encoder)))
+    shape = ", ".join(map(str, clip_input(encoder)))
     return f"""\
 import torch
 encode = torch.export.load({quoted(f"{where}/{PROGRAM_FILE}")}).module()
@@ -101,25 +101,25 @@ tokens = encode(pixels)  # [2, {encoder.grid.num_tokens}, {encoder.embed_dim}]""
 
 
 def _kind(encoder: Any) -> str:
-    return "images" if len(takes_clips(encoder)) == 3 else "clips"
+    return "images" if len(clip_input(encoder)) == 3 else "clips"
 
 
 def _column(encoder: Any, values: list[float]) -> list[Any]:
     """One value for each channel, so nested that it spreads over frames, height and width."""
     column: list[Any] = values
-    for _ in takes_clips(encoder)[1:]:
+    for _ in clip_input(encoder)[1:]:
         column = [[value] for value in column]
     return column
 
 
 def notes(encoder: Any) -> list[str]:
-    shape = " x ".join(map(str, takes_clips(encoder)))
+    shape = " x ".join(map(str, clip_input(encoder)))
     return [
         f"Input `pixels`: float32, a batch of any size of {shape} (channels, then "
-        f"{'height and width' if len(takes_clips(encoder)) == 3 else 'frames, height and width'}), "
+        f"{'height and width' if len(clip_input(encoder)) == 3 else 'frames, height and width'}), "
         "normalised as below. Output `tokens`: float32, batch x tokens x width. The size of the input is fixed."
     ]
 
 
-ONNX = Form("onnx", write_onnx, reopen_onnx, onnx_snippet, takes_clips, notes)
-PROGRAM = Form("pytorch", write_program, reopen_program, program_snippet, takes_clips, notes)
+ONNX = ExportFormat("onnx", write_onnx, reopen_onnx, onnx_snippet, clip_input, notes)
+PROGRAM = ExportFormat("pytorch", write_program, reopen_program, program_snippet, clip_input, notes)

@@ -7,12 +7,14 @@ from typing import Any
 
 from jepa.encoders.pretrained import open_encoder
 from jepa.encoders.published import write_encoder
-from jepa.exporters.format import Form, Run, quoted, refuse, takes_clips
+from jepa.exporters.format import ExportFormat, Run, clip_input, quoted, unsupported
 
 
 def write(encoder: Any, folder: Path) -> None:
     if not hasattr(encoder, "node"):
-        raise refuse("safetensors", encoder, "it was not opened by jepa.load_encoder, so nothing tells how to build it")
+        raise unsupported(
+            "safetensors", encoder, "it was not opened by jepa.load_encoder, so nothing tells how to build it"
+        )
     write_encoder(folder, encoder)
 
 
@@ -21,7 +23,7 @@ def reopen(folder: Path) -> Run:
 
 
 def snippet(encoder: Any, where: str) -> str:
-    shape = ", ".join(map(str, takes_clips(encoder)))
+    shape = ", ".join(map(str, clip_input(encoder)))
     kind = "images" if encoder.clip_shape[1] == 1 else "clips"
     return f"""\
 import torch
@@ -38,4 +40,4 @@ def notes(encoder: Any) -> list[str]:
     ]
 
 
-FORM = Form("jepa-train", write, reopen, snippet, takes_clips, notes, "hf:{}")
+FORM = ExportFormat("jepa-train", write, reopen, snippet, clip_input, notes, "hf:{}")

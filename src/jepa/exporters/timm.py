@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from jepa.encoders.names import PUBLISHED, TABLE, to_foreign
 from jepa.encoders.pretrained import TimmEncoder
 from jepa.encoders.spatial import SpatialEncoder
-from jepa.exporters.format import Form, Run, pixel_statistics, quoted, refuse, takes_images, write_json
+from jepa.exporters.format import ExportFormat, Run, image_input, pixel_statistics, quoted, unsupported, write_json
 
 ARCHITECTURE = "vit_base_patch16_224"
 """the entry of timm whose sizes are replaced, all of them"""
@@ -28,11 +28,11 @@ def write(encoder: Any, folder: Path) -> None:
         architecture, arguments = encoder.node["architecture"], _arguments_of_timm(encoder)
         tensors = {name: tensor.contiguous() for name, tensor in encoder.trunk.state_dict().items()}
     else:
-        raise refuse("timm", encoder, "timm's VisionTransformer sees images, not clips; use onnx or torch_export")
+        raise unsupported("timm", encoder, "timm's VisionTransformer sees images, not clips; use onnx or torch_export")
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     mean, std = pixel_statistics(encoder)
     pictures = {
-        "input_size": list(takes_images(encoder)),
+        "input_size": list(image_input(encoder)),
         "fixed_input_size": True,
         "interpolation": "bilinear",
         "crop_pct": 1.0,
@@ -50,7 +50,7 @@ def write(encoder: Any, folder: Path) -> None:
 
 def _arguments(encoder: SpatialEncoder) -> dict[str, Any]:
     """Those of timm's VisionTransformer; without fc_norm, since ours norms the tokens and then takes the mean."""
-    channels, height, width = takes_images(encoder)
+    channels, height, width = image_input(encoder)
     hidden: Any = encoder.blocks[0].mlp.fc1.out_features  # pyright: ignore[reportAttributeAccessIssue]
     return {
         "img_size": [height, width],
@@ -69,7 +69,7 @@ def _arguments(encoder: SpatialEncoder) -> dict[str, Any]:
 
 def _arguments_of_timm(encoder: TimmEncoder) -> dict[str, Any]:
     """Without pooling, which some do by layers that are no part of our encoder."""
-    channels, height, width = takes_images(encoder)
+    channels, height, width = image_input(encoder)
     norms_pooled = not isinstance(encoder.trunk.fc_norm, nn.Identity)
     return encoder.node["arguments"] | {
         "img_size": [height, width],
@@ -91,7 +91,7 @@ def reopen(folder: Path) -> Run:
 
 
 def snippet(encoder: Any, where: str) -> str:
-    shape = ", ".join(map(str, takes_images(encoder)))
+    shape = ", ".join(map(str, image_input(encoder)))
     source = where if where.startswith("hf-hub:") else f"local-dir:{where}"
     size = f"[2, {encoder.grid.h * encoder.grid.w}, {encoder.embed_dim}]"
     use = f"""\
@@ -116,4 +116,4 @@ def notes(encoder: Any) -> list[str]:
     return found
 
 
-FORM = Form("timm", write, reopen, snippet, takes_images, notes, "hf-hub:{}")
+FORM = ExportFormat("timm", write, reopen, snippet, image_input, notes, "hf-hub:{}")

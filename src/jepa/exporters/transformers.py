@@ -14,14 +14,23 @@ from torch import Tensor, nn
 from jepa.encoders.names import IJEPA, TABLE, VJEPA2, to_foreign
 from jepa.encoders.spatial import SpatialEncoder
 from jepa.encoders.temporal import TemporalEncoder
-from jepa.exporters.format import Form, Run, needs, pixel_statistics, quoted, refuse, takes_images, write_json
+from jepa.exporters.format import (
+    ExportFormat,
+    Run,
+    image_input,
+    pixel_statistics,
+    quoted,
+    require,
+    unsupported,
+    write_json,
+)
 
 BILINEAR = 2
 """as Pillow counts its filters"""
 
 
 def write(encoder: Any, folder: Path) -> None:
-    transformers = needs("transformers")
+    transformers = require("transformers")
     if isinstance(encoder, SpatialEncoder):
         patch = (encoder.clip_shape[0], *encoder.patch_size)
         tensors = to_foreign(encoder.state_dict() | {TABLE: encoder.positions.table}, IJEPA, patch)
@@ -31,7 +40,7 @@ def write(encoder: Any, folder: Path) -> None:
         _check_clips(encoder)
         patch = (encoder.clip_shape[0], encoder.tubelet_size, *encoder.patch_size)
         config = transformers.VJEPA2Config(**_clip_sizes(encoder))
-        tensors = to_foreign(encoder.state_dict(), VJEPA2, patch) | _silent_predictor(encoder.embed_dim)
+        tensors = to_foreign(encoder.state_dict(), VJEPA2, patch) | _zero_predictor(encoder.embed_dim)
         processing = _processing(encoder, video_processor_type="BaseVideoProcessor", do_sample_frames=False)
         write_json(folder / "video_preprocessor_config.json", processing)
     config.to_json_file(folder / "config.json")
@@ -40,12 +49,12 @@ def write(encoder: Any, folder: Path) -> None:
 
 def _check_clips(encoder: nn.Module) -> None:
     if not isinstance(encoder, TemporalEncoder):
-        raise refuse(
+        raise unsupported(
             "transformers", encoder, "it has no model of that kind that we know; use timm, onnx or torch_export"
         )
     if encoder.positions.kind != "vjepa2":
         kind = encoder.positions.kind
-        raise refuse(
+        raise unsupported(
             "transformers",
             encoder,
             f"VJEPA2Model has the positions of encoder.position=vjepa2, this one those of {kind}; "
@@ -54,7 +63,7 @@ def _check_clips(encoder: nn.Module) -> None:
     (height, width), (patch_height, patch_width) = encoder.clip_shape[2:], encoder.patch_size
     if height != width or patch_height != patch_width:
         size = f"{height}x{width} pixels in patches of {patch_height}x{patch_width}"
-        raise refuse(
+        raise unsupported(
             "transformers", encoder, f"VJEPA2Model counts its positions on squares, not on {size}; use torch_export"
         )
 
@@ -69,7 +78,7 @@ def _trunk_sizes(encoder: Any) -> dict[str, Any]:
 
 
 def _image_sizes(encoder: SpatialEncoder) -> dict[str, Any]:
-    channels, height, width = takes_images(encoder)
+    channels, height, width = image_input(encoder)
     patch_height, patch_width = encoder.patch_size
     hidden: Any = encoder.blocks[0].mlp.fc1.out_features  # pyright: ignore[reportAttributeAccessIssue]
     return {
@@ -101,7 +110,7 @@ def _clip_sizes(encoder: Any) -> dict[str, Any]:
     }
 
 
-def _silent_predictor(width: int) -> dict[str, Tensor]:
+def _zero_predictor(width: int) -> dict[str, Tensor]:
     """Its tensors, all zero, so that it predicts zeros and nothing is drawn at random when the folder is loaded."""
     shapes = {
         "embeddings.mask_tokens": (1, 1, 1, 1),
@@ -137,7 +146,7 @@ def _processing(encoder: Any, **kind: Any) -> dict[str, Any]:
 
 
 def reopen(folder: Path) -> Run:
-    transformers = needs("transformers")
+    transformers = require("transformers")
     with _quiet(transformers.logging):
         model: Any = transformers.AutoModel.from_pretrained(folder, local_files_only=True).eval()
     if model.config.model_type == "vjepa2":
@@ -196,7 +205,7 @@ def notes(encoder: Any) -> list[str]:
 
 
 def takes(encoder: Any) -> tuple[int, ...]:
-    return takes_images(encoder) if isinstance(encoder, SpatialEncoder) else (*encoder.clip_shape,)
+    return image_input(encoder) if isinstance(encoder, SpatialEncoder) else (*encoder.clip_shape,)
 
 
-FORM = Form("transformers", write, reopen, snippet, takes, notes, "{}")
+FORM = ExportFormat("transformers", write, reopen, snippet, takes, notes, "{}")

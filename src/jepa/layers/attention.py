@@ -70,14 +70,14 @@ class SelfAttention(Attention):
         x: Tensor,
         attn_mask: Tensor | None = None,
         is_causal: bool = False,
-        turns: Tensor | None = None,
+        rope: Tensor | None = None,
         prefix: int = 0,
     ) -> Tensor:
-        """`turns` are what Positions.turns gives; the first `prefix` tokens see only themselves, the others see all."""
-        if turns is None and not prefix:
+        """`rope` is what Positions.rope gives; the first `prefix` tokens see only themselves, the others see all."""
+        if rope is None and not prefix:
             return super().forward(x, attn_mask, is_causal)
         qk, v = self.qkv(x).unflatten(2, (3, self.num_heads, self.head_dim)).split((2, 1), dim=2)
-        qk = qk if turns is None else turned(qk, turns)  # [B, S, 2, h, d]
+        qk = qk if rope is None else apply_rope(qk, rope)  # [B, S, 2, h, d]
         q, k, v = (t.transpose(1, 2) for t in (*qk.unbind(2), v.squeeze(2)))  # 3 of [B, h, S, d]
         read = attend(q[:, :, prefix:], k, v, fused=self.fused_attn, mask=attn_mask)
         if prefix:
@@ -86,9 +86,9 @@ class SelfAttention(Attention):
         return self.proj(read)
 
 
-def turned(x: Tensor, turns: Tensor) -> Tensor:
+def apply_rope(x: Tensor, rope: Tensor) -> Tensor:
     """[B, S, 2, h, d] -> the same, each pair of the last axis turned by its angle."""
-    cosines, sines = turns.unbind(0)
+    cosines, sines = rope.unbind(0)
     swapped = x.unflatten(-1, (-1, 2)).flip(-1).flatten(-2)
     return torch.addcmul(x * cosines, swapped, sines)
 

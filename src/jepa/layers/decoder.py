@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from jepa.layers.init import STD, init_weights
 from jepa.layers.position import Positions
-from jepa.layers.tokens import patch_of
+from jepa.layers.tokens import token_extent
 from jepa.layers.transformer import check_sizes, make_blocks, run_blocks
 from jepa.types import Encoder, PatchGrid
 
@@ -33,18 +33,12 @@ class PixelDecoder(nn.Module):
     ) -> None:
         super().__init__()
         width, num_heads = width or encoder.embed_dim // 2, num_heads or encoder.num_heads
-        check_sizes(
-            width=width,
-            num_heads=num_heads,
-            mlp_ratio=4.0,
-            width_key="objective.decoder_width",
-            heads_key="objective.decoder_num_heads",
-        )
-        frames, height, rows = patch_of(encoder)
+        check_sizes(width, num_heads, 4.0, width_key="objective.decoder_width", heads_key="objective.decoder_num_heads")
+        frames, height, rows = token_extent(encoder)
         self.embed = nn.Linear(input_dim, width)
         self.mask_tokens = nn.Parameter(torch.empty(num_mask_tokens, width)) if num_mask_tokens else None
         self.positions = Positions(grid=encoder.grid, width=width)
-        self.blocks = make_blocks(width=width, depth=depth, num_heads=num_heads, mlp_ratio=4.0)
+        self.blocks = make_blocks(width, depth, num_heads, 4.0)
         self.norm = LayerNorm(width)
         self.project = nn.Linear(width, encoder.clip_shape[0] * frames * height * rows)
         if self.mask_tokens is not None:

@@ -14,9 +14,8 @@ from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 from jepa.layers.attention import compute_dtype
 from jepa.types import PatchGrid
 
-KINDS = ("sincos", "rope", "vjepa2")
-"""what `position` may be; that of an encoder also "table", which is part of its weights"""
 ADDED = ("sincos", "table")
+"""kinds of positions that are added to the tokens; the others rotate queries and keys"""
 
 
 def sincos(grid: PatchGrid, width: int, in_time: bool | None = None) -> Tensor:
@@ -37,11 +36,11 @@ def sincos(grid: PatchGrid, width: int, in_time: bool | None = None) -> Tensor:
     return nn.functional.pad(told, (0, width - told.shape[1]))
 
 
-def rotary(grid: PatchGrid, head_dim: int, tiled: bool = False) -> Tensor:
+def rope_table(grid: PatchGrid, head_dim: int, interleaved: bool = False) -> Tensor:
     """-> float32 [N, 2, head_dim]: cosines and signed sines that turn pairs (2i, 2i + 1) of a query or key.
 
     Time, row and column turn an equal even part of the head each and the rest stays: axial RoPE (RoFormer, Su et al.
-    2021, section 3.2; V-JEPA 2, Assran et al. 2025, section 2). `tiled` gives the two of a pair frequencies that
+    2021, section 3.2; V-JEPA 2, Assran et al. 2025, section 2). `interleaved` gives the two of a pair frequencies that
     differ, as the published V-JEPA 2 weights were trained.
     """
     if head_dim % 2 or head_dim < 6:
@@ -51,7 +50,7 @@ def rotary(grid: PatchGrid, head_dim: int, tiled: bool = False) -> Tensor:
         )
     half = head_dim // 6
     angles = [_angles(axis, half) for axis in coordinates(grid)]  # 3 of [N, half]
-    angles = [a.repeat(1, 2) if tiled else a.repeat_interleave(2, dim=1) for a in angles]
+    angles = [a.repeat(1, 2) if interleaved else a.repeat_interleave(2, dim=1) for a in angles]
     turned = nn.functional.pad(torch.cat(angles, dim=1), (0, head_dim - 6 * half))  # [N, head_dim]
     sign = torch.tensor([-1.0, 1.0]).repeat(head_dim // 2)
     return torch.stack([turned.cos(), turned.sin() * sign], dim=1).float()
@@ -88,7 +87,7 @@ def resampled(table: Tensor, grid: PatchGrid, wanted: PatchGrid) -> Tensor:
 
 def table(grid: PatchGrid, width: int, kind: str, in_time: bool, device: torch.device) -> Tensor:
     """-> float32 [N, width] of positions that are added, [N, 2, width] of rotary ones."""
-    made = sincos(grid, width, in_time) if kind in ADDED else rotary(grid, width, tiled=kind == "vjepa2")
+    made = sincos(grid, width, in_time) if kind in ADDED else rope_table(grid, width, interleaved=kind == "vjepa2")
     return made.to(device)
 
 
@@ -123,7 +122,7 @@ class Positions(nn.Module):
         """[..., D] of all tokens, or of those at `indices` [...] -> the same with positions, unless they are rotary."""
         return tokens + self._rows(grid, indices) if self.kind in ADDED else tokens
 
-    def turns(self, tokens: Tensor, grid: PatchGrid, indices: Tensor | None = None) -> Tensor | None:
+    def rope(self, tokens: Tensor, grid: PatchGrid, indices: Tensor | None = None) -> Tensor | None:
         """[B, S, D] (, [B, S]) -> [2, B or 1, S, 1, 1, head_dim] in the dtype of the attention, None unless rotary."""
         if self.kind in ADDED:
             return None
@@ -141,16 +140,16 @@ class Positions(nn.Module):
         return rows if indices is None else rows[indices]
 
     def _table(self, grid: PatchGrid, device: torch.device) -> Tensor:
-        return remembered(table, grid, self.width, self.kind, self.in_time or grid.t > 1, device)
+        return cached_table(table, grid, self.width, self.kind, self.in_time or grid.t > 1, device)
 
 
-def remembered(make: Callable[..., Tensor], *arguments) -> Tensor:
+def cached_table(make: Callable[..., Tensor], *arguments) -> Tensor:
     """`make(*arguments)`, kept for the next call; fit for training also when the first call came from an evaluation."""
     passes = torch.compiler.is_compiling() or is_in_torch_dispatch_mode()  # where tensors may lack numbers
-    return make(*arguments) if passes else _remembered(make, *arguments)
+    return make(*arguments) if passes else _cached_table(make, *arguments)
 
 
 @lru_cache(maxsize=64)
-def _remembered(make: Callable[..., Tensor], *arguments) -> Tensor:
+def _cached_table(make: Callable[..., Tensor], *arguments) -> Tensor:
     with torch.inference_mode(False), torch.no_grad():
         return make(*arguments)

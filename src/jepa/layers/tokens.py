@@ -16,14 +16,14 @@ def patchify(clips: Tensor, size: tuple[int, int, int]) -> Tensor:
     return rearrange(clips, "b c (nt t) (nh h) (nw w) -> b (nt nh nw) (c t h w)", t=t, h=h, w=w)
 
 
-def take(tokens: Tensor, indices: Tensor) -> Tensor:
+def gather_tokens(tokens: Tensor, indices: Tensor) -> Tensor:
     """[B, N, D] and long [B, ...] -> [B, ..., D]: the tokens of each sample at its own indices."""
     flat = indices.flatten(1)[..., None]
     chosen = tokens.gather(1, flat.expand(-1, -1, tokens.shape[-1]))
     return chosen.unflatten(1, indices.shape[1:])
 
 
-def divide(size: int, part: int, name: str, part_name: str, keys: str) -> int:
+def count_parts(size: int, part: int, name: str, part_name: str, keys: str) -> int:
     """How many parts there are, or a ValueError that names the nearest sizes that can be divided and the keys."""
     count, rest = divmod(size, part)
     if not rest:
@@ -38,14 +38,26 @@ def patch_pair(patch_size: int | Sequence[int]) -> tuple[int, int]:
     return height, width
 
 
-def patches_of(image_size: Sequence[int], patch_size: tuple[int, int]) -> tuple[int, int]:
-    """Rows and columns of patches of an image of height and width."""
-    names = ("image height", "image width")
-    rows, columns = (
-        divide(pixels, patch, name, "patch", "image_size or encoder.patch_size")
-        for pixels, patch, name in zip(image_size, patch_size, names, strict=True)
+def grid_of(clips: Tensor, channels: int, patch_size: tuple[int, int], tubelet_size: int = 1) -> PatchGrid:
+    """The grid of [B, C, T, H, W] or [B, C, H, W]; refuses what cannot be cut into patches, or has other channels.
+
+    A single frame fills a tubelet of several by being repeated.
+    """
+    if clips.shape[1] != channels:
+        raise ValueError(f"this encoder reads {channels} channels, got clips of {tuple(clips.shape[1:])}")
+    frames = 1 if clips.ndim == 4 else clips.shape[2]
+    return make_grid((frames, *clips.shape[-2:]), patch_size, tubelet_size)
+
+
+def make_grid(clip_size: Sequence[int], patch_size: tuple[int, int], tubelet_size: int = 1) -> PatchGrid:
+    """The grid of a clip of frames, height and width."""
+    frames, height, width = clip_size
+    time_keys, keys = "num_frames or encoder.tubelet_size", "image_size or encoder.patch_size"
+    return PatchGrid(
+        1 if frames == 1 else count_parts(frames, tubelet_size, "num_frames", "tubelet", time_keys),
+        count_parts(height, patch_size[0], "image height", "patch", keys),
+        count_parts(width, patch_size[1], "image width", "patch", keys),
     )
-    return rows, columns
 
 
 def unpatchify(tokens: Tensor, grid: PatchGrid, size: tuple[int, int, int]) -> Tensor:
@@ -58,14 +70,14 @@ def unpatchify(tokens: Tensor, grid: PatchGrid, size: tuple[int, int, int]) -> T
     )  # fmt: skip
 
 
-def patch_of(encoder: Encoder) -> tuple[int, int, int]:
+def token_extent(encoder: Encoder) -> tuple[int, int, int]:
     """Frames, height and width of what one token of the encoder shows."""
     _, frames, height, width = encoder.clip_shape
     grid = encoder.grid
     return frames // grid.t, height // grid.h, width // grid.w
 
 
-def pixels_of(clips: Tensor, size: tuple[int, int, int]) -> Tensor:
+def patchify_pixels(clips: Tensor, size: tuple[int, int, int]) -> Tensor:
     """[B, C, T, H, W] -> float32 [B, N, C*t*h*w]; a single frame fills a patch of several by being repeated."""
     frames = size[0] if clips.shape[2] == 1 else -1
     return patchify(clips.float().expand(-1, -1, frames, -1, -1), size)

@@ -15,25 +15,25 @@ from jepa.layers.attention import SelfAttention
 
 
 class TrunkBlock(Block):
-    """timm's block; `turns` and `prefix` go to its attention."""
+    """timm's block; `rope` and `prefix` go to its attention."""
 
     def forward(
         self,
         x: Tensor,
         attn_mask: Tensor | None = None,
         is_causal: bool = False,
-        turns: Tensor | None = None,
+        rope: Tensor | None = None,
         prefix: int = 0,
     ) -> Tensor:
         """[B, S, D] -> [B, S, D]"""
-        if turns is None and not prefix:
+        if rope is None and not prefix:
             return super().forward(x, attn_mask, is_causal)
-        x = x + self.drop_path1(self.attn(self.norm1(x), attn_mask, turns=turns, prefix=prefix))
+        x = x + self.drop_path1(self.attn(self.norm1(x), attn_mask, rope=rope, prefix=prefix))
         return x + self.drop_path2(self.mlp(self.norm2(x)))
 
 
 def make_blocks(
-    *, width: int, depth: int, num_heads: int, mlp_ratio: float, drop_path: float = 0.0, norm_eps: float = 1e-6
+    width: int, depth: int, num_heads: int, mlp_ratio: float, *, drop_path: float = 0.0, norm_eps: float = 1e-6
 ) -> nn.ModuleList:
     """`depth` blocks [B, N, width] -> [B, N, width]; the rate of drop path grows linearly from 0 to `drop_path`."""
     rates = [drop_path * number / max(depth - 1, 1) for number in range(depth)]
@@ -56,20 +56,20 @@ def run_blocks(
     tokens: Tensor,
     *,
     mask: Tensor | None = None,
-    turns: Tensor | None = None,
+    rope: Tensor | None = None,
     prefix: int = 0,
     checkpointed: bool = False,
 ) -> Tensor:
     """[B, S, D] -> [B, S, D]; `checkpointed` keeps no activations for the backward but computes them again."""
     for block in blocks:
         if checkpointed and torch.is_grad_enabled():
-            tokens = checkpoint(block, tokens, mask, turns=turns, prefix=prefix, use_reentrant=False)
+            tokens = checkpoint(block, tokens, mask, rope=rope, prefix=prefix, use_reentrant=False)
         else:
-            tokens = block(tokens, mask, turns=turns, prefix=prefix)
+            tokens = block(tokens, mask, rope=rope, prefix=prefix)
     return tokens
 
 
-def check_sizes(*, width: int, num_heads: int, mlp_ratio: float, width_key: str, heads_key: str) -> None:
+def check_sizes(width: int, num_heads: int, mlp_ratio: float, *, width_key: str, heads_key: str) -> None:
     """Refuses what no trunk can be; `width_key` and `heads_key` are the keys that the user would change."""
     if width % num_heads:
         raise ValueError(f"{width_key}={width} is not divisible by {heads_key}={num_heads}: change one of them")

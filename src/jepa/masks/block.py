@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from jepa.masks.geometry import BlockGeometry, Shape
-from jepa.masks.sampling import draw, pick, through_time
+from jepa.masks.sampling import repeat_over_time, smallest, uniform_rows
 from jepa.types import Masks, PatchGrid
 
 ATTEMPTS = 4
@@ -58,14 +58,14 @@ class BlockMasker:
         context = self.context_shapes[int(which_context * len(self.context_shapes))]
 
         places = ATTEMPTS * (self.num_targets + 1) * 2
-        draws = draw(batch_size, places + self.grid.num_tokens, generator, rows)
+        draws = uniform_rows(batch_size, places + self.grid.num_tokens, generator, rows)
         tries = draws[:, :places].unflatten(1, (ATTEMPTS, self.num_targets + 1, 2))
         target_corners = self._corners(tries[:, :, 1:], target)  # [B, attempts, M, 2]
         context_corners = self._corners(tries[:, :, 0], context)  # [B, attempts, 2]
 
         corners, distance = self._place(target_corners, context_corners, target, context)
-        kept = pick(draws[:, places:] + distance.repeat(1, self.grid.t), self.num_context)
-        return Masks(kept, through_time(self._patches(corners, target), self.grid))
+        kept = smallest(draws[:, places:] + distance.repeat(1, self.grid.t), self.num_context)
+        return Masks(kept, repeat_over_time(self._patches(corners, target), self.grid))
 
     def _corners(self, draws: Tensor, shape: Shape) -> Tensor:
         """[..., 2] in [0, 1) -> [..., 2] long: upper left corner, any that keeps the block on the grid."""

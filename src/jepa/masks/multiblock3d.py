@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from jepa.masks.geometry import CuboidGeometry, multiblock_faults
-from jepa.masks.sampling import draw, pick_ends
+from jepa.masks.sampling import smallest_and_largest, uniform_rows
 from jepa.types import Masks, MaskSets, PatchGrid
 
 ATTEMPTS = 2
@@ -34,7 +34,7 @@ class MultiBlock3DMasker:
     def __call__(self, batch_size: int, generator: torch.Generator, rows: Tensor | None = None) -> MaskSets:
         """Draws one row of numbers for each sample, of which `rows` [b], ascending, become masks; without them all."""
         sizes = [sampler.num_places for sampler in self.samplers]
-        draws = draw(batch_size, self.num_tokens + sum(sizes), generator, rows)
+        draws = uniform_rows(batch_size, self.num_tokens + sum(sizes), generator, rows)
         keys, *places = draws.split([self.num_tokens, *sizes], dim=1)
         return MaskSets([sampler(keys, part) for sampler, part in zip(self.samplers, places, strict=True)])
 
@@ -57,7 +57,7 @@ class _CuboidSampler:
         hidden = self._first_fit(self._unions(places.unflatten(1, self.tries)))
         # From the two ends of one order, hidden tokens before the others: what lacks on one side comes from the other.
         order = keys.unflatten(1, (-1, hidden.shape[1])) + ~hidden.unsqueeze(1)
-        targets, context = pick_ends(order.flatten(1), self.num_targets, self.num_context)
+        targets, context = smallest_and_largest(order.flatten(1), self.num_targets, self.num_context)
         return Masks(context, targets.unsqueeze(1))
 
     def _first_fit(self, hidden: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from jepa.masks.geometry import random_faults
-from jepa.masks.sampling import draw, pick
+from jepa.masks.sampling import smallest, uniform_rows
 from jepa.types import Masks, PatchGrid
 
 
@@ -20,7 +20,7 @@ class RandomMasker:
         self.num_context = grid.num_context(ratio)
 
     def __call__(self, batch_size: int, generator: torch.Generator, rows: Tensor | None = None) -> Masks:
-        keys = draw(batch_size, self.num_tokens, generator, rows)
-        context = pick(keys, self.num_context)
-        hidden = pick(keys.scatter(1, context, 2.0), self.num_tokens - self.num_context)
+        keys = uniform_rows(batch_size, self.num_tokens, generator, rows)
+        context = smallest(keys, self.num_context)
+        hidden = smallest(keys.scatter(1, context, 2.0), self.num_tokens - self.num_context)
         return Masks(context, hidden.unsqueeze(1))

@@ -10,7 +10,7 @@ from torch import Tensor
 from jepa.types import PatchGrid
 
 
-def draw(batch_size: int, num_numbers: int, generator: torch.Generator, rows: Tensor | None = None) -> Tensor:
+def uniform_rows(batch_size: int, num_numbers: int, generator: torch.Generator, rows: Tensor | None = None) -> Tensor:
     """[b] ascending -> [b, num_numbers]: these rows of `torch.rand(batch_size, num_numbers)`, without `rows` all.
 
     The generator ends in the same state whichever rows are asked for. A Mersenne Twister can only walk past what lies
@@ -35,30 +35,30 @@ def draw(batch_size: int, num_numbers: int, generator: torch.Generator, rows: Te
     return torch.from_numpy(numbers * np.float32(2**-24))
 
 
-def pick(keys: Tensor, num_tokens: int) -> Tensor:
+def smallest(scores: Tensor, num_tokens: int) -> Tensor:
     """[B, N] -> [B, num_tokens] long: the places of the smallest keys of each row, in raster order."""
-    values = keys.numpy()  # partition and flatnonzero are several times as fast as topk and sort
+    values = scores.numpy()  # partition and flatnonzero are several times as fast as topk and sort
     limits = np.partition(values, num_tokens - 1, axis=1)[:, num_tokens - 1, None]
-    return _places(values <= limits, values, slice(num_tokens))
+    return _indices(values <= limits, values, slice(num_tokens))
 
 
-def pick_ends(keys: Tensor, num_first: int, num_last: int) -> tuple[Tensor, Tensor]:
+def smallest_and_largest(scores: Tensor, num_first: int, num_last: int) -> tuple[Tensor, Tensor]:
     """[B, N] -> [B, num_first], [B, num_last] long: of each row the places of the smallest and of the largest keys.
 
     Both are in raster order and have no place in common: num_first + num_last <= N.
     """
-    values = keys.numpy()
+    values = scores.numpy()
     first_of_last = values.shape[1] - num_last
     parted = np.partition(values, num_first - 1, axis=1)  # asked for both limits at once, NumPy is far slower
     rest = np.partition(parted[:, num_first:], first_of_last - num_first, axis=1)
     lower, upper = parted[:, num_first - 1, None], rest[:, first_of_last - num_first, None]
     return (
-        _places(values <= lower, values, slice(num_first)),
-        _places(values >= upper, values, slice(first_of_last, None)),
+        _indices(values <= lower, values, slice(num_first)),
+        _indices(values >= upper, values, slice(first_of_last, None)),
     )
 
 
-def _places(chosen: NDArray[np.bool_], values: NDArray[Any], ranks: slice) -> Tensor:
+def _indices(chosen: NDArray[np.bool_], values: NDArray[Any], ranks: slice) -> Tensor:
     """[B, N] bool -> [B, n]: where it is true, which is at the values of the n `ranks` or of their equals.
 
     Rows that equals at the limit have made too long keep the ranks alone, of equals the first place being the lowest.
@@ -73,7 +73,7 @@ def _places(chosen: NDArray[np.bool_], values: NDArray[Any], ranks: slice) -> Te
     return torch.from_numpy(places)
 
 
-def through_time(patches: Tensor, grid: PatchGrid) -> Tensor:
+def repeat_over_time(patches: Tensor, grid: PatchGrid) -> Tensor:
     """[..., P] -> [..., t * P] long: the tokens that patches of one frame have in all time steps."""
     first = torch.arange(grid.t)[:, None] * (grid.h * grid.w)
     return (patches.unsqueeze(-2) + first).flatten(-2)

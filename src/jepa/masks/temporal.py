@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from jepa.masks.geometry import TemporalGeometry
-from jepa.masks.sampling import draw, pick
+from jepa.masks.sampling import smallest, uniform_rows
 from jepa.types import Masks, PatchGrid
 
 
@@ -40,10 +40,10 @@ class TemporalMasker:
 
     def __call__(self, batch_size: int, generator: torch.Generator, rows: Tensor | None = None) -> Masks:
         """Draws one row of numbers for each sample, of which `rows` [b], ascending, become masks; without them all."""
-        draws = draw(batch_size, 1 + self.grid.num_tokens, generator, rows)
+        draws = uniform_rows(batch_size, 1 + self.grid.num_tokens, generator, rows)
         split = self.splits.start + (draws[:, :1] * len(self.splits)).long()  # [B, 1]
         keys, step = draws[:, 1:], torch.arange(self.grid.num_tokens) // (self.grid.h * self.grid.w)
-        return Masks(pick(keys + (step >= split), self.num_context), self._future(keys, split))
+        return Masks(smallest(keys + (step >= split), self.num_context), self._future(keys, split))
 
     def _future(self, keys: Tensor, split: Tensor) -> Tensor:
         """[B, N], [B, 1] -> [B, M, J] long: the tokens with the smallest keys of each step from the split on."""
@@ -52,5 +52,7 @@ class TemporalMasker:
         tokens = first + torch.arange(num_patches)  # [B, M, h * w]
         if self.num_targets == num_patches:
             return tokens
-        chosen = pick(keys.gather(1, tokens.flatten(1)).unflatten(1, tokens.shape[1:]).flatten(0, 1), self.num_targets)
+        chosen = smallest(
+            keys.gather(1, tokens.flatten(1)).unflatten(1, tokens.shape[1:]).flatten(0, 1), self.num_targets
+        )
         return first + chosen.unflatten(0, tokens.shape[:2])

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from jepa.masks.geometry import tube_faults
-from jepa.masks.sampling import draw, pick, through_time
+from jepa.masks.sampling import repeat_over_time, smallest, uniform_rows
 from jepa.types import Masks, PatchGrid
 
 
@@ -22,7 +22,7 @@ class TubeMasker:
         self.num_context = self.num_seen * grid.t
 
     def __call__(self, batch_size: int, generator: torch.Generator, rows: Tensor | None = None) -> Masks:
-        keys = draw(batch_size, self.num_patches, generator, rows)
-        seen = pick(keys, self.num_seen)
-        hidden = pick(keys.scatter(1, seen, 2.0), self.num_patches - self.num_seen)
-        return Masks(through_time(seen, self.grid), through_time(hidden, self.grid).unsqueeze(1))
+        keys = uniform_rows(batch_size, self.num_patches, generator, rows)
+        seen = smallest(keys, self.num_seen)
+        hidden = smallest(keys.scatter(1, seen, 2.0), self.num_patches - self.num_seen)
+        return Masks(repeat_over_time(seen, self.grid), repeat_over_time(hidden, self.grid).unsqueeze(1))

@@ -6,7 +6,7 @@ from typing import Literal
 
 from torch import nn
 
-from jepa.layers.tokens import pixels_of
+from jepa.layers.tokens import patchify_pixels
 from jepa.objectives.reconstruction import Reconstruction
 from jepa.types import Batch, LossOutput, Masks, PositiveInt
 
@@ -37,5 +37,5 @@ class Autoencoder(Reconstruction):
     def forward(self, batch: Batch, masks: Masks) -> LossOutput:
         tokens, told = self.told(batch.clips)
         rebuilt = self.decode(told, self.encoder.grid_of(batch.clips))
-        loss = (rebuilt - pixels_of(batch.clips, self.patch)).square().mean()
+        loss = (rebuilt - patchify_pixels(batch.clips, self.patch)).square().mean()
         return LossOutput(loss, {"reconstruction": loss.detach()}, tokens.float().mean(dim=1).detach())

@@ -12,12 +12,13 @@ from torch import Tensor, nn
 from torchvision.transforms.v2 import CutMix, MixUp
 
 from jepa.layers.classifier import Classifier
+from jepa.objectives.base import Objective
 from jepa.optim import layer_scales
-from jepa.parallel.strategy import local_parts
+from jepa.parallel.strategy import local_shards
 from jepa.types import Batch, LossOutput, Masks, NonNegative, PositiveShare, ShareBelowOne
 
 
-class Classification(nn.Module):
+class Classification(Objective):
     """Cross-entropy with smoothed labels; samples without a label (-1) do not count.
 
     The head reads the mean token, or with `pooling` attentive all of them by a learned query (V-JEPA, section 4).
@@ -27,8 +28,8 @@ class Classification(nn.Module):
     an average of all weights, which is what is judged, saved as the backbone and exported.
     """
 
+    needs = {"labels"}
     predicts = "classes"
-    learns_labels = True
 
     def __init__(
         self,
@@ -110,7 +111,6 @@ class Classification(nn.Module):
         return self.judged.read(tokens)
 
     def lr_scales(self) -> dict[str, float]:
-        """Parameter -> its share of the learning rate."""
         return layer_scales(self, self.classifier.encoder, self.layer_decay)
 
     @torch.no_grad()
@@ -119,14 +119,6 @@ class Classification(nn.Module):
         if self.average is None or self.momentum is None:
             return {}
         torch._foreach_lerp_(  # pyright: ignore[reportPrivateImportUsage]
-            local_parts(self.average.parameters()), local_parts(self.classifier.parameters()), 1 - self.momentum
+            local_shards(self.average.parameters()), local_shards(self.classifier.parameters()), 1 - self.momentum
         )
         return {"momentum": self.momentum}
-
-    def diagnose(self, batch: Batch, masks: Masks) -> dict[str, Tensor]:
-        """Nothing: the answers of the head tell how good they are."""
-        return {}
-
-    def pictures(self, batch: Batch, masks: Masks) -> dict[str, Tensor]:
-        """Nothing is drawn."""
-        return {}

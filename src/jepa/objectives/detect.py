@@ -17,7 +17,8 @@ from torchvision.ops import MultiScaleRoIAlign
 from torchvision.ops.poolers import LevelMapper
 
 from jepa.layers.pyramid import STRIDES, SimpleFeaturePyramid
-from jepa.layers.tokens import divide, patch_of
+from jepa.layers.tokens import count_parts, token_extent
+from jepa.objectives.base import Objective
 from jepa.optim import layer_scales
 from jepa.types import Batch, LossOutput, Masks, PositiveInt, PositiveShare, Share, Within
 
@@ -29,7 +30,7 @@ HIDDEN = 4
 """width of the two layers that look at a region, in widths of the pyramid: 1024 at 256, as in torchvision"""
 
 
-class Detector(nn.Module):
+class Detector(Objective):
     """Faster R-CNN (Ren et al. 2015) or FCOS (Tian et al. 2019) on the encoder's tokens.
 
     The loss is the sum of the detector's own terms. `freeze` holds the encoder as it is: pyramid and head learn alone;
@@ -40,7 +41,7 @@ class Detector(nn.Module):
     stage learns from `regions` of a picture.
     """
 
-    needs = ("boxes",)
+    needs = {"boxes"}
     predicts = "boxes"
     rules = ("jepa.objectives.rules.detector", "jepa.objectives.rules.pyramid")
 
@@ -73,10 +74,10 @@ class Detector(nn.Module):
         if head == "faster_rcnn":
             side = smallest_anchor * (self.encoder.clip_shape[2] * self.encoder.clip_shape[3]) ** 0.5
             limits = {f"box_{name}": value for name, value in limits.items()} | {"box_batch_size_per_image": regions}
-            self.detector: Any = faster_rcnn(Given(width=width), len(classes), side, patch, limits)
+            self.detector: Any = faster_rcnn(PrecomputedBackbone(width=width), len(classes), side, patch, limits)
         else:
-            self.detector = fcos(Given(width=width), len(classes), patch, limits)
-        self.detector.transform = AsTheyAre()
+            self.detector = fcos(PrecomputedBackbone(width=width), len(classes), patch, limits)
+        self.detector.transform = IdentityTransform()
         self.first_label = 1 if head == "faster_rcnn" else 0  # before it comes the background
 
     @property
@@ -92,10 +93,9 @@ class Detector(nn.Module):
     def forward(self, batch: Batch, masks: Masks) -> LossOutput:
         """Pictures without boxes are background alone."""
         pictures, tokens = self.look(batch.clips)
-        boxes = batch.clips.new_zeros(len(batch.clips), 0, 5) if batch.boxes is None else batch.boxes.float()
         targets = [  # torchvision wants lists of a length of their own, for which the host waits, as it does inside
             {"boxes": own[:, :4], "labels": own[:, 4].long() + self.first_label}
-            for own in (rows[rows[:, 4] >= 0] for rows in boxes)
+            for own in (rows[rows[:, 4] >= 0] for rows in batch.fields["boxes"])
         ]
         with torch.autocast(batch.clips.device.type, enabled=False):
             losses: dict[str, Tensor] = self.detector(pictures, targets)
@@ -113,42 +113,32 @@ class Detector(nn.Module):
             for one in found
         ]
 
-    def look(self, clips: Tensor) -> tuple[Pictures, Tensor]:
+    def look(self, clips: Tensor) -> tuple[ImagesWithFeatures, Tensor]:
         """What torchvision's detectors take for images, and the tokens [B, N, D]."""
         grid = self.encoder.grid_of(clips)
         with torch.no_grad() if self.freeze else nullcontext():
             tokens = self.encoder(clips)
         maps = self.pyramid(rearrange(tokens, "b (h w) d -> b d h w", h=grid.h, w=grid.w))
         levels = {name: level.float() for name, level in maps.items()}
-        return Pictures(pixels=clips[:, :, 0], levels=levels), tokens
+        return ImagesWithFeatures(pixels=clips[:, :, 0], levels=levels), tokens
 
     def lr_scales(self) -> dict[str, float]:
-        """Parameter -> its share of the learning rate."""
         return layer_scales(self, self.encoder, self.layer_decay)
-
-    def after_step(self, step: int) -> dict[str, float]:
-        return {}
-
-    def diagnose(self, batch: Batch, masks: Masks) -> dict[str, Tensor]:
-        return {}
-
-    def pictures(self, batch: Batch, masks: Masks) -> dict[str, Tensor]:
-        return {}
 
 
 def square_patch(encoder: Any) -> int:
     """Side of a patch; ValueError where the encoder's grid has no pyramid."""
-    frames, *patches = patch_of(encoder)
+    frames, *patches = token_extent(encoder)
     if encoder.clip_shape[1] > frames:
         raise ValueError(f"num_frames={encoder.clip_shape[1]}: objective=detect sees pictures; num_frames=1")
     if patches[0] != patches[1]:
         raise ValueError(f"encoder.patch_size={patches}: objective=detect takes square patches")
     for side, patch in zip(encoder.clip_shape[2:], patches, strict=True):
-        divide(side, 2 * patch, "image side", "coarsest level", "image_size or encoder.patch_size")
+        count_parts(side, 2 * patch, "image side", "coarsest level", "image_size or encoder.patch_size")
     return patches[0]
 
 
-def faster_rcnn(backbone: Given, num_classes: int, anchor: float, patch: int, limits: dict) -> FasterRCNN:
+def faster_rcnn(backbone: PrecomputedBackbone, num_classes: int, anchor: float, patch: int, limits: dict) -> FasterRCNN:
     """`anchor` is the side of the smallest; regions go to levels as anchors do, a little finer, as in FPN."""
     pool = MultiScaleRoIAlign([str(level) for level in range(len(STRIDES))], ROI_SIDE, sampling_ratio=2)
     pool.scales = [1 / (stride * patch) for stride in STRIDES]  # it would round them to powers of two
@@ -165,7 +155,7 @@ def faster_rcnn(backbone: Given, num_classes: int, anchor: float, patch: int, li
     )
 
 
-def fcos(backbone: Given, num_classes: int, patch: int, limits: dict) -> FCOS:
+def fcos(backbone: PrecomputedBackbone, num_classes: int, patch: int, limits: dict) -> FCOS:
     """Its anchors stand for the cells of the levels: a level answers for edges at a distance of 4 to 8 cells."""
     if backbone.out_channels % GROUPS:
         raise ValueError(f"objective.width={backbone.out_channels}: fcos takes a multiple of {GROUPS}")
@@ -174,12 +164,12 @@ def fcos(backbone: Given, num_classes: int, patch: int, limits: dict) -> FCOS:
     return FCOS(backbone, num_classes, anchor_generator=generator, **limits)
 
 
-class Pictures:
+class ImagesWithFeatures:
     """What torchvision's detectors take for their images, with the levels of a pyramid that were made of them."""
 
     def __init__(self, *, pixels: Tensor, levels: dict[str, Tensor]) -> None:
         self.pixels = pixels
-        self.tensors = Levels(levels)
+        self.tensors = FeatureLevels(levels)
         self.tensors.shape = pixels.shape
         self.image_sizes = [(pixels.shape[-2], pixels.shape[-1])] * len(pixels)
 
@@ -187,27 +177,29 @@ class Pictures:
         return iter(self.pixels)
 
 
-class Levels(OrderedDict[str, Tensor]):
+class FeatureLevels(OrderedDict[str, Tensor]):
     """The maps of a pyramid, which have the `shape` of the pictures for torchvision's anchors."""
 
     shape: torch.Size
 
 
-class Given(nn.Module):
+class PrecomputedBackbone(nn.Module):
     """The backbone of a torchvision detector that is handed finished levels."""
 
     def __init__(self, *, width: int) -> None:
         super().__init__()
         self.out_channels = width
 
-    def forward(self, levels: Levels) -> Levels:
+    def forward(self, levels: FeatureLevels) -> FeatureLevels:
         return levels
 
 
-class AsTheyAre(nn.Module):
+class IdentityTransform(nn.Module):
     """In place of torchvision's transform: pictures come normalised and sized, boxes leave in their pixels."""
 
-    def forward(self, pictures: Pictures, targets: list | None = None) -> tuple[Pictures, list | None]:
+    def forward(
+        self, pictures: ImagesWithFeatures, targets: list | None = None
+    ) -> tuple[ImagesWithFeatures, list | None]:
         return pictures, targets
 
     def postprocess(self, found: list, sizes: list, original_sizes: list) -> list:

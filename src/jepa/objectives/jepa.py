@@ -10,15 +10,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from jepa.layers.tokens import take
-from jepa.parallel.strategy import local_parts
+from jepa.layers.tokens import gather_tokens
+from jepa.objectives.base import Objective
+from jepa.parallel.strategy import local_shards
 from jepa.schedules import linear
-from jepa.types import Batch, Latents, LossOutput, Masks, NonNegative, PatchGrid, PositiveInt, Share
+from jepa.types import Batch, Latents, LossOutput, Masks, NonNegative, PatchGrid, PositiveInt, Regularizer, Share
 
 LOSSES = {"mse": F.mse_loss, "smooth_l1": F.smooth_l1_loss, "l1": F.l1_loss}
 
 
-class JEPA(nn.Module):
+class JEPA(Objective):
     """The context encoder and the predictor learn to tell what the target encoder says of the hidden tokens.
 
     With `target=ema` the target encoder follows the context encoder with a momentum that goes linearly from `momentum`
@@ -84,10 +85,10 @@ class JEPA(nn.Module):
             self.target_encoder.eval()
         return self
 
-    def forward(self, batch: Batch, masks: Masks, joint: Any = None) -> LossOutput:
-        """`joint` stands in for the regularisers where the batch is a piece of a larger one (training/joint.py)."""
+    def forward(self, batch: Batch, masks: Masks, grad_cache: Any = None) -> LossOutput:
+        """`grad_cache` replaces the regularisers where the batch is a micro-batch (training/gradient_cache.py)."""
         grid, hides = self.grid_of(batch.clips), masks.hides_some
-        told = self.tell(batch.clips) if hides and not (joint and joint.is_noting) else None
+        told = self.encode_targets(batch.clips) if hides and not (grad_cache and grad_cache.is_recording) else None
         losses, metrics, embedding = [], {}, None
         for number, mask in enumerate(masks.sets):
             context = self.context_encoder(batch.clips, keep=mask.context if hides else None)
@@ -105,7 +106,7 @@ class JEPA(nn.Module):
             if self.regularizers:
                 local = self.small_crops(batch, mask)
                 latents = Latents(context, predictions, mask, grid, batch.views, local)
-                penalty, penalties = self.penalty(latents) if joint is None else joint(number, latents)
+                penalty, penalties = self.penalty(latents) if grad_cache is None else grad_cache(number, latents)
                 parts.append(penalty)
                 terms |= penalties
             losses.append(torch.stack(parts).sum())
@@ -117,7 +118,7 @@ class JEPA(nn.Module):
         """[B, K, D] -> float32 [B, K, D] of the context tokens, where they are to be predicted, and [B, M, J, D]."""
         if not (self.context_weight and mask.hides_some):
             return None, self.predictor(context, mask, grid, number).float()
-        both = self.predictor(context, mask, grid, number, of_context=True).float()
+        both = self.predictor(context, mask, grid, number, predict_context=True).float()
         of_context, predictions = both.tensor_split([context.shape[1]], dim=1)
         return of_context, predictions.unflatten(1, mask.targets.shape[1:])
 
@@ -128,6 +129,10 @@ class JEPA(nn.Module):
         grid, context = self.grid_of(batch.local), self.context_encoder(batch.local)
         num_views = len(batch.local) * batch.views // len(batch.clips)
         return Latents(context, self.predictor(context, masks, grid).float(), masks, grid, num_views)
+
+    @property
+    def regularization(self) -> Regularizer | None:
+        return self.penalty if self.regularizers else None
 
     def penalty(self, latents: Latents) -> tuple[Tensor, dict[str, Tensor]]:
         """The sum of all regularisers, and every term by name, detached."""
@@ -140,14 +145,14 @@ class JEPA(nn.Module):
         encoder: Any = self.context_encoder
         return encoder.grid_of(clips)
 
-    def tell(self, clips: Tensor) -> Tensor:
+    def encode_targets(self, clips: Tensor) -> Tensor:
         """[B, C, T, H, W] -> [B, N, D]: what the target encoder says of every token."""
         with torch.set_grad_enabled(self.target == "none" and torch.is_grad_enabled()):
             return self.backbone(clips)
 
     def targets(self, told: Tensor, masks: Masks) -> Tensor:
         """[B, N, D] -> float32 [B, M, J, D]: the target encoder's tokens, each normalised over its width."""
-        hidden = take(told, masks.targets).float()
+        hidden = gather_tokens(told, masks.targets).float()
         return F.layer_norm(hidden, hidden.shape[-1:])
 
     def momentum_at(self, step: int) -> float:
@@ -162,7 +167,7 @@ class JEPA(nn.Module):
             return {}
         momentum = self.momentum_at(step)
         torch._foreach_lerp_(  # pyright: ignore[reportPrivateImportUsage]
-            local_parts(target.parameters()), local_parts(source.parameters()), 1 - momentum
+            local_shards(target.parameters()), local_shards(source.parameters()), 1 - momentum
         )
         for kept, current in zip(target.buffers(), source.buffers(), strict=True):
             kept.copy_(current)
@@ -179,14 +184,10 @@ class JEPA(nn.Module):
             return {}
         training = self.training
         self.eval()
-        grid, told = self.grid_of(batch.clips), self.tell(batch.clips)
+        grid, told = self.grid_of(batch.clips), self.encode_targets(batch.clips)
         parts = [self._diagnose(batch.clips, told, mask, grid, number) for number, mask in enumerate(masks.sets)]
         self.train(training)
         return {name: torch.stack([part[name] for part in parts]).mean() for name in parts[0]}
-
-    def pictures(self, batch: Batch, masks: Masks) -> dict[str, Tensor]:
-        """None: latents are not to be looked at."""
-        return {}
 
     def _diagnose(self, clips: Tensor, told: Tensor, masks: Masks, grid: PatchGrid, number: int) -> dict[str, Tensor]:
         targets = self.targets(told, masks)

@@ -8,13 +8,14 @@ import torch
 from torch import Tensor, nn
 
 from jepa.layers.decoder import PixelDecoder
-from jepa.layers.tokens import patch_of, pixels_of, unpatchify
+from jepa.layers.tokens import patchify_pixels, token_extent, unpatchify
+from jepa.objectives.base import Objective
 from jepa.types import Batch, LossOutput, Masks, PositiveInt
 
 EPSILON = 1e-6
 
 
-class MAE(nn.Module):
+class MAE(Objective):
     """The encoder sees the context tokens; a light decoder predicts every other patch.
 
     Squared error of the hidden patches' pixels, each patch normalised by its own mean and standard deviation where
@@ -37,7 +38,7 @@ class MAE(nn.Module):
     ) -> None:
         super().__init__()
         self.encoder: Any = encoder
-        self.patch = patch_of(self.encoder)
+        self.patch = token_extent(self.encoder)
         self.normalizes = normalize_patches
         self.decoder = PixelDecoder(
             encoder=self.encoder,
@@ -70,14 +71,11 @@ class MAE(nn.Module):
 
     def targets(self, clips: Tensor) -> Tensor:
         """[B, C, T, H, W] -> float32 [B, N, P]"""
-        pixels = pixels_of(clips, self.patch)
+        pixels = patchify_pixels(clips, self.patch)
         if not self.normalizes:
             return pixels
         variance, mean = torch.var_mean(pixels, dim=-1, keepdim=True)
         return (pixels - mean) / (variance + EPSILON).sqrt()
-
-    def after_step(self, step: int) -> dict[str, float]:
-        return {}
 
     @torch.no_grad()
     def diagnose(self, batch: Batch, masks: Masks) -> dict[str, Tensor]:
@@ -96,7 +94,7 @@ class MAE(nn.Module):
     def pictures(self, batch: Batch, masks: Masks) -> dict[str, Tensor]:
         """What is seen, hidden patches grey; and the prediction, in the hidden patches' own mean and spread."""
         clips, grid = batch.clips, self.encoder.grid_of(batch.clips)
-        pixels = pixels_of(clips, self.patch)
+        pixels = patchify_pixels(clips, self.patch)
         predicted = self.predict(self.encoder(clips, keep=masks.context), clips, masks, 0)
         if self.normalizes:
             variance, mean = torch.var_mean(pixels, dim=-1, keepdim=True)

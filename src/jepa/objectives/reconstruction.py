@@ -8,11 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from jepa.layers.decoder import PixelDecoder
-from jepa.layers.tokens import patch_of, pixels_of, unpatchify
+from jepa.layers.tokens import patchify_pixels, token_extent, unpatchify
+from jepa.objectives.base import Objective
 from jepa.types import Batch, Masks, PatchGrid
 
 
-class Reconstruction(nn.Module):
+class Reconstruction(Objective):
     """Clips through `latent_dim` numbers back to pixels; `numbers_per_latent` is what the bottleneck is told of each.
 
     With `bottleneck=pooled` a clip passes through the latent of its mean token; with `tokens` each token has one.
@@ -33,7 +34,7 @@ class Reconstruction(nn.Module):
     ) -> None:
         super().__init__()
         self.encoder: Any = encoder
-        self.patch = patch_of(self.encoder)
+        self.patch = token_extent(self.encoder)
         self.is_pooled = bottleneck == "pooled"
         self.squeeze = nn.Linear(self.encoder.embed_dim, latent_dim * numbers_per_latent)
         self.decoder = PixelDecoder(
@@ -61,13 +62,10 @@ class Reconstruction(nn.Module):
         """[B, S, latent_dim] -> float32 pixels [B, N, P]"""
         return self.decoder(latents, grid).float()
 
-    def after_step(self, step: int) -> dict[str, float]:
-        return {}
-
     @torch.no_grad()
     def diagnose(self, batch: Batch, masks: Masks) -> dict[str, Tensor]:
         """Squared error of the reconstruction, and of the mean clip of the batch."""
-        pixels, grid = pixels_of(batch.clips, self.patch), self.encoder.grid_of(batch.clips)
+        pixels, grid = patchify_pixels(batch.clips, self.patch), self.encoder.grid_of(batch.clips)
         rebuilt = self.decode(self.latents(self.told(batch.clips)[1]), grid)
         return {
             "error": (rebuilt - pixels).square().mean(),

@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from jepa.config import signatures
-from jepa.config.view import Checked, hides_tokens, not_divisible, pair_of
+from jepa.config.view import ConfigView, hides_tokens, not_divisible, pair_of
 
 
-def mae(checked: Checked, path: str) -> Iterator[str]:
+def mae(checked: ConfigView, path: str) -> Iterator[str]:
     if not hides_tokens(checked):
         yield "mask=none: hides no patch that objective=mae could predict; try mask=random"
 
 
-def jepa(checked: Checked, path: str) -> Iterator[str]:
+def jepa(checked: ConfigView, path: str) -> Iterator[str]:
     """Mask and predictor fit each other: something is predicted, or views are compared."""
     if checked.get(f"{path}.context_weight", 0) > 0 and not checked.get("predictor.joint", False):
         yield f"{checked.show(f'{path}.context_weight')}: needs predictor=transformer with predictor.joint=true"
@@ -27,7 +27,7 @@ def jepa(checked: Checked, path: str) -> Iterator[str]:
         yield "mask=none: regularisers are the whole loss then, and there is none; try regularizer=[cross_view,sigreg]"
 
 
-def detector(checked: Checked, path: str) -> Iterator[str]:
+def detector(checked: ConfigView, path: str) -> Iterator[str]:
     """A detector learns from one crop of a picture."""
     for key, only in {"augment.views": 1, "augment.local_views": 0}.items():
         if checked[key] > only:
@@ -36,7 +36,7 @@ def detector(checked: Checked, path: str) -> Iterator[str]:
         yield f"{checked.show(f'{path}.width')}: objective.head=fcos takes a multiple of 32"
 
 
-def pyramid(checked: Checked, path: str) -> Iterator[str]:
+def pyramid(checked: ConfigView, path: str) -> Iterator[str]:
     """The coarsest level of a detector's pyramid halves the patch grid."""
     sizes, patches = pair_of(checked["image_size"]), pair_of(checked["encoder.patch_size"])
     for size, patch in dict.fromkeys(zip(sizes or (), patches or (), strict=False)):

@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from jepa.layers.tokens import pixels_of
+from jepa.layers.tokens import patchify_pixels
 from jepa.objectives.reconstruction import Reconstruction
 from jepa.types import Batch, LossOutput, Masks, NonNegative, PositiveInt
 
@@ -52,7 +52,7 @@ class VAE(Reconstruction):
         tokens, told = self.told(batch.clips)
         mean, log_variance = posterior(told)
         latents = mean + (log_variance / 2).exp() * torch.randn_like(mean)
-        pixels = pixels_of(batch.clips, self.patch)
+        pixels = patchify_pixels(batch.clips, self.patch)
         error = (self.decode(latents, self.encoder.grid_of(batch.clips)) - pixels).square().mean()
         divergence = divergence_from_normal(mean, log_variance).mean(dim=0)  # [S, latent_dim]
         charged = divergence.clamp_min(self.free_bits).sum()

@@ -13,14 +13,14 @@ from dataclasses import dataclass
 
 from jepa.errors import RunError
 
-TOLD_BY = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-SLURM_TOLD_BY = ("SLURM_JOB_ID", "SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID", "SLURM_STEP_NODELIST")
+TORCHRUN_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+SLURM_VARIABLES = ("SLURM_JOB_ID", "SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID", "SLURM_STEP_NODELIST")
 REQUEUE_SECONDS = 60
 """that Slurm may take to end a job which it has put back into the queue"""
 
 
 @dataclass(frozen=True)
-class Place:
+class ProcessInfo:
     """Which of how many processes this is, on all machines and on this one."""
 
     rank: int = 0
@@ -29,12 +29,12 @@ class Place:
     local_size: int = 1
 
 
-def find_place(environ: Mapping[str, str]) -> Place | None:
+def process_info(environ: Mapping[str, str]) -> ProcessInfo | None:
     """As torchrun or srun tell it; None where neither has started this process beside others.
 
     Raises RunError where they tell half of it.
     """
-    names = TOLD_BY[:4]
+    names = TORCHRUN_VARIABLES[:4]
     if "RANK" in environ or "WORLD_SIZE" in environ:
         environ = {"LOCAL_RANK": environ.get("RANK", ""), "LOCAL_WORLD_SIZE": environ.get("WORLD_SIZE", ""), **environ}
     elif environ.get("SLURM_STEP_NUM_TASKS", "1") != "1":
@@ -44,14 +44,14 @@ def find_place(environ: Mapping[str, str]) -> Place | None:
     else:
         return None
     try:
-        place = Place(*(int(environ.get(name, "")) for name in names))
+        place = ProcessInfo(*(int(environ.get(name, "")) for name in names))
     except ValueError:
         raise RunError(
-            f"cannot tell which of how many processes this is from {variables(environ)}: set RANK and WORLD_SIZE both, "
-            "or unset them to train in one process"
+            f"cannot tell which of how many processes this is from {environment_summary(environ)}: set RANK and "
+            "WORLD_SIZE both, or unset them to train in one process"
         ) from None
     if not 0 <= place.rank < place.world_size:
-        raise RunError(f"there is no rank {place.rank} of {place.world_size}: {variables(environ)}")
+        raise RunError(f"there is no rank {place.rank} of {place.world_size}: {environment_summary(environ)}")
     return place
 
 
@@ -60,7 +60,7 @@ def num_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def meeting_point(environ: Mapping[str, str]) -> tuple[str, int]:
+def rendezvous(environ: Mapping[str, str]) -> tuple[str, int]:
     """Address and port of rank 0: MASTER_ADDR and MASTER_PORT, else what Slurm knows of the job."""
     job = int(environ.get("SLURM_JOB_ID", 0)) + int(environ.get("SLURM_STEP_ID", 0))
     return environ.get("MASTER_ADDR") or _first_node(environ), int(environ.get("MASTER_PORT", 20000 + job % 12000))
@@ -89,9 +89,9 @@ def _scontrol(*arguments: str) -> str:
     return done.stdout
 
 
-def variables(environ: Mapping[str, str]) -> str:
+def environment_summary(environ: Mapping[str, str]) -> str:
     """Those that were looked at, as NAME=VALUE."""
-    known = [f"{name}={environ[name]}" for name in (*TOLD_BY, *SLURM_TOLD_BY) if name in environ]
+    known = [f"{name}={environ[name]}" for name in (*TORCHRUN_VARIABLES, *SLURM_VARIABLES) if name in environ]
     return " ".join(known) or "no variable of torchrun or Slurm"
 
 

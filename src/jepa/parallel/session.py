@@ -20,14 +20,14 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from jepa.errors import ConfigError, RunError
+from jepa.errors import ConfigError, RunError, as_config_errors
 from jepa.parallel.device import has_fast_bf16
-from jepa.parallel.environment import Place, find_place, meeting_point, variables
+from jepa.parallel.environment import ProcessInfo, environment_summary, process_info, rendezvous
 
 T = TypeVar("T")
-MEETING = timedelta(minutes=10)
+RENDEZVOUS_TIMEOUT = timedelta(minutes=10)
 """that the processes of a run may take to find each other"""
-PATIENCE = timedelta(days=1)
+COLLECTIVE_TIMEOUT = timedelta(days=1)
 """that ranks wait for one that evaluates or saves; a rank that has died is noticed at once"""
 BACKENDS = {"cpu": "cpu:gloo", "cuda": "cpu:gloo,cuda:nccl"}
 FAILURE = "jepa/failure"
@@ -56,12 +56,12 @@ class Session:
     """in which the hosts talk to each other, whatever the devices do"""
 
     @property
-    def is_first(self) -> bool:
+    def is_rank_zero(self) -> bool:
         """Whether this rank is the one that writes and speaks."""
         return self.rank == 0
 
     @property
-    def is_alone(self) -> bool:
+    def is_single(self) -> bool:
         return self.world_size == 1
 
     def autocast(self) -> AbstractContextManager:
@@ -69,21 +69,21 @@ class Session:
 
     def rows(self, tensor: Tensor, views: int = 1) -> Tensor:
         """Of the global batch [B * views, ...] the rows of this rank's samples: rank, rank + world size, ..."""
-        if self.is_alone:
+        if self.is_single:
             return tensor
         return tensor.unflatten(0, (-1, views))[self.rank :: self.world_size].flatten(0, 1)
 
-    def row_numbers(self, batch_size: int, views: int = 1) -> Tensor | None:
+    def local_row_indices(self, batch_size: int, views: int = 1) -> Tensor | None:
         """[b * views]: the numbers of the rows that `rows` takes of a batch [B * views, ...]; None: all of them."""
-        return None if self.is_alone else self.rows(torch.arange(batch_size * views), views)
+        return None if self.is_single else self.rows(torch.arange(batch_size * views), views)
 
-    def from_first(self, make: Callable[[], T]) -> T:
+    def broadcast_from_rank_zero(self, make: Callable[[], T]) -> T:
         """What rank 0 makes of it, on all ranks; where it refuses, the others raise PeerError."""
-        if self.is_alone:
+        if self.is_single:
             return make()
         told: list[Any] = [None, None]
         refusal: Exception | None = None
-        if self.is_first:
+        if self.is_rank_zero:
             try:
                 told[0] = make()
             except (ValueError, RuntimeError, OSError) as error:
@@ -98,49 +98,48 @@ class Session:
 
     def gather(self, value: T) -> list[T]:
         """The values of all ranks, on all of them."""
-        if self.is_alone:
+        if self.is_single:
             return [value]
         values: list[Any] = [None] * self.world_size
         dist.all_gather_object(values, value, group=self.group)
         return values
 
 
-class Ballot:
-    """A number of which every rank has its own, and all act on the largest.
+class StopSignal:
+    """The number of the signal that the ranks stop for: the largest that any of them has received.
 
-    Between steps that costs no time: the ranks agree in the background, and what they cast at one step they act on
-    after the next one. It is also how a rank notices, within a step, that another has died.
+    Between steps the exchange costs no time: it runs in the background, and its result is used one step later. It is
+    also how a rank notices, within a step, that another has died.
     """
 
     def __init__(self, session: Session) -> None:
         self.session = session
         self.pending: tuple[Any, Tensor] | None = None
 
-    def cast(self, value: int) -> int:
-        """The largest number that was cast at the last step; with one process, of this step."""
-        if self.session.is_alone:
+    def exchange_async(self, value: int) -> int:
+        """Starts an exchange of `value`; returns the largest of the previous one (of this one with one process)."""
+        if self.session.is_single:
             return value
-        known = self._result()
-        vote = torch.tensor([value])
-        self.pending = dist.all_reduce(vote, dist.ReduceOp.MAX, group=self.session.group, async_op=True), vote
-        return known
+        previous = self._result()
+        number = torch.tensor([value])
+        self.pending = dist.all_reduce(number, dist.ReduceOp.MAX, group=self.session.group, async_op=True), number
+        return previous
 
-    def decide(self, value: int) -> int:
+    def exchange(self, value: int) -> int:
         """The largest number of all ranks, at once."""
-        if self.session.is_alone:
+        if self.session.is_single:
             return value
-        known = self._result()
-        vote = torch.tensor([max(known, value)])
-        dist.all_reduce(vote, dist.ReduceOp.MAX, group=self.session.group)
-        return int(vote)
+        number = torch.tensor([max(self._result(), value)])
+        dist.all_reduce(number, dist.ReduceOp.MAX, group=self.session.group)
+        return int(number)
 
     def _result(self) -> int:
         if self.pending is None:
             return 0
-        work, vote = self.pending
+        work, number = self.pending
         work.wait()
         self.pending = None
-        return int(vote)
+        return int(number)
 
 
 def open_session(*, device: str, precision: str, local_rank: int | None = None) -> Session:
@@ -160,36 +159,36 @@ def open_session(*, device: str, precision: str, local_rank: int | None = None) 
 
 
 @contextmanager
-def session(*, device: str, precision: str, strategy: str, environ: Mapping[str, str]) -> Iterator[Session]:
+def open_distributed_session(
+    *, device: str, precision: str, strategy: str, environ: Mapping[str, str]
+) -> Iterator[Session]:
     """The session of one process, or of one among several, which meet here and part at the end.
 
     Raises ConfigError where the device is not there, RunError where the others are not found.
     """
-    place = find_place(environ) or Place()
+    place = process_info(environ) or ProcessInfo()
     if strategy == "single" and place.world_size > 1:
         raise ConfigError([f"strategy=single: {place.world_size} processes were started; use strategy=ddp or fsdp"])
     if strategy == "auto":
         strategy = "ddp" if place.world_size > 1 else "single"
-    try:
+    with as_config_errors():
         local_rank = place.local_rank if place.world_size > 1 else None
         alone = open_session(device=device, precision=precision, local_rank=local_rank)
-    except ValueError as error:
-        raise ConfigError([str(error)]) from error
     if place.world_size == 1 and strategy != "fsdp":
         yield alone
         return
-    _meet(place, alone.device, environ)
-    group = dist.new_group(backend="gloo", timeout=PATIENCE)
+    _init_process_group(place, alone.device, environ)
+    group = dist.new_group(backend="gloo", timeout=COLLECTIVE_TIMEOUT)
     here = replace(alone, rank=place.rank, world_size=place.world_size, strategy=strategy, group=group)
     try:
-        with telling_of_failures(here):
+        with forward_failures(here):
             yield here
     finally:
-        if here.is_alone or sys.exc_info()[0] is None:  # to part from ranks that are lost may take for ever
+        if here.is_single or sys.exc_info()[0] is None:  # to part from ranks that are lost may take for ever
             dist.destroy_process_group()
 
 
-def _meet(place: Place, device: torch.device, environ: Mapping[str, str]) -> None:
+def _init_process_group(place: ProcessInfo, device: torch.device, environ: Mapping[str, str]) -> None:
     if device.type == "cuda":
         torch.cuda.set_device(device)
     if place.world_size == 1:
@@ -198,23 +197,27 @@ def _meet(place: Place, device: torch.device, environ: Mapping[str, str]) -> Non
         return
     if place.local_size == place.world_size and sys.platform == "linux":
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # whatever the name of this host resolves to
-    address, port = meeting_point(environ)
+    address, port = rendezvous(environ)
     os.environ.update(MASTER_ADDR=address, MASTER_PORT=str(port))
     try:
         dist.init_process_group(
-            BACKENDS[device.type], init_method="env://", rank=place.rank, world_size=place.world_size, timeout=MEETING
+            BACKENDS[device.type],
+            init_method="env://",
+            rank=place.rank,
+            world_size=place.world_size,
+            timeout=RENDEZVOUS_TIMEOUT,
         )
     except (RuntimeError, ValueError, OSError) as error:
         raise RunError(
             f"the {place.world_size} processes of this run did not find each other at {address}:{port} within "
-            f"{MEETING}: {str(error).splitlines()[0]}. This one is rank {place.rank} on {socket.gethostname()} and was "
-            f"told {variables(environ)}. Set MASTER_ADDR to an address of the first node that all nodes reach, "
-            "MASTER_PORT to a free port, and see that every rank is started"
+            f"{RENDEZVOUS_TIMEOUT}: {str(error).splitlines()[0]}. This is rank {place.rank} on {socket.gethostname()}, "
+            f"with {environment_summary(environ)}. Set MASTER_ADDR to an address of the first node that all nodes "
+            "reach, MASTER_PORT to a free port, and see that every rank is started"
         ) from error
 
 
 @contextmanager
-def telling_of_failures(here: Session) -> Iterator[None]:
+def forward_failures(here: Session) -> Iterator[None]:
     """What fails on one rank is told to the others, which raise PeerError in place of their own loss of contact."""
     if here.group is None:
         yield
@@ -224,7 +227,7 @@ def telling_of_failures(here: Session) -> Iterator[None]:
         yield
     finally:
         error = sys.exc_info()[1]
-        if error is not None and is_lost_contact(error):
+        if error is not None and is_connection_error(error):
             cause = _cause(store, error)
             who, failed, _ = cause.partition(" failed: ")
             brief = f"stopped: {who} failed, which says why" if failed else ""
@@ -246,7 +249,7 @@ def _cause(store: Any, error: BaseException) -> str:
     return f"contact with another rank was lost, which has failed or was killed; its own words say why ({reason})"
 
 
-def is_lost_contact(error: BaseException) -> bool:
+def is_connection_error(error: BaseException) -> bool:
     """Whether a collective failed, as it does where a rank is gone."""
     if isinstance(error, PeerError):
         return False

@@ -9,6 +9,9 @@ from dataclasses import dataclass
 from types import FrameType
 from typing import Any
 
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+STOPS, FROM_SCHEDULERS = SIGNALS[:2], SIGNALS[1:]
+
 
 @contextmanager
 def handlers(signals: Collection[int], handler: Callable[..., Any] | signal.Handlers) -> Iterator[None]:
@@ -21,18 +24,17 @@ def handlers(signals: Collection[int], handler: Callable[..., Any] | signal.Hand
             signal.signal(signum, former)
 
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
-
-FROM_SCHEDULERS = SIGNALS[1:]
-
-
 @dataclass
 class Interrupt:
     """`signum` is the signal that asked this process to stop, 0 until then."""
 
     signum: int = 0
-    agreed: int = 0
+    signum_on_all_ranks: int = 0
     """the signal that all ranks stop for"""
+
+    def is_requested(self) -> bool:
+        """Whether this process was asked to stop."""
+        return self.signum != 0
 
     def receive(self, signum: int, frame: FrameType | None) -> None:
         if self.signum and signum == signal.SIGINT:

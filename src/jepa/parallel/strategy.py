@@ -1,4 +1,4 @@
-"""How parameters lie on the ranks: whole on each (DDP, Li et al. 2020) or in shards (FSDP2, after Zhao et al. 2023)."""
+"""How parameters lie on the ranks: replicated (DDP, Li et al. 2020) or sharded (FSDP2, after Zhao et al. 2023)."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from jepa.parallel.session import Session
 
 
-def prepare(objective: nn.Module, session: Session, *, compiled: bool) -> nn.Module:
-    """The module that a step calls; with `fsdp` the parameters of `objective` are shards from here on."""
+def wrap(objective: Any, session: Session, *, compiled: bool) -> nn.Module:
+    """The module that a step calls; with strategy=fsdp the parameters of `objective` become shards."""
     module = objective
     if session.strategy == "fsdp":
         _shard(objective, session)
@@ -23,14 +23,14 @@ def prepare(objective: nn.Module, session: Session, *, compiled: bool) -> nn.Mod
 
         known = inspect.signature(DistributedDataParallel).parameters  # of which newer ones have the first
         off = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
-        idles = getattr(objective, "may_leave_parameters_idle", False)
+        idles = objective.may_leave_parameters_idle
         options: dict[str, bool] = {off: False, "find_unused_parameters": idles, "gradient_as_bucket_view": True}
         module = DistributedDataParallel(objective, **options)  # pyright: ignore[reportArgumentType]
     return torch.compile(module) if compiled else module  # pyright: ignore[reportReturnType]
 
 
 def _shard(objective: nn.Module, session: Session) -> None:
-    """Every block of a trunk by itself, so that one at a time is whole, and the rest together."""
+    """Shards each block of a trunk by itself, so that FSDP gathers one at a time, and the rest together."""
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
@@ -43,28 +43,28 @@ def _shard(objective: nn.Module, session: Session) -> None:
 
 
 def blocks_of(objective: nn.Module) -> list[nn.Module]:
-    """The blocks of all trunks: what is whole one at a time."""
+    """The blocks of all trunks, which FSDP gathers one at a time."""
     return [block for trunk in objective.modules() if isinstance(trunk, nn.ModuleList) for block in trunk]
 
 
-def accumulating(module: nn.Module) -> AbstractContextManager:
-    """Gradients inside stay on their rank until a later backward; shards are reduced each time, for want of memory."""
+def no_grad_sync(module: nn.Module) -> AbstractContextManager:
+    """Inside, DDP averages no gradients; FSDP reduces its shards in every backward to save memory."""
     no_sync = getattr(module, "no_sync", None)
     return no_sync() if no_sync else nullcontext()
 
 
-def local_parts(tensors: Iterable[Tensor]) -> list[Tensor]:
-    """What of each tensor lies on this rank, to be changed in place."""
+def local_shards(tensors: Iterable[Tensor]) -> list[Tensor]:
+    """This rank's shards of the tensors, for in-place updates."""
     return [tensor.to_local() if hasattr(tensor, "to_local") else tensor for tensor in tensors]  # pyright: ignore
 
 
-def whole(tensor: Any) -> Tensor:
-    """The same tensor, no longer spread over the ranks."""
+def full_tensor(tensor: Any) -> Tensor:
+    """The unsharded tensor."""
     return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
 
 
-def collect(objective: nn.Module, into: nn.Module | None) -> None:
-    """Put the weights of an objective in shards together, in `into` on rank 0; all ranks take part."""
+def gather_full_state(objective: nn.Module, into: nn.Module | None) -> None:
+    """Gathers the weights of a sharded objective into `into` on rank 0; all ranks take part."""
     from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
     weights = get_model_state_dict(objective, options=StateDictOptions(full_state_dict=True, cpu_offload=True))

@@ -31,13 +31,7 @@ class CrossAttentionPredictor(nn.Module):
         mlp_ratio: Positive = 4.0,
     ) -> None:
         super().__init__()
-        check_sizes(
-            width=width,
-            num_heads=num_heads,
-            mlp_ratio=mlp_ratio,
-            width_key="predictor.width",
-            heads_key="predictor.num_heads",
-        )
+        check_sizes(width, num_heads, mlp_ratio, width_key="predictor.width", heads_key="predictor.num_heads")
         self.grid = grid
         self.embed = nn.Linear(embed_dim, width)
         self.context_norm = LayerNorm(width)

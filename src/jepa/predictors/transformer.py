@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from jepa.layers.attention import block_bias, compute_dtype
 from jepa.layers.init import STD, init_weights
-from jepa.layers.position import Positions, remembered
+from jepa.layers.position import Positions, cached_table
 from jepa.layers.transformer import check_sizes, make_blocks, run_blocks
 from jepa.types import Masks, PatchGrid, Positive, PositiveInt
 
@@ -38,19 +38,13 @@ class TransformerPredictor(nn.Module):
         position: Annotated[str, Literal["sincos", "rope", "vjepa2"]] = "sincos",
     ) -> None:
         super().__init__()
-        check_sizes(
-            width=width,
-            num_heads=num_heads,
-            mlp_ratio=mlp_ratio,
-            width_key="predictor.width",
-            heads_key="predictor.num_heads",
-        )
+        check_sizes(width, num_heads, mlp_ratio, width_key="predictor.width", heads_key="predictor.num_heads")
         self.grid = grid
         self.joint = joint
         self.embed = nn.Linear(embed_dim, width)
         self.mask_tokens = nn.Parameter(torch.empty(num_mask_tokens, width))
         self.positions = Positions(grid=grid, width=width, num_heads=num_heads, kind=position)
-        self.blocks = make_blocks(width=width, depth=depth, num_heads=num_heads, mlp_ratio=mlp_ratio)
+        self.blocks = make_blocks(width, depth, num_heads, mlp_ratio)
         self.norm = LayerNorm(width)
         self.project = nn.Linear(width, embed_dim)
         nn.init.trunc_normal_(self.mask_tokens, std=STD)
@@ -62,21 +56,21 @@ class TransformerPredictor(nn.Module):
         masks: Masks,
         grid: PatchGrid | None = None,
         mask_set: int = 0,
-        of_context: bool = False,
+        predict_context: bool = False,
     ) -> Tensor:
-        """[B, K, D] -> [B, M, J, D]; `of_context`: [B, K + M * J, D], first what it says of the context (if `joint`)"""
+        """[B, K, D] -> [B, M, J, D]; with `predict_context` (joint only) [B, K + M * J, D], the context first."""
         grid = grid or self.grid
         context = self.positions.add(self.embed(context), grid, masks.context)
         queries = self.mask_tokens[mask_set].expand(*masks.targets.shape, -1)
         queries = self.positions.add(queries, grid, masks.targets)
         if not self.joint:
-            return self._told(self._apart(context, queries, masks, grid))
+            return self._project(self._apart(context, queries, masks, grid))
         tokens = self._joint(context, queries, masks, grid)
-        if of_context:
-            return self._told(tokens)
-        return self._told(tokens[:, context.shape[1] :]).unflatten(1, masks.targets.shape[1:])
+        if predict_context:
+            return self._project(tokens)
+        return self._project(tokens[:, context.shape[1] :]).unflatten(1, masks.targets.shape[1:])
 
-    def _told(self, tokens: Tensor) -> Tensor:
+    def _project(self, tokens: Tensor) -> Tensor:
         return self.project(self.norm(tokens))
 
     def _joint(self, context: Tensor, queries: Tensor, masks: Masks, grid: PatchGrid) -> Tensor:
@@ -87,14 +81,14 @@ class TransformerPredictor(nn.Module):
         # The sequence of a clip is long: two calls without a mask beat one with it.
         prefix = num_context if num_blocks == 1 and grid.t > 1 else 0
         sizes = (num_context, num_blocks, block_size)
-        mask = None if prefix else remembered(block_bias, *sizes, tokens.device, compute_dtype(tokens))
-        turns = self.positions.turns(tokens, grid, places)
-        return run_blocks(self.blocks, tokens, mask=mask, turns=turns, prefix=prefix)
+        mask = None if prefix else cached_table(block_bias, *sizes, tokens.device, compute_dtype(tokens))
+        rope = self.positions.rope(tokens, grid, places)
+        return run_blocks(self.blocks, tokens, mask=mask, rope=rope, prefix=prefix)
 
     def _apart(self, context: Tensor, queries: Tensor, masks: Masks, grid: PatchGrid) -> Tensor:
         """[B, K, width], [B, M, J, width] -> [B, M, J, width] with a copy of the context for each block"""
         num_context, num_blocks = context.shape[1], queries.shape[1]
         tokens = torch.cat([context.repeat_interleave(num_blocks, dim=0), queries.flatten(0, 1)], dim=1)
         places = torch.cat([masks.context.repeat_interleave(num_blocks, dim=0), masks.targets.flatten(0, 1)], dim=1)
-        tokens = run_blocks(self.blocks, tokens, turns=self.positions.turns(tokens, grid, places))
+        tokens = run_blocks(self.blocks, tokens, rope=self.positions.rope(tokens, grid, places))
         return tokens[:, num_context:].unflatten(0, (-1, num_blocks))

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from html import escape
 from itertools import pairwise
 
+from markupsafe import Markup
+
 WIDTH, HEIGHT = 360, 200
 LEFT, RIGHT, TOP, BOTTOM = 54, 16, 8, 24
 MAX_POINTS, MAX_STRIPS, MAX_DOTS = 160, 60, 40
@@ -67,7 +69,7 @@ class Scale:
         return [t for t in nice_ticks(self.low, self.high, count) if self.low <= t <= self.high]
 
 
-def line_chart(chart: Chart, lines: Sequence[Line], levels: Sequence[Level] = ()) -> str:
+def line_chart(chart: Chart, lines: Sequence[Line], levels: Sequence[Level] = ()) -> Markup:
     """A figure with legend, axes, curves, baselines, hint; many points become their mean in a band of extremes."""
     thinned = [(line, thin(line.points, band=line.band)) for line in lines]
     values = _drawn_values([b for _, buckets in thinned for b in buckets if math.isfinite(b.mean)])
@@ -234,12 +236,12 @@ def _strips(chart: Chart, thinned: list[tuple[Line, list[Bucket]]], x: Scale) ->
     return "".join(parts)
 
 
-def _figure(chart: Chart, lines: Sequence[Line], levels: Sequence[Level], body: str) -> str:
+def _figure(chart: Chart, lines: Sequence[Line], levels: Sequence[Level], body: str) -> Markup:
     unit = f' <span class="unit">{escape(chart.unit)}</span>' if chart.unit else ""
     hint = f'<p class="hint">{escape(chart.hint)}</p>' if chart.hint else ""
     keys = [_key(f"c{index}", line.name, _last(line.points)) for index, line in enumerate(lines)]
     keys += [_key(f"d{index} dashed", level.name, number(level.value)) for index, level in enumerate(levels)]
-    return (
+    return Markup(
         f'<figure class="chart"><figcaption>{escape(chart.title)}{unit}</figcaption>'
         f'<div class="legend">{"".join(keys)}</div>{body}{hint}</figure>'
     )
@@ -258,7 +260,7 @@ def _last(points: Sequence[Point]) -> str:
     return f"{text} ({missing:,} not finite)" if missing else text
 
 
-def scatter(points: Sequence[Point], labels: Sequence[str]) -> str:
+def scatter(points: Sequence[Point], labels: Sequence[str]) -> Markup:
     """Points in the plane, one colour and shape for each label; where there are many, the rarer ones are grey."""
     styles = mark_styles(labels)
     side, margin = WIDTH, 8
@@ -269,7 +271,7 @@ def scatter(points: Sequence[Point], labels: Sequence[str]) -> str:
         for (a, b), label in sorted(zip(points, labels, strict=True), key=lambda pair: styles[pair[1]] >= 0)
     ]
     svg = f'<svg viewBox="0 0 {side} {side}" role="img" aria-label="embeddings in the plane">{"".join(marks)}</svg>'
-    return _mark_legend(styles) + svg
+    return Markup(_mark_legend(styles) + svg)
 
 
 def mark_styles(labels: Sequence[str]) -> dict[str, int]:

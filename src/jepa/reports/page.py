@@ -1,23 +1,92 @@
-"""The HTML page that reports share."""
+"""One table for the terminal, Markdown and HTML, and HTML pages that need no service, script or network."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from html import escape
+import base64
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import numpy as np
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
 
 
-def page(title: str, parts: Sequence[str]) -> str:
-    """A whole HTML file in the style of the report; empty parts are left out."""
-    style = Path(__file__).with_name("page.css").read_text(encoding="utf-8")
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{escape(title)}</title>\n<style>\n{style}</style></head>\n"
-        f"<body><main>\n{''.join(part + chr(10) for part in parts if part)}</main></body></html>\n"
-    )
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """Cells are plain text, which each format escapes; a cell of a table for pages alone may be Markup."""
+
+    heads: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    """The first cell is the title of the row. On a page, the last cell of a short row spans the rest."""
+    words: Collection[int] = ()
+    """Columns of words, aligned to the left like the titles; numbers are aligned to the right."""
+    best: Collection[tuple[int, int]] = ()
+    """(row, column) of the cells to mark: with a star in a terminal, bold elsewhere."""
+
+    def terminal(self, width: int = 0) -> str:
+        """Aligned lines; columns are at least `width` characters wide."""
+        rows = [[_one_line(head) for head in self.heads], *self._cells(_one_line, mark="{}*")]
+        widths = [max(width, *map(len, column)) for column in zip(*rows, strict=True)]
+        aligned = [[self._align(column, row[column], size) for column, size in enumerate(widths)] for row in rows]
+        return "\n".join("  ".join(row).rstrip() for row in aligned)
+
+    def markdown(self) -> str:
+        rule = ["---" if self._is_left(column) else "---:" for column in range(len(self.heads))]
+        rows = [map(_escape_markdown, self.heads), rule, *self._cells(_escape_markdown, mark="**{}**")]
+        return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+    def html(self, style: str = "") -> Markup:
+        """A card with the table; `style` is a CSS class of the card."""
+        return render("table.html", table=self, style=style)
+
+    def _cells(self, escape: Callable[[str], str], mark: str) -> list[list[str]]:
+        return [
+            [mark.format(escape(cell)) if (r, c) in self.best else escape(cell) for c, cell in enumerate(row)]
+            for r, row in enumerate(self.rows)
+        ]
+
+    def _align(self, column: int, text: str, width: int) -> str:
+        return text.ljust(width) if self._is_left(column) else text.rjust(width)
+
+    def _is_left(self, column: int) -> bool:
+        return column == 0 or column in self.words
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
+
+
+def _escape_markdown(text: str) -> str:
+    return _one_line(text).replace("<", "&lt;").replace("|", "\\|")
+
+
+def bullets(sentences: Iterable[str]) -> str:
+    """A list in Markdown, which also reads well in a terminal."""
+    return "\n".join(f"- {sentence}" for sentence in sentences)
+
+
+def render(template: str, **values: object) -> Markup:
+    """A template of templates/ with these values; all text in them is escaped, Markup is not."""
+    return Markup(_environment().get_template(template).render(values))
+
+
+@cache
+def _environment() -> Environment:
+    loader = FileSystemLoader(Path(__file__).with_name("templates"))
+    return Environment(
+        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )  # fmt: skip
+
+
+def image(source: str, text: str) -> Markup:
+    """`source` is a data URL, `text` what the picture shows."""
+    return Markup('<img alt="{}" src="{}">').format(text, source)
+
+
+def data_url(picture: bytes, kind: str = "png") -> str:
+    return f"data:image/{kind};base64,{base64.b64encode(picture).decode()}"
 
 
 def principal_plane(vectors: np.ndarray) -> tuple[np.ndarray, list[float]]:

@@ -163,22 +163,6 @@ def table_rows(rows: Rows, start: str = UNTRAINED) -> list[tuple[str, list[float
     ]
 
 
-def cell(value: float | None, column: Column) -> str:
-    return "-" if value is None else f"{value:.1f}{column.unit}"
-
-
-def final_table(rows: Rows, start: str = UNTRAINED) -> str:
-    """Lines with headings: encoder of step 0, raw pixels, trained encoder; a dash where nothing was measured."""
-    columns = table_columns(rows)
-    widths = [max(8, len(column.head) + 2) for column in columns]
-    lines = [("", [column.head for column in columns])]
-    lines += [(title, list(map(cell, values, columns))) for title, values in table_rows(rows, start)]
-    return "\n".join(
-        f"{title:<28}" + "".join(f"{text:>{width}}" for text, width in zip(texts, widths, strict=True))
-        for title, texts in lines
-    )
-
-
 def _probes(rows: Rows) -> tuple[list[str], list[str]]:
     """Names of the metrics: of classes, and regressions."""
     return list(CLASS_PROBES), [metric for metric, _ in _regressions(rows)]

@@ -7,7 +7,7 @@ from dataclasses import replace
 from jepa.config import TrainConfig
 from jepa.parallel.session import Session
 from jepa.resources.estimate import UNTRACEABLE, make_sizes
-from jepa.resources.hardware import GIB, GPUS, Machines, Needs, Share, fits, largest_piece, memory, share_of
+from jepa.resources.hardware import GIB, GPUS, Cluster, ModelCost, RankLoad, fits, largest_piece, memory, share_of
 from jepa.types import Dataset
 
 CHECKPOINTING = "checkpoint_activations"
@@ -20,7 +20,7 @@ def memory_advice(config: TrainConfig, dataset: Dataset, session: Session, devic
     """
     share = share_of(session.strategy, session.world_size, config.batch_size, config.micro_batch_size)
     gpu = replace(GPUS["cpu" if session.device.type == "cpu" else "h100"], memory_gib=device_bytes / GIB)
-    machines = Machines(gpu=gpu, count=session.world_size, per_node=8, utilisation=1.0, bf16=session.bf16)
+    machines = Cluster(gpu=gpu, count=session.world_size, per_node=8, utilisation=1.0, bf16=session.bf16)
     if session.world_size > 1:
         config = replace(config, regularizer={})  # which would wait for the other ranks
     try:
@@ -33,10 +33,10 @@ def memory_advice(config: TrainConfig, dataset: Dataset, session: Session, devic
         return f"out of memory: try {_either([*keys, 'a smaller encoder or image_size'])}"
 
 
-def _with_numbers(config: TrainConfig, dataset: Dataset, share: Share, machines: Machines) -> str:
+def _with_numbers(config: TrainConfig, dataset: Dataset, share: RankLoad, machines: Cluster) -> str:
     model = make_sizes(config, dataset)
     needs = model.needs(config, share.piece, bf16=machines.bf16, backward=False)
-    options: list[tuple[str, tuple[Needs, Share, Machines]]] = []
+    options: list[tuple[str, tuple[ModelCost, RankLoad, Cluster]]] = []
     if share.piece > 1:
         piece = largest_piece(needs, share, machines, most=share.piece // 2) or 1
         options.append((f"micro_batch_size={piece} (same result, ", (needs, replace(share, piece=piece), machines)))
@@ -60,7 +60,7 @@ def _with_numbers(config: TrainConfig, dataset: Dataset, share: Share, machines:
     return f"out of memory: a rank takes {before:.1f} of {total:.1f} GiB by the estimate; use {_either(said)}"
 
 
-def _may_be_bf16(machines: Machines) -> bool:
+def _may_be_bf16(machines: Cluster) -> bool:
     return not machines.bf16 and machines.gpu.slowdown_fp32 > 1
 
 
@@ -68,7 +68,7 @@ def _may_checkpoint(config: TrainConfig) -> bool:
     return config.encoder.get(CHECKPOINTING) is False
 
 
-def _gib(needs: Needs, share: Share, machines: Machines) -> float:
+def _gib(needs: ModelCost, share: RankLoad, machines: Cluster) -> float:
     return sum(memory(needs, share, machines).values()) / GIB
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,10 +12,12 @@ from typing import Any
 
 import torch
 
-from jepa.config import ConfigError, TrainConfig, factory
-from jepa.errors import RunError
+from jepa.config import TrainConfig, factory
+from jepa.data.loader import blank_fields
+from jepa.errors import RunError, as_config_errors
 from jepa.layers.attention import choose_attention
-from jepa.resources.footprint import Sizes, block_sizes, building, measure, state_bytes
+from jepa.reports.page import Table
+from jepa.resources.footprint import ShapesOnly, block_sizes, fake_init, measure, state_bytes
 from jepa.resources.hardware import (
     DISK_GB,
     GIB,
@@ -22,9 +25,9 @@ from jepa.resources.hardware import (
     LINK_SHARE,
     STRATEGIES,
     USABLE,
-    Machines,
-    Needs,
-    Share,
+    Cluster,
+    ModelCost,
+    RankLoad,
     fits,
     largest_piece,
     memory,
@@ -35,7 +38,7 @@ from jepa.resources.hardware import (
 from jepa.seeding import generator
 from jepa.training.assemble import Phase, image_size, make_augment, make_dataset, make_objective, split_phases
 from jepa.training.progress import duration
-from jepa.types import Batch, Dataset, Masks
+from jepa.types import Batch, Dataset, DatasetTraits, Field, Masks
 
 FILES = 200
 """of a folder, whose mean size is taken"""
@@ -48,24 +51,25 @@ UNTRACEABLE = (RuntimeError, TypeError, AttributeError, LookupError, AssertionEr
 class Model:
     """An objective of sizes alone, and what it takes to run it."""
 
-    sizes: Sizes
+    sizes: ShapesOnly
     objective: Any
     masks: Masks
     views: int
     num_local: int
     local_size: tuple[int, int] | None
+    fields: Mapping[str, Field]
 
-    def needs(self, config: TrainConfig, samples: int, *, bf16: bool, backward: bool = True) -> Needs:
+    def needs(self, config: TrainConfig, samples: int, *, bf16: bool, backward: bool = True) -> ModelCost:
         """Counted on a pass of so many samples, with masks as one batch has them; other passes are in proportion."""
         rows, shape = samples * self.views, self.objective.backbone.clip_shape
         with self.sizes:
             local = torch.empty(samples * self.num_local, *shape[:2], *self.local_size) if self.local_size else None
-            batch = Batch(torch.empty(rows, *shape), torch.empty(rows, dtype=torch.long), self.views, local)
+            batch = Batch(torch.empty(rows, *shape), blank_fields(self.fields, rows), self.views, local)
             masks = self.masks.map(lambda indices: torch.empty(rows, *indices.shape[1:], dtype=torch.long))
             seen = measure(self.objective, batch, masks, bf16=bf16, backward=backward)
         block, rest = block_sizes(self.objective)
         numbers = [(p.numel(), p.requires_grad) for p in self.objective.parameters()]
-        return Needs(
+        return ModelCost(
             encoder=sum(p.numel() for p in self.objective.backbone.parameters()),
             trained=sum(number for number, trained in numbers if trained),
             frozen=sum(number for number, trained in numbers if not trained),
@@ -77,15 +81,15 @@ class Model:
             activations=seen.activations / samples,
             workspace=(seen.peak - seen.activations - seen.casts) / samples,
             casts=seen.casts,
-            solves_jointly=bool(getattr(self.objective, "regularizers", None)),
+            solves_jointly=self.objective.regularization is not None,
         )
 
 
 def make_sizes(config: TrainConfig, dataset: Dataset) -> Model:
     """The objective of a configuration in no memory; masks are those of one sample."""
-    sizes, plan = Sizes(), SimpleNamespace(batch_size=config.batch_size, total_steps=1)
-    with torch.random.fork_rng(devices=[]), building(sizes):
-        objective, _ = make_objective(config, dataset.channels, plan, dataset.classes)  # pyright: ignore[reportArgumentType]
+    sizes, plan = ShapesOnly(), SimpleNamespace(batch_size=config.batch_size, total_steps=1)
+    with torch.random.fork_rng(devices=[]), fake_init(sizes):
+        objective, _ = make_objective(config, dataset, plan)  # pyright: ignore[reportArgumentType]
         choose_attention(objective.train(), torch.device("cuda"), torch.bfloat16)
     masker = factory(config.mask)(grid=objective.backbone.grid)
     augment = config.augment
@@ -97,17 +101,15 @@ def make_sizes(config: TrainConfig, dataset: Dataset) -> Model:
         views=augment.views,
         num_local=augment.local_views,
         local_size=local,
+        fields=DatasetTraits.of(dataset).fields,
     )
 
 
-def needs_of(config: TrainConfig, dataset: Dataset, samples: int, *, bf16: bool) -> Needs:
+def needs_of(config: TrainConfig, dataset: Dataset, samples: int, *, bf16: bool) -> ModelCost:
     """Raises ConfigError where a constructor refuses, RunError for components that cannot do without numbers."""
     try:
-        return make_sizes(config, dataset).needs(config, samples, bf16=bf16)
-    except ConfigError:
-        raise
-    except ValueError as error:
-        raise ConfigError([str(error)]) from error
+        with as_config_errors():
+            return make_sizes(config, dataset).needs(config, samples, bf16=bf16)
     except UNTRACEABLE as error:
         raise RunError(
             f"estimate=true: this model cannot be run without numbers ({error}); without estimate=true a run "
@@ -115,12 +117,12 @@ def needs_of(config: TrainConfig, dataset: Dataset, samples: int, *, bf16: bool)
         ) from error
 
 
-def machines_of(config: TrainConfig) -> Machines:
+def machines_of(config: TrainConfig) -> Cluster:
     """Those of `hardware`; bfloat16 where the GPU is fast at it."""
     values = asdict(config.hardware)
     name = values.pop("gpu")
     bf16 = config.precision == "bf16" or (config.precision == "auto" and name != "cpu")
-    return Machines(gpu=GPUS[name], bf16=bf16, **values)
+    return Cluster(gpu=GPUS[name], bf16=bf16, **values)
 
 
 def tell(config: TrainConfig, folder: Path) -> int:
@@ -134,10 +136,8 @@ def tell(config: TrainConfig, folder: Path) -> int:
 
 def estimate(config: TrainConfig) -> str:
     """Every phase of the run, on `hardware`."""
-    try:
+    with as_config_errors():
         dataset = make_dataset(config)
-    except ValueError as error:
-        raise ConfigError([str(error)]) from error
     machines = machines_of(config)
     phases = split_phases(config, len(dataset))
     texts, total = [_hardware(config, machines)], 0.0
@@ -163,7 +163,7 @@ def _strategy(config: TrainConfig) -> str:
     return "ddp" if config.hardware.count > 1 else "single"
 
 
-def _hardware(config: TrainConfig, machines: Machines) -> str:
+def _hardware(config: TrainConfig, machines: Cluster) -> str:
     gpu, nodes = machines.gpu, machines.num_nodes
     peak = gpu.tflops / (1 if machines.bf16 else gpu.slowdown_fp32)
     return (
@@ -175,7 +175,7 @@ def _hardware(config: TrainConfig, machines: Machines) -> str:
     )
 
 
-def _model(needs: Needs, phase: Phase, num_samples: int) -> str:
+def _model(needs: ModelCost, phase: Phase, num_samples: int) -> str:
     config, steps = phase.config, phase.end_step - phase.begin_step
     twice = ", and another forward pass where a batch has several pieces" if needs.solves_jointly else ""
     return (
@@ -188,17 +188,16 @@ def _model(needs: Needs, phase: Phase, num_samples: int) -> str:
     )
 
 
-def _table(needs: Needs, phase: Phase, machines: Machines, num_samples: int) -> str:
+def _table(needs: ModelCost, phase: Phase, machines: Cluster, num_samples: int) -> str:
     """One column for each strategy, that of the configuration with a star."""
     chosen = _strategy(phase.whole)
     columns = [_column(needs, phase, machines, num_samples, strategy) for strategy in STRATEGIES]
     names = [f"{name}{'*' * (name == chosen)}" for name in STRATEGIES]
-    rows = [("", *names), *((key, *(column[key] for column in columns)) for key in columns[0])]
-    rows = [row for row in rows if set(row[1:]) != {NOTHING}]
-    return "\n".join(f"{row[0]:<34}" + "".join(f"{cell:>15}" for cell in row[1:]).rstrip() for row in rows)
+    rows = [[key, *(column[key] for column in columns)] for key in columns[0]]
+    return Table(heads=["", *names], rows=[row for row in rows if set(row[1:]) != {NOTHING}]).terminal(13)
 
 
-def _column(needs: Needs, phase: Phase, machines: Machines, num_samples: int, strategy: str) -> dict[str, str]:
+def _column(needs: ModelCost, phase: Phase, machines: Cluster, num_samples: int, strategy: str) -> dict[str, str]:
     config = phase.config
     share = share_of(strategy, machines.count, config.batch_size, config.micro_batch_size)
     parts = memory(needs, share, machines)
@@ -230,7 +229,7 @@ def number_text(value: float) -> str:
     return f"{value:,.0f}" if value >= 10 else f"{value:.2g}"
 
 
-def _loader(config: TrainConfig, dataset: Dataset, share: Share, machines: Machines, seconds: float) -> str:
+def _loader(config: TrainConfig, dataset: Dataset, share: RankLoad, machines: Cluster, seconds: float) -> str:
     per_node = share.size * min(share.ranks, machines.per_node) / seconds
     height, width = image_size(config)
     pixels = dataset.channels * config.num_frames * height * width
@@ -250,6 +249,6 @@ def mean_file_size(dataset: Dataset) -> float | None:
     return statistics.fmean(file.stat().st_size for file in files) if all(file.is_file() for file in files) else None
 
 
-def _checkpoint(needs: Needs) -> str:
+def _checkpoint(needs: ModelCost) -> str:
     size = needs.checkpoint / 1e9
     return f"checkpoint  {size:,.2f} GB, {seconds_text(size / DISK_GB)} at {DISK_GB:g} GB/s"

@@ -39,10 +39,10 @@ class Pass:
     """at the worst moment of both passes, `activations` and `casts` included"""
 
 
-class Sizes(FakeTensorMode):
+class ShapesOnly(FakeTensorMode):
     """Inside, tensors have sizes and no numbers: a model of any size is built and run in no memory."""
 
-    def __deepcopy__(self, memo: dict) -> Sizes:
+    def __deepcopy__(self, memo: dict) -> ShapesOnly:
         return self  # a copied tensor stays of this mode
 
 
@@ -51,7 +51,7 @@ def _silent(record: logging.LogRecord) -> bool:
 
 
 @contextmanager
-def building(sizes: Sizes) -> Iterator[None]:
+def fake_init(sizes: ShapesOnly) -> Iterator[None]:
     """For constructors: where weights are drawn until none is out of bounds, none is."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Accessing the data pointer")  # copying a module looks at it
@@ -69,7 +69,7 @@ def measure(objective: nn.Module, batch: Batch, masks: Masks, *, bf16: bool, bac
 
     Without `backward` only the forward pass is seen, in a third of the time.
     """
-    given = [*objective.parameters(), *objective.buffers(), batch.clips, batch.labels]
+    given = [*objective.parameters(), *objective.buffers(), batch.clips, *batch.fields.values()]
     given += [t for part in masks.sets for t in part] + ([] if batch.local is None else [batch.local])
     meter = _Meter(given, [p for p in objective.parameters() if p.requires_grad])
     log.addFilter(_silent)  # what fails is raised too

@@ -51,7 +51,7 @@ GPUS = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Machines:
+class Cluster:
     """So many GPUs of a kind, and the rate at which they work."""
 
     gpu: Gpu
@@ -77,7 +77,7 @@ class Machines:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Needs:
+class ModelCost:
     """What one forward and backward pass needs; sizes in bytes, parameters as counts."""
 
     encoder: int
@@ -107,7 +107,7 @@ class Needs:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Share:
+class RankLoad:
     """What one rank does of a step: `size` samples in pieces of `piece`."""
 
     strategy: str
@@ -120,14 +120,14 @@ class Share:
         return math.ceil(self.size / self.piece)
 
 
-def share_of(strategy: str, count: int, batch_size: int, piece: int | None) -> Share:
+def share_of(strategy: str, count: int, batch_size: int, piece: int | None) -> RankLoad:
     """`single` does the whole batch on one GPU."""
     ranks = 1 if strategy == "single" else count
     size = batch_size // ranks
-    return Share(strategy=strategy, ranks=ranks, size=size, piece=min(piece or size, size))
+    return RankLoad(strategy=strategy, ranks=ranks, size=size, piece=min(piece or size, size))
 
 
-def memory(needs: Needs, share: Share, machines: Machines) -> dict[str, float]:
+def memory(needs: ModelCost, share: RankLoad, machines: Cluster) -> dict[str, float]:
     """Bytes on one rank, by part; they stand at once when a backward pass begins after an earlier piece's.
 
     FSDP: three blocks in the dtype of the forward pass (computed, next, and the buffer that gathers it) and two in
@@ -150,17 +150,17 @@ def memory(needs: Needs, share: Share, machines: Machines) -> dict[str, float]:
     }
 
 
-def largest_piece(needs: Needs, share: Share, machines: Machines, most: int | None = None) -> int:
+def largest_piece(needs: ModelCost, share: RankLoad, machines: Cluster, most: int | None = None) -> int:
     """The most samples in a forward pass that fit, of those that divide the rank's share; 0 where one is too many."""
     sizes = [size for size in range(1, (most or share.size) + 1) if share.size % size == 0]
     return max((size for size in sizes if fits(needs, replace(share, piece=size), machines)), default=0)
 
 
-def fits(needs: Needs, share: Share, machines: Machines) -> bool:
+def fits(needs: ModelCost, share: RankLoad, machines: Cluster) -> bool:
     return sum(memory(needs, share, machines).values()) <= USABLE * machines.gpu.memory_gib * GIB
 
 
-def gather_bytes(needs: Needs, share: Share, machines: Machines) -> tuple[float, float]:
+def gather_bytes(needs: ModelCost, share: RankLoad, machines: Cluster) -> tuple[float, float]:
     """Bytes that a rank sends in the forward and in the backward pass of one piece under FSDP.
 
     All parameters are gathered before the forward pass, the trained ones again before the backward pass, and float32
@@ -171,14 +171,14 @@ def gather_bytes(needs: Needs, share: Share, machines: Machines) -> tuple[float,
     return forward, moved * (width + FLOAT) * needs.trained
 
 
-def traffic(needs: Needs, share: Share, machines: Machines) -> float:
+def traffic(needs: ModelCost, share: RankLoad, machines: Cluster) -> float:
     """Bytes that a rank sends in a step: DDP reduces float32 gradients once, 2 (N - 1) / N of their size (ring)."""
     if share.strategy == "fsdp":
         return share.num_pieces * sum(gather_bytes(needs, share, machines))
     return 2 * (share.ranks - 1) / share.ranks * FLOAT * needs.trained
 
 
-def step_time(needs: Needs, share: Share, machines: Machines) -> tuple[float, float]:
+def step_time(needs: ModelCost, share: RankLoad, machines: Cluster) -> tuple[float, float]:
     """Seconds of computing, and of communication that no computing hides.
 
     DDP hides it behind the backward pass of the last piece, FSDP what is gathered for each pass behind that pass.

@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -62,13 +61,13 @@ class Writer:
         self.finish()
         seal = partial(self._seal, step, config, state, links)
         with self._failing(step):
-            if self.session.from_first(partial(self._begin, step, links)):
+            if self.session.broadcast_from_rank_zero(partial(self._begin, step, links)):
                 return
             written = self._write(step, dict(tensors))
             if written is None:
-                self.session.from_first(seal)
+                self.session.broadcast_from_rank_zero(seal)
             else:
-                self.pending = step, _then(written, seal if self.session.is_first else None)
+                self.pending = step, _then(written, seal if self.session.is_rank_zero else None)
 
     def finish(self) -> None:
         """Wait for what is being written."""
@@ -78,7 +77,7 @@ class Writer:
         with self._failing(step):
             if not isinstance(done.exception(), OSError):  # which only rank 0 has, from sealing
                 done.result()
-            self.session.from_first(done.result)
+            self.session.broadcast_from_rank_zero(done.result)
 
     def _begin(self, step: int, links: Sequence[str]) -> bool:
         """Whether this step is there already; else makes room for it."""
@@ -129,7 +128,7 @@ class Writer:
         except (CheckpointException, SafetensorError, OSError, PeerError) as error:
             failures = list(error.failures.values()) if isinstance(error, CheckpointException) else []
             reason = failures[0][0] if failures else error
-            if self.session.is_first:
+            if self.session.is_rank_zero:
                 shutil.rmtree(_unsealed(place_of(self.folder, step)), ignore_errors=True)
             raise SaveError(
                 f"step {step} could not be saved in {self.folder}/checkpoints: {reason}. {_resumable(self.folder)}; "
@@ -230,11 +229,6 @@ def peek(checkpoint: Path) -> dict:
     if not isinstance(state, dict) or state.get("format") != FORMAT or not isinstance(state.get("digests"), dict):
         raise CheckpointError(f"{checkpoint} was not written by this version of jepa-train: expected format '{FORMAT}'")
     return state
-
-
-def read_config(checkpoint: Path) -> dict:
-    """The resolved configuration of the run that wrote it."""
-    return yaml.safe_load((checkpoint / "config.yaml").read_text())
 
 
 def training_tensors(model: nn.Module, optimizer: Optimizer, guard: nn.Module | None) -> dict[str, Tensor]:

@@ -15,7 +15,7 @@ from jepa.config import ConfigError, changed_keys
 from jepa.errors import RunError
 from jepa.parallel.session import Session
 from jepa.runs import checkpoint
-from jepa.runs.metrics import write_atomically
+from jepa.runs.metrics import read_config, write_atomically
 
 
 class RunFolder:
@@ -68,8 +68,8 @@ def open_folder(path: Path, *, config: dict, resume: bool, session: Session) -> 
     although resume=false; RunError when it cannot be written. Ranks other than 0 raise PeerError.
     """
     with ExitStack() as held:
-        facts = session.from_first(lambda: _claim(path, config, resume, held))
-        yield RunFolder(path, facts, writes=session.is_first)
+        facts = session.broadcast_from_rank_zero(lambda: _claim(path, config, resume, held))
+        yield RunFolder(path, facts, writes=session.is_rank_zero)
 
 
 def _claim(path: Path, config: dict, resume: bool, held: ExitStack) -> dict:
@@ -104,6 +104,6 @@ def _compare(path: Path, config: dict) -> None:
     if last is None:
         return
     checkpoint.read_state(last)
-    changed = changed_keys(checkpoint.read_config(last), config)
+    changed = changed_keys(read_config(last), config)
     if changed:
         raise ConfigError([f"{path} holds a run of another configuration ({'; '.join(changed)}): give another name="])

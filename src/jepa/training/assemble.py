@@ -4,39 +4,41 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Sequence, Set
 from copy import deepcopy
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any
 
 import numpy as np
 import torch
 
-from jepa.config import ConfigError, TrainConfig, build, factory, to_yaml
-from jepa.data.box_transforms import BoxAugment, WholePictures
+from jepa.config import ConfigError, TrainConfig, build_with, factory, to_yaml
+from jepa.data.box_transforms import BoxAugment, Letterbox
 from jepa.data.loader import BrokenSamples, batches
-from jepa.data.mixture import Shares
+from jepa.data.mixture import MixtureCounter
 from jepa.data.transforms import Augment, EvalTransform
 from jepa.encoders.names import TABLE
-from jepa.evaluation.box_snapshot import BoxProber
-from jepa.evaluation.snapshot import Prober
+from jepa.evaluation.box_snapshot import DetectionSnapshotter
+from jepa.evaluation.snapshot import Snapshotter
 from jepa.evaluation.types import Evaluator, Logger
 from jepa.layers.attention import choose_attention
 from jepa.masks.geometry import local_size
+from jepa.objectives.base import Objective
 from jepa.optim import parameter_groups
 from jepa.parallel.session import Session
-from jepa.parallel.strategy import prepare
+from jepa.parallel.strategy import wrap
 from jepa.runs import checkpoint
 from jepa.runs.folder import RunFolder
 from jepa.runs.metrics import FolderLogger
 from jepa.seeding import derive_seed
 from jepa.suggestions import near_multiples
-from jepa.training.loop import Parts, Plan
+from jepa.training.loop import Plan, TrainComponents
 from jepa.training.run import Run
 from jepa.training.step import SpikeGuard
-from jepa.types import BoxDataset, ClipDataset, Dataset, Masker, RawBatch
+from jepa.types import ClipDataset, Dataset, DatasetTraits, Field, Masker, RawBatch
 
 
 @dataclass(frozen=True)
@@ -82,44 +84,46 @@ def assemble(phase: Phase, dataset: Dataset, folder: Path, session: Session) -> 
     """Raises ConfigError or ValueError, naming key and value, for what only the built parts can tell."""
     config = phase.config
     plan = make_plan(phase, len(dataset), session.world_size)
-    parts = make_parts(config, dataset, plan, session)
-    check_phases(phase.whole, parts.objective.backbone)
+    components = make_components(config, dataset, plan, session)
+    check_phases(phase.whole, components.objective.backbone)
     evaluators = [factory(node)() for node in config.evaluator.values()]
     return Run(
         folder=folder,
         plan=plan,
-        parts=parts,
-        prober=make_prober(phase, dataset, parts, evaluators),
+        components=components,
+        snapshotter=make_snapshotter(phase, dataset, components, evaluators),
         evaluators=evaluators,
         loggers=(),
+        batches=partial(start_batches, config, dataset, plan, components),
         broken=BrokenSamples(dataset),
-        shares=Shares(dataset),
+        shares=MixtureCounter(dataset),
         config_text=to_yaml(phase.whole),
-        facts=make_facts(config, dataset, parts.objective.backbone),
+        facts=make_facts(config, dataset, components.objective.backbone),
         writer=checkpoint.Writer(folder, session, keep=config.keep, beside=config.save_async),
         judge=config.evaluation.judge,
     )
 
 
-def make_prober(phase: Phase, dataset: Any, parts: Parts, evaluators: Sequence[Evaluator]) -> Prober | BoxProber:
+def make_snapshotter(
+    phase: Phase, dataset: Any, components: TrainComponents, evaluators: Sequence[Evaluator]
+) -> Snapshotter | DetectionSnapshotter:
     """What the evaluators look at: of a detector what it finds, of other objectives the features of their backbone."""
-    config, session = phase.config, parts.session
+    config = phase.config
     evaluation = asdict(config.evaluation)
     wired = {
-        "device": session.device,
+        "session": components.session,
         "seed": config.seed,
-        "autocast": session.autocast,
         "evaluators": evaluators,
         **{key: evaluation[key] for key in ("batch_size", "val_samples")},
     }
-    if needs_boxes(parts.objective):
-        whole = WholePictures(**picture(config, dataset))
-        return BoxProber(dataset=dataset, transform=whole, last_step=phase.total_steps, **wired)
+    if "boxes" in components.fields:
+        whole = Letterbox(**picture(config, dataset))
+        return DetectionSnapshotter(dataset=dataset, transform=whole, last_step=phase.total_steps, **wired)
     crops = {key: getattr(config.augment, key) for key in ("crop_scale", "crop_aspect", "flip")}
-    return Prober(
-        dataset=getattr(dataset, "probed", dataset),
+    return Snapshotter(
+        dataset=DatasetTraits.of(dataset).probed or dataset,
         transform=EvalTransform(**picture(config, dataset)),
-        masker=parts.masker,
+        masker=components.masker,
         crops=partial(Augment, **picture(config, dataset), **crops),
         train_samples=config.evaluation.train_samples,
         still=config.evaluation.still,
@@ -142,7 +146,7 @@ def make_facts(config: TrainConfig, dataset: Dataset, encoder: Any) -> dict[str,
 
 def make_dataset(config: TrainConfig) -> Dataset:
     """Data sets of clips are told how many frames a clip has."""
-    return build(config.dataset, num_frames=config.num_frames)
+    return build_with(config.dataset, num_frames=config.num_frames)
 
 
 def make_plan(phase: Phase, dataset_size: int, world_size: int = 1) -> Plan:
@@ -167,20 +171,20 @@ def make_plan(phase: Phase, dataset_size: int, world_size: int = 1) -> Plan:
     )
 
 
-def make_parts(config: TrainConfig, dataset: Dataset, plan: Plan, session: Session) -> Parts:
+def make_components(config: TrainConfig, dataset: Dataset, plan: Plan, session: Session) -> TrainComponents:
     """All that a training step needs."""
     objective, masker = make_model(config, dataset, plan, session)
-    judged = deepcopy(objective).cpu() if session.strategy == "fsdp" and session.is_first else None
-    called = prepare(objective, session, compiled=config.compile)  # before the optimizer: it may change the parameters
+    eval_copy = deepcopy(objective).cpu() if session.strategy == "fsdp" and session.is_rank_zero else None
+    wrapped = wrap(objective, session, compiled=config.compile)  # before the optimizer: it may change the parameters
     channels, frames, height, width = objective.backbone.clip_shape
     images = torch.empty(1, channels, 1, height, width, device="meta")
-    mixes_in_images = frames > 1 and any(not isinstance(part, ClipDataset) for part in getattr(dataset, "parts", ()))
-    return Parts(
+    mixes_in_images = frames > 1 and any(not isinstance(part, ClipDataset) for part in DatasetTraits.of(dataset).parts)
+    return TrainComponents(
         session=session,
         objective=objective,
-        called=called,
-        judged=judged,
-        optimizer=factory(config.optimizer)(parameter_groups(objective), lr=config.lr),
+        wrapped=wrapped,
+        eval_copy=eval_copy,
+        optimizer=factory(config.optimizer)(parameter_groups(objective, objective.lr_scales()), lr=config.lr),
         schedule=factory(config.schedule)(
             total_steps=plan.total_steps, steps_per_epoch=len(dataset) // plan.batch_size, lr=config.lr
         ),
@@ -188,50 +192,53 @@ def make_parts(config: TrainConfig, dataset: Dataset, plan: Plan, session: Sessi
         masker=masker,
         image_masker=factory(config.mask)(grid=objective.backbone.grid_of(images)) if mixes_in_images else None,
         augment=make_augment(config, dataset, objective),
+        fields=needed_fields(config, dataset),
     )
 
 
 def make_model(config: TrainConfig, dataset: Dataset, plan: Plan, session: Session) -> tuple[Any, Masker]:
     """On the device."""
-    objective, masker = make_objective(config, dataset.channels, plan, dataset.classes)
-    if getattr(objective, "learns_labels", False):
-        check_labels(getattr(dataset, "probed", dataset))
+    objective, masker = make_objective(config, dataset, plan)
+    if "labels" in needs_of(config):
+        check_labels(DatasetTraits.of(dataset).probed or dataset)
     choose_attention(objective, session.device, torch.bfloat16 if session.bf16 else torch.float32)
     return objective.to(session.device).train(), masker
 
 
-def make_objective(config: TrainConfig, channels: int, plan: Plan, classes: tuple[str, ...] = ()) -> tuple[Any, Masker]:
-    """With its first weights, on the CPU."""
+def make_objective(config: TrainConfig, dataset: Dataset, plan: Plan) -> tuple[Any, Masker]:
+    """With its first weights, on the CPU. Raises ConfigError where the data set lacks a field that it learns from."""
+    needed_fields(config, dataset)
     torch.manual_seed(derive_seed(config.seed, 0, 0, "init"))
-    encoder = factory(config.encoder)(clip_shape=(channels, config.num_frames, *image_size(config)))
+    encoder = factory(config.encoder)(clip_shape=(dataset.channels, config.num_frames, *image_size(config)))
     masker = factory(config.mask)(grid=encoder.grid)
     num_mask_tokens = getattr(masker, "num_sets", 1)
-    predictor = build(
+    predictor = build_with(
         config.predictor,
         grid=encoder.grid,
         embed_dim=encoder.embed_dim,
         num_heads=config.predictor.get("num_heads") or encoder.num_heads,
         num_mask_tokens=num_mask_tokens,
     )
-    objective = build(
+    objective = build_with(
         config.objective,
         encoder=encoder,
         predictor=predictor,
         regularizers={name: factory(node)() for name, node in config.regularizer.items()},
         num_mask_tokens=num_mask_tokens,
-        classes=classes,
+        classes=dataset.classes,
+        fields=DatasetTraits.of(dataset).fields,
         batch_size=plan.batch_size,
         total_steps=plan.total_steps,
     )
+    if not isinstance(objective, Objective):
+        raise ConfigError([f"objective: {type(objective).__name__} must derive from jepa.objectives.base.Objective"])
     return objective, masker
 
 
 def make_augment(config: TrainConfig, dataset: Dataset, objective: Any) -> Augment | BoxAugment:
     """Smaller crops are cut into the same patches as the others; where boxes are needed they move with the picture."""
     values, size = asdict(config.augment), image_size(config)
-    if needs_boxes(objective):
-        if not isinstance(dataset, BoxDataset):
-            raise ConfigError([f"objective: {type(dataset).__name__} has no boxes to learn from; dataset=voc or coco"])
+    if "boxes" in needs_of(config):
         crops = ("crop_scale", "crop_aspect", "flip", "jitter", "grayscale", "blur", "solarize")
         return BoxAugment(**picture(config, dataset), **{key: values[key] for key in crops})
     if values["local_views"]:
@@ -240,9 +247,23 @@ def make_augment(config: TrainConfig, dataset: Dataset, objective: Any) -> Augme
     return Augment(**picture(config, dataset), **values)
 
 
-def needs_boxes(objective: Any) -> bool:
-    """Whether it learns from boxes and is judged by those that it finds."""
-    return "boxes" in getattr(objective, "needs", ())
+def needed_fields(config: TrainConfig, dataset: Dataset) -> dict[str, Field]:
+    """The fields of the data set that the objective needs besides the labels; ConfigError where it lacks one."""
+    names, fields = sorted(needs_of(config) - {"labels"}), DatasetTraits.of(dataset).fields
+    objective = config.objective["_target_"].rpartition(".")[2]
+    faults = [
+        f"objective: {objective} learns from {name}, and {type(dataset).__name__} has none"
+        for name in names
+        if name not in fields
+    ]
+    if faults:
+        raise ConfigError(faults)
+    return {name: fields[name] for name in names}
+
+
+def needs_of(config: TrainConfig) -> Set[str]:
+    """The fields that the objective learns from, as its class says in `needs`."""
+    return getattr(resolve_name(config.objective["_target_"]), "needs", frozenset())
 
 
 def make_loggers(config: TrainConfig, folder: RunFolder) -> list[Logger]:
@@ -257,18 +278,22 @@ def make_loggers(config: TrainConfig, folder: RunFolder) -> list[Logger]:
     return [FolderLogger(**wired), *(factory(node)(**wired) for node in config.logger.values())]
 
 
-def start_batches(config: TrainConfig, run: Run, first_step: int) -> Generator[RawBatch, None, None]:
-    """Endless raw batches from `first_step` on, no larger than what the crops need."""
+def start_batches(
+    config: TrainConfig, dataset: Dataset, plan: Plan, components: TrainComponents, first_step: int
+) -> Generator[RawBatch, None, None]:
+    """Endless raw batches of this rank from `first_step` on, downscaled to what the crops need."""
+    session = components.session
     return batches(
-        run.broken.dataset,
-        batch_size=run.plan.batch_size // run.session.world_size,
+        dataset,
+        batch_size=plan.batch_size // session.world_size,
         seed=config.seed,
         first_step=first_step,
-        rank=run.session.rank,
-        world_size=run.session.world_size,
+        rank=session.rank,
+        world_size=session.world_size,
         num_workers=config.num_workers,
-        pin_memory=run.parts.session.device.type == "cuda",
-        canvas=run.parts.augment.canvas,
+        pin_memory=session.device.type == "cuda",
+        canvas=components.augment.canvas,
+        fields=components.fields,
     )
 
 
@@ -302,7 +327,7 @@ def check_labels(dataset: Dataset) -> None:
             "set has no held-out part; name one, as with dataset.val_folder or dataset.val"
         )
     for part, name in ((dataset, "training"), (held_out, "held-out")):
-        labels = getattr(part, "labels", None)
+        labels = DatasetTraits.of(part).labels
         if labels is None:
             continue  # drawn on the fly, of all classes
         found = set(np.unique(labels).tolist()) - {-1}

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import gc
 import math
-import re
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from html import escape
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -17,9 +14,10 @@ import torch
 from jepa.config import TrainConfig
 from jepa.errors import RunError
 from jepa.layers.batch_norm import BatchNorm
-from jepa.parallel.device import peak_memory_gib
+from jepa.parallel.device import free_memory, peak_memory_gib
+from jepa.reports.page import Table
 from jepa.training.find_lr import INTERRUPTED, collect, rerun_command, setting, write_result
-from jepa.training.loop import Parts, Plan, one_step
+from jepa.training.loop import Plan, TrainComponents, one_step
 from jepa.types import RawBatch
 
 SECONDS = 0.5
@@ -27,6 +25,8 @@ SECONDS = 0.5
 ROUNDS = 3
 MEMORY_SHARE = 0.8
 """of what is free on a CPU, which would otherwise kill the process; a GPU says no"""
+WIDTH = 10
+"""characters of a column of the table, which is printed row by row"""
 EQUAL = 0.97
 """share of the best speed that counts as equal: the smaller size is taken"""
 
@@ -43,17 +43,17 @@ def divisors(number: int) -> list[int]:
     return [size for size in range(1, number + 1) if number % size == 0]
 
 
-def try_sizes(plan: Plan, parts: Parts, raw: RawBatch, sizes: Sequence[int]) -> Iterator[Trial]:
+def try_sizes(plan: Plan, components: TrainComponents, raw: RawBatch, sizes: Sequence[int]) -> Iterator[Trial]:
     """From small to large, to the first that does not fit; on copies of the samples; the weights are spent."""
-    device, last = parts.session.device, None
+    device, last = components.session.device, None
     base = peak_memory_gib(device)
     for size in sorted(sizes):
         growth = (last.memory_gib - base) * (size / last.size - 1) if last else 0.0
-        if device.type == "cpu" and last and growth > MEMORY_SHARE * (free := free_gib()):
+        if device.type == "cpu" and last and growth > MEMORY_SHARE * (free := free_memory() / 2**30):
             yield Trial(size, None, last.memory_gib + growth, f"not tried: {free:.1f} GiB are free")
             return
         try:
-            last = Trial(size, *_measure(replace(plan, micro_batch_size=size), parts, raw))
+            last = Trial(size, *_measure(replace(plan, micro_batch_size=size), components, raw))
         except torch.OutOfMemoryError:
             yield Trial(size, None, peak_memory_gib(device), "out of memory")
             return
@@ -61,29 +61,29 @@ def try_sizes(plan: Plan, parts: Parts, raw: RawBatch, sizes: Sequence[int]) -> 
             yield Trial(size, None, 0.0, str(error))
             continue
         finally:
-            parts.optimizer.zero_grad(set_to_none=True)
+            components.optimizer.zero_grad(set_to_none=True)
             gc.collect()
             torch.cuda.empty_cache()
         yield last
 
 
-def _measure(plan: Plan, parts: Parts, raw: RawBatch) -> tuple[float, float]:
+def _measure(plan: Plan, components: TrainComponents, raw: RawBatch) -> tuple[float, float]:
     """Samples per second of steps of as many pieces as the batch has, or as fit in SECONDS, and the peak memory."""
-    device, size = parts.session.device, plan.micro_batch_size
+    device, size = components.session.device, plan.micro_batch_size
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-    seconds = [_seconds(plan, parts, raw, size) for _ in range(2)][-1]
+    seconds = [_seconds(plan, components, raw, size) for _ in range(2)][-1]
     count = size * max(1, min(plan.batch_size // size, int(SECONDS / seconds)))
-    again = [_seconds(plan, parts, raw, count) for _ in range(ROUNDS if seconds < SECONDS else 0)]
+    again = [_seconds(plan, components, raw, count) for _ in range(ROUNDS if seconds < SECONDS else 0)]
     return count / min(again) if again else size / seconds, peak_memory_gib(device)
 
 
-def _seconds(plan: Plan, parts: Parts, raw: RawBatch, count: int) -> float:
+def _seconds(plan: Plan, components: TrainComponents, raw: RawBatch, count: int) -> float:
     """Of one step with `count` samples."""
     rows = torch.arange(count) % len(raw.pixels)
     batch = raw.map(lambda part: part if part is raw.broken else part[rows])
     begun = time.perf_counter()
-    output, _ = one_step(replace(plan, batch_size=count), parts, batch, 0)
+    output, _ = one_step(replace(plan, batch_size=count), components, batch, 0)
     output.loss.cpu()
     return time.perf_counter() - begun
 
@@ -95,22 +95,15 @@ def fastest(trials: Sequence[Trial]) -> Trial | None:
     return next((trial for trial, speed in timed if speed >= EQUAL * best), None)
 
 
-def free_gib() -> float:
-    """Memory of the machine that processes can still take; without end where it does not say."""
-    told = Path("/proc/meminfo")
-    found = re.search(r"MemAvailable: +(\d+) kB", told.read_text()) if told.exists() else None
-    return int(found[1]) / 2**20 if found else math.inf
-
-
 def find_batch(config: TrainConfig, overrides: Sequence[str], *, largest: bool) -> int:
     """Prints a table and the choice; leaves find.html and find.json. The exit status."""
     trials: list[Trial] = []
-    print(f"{'size':>8}{'samples/s':>12}{'memory GiB':>12}", flush=True)
-    with setting(config) as (plan, parts, stream, num_samples):
+    print(_table([]).terminal(WIDTH), flush=True)
+    with setting(config) as (plan, components, stream, num_samples):
         raw, batch = next(stream), plan.batch_size
-        has_batch_norm = any(isinstance(module, BatchNorm) for module in parts.objective.modules())
+        has_batch_norm = any(isinstance(module, BatchNorm) for module in components.objective.modules())
         beyond = [batch * 2**k for k in range(1, 20) if batch * 2**k <= num_samples] if largest else []
-        stopped = collect(try_sizes(plan, parts, raw, divisors(batch) + beyond), trials, _row)
+        stopped = collect(try_sizes(plan, components, raw, divisors(batch) + beyond), trials, _line)
     chosen, fits = fastest([t for t in trials if t.size <= batch]), [t.size for t in trials if t.samples_per_s]
     lines = []
     if chosen:
@@ -123,14 +116,20 @@ def find_batch(config: TrainConfig, overrides: Sequence[str], *, largest: bool) 
         size, lr = max(fits), config.lr * (max(fits) / batch) ** 0.5
         lines.append(f"batch_size={size} is the largest tried that fits; by the square root rule for Adam lr={lr:.2g}")
         lines.append(rerun_command(overrides, batch_size=str(size), micro_batch_size="null", lr=f"{lr:.2g}"))
-    table = {"trials": [trial._asdict() for trial in trials], "found": chosen and chosen.size}
-    folder = write_result(config, "batch", table, [f"<pre>{escape(chr(10).join([*map(_row, trials), *lines]))}</pre>"])
+    result = {"trials": [trial._asdict() for trial in trials], "found": chosen and chosen.size}
+    folder = write_result(config, "batch", result, table=_table(trials), lines=lines)
     if chosen is None:
         raise RunError("no size was measured" if stopped or not trials else "not even one sample fits; see the table")
     print("\n".join([*lines, f"table: {folder}/find.html"]))
     return INTERRUPTED if stopped else 0
 
 
-def _row(trial: Trial) -> str:
-    speed = f"{trial.samples_per_s:.1f}" if trial.samples_per_s else "-"
-    return f"{trial.size:>8}{speed:>12}{trial.memory_gib:>12.2f}  {trial.note}".rstrip()
+def _table(trials: Sequence[Trial]) -> Table:
+    speeds = [f"{trial.samples_per_s:.1f}" if trial.samples_per_s else "-" for trial in trials]
+    rows = [[str(t.size), speed, f"{t.memory_gib:.2f}", t.note] for t, speed in zip(trials, speeds, strict=True)]
+    return Table(heads=["size", "samples/s", "memory GiB", ""], rows=rows, words={3})
+
+
+def _line(trial: Trial) -> str:
+    """The row of one size, under the same heading as all others."""
+    return _table([trial]).terminal(WIDTH).splitlines()[1]

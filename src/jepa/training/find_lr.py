@@ -8,22 +8,22 @@ import shlex
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
-from html import escape
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from markupsafe import Markup
 
-from jepa.config import ConfigError, TrainConfig
+from jepa.config import TrainConfig
 from jepa.data.loader import batches
-from jepa.errors import RunError
+from jepa.errors import RunError, as_config_errors
 from jepa.parallel.session import open_session
 from jepa.reports.charts import Chart, Line, line_chart
-from jepa.reports.page import page
+from jepa.reports.page import Table, render
 from jepa.runs.metrics import write_atomically
 from jepa.schedules import Schedule
-from jepa.training.assemble import make_dataset, make_parts, make_plan, split_phases
-from jepa.training.loop import Parts, Plan, one_step
+from jepa.training.assemble import make_components, make_dataset, make_plan, split_phases
+from jepa.training.loop import Plan, TrainComponents, one_step
 from jepa.types import LossOutput, RawBatch
 
 
@@ -44,17 +44,17 @@ class Ramp(Schedule):
         return self.low * (self.lr / self.low) ** (step / max(1, self.total_steps - 1))
 
 
-def ramp(plan: Plan, parts: Parts, batches: Iterator[RawBatch], schedule: Ramp) -> Iterator[Point]:
+def ramp(plan: Plan, components: TrainComponents, batches: Iterator[RawBatch], schedule: Ramp) -> Iterator[Point]:
     """Train while the learning rate grows, to the end or until the loss is not finite; the weights are spent."""
-    parts, spreads = replace(parts, schedule=schedule, guard=None), []
+    components, spreads = replace(components, schedule=schedule, guard=None), []
 
     def note(module: object, arguments: object, output: LossOutput) -> None:
         spreads.append(output.embedding.float().std(0).mean())
 
-    parts.objective.register_forward_hook(note)
+    components.objective.register_forward_hook(note)
     for step in range(schedule.total_steps):
         spreads.clear()
-        output, _ = one_step(plan, parts, next(batches), step)
+        output, _ = one_step(plan, components, next(batches), step)
         loss, spread = torch.stack([output.loss.float(), torch.stack(spreads).mean()]).tolist()
         if not math.isfinite(loss):
             return
@@ -124,7 +124,7 @@ ROWS = 12
 
 class Setting(NamedTuple):
     plan: Plan
-    parts: Parts
+    components: TrainComponents
     batches: Iterator[RawBatch]
     dataset_size: int
 
@@ -132,50 +132,45 @@ class Setting(NamedTuple):
 @contextmanager
 def setting(config: TrainConfig) -> Iterator[Setting]:
     """A fresh model of the first phase, with its batches. Raises ConfigError for what only the built parts can tell."""
-    try:
+    with as_config_errors():
         config = replace(config, compile=False)
         dataset = make_dataset(config)
         phase = split_phases(config, len(dataset))[0]
         dataset = dataset if phase.config.num_frames == config.num_frames else make_dataset(phase.config)
         session = open_session(device=config.device, precision=config.precision)
         plan = make_plan(phase, len(dataset))
-        parts = make_parts(phase.config, dataset, plan, session)
+        components = make_components(phase.config, dataset, plan, session)
         stream = batches(
             dataset, batch_size=plan.batch_size, seed=config.seed, num_workers=config.num_workers,
-            canvas=parts.augment.canvas,
+            canvas=components.augment.canvas,
         )  # fmt: skip
-    except ConfigError:
-        raise
-    except ValueError as error:
-        raise ConfigError([str(error)]) from error
     with closing(stream):
-        yield Setting(plan, parts, stream, len(dataset))
+        yield Setting(plan, components, stream, len(dataset))
 
 
 def find_lr(config: TrainConfig, overrides: Sequence[str], *, num_steps: int, low: float, high: float) -> int:
     """Prints a table, the choice and why; leaves find.html and find.json. The exit status."""
     points: list[Point] = []
-    with setting(config) as (plan, parts, stream, _):
-        decay = parts.schedule.weight_decay_at(0)
+    with setting(config) as (plan, components, stream, _):
+        decay = components.schedule.weight_decay_at(0)
         schedule = Ramp(
             total_steps=num_steps, steps_per_epoch=1, lr=high, low=low, warmup_ratio=0, warmup_epochs=None,
             start_ratio=1, final_ratio=1, weight_decay=decay, final_weight_decay=decay,
         )  # fmt: skip
-        stopped = collect(ramp(plan, parts, stream, schedule), points)
-    lines = [f"{'lr':>10}{'loss':>12}{'spread':>12}"]
+        stopped = collect(ramp(plan, components, stream, schedule), points)
     shown = points[:: max(1, len(points) // ROWS)]
-    lines += [f"{point.lr:>10.1e}{point.loss:>12.4g}{point.spread:>12.4g}" for point in shown]
-    print("\n".join(lines), flush=True)
+    rows = [[f"{point.lr:.1e}", f"{point.loss:.4g}", f"{point.spread:.4g}"] for point in shown]
+    print(Table(heads=["lr", "loss", "spread"], rows=rows).terminal(10), flush=True)
     found = choose(points)
     told = {"points": [point._asdict() for point in points], "found": found and found._asdict()}
-    folder = write_result(config, "lr", told, _charts(points, found.lr if found else None))
+    folder = write_result(config, "lr", told, charts=_charts(points, found.lr if found else None))
     if found is None:
         raise RunError(f"no lr found in {len(points)} steps: the loss did not fall; see {folder}/find.html")
     print(f"lr={found.lr:g}: {found.reason}\n{rerun_command(overrides, lr=f'{found.lr:g}')}\nchart: {folder}/find.html")
     return INTERRUPTED if stopped else 0
 
 
-def _charts(points: Sequence[Point], lr: float | None) -> list[str]:
+def _charts(points: Sequence[Point], lr: float | None) -> list[Markup]:
     """Loss and spread over the logarithm of the learning rate."""
     if not points:
         return []
@@ -186,7 +181,7 @@ def _charts(points: Sequence[Point], lr: float | None) -> list[str]:
         curve = [(math.log10(point.lr), value) for point, value in zip(points, smooth(values), strict=True)]
         chart = Chart(title=title, axis="lg lr", hint=hint, may_be_log=True)
         charts.append(line_chart(chart, [Line(name="last value", points=curve)]))
-    return [f'<div class="charts">{"".join(charts)}</div>']
+    return charts
 
 
 def collect(stream: Iterator, into: list, show=None) -> bool:
@@ -207,10 +202,13 @@ def rerun_command(overrides: Sequence[str], **changes: str) -> str:
     return "  " + shlex.join(["jepa-train", *kept, *(f"{key}={value}" for key, value in changes.items())])
 
 
-def write_result(config: TrainConfig, what: str, found: dict, body: Sequence[str]) -> Path:
+def write_result(
+    config: TrainConfig, what: str, found: dict, *, charts: Sequence[Markup] = (), table: Table | None = None,
+    lines: Sequence[str] = (),
+) -> Path:  # fmt: skip
     folder = Path("outputs") / f"{config.name}-find-{what}"
     folder.mkdir(parents=True, exist_ok=True)
     write_atomically(folder / "find.json", json.dumps(found, indent=1))
-    title = f"{config.name}: {'learning rate' if what == 'lr' else 'batch size'}"
-    write_atomically(folder / "find.html", page(title, [f"<header><h1>{escape(title)}</h1></header>", *body]))
+    name = f"{config.name}: {'learning rate' if what == 'lr' else 'batch size'}"
+    write_atomically(folder / "find.html", render("find.html", name=name, charts=charts, table=table, lines=lines))
     return folder

@@ -1,64 +1,62 @@
-"""Regularisers of a batch that is computed in pieces, as if it were computed at once."""
+"""Gradient caching (Gao et al. 2021): regularisers see the whole batch although it is computed in micro-batches."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
-from jepa.types import Latents, Masks
-
-Penalty = Callable[[Latents], tuple[Tensor, dict[str, Tensor]]]
+from jepa.types import Latents, Masks, Regularizer
 
 
-class JointPenalty:
-    """Takes the place of the regularisers in the objective's forward, in two passes over the pieces.
+class GradCache:
+    """Takes the place of the regularisers in the objective's forward, in two passes over the micro-batches.
 
-    Statistics of a batch do not add up over its pieces. The first pass, without gradients, keeps the latents; `solve`
-    takes the penalty of all of them and its gradient; in the second pass each piece pulls its latents by its share of
-    that gradient. Memory is that of one piece beside the latents (gradient caching, Gao et al. 2021, section 3.1).
+    Statistics of a batch are no sums over its micro-batches. The first pass, without gradients, stores the latents;
+    `compute` takes the penalty of all of them and its gradient with respect to them; the second pass backpropagates
+    each micro-batch's part of that gradient. Memory is that of one micro-batch beside the latents (section 3.1).
     """
 
-    def __init__(self, num_pieces: int) -> None:
-        self.kept: list[list[Latents]] = [[] for _ in range(num_pieces)]
-        self.told: list[tuple[Tensor, dict[str, Tensor], list[list[Tensor]]]] = []
-        self.piece = 0
+    def __init__(self, num_micro_batches: int) -> None:
+        self.latents: list[list[Latents]] = [[] for _ in range(num_micro_batches)]
+        self.penalties: list[tuple[Tensor, dict[str, Tensor], list[list[Tensor]]]] = []
+        self.index = 0
 
     @property
-    def is_noting(self) -> bool:
-        """Whether this is the first pass."""
-        return not self.told
+    def is_recording(self) -> bool:
+        """True in the first pass, which stores the latents."""
+        return not self.penalties
 
     @torch.compiler.disable
     def __call__(self, number: int, latents: Latents) -> tuple[Tensor, dict[str, Tensor]]:
-        """Of mask set `number` of the current piece: the penalty of the whole batch, with this piece's gradient."""
-        if self.is_noting:
-            self.kept[self.piece].append(_map(latents, Tensor.detach))
+        """The penalty of the whole batch for mask set `number`, with the gradient of this micro-batch."""
+        if self.is_recording:
+            self.latents[self.index].append(_map(latents, Tensor.detach))
             return latents.context.new_zeros((), dtype=torch.float32), {}
-        value, terms, pulls = self.told[number]
-        pairs = zip(_tensors(latents), pulls[self.piece], strict=True)
-        pulled = torch.stack([(tensor.float() * pull).sum() for tensor, pull in pairs]).sum()
-        return value + (pulled - pulled.detach()) / self._share(self.piece), terms
+        value, terms, grads = self.penalties[number]
+        pairs = zip(_tensors(latents), grads[self.index], strict=True)
+        product = torch.stack([(tensor.float() * grad).sum() for tensor, grad in pairs]).sum()
+        return value + (product - product.detach()) / self._weight(self.index), terms
 
-    def _share(self, piece: int) -> float:
-        sizes = [len(latents[0].context) for latents in self.kept]
-        return sizes[piece] / sum(sizes)
+    def _weight(self, index: int) -> float:
+        """The share of the batch's samples that lie in one micro-batch."""
+        sizes = [len(latents[0].context) for latents in self.latents]
+        return sizes[index] / sum(sizes)
 
-    def solve(self, penalty: Penalty) -> None:
-        """The penalty over all pieces, for each mask set."""
-        told = []
-        for pieces in zip(*self.kept, strict=True):
-            joined = _map(_join(pieces), lambda tensor: tensor.requires_grad_())
+    def compute(self, penalty: Regularizer) -> None:
+        """The penalty of the whole batch and its gradient, for each mask set."""
+        penalties = []
+        for micro_batches in zip(*self.latents, strict=True):
+            joined = _map(_concatenate(micro_batches), lambda tensor: tensor.requires_grad_())
             leaves = _tensors(joined)
             value, terms = penalty(joined)
-            found = torch.autograd.grad(value, leaves, allow_unused=True, materialize_grads=True)
-            sizes = zip(*([len(tensor) for tensor in _tensors(piece)] for piece in pieces), strict=True)
-            parts = (pull.float().split(list(size)) for pull, size in zip(found, sizes, strict=True))
-            pulls = [list(part) for part in zip(*parts, strict=True)]
-            told.append((value.detach(), terms, pulls))
-        self.told = told
+            gradients = torch.autograd.grad(value, leaves, allow_unused=True, materialize_grads=True)
+            sizes = zip(*([len(tensor) for tensor in _tensors(latents)] for latents in micro_batches), strict=True)
+            parts = (grad.float().split(list(size)) for grad, size in zip(gradients, sizes, strict=True))
+            grads = [list(part) for part in zip(*parts, strict=True)]
+            penalties.append((value.detach(), terms, grads))
+        self.penalties = penalties
 
 
 def _tensors(latents: Latents) -> list[Tensor]:
@@ -71,15 +69,14 @@ def _map(latents: Latents, change: Callable[[Tensor], Tensor]) -> Latents:
     return latents._replace(context=change(latents.context), predicted=change(latents.predicted), local=local)
 
 
-def _join(pieces: tuple[Latents, ...] | list[Latents]) -> Latents:
-    """The latents of all pieces, one after the other."""
+def _concatenate(parts: Sequence[Latents]) -> Latents:
 
-    def together(pick: Callable[[Any], Tensor]) -> Tensor:
-        return torch.cat([pick(piece) for piece in pieces])
+    def concatenated(select: Callable[[Latents], Tensor]) -> Tensor:
+        return torch.cat([select(latents) for latents in parts])
 
-    masks = Masks(together(lambda p: p.masks.context), together(lambda p: p.masks.targets))
-    locals_ = [piece.local for piece in pieces if piece.local is not None]
-    return pieces[0]._replace(
-        context=together(lambda p: p.context), predicted=together(lambda p: p.predicted), masks=masks,
-        local=_join(locals_) if locals_ else None,
+    masks = Masks(concatenated(lambda p: p.masks.context), concatenated(lambda p: p.masks.targets))
+    local = [latents.local for latents in parts if latents.local is not None]
+    return parts[0]._replace(
+        context=concatenated(lambda p: p.context), predicted=concatenated(lambda p: p.predicted), masks=masks,
+        local=_concatenate(local) if local else None,
     )  # fmt: skip

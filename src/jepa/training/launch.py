@@ -13,20 +13,19 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from jepa.config.schema import TrainConfig, to_yaml
-from jepa.parallel.environment import find_place, num_cores
-from jepa.parallel.signals import handlers
+from jepa.parallel.environment import num_cores, process_info
+from jepa.parallel.signals import SIGNALS, handlers
 
 GRACE_SECONDS = 20
 """that the other processes have to notice that one has failed, before they are ended"""
 POLL_SECONDS = 0.2
 REFUSED = 2
 """the exit status of a configuration that all of them refuse"""
-FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 
 
 def num_processes(config: TrainConfig, environ: Mapping[str, str]) -> int:
     """How many are to be started: `processes`, else one for each GPU; 1 where this is one of several already."""
-    if config.strategy == "single" or find_place(environ) is not None:
+    if config.strategy == "single" or process_info(environ) is not None:
         return 1
     if config.processes is not None or config.device not in ("auto", "cuda"):
         return config.processes or 1
@@ -49,7 +48,7 @@ def start_processes(config: TrainConfig, folder: Path, count: int) -> int:
             for environment in _environments(count)
         ]
         try:
-            with handlers(FORWARDED, lambda signum, _: _end(children, signum)):
+            with handlers(SIGNALS, lambda signum, _: _end(children, signum)):
                 return _wait(children)
         finally:
             _end(children, signal.SIGKILL)

@@ -7,7 +7,8 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from functools import cache
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -18,13 +19,13 @@ from jepa.data.transforms import Augment
 from jepa.errors import RunError
 from jepa.optim import set_schedule
 from jepa.parallel.device import peak_memory_gib
-from jepa.parallel.session import Ballot, Session
+from jepa.parallel.session import Session, StopSignal
 from jepa.parallel.signals import Interrupt
 from jepa.schedules import Schedule
 from jepa.seeding import derive_seed, generator
 from jepa.training.progress import Progress
 from jepa.training.step import SpikeGuard, StepOutput, train_step
-from jepa.types import Masker, Masks, RawBatch
+from jepa.types import Field, Masker, Masks, RawBatch
 
 KEPT = "The state is kept in checkpoints/failed"
 
@@ -64,16 +65,16 @@ class Plan:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Parts:
-    """What a run is assembled from."""
+class TrainComponents:
+    """What a training step needs."""
 
     session: Session
     objective: Any
-    """a module that is a types.Objective"""
-    called: Any
+    """an objectives.base.Objective"""
+    wrapped: Any
     """the objective, or its compiled or distributed form: the one that a step calls"""
-    judged: Any
-    """where the objective is in shards, on rank 0 a whole one on the CPU, for its weights at evaluations"""
+    eval_copy: Any
+    """FSDP only: unsharded copy of the objective on rank 0's CPU, used for evaluation"""
     optimizer: Optimizer
     schedule: Schedule
     guard: SpikeGuard | None
@@ -81,103 +82,119 @@ class Parts:
     image_masker: Masker | None = None
     """for the batches of images in a run of clips"""
     augment: Augment | BoxAugment
+    fields: Mapping[str, Field]
+    """what each batch has besides the labels"""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Hooks:
-    """What happens around the steps; each is told the number of finished steps."""
+class Trainee(Protocol):
+    """What `fit` trains: a run, with what it does between steps. `step` counts the finished steps."""
 
-    log: Callable[[int, Mapping[str, float]], Mapping[str, float]]
-    """takes what this rank has measured and gives what all have"""
-    evaluate: Callable[[int], None]
-    save: Callable[[int], None]
-    note: Callable[[RawBatch], None]
-    """sees every batch as the loader delivers it"""
+    plan: Plan
+    components: TrainComponents
+
+    def on_batch(self, raw: RawBatch) -> None:
+        """Sees every batch as the loader delivers it."""
+        ...
+
+    def log_steps(self, step: int, metrics: Mapping[str, float]) -> Mapping[str, float]:
+        """Logs what this rank has measured and returns what all ranks have."""
+        ...
+
+    def evaluate(self, step: int, should_stop: Callable[[], bool]) -> None: ...
+
+    def save(self, step: int) -> None: ...
 
 
-def fit(
-    plan: Plan, parts: Parts, batches: Iterator[RawBatch], hooks: Hooks, interrupt: Interrupt, first_step: int
-) -> int:
+def fit(run: Trainee, batches: Iterator[RawBatch], interrupt: Interrupt, first_step: int) -> int:
     """Train from `first_step` to the end of the phase or to an interrupt; returns the number of finished steps."""
-    session, meter, ballot = parts.session, Meter(plan), Ballot(parts.session)
-    with Progress(first_step, plan.total_steps, plan.batch_size, is_shown=session.is_first) as progress:
+    plan, components, session = run.plan, run.components, run.components.session
+    meter, stop_signal = Meter(plan), StopSignal(session)
+    with Progress(first_step, plan.total_steps, plan.batch_size, is_shown=session.is_rank_zero) as progress:
         for step in range(first_step, plan.end_step):
-            with meter.waiting():
+            with meter.data_timer():
                 raw = next(batches)
-            hooks.note(raw)
-            output, schedule = one_step(plan, parts, raw, step)
+            run.on_batch(raw)
+            output, schedule = one_step(plan, components, raw, step)
             meter.add(output)
             done = step + 1
             if plan.is_due(plan.log_every, done):
                 metrics = meter.read() | schedule | {"perf/peak_memory_gib": peak_memory_gib(session.device)}
-                progress.show(done, hooks.log(done, metrics))
-            with meter.paused():
-                stopping = pause(plan, hooks, done, interrupt, ballot)
-            if stopping:
+                progress.show(done, run.log_steps(done, metrics))
+            with meter.excluded():
+                must_stop = end_of_step(run, done, interrupt, stop_signal)
+            if must_stop:
                 return done
     return plan.end_step
 
 
-def pause(plan: Plan, hooks: Hooks, done: int, interrupt: Interrupt, ballot: Ballot) -> bool:
-    """What is due after `done` steps; whether the run is to stop, as all ranks agree. Whoever stops saves first."""
-    must_decide = plan.is_due(plan.eval_every, done)
-    if must_decide:
-        hooks.evaluate(done)
-    signum = ballot.decide(interrupt.signum) if must_decide else ballot.cast(interrupt.signum)
-    interrupt.agreed = signum  # a signal after this line waits for the next step
+def end_of_step(run: Trainee, done: int, interrupt: Interrupt, stop_signal: StopSignal) -> bool:
+    """Evaluates and saves where that is due; whether all ranks stop now, which they do only after saving."""
+    plan = run.plan
+    evaluates = plan.is_due(plan.eval_every, done)
+    if evaluates:
+        run.evaluate(done, interrupt.is_requested)
+    exchange = stop_signal.exchange if evaluates else stop_signal.exchange_async
+    signum = exchange(interrupt.signum)
+    interrupt.signum_on_all_ranks = signum  # a signal after this line waits for the next step
     if plan.is_due(plan.save_every, done) or signum:
-        hooks.save(done)
+        run.save(done)
     return signum != 0
 
 
-def one_step(plan: Plan, parts: Parts, raw: RawBatch, step: int) -> tuple[StepOutput, dict[str, float]]:
+def one_step(plan: Plan, components: TrainComponents, raw: RawBatch, step: int) -> tuple[StepOutput, dict[str, float]]:
     """A pure function of the weights, the raw batch and the step; also returns the schedules' values.
 
     Masks and crops are drawn for the batch of all ranks, of which `raw` is this rank's part.
     """
-    session = parts.session
-    views, is_image = parts.augment.views, raw.pixels.shape[2] == 1
-    masker = parts.image_masker if is_image and parts.image_masker else parts.masker
-    rows = session.row_numbers(plan.batch_size, views)
+    session = components.session
+    views, is_image = components.augment.views, raw.pixels.shape[2] == 1
+    masker = components.image_masker if is_image and components.image_masker else components.masker
+    rows = session.local_row_indices(plan.batch_size, views)
     masks = draw_masks(masker, plan.batch_size * views, generator(plan.seed, step, 0, "masks"), rows)
     masks = masks.map(lambda indices: indices.to(session.device, non_blocking=True))
     on_device = raw.map(lambda tensor: tensor.to(session.device, non_blocking=True))
-    batch = parts.augment(on_device, generator(plan.seed, step, 0, "augment"), session.rows, session.world_size)
-    lr, weight_decay = parts.schedule.lr_at(step), parts.schedule.weight_decay_at(step)
-    set_schedule(parts.optimizer, lr=lr, weight_decay=weight_decay)
+    batch = components.augment(on_device, generator(plan.seed, step, 0, "augment"), session.rows, session.world_size)
+    lr, weight_decay = components.schedule.lr_at(step), components.schedule.weight_decay_at(step)
+    set_schedule(components.optimizer, lr=lr, weight_decay=weight_decay)
     output = train_step(
-        parts.called,
-        parts.optimizer,
+        components.wrapped,
+        components.optimizer,
         batch,
         masks,
         micro_batch_size=plan.micro_batch_size,
         autocast=session.autocast,
         clip_grad=plan.clip_grad,
-        guard=parts.guard,
+        guard=components.guard,
         seed=derive_seed(plan.seed, step, session.rank, "step"),
-        penalty=parts.objective.penalty if getattr(parts.objective, "regularizers", None) else None,
+        penalty=components.objective.regularization,
     )
-    schedule = {"lr": lr, "weight_decay": weight_decay, **parts.objective.after_step(step)}
+    schedule = {"lr": lr, "weight_decay": weight_decay, **components.objective.after_step(step)}
     return output, {f"train/{name}": value for name, value in schedule.items()}
 
 
 def draw_masks(masker: Masker, batch_size: int, generator: torch.Generator, rows: Tensor | None) -> Masks:
-    """Of the masks of a batch the given rows; a masker that knows `rows` is spared the others."""
+    """Of the masks of a batch the given rows; a masker that takes `rows` is spared the others."""
     if rows is None:
         return masker(batch_size, generator)
-    if "rows" in inspect.signature(masker).parameters:
+    if _takes_rows(masker):
         return masker(batch_size, generator, rows)  # pyright: ignore[reportCallIssue]
     return masker(batch_size, generator).map(lambda indices: indices[rows])
+
+
+@cache
+def _takes_rows(masker: Masker) -> bool:
+    return "rows" in inspect.signature(masker).parameters
 
 
 class Meter:
     """Sums on the device between two log lines; reading it is the one host synchronisation."""
 
-    PATIENCE = 20
+    MAX_SKIPPED = 20
+    """steps in a row that may be skipped before the run stops"""
 
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
-        self.refused_in_a_row = 0
+        self.skipped_in_a_row = 0
         self._restart()
 
     def _restart(self) -> None:
@@ -186,14 +203,14 @@ class Meter:
         self.begun = time.perf_counter()
 
     @contextmanager
-    def waiting(self) -> Iterator[None]:
+    def data_timer(self) -> Iterator[None]:
         begun = time.perf_counter()
         yield
         self.waited += time.perf_counter() - begun
 
     @contextmanager
-    def paused(self) -> Iterator[None]:
-        """The time inside counts for nothing."""
+    def excluded(self) -> Iterator[None]:
+        """The time inside is not counted as training."""
         begun = time.perf_counter()
         yield
         self.begun += time.perf_counter() - begun
@@ -218,10 +235,10 @@ class Meter:
         return values
 
     def _watch(self, taken: Tensor) -> None:
-        self.refused_in_a_row = 0 if taken.any() else self.refused_in_a_row + len(taken)
-        if self.refused_in_a_row >= min(self.PATIENCE, self.plan.total_steps):
+        self.skipped_in_a_row = 0 if taken.any() else self.skipped_in_a_row + len(taken)
+        if self.skipped_in_a_row >= min(self.MAX_SKIPPED, self.plan.total_steps):
             raise TrainingError(
-                f"the loss or its gradient was not finite in {self.refused_in_a_row} steps in a row; no such step was "
+                f"the loss or its gradient was not finite in {self.skipped_in_a_row} steps in a row; no such step was "
                 "taken, so the weights are as before them. Try a lower lr, a smaller clip_grad or precision=fp32. "
                 f"{KEPT}"
             )

@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,17 +15,17 @@ import torch
 import yaml
 
 from jepa.data.loader import BrokenSamples
-from jepa.data.mixture import Shares
+from jepa.data.mixture import MixtureCounter
 from jepa.errors import Interrupted
-from jepa.evaluation.types import Evaluation, Evaluator, Logger
-from jepa.parallel.session import Ballot, Session
+from jepa.evaluation.types import Evaluation, Evaluator, EvaluatorTraits, Logger
+from jepa.parallel.session import Session, StopSignal
 from jepa.parallel.signals import Interrupt
-from jepa.parallel.strategy import collect
+from jepa.parallel.strategy import gather_full_state
 from jepa.reports.run import write_report
 from jepa.reports.verdict import collapse_alarm, judging, start_of
 from jepa.runs import checkpoint
 from jepa.runs.metrics import read_rows
-from jepa.training.loop import KEPT, Hooks, Parts, Plan, TrainingError, fit
+from jepa.training.loop import KEPT, Plan, TrainComponents, TrainingError, fit
 from jepa.types import RawBatch
 
 log = logging.getLogger(__name__)
@@ -38,13 +37,15 @@ EVALUATION_TIME = "perf/evaluation_s"
 class Run:
     folder: Path
     plan: Plan
-    parts: Parts
+    components: TrainComponents
     evaluators: Sequence[Evaluator]
     loggers: Sequence[Logger]
-    prober: Any
-    """a Prober, or of a detector a BoxProber: takes the snapshots that the evaluators look at"""
+    snapshotter: Any
+    """a Snapshotter or a DetectionSnapshotter: takes the snapshots that the evaluators look at"""
+    batches: Callable[[int], Generator[RawBatch, None, None]]
+    """endless raw batches of this rank from a step on"""
     broken: BrokenSamples
-    shares: Shares
+    shares: MixtureCounter
     config_text: str
     facts: dict
     """kept in every checkpoint: what is needed to load the encoder without the data set"""
@@ -56,57 +57,57 @@ class Run:
 
     @property
     def session(self) -> Session:
-        return self.parts.session
+        return self.components.session
 
-    def train(self, batches: Callable[[int], Generator[RawBatch, None, None]], interrupt: Interrupt) -> int:
+    def train(self, interrupt: Interrupt) -> int:
         """To the end or to an interrupt, from where the folder stands; returns the number of finished steps.
 
         Where the numbers go wrong, the state is kept in checkpoints/failed.
         """
         first_step = self.steps_begun = self.restore()
-        for judge in (self.prober, *self.evaluators) if self.evaluators else ():
-            if protocol := getattr(judge, "protocol", None):
-                log.info("%s", protocol)
-        evaluate = partial(self.evaluate, should_stop=lambda: interrupt.signum != 0)
-        if first_step == 0 and self.evaluators:
-            log.info("judging the %s encoder first: step 0 of all curves", start_of(yaml.safe_load(self.config_text)))
+        self._announce(first_step)
         try:
-            done = self._train(batches, interrupt, first_step, evaluate)
+            done = self._train_from(first_step, interrupt)
         except TrainingError:
-            self._save(self.steps_begun, links=("failed",))
+            self.save(self.steps_begun, links=("failed",))
             self.writer.finish()
             raise
         self.writer.finish()
         return done
 
-    def _train(
-        self,
-        batches: Callable[[int], Generator[RawBatch, None, None]],
-        interrupt: Interrupt,
-        first_step: int,
-        evaluate: Callable[[int], None],
-    ) -> int:
+    def _announce(self, first_step: int) -> None:
+        """Says by which protocol the run is evaluated."""
+        for part in (self.snapshotter, *self.evaluators) if self.evaluators else ():
+            if protocol := EvaluatorTraits.of(part).protocol:
+                log.info("%s", protocol)
+        if first_step == 0 and self.evaluators:
+            start = start_of(yaml.safe_load(self.config_text))
+            log.info("evaluating the %s encoder first: step 0 of all curves", start)
+
+    def _train_from(self, first_step: int, interrupt: Interrupt) -> int:
         if self.lacks_evaluation(first_step):
-            evaluate(first_step)
-        interrupt.agreed = Ballot(self.session).decide(interrupt.signum)
-        if interrupt.agreed:
+            self.evaluate(first_step, interrupt.is_requested)
+        interrupt.signum_on_all_ranks = StopSignal(self.session).exchange(interrupt.signum)
+        if interrupt.signum_on_all_ranks:
             return first_step
-        hooks = Hooks(log=self.log_steps, evaluate=evaluate, save=self._save, note=self.note)
-        with closing(batches(first_step)) as stream:
-            return fit(self.plan, self.parts, stream, hooks, interrupt, first_step)
+        with closing(self.batches(first_step)) as stream:
+            return fit(self, stream, interrupt, first_step)
 
     def restore(self) -> int:
         """Load the last checkpoint, if any; the number of steps it had finished."""
-        path, parts = self.session.from_first(lambda: checkpoint.latest(self.folder)), self.parts
+        path, components = (
+            self.session.broadcast_from_rank_zero(lambda: checkpoint.latest(self.folder)),
+            self.components,
+        )
         if path is None:
             return 0
-        checkpoint.restore(path, parts.objective, parts.optimizer, parts.guard, self.session.group)
+        checkpoint.restore(path, components.objective, components.optimizer, components.guard, self.session.group)
         state = checkpoint.peek(path)
         self.best = state["best"]
         log.info("resuming from %s", path)
         return state["step"]
 
-    def note(self, raw: RawBatch) -> None:
+    def on_batch(self, raw: RawBatch) -> None:
         self.steps_begun += 1
         self.broken.note(raw.broken)
         self.shares.note(raw.parts)
@@ -128,7 +129,7 @@ class Run:
     def lacks_evaluation(self, step: int) -> bool:
         """Whether the evaluation due after `step` steps is yet to be made: at the start, or one left at a signal."""
         is_due = bool(self.evaluators) and self.plan.is_due(self.plan.eval_every, step)
-        return is_due and self.session.from_first(lambda: self._is_unjudged(step))
+        return is_due and self.session.broadcast_from_rank_zero(lambda: self._is_unjudged(step))
 
     def _is_unjudged(self, step: int) -> bool:
         return step not in {int(row["step"]) for row in read_rows(self.folder) if EVALUATION_TIME in row}
@@ -137,23 +138,23 @@ class Run:
         """By rank 0, for which the others wait; left half done where the run is to stop: the next start makes it up."""
         if not self.evaluators:
             return
-        objective = self.parts.objective
+        objective = self.components.objective
         if self.session.strategy == "fsdp":
-            collect(objective, self.parts.judged)
-            objective = self.parts.judged
-        outcome = self.session.from_first(lambda: self._evaluate(step, objective, should_stop))
+            gather_full_state(objective, self.components.eval_copy)
+            objective = self.components.eval_copy
+        outcome = self.session.broadcast_from_rank_zero(lambda: self._evaluate(step, objective, should_stop))
         if outcome.fault:
             raise TrainingError(outcome.fault)
         if outcome.best:
             self.best = outcome.best
-            self._save(step, links=("last", "best"))
-        if self.session.is_first:
+            self.save(step, links=("last", "best"))
+        if self.session.is_rank_zero:
             write_report(self.folder)
 
     def _evaluate(self, step: int, objective: Any, should_stop: Callable[[], bool]) -> Outcome:
         begun = time.perf_counter()
         try:
-            snapshot = self.prober.snapshot(step, objective.to(self.session.device), should_stop)
+            snapshot = self.snapshotter.snapshot(step, objective.to(self.session.device), should_stop)
             if not snapshot.is_finite:
                 return Outcome(
                     fault=f"the features of step {step} are not finite: the weights have blown up; lower lr. {KEPT}"
@@ -162,11 +163,11 @@ class Run:
         except Interrupted:
             return Outcome()
         finally:
-            if objective is self.parts.judged:
+            if objective is self.components.eval_copy:
                 objective.cpu()
         metrics = {name: value for evaluation in evaluations for name, value in evaluation.metrics.items()}
         if step == 0:
-            metrics |= self.prober.baselines(snapshot, self.evaluators)
+            metrics |= self.snapshotter.baselines(snapshot, self.evaluators)
         self.log(step, {**metrics, EVALUATION_TIME: time.perf_counter() - begun})
         shown = Evaluation(
             pictures=tuple(picture for evaluation in evaluations for picture in evaluation.pictures),
@@ -179,7 +180,7 @@ class Run:
     def _due(self, step: int) -> list[Evaluator]:
         """All but, between the first and the last step, those that are made at the two ends of a run only."""
         at_an_end = step in (0, self.plan.total_steps)
-        return [one for one in self.evaluators if at_an_end or not getattr(one, "only_at_ends", False)]
+        return [one for one in self.evaluators if at_an_end or not EvaluatorTraits.of(one).only_at_ends]
 
     def _judge(self, step: int, metrics: Mapping[str, float]) -> dict | None:
         """What makes this the best checkpoint, if it is; warns when the representation collapses."""
@@ -194,18 +195,18 @@ class Run:
             return {"metric": judge, "value": metrics[judge], "step": step}
         return None
 
-    def _save(self, step: int, links: Sequence[str] = ("last",)) -> None:
-        parts = self.parts
+    def save(self, step: int, links: Sequence[str] = ("last",)) -> None:
+        components = self.components
         self.writer.save(
             step=step,
-            tensors=checkpoint.training_tensors(parts.objective, parts.optimizer, parts.guard),
+            tensors=checkpoint.training_tensors(components.objective, components.optimizer, components.guard),
             config=self.config_text,
             state={"best": self.best, "backbone": self._backbone_name(), **self.facts},
             links=links,
         )
 
     def _backbone_name(self) -> str:
-        objective = self.parts.objective
+        objective = self.components.objective
         return next(name for name, part in objective.named_modules() if part is objective.backbone)
 
 

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from jepa.parallel.collectives import mean_over_ranks
-from jepa.parallel.strategy import accumulating, whole
-from jepa.training.gradient_cache import JointPenalty, Penalty
-from jepa.types import Batch, LossOutput, Masks
+from jepa.parallel.strategy import full_tensor, no_grad_sync
+from jepa.training.gradient_cache import GradCache
+from jepa.types import Batch, LossOutput, Masks, Regularizer
 
 
 class StepOutput(NamedTuple):
@@ -27,9 +27,9 @@ class StepOutput(NamedTuple):
 
 
 class SpikeGuard(nn.Module):
-    """Refuses a step whose loss exceeds the mean of the recent ones by more than `num_std` standard deviations.
+    """Skips a step whose loss is `num_std` standard deviations above the running mean (V-JEPA 2.1).
 
-    The loss-spike guard of V-JEPA 2.1; it looks at the last 300 accepted losses and stays silent for the first 30.
+    The mean is that of the last 300 accepted losses; the guard is inactive for the first 30 steps.
     """
 
     WINDOW, MINIMUM = 300, 30
@@ -44,7 +44,7 @@ class SpikeGuard(nn.Module):
     count: Tensor
 
     def forward(self, loss: Tensor) -> Tensor:
-        """[] -> [] bool: whether the step may be taken; remembers the loss if so."""
+        """[] -> [] bool: whether the step may be taken; an accepted loss enters the running mean."""
         known = torch.arange(self.WINDOW, device=loss.device) < self.count
         number = known.sum().clamp(min=2)
         mean = (self.losses * known).sum() / number
@@ -68,29 +68,29 @@ def train_step(
     clip_grad: float | None,
     guard: SpikeGuard | None,
     seed: int,
-    penalty: Penalty | None = None,
+    penalty: Regularizer | None = None,
 ) -> StepOutput:
-    """Gradients of the whole batch in pieces of `micro_batch_size` samples, clipped, and one step if all is finite.
+    """Accumulates the gradients of micro-batches of `micro_batch_size` samples, clips, and steps if all is finite.
 
-    `batch` is this rank's part of it. `penalty` is the objective's, where it has regularisers: they see all pieces.
+    `batch` is this rank's part. `penalty` is the objective's, where it has regularisers: they see all micro-batches.
     """
-    pieces = list(_pieces(batch, masks, micro_batch_size))
-    shares = [len(piece.clips) / len(batch.clips) for piece, _ in pieces]
-    joint = None
-    if penalty is not None and len(pieces) > 1:
-        joint = _first_pass(objective, pieces, autocast, penalty, seed)
+    micro_batches = list(_split(batch, masks, micro_batch_size))
+    weights = [len(micro_batch.clips) / len(batch.clips) for micro_batch, _ in micro_batches]
+    grad_cache = None
+    if penalty is not None and len(micro_batches) > 1:
+        grad_cache = _first_pass(objective, micro_batches, autocast, penalty, seed)
     torch.manual_seed(seed)
     outputs = []
-    for number, (piece, piece_masks) in enumerate(pieces):
-        is_last = number + 1 == len(pieces)
-        if joint is not None:
-            joint.piece = number
-        with nullcontext() if is_last else accumulating(objective):
-            outputs.append(_accumulate(objective, piece, piece_masks, joint, shares[number], autocast))
-    loss = mean_over_ranks(_weighted([output.loss for output in outputs], shares))
-    metrics = {name: _weighted([o.metrics[name] for o in outputs], shares) for name in outputs[0].metrics}
+    for number, (micro_batch, its_masks) in enumerate(micro_batches):
+        is_last = number + 1 == len(micro_batches)
+        if grad_cache is not None:
+            grad_cache.index = number
+        with nullcontext() if is_last else no_grad_sync(objective):
+            outputs.append(_backward(objective, micro_batch, its_masks, grad_cache, weights[number], autocast))
+    loss = mean_over_ranks(_weighted_sum([output.loss for output in outputs], weights))
+    metrics = {name: _weighted_sum([o.metrics[name] for o in outputs], weights) for name in outputs[0].metrics}
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    grad_norm = whole(nn.utils.clip_grad_norm_(parameters, float("inf") if clip_grad is None else clip_grad))
+    grad_norm = full_tensor(nn.utils.clip_grad_norm_(parameters, float("inf") if clip_grad is None else clip_grad))
     accepted = loss.isfinite() & grad_norm.isfinite()
     if guard is not None:
         accepted = accepted & guard(loss)
@@ -100,8 +100,8 @@ def train_step(
     return StepOutput(loss=loss, grad_norm=grad_norm, skipped=skipped, metrics=metrics)
 
 
-def _pieces(batch: Batch, masks: Masks, size: int) -> Iterator[tuple[Batch, Masks]]:
-    """Of `size` samples each, with all their views."""
+def _split(batch: Batch, masks: Masks, size: int) -> Iterator[tuple[Batch, Masks]]:
+    """Micro-batches of `size` samples each, with all their views."""
     for start in range(0, len(batch.clips) // batch.views, size):
         rows = slice(start * batch.views, (start + size) * batch.views)
         yield batch.rows(start, size), masks.map(lambda m, rows=rows: m[rows])
@@ -110,39 +110,39 @@ def _pieces(batch: Batch, masks: Masks, size: int) -> Iterator[tuple[Batch, Mask
 @torch.no_grad()
 def _first_pass(
     objective: nn.Module,
-    pieces: list[tuple[Batch, Masks]],
+    micro_batches: list[tuple[Batch, Masks]],
     autocast: Callable[[], AbstractContextManager],
-    penalty: Penalty,
+    penalty: Regularizer,
     seed: int,
-) -> JointPenalty:
-    """The regularisers of all pieces; dropped paths are drawn as in the second pass."""
-    joint = JointPenalty(len(pieces))
+) -> GradCache:
+    """The penalty of all micro-batches; dropped paths are drawn as in the second pass."""
+    grad_cache = GradCache(len(micro_batches))
     torch.manual_seed(seed)
-    for joint.piece, (piece, masks) in enumerate(pieces):
+    for grad_cache.index, (micro_batch, masks) in enumerate(micro_batches):
         with autocast():
-            objective(piece, masks, joint)
+            objective(micro_batch, masks, grad_cache)
     torch.manual_seed(seed)
     with torch.enable_grad():
-        joint.solve(penalty)
-    return joint
+        grad_cache.compute(penalty)
+    return grad_cache
 
 
-def _accumulate(
+def _backward(
     objective: nn.Module,
     batch: Batch,
     masks: Masks,
-    joint: JointPenalty | None,
-    share: float,
+    grad_cache: GradCache | None,
+    weight: float,
     autocast: Callable[[], AbstractContextManager],
 ) -> LossOutput:
     with autocast():
-        output: LossOutput = objective(batch, masks) if joint is None else objective(batch, masks, joint)
-    (output.loss * share).backward()
+        output: LossOutput = objective(batch, masks) if grad_cache is None else objective(batch, masks, grad_cache)
+    (output.loss * weight).backward()
     return output._replace(loss=output.loss.detach())
 
 
-def _weighted(values: list[Tensor], shares: list[float]) -> Tensor:
-    return torch.stack([share * value for share, value in zip(shares, values, strict=True)]).sum()
+def _weighted_sum(values: list[Tensor], weights: list[float]) -> Tensor:
+    return torch.stack([weight * value for weight, value in zip(weights, values, strict=True)]).sum()
 
 
 def _step(optimizer: Optimizer, skipped: Tensor) -> None:

@@ -1,0 +1,171 @@
+"""A frozen encoder: tokens of pictures, pooled to vectors, and what it takes to train a copy of it further."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import torch
+from torch import Generator, Tensor, nn
+
+from jepa.data.transforms import Augment, EvalTransform
+from jepa.errors import ConfigError
+from jepa.evaluation.probe import pool_tokens
+from jepa.evaluation.samples import Samples, raw_batch
+from jepa.evaluation.types import Tuning
+from jepa.parallel.session import Session
+from jepa.types import PatchGrid
+
+POOLING = {
+    "mean": "averaged over the sample",
+    "mean_std": "mean and standard deviation over the sample side by side",
+    "steps": "averaged over each time step of the clip, the steps side by side",
+    "cls": "of which the class token is taken",
+}
+
+
+class EncodedChunk(NamedTuple):
+    vectors: Tensor
+    """float32 [b, D] on the CPU"""
+    tokens: Tensor | None = None
+    """float16 [b, J, D] on the CPU, where tokens are asked for"""
+    last: Tensor | None = None
+    """float32 [b, N, D] on the encoder's device: the tokens of the last block"""
+
+
+class FrozenEncoder:
+    """Pooled tokens of an encoder, of its last `layers` blocks side by side.
+
+    Raises ConfigError if the encoder has too few blocks or no class token.
+    """
+
+    def __init__(
+        self, *, encoder: Any, transform: EvalTransform, session: Session, pooling: str = "mean", layers: int = 1
+    ) -> None:
+        self.prefix = getattr(encoder, "num_prefix_tokens", 0)
+        if layers > 1 and layers > len(encoder.blocks):
+            raise ConfigError([f"layers={layers}: the encoder has {len(encoder.blocks)} blocks"])
+        if pooling == "cls" and self.prefix == 0:
+            raise ConfigError(["pooling=cls: the encoder has no class token; use pooling=mean"])
+        self.encoder, self.transform, self.session = encoder, transform, session
+        self.pooling, self.layers = pooling, layers
+
+    @cached_property
+    def encoder_digest(self) -> str:
+        """Hash of structure, weights and transform."""
+        digest = hashlib.sha256(repr([str(self.encoder), self.encoder.num_heads, self.encoder.grid]).encode())
+        for name, tensor in sorted(self.encoder.state_dict().items()):
+            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+        normalise = self.transform.normalise
+        digest.update(repr([self.transform.image_size, normalise.mean, normalise.std]).encode())
+        return digest.hexdigest()[:16]
+
+    @property
+    def digest(self) -> str:
+        return digest_of([self.encoder_digest, self.pooling, self.layers, self.session.bf16])
+
+    @property
+    def description(self) -> str:
+        blocks = "" if self.layers == 1 else f" of each of the last {self.layers} blocks, through the final norm,"
+        return f"the encoder's tokens{blocks} in eval mode, {POOLING[self.pooling]}"
+
+    def reduce(self, clips: Sequence[Tensor]) -> Tensor:
+        """uint8 [C, T, H, W] of any sizes -> uint8 [b, C, T, h, w] of the transform's size"""
+        return self.transform.pictures(clips)
+
+    def clips(self, pictures: Tensor) -> Tensor:
+        """uint8 [b, C, T, H, W] of the transform's size -> normalised, on the device"""
+        return self.transform.normalise(pictures.to(self.session.device).float())
+
+    @torch.no_grad()
+    def encode(self, pictures: Tensor, max_tokens: int = 0) -> EncodedChunk:
+        """uint8 [b, C, T, H, W] -> vectors, and tokens averaged down to `max_tokens` unless that is 0."""
+        clips = self.clips(pictures)
+        grid = self.encoder.grid_of(clips)
+        with self.session.autocast():
+            layers = self._layers(clips)
+        vectors = torch.cat([_pool(first, tokens, self.pooling, grid) for first, tokens in layers], dim=1)
+        kept = None
+        if max_tokens:
+            side_by_side = torch.cat([tokens for _, tokens in layers], dim=2)  # [b, N, layers * D]
+            kept = pool_tokens(side_by_side, grid, max_tokens).half().cpu()
+        return EncodedChunk(vectors.cpu(), kept, layers[-1][1])
+
+    def _layers(self, clips: Tensor) -> list[tuple[Tensor | None, Tensor]]:
+        """Float32 class tokens [b, t, D], if there are any, and patches [b, N, D] of each of the last blocks."""
+        if self.layers == 1 and self.pooling != "cls":
+            return [(None, self.encoder(clips).float())]
+        with _record_outputs(self.encoder.blocks[-self.layers :]) as outputs:
+            self.encoder(clips)
+        layers = []
+        for output in outputs:
+            tokens = _final_norm(self.encoder, output).float()  # [b * frames that do not see each other, p + n, D]
+            first = tokens[:, 0] if self.prefix else None
+            shape = len(clips), -1, tokens.shape[2]
+            layers.append((None if first is None else first.reshape(shape), tokens[:, self.prefix :].reshape(shape)))
+        return layers
+
+
+def _final_norm(encoder: Any, tokens: Tensor) -> Tensor:
+    """The norm of our encoders, or of the timm trunk that an encoder wraps."""
+    return encoder.norm(tokens) if hasattr(encoder, "norm") else encoder.trunk.fc_norm(encoder.trunk.norm(tokens))
+
+
+@contextmanager
+def _record_outputs(blocks: nn.ModuleList) -> Iterator[list[Tensor]]:
+    outputs: list[Tensor] = []
+    with ExitStack() as stack:
+        for block in blocks:
+            stack.callback(block.register_forward_hook(lambda *called: outputs.append(called[-1])).remove)
+        yield outputs
+
+
+def _pool(first: Tensor | None, tokens: Tensor, pooling: str, grid: PatchGrid) -> Tensor:
+    """[b, t, D], [b, N, D] -> [b, d]"""
+    if pooling == "cls":
+        assert first is not None
+        return first.mean(1)
+    if pooling == "mean_std":
+        return torch.cat([tokens.mean(1), tokens.std(1, correction=0)], dim=1)
+    if pooling == "steps":
+        return tokens.unflatten(1, (grid.t, -1)).mean(2).flatten(1)
+    return tokens.mean(1)
+
+
+def digest_of(values: Any) -> str:
+    return hashlib.sha256(json.dumps(values, default=str).encode()).hexdigest()[:16]
+
+
+def tuning_of(
+    encoder: FrozenEncoder, train: Samples, val: Samples, augment: Augment, seed: int,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> Tuning:  # fmt: skip
+    """Trains on random crops of the pictures that the frozen encoder gets, and tests on these pictures."""
+    device = encoder.session.device
+
+    def crops(batch_size: int, rng: Generator) -> Iterator[tuple[Tensor, Tensor]]:
+        for batch in train.shuffled(batch_size, rng):
+            yield augment(raw_batch(batch.values, device), rng).clips, batch.labels.to(device)
+
+    return Tuning(
+        backbone=encoder.encoder, device=device, seed=seed, autocast=encoder.session.autocast, train=crops,
+        val=lambda: (encoder.clips(batch.values) for batch in val.batches()), should_stop=should_stop,
+        num_train=len(train.split.indices),
+    )  # fmt: skip
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Eval mode inside; afterwards each submodule is back in the mode it had."""
+    modes = [(part, part.training) for part in module.modules()]
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, training in modes:
+            part.training = training

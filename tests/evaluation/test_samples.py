@@ -1,0 +1,100 @@
+"""Samples in order and shuffled, kept or read again, with their fields; unreadable ones; the stop between batches."""
+
+import pytest
+import torch
+from toy_model import Crop, Images, seeded
+
+from jepa.errors import Interrupted, RunError
+from jepa.evaluation.samples import Samples, Split, progress
+from jepa.types import Sample
+
+
+def samples_of(dataset, batch_size=4, **options):
+    split = Split(dataset=dataset, name="validation", indices=tuple(range(len(dataset))))
+    return Samples(split=split, reduce=Crop().pictures, batch_size=batch_size, **options)
+
+
+def test_images_are_decoded_once_where_they_fit_and_the_batches_stay_the_same():
+    for limit, num_read in ((1 << 30, 10), (100, 20)):
+        dataset = Images(10)
+        samples = samples_of(dataset, max_bytes=limit)
+        first, second = (list(samples.batches()) for _ in range(2))
+        assert dataset.num_read == num_read
+        assert [len(batch.labels) for batch in first] == [4, 4, 2]
+        for one, other in zip(first, second, strict=True):
+            assert all(torch.equal(a, b) for a, b in zip(one[:3], other[:3], strict=True))
+
+
+def test_unreadable_samples_are_left_out_and_named_once(caplog):
+    samples = samples_of(Images(10, broken=(3, 4)))
+    sizes = [len(batch.labels) for _ in range(2) for batch in samples.batches()]
+    assert sizes == [3, 3, 2] * 2
+    assert [record.message for record in caplog.records] == [
+        f"evaluation leaves out picture {index}: cut short" for index in (3, 4)
+    ]
+
+
+def test_when_nothing_can_be_read_the_run_stops_with_a_name():
+    samples = samples_of(Images(3, broken=(0, 1, 2)), batch_size=2)
+    with pytest.raises(RunError, match="no validation sample can be read; the first: picture 0: cut short"):
+        list(samples.batches())
+
+
+def test_shuffled_samples_are_all_samples_in_another_order_each_time():
+    for limit in (1 << 30, 0):
+        samples = samples_of(Images(10, broken=(3,)), max_bytes=limit)
+        ordered = torch.cat([batch.values for batch in samples.batches()])
+        rng = seeded()
+        passes = [torch.cat([batch.values for batch in samples.shuffled(4, rng)]) for _ in range(2)]
+        for shuffled in passes:
+            assert sorted(p.sum().item() for p in shuffled) == sorted(p.sum().item() for p in ordered)
+        assert not torch.equal(*passes)
+
+
+def test_kept_samples_and_those_read_again_are_shuffled_alike():
+    kept, again = (samples_of(Images(9), max_bytes=limit) for limit in (1 << 20, 0))
+    for _ in range(2):
+        for one, two in zip(kept.batches(), again.batches(), strict=True):
+            assert all(torch.equal(a, b) for a, b in zip(one[:3], two[:3], strict=True))
+    one, two = (torch.cat([batch.rows for batch in samples.shuffled(2, seeded(3))]) for samples in (kept, again))
+    assert torch.equal(one, two)
+    assert one.sort().values.tolist() == list(range(9))
+
+
+def test_samples_that_are_shuffled_first_are_read_once_where_they_fit():
+    for limit, num_read in ((1 << 20, 10), (100, 4 + 2 * 10)):  # a first batch says that they do not
+        dataset = Images(10)
+        samples = samples_of(dataset, max_bytes=limit)
+        rng = seeded()
+        assert all(sum(len(batch.rows) for batch in samples.shuffled(3, rng)) == 10 for _ in range(2))
+        assert dataset.num_read == num_read
+
+
+def test_fields_stay_with_their_samples():
+    class Measured(Images):
+        def __getitem__(self, index):
+            boxes = torch.full((index % 3, 5), float(index))
+            return Sample(*super().__getitem__(index), {"quantities": torch.tensor([float(index)]), "boxes": boxes})
+
+    for limit in (1 << 20, 0):
+        samples = samples_of(Measured(10, broken=(3,)), max_bytes=limit, fields=["quantities", "boxes"])
+        for batch in (*samples.batches(), *samples.shuffled(4, seeded())):
+            assert torch.cat(batch.fields["quantities"]).tolist() == batch.rows.tolist()
+            assert [boxes.tolist() for boxes in batch.fields["boxes"]] == [
+                [[row] * 5] * (row % 3) for row in batch.rows.tolist()
+            ]
+        assert samples.rows.tolist() == [0, 1, 2, 4, 5, 6, 7, 8, 9]
+
+
+def test_work_is_interrupted_where_it_is_asked_to_stop():
+    done = []
+
+    def work():
+        with progress(9, "", should_stop=lambda: len(done) == 2) as advance:
+            for number in range(9):
+                done.append(number)
+                advance(1)
+
+    with pytest.raises(Interrupted):
+        work()
+    assert done == [0, 1]

@@ -1,0 +1,155 @@
+"""Data of a new kind: a data set and an objective of a user's own, and two YAML files beside them."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from itertools import islice
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from jepa.config import ConfigError, compose
+from jepa.data.embedded import Shapes
+from jepa.data.loader import batches
+from jepa.runs.metrics import read_rows
+from jepa.training.assemble import needed_fields
+
+DATA = '''"""Clips of a dot that walks over a torus; its steps are the actions."""
+
+import torch
+
+from jepa.types import Field, Sample
+
+
+class Walks:
+    classes, channels, mean, std = (), 1, (0.0,), (1.0,)
+
+    def __init__(self, *, num_frames, num_samples=64, side=32):
+        self.num_frames, self.num_samples, self.side = num_frames, num_samples, side
+        self.fields = {"actions": Field(shape=(num_frames - 1, 2))}
+
+    def __len__(self):
+        return self.num_samples
+
+    def __getitem__(self, index):
+        return self.draw(index, 0)
+
+    def draw(self, index, seed):
+        actions = torch.randint(-3, 4, (self.num_frames - 1, 2), generator=torch.Generator().manual_seed(seed + index))
+        rows, columns = (torch.cat([torch.zeros(1, 2).long(), actions]).cumsum(dim=0) % self.side).unbind(dim=1)
+        clip = torch.zeros(1, self.num_frames, self.side, self.side, dtype=torch.uint8)
+        clip[0, torch.arange(self.num_frames), rows, columns] = 255
+        return Sample(clip, fields={"actions": actions})
+
+    def describe(self, index):
+        return f"walk {index}"
+
+    def validation(self):
+        return None
+'''
+
+OBJECTIVE = '''"""Inverse dynamics: tell the actions from the clip."""
+
+import math
+
+from torch import nn
+
+from jepa.objectives.base import Objective
+from jepa.types import LossOutput
+
+
+class InverseDynamics(Objective):
+    needs = {"actions"}
+
+    def __init__(self, *, encoder, fields):
+        super().__init__()
+        self.backbone = encoder
+        self.head = nn.Linear(encoder.embed_dim, math.prod(fields["actions"].shape))
+
+    def forward(self, batch, masks):
+        embedding = self.backbone(batch.clips).float().mean(dim=1)
+        error = (self.head(embedding) - batch.fields["actions"].flatten(1)).square().mean()
+        return LossOutput(error, {"error": error.detach()}, embedding.detach())
+'''
+
+FILES = {
+    "walks.py": DATA,
+    "inverse_dynamics.py": OBJECTIVE,
+    "conf/dataset/walks.yaml": "# a dot that walks; its steps are known\n_target_: walks.Walks\nnum_samples: 64\n",
+    "conf/objective/inverse_dynamics.yaml": "# actions, from the clip\n_target_: inverse_dynamics.InverseDynamics\n",
+}
+SMALL = [
+    "num_frames=4", "image_size=32", "encoder.patch_size=8", "encoder.embed_dim=16", "encoder.depth=1",
+    "encoder.num_heads=2", "augment.crop_scale=[1,1]", "augment.crop_aspect=[1,1]", "augment.flip=false",
+    "batch_size=8", "steps=2", "log_every=1", "num_workers=0", "logger=none", "name=run",
+]  # fmt: skip
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> Path:
+    for name, text in FILES.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    return tmp_path
+
+
+def jepa_train(folder: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "jepa.cli.train", "--config-dir", "conf", *SMALL, *overrides]
+    path = os.pathsep.join([str(folder), *filter(None, [os.environ.get("PYTHONPATH")])])
+    return subprocess.run(
+        command, cwd=folder, env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True, check=False
+    )
+
+
+def test_an_objective_learns_from_a_field_that_only_its_data_set_knows(own: Path) -> None:
+    done = jepa_train(own, "encoder=temporal", "dataset=walks", "objective=inverse_dynamics")
+    assert done.returncode == 0, done.stderr
+    rows = [row for row in read_rows(own / "outputs" / "run") if "train/error" in row]
+    assert [row["step"] for row in rows] == [1, 2]
+    assert all(row["train/error"] == row["train/loss"] > 0 for row in rows)
+
+
+def test_data_without_the_field_are_refused_with_both_names(own: Path) -> None:
+    refused = jepa_train(own, "encoder=temporal", "dataset=moving_digits", "objective=inverse_dynamics")
+    assert refused.returncode == 2
+    assert "InverseDynamics learns from actions, and MovingDigits has none" in refused.stderr
+    assert "Traceback" not in refused.stderr
+
+
+def test_the_refusal_names_the_choices_that_have_the_field() -> None:
+    refusal = "Detector learns from boxes, and Shapes has none"
+    with pytest.raises(ConfigError, match=f"{refusal}; choose dataset=coco or voc"):
+        compose(["objective=detect", "dataset=shapes"])
+    config: Any = SimpleNamespace(objective={"_target_": "jepa.objectives.detect.Detector"})
+    dataset: Any = Shapes(num_samples=4, val_samples=4)
+    with pytest.raises(ConfigError, match=refusal):
+        needed_fields(config, dataset)
+
+
+def test_actions_belong_to_the_frames_that_were_drawn(own: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(own)
+    import walks  # pyright: ignore[reportMissingImports]
+
+    dataset: Any = walks.Walks(num_frames=5)
+    stream = batches(dataset, batch_size=16, seed=0, num_workers=0, fields=dataset.fields)
+    taken = list(islice(stream, 5))  # more than an epoch
+    stream.close()
+    for batch in taken:
+        places = batch.pixels[:, 0].flatten(2).argmax(dim=2)  # [B, T]
+        steps = torch.stack([(places // 32).diff(dim=1), (places % 32).diff(dim=1)], dim=2)
+        wrapped = (steps + 16) % 32 - 16
+        assert torch.equal(wrapped.float(), batch.fields["actions"])
+    assert not torch.equal(taken[0].fields["actions"], taken[4].fields["actions"])
+
+
+def test_an_objective_that_is_no_objective_is_refused_by_name(own: Path) -> None:
+    source = own / "inverse_dynamics.py"
+    source.write_text(source.read_text().replace("(Objective)", "(nn.Module)"))
+    refused = jepa_train(own, "encoder=temporal", "dataset=walks", "objective=inverse_dynamics")
+    assert refused.returncode == 2
+    assert "objective: InverseDynamics must derive from jepa.objectives.base.Objective" in refused.stderr
