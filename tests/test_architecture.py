@@ -191,6 +191,7 @@ def test_package_is_imported_only_in_its_home(package: str) -> None:
     assert not faults
 
 
+@pytest.mark.slow
 def test_configuration_side_is_imported_without_torch() -> None:
     program = "; ".join(f"import {name}" for name in WITHOUT_TORCH)
     check = "import sys; heavy = {'torch', 'timm', 'wandb'} & set(sys.modules); assert not heavy, heavy"
