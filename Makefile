@@ -1,7 +1,7 @@
 # A fresh machine needs Python >= 3.11 and make, nothing else.  `make gpu-check PYTHON=python3` (any target) skips the
 # set-up and uses that interpreter with the packages it has.
 .DEFAULT_GOAL := help
-.PHONY: help train test setup lint bench gpu-check clean constraints
+.PHONY: help train test quick setup lint bench gpu-check clean constraints
 
 # Many short processes: what they import is compiled once.
 unexport PYTHONDONTWRITEBYTECODE
@@ -15,13 +15,16 @@ ARGS ?=
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
-	@echo '  ARGS="..." is handed on to train, test, bench and gpu-check'
+	@echo '  ARGS="..." is handed on to train, test, quick, bench and gpu-check'
 
 train: $(SETUP) ## Set up, then train the quickstart: a few minutes, ends with a table and a report
 	$(PYTHON) -m jepa.cli.train experiment=quickstart $(ARGS)
 
 test: $(SETUP) ## Set up, then run all tests
 	$(PYTHON) -m pytest -n 3 --dist loadfile --no-loadscope-reorder $(ARGS)
+
+quick: $(SETUP) ## The tests that are not marked slow: under two minutes on two cores
+	$(PYTHON) -m pytest -m 'not slow and not gpu' -n 2 --dist loadfile $(ARGS)
 
 setup: $(SETUP) ## Make .venv and install everything; does nothing when it is current
 	@echo "$(VENV) is current"

@@ -200,6 +200,7 @@ def test_package_is_imported_only_in_its_home(package: str) -> None:
     assert not faults
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("names", "packages"), [(WITHOUT_TORCH, {"torch", "timm", "wandb"}), (WITHOUT_JINJA, {"jinja2"})]
 )

@@ -263,6 +263,7 @@ class TestWandb:
         with pytest.raises(ValueError, match=next(iter(changes))):
             checked(WandbLogger, **self.options() | wired(tmp_path) | changes)
 
+    @pytest.mark.slow
     def test_rows_survive_forked_workers_and_a_kill(self, tmp_path):
         done = self.run_script(
             tmp_path,
@@ -283,6 +284,7 @@ class TestWandb:
         assert sorted(run.rows) == list(range(200))
         assert run.exit_code is None
 
+    @pytest.mark.slow
     def test_losing_the_process_of_wandb_is_announced_and_the_training_goes_on(self, tmp_path):
         done = self.run_script(
             tmp_path,
@@ -358,6 +360,7 @@ def test_every_choice_of_logger_logs_shows_and_closes(path, tmp_path, caplog):
     assert not caplog.records
 
 
+@pytest.mark.slow
 def test_the_folder_and_its_report_need_no_torch():
     script = "import sys, jepa.runs.metrics, jepa.reports.run, jepa.logger; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", script]).returncode == 0

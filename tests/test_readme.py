@@ -28,7 +28,7 @@ from jepa.cli.train import main as train
 from jepa.comparison.runs import Children
 from jepa.config import Composer
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 ROOT = Path(__file__).resolve().parents[1]
 BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```$", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL)
@@ -272,7 +272,7 @@ def test_every_block_and_link_is_covered() -> None:
 
 def test_make_help_lists_every_target() -> None:
     listed = run(["make", "help"], ROOT)
-    for target in ("train", "test", "setup", "lint", "bench", "gpu-check", "help"):
+    for target in ("train", "test", "quick", "setup", "lint", "bench", "gpu-check", "help"):
         assert f"make {target} " in listed
 
 

@@ -248,6 +248,7 @@ def test_what_cannot_be_is_refused_by_name(here, overrides, told, capsys):
     assert told in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_refusals_and_help_come_without_torch(tmp_path):
     program = (
         "import sys; from jepa.cli.eval import main; assert main(['run=no', 'task=x']) == 2; assert main(['-h']) == 0"

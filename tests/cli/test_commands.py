@@ -52,6 +52,7 @@ def test_refusal_lists_all_faults_and_leaves_nothing_behind(runs: Runs, capsys: 
     assert '  epohcs=3: there is no key "epohcs"; did you mean "epochs"?' in lines
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("arguments", "status"), [(["nonsense=1"], 2), (["--help"], 0), (["mask=temporal"], 2)])
 def test_answers_come_without_torch(arguments: list[str], status: int, tmp_path: Path) -> None:
     program = f"""
@@ -215,6 +216,7 @@ def test_shell_completes_groups_choices_and_keys(
     assert expected in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_installed_command_answers_from_any_folder(tmp_path: Path) -> None:
     command = [str(Path(sys.executable).parent / "jepa-train"), "epohcs=3"]
     found = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)

@@ -121,6 +121,7 @@ def test_it_is_made_before_the_first_and_after_the_last_step():
     assert [Run._due(run, step) for step in (0, 3, 9)] == [[tuner, probe], [probe], [tuner, probe]]  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 def test_a_run_does_not_notice_it(tmp_path):
     options = ["steps=4", "eval_every=2", "save_every=4", "encoder.drop_path=0.1"]
     agent(tmp_path / "without", *options, "evaluator=knn").train()

@@ -209,6 +209,7 @@ def test_a_signal_ends_the_whole_sweep_with_its_status(
     assert main(GRID) == 128 + signal.SIGINT, "before the training listens"
 
 
+@pytest.mark.slow
 def test_members_beside_each_other_share_the_cores_and_save_when_the_sweep_is_stopped(
     tmp_path: Path, tiny: list[str]
 ) -> None:
@@ -236,6 +237,7 @@ def test_members_beside_each_other_share_the_cores_and_save_when_the_sweep_is_st
     assert "Traceback" not in told
 
 
+@pytest.mark.slow
 def test_a_grid_of_two_trains_both(workplace: Path, tiny: list[str]) -> None:
     assert main(["--multirun", "sweep=lr", "lr=1e-3", "objective.momentum=0.97,0.99", *SHORT, *tiny]) == 0
     for momentum in (0.97, 0.99):
@@ -254,6 +256,7 @@ def test_a_sweep_of_estimates_tells_each_and_misses_no_run(
     assert not list(workplace.rglob("run.json"))
 
 
+@pytest.mark.slow
 def test_optuna_is_told_the_metric_that_decides(workplace: Path, tiny: list[str]) -> None:
     fixed = [text for text in tiny if not text.startswith("predictor")]
     varied = ["predictor.width=choice(16,32)", "predictor.depth=1", "predictor.num_heads=2", "hydra.sweeper.n_trials=2"]

@@ -109,6 +109,7 @@ def compared(*folders: Path):
 # ---- which runs there are
 
 
+@pytest.mark.slow
 def test_folders_are_those_of_a_sweep_of_jepa_train():
     sweep = ["lr=3e-4,1e-3", "mask=random,block", "seed=range(0,2)"]
     program = (
@@ -285,6 +286,7 @@ def real(tmp_path_factory, tiny) -> Path:
     return place
 
 
+@pytest.mark.slow
 def test_the_command_trains_all_and_leaves_a_table(real):
     told = (real / "told").read_text()
     assert "== 2/2 objective=mae ==" in told
@@ -303,6 +305,7 @@ def test_the_command_trains_all_and_leaves_a_table(real):
         assert 0.05 < memory[0] <= memory[1] < 50
 
 
+@pytest.mark.slow
 def test_the_table_is_sent_to_wandb(real):
     [run] = read_offline_runs(real / "outputs/small")
     assert run.rows[2]["jepa/probe_knn_top1"] == run.summary["jepa/probe_knn_top1"]
@@ -311,6 +314,7 @@ def test_the_table_is_sent_to_wandb(real):
     assert {row[0] for row in sent["data"]} == {"jepa", "mae", "untrained encoder", "raw pixels"}
 
 
+@pytest.mark.slow
 def test_a_terminated_comparison_lets_the_run_save_and_goes_on_from_there(tiny, tmp_path):
     quiet = [
         "experiment=quickstart",

@@ -318,6 +318,7 @@ for batch in stream:
 """
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_the_program_with_one_traceback():
     command = [sys.executable, "-c", INTERRUPTED, os.path.dirname(__file__)]
     ended = subprocess.run(command, capture_output=True, text=True, start_new_session=True, timeout=250)

@@ -497,6 +497,7 @@ def test_shards_are_a_part_of_a_mixture_and_stay_together_in_it(tmp_path):
     assert mixed.describe(61) == f"{tmp_path}/b/train-000.tar: 00001"
 
 
+@pytest.mark.slow
 def test_a_run_trains_on_shards_and_is_probed_on_those_held_out(tmp_path, tiny):
     write_shards(write_shards(tmp_path / "shards", (12, 7, 20)), (16,), "val")
     pattern = f'dataset.shards="{tmp_path}/shards/train-{{000..002}}.tar"'

@@ -219,6 +219,7 @@ def test_lejepa_is_another_choice_away_from_other_regularizers() -> None:
     assert list(config.regularizer) == ["vicreg"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "overrides",
     [

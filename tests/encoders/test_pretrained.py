@@ -247,6 +247,7 @@ def test_both_encoders_begin_with_the_weights_at_the_size_of_the_run(source) -> 
         assert all(torch.equal(tensor, stored[name]) for name, tensor in state.items())
 
 
+@pytest.mark.slow
 def test_a_run_that_began_with_weights_resumes_bit_by_bit_and_is_loaded_without_them(source, tmp_path) -> None:
     weights = tmp_path / "weights"
     shutil.copytree(source, weights)

@@ -157,6 +157,7 @@ def test_a_sweeper_gets_the_last_value_of_the_trained_encoder():
     assert judged_value([], None) is None
 
 
+@pytest.mark.slow
 def test_best_follows_the_chosen_metric_and_an_unknown_one_is_named_once(tmp_path, caplog):
     from tiny_agent import agent
 

@@ -95,6 +95,7 @@ def elsewhere(here: Path, exports: dict[str, tuple[Any, Exported]]) -> tuple[dic
     return torch.load(here / "found.pt"), result.stdout + result.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_printed_program_computes_our_tokens_where_our_package_is_missing(name: str, exports, elsewhere) -> None:
     encoder, found = exports[name][0], elsewhere[0][name]
@@ -104,11 +105,13 @@ def test_printed_program_computes_our_tokens_where_our_package_is_missing(name: 
         torch.testing.assert_close(found["tokens"], encoder(pixels), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_timms_forward_is_the_mean_token(elsewhere) -> None:
     found = elsewhere[0]["timm_wide"]
     torch.testing.assert_close(found["features"], found["tokens"].mean(1))
 
 
+@pytest.mark.slow
 def test_nothing_is_new_or_left_over_when_a_folder_is_loaded(elsewhere) -> None:
     assert not re.search("newly|missing|unexpected|mismatch", elsewhere[1], re.IGNORECASE)
 
@@ -130,6 +133,7 @@ def test_an_encoder_of_timm_goes_back_to_timm(architecture: str, tmp_path: Path)
     assert export_encoder(open_encoder(f"timm:local-dir:{done.folder}"), "safetensors", tmp_path / "y").difference == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["onnx", "program_clips"])
 def test_the_batch_of_a_program_is_free(name: str, exports) -> None:
     encoder, done = exports[name]
@@ -139,12 +143,14 @@ def test_the_batch_of_a_program_is_free(name: str, exports) -> None:
         torch.testing.assert_close(form.load(done.folder)(pixels), encoder(pixels), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_programs_do_not_tell_paths_of_the_machine(exports) -> None:
     for name in ("onnx", "program_clips"):
         written = b"".join(path.read_bytes() for path in exports[name][1].folder.iterdir())
         assert str(Path(export.__file__).parent).encode() not in written
 
 
+@pytest.mark.slow
 def test_processors_do_what_our_transform_does(exports) -> None:
     from transformers import AutoImageProcessor, AutoVideoProcessor
 
@@ -160,6 +166,7 @@ def test_processors_do_what_our_transform_does(exports) -> None:
     torch.testing.assert_close(theirs.transpose(1, 2), of_clips[0].transform(clip.transpose(1, 2)), **one_grey_level)
 
 
+@pytest.mark.slow
 def test_timm_is_told_the_statistics_of_the_pixels(exports) -> None:
     told = json.loads((exports["timm_frames"][1].folder / "config.json").read_text())["pretrained_cfg"]
     assert (told["mean"], told["std"], told["input_size"]) == ([0.5, 0.4, 0.3], [0.2, 0.3, 0.25], [3, 16, 16])
@@ -265,6 +272,7 @@ def test_card_says_what_it_is_and_how_to_load_it_where_it_lies(exports) -> None:
     assert str(done.folder) not in text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "call"),
     [
@@ -353,6 +361,7 @@ def test_command_refuses_with_status_2_and_explains_every_key(source: str, here:
     assert all(re.search(rf"^  {key}=\S+ +\w", told, re.MULTILINE) for key in keys)
 
 
+@pytest.mark.slow
 def test_without_a_network_the_folder_stays_and_the_reason_is_told(exports) -> None:
     folder = exports["timm_frames"][1].folder
     with pytest.raises(RunError, match="hf upload me/encoder"):
@@ -360,6 +369,7 @@ def test_without_a_network_the_folder_stays_and_the_reason_is_told(exports) -> N
     assert (folder / "model.safetensors").exists()
 
 
+@pytest.mark.slow
 def test_a_new_repository_is_private_and_gets_the_whole_folder(exports, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[dict[str, Any]] = []
 

@@ -380,6 +380,7 @@ def test_what_the_check_lets_pass_can_be_drawn(grid, **values):
         assert_full_rectangles(masks.targets.unflatten(2, (grid.t, -1))[:, :, 0], grid.w)
 
 
+@pytest.mark.slow
 def test_the_check_needs_no_torch():
     code = "import sys, jepa.masks.geometry; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

@@ -241,6 +241,7 @@ def pretrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_a_run_is_better_than_chance_and_resumes_bit_by_bit(tmp_path: Path) -> None:
     from jepa.objectives.classify import Classification
     from jepa.runs.checkpoint import find, load_model
@@ -272,6 +273,7 @@ def test_a_run_is_better_than_chance_and_resumes_bit_by_bit(tmp_path: Path) -> N
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
 
 
+@pytest.mark.slow
 def test_the_command_goes_on_from_a_run_with_its_sizes(
     pretrained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -190,6 +190,7 @@ def test_it_finds_what_torchvision_finds_from_pictures_that_need_no_change():
         assert torch.equal(ours[:, 4], other["labels"] - 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("head", ["faster_rcnn", "fcos"])
 def test_it_learns_to_find_a_box(head):
     """A bright rectangle on each picture, of one of two classes by its colour."""
@@ -383,6 +384,7 @@ def finished(data, tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_a_run_logs_losses_and_precisions_and_shows_boxes(finished):
     names = {name for row in read_rows(finished) for name in row}
     terms = {f"train/{name}" for name in ("classifier", "box_reg", "objectness", "rpn_box_reg")}
@@ -397,6 +399,7 @@ def test_a_run_logs_losses_and_precisions_and_shows_boxes(finished):
     assert torch.equal(encoder.embed.weight, load_model(find(finished))["encoder.embed.weight"])
 
 
+@pytest.mark.slow
 def test_a_run_that_was_stopped_goes_on_to_the_same_weights(data, finished, tmp_path):
     parted = tmp_path / "parted"
     shutil.copytree(finished, parted, symlinks=True)

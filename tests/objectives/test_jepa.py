@@ -250,6 +250,7 @@ def test_diagnosis_leaves_no_trace(training: bool) -> None:
     assert not any(value.requires_grad for value in first.values())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("predictor", PREDICTORS)
 def test_compiles_into_one_graph_that_computes_the_same(predictor: str) -> None:
     objective, (batch, masks) = make_objective(predictor, depth=1, regularizers={"vicreg": VICReg()}), sample()

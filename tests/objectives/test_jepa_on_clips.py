@@ -114,6 +114,7 @@ def test_a_future_frame_does_not_reach_its_own_prediction() -> None:
     assert touched.tolist() == [True] * 4 + [False] * 4
 
 
+@pytest.mark.slow
 def test_mask_sets_compile_into_one_graph() -> None:
     objective, batch = make_objective(num_mask_tokens=2), clips()
     grid = objective.context_encoder.grid

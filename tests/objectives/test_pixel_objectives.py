@@ -139,6 +139,7 @@ def test_a_pooled_bottleneck_lets_nothing_through_but_one_latent() -> None:
     assert make(Autoencoder, latent_dim=3, bottleneck="tokens").told(sample().clips)[1].shape == (B, 12, 3)
 
 
+@pytest.mark.slow
 def test_an_autoencoder_learns_a_few_images_by_heart() -> None:
     objective, batch = make(Autoencoder, latent_dim=4), sample()
     batch = batch._replace(clips=batch.clips.mean(dim=(2, 4), keepdim=True).mul(5).expand_as(batch.clips))  # stripes

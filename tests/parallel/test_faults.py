@@ -27,6 +27,7 @@ from jepa.runs.metrics import read_json, read_rows
 from jepa.training.run import EVALUATION_TIME
 
 pytestmark = [
+    pytest.mark.slow,
     pytest.mark.timeout(600),
     pytest.mark.skipif(sys.platform != "linux", reason="finds the processes of a job in /proc"),
 ]

@@ -12,6 +12,8 @@ import torch.multiprocessing as multiprocessing
 
 from jepa import JEPAAgent, JEPAConfig
 
+pytestmark = pytest.mark.slow
+
 TINY = [
     *("encoder.patch_size=8", "encoder.embed_dim=32", "encoder.depth=2", "encoder.num_heads=2", "image_size=32"),
     *("dataset.num_samples=96", "batch_size=12", "num_workers=0", "logger=none", "evaluator=[]", "log_every=1"),

@@ -23,6 +23,7 @@ SBIN = os.pathsep.join(["/usr/sbin", "/sbin"])
 slurm_is_here = bool(shutil.which("sbatch") and shutil.which("munged", path=f"{os.environ['PATH']}{os.pathsep}{SBIN}"))
 # On a continuous integration machine a missing Slurm is a fault of the machine, not a reason to skip.
 pytestmark = [
+    pytest.mark.slow,
     pytest.mark.skipif(not slurm_is_here and os.environ.get("CI") != "true", reason="Slurm is not installed"),
     pytest.mark.timeout(900),
 ]

@@ -17,6 +17,8 @@ from jepa.regularizers.temporal_similarity import TemporalSimilarity
 from jepa.regularizers.vicreg import VICReg
 from jepa.types import Latents, Masks, PatchGrid
 
+pytestmark = pytest.mark.slow
+
 NAMES = ("vicreg", "vicreg-views", "sigreg", "temporal_similarity", "cross_view-crops", "cross_view-frames")
 NUM_SAMPLES, WIDTH = 8, 4
 

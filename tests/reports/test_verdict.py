@@ -183,6 +183,7 @@ def test_of_a_step_written_twice_the_later_row_counts_and_what_is_not_finite_is_
     assert series(rows, "a") == [(3, 0.5), (5, 2.0)]
 
 
+@pytest.mark.slow
 def test_the_verdict_needs_no_torch():
     code = "import jepa.reports.verdict, sys; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -15,6 +15,8 @@ from jepa.training.assemble import assemble, make_dataset, split_phases
 from jepa.training.loop import one_step
 from jepa.types import Batch
 
+pytestmark = pytest.mark.slow
+
 COMPOSER = Composer()
 SIZES = [
     *("image_size=16", "encoder.patch_size=4", "encoder.embed_dim=24", "encoder.depth=1", "encoder.num_heads=2"),

@@ -84,6 +84,7 @@ def test_the_smallest_of_the_fastest_sizes_is_taken():
 # the commands
 
 
+@pytest.mark.slow
 def test_lr_is_found_with_its_table_and_chart_beside_the_run(small, capsys):
     assert main(["lr", *small, "--steps", "40", "--low", "1e-4"]) in (0, 1)
     told = capsys.readouterr().out
@@ -97,6 +98,7 @@ def test_lr_is_found_with_its_table_and_chart_beside_the_run(small, capsys):
     assert os.listdir("outputs") == ["small-find-lr"]
 
 
+@pytest.mark.slow
 def test_the_range_test_ends_where_the_loss_is_not_finite(small, monkeypatch):
     from jepa.objectives.jepa import JEPA
 
@@ -113,6 +115,7 @@ def test_the_range_test_ends_where_the_loss_is_not_finite(small, monkeypatch):
     assert len(json.loads(Path("outputs/small-find-lr/find.json").read_text())["points"]) == 5
 
 
+@pytest.mark.slow
 def test_the_fastest_micro_batch_keeps_the_batch(small, capsys):
     assert main(["batch", *small]) == 0
     told = capsys.readouterr().out
@@ -152,6 +155,7 @@ def test_where_no_sample_fits_the_status_is_one(small, monkeypatch, capsys):
     assert "not even one sample fits" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_the_largest_batch_comes_with_its_learning_rate(small, monkeypatch, capsys):
     out_of_memory_above(48, monkeypatch)
     assert main(["batch", *small, "lr=1e-3", "--largest"]) == 0
@@ -186,6 +190,7 @@ def test_a_wrong_command_is_refused(arguments, told, capsys, tmp_path, monkeypat
     assert os.listdir() == []
 
 
+@pytest.mark.slow
 def test_refusals_come_without_torch(tmp_path):
     program = "import sys; from jepa.cli.find import main; assert main(['lr', 'nonsense=1']) == 2"
     check = "assert not {'torch', 'numpy', 'timm'} & set(sys.modules)"
@@ -195,6 +200,7 @@ def test_refusals_come_without_torch(tmp_path):
     assert found.returncode == 0, found.stderr
 
 
+@pytest.mark.slow
 def test_ctrl_c_leaves_with_what_was_found(small, monkeypatch, capsys):
     from jepa.objectives.jepa import JEPA
 

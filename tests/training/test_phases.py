@@ -16,6 +16,8 @@ from jepa.runs.checkpoint import find, load_model
 from jepa.runs.metrics import read_json, read_rows
 from jepa.training.run import Run
 
+pytestmark = pytest.mark.slow
+
 TINY = [
     "image_size=16", "encoder.patch_size=8", "encoder.embed_dim=24", "encoder.depth=1", "encoder.num_heads=2",
     "predictor.width=24", "predictor.depth=1", "mask=random", "mask.ratio=0.5", "dataset.num_samples=64",

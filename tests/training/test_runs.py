@@ -20,6 +20,8 @@ from jepa.errors import RunError
 from jepa.runs.checkpoint import CheckpointError, find, load_model
 from jepa.runs.metrics import read_rows
 
+pytestmark = pytest.mark.slow
+
 
 def weights(folder):
     return load_model(find(folder))
