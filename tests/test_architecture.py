@@ -33,7 +33,7 @@ LEVELS = (
         "resources/hardware",
     },
     {"config"},
-    {"parallel", "logger"},
+    {"parallel", "logger", "schedules"},
     {"layers", "data", "masks", "runs"},
     {"encoders", "predictors", "regularizers", "reports"},
     {"objectives", "evaluation"},
@@ -48,8 +48,8 @@ SHARED = {
     "encoders": {"names", "published"},
     "predictors": set(),
     "masks": {"geometry", "sampling"},
-    "objectives": {"base", "reconstruction"},
-    "regularizers": {"pooling"},
+    "objectives": {"base", "reconstruction", "rules"},
+    "regularizers": {"pooling", "rules"},
     "evaluation": {"types", "samples", "splits", "frozen", "snapshot", "box_snapshot", "probe", "pictures"},
 }
 ONE_HOME = {

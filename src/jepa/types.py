@@ -31,7 +31,7 @@ class Traits:
 class Within:
     """Bounds of a number, or of two numbers of which the smaller comes first; stands in an annotation.
 
-    Annotations of a component's constructor are checked before torch is imported, and by `jepa.config.build`.
+    Annotations of a component's constructor are checked before torch is imported, and by `jepa.config.build_with`.
     """
 
     low: float = -math.inf

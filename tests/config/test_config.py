@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from jepa.config import (
     Composer,
     ConfigError,
+    build_with,
     changed_keys,
     compose,
     factory,
@@ -28,6 +29,7 @@ from jepa.config import (
 from jepa.config.attributes import JEPAConfig
 from jepa.config.catalogue import Catalogue, conf_folder, flatten
 from jepa.suggestions import nearest
+from jepa.types import PatchGrid
 
 CATALOGUE = Catalogue([conf_folder()])
 CHOICES = [(group, name) for group, choices in CATALOGUE.groups.items() for name in choices]
@@ -314,6 +316,34 @@ def test_nested_data_sets_are_held_to_their_signatures(tmp_path: Path, monkeypat
         f"{parts}.drawn.side=wide {file}: takes a whole number, not the text 'wide'",
         f"{parts}.moving.num_frames=4 {file}: is worked out by the program, it cannot be set; use num_frames",
     ]
+
+
+def test_a_component_has_the_rules_that_its_class_names_and_no_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "groups/dataset").mkdir(parents=True)
+    (tmp_path / "groups/dataset/mine.yaml").write_text(
+        "# my data set\n_target_: my_set.Mine\npath: /nowhere/at/all.parquet\nfps: 8\nstride: 2\nroot_path: /nowhere\n"
+        "image_folder: none\nshards: none.tar\ndownload: false\n"
+    )
+    (tmp_path / "my_set.py").write_text(
+        "class Mine:\n    rules = ('my_rules.even',)\n"
+        "    def __init__(self, *, path, fps, stride, root_path, image_folder, shards, download): ...\n"
+    )
+    (tmp_path / "my_rules.py").write_text(
+        "def even(checked, path):\n    if checked[f'{path}.fps'] % 2:\n        yield f'{path}.fps: must be even'\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    composer = Composer(tmp_path / "groups")
+    assert composer.inspect(["dataset=mine"]).faults == []
+    assert composer.inspect(["dataset=mine", "dataset.fps=7"]).faults == ["dataset.fps: must be even"]
+
+
+def test_what_python_builds_is_checked_by_the_same_annotations() -> None:
+    node = {"_target_": "jepa.masks.none.NoMask"}
+    assert build_with(node, grid=PatchGrid(1, 2, 2), unknown=3).num_tokens == 4
+    with pytest.raises(ValueError, match=r"Shapes: num_samples=0: must be at least 1; side=wide: takes a whole number"):
+        factory({"_target_": "jepa.data.embedded.Shapes", "num_samples": 0, "side": "wide"})
 
 
 def test_regularizers_run_alone_or_together() -> None:

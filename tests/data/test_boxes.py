@@ -193,7 +193,7 @@ def test_wrong_entries_of_coco_are_named(tmp_path):
         (["dataset=voc", "objective.smallest_anchor=2"], "objective.smallest_anchor=2: must be above 0"),
         (["dataset=voc", "evaluator=[knn,detection]"], "objective=detect gives knn nothing to look at"),
         (["dataset=voc", "mask=random"], "objective=detect uses no mask"),
-        (["dataset=shapes"], "the data set has no boxes to learn from; choose dataset=voc"),
+        (["dataset=shapes"], "Detector learns from boxes, and Shapes has none; choose dataset=coco or voc"),
         (["dataset=coco"], "dataset.root_path=./data (dataset/coco.yaml) with dataset.annotations"),
     ],
 )

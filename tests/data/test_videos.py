@@ -355,7 +355,7 @@ def test_one_slow_file_among_many_is_a_broken_sample(tmp_path):
         ({"stride": 0}, "stride=0"),
         ({"clips_per_video": 0}, r"clips_per_video=0"),
         ({"decoder": "decord"}, "decoder=decord"),
-        ({"video_folder": "trian"}, r"dataset\.video_folder: no folder"),
+        ({"video_folder": "trian"}, r"dataset\.video_folder: there is no folder"),
         ({"channels": 4}, r"channels=4"),
     ],
 )

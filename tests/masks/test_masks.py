@@ -13,8 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
+from jepa.config.rules import mask_faults
 from jepa.masks.block import BlockMasker
-from jepa.masks.geometry import BlockGeometry, block_shape, mask_faults, show_grid
+from jepa.masks.geometry import BlockGeometry, block_shape, show_grid
 from jepa.masks.sampling import smallest, smallest_and_largest, uniform_rows
 from jepa.parallel.session import Session
 from jepa.training.loop import draw_masks

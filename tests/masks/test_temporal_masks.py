@@ -7,7 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jepa.masks.geometry import CuboidGeometry, TemporalGeometry, mask_faults
+from jepa.config.rules import mask_faults
+from jepa.masks.geometry import CuboidGeometry, TemporalGeometry
 from jepa.masks.multiblock3d import MultiBlock3DMasker
 from jepa.masks.random import RandomMasker
 from jepa.masks.temporal import TemporalMasker

@@ -57,7 +57,7 @@ def refusal(encoder: str, mask: str, objective: str, regularizer: str) -> str | 
     if objective != "jepa" and regularizer != "none":
         return "uses no regularizer"
     if objective == "detect":
-        return "no boxes to learn from"
+        return "Detector learns from boxes"
     if objective == "mae" and mask == "none":
         return "hides no patch"
     if objective == "jepa" and mask == "none" and regularizer == "none":

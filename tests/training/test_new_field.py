@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from jepa.config import ConfigError
+from jepa.config import ConfigError, compose
 from jepa.data.embedded import Shapes
 from jepa.data.loader import batches
 from jepa.runs.metrics import read_rows
@@ -122,11 +122,12 @@ def test_data_without_the_field_are_refused_with_both_names(own: Path) -> None:
 
 
 def test_the_refusal_names_the_choices_that_have_the_field() -> None:
+    refusal = "Detector learns from boxes, and Shapes has none"
+    with pytest.raises(ConfigError, match=f"{refusal}; choose dataset=coco or voc"):
+        compose(["objective=detect", "dataset=shapes"])
     config: Any = SimpleNamespace(objective={"_target_": "jepa.objectives.detect.Detector"})
     dataset: Any = Shapes(num_samples=4, val_samples=4)
-    with pytest.raises(
-        ConfigError, match="Detector learns from boxes, and Shapes has none; choose dataset=coco or voc"
-    ):
+    with pytest.raises(ConfigError, match=refusal):
         needed_fields(config, dataset)
 
 

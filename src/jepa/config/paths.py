@@ -1,4 +1,4 @@
-"""Where weights can be read from, told by names and small files, so that a wrong source is refused without torch."""
+"""Where weights and data can be read from, told by names and small files, without torch."""
 
 from __future__ import annotations
 
@@ -107,6 +107,34 @@ def _folder(path: Path) -> Source:
         raise ValueError(f"{path.absolute()} is a folder of timm; write timm:local-dir:{path}")
     what = f"model_type={config['model_type']}" if "model_type" in config else "no model_type"
     raise ValueError(f"{path / 'config.json'} says {what}; {EXPECTED}")
+
+
+def existing(path: Path, key: str, kind: str = "") -> Path:
+    """The path, of the `kind` "folder" or any. Raises ValueError that begins with `key` and says what is there."""
+    if path.is_dir() if kind else path.exists():
+        return path
+    raise ValueError(f"{key}: there is no {f'{kind} {path}'.strip()}; {content(path)}")
+
+
+def content(path: Path) -> str:
+    """What a folder holds; where it does not exist, the nearest one above it."""
+    folder = next(parent for parent in (path, *path.parents) if parent.is_dir())
+    names = sorted(entry.name + "/" * entry.is_dir() for entry in folder.iterdir() if not entry.name.startswith("."))
+    shown = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
+    return f"{folder} holds {shown or 'nothing'}"
+
+
+def on_this_machine(text: str) -> Path | None:
+    """A path that exists; None for a name on the hub, which has at most one slash and no dot in front.
+
+    Raises ValueError, without key and value, for what is no such name.
+    """
+    path = Path(text).expanduser().absolute()
+    if path.exists():
+        return path
+    if text.startswith((".", "/", "~")) or text.endswith(".parquet") or text.count("/") > 1:
+        raise ValueError(f"there is no {path}; {content(path)}")
+    return None
 
 
 def find_shards(pattern: str) -> list[Path]:

@@ -5,17 +5,18 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
+from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from jepa.config import signatures
-from jepa.config.catalogue import find
+from jepa.config.catalogue import Catalogue, conf_folder, find
 from jepa.config.command_rules import OF_EVAL, OF_EXPORTS
-from jepa.config.data_rules import OF_CROPS, OF_DATA
 from jepa.config.paths import find_source
 from jepa.config.schema import show_value
-from jepa.config.view import ConfigView, MissingValue, Rule, not_divisible, pair_of
-from jepa.masks.geometry import mask_faults, show_grid
+from jepa.config.view import ConfigView, MissingValue, Rule, hides_tokens, not_divisible, pair_of
+from jepa.masks.geometry import show_grid
 from jepa.resources.hardware import GPUS
 from jepa.suggestions import near_multiples, suggestion
 from jepa.types import PatchGrid
@@ -108,6 +109,77 @@ def _decoder(checked: ConfigView) -> Iterator[str]:
         yield f"{shown}: a decoder of width {width} and {heads} heads: 4 and the heads must divide the width"
 
 
+def _components(checked: ConfigView) -> Iterator[str]:
+    """What a component's class names as its `rules`: functions of the view and of the component's section."""
+    for path, node in components(checked.config):
+        for name in signatures.traits(str(node["_target_"])).get("rules", ()):
+            module, _, function = name.rpartition(".")
+            yield from _apply([partial(getattr(import_module(module), function), path=path)], checked)
+
+
+def components(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Every node with a `_target_` under its dotted key, also inside other nodes."""
+    for key, node in values.items():
+        if isinstance(node, Mapping):
+            if "_target_" in node:
+                yield f"{prefix}{key}", node
+            yield from components(node, f"{prefix}{key}.")
+
+
+def _fields(checked: ConfigView) -> Iterator[str]:
+    """A data set has what the objective `needs`; one that is not ours and says nothing is believed to."""
+    target, objective = checked["dataset._target_"], checked["objective._target_"]
+    fields = signatures.traits(target).get("fields", () if target.startswith("jepa.") else None)
+    for field in sorted({*signatures.traits(objective).get("needs", ())} - {"labels"}):
+        if fields is not None and field not in fields:
+            learner, data = (name.rpartition(".")[2] for name in (objective, target))
+            lacks = f"{learner} learns from {field}, and {data} has none"
+            yield f"{checked.show('objective')}: {lacks}; {_datasets_with(field)}"
+
+
+def _datasets_with(field: str) -> str:
+    """Which choices of conf/dataset have a field."""
+    choices = Catalogue([conf_folder()]).groups["dataset"].values()
+    targets = {choice.name: choice.values.get("dataset._target_", "") for choice in choices}
+    names = [name for name, target in targets.items() if field in signatures.traits(target).get("fields", ())]
+    return f"choose dataset={' or '.join(names)}" if names else "a data set declares it in its `fields`"
+
+
+def _colours(checked: ConfigView) -> Iterator[str]:
+    if checked.get("augment.grayscale", 0) > 0 and checked.get("dataset.channels", 3) != 3:
+        yield f"{checked.show('augment.grayscale')}: the pictures are grey already; set it to 0"
+
+
+def _local(checked: ConfigView) -> Iterator[str]:
+    """Smaller crops are cut into patches, and compared with the whole of the others."""
+    if checked["augment.local_views"] < 1:
+        return
+    shown = checked.show("augment.local_views")
+    if hides_tokens(checked):
+        masker = checked["mask._target_"].rpartition(".")[2]
+        yield f"{shown} with {masker}: smaller crops are compared with whole views, of which none is masked; mask=none"
+    elif not checked.config.get("regularizer"):
+        yield f"{shown} without a regularizer: nothing compares the crops; regularizer=[cross_view,sigreg]"
+    if "augment.local_size" in checked:
+        sizes = pair_of(checked["augment.local_size"])
+        if sizes is None:
+            yield f"{checked.show('augment.local_size')}: takes a number of pixels, or [height, width]"
+            return
+        patches = pair_of(checked["encoder.patch_size"]) or sizes
+        for size, patch in dict.fromkeys(zip(sizes, patches, strict=True)):
+            yield from not_divisible(checked, "augment.local_size", size, "encoder.patch_size", patch)
+
+
+def mask_faults(node: Mapping[str, Any], grid: PatchGrid) -> list[str]:
+    """Why the masker of a `mask` node cannot be built on this grid, each sentence beginning with the key at fault."""
+    signature, name = signatures.read(node["_target_"]), signatures.traits(node["_target_"]).get("faults")
+    if signature is None or name is None:
+        return []
+    module, _, function = name.rpartition(".")
+    values = {key: value for key, value in node.items() if key in signature.parameters}
+    return getattr(import_module(module), function)(grid, **values)
+
+
 def _mask(checked: ConfigView) -> Iterator[str]:
     sizes, patches = pair_of(checked["image_size"]), pair_of(checked["encoder.patch_size"])
     if sizes is None or patches is None or sizes[0] < patches[0] or sizes[1] < patches[1]:
@@ -124,41 +196,6 @@ def _mask(checked: ConfigView) -> Iterator[str]:
             keys, tokens = ("num_frames", "encoder.tubelet_size"), ""
         sizes_shown = f" with {' and '.join(checked.show(key) for key in keys if key in checked)}{tokens}"
         yield f"{checked.show(f'mask.{name}')}{'' if sentence.startswith('must') else sizes_shown}: {sentence}"
-
-
-def _compared(checked: ConfigView) -> Iterator[str]:
-    """Regularisers that compare crops need several of them, those that compare time steps a clip."""
-    for name, node in (checked.config.get("regularizer") or {}).items():
-        if not isinstance(node, Mapping):
-            continue
-        path, target = f"regularizer.{name}", str(node.get("_target_")).rpartition(".")[2]
-        between = checked.get(f"{path}.between", "crops") if target == "CrossView" else None
-        invariance = f"{path}.invariance" if checked.get(f"{path}.invariance", 0) > 0 else None
-        num_crops = checked["augment.views"] + checked.get("augment.local_views", 0)
-        if (invariance or between == "crops") and num_crops < 2:
-            which = checked.show(invariance or f"{path}.between")
-            yield f"{which} with {checked.show('augment.views')}: compares crops of a sample; set augment.views=2"
-        if (between == "frames" or target == "TemporalSimilarity") and checked["num_frames"] < 2:
-            yield f"{checked.show(path)} with {checked.show('num_frames')}: compares the time steps of a clip"
-
-
-def _latents(checked: ConfigView) -> Iterator[str]:
-    """Masks and predictor fit each other and the objective: something is predicted, or views are compared."""
-    hides = not checked["mask._target_"].endswith(".NoMask")
-    objective = checked["objective._target_"].rpartition(".")[2]
-    if objective == "MAE" and not hides:
-        yield "mask=none: hides no patch that objective=mae could predict; try mask=random"
-    if objective != "JEPA":
-        return
-    if checked.get("objective.context_weight", 0) > 0 and not checked.get("predictor.joint", False):
-        yield f"{checked.show('objective.context_weight')}: needs predictor=transformer with predictor.joint=true"
-    projects = checked["predictor._target_"].endswith(".Projector")
-    if projects and hides:
-        yield "predictor=projector: predicts no hidden tokens, it compares views; give it mask=none"
-    elif not hides and not projects:
-        yield "mask=none: nothing is hidden that could be predicted; choose a mask, or predictor=projector"
-    elif not hides and not checked.config.get("regularizer"):
-        yield "mask=none: regularisers are the whole loss then, and there is none; try regularizer=[cross_view,sigreg]"
 
 
 def _warmup(checked: ConfigView) -> Iterator[str]:
@@ -266,20 +303,20 @@ def faults_between(checked: ConfigView) -> list[str]:
     return list(_apply(RULES, checked))
 
 
-OF_SIZES: tuple[Rule, ...] = (_image_size, _frames, _images_only, _mask, _compared, _batch, *OF_CROPS)
+OF_SIZES: tuple[Rule, ...] = (_image_size, _frames, _images_only, _mask, _local, _components, _batch)
 """Rules that a phase of other sizes can break."""
 RULES: tuple[Rule, ...] = (
     _words,
     _heads,
     _weights,
     _decoder,
-    _latents,
     _hardware,
     _processes,
     *OF_SIZES,
     _phases,
     _warmup,
-    *OF_DATA,
+    _fields,
+    _colours,
     *OF_EVAL,
     *OF_EXPORTS,
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import importlib.util
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -98,17 +99,45 @@ def read(target: str) -> Signature | None:
 
     Raises LookupError with a sentence when there is no such module or name.
     """
+    found = _find(target)
+    if found is None:
+        return None
+    parameters, takes_more = _parameters_of(*found)
+    return None if parameters is None else Signature(found[0].name, {p.name: p for p in parameters}, takes_more)
+
+
+@cache
+def traits(target: str) -> dict[str, Any]:
+    """The literals in the body of a class and of its first bases, by name; empty where the source says nothing.
+
+    With them a component says what it needs and which rules hold for it; of a dict that is no literal the keys count.
+    """
+    try:
+        found = _find(target)
+    except LookupError:
+        return {}
+    return _literals(*found) if found else {}
+
+
+def _find(target: str) -> tuple[ast.ClassDef | ast.FunctionDef, Path] | None:
     path, names = _module_of(target.split("."))
     if path is None or path.suffix != ".py":
         return None
     if len(names) > 1 and not any(names[0] in _bound(node) for node in _statements(_tree(path))):
         raise LookupError(f"there is no module {target.rpartition('.')[0]}")
-    found = _definition(path, names[0]) if len(names) == 1 else None
-    if found is None:
-        return None
-    node, home = found
-    parameters, takes_more = _parameters_of(node, home)
-    return None if parameters is None else Signature(node.name, {p.name: p for p in parameters}, takes_more)
+    return _definition(path, names[0]) if len(names) == 1 else None
+
+
+def _literals(node: ast.ClassDef | ast.FunctionDef, path: Path) -> dict[str, Any]:
+    base = _base(node, path)
+    values = _literals(*base) if base else {}
+    for item in node.body:
+        if isinstance(item, ast.Assign | ast.AnnAssign) and item.value is not None:
+            name = ast.unparse(item.target if isinstance(item, ast.AnnAssign) else item.targets[0])
+            value = ast.Tuple(item.value.keys) if isinstance(item.value, ast.Dict) else item.value  # pyright: ignore
+            with suppress(ValueError):
+                values[name] = ast.literal_eval(value)
+    return values
 
 
 @cache
@@ -310,14 +339,15 @@ def _parameters_of(node: ast.ClassDef | ast.FunctionDef, path: Path) -> tuple[li
 
 
 def _inherited(node: ast.ClassDef, path: Path) -> tuple[list[Parameter] | None, bool]:
-    if not node.bases or not isinstance(node.bases[0], ast.Name):
-        return None, False
-    name = node.bases[0].id
-    try:
-        found = _definition(path, name)
-    except LookupError:
-        return None, False
-    return _parameters_of(*found) if found else (None, False)
+    base = _base(node, path)
+    return _parameters_of(*base) if base else (None, False)
+
+
+def _base(node: ast.ClassDef | ast.FunctionDef, path: Path) -> tuple[ast.ClassDef | ast.FunctionDef, Path] | None:
+    if isinstance(node, ast.FunctionDef) or not node.bases or not isinstance(node.bases[0], ast.Name):
+        return None
+    with suppress(LookupError):
+        return _definition(path, node.bases[0].id)
 
 
 def _is_dataclass(node: ast.ClassDef) -> bool:

@@ -36,9 +36,6 @@ SECTION_CONSUMERS = {
     "mask": {"predictor", "num_mask_tokens"},
 }
 """Section -> the arguments of an objective of which it takes one or more when it uses the section."""
-DETECTOR, CLASSIFIER = "jepa.objectives.detect.Detector", "jepa.objectives.classify.Classification"
-OF_BOXES, OF_ANSWERS = "jepa.evaluation.detection.", "jepa.evaluation.accuracy."
-"""where the evaluators lie that look at what these two say"""
 EMPTY_SECTION = {"predictor": {}, "regularizer": {}, "mask": {"_target_": "jepa.masks.none.NoMask"}}
 """What stands in a section that the objective does not use."""
 
@@ -82,17 +79,18 @@ def unused_override(text: str, section: str, choice: str) -> str:
 
 
 def idle_evaluators(config: Mapping[str, Any]) -> list[str]:
-    """Names of our evaluators that have nothing to look at: boxes, answers of a trained head, or features."""
-    objective = str((config.get("objective") or {}).get("_target_"))
+    """Names of the evaluators that judge what the objective does not predict: boxes, classes of a head, or features."""
+    predicted = signatures.traits(str((config.get("objective") or {}).get("_target_"))).get("predicts")
     nodes = {name: node for name, node in (config.get("evaluator") or {}).items() if isinstance(node, Mapping)}
-    return [name for name, node in nodes.items() if _is_idle(str(node.get("_target_")), objective)]
+    judged = {name: signatures.traits(str(node.get("_target_"))).get("judges") for name, node in nodes.items()}
+    return [name for name, what in judged.items() if _is_idle(what, predicted)]
 
 
-def _is_idle(evaluator: str, objective: str) -> bool:
-    judges_boxes = evaluator.startswith(OF_BOXES)
-    if judges_boxes or objective == DETECTOR:
-        return evaluator.startswith("jepa.") and judges_boxes != (objective == DETECTOR)
-    return evaluator.startswith(OF_ANSWERS) and objective.startswith("jepa.") and objective != CLASSIFIER
+def _is_idle(judged: str | None, predicted: str | None) -> bool:
+    """With boxes nothing but boxes is judged; evaluators and objectives that say nothing are left alone."""
+    if "boxes" in (judged, predicted):
+        return judged is not None and judged != predicted
+    return judged == "classes" and predicted not in (None, "classes")
 
 
 def faults(config: Mapping[str, Any], schema: signatures.Signature, show: Describe) -> list[str]:

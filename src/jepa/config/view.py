@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+from jepa.config import signatures
 from jepa.config.catalogue import flatten
 from jepa.config.schema import show_value
 
@@ -59,6 +60,10 @@ def not_divisible(checked: ConfigView, size_key: str, size: int, patch_key: str,
         near = ", ".join(str(side) for side in (below, below + patch) if side)
         both = f"{checked.show(size_key)} with {checked.show(patch_key)}"
         yield f"{both}: {size} is not divisible by {patch}; nearest: {near}"
+
+
+def hides_tokens(checked: ConfigView) -> bool:
+    return signatures.traits(checked["mask._target_"]).get("hides_tokens", True)
 
 
 Rule = Callable[[ConfigView], Iterator[str]]

@@ -16,9 +16,9 @@ import numpy as np
 import torch
 from PIL import Image
 
-from jepa.config.paths import read_json
+from jepa.config.paths import existing, read_json
 from jepa.data.decode import SUFFIXES, decode, warn_of_slow_decoding
-from jepa.data.folders import content, existing_folder, has_suffix
+from jepa.data.folders import has_suffix
 from jepa.data.images import NATURAL
 from jepa.types import Channels, Field, Sample
 
@@ -131,6 +131,8 @@ class VOC(_BoxFolder):
     that are marked so.
     """
 
+    rules = ("jepa.data.rules.voc",)
+
     def __init__(
         self,
         *,
@@ -160,6 +162,8 @@ class COCO(_BoxFolder):
     `classes` are numbered as given, or all categories of the training part in the order of their ids.
     """
 
+    rules = ("jepa.data.rules.coco",)
+
     def __init__(
         self,
         *,
@@ -176,7 +180,7 @@ class COCO(_BoxFolder):
     ) -> None:
         super().__init__(channels=channels, keep_empty=keep_empty)
         root, is_subset = Path(root_path).expanduser().absolute(), classes is not None
-        found, names = read_coco(root / annotations, existing_folder(root / images, "dataset.images"))
+        found, names = read_coco(root / annotations, existing(root / images, "dataset.images"))
         self.classes = tuple(classes or names)
         self._take(found, is_subset=is_subset)
         self.held_out, self.last = (
@@ -215,8 +219,8 @@ def read_voc(root: Path, split: str | None, *, difficult: bool) -> list[Annotate
 
     Edges are taken as they stand in the file. Objects marked as difficult are left out unless `difficult`.
     """
-    folder = existing_folder(root / "Annotations", "dataset.root_path")
-    pictures = existing_folder(root / "JPEGImages", "dataset.root_path")
+    folder = existing(root / "Annotations", "dataset.root_path")
+    pictures = existing(root / "JPEGImages", "dataset.root_path")
     images = {Path(entry.name).stem: entry.path for entry in os.scandir(pictures) if has_suffix(entry.name, SUFFIXES)}
     names = sorted(path.stem for path in folder.glob("*.xml")) if split is None else _listed(root, split)
     found = []
@@ -232,10 +236,7 @@ def read_voc(root: Path, split: str | None, *, difficult: bool) -> list[Annotate
 
 def _listed(root: Path, split: str) -> list[str]:
     """The names in a list; a second column, as in the lists of a class, is not looked at."""
-    path = root / "ImageSets" / "Main" / f"{split}.txt"
-    if not path.is_file():
-        lists = existing_folder(path.parent, "dataset.root_path")
-        raise ValueError(f"dataset: no split {split}, there is no {path}; {content(lists)}")
+    path = existing(root / "ImageSets" / "Main" / f"{split}.txt", f"dataset: no split {split}")
     return [line.split()[0] for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
 
 

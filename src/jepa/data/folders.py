@@ -13,6 +13,8 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 from torchvision.datasets.folder import make_dataset
 
+from jepa.config.paths import existing
+
 log = logging.getLogger(__name__)
 VALIDATION_NAMES = ("validation", "valid", "val", "test")
 """of a folder or a split that is taken for the held-out part where none is named, in this order"""
@@ -41,19 +43,6 @@ class Files(NamedTuple):
     """in the folder, as an array: a list of strings would be copied into every worker, page by page"""
     labels: np.ndarray
     """-1 without"""
-
-
-def existing_folder(folder: Path, key: str) -> Path:
-    if folder.is_dir():
-        return folder
-    known = next(parent for parent in folder.parents if parent.is_dir())
-    raise ValueError(f"{key}: no folder {folder}; {content(known)}")
-
-
-def content(folder: Path) -> str:
-    names = sorted(f"{entry.name}/" if entry.is_dir() else entry.name for entry in os.scandir(folder))
-    shown = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
-    return f"{folder} holds {shown or 'nothing'}"
 
 
 def has_suffix(path: str, suffixes: tuple[str, ...]) -> bool:
@@ -89,7 +78,7 @@ def held_out_files(
 ) -> Files | None:
     """The files of `root`/`val_folder`, or of a folder beside `folder` with a usual name and no other classes."""
     if val_folder is not None:
-        named = existing_folder(root / val_folder, "dataset.val_folder")
+        named = existing(root / val_folder, "dataset.val_folder", "folder")
         unknown = sorted(set(class_folders(named, suffixes)) - set(classes))
         if unknown:
             raise ValueError(f"dataset.val_folder={val_folder} has classes that are not in {folder}: {unknown}")

@@ -13,9 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from jepa.config.paths import content, existing
 from jepa.data.clips import how_many_are_short, random_start, spare
 from jepa.data.decode import SUFFIXES, decode, warn_of_slow_decoding
-from jepa.data.folders import HoldingOut, content, existing_folder, has_suffix, read_table, sub_folders
+from jepa.data.folders import HoldingOut, has_suffix, read_table, sub_folders
 from jepa.data.images import NATURAL
 from jepa.types import Channels, Field, NonNegativeInt, PositiveInt, Sample, ShareBelowOne
 
@@ -44,6 +45,8 @@ class FrameFolders(HoldingOut):
     probe steering. It is that of the frame `lag` frames before the middle of the clip: so late do the images answer.
     """
 
+    rules = ("jepa.data.rules.folders",)
+
     def __init__(
         self, *, num_frames: PositiveInt, root_path: str, image_folder: str = ".", stride: PositiveInt = 1,
         hop: PositiveInt | None = None, val_folders: Sequence[str] | None = None, val_ratio: ShareBelowOne = 0.2,
@@ -56,7 +59,7 @@ class FrameFolders(HoldingOut):
         self.channels = channels
         self.mean, self.std = NATURAL[channels]
         root = Path(root_path).expanduser().absolute()
-        self.folder = existing_folder(root / image_folder, "dataset.image_folder")
+        self.folder = existing(root / image_folder, "dataset.image_folder", "folder")
         folders = _video_folders(self.folder)
         self.classes = tuple(sorted({os.path.dirname(name) for name in folders} - {""}))
         held_out = _held_out(folders, val_folders, val_ratio)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import Tensor
 
+from jepa.config.paths import on_this_machine
 from jepa.data.decode import decode, warn_of_slow_decoding
 from jepa.data.folders import NO_LABEL, VALIDATION_NAMES, HoldingOut, class_names, class_numbers
 from jepa.data.images import NATURAL
@@ -29,6 +30,8 @@ class HuggingFaceImages(HoldingOut):
     `path` is the name on the hub or the local path; `val=None` takes a split of a usual name as the held-out part;
     columns that are None are found by their type and name.
     """
+
+    rules = ("jepa.data.rules.local_or_hub",)
 
     def __init__(
         self,
@@ -84,18 +87,17 @@ def _find_splits(path: str, subset: str | None, known: Sequence[str]) -> dict[st
         import datasets
     except ImportError as fault:
         raise ValueError("dataset=hf needs the package datasets: pip install 'jepa-train[hf]'") from fault
-    local = Path(path).expanduser().absolute()
-    if local.exists():
+    try:
+        local = on_this_machine(path)
+    except ValueError as fault:
+        raise ValueError(f"dataset.path={path}: {fault}") from fault
+    if local is not None:
         files = _parquet_files(local, known)
         return {s: partial(datasets.load_dataset, "parquet", data_files={s: f}, split=s) for s, f in files.items()}
-    if path.startswith((".", "/", "~")) or path.endswith(".parquet") or path.count("/") > 1:
-        raise ValueError(f"dataset.path={path}: there is no {local}")
     try:
         names = datasets.get_dataset_split_names(path, config_name=subset)
     except (OSError, ValueError) as fault:
-        raise ValueError(
-            f"dataset.path={path}: there is no {local}, and the hub gives no such data set: {fault}"
-        ) from fault
+        raise ValueError(f"dataset.path={path}: is not here, and the hub gives no such data set: {fault}") from fault
     return {name: partial(datasets.load_dataset, path, name=subset, split=name) for name in map(str, names)}
 
 

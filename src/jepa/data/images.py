@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 from torchvision import datasets
 
+from jepa.config.paths import content, existing
 from jepa.data.decode import SUFFIXES, decode, warn_of_slow_decoding
-from jepa.data.folders import HoldingOut, class_folders, content, existing_folder, held_out_files, scan
+from jepa.data.folders import HoldingOut, class_folders, held_out_files, scan
 from jepa.types import Channels
 
 log = logging.getLogger(__name__)
@@ -31,12 +32,14 @@ class ImageFolder(HoldingOut):
     `val_folder` is the held-out part, beside `image_folder`; None takes a folder of a usual name with the same classes.
     """
 
+    rules = ("jepa.data.rules.folders",)
+
     def __init__(
         self, *, root_path: str, image_folder: str, val_folder: str | None = None, channels: Channels = 3
     ) -> None:
         warn_of_slow_decoding()
         root = Path(root_path).expanduser().absolute()
-        folder = existing_folder(root / image_folder, "dataset.image_folder")
+        folder = existing(root / image_folder, "dataset.image_folder", "folder")
         self.channels = channels
         self.mean, self.std = NATURAL[channels]
         self.classes = class_folders(folder, SUFFIXES)
@@ -78,6 +81,7 @@ class TorchvisionImages:
     Of stl10 the unlabelled images are used too, with the label -1.
     """
 
+    rules = ("jepa.data.rules.download",)
     in_memory = True
 
     def __init__(

@@ -34,6 +34,8 @@ class Shards(HoldingOut):
     the shards names the classes. Samples are dealt out of `shuffle_shards` shards at a time, None of all.
     """
 
+    rules = ("jepa.data.rules.shards",)
+
     def __init__(
         self, *, shards: str, val_shards: str | None = None, shuffle_shards: PositiveInt | None = 16,
         image_key: str | None = None, label_key: str = "label", channels: Channels = 3,

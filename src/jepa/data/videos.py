@@ -12,6 +12,7 @@ from typing import Annotated, Literal
 import numpy as np
 from torch import Tensor
 
+from jepa.config.paths import content, existing
 from jepa.data.clips import even_start, frame_positions, how_many_are_short, random_start, spare, to_grey
 from jepa.data.folders import (
     Files,
@@ -19,8 +20,6 @@ from jepa.data.folders import (
     class_folders,
     class_names,
     class_numbers,
-    content,
-    existing_folder,
     held_out_files,
     read_table,
     scan,
@@ -46,6 +45,8 @@ class VideoFolder(HoldingOut):
     says what is done with videos shorter than a clip: skip, hold (the last frame) or loop.
     """
 
+    rules = ("jepa.data.rules.folders", "jepa.data.rules.frame_rate")
+
     def __init__(
         self, *, num_frames: PositiveInt, root_path: str, video_folder: str = "train", val_folder: str | None = None,
         annotations: str | None = None, val_annotations: str | None = None, fps: Positive | None = None,
@@ -61,7 +62,7 @@ class VideoFolder(HoldingOut):
         self.mean, self.std = NATURAL[channels]
         self.decoders = choose_decoders(decoder)
         root = Path(root_path).expanduser().absolute()
-        folder = existing_folder(root / video_folder, "dataset.video_folder")
+        folder = existing(root / video_folder, "dataset.video_folder", "folder")
         self.classes: tuple[str, ...] = ()
         if annotations is None:
             self.classes = class_folders(folder, SUFFIXES)
@@ -78,7 +79,7 @@ class VideoFolder(HoldingOut):
     def _annotated_held_out(self, root: Path, folder: str, table: str | None) -> Files | None:
         if table is None:
             return None
-        found = existing_folder(root / folder, "dataset.val_folder")
+        found = existing(root / folder, "dataset.val_folder", "folder")
         return _annotated(found, root / table, "dataset.val_annotations", self.classes)[1]
 
     def __len__(self) -> int:

@@ -19,6 +19,7 @@ TABLE_SIDE = 320
 class Accuracy:
     """Silent where the objective gives no logits, or the samples have no labels."""
 
+    judges = "classes"
     protocol = (
         "accuracy: of the answers of the head that is trained, on all validation samples without augmentation, top-1 "
         f"micro accuracy in percent{BALANCED}; what counts is the last step, nothing is chosen on these samples"

@@ -26,6 +26,8 @@ class Detection:
     Pictures show findings with a score of `shown_score` or more. Needs torchmetrics and pycocotools.
     """
 
+    judges = "boxes"
+
     def __init__(self, *, shown_score: Share = 0.5) -> None:
         lacking = [name for name in ("torchmetrics", "pycocotools") if find_spec(name) is None]
         if lacking:

@@ -31,6 +31,7 @@ NUM_FILMS = 4
 class Diagnostics:
     """Needs no labels: numbers on the validation features and pictures of masks and feature maps."""
 
+    judges = "features"
     protocol = (
         "diagnostics: on pooled validation features; rank is exp(entropy of normalised singular values) (RankMe), raw "
         "and centred; std is the mean over dimensions, cosine that over pairs of images; gain = 1 - prediction error / "

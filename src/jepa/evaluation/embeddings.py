@@ -16,6 +16,8 @@ BLACK, RIGHT, WRONG = (0, 0, 0), (20, 130, 50), (190, 40, 30)
 class Embeddings:
     """A table of the first `rows` validation samples and a picture of nearest neighbours among all of them."""
 
+    judges = "features"
+
     def __init__(self, *, rows: PositiveInt) -> None:
         self.rows = rows
         self.protocol = f"embeddings: features of {rows} validation images; neighbours by cosine among all of them"

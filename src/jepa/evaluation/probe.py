@@ -46,6 +46,8 @@ class ClassProbe:
     `method` says what is done with training samples, `protocol` also what is measured in a run.
     """
 
+    judges = "features"
+
     def __init__(self, *, name: str, protocol: str) -> None:
         self.name = name
         self.method = protocol

@@ -23,6 +23,8 @@ NUM_FILMS = 4
 class Reconstructions:
     """Shows nothing where the objective predicts latents."""
 
+    judges = "features"
+
     def __call__(self, snapshot: Snapshot) -> Evaluation:
         compared = [snapshot.reconstructions[name] for name in COMPARED if name in snapshot.reconstructions]
         pictures = []

@@ -17,6 +17,8 @@ LEAST_SAMPLES = 10
 class Regression:
     """One probe for each group of quantities, the part of their names before the slash; silent where there are none."""
 
+    judges = "features"
+
     def __init__(self) -> None:
         self.protocol = (
             "regression, where the data set has measured quantities: ridge regression on standardised features in "

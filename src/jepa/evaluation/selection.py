@@ -22,6 +22,8 @@ LEAST_POINTS = 5
 class Selection:
     """LiDAR on random crops, the same at each evaluation and of the same sizes in all runs; alpha on the features."""
 
+    judges = "features"
+
     def __init__(
         self,
         *,

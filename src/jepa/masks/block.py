@@ -20,6 +20,8 @@ class BlockMasker:
     drawn with it. `ratio=None` keeps what the blocks themselves leave free (`BlockGeometry.num_context`).
     """
 
+    faults = "jepa.masks.geometry.block_faults"
+
     def __init__(
         self,
         *,

@@ -1,8 +1,7 @@
 """Sizes of masks, worked out from a patch grid without torch, so that a configuration can be refused in a moment.
 
-For the check of a configuration: `mask_faults(node, grid)` takes the plain dict of a `mask` node (with its `_target_`)
-and returns every fault as a sentence that begins with the key at fault ("ratio=0.999 ..."), or nothing when the masker
-can be built. The constructors of the maskers raise the same sentences.
+A masker names a function as its `faults`: of the grid and the masker's arguments it returns every fault as a sentence
+that begins with the key at fault ("ratio=0.999 ..."). The constructors raise the same sentences.
 """
 
 from __future__ import annotations
@@ -31,31 +30,25 @@ def local_size(given: Any, image_size: Shape, patch_size: Shape) -> Shape:
     return height, width
 
 
-def mask_faults(node: Mapping[str, Any], grid: PatchGrid) -> list[str]:
-    """What keeps the masker of a `mask` node from being built on this grid."""
-    kind = str(node.get("_target_", "")).rpartition(".")[2]
-    if kind in ("RandomMasker", "TubeMasker"):
-        return (random_faults if kind == "RandomMasker" else tube_faults)(grid, node.get("ratio", 0.75))
-    if kind == "MultiBlock3DMasker":
-        return multiblock_faults(grid, node.get("sets"))
-    geometry = {"BlockMasker": BlockGeometry, "TemporalMasker": TemporalGeometry}.get(kind)
-    if geometry is None:
-        return []
-    names = {field.name for field in fields(geometry)} - {"grid"}
-    return geometry(grid=grid, **{name: value for name, value in node.items() if name in names}).faults()
-
-
-def tube_faults(grid: PatchGrid, ratio: Any) -> list[str]:
+def tube_faults(grid: PatchGrid, ratio: Any = 0.75) -> list[str]:
     """Tubes are random masks of one frame."""
     return random_faults(PatchGrid(1, grid.h, grid.w), ratio)
 
 
-def random_faults(grid: PatchGrid, ratio: Any) -> list[str]:
+def random_faults(grid: PatchGrid, ratio: Any = 0.75) -> list[str]:
     if faults := _ratio_faults(ratio, grid):
         return faults
     if grid.num_context(ratio) == grid.num_tokens:
         return [f"ratio={ratio} leaves no target: it hides none of the {grid.num_tokens} tokens"]
     return []
+
+
+def block_faults(grid: PatchGrid, **values: Any) -> list[str]:
+    return BlockGeometry(grid=grid, **values).faults()
+
+
+def temporal_faults(grid: PatchGrid, **values: Any) -> list[str]:
+    return TemporalGeometry(grid=grid, **values).faults()
 
 
 def block_shape(grid: PatchGrid, scale: float, aspect: float) -> Shape:
@@ -251,7 +244,7 @@ def _union_sizes(geometry: CuboidGeometry, draws: int = 300) -> list[int]:
     return sorted(sizes)
 
 
-def multiblock_faults(grid: PatchGrid, sets: Any) -> list[str]:
+def multiblock_faults(grid: PatchGrid, sets: Any = None) -> list[str]:
     """What is wrong with the mask sets; a fault begins with its place in the list ("sets.1.aspect=3 ...")."""
     names = {field.name: field.default is MISSING for field in fields(CuboidGeometry) if field.name != "grid"}
     if not isinstance(sets, Sequence) or isinstance(sets, str) or not sets:

@@ -22,6 +22,8 @@ class MultiBlock3DMasker:
     (`CuboidGeometry.counts`), and the surplus is dropped at random over all of space and time.
     """
 
+    faults = "jepa.masks.geometry.multiblock_faults"
+
     def __init__(self, *, grid: PatchGrid, sets: Sequence[Mapping[str, Any]]):
         if faults := multiblock_faults(grid, sets):
             raise ValueError("; ".join(faults))

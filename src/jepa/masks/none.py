@@ -9,6 +9,8 @@ from jepa.types import Masks, PatchGrid
 class NoMask:
     """Context [B, N], targets [B, 0, 0]; draws nothing from the generator."""
 
+    hides_tokens = False
+
     def __init__(self, *, grid: PatchGrid):
         self.num_tokens = grid.num_tokens
 

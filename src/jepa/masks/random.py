@@ -11,6 +11,8 @@ from jepa.types import Masks, PatchGrid
 class RandomMasker:
     """All hidden tokens are one target block: targets [B, 1, N - K]."""
 
+    faults = "jepa.masks.geometry.random_faults"
+
     def __init__(self, *, grid: PatchGrid, ratio: float = 0.75):
         if faults := random_faults(grid, ratio):
             raise ValueError("; ".join(faults))

@@ -18,6 +18,8 @@ class TemporalMasker:
     of each future step that is predicted, null all of it.
     """
 
+    faults = "jepa.masks.geometry.temporal_faults"
+
     def __init__(
         self,
         *,

@@ -11,6 +11,8 @@ from jepa.types import Masks, PatchGrid
 class TubeMasker:
     """All hidden tokens are one target block: targets [B, 1, N - K]; K and N - K are multiples of the time steps."""
 
+    faults = "jepa.masks.geometry.tube_faults"
+
     def __init__(self, *, grid: PatchGrid, ratio: float = 0.75):
         if faults := tube_faults(grid, ratio):
             raise ValueError("; ".join(faults))

@@ -29,6 +29,7 @@ class Classification(Objective):
     """
 
     needs = {"labels"}
+    predicts = "classes"
 
     def __init__(
         self,

@@ -42,6 +42,8 @@ class Detector(Objective):
     """
 
     needs = {"boxes"}
+    predicts = "boxes"
+    rules = ("jepa.objectives.rules.detector", "jepa.objectives.rules.pyramid")
 
     def __init__(
         self,

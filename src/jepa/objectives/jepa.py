@@ -32,6 +32,9 @@ class JEPA(Objective):
     (Mur-Labadia et al. 2026), but with equal weights for all tokens and from the first step on.
     """
 
+    predicts = "latents"
+    rules = ("jepa.objectives.rules.jepa",)
+
     def __init__(
         self,
         *,

@@ -23,6 +23,9 @@ class MAE(Objective):
     predicted, whatever the target blocks are.
     """
 
+    predicts = "pixels"
+    rules = ("jepa.objectives.rules.mae",)
+
     def __init__(
         self,
         *,

@@ -19,6 +19,8 @@ class Reconstruction(Objective):
     With `bottleneck=pooled` the mean token of a clip is compressed, with `tokens` each token.
     """
 
+    predicts = "pixels"
+
     def __init__(
         self,
         *,

@@ -17,6 +17,8 @@ class Projector(nn.Module):
     the batch.
     """
 
+    predicts_tokens = False
+
     def __init__(self, *, embed_dim: int, hidden_dim: PositiveInt = 1024, output_dim: PositiveInt = 128) -> None:
         super().__init__()
         self.layers = nn.Sequential(

@@ -20,6 +20,8 @@ class CrossView(nn.Module):
     smaller crops all are drawn to the mean, which is that of the others alone.
     """
 
+    rules = ("jepa.regularizers.rules.cross_view",)
+
     def __init__(
         self,
         *,

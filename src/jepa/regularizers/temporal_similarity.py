@@ -18,6 +18,8 @@ class TemporalSimilarity(nn.Module):
     A pair of steps counts where a sample has tokens of both; a batch without such pairs, as of images, costs nothing.
     """
 
+    rules = ("jepa.regularizers.rules.temporal_similarity",)
+
     def __init__(self, *, of: Literal["context", "predicted"] = "context", weight: NonNegative = 1.0) -> None:
         super().__init__()
         self.of = of

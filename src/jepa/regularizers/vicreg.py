@@ -26,6 +26,8 @@ class VICReg(nn.Module):
     The paper's weights 25, 1 and 25 have the ratio of 1, 0.04 and 1. The batch is what is on all ranks at a time.
     """
 
+    rules = ("jepa.regularizers.rules.vicreg",)
+
     def __init__(
         self,
         *,

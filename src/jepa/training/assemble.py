@@ -16,7 +16,6 @@ import numpy as np
 import torch
 
 from jepa.config import ConfigError, TrainConfig, build_with, factory, to_yaml
-from jepa.config.catalogue import Catalogue, conf_folder
 from jepa.data.box_transforms import BoxAugment, Letterbox
 from jepa.data.loader import BrokenSamples, batches
 from jepa.data.mixture import MixtureCounter
@@ -253,21 +252,13 @@ def needed_fields(config: TrainConfig, dataset: Dataset) -> dict[str, Field]:
     names, fields = sorted(needs_of(config) - {"labels"}), DatasetTraits.of(dataset).fields
     objective = config.objective["_target_"].rpartition(".")[2]
     faults = [
-        f"objective: {objective} learns from {name}, and {type(dataset).__name__} has none; {_datasets_with(name)}"
+        f"objective: {objective} learns from {name}, and {type(dataset).__name__} has none"
         for name in names
         if name not in fields
     ]
     if faults:
         raise ConfigError(faults)
     return {name: fields[name] for name in names}
-
-
-def _datasets_with(field: str) -> str:
-    """Which choices of conf/dataset have a field."""
-    choices = Catalogue([conf_folder()]).groups["dataset"].values()
-    classes = {choice.name: resolve_name(choice.values["dataset._target_"]) for choice in choices}
-    names = [name for name, cls in classes.items() if field in getattr(cls, "fields", ())]
-    return f"choose dataset={' or '.join(names)}" if names else "a data set declares it in its `fields`"
 
 
 def needs_of(config: TrainConfig) -> Set[str]:

@@ -13,6 +13,7 @@ import torch
 
 from jepa.config import TrainConfig
 from jepa.errors import RunError
+from jepa.layers.batch_norm import BatchNorm
 from jepa.parallel.device import free_memory, peak_memory_gib
 from jepa.reports.page import Table
 from jepa.training.find_lr import INTERRUPTED, collect, rerun_command, setting, write_result
@@ -100,6 +101,7 @@ def find_batch(config: TrainConfig, overrides: Sequence[str], *, largest: bool) 
     print(_table([]).terminal(WIDTH), flush=True)
     with setting(config) as (plan, components, stream, num_samples):
         raw, batch = next(stream), plan.batch_size
+        has_batch_norm = any(isinstance(module, BatchNorm) for module in components.objective.modules())
         beyond = [batch * 2**k for k in range(1, 20) if batch * 2**k <= num_samples] if largest else []
         stopped = collect(try_sizes(plan, components, raw, divisors(batch) + beyond), trials, _line)
     chosen, fits = fastest([t for t in trials if t.size <= batch]), [t.size for t in trials if t.samples_per_s]
@@ -108,10 +110,8 @@ def find_batch(config: TrainConfig, overrides: Sequence[str], *, largest: bool) 
         told = "fastest, or as good as that, of those that fit"
         lines += [f"micro_batch_size={chosen.size}: {told}; a step still sees batch_size={batch}"]
         lines += [rerun_command(overrides, micro_batch_size=str(chosen.size))]
-    if "Projector" in str(config.predictor.get("_target_")) and chosen and chosen.size < batch:
-        lines.append(
-            "predictor=projector: batch norm sees a micro-batch at a time, so its size changes what is learned"
-        )
+    if has_batch_norm and chosen and chosen.size < batch:
+        lines.append("predictor: batch norm sees a micro-batch at a time, so its size changes what is learned")
     if largest and fits and max(fits) > 1:
         size, lr = max(fits), config.lr * (max(fits) / batch) ** 0.5
         lines.append(f"batch_size={size} is the largest tried that fits; by the square root rule for Adam lr={lr:.2g}")
