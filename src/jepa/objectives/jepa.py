@@ -25,8 +25,8 @@ class JEPA(Objective):
     With `target=ema` the target encoder is an average of the context encoder whose momentum grows linearly from
     `momentum` to `final_momentum`. Both are meant for batches of `momentum_batch_size`: another `batch_size` keeps the
     half-life in samples. With `stopgrad` the context encoder computes the targets without gradient (SimSiam, Chen and
-    He 2021), with `none` with gradient, and only regularisers prevent its collapse (VICReg, LeJEPA). With several mask sets for
-    each sample the losses of the sets are averaged (V-JEPA, Bardes et al. 2024). Where masks hide nothing, the
+    He 2021), with `none` with gradient, and only regularisers prevent its collapse (VICReg, LeJEPA). With several mask
+    sets for each sample the losses of the sets are averaged (V-JEPA, Bardes et al. 2024). Where masks hide nothing, the
     regularisers are the whole loss: they compare views (LeJEPA, Balestriero and LeCun 2025). `context_weight` adds the
     prediction loss on the context tokens, which only the joint predictor has: the context loss of V-JEPA 2.1
     (Mur-Labadia et al. 2026), but with equal weights for all tokens and from the first step on.
@@ -211,7 +211,7 @@ class JEPA(Objective):
         return errors
 
     def _copies(self, target_tokens: Tensor, masks: Masks, grid: PatchGrid) -> Tensor | None:
-        """[B, N, D] -> [B, M, J, D]: the last visible step copied to the targets; None if they are not in the future."""
+        """[B, N, D] -> [B, M, J, D]: the last visible step copied to the targets; None if they do not follow it."""
         num_patches = grid.h * grid.w
         last = masks.context.amax(dim=1)[:, None, None] // num_patches  # [B, 1, 1]
         if grid.t == 1 or bool((masks.targets // num_patches <= last).any()):

@@ -18,7 +18,7 @@ EPSILON = 1e-6
 class MAE(Objective):
     """The encoder sees the context tokens; a light decoder predicts every other patch.
 
-    The loss is the squared error of the hidden patches' pixels; with `normalize_patches` each patch is normalised by its
+    The loss is the squared error of the hidden patches' pixels; `normalize_patches` normalises each patch by its own
     mean and standard deviation. The losses of several mask sets are averaged. Every token outside the context is
     predicted, whatever the target blocks are.
     """

@@ -14,7 +14,7 @@ from jepa.types import Batch, Masks, PatchGrid
 
 
 class Reconstruction(Objective):
-    """Compresses clips to `latent_dim` numbers and decodes pixels; the bottleneck has `numbers_per_latent` outputs each.
+    """Compresses clips to `latent_dim` latents, `numbers_per_latent` outputs for each, and decodes pixels.
 
     With `bottleneck=pooled` the mean token of a clip is compressed, with `tokens` each token.
     """
@@ -50,7 +50,7 @@ class Reconstruction(Objective):
         return self.encoder
 
     def encode(self, clips: Tensor) -> tuple[Tensor, Tensor]:
-        """[B, C, T, H, W] -> tokens [B, N, D], outputs of the bottleneck [B, 1 or N, latent_dim * numbers_per_latent]"""
+        """[B, C, T, H, W] -> tokens [B, N, D], bottleneck [B, 1 or N, latent_dim * numbers_per_latent]"""
         tokens = self.encoder(clips)
         return tokens, self.squeeze(tokens.mean(dim=1, keepdim=True) if self.is_pooled else tokens)
 

@@ -60,8 +60,8 @@ class VAE(Reconstruction):
         metrics = {"reconstruction": error.detach(), "kl": divergence.sum().detach()}
         return LossOutput(loss, metrics, tokens.float().mean(dim=1).detach())
 
-    def latents(self, stats: Tensor) -> Tensor:
-        return posterior(stats)[0]
+    def latents(self, code: Tensor) -> Tensor:
+        return posterior(code)[0]
 
     @torch.no_grad()
     def pictures(self, batch: Batch, masks: Masks) -> dict[str, Tensor]:
