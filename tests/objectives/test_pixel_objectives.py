@@ -135,8 +135,8 @@ def test_autoencoder_loss_is_the_mean_squared_error_of_the_pixels(bottleneck: st
 
 def test_a_pooled_bottleneck_lets_nothing_through_but_one_latent() -> None:
     objective = make(Autoencoder, latent_dim=3)
-    assert objective.told(sample().clips)[1].shape == (B, 1, 3)
-    assert make(Autoencoder, latent_dim=3, bottleneck="tokens").told(sample().clips)[1].shape == (B, 12, 3)
+    assert objective.encode(sample().clips)[1].shape == (B, 1, 3)
+    assert make(Autoencoder, latent_dim=3, bottleneck="tokens").encode(sample().clips)[1].shape == (B, 12, 3)
 
 
 @pytest.mark.slow
@@ -159,7 +159,7 @@ def test_vae_loss_is_the_scaled_evidence_lower_bound(bottleneck: str, beta: floa
     torch.manual_seed(7)
     loss = objective(batch, NONE).loss.item()
     torch.manual_seed(7)
-    mean, log_variance = posterior(objective.told(batch.clips)[1])
+    mean, log_variance = posterior(objective.encode(batch.clips)[1])
     told = Independent(Normal(mean, (log_variance / 2).exp()), 2)
     latents = mean + told.base_dist.scale * torch.randn_like(mean)
     drawn = Independent(Normal(objective.draw(latents, batch.clips), 1.0), 4)

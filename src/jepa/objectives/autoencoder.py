@@ -35,7 +35,7 @@ class Autoencoder(Reconstruction):
         )
 
     def forward(self, batch: Batch, masks: Masks) -> LossOutput:
-        tokens, told = self.told(batch.clips)
-        rebuilt = self.decode(told, self.encoder.grid_of(batch.clips))
+        tokens, code = self.encode(batch.clips)
+        rebuilt = self.decode(code, self.encoder.grid_of(batch.clips))
         loss = (rebuilt - patchify_pixels(batch.clips, self.patch)).square().mean()
         return LossOutput(loss, {"reconstruction": loss.detach()}, tokens.float().mean(dim=1).detach())

@@ -1,4 +1,4 @@
-"""What every objective has, with the defaults of what it need not have."""
+"""Base class of the objectives, with defaults for their optional attributes."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ class Objective(nn.Module):
     needs: Set[str] = frozenset()
     """fields of the data set that the loss reads; "labels" where labels are learned"""
     may_leave_parameters_idle: Any = False
-    """whether some parameters may get no gradient (DDP then needs find_unused_parameters)"""
+    """True if some parameters may get no gradient (DDP then needs find_unused_parameters)"""
     classify: Any = None
-    """[b, N, D] of the backbone -> [b, classes], where there is a head that is trained on labels"""
+    """method [b, N, D] -> [b, classes] of an objective whose head learns labels"""
     find: Any = None
-    """[B, C, 1, H, W] -> of each picture float32 [n, 6] (edges, class, score), where boxes are detected"""
+    """method [B, C, 1, H, W] -> list of float32 [n, 6] (edges, class, score) of an objective that detects boxes"""
 
     @property
     def regularization(self) -> Regularizer | None:
@@ -32,17 +32,17 @@ class Objective(nn.Module):
         return None
 
     def lr_scales(self) -> dict[str, float]:
-        """Parameter name -> its share of the learning rate, where that is not 1."""
+        """Parameter name -> factor of its learning rate, where that is not 1."""
         return {}
 
     def after_step(self, step: int) -> dict[str, float]:
-        """Update what no gradient reaches, after optimizer step `step` (from 0); returns schedule values to log."""
+        """Updates weights without gradient after optimizer step `step` (from 0); returns schedule values to log."""
         return {}
 
     def diagnose(self, batch: Batch, masks: Masks) -> dict[str, Tensor]:
-        """Scalars that tell whether the method works, e.g. prediction error against the trivial predictor."""
+        """Scalars that show whether the method works, e.g. the prediction error beside that of a trivial predictor."""
         return {}
 
     def pictures(self, batch: Batch, masks: Masks) -> dict[str, Tensor]:
-        """Normalised clips [b, C, T, H, W] that show what is predicted, by name; none where that is latents."""
+        """Normalised clips [b, C, T, H, W] by name that show predictions; none where latents are predicted."""
         return {}

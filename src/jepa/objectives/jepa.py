@@ -20,16 +20,16 @@ LOSSES = {"mse": F.mse_loss, "smooth_l1": F.smooth_l1_loss, "l1": F.l1_loss}
 
 
 class JEPA(Objective):
-    """The context encoder and the predictor learn to tell what the target encoder says of the hidden tokens.
+    """The context encoder and the predictor learn to predict the target encoder's tokens at the hidden positions.
 
-    With `target=ema` the target encoder follows the context encoder with a momentum that goes linearly from `momentum`
-    to `final_momentum`. Both are meant for batches of `momentum_batch_size`: another `batch_size` keeps the half-life
-    in samples. With `stopgrad` the context encoder itself gives the targets (SimSiam, Chen and He 2021), with `none`
-    it also learns from them, and only regularisers keep it from collapse (VICReg, LeJEPA). With several mask sets for
-    each sample the losses of the sets are averaged (V-JEPA, Bardes et al. 2024). Where masks hide nothing, the
+    With `target=ema` the target encoder is an average of the context encoder whose momentum grows linearly from
+    `momentum` to `final_momentum`. Both are meant for batches of `momentum_batch_size`: another `batch_size` keeps the
+    half-life in samples. With `stopgrad` the context encoder computes the targets without gradient (SimSiam, Chen and
+    He 2021), with `none` with gradient, and only regularisers prevent its collapse (VICReg, LeJEPA). With several mask
+    sets for each sample the losses of the sets are averaged (V-JEPA, Bardes et al. 2024). Where masks hide nothing, the
     regularisers are the whole loss: they compare views (LeJEPA, Balestriero and LeCun 2025). `context_weight` adds the
-    distance of what the joint predictor says of the context tokens: the context loss of V-JEPA 2.1 (Mur-Labadia et al.
-    2026), which weights tokens by their distance from what is hidden, with equal weights and from the first step on.
+    prediction loss on the context tokens, which only the joint predictor has: the context loss of V-JEPA 2.1
+    (Mur-Labadia et al. 2026), but with equal weights for all tokens and from the first step on.
     """
 
     predicts = "latents"
@@ -69,17 +69,17 @@ class JEPA(Objective):
 
     @property
     def backbone(self) -> nn.Module:
-        """The target encoder: the average of its followed weights is the better representation."""
+        """The target encoder if there is one: the EMA weights usually probe better than the online ones."""
         return self.context_encoder if self.target_encoder is None else self.target_encoder
 
     @property
     def may_leave_parameters_idle(self) -> bool:
-        """Whether the predictor learns nothing where masks hide nothing: no regulariser looks at what it says."""
+        """True if no regulariser reads the predictions, so that the predictor may get no gradient."""
         of = [getattr(regularizer, "of", "predicted") for regularizer in self.regularizers.values()]
         return bool(of) and set(of) == {"context"}
 
     def train(self, mode: bool = True) -> JEPA:
-        """The target encoder never drops a path: it stays in evaluation mode."""
+        """The target encoder stays in evaluation mode: it drops no path."""
         super().train(mode)
         if self.target_encoder is not None:
             self.target_encoder.eval()
@@ -88,19 +88,20 @@ class JEPA(Objective):
     def forward(self, batch: Batch, masks: Masks, grad_cache: Any = None) -> LossOutput:
         """`grad_cache` replaces the regularisers where the batch is a micro-batch (training/gradient_cache.py)."""
         grid, hides = self.grid_of(batch.clips), masks.hides_some
-        told = self.encode_targets(batch.clips) if hides and not (grad_cache and grad_cache.is_recording) else None
+        is_recording = grad_cache is not None and grad_cache.is_recording
+        target_tokens = self.encode_targets(batch.clips) if hides and not is_recording else None
         losses, metrics, embedding = [], {}, None
         for number, mask in enumerate(masks.sets):
             context = self.context_encoder(batch.clips, keep=mask.context if hides else None)
-            of_context, predictions = self.predict(context, mask, grid, number)
+            context_predictions, predictions = self.predict(context, mask, grid, number)
             embedding = context.float().mean(dim=1) if embedding is None else embedding  # [B, D]
             parts, terms = [], {}
-            if told is not None:
-                parts.append(self.loss(predictions, self.targets(told, mask)))
+            if target_tokens is not None:
+                parts.append(self.loss(predictions, self.targets(target_tokens, mask)))
                 terms["prediction"] = parts[0].detach()
-            if told is not None and of_context is not None:
-                seen = self.targets(told, mask._replace(targets=mask.context.unsqueeze(1))).squeeze(1)
-                distance = self.loss(of_context, seen)
+            if target_tokens is not None and context_predictions is not None:
+                at_context = mask._replace(targets=mask.context.unsqueeze(1))
+                distance = self.loss(context_predictions, self.targets(target_tokens, at_context).squeeze(1))
                 parts.append(self.context_weight * distance)
                 terms["context_prediction"] = distance.detach()
             if self.regularizers:
@@ -115,15 +116,15 @@ class JEPA(Objective):
         return LossOutput(torch.stack(losses).mean(), metrics, embedding.detach())
 
     def predict(self, context: Tensor, mask: Masks, grid: PatchGrid, number: int) -> tuple[Tensor | None, Tensor]:
-        """[B, K, D] -> float32 [B, K, D] of the context tokens, where they are to be predicted, and [B, M, J, D]."""
+        """[B, K, D] -> float32 [B, K, D] of the context tokens (None without `context_weight`), [B, M, J, D]."""
         if not (self.context_weight and mask.hides_some):
             return None, self.predictor(context, mask, grid, number).float()
         both = self.predictor(context, mask, grid, number, predict_context=True).float()
-        of_context, predictions = both.tensor_split([context.shape[1]], dim=1)
-        return of_context, predictions.unflatten(1, mask.targets.shape[1:])
+        context_predictions, predictions = both.tensor_split([context.shape[1]], dim=1)
+        return context_predictions, predictions.unflatten(1, mask.targets.shape[1:])
 
     def small_crops(self, batch: Batch, masks: Masks) -> Latents | None:
-        """The same latents of the smaller crops, which are seen whole: masks hide nothing where there are some."""
+        """The latents of the smaller crops; they exist only where masks hide nothing."""
         if batch.local is None:
             return None
         grid, context = self.grid_of(batch.local), self.context_encoder(batch.local)
@@ -138,7 +139,7 @@ class JEPA(Objective):
         """The sum of all regularisers, and every term by name, detached."""
         parts = {name: regularizer(latents) for name, regularizer in self.regularizers.items()}
         total = torch.stack([value for value, _ in parts.values()]).sum()
-        terms = {f"{name}_{term}": value for name, (_, told) in parts.items() for term, value in told.items()}
+        terms = {f"{name}_{term}": value for name, (_, values) in parts.items() for term, value in values.items()}
         return total, {"regularizer": total.detach(), **terms}
 
     def grid_of(self, clips: Tensor) -> PatchGrid:
@@ -146,13 +147,13 @@ class JEPA(Objective):
         return encoder.grid_of(clips)
 
     def encode_targets(self, clips: Tensor) -> Tensor:
-        """[B, C, T, H, W] -> [B, N, D]: what the target encoder says of every token."""
+        """[B, C, T, H, W] -> [B, N, D]: the target encoder's tokens, with gradient only for target=none."""
         with torch.set_grad_enabled(self.target == "none" and torch.is_grad_enabled()):
             return self.backbone(clips)
 
-    def targets(self, told: Tensor, masks: Masks) -> Tensor:
-        """[B, N, D] -> float32 [B, M, J, D]: the target encoder's tokens, each normalised over its width."""
-        hidden = gather_tokens(told, masks.targets).float()
+    def targets(self, target_tokens: Tensor, masks: Masks) -> Tensor:
+        """[B, N, D] -> float32 [B, M, J, D]: the tokens at the target positions, each normalised over its width."""
+        hidden = gather_tokens(target_tokens, masks.targets).float()
         return F.layer_norm(hidden, hidden.shape[-1:])
 
     def momentum_at(self, step: int) -> float:
@@ -161,7 +162,7 @@ class JEPA(Objective):
 
     @torch.no_grad()
     def after_step(self, step: int) -> dict[str, float]:
-        """The target encoder, where there is one, takes a small step towards the context encoder."""
+        """EMA update of the target encoder, if there is one."""
         target, source = self.target_encoder, self.context_encoder
         if target is None:
             return {}
@@ -169,50 +170,50 @@ class JEPA(Objective):
         torch._foreach_lerp_(  # pyright: ignore[reportPrivateImportUsage]
             local_shards(target.parameters()), local_shards(source.parameters()), 1 - momentum
         )
-        for kept, current in zip(target.buffers(), source.buffers(), strict=True):
-            kept.copy_(current)
+        for average, current in zip(target.buffers(), source.buffers(), strict=True):
+            average.copy_(current)
         return {"momentum": momentum}
 
     @torch.no_grad()
     def diagnose(self, batch: Batch, masks: Masks) -> dict[str, Tensor]:
-        """Squared error of the prediction and of the best constant one (the mean target), and the targets' std.
+        """Squared error of the prediction and of the best constant (the mean target), and the targets' std.
 
-        Where the targets are the future, also that of copying the last step seen, and all three by horizon. Nothing
-        where the masks hide nothing.
+        Where the targets lie in the future, also the error of copying the last visible step, and all three by horizon.
+        Empty where the masks hide nothing.
         """
         if not masks.hides_some:
             return {}
         training = self.training
         self.eval()
-        grid, told = self.grid_of(batch.clips), self.encode_targets(batch.clips)
-        parts = [self._diagnose(batch.clips, told, mask, grid, number) for number, mask in enumerate(masks.sets)]
+        grid, tokens = self.grid_of(batch.clips), self.encode_targets(batch.clips)
+        parts = [self._diagnose(batch.clips, tokens, mask, grid, number) for number, mask in enumerate(masks.sets)]
         self.train(training)
         return {name: torch.stack([part[name] for part in parts]).mean() for name in parts[0]}
 
-    def _diagnose(self, clips: Tensor, told: Tensor, masks: Masks, grid: PatchGrid, number: int) -> dict[str, Tensor]:
-        targets = self.targets(told, masks)
+    def _diagnose(self, clips: Tensor, tokens: Tensor, masks: Masks, grid: PatchGrid, number: int) -> dict[str, Tensor]:
+        targets = self.targets(tokens, masks)
         predictions = self.predictor(self.context_encoder(clips, keep=masks.context), masks, grid, number).float()
         mean = targets.mean(dim=(0, 1, 2))  # [D]
-        found = {
+        errors = {
             "error": F.mse_loss(predictions, targets),
             "trivial_error": (targets - mean).square().mean(),
             "target_std": targets.flatten(0, 2).std(dim=0).mean(),
         }
-        copies = self._copies(told, masks, grid)
+        copies = self._copies(tokens, masks, grid)
         if copies is None:
-            return found
-        found["copy_error"] = F.mse_loss(copies, targets)
+            return errors
+        errors["copy_error"] = F.mse_loss(copies, targets)
         for block in range(targets.shape[1]):
             future, horizon = targets[:, block], f"h{block + 1}"
-            found[f"error_{horizon}"] = F.mse_loss(predictions[:, block], future)
-            found[f"copy_error_{horizon}"] = F.mse_loss(copies[:, block], future)
-            found[f"trivial_error_{horizon}"] = (future - future.mean(dim=(0, 1))).square().mean()
-        return found
+            errors[f"error_{horizon}"] = F.mse_loss(predictions[:, block], future)
+            errors[f"copy_error_{horizon}"] = F.mse_loss(copies[:, block], future)
+            errors[f"trivial_error_{horizon}"] = (future - future.mean(dim=(0, 1))).square().mean()
+        return errors
 
-    def _copies(self, told: Tensor, masks: Masks, grid: PatchGrid) -> Tensor | None:
-        """[B, N, D] -> [B, M, J, D]: the last step seen, at the places of the targets; None if they are not ahead."""
-        places = grid.h * grid.w
-        last = masks.context.amax(dim=1)[:, None, None] // places  # [B, 1, 1]
-        if grid.t == 1 or bool((masks.targets // places <= last).any()):
+    def _copies(self, target_tokens: Tensor, masks: Masks, grid: PatchGrid) -> Tensor | None:
+        """[B, N, D] -> [B, M, J, D]: the last visible step copied to the targets; None if they do not follow it."""
+        num_patches = grid.h * grid.w
+        last = masks.context.amax(dim=1)[:, None, None] // num_patches  # [B, 1, 1]
+        if grid.t == 1 or bool((masks.targets // num_patches <= last).any()):
             return None
-        return self.targets(told, masks._replace(targets=last * places + masks.targets % places))
+        return self.targets(target_tokens, masks._replace(targets=last * num_patches + masks.targets % num_patches))

@@ -18,9 +18,9 @@ EPSILON = 1e-6
 class MAE(Objective):
     """The encoder sees the context tokens; a light decoder predicts every other patch.
 
-    Squared error of the hidden patches' pixels, each patch normalised by its own mean and standard deviation where
-    `normalize_patches`. Of several mask sets the losses are averaged; target blocks play no part, whatever is no
-    context is predicted.
+    The loss is the squared error of the hidden patches' pixels; `normalize_patches` normalises each patch by its own
+    mean and standard deviation. The losses of several mask sets are averaged. Every token outside the context is
+    predicted, whatever the target blocks are.
     """
 
     predicts = "pixels"
@@ -79,7 +79,7 @@ class MAE(Objective):
 
     @torch.no_grad()
     def diagnose(self, batch: Batch, masks: Masks) -> dict[str, Tensor]:
-        """Squared error on the hidden patches, of the first mask set, and of the mean target of each place."""
+        """Squared error on the hidden patches of the first mask set, and that of the mean target at each position."""
         targets = self.targets(batch.clips)
         predicted = self.predict(self.encoder(batch.clips, keep=masks.context), batch.clips, masks, 0)
         weights = hidden(masks, predicted[..., 0])
@@ -92,23 +92,26 @@ class MAE(Objective):
 
     @torch.no_grad()
     def pictures(self, batch: Batch, masks: Masks) -> dict[str, Tensor]:
-        """What is seen, hidden patches grey; and the prediction, in the hidden patches' own mean and spread."""
+        """The visible patches with the others grey, and the prediction with the hidden patches' true mean and std."""
         clips, grid = batch.clips, self.encoder.grid_of(batch.clips)
         pixels = patchify_pixels(clips, self.patch)
         predicted = self.predict(self.encoder(clips, keep=masks.context), clips, masks, 0)
         if self.normalizes:
             variance, mean = torch.var_mean(pixels, dim=-1, keepdim=True)
             predicted = predicted * (variance + EPSILON).sqrt() + mean
-        unseen = hidden(masks, predicted[..., 0])[..., None] > 0
-        shown = {"masked": pixels.masked_fill(unseen, 0.0), "reconstruction": torch.where(unseen, predicted, pixels)}
-        return {name: unpatchify(p, grid, self.patch)[:, :, : clips.shape[2]] for name, p in shown.items()}
+        is_hidden = hidden(masks, predicted[..., 0])[..., None] > 0
+        patches = {
+            "masked": pixels.masked_fill(is_hidden, 0.0),
+            "reconstruction": torch.where(is_hidden, predicted, pixels),
+        }
+        return {name: unpatchify(p, grid, self.patch)[:, :, : clips.shape[2]] for name, p in patches.items()}
 
 
 def hidden(masks: Masks, like: Tensor) -> Tensor:
-    """-> [B, N], 1 where a token is no context, else 0"""
+    """-> [B, N]: 1 for tokens outside the context, else 0"""
     return torch.ones_like(like).scatter(1, masks.context, 0.0)
 
 
 def count_hidden(masks: Masks, like: Tensor) -> int:
-    """Hidden tokens of each sample."""
+    """Number of hidden tokens of each sample."""
     return like.shape[1] - masks.context.shape[1]

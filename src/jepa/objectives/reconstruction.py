@@ -1,4 +1,4 @@
-"""Encoder, bottleneck and decoder: what autoencoder and VAE have in common."""
+"""Encoder, bottleneck and decoder of the autoencoder and the VAE."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from jepa.types import Batch, Masks, PatchGrid
 
 
 class Reconstruction(Objective):
-    """Clips through `latent_dim` numbers back to pixels; `numbers_per_latent` is what the bottleneck is told of each.
+    """Compresses clips to `latent_dim` latents, `numbers_per_latent` outputs for each, and decodes pixels.
 
-    With `bottleneck=pooled` a clip passes through the latent of its mean token; with `tokens` each token has one.
+    With `bottleneck=pooled` the mean token of a clip is compressed, with `tokens` each token.
     """
 
     predicts = "pixels"
@@ -49,14 +49,14 @@ class Reconstruction(Objective):
     def backbone(self) -> nn.Module:
         return self.encoder
 
-    def told(self, clips: Tensor) -> tuple[Tensor, Tensor]:
-        """[B, C, T, H, W] -> tokens [B, N, D], and what the bottleneck is told: [B, 1 or N, numbers]"""
+    def encode(self, clips: Tensor) -> tuple[Tensor, Tensor]:
+        """[B, C, T, H, W] -> tokens [B, N, D], bottleneck [B, 1 or N, latent_dim * numbers_per_latent]"""
         tokens = self.encoder(clips)
         return tokens, self.squeeze(tokens.mean(dim=1, keepdim=True) if self.is_pooled else tokens)
 
-    def latents(self, told: Tensor) -> Tensor:
-        """[B, S, numbers] -> [B, S, latent_dim], the most likely ones"""
-        return told
+    def latents(self, code: Tensor) -> Tensor:
+        """[B, S, numbers] -> [B, S, latent_dim]: the most likely latents"""
+        return code
 
     def decode(self, latents: Tensor, grid: PatchGrid) -> Tensor:
         """[B, S, latent_dim] -> float32 pixels [B, N, P]"""
@@ -66,7 +66,7 @@ class Reconstruction(Objective):
     def diagnose(self, batch: Batch, masks: Masks) -> dict[str, Tensor]:
         """Squared error of the reconstruction, and of the mean clip of the batch."""
         pixels, grid = patchify_pixels(batch.clips, self.patch), self.encoder.grid_of(batch.clips)
-        rebuilt = self.decode(self.latents(self.told(batch.clips)[1]), grid)
+        rebuilt = self.decode(self.latents(self.encode(batch.clips)[1]), grid)
         return {
             "error": (rebuilt - pixels).square().mean(),
             "trivial_error": (pixels - pixels.mean(dim=0)).square().mean(),
@@ -74,10 +74,10 @@ class Reconstruction(Objective):
 
     @torch.no_grad()
     def pictures(self, batch: Batch, masks: Masks) -> dict[str, Tensor]:
-        latents = self.latents(self.told(batch.clips)[1])
+        latents = self.latents(self.encode(batch.clips)[1])
         return {"reconstruction": self.draw(latents, batch.clips)}
 
     def draw(self, latents: Tensor, clips: Tensor) -> Tensor:
-        """[b, S, latent_dim] -> clips [b, C, T, H, W] of the shape that `clips` has"""
+        """[b, S, latent_dim] -> [b, C, T, H, W], the shape of `clips`"""
         grid = self.encoder.grid_of(clips)
         return unpatchify(self.decode(latents, grid), grid, self.patch)[:, :, : clips.shape[2]]

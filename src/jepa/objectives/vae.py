@@ -13,15 +13,15 @@ from jepa.types import Batch, LossOutput, Masks, NonNegative, PositiveInt
 
 NUM_SAMPLES, NUM_STEPS = 16, 8
 SEED = 0
-"""of the samples shown: those of the same latents at every evaluation"""
+"""seed of the latents of the sampled pictures, the same at every evaluation"""
 
 
 class VAE(Reconstruction):
     """Squared error of normalised pixels plus the divergence of the latents' posterior from a standard normal.
 
     The loss is 2/P times the negative evidence lower bound of P pixels with unit variance, without its constant:
-    mean squared error + 2 beta KL / P. `free_bits`, in nats, is what each latent may tell for nothing (Kingma et al.
-    2016, equation 15): its KL, mean over the batch, counts only above it.
+    mean squared error + 2 beta KL / P. `free_bits` is the KL in nats that costs nothing for each
+    latent, mean over the batch (Kingma et al. 2016, equation 15).
     """
 
     def __init__(
@@ -49,8 +49,8 @@ class VAE(Reconstruction):
         self.free_bits = free_bits
 
     def forward(self, batch: Batch, masks: Masks) -> LossOutput:
-        tokens, told = self.told(batch.clips)
-        mean, log_variance = posterior(told)
+        tokens, stats = self.encode(batch.clips)
+        mean, log_variance = posterior(stats)
         latents = mean + (log_variance / 2).exp() * torch.randn_like(mean)
         pixels = patchify_pixels(batch.clips, self.patch)
         error = (self.decode(latents, self.encoder.grid_of(batch.clips)) - pixels).square().mean()
@@ -60,28 +60,30 @@ class VAE(Reconstruction):
         metrics = {"reconstruction": error.detach(), "kl": divergence.sum().detach()}
         return LossOutput(loss, metrics, tokens.float().mean(dim=1).detach())
 
-    def latents(self, told: Tensor) -> Tensor:
-        return posterior(told)[0]
+    def latents(self, code: Tensor) -> Tensor:
+        return posterior(code)[0]
 
     @torch.no_grad()
     def pictures(self, batch: Batch, masks: Masks) -> dict[str, Tensor]:
         clips = batch.clips
-        latents = self.latents(self.told(clips)[1])
-        drawn = torch.randn(NUM_SAMPLES, *latents.shape[1:], generator=torch.Generator().manual_seed(SEED))
-        shown = {
+        latents = self.latents(self.encode(clips)[1])
+        noise = torch.randn(NUM_SAMPLES, *latents.shape[1:], generator=torch.Generator().manual_seed(SEED))
+        pictures = {
             "reconstruction": self.draw(latents, clips),
-            "samples": self.draw(drawn.to(latents), clips),
+            "samples": self.draw(noise.to(latents), clips),
         }
         if len(clips) > 1:
             starts, ends = latents[: len(latents) // 2 * 2].unflatten(0, (-1, 2)).unbind(1)
-            shares = torch.linspace(0, 1, NUM_STEPS, device=latents.device)[:, None, None]
-            shown["interpolations"] = self.draw(torch.lerp(starts[:, None], ends[:, None], shares).flatten(0, 1), clips)
-        return shown
+            weights = torch.linspace(0, 1, NUM_STEPS, device=latents.device)[:, None, None]
+            pictures["interpolations"] = self.draw(
+                torch.lerp(starts[:, None], ends[:, None], weights).flatten(0, 1), clips
+            )
+        return pictures
 
 
-def posterior(told: Tensor) -> tuple[Tensor, Tensor]:
-    """[..., 2 latent_dim] -> float32 mean and logarithm of the variance of each latent; the latter within reason."""
-    mean, log_variance = told.float().chunk(2, dim=-1)
+def posterior(stats: Tensor) -> tuple[Tensor, Tensor]:
+    """[..., 2 latent_dim] -> float32 mean and logarithm of the variance of each latent, clamped to [-20, 20]."""
+    mean, log_variance = stats.float().chunk(2, dim=-1)
     return mean, log_variance.clamp(-20, 20)
 
 
