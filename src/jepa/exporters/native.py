@@ -18,7 +18,7 @@ def write(encoder: Any, folder: Path) -> None:
     write_encoder(folder, encoder)
 
 
-def reopen(folder: Path) -> Run:
+def load(folder: Path) -> Run:
     return open_encoder(folder)
 
 
@@ -40,4 +40,4 @@ def notes(encoder: Any) -> list[str]:
     ]
 
 
-FORM = ExportFormat("jepa-train", write, reopen, snippet, clip_input, notes, "hf:{}")
+FORM = ExportFormat("jepa-train", write, load, snippet, clip_input, notes, "hf:{}")

@@ -80,7 +80,7 @@ def _arguments_of_timm(encoder: TimmEncoder) -> dict[str, Any]:
     }
 
 
-def reopen(folder: Path) -> Run:
+def load(folder: Path) -> Run:
     model: Any = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
 
     def run(images: Tensor) -> Tensor:
@@ -116,4 +116,4 @@ def notes(encoder: Any) -> list[str]:
     return found
 
 
-FORM = ExportFormat("timm", write, reopen, snippet, image_input, notes, "hf-hub:{}")
+FORM = ExportFormat("timm", write, load, snippet, image_input, notes, "hf-hub:{}")

@@ -145,7 +145,7 @@ def _processing(encoder: Any, **kind: Any) -> dict[str, Any]:
     }
 
 
-def reopen(folder: Path) -> Run:
+def load(folder: Path) -> Run:
     transformers = require("transformers")
     with _quiet(transformers.logging):
         model: Any = transformers.AutoModel.from_pretrained(folder, local_files_only=True).eval()
@@ -208,4 +208,4 @@ def takes(encoder: Any) -> tuple[int, ...]:
     return image_input(encoder) if isinstance(encoder, SpatialEncoder) else (*encoder.clip_shape,)
 
 
-FORM = ExportFormat("transformers", write, reopen, snippet, takes, notes, "{}")
+FORM = ExportFormat("transformers", write, load, snippet, takes, notes, "{}")
