@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from checked import checked
 from synthetic_features import snapshot_of
 from tiny_agent import agent
 from torch import nn
@@ -112,7 +113,7 @@ def test_the_rate_warms_up_and_falls_to_zero():
 def test_impossible_values_are_refused_by_name(change):
     (key, value), *_ = change.items()
     with pytest.raises(ValueError, match=f"{key}={value:g}"):
-        FineTuning(**(SETTINGS | change))
+        checked(FineTuning, **(SETTINGS | change))
 
 
 def test_it_is_made_before_the_first_and_after_the_last_step():
