@@ -142,7 +142,7 @@ def setting(config: TrainConfig) -> Iterator[Setting]:
         components = make_components(phase.config, dataset, plan, session)
         stream = batches(
             dataset, batch_size=plan.batch_size, seed=config.seed, num_workers=config.num_workers,
-            canvas=components.augment.canvas,
+            canvas=components.augment.canvas, fields=components.fields,
         )  # fmt: skip
     with closing(stream):
         yield Setting(plan, components, stream, len(dataset))
