@@ -66,9 +66,9 @@ def test_every_file_goes_with_the_experiment_that_it_names(name: str) -> None:
     arguments = [f"sweep={name}", f"experiment={EXPERIMENTS[name]}"]
     assert f"# jepa-train --multirun {' '.join(arguments)}" in FILES[name].text or name == "recipe"
     composer = Composer()
-    whole, unread = sweep_plan.with_files(composer, composer.parse(arguments)[0])
+    whole, unread = sweep_plan.with_sweep_files(composer, composer.parse(arguments)[0])
     assert not unread
-    members = list(sweep_plan.runs_of(composer, whole))
+    members = list(sweep_plan.member_overrides(composer, whole))
     assert [fault for member in members for fault in composer.inspect(member).faults] == []
     if "runs" in FILES[name].comment:
         assert FILES[name].comment.endswith(f"; {len(members)} runs")
@@ -106,7 +106,7 @@ def test_all_faults_of_all_combinations_are_told_before_anything_starts(started:
     ("arguments", "expected"),
     [
         (["sweep=lr"], "sweep=lr: starts several runs, which needs --multirun"),
-        (["-m", "sweep=lr,mask"], "sweep=lr,mask: one file of a sweep at a time"),
+        (["-m", "sweep=lr,mask"], "sweep=lr,mask: only one sweep file can be selected"),
         (["-m", "sweep=optuma"], 'sweep=optuma: no such choice; did you mean "optuna"?'),
     ],
 )
@@ -199,7 +199,7 @@ def test_a_signal_ends_the_whole_sweep_with_its_status(
     monkeypatch.setitem(sys.modules, "jepa.agent", types.SimpleNamespace(train=train))
     assert main(GRID) == 128 + signal.SIGTERM
     assert begun == [1e-3, 1e-4]
-    assert "the same command again goes on" in capfd.readouterr().err
+    assert "run the same command again to continue" in capfd.readouterr().err
 
     def killed(config: TrainConfig, folder: Path, _interrupt: object) -> int:
         os.kill(os.getpid(), signal.SIGINT)

@@ -15,7 +15,7 @@ from sklearn.metrics import accuracy_score, balanced_accuracy_score, log_loss, t
 from synthetic_features import snapshot_of
 
 from jepa import JEPAAgent, JEPAConfig
-from jepa.cli.finetune import main, translated
+from jepa.cli.finetune import main, to_train_arguments
 from jepa.config import ConfigError, compose
 from jepa.encoders.spatial import SpatialEncoder
 from jepa.encoders.temporal import TemporalEncoder
@@ -290,12 +290,12 @@ def test_the_command_goes_on_from_a_run_with_its_sizes(
 
 def test_sizes_are_those_of_the_weights_unless_given(pretrained: Path) -> None:
     weights = f"encoder.weights={pretrained}"
-    assert translated([f"run={pretrained}"]) == [weights, "image_size=[32,32]", "num_frames=1"]
-    assert translated([weights, "image_size=64"]) == [weights, "image_size=64", "num_frames=1"]
-    assert translated(["run=timm:vit"]) == ["encoder.weights=timm:vit"]
-    assert translated([f"run={pretrained},{pretrained}"])[1:] == ["image_size=[32,32]", "num_frames=1"]
+    assert to_train_arguments([f"run={pretrained}"]) == [weights, "image_size=[32,32]", "num_frames=1"]
+    assert to_train_arguments([weights, "image_size=64"]) == [weights, "image_size=64", "num_frames=1"]
+    assert to_train_arguments(["run=timm:vit"]) == ["encoder.weights=timm:vit"]
+    assert to_train_arguments([f"run={pretrained},{pretrained}"])[1:] == ["image_size=[32,32]", "num_frames=1"]
     with pytest.raises(ConfigError, match="of several sizes"):
-        translated([f"run={pretrained},timm:vit"])
+        to_train_arguments([f"run={pretrained},timm:vit"])
 
 
 @pytest.mark.parametrize(

@@ -1,17 +1,15 @@
-"""jepa-eval: judges representations by probes, few-shot or fine-tuned, with floors and the protocol beside."""
+"""jepa-eval: evaluates representations by probes, few-shot and fine-tuning, with baselines and the protocol."""
 
 from __future__ import annotations
 
 import argparse
-import logging
 import sys
 from collections.abc import Sequence
-from contextlib import suppress
 
-from jepa.cli.terminal import outcome, quick_imports
+from jepa.cli.terminal import STOPPED, quick_imports, run_command, setup_logging
 
 HEAD = """\
-jepa-eval judges representations on one data set: a table with intervals, floors beside it, and the protocol.
+jepa-eval evaluates representations on one data set: a table with intervals, baselines and the protocol.
 
 usage: jepa-eval run=SOURCE [task=TASK] [dataset=CHOICE] [key=value ...] [flags]
 
@@ -24,35 +22,31 @@ usage: jepa-eval run=SOURCE [task=TASK] [dataset=CHOICE] [key=value ...] [flags]
 
 run: a run folder or checkpoint of jepa-train, an exported folder, published I-JEPA and V-JEPA files, a folder of
 transformers, timm:NAME, hf:ORG/NAME; or pixels, hog, untrained. The result is eval.json, .md and .html in outputs/NAME;
-the same command again repeats nothing that is done. Hyper-parameters are chosen on training samples alone."""
+the same command again repeats nothing that is done. Hyper-parameters are chosen on training samples only."""
 FLAGS = """\
-  --config-dir FOLDER     a folder with groups of your own, as FOLDER/dataset/mine.yaml
-  -h, --help              this text, with the groups of --config-dir"""
+  --config-dir FOLDER     a folder with your own configuration groups, as FOLDER/dataset/mine.yaml
+  -h, --help              this text, including the groups of --config-dir"""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The exit status: 0, 1 where it failed, 2 for what is refused, 130 after Ctrl-C."""
+    """Exit status: 0, 1 if it failed, 2 for an error in the arguments, 130 after Ctrl-C."""
     parser = argparse.ArgumentParser("jepa-eval", add_help=False, allow_abbrev=False)
     parser.add_argument("overrides", nargs="*")
     parser.add_argument("--config-dir")
     parser.add_argument("-h", "--help", action="store_true")
     flags = parser.parse_intermixed_args(arguments)
     if flags.help:
-        from jepa.cli.help import help_text
+        from jepa.cli.help import print_help
 
-        with suppress(BrokenPipeError):  # a pager or `head` that has seen enough
-            given = ["--config-dir", flags.config_dir] if flags.config_dir else []
-            print(help_text(given, "eval", HEAD, FLAGS), flush=True)
-        return 0
-    goes_on = "stopped; the same command again goes on from there"
-    return outcome("jepa-eval", lambda: _evaluate(flags.overrides, flags.config_dir), stopped=goes_on)
+        return print_help(sys.argv[1:] if arguments is None else arguments, "eval", HEAD, FLAGS)
+    return run_command("jepa-eval", lambda: _evaluate(flags.overrides, flags.config_dir), stopped=STOPPED)
 
 
 def _evaluate(overrides: Sequence[str], config_dir: str | None) -> int:
     from jepa.config import compose_eval
 
     config = compose_eval(overrides, config_dir)
-    logging.basicConfig(level=logging.INFO, format="%(message)s", force=True)
+    setup_logging()
     with quick_imports():
         from jepa.benchmark.protocol import evaluate
 

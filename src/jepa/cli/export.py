@@ -1,14 +1,14 @@
-"""jepa-export: gives a trained encoder to timm, transformers, ONNX or torch.export, checked against our own."""
+"""jepa-export: writes a trained encoder for timm, transformers, ONNX or torch.export and checks its output."""
 
 from __future__ import annotations
 
-import argparse
-import re
 import sys
+from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from collections.abc import Sequence
 from contextlib import suppress
 
-from jepa.cli.terminal import outcome, quick_imports
+from jepa.cli.help import key_lines
+from jepa.cli.terminal import quick_imports, run_command
 from jepa.config.catalogue import conf_folder
 
 EPILOG = """\
@@ -19,28 +19,18 @@ examples
   jepa-export run=outputs/x/checkpoints/best format=onnx output=deploy
   jepa-export run=outputs/x format=timm push_to_hub=me/my-encoder
 
-Each writes a folder with a model card, checks that it computes what the encoder computes, and prints a program that
-loads it."""
+Each command writes a folder with a model card, checks that the exported encoder computes the same tokens, and prints a
+program that loads it."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The exit status: 0, 1 where an export has failed, 2 for what is refused, 130 after Ctrl-C."""
-    parser = argparse.ArgumentParser(
-        "jepa-export",
-        description=f"{__doc__}\n\n{_keys()}",
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    """Exit status: 0, 1 if the export failed, 2 for an error in the arguments, 130 after Ctrl-C."""
+    keys = key_lines((conf_folder() / "export.yaml").read_text(), width=22)
+    description = "\n".join([__doc__ or "", "", "keys, with their defaults", *keys])
+    parser = ArgumentParser("jepa-export", None, description, EPILOG, formatter_class=RawDescriptionHelpFormatter)
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="what to export, and how")
     flags = parser.parse_args(arguments)
-    return outcome("jepa-export", lambda: _export(flags.overrides))
-
-
-def _keys() -> str:
-    """The keys of conf/export.yaml, each with its default and meaning."""
-    text = (conf_folder() / "export.yaml").read_text()
-    found = re.findall(r"^(\w+): +(\S+) +# (.*)$", text, re.MULTILINE)
-    return "\n".join(["keys, with their defaults", *(f"  {f'{key}={value}':<22} {why}" for key, value, why in found)])
+    return run_command("jepa-export", lambda: _export(flags.overrides))
 
 
 def _export(overrides: Sequence[str]) -> int:
@@ -52,16 +42,14 @@ def _export(overrides: Sequence[str]) -> int:
     from jepa.config.command_rules import output_folder
 
     folder = output_folder(config.run, config.format, config.output)
-    assert folder is not None  # the rules have refused it
-    done = export_encoder(config.run, config.format, folder, repository=config.push_to_hub)
-    files = ", ".join(f"{name} ({_size(size)})" for name, size in done.files.items())
-    parity = f"largest difference {done.difference:.1e}, of values up to {done.largest:.2f}"
-    with suppress(BrokenPipeError):  # a pager or `head` that has seen enough
-        print(
-            f"{done.folder}: {files}\nthe same as our encoder on random input: {parity}\n\n{done.snippet}", flush=True
-        )
+    assert folder is not None  # compose_export raises otherwise
+    export = export_encoder(config.run, config.format, folder, repository=config.push_to_hub)
+    files = ", ".join(f"{name} ({_size(size)})" for name, size in export.files.items())
+    parity = f"largest difference of tokens {export.difference:.1e}, of values up to {export.largest:.2f}"
+    with suppress(BrokenPipeError):  # the reader of the pipe, such as `head`, has closed it
+        print(f"{export.folder}: {files}\nchecked on random input: {parity}\n\n{export.snippet}", flush=True)
     if config.push_to_hub:
-        print(f"\n{push_to_hub(done.folder, config.push_to_hub)}")
+        print(f"\n{push_to_hub(export.folder, config.push_to_hub)}")
     return 0
 
 

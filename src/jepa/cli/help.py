@@ -1,9 +1,11 @@
-"""The text of `jepa-train --help`, made from the comments in the configuration files."""
+"""The texts of --help, built from the comments in the configuration files."""
 
 from __future__ import annotations
 
+import argparse
 import re
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from textwrap import fill
 
@@ -13,38 +15,37 @@ from jepa.config.catalogue import GLOBAL_GROUPS, Catalogue, Choice, conf_folder
 from jepa.config.schema import show_value
 
 HEAD = """\
-jepa-train trains a joint embedding predictive architecture and judges it while it trains.
+jepa-train trains a joint embedding predictive architecture and evaluates it during training.
 
 usage: jepa-train [key=value ...] [group=choice ...] [flags]
 
-  jepa-train                                            the defaults below, on pictures drawn on the fly
+  jepa-train                                            the defaults below, on generated images of shapes
   jepa-train experiment=quickstart                      a small model in a few minutes
   jepa-train dataset=imagefolder dataset.root_path=./data dataset.image_folder=train epochs=100
   jepa-train encoder=temporal mask=temporal dataset=moving_digits   clips: predict the future from the past
   jepa-train size=small image_size=96 encoder.patch_size=8 mask=random mask.ratio=0.6
   jepa-train --multirun mask=block,random lr=1e-4,3e-4  every combination, one after the other
-  jepa-train --multirun sweep=lr experiment=quickstart  the combinations of a file
-  jepa-train --multirun hydra/launcher=local ...        two at a time; hydra.launcher.n_jobs=4: four
-  jepa-train --multirun hydra/launcher=slurm hydra.launcher.partition=gpu ...   each as a job of a Slurm cluster
+  jepa-train --multirun sweep=lr experiment=quickstart  the combinations listed in conf/sweep/lr.yaml
+  jepa-train --multirun hydra/launcher=local ...        two at a time; four with hydra.launcher.n_jobs=4
+  jepa-train --multirun hydra/launcher=slurm hydra.launcher.partition=gpu ...   each as a Slurm job
 
-jepa-finetune, jepa-eval, jepa-export --help: afterwards;  jepa-compare --help: methods side by side in one table;
-jepa-find --help: a learning rate, the fastest micro-batch"""
+afterwards: jepa-finetune, jepa-eval, jepa-export; several methods: jepa-compare; tuning: jepa-find (each has --help)"""
 FLAGS = """\
-  -m, --multirun          run every combination of values given as key=a,b
-  --config-dir FOLDER     a folder with groups of your own, as FOLDER/mask/mine.yaml
+  -m, --multirun          run every combination of the values of key=a,b
+  --config-dir FOLDER     a folder with your own configuration groups, as FOLDER/mask/mine.yaml
   --config-name NAME      start from NAME.yaml instead of train.yaml
   --cfg job               show the configuration instead of running it
   -sc install=bash        completion: eval "$(jepa-train -sc install=bash)"; also zsh and fish
-  -h, --help              this text, with the groups of --config-dir"""
+  -h, --help              this text, including the groups of --config-dir"""
 
 
 def help_text(arguments: Sequence[str] = (), name: str = "train", head: str = HEAD, flags: str = FLAGS) -> str:
-    """Keys, groups and flags, with the groups of a folder given by --config-dir; of conf/NAME.yaml."""
-    conf = conf_folder()
-    added = _value_of("--config-dir", arguments)
-    groups = Catalogue([conf, *([Path(added)] if added else [])]).groups
-    primary = conf / f"{name}.yaml"
-    lines = [head, "", "keys, with their defaults", *_keys(primary.read_text())]
+    """Keys, groups and flags of conf/NAME.yaml, including the groups of a --config-dir in `arguments`."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--config-dir", nargs=1, default=[], type=Path)
+    groups = Catalogue([conf_folder(), *parser.parse_known_args(arguments)[0].config_dir]).groups
+    primary = conf_folder() / f"{name}.yaml"
+    lines = [head, "", "keys, with their defaults", *key_lines(primary.read_text())]
     lines += ["", "groups, their default marked with * and its keys below"]
     for group, default in _defaults(primary):
         lines += _group(group, default, groups.pop(group, {}))
@@ -53,36 +54,37 @@ def help_text(arguments: Sequence[str] = (), name: str = "train", head: str = HE
     return "\n".join([*lines, "", "flags", flags])
 
 
-def _value_of(flag: str, arguments: Sequence[str]) -> str | None:
-    for position, argument in enumerate(arguments):
-        name, _, value = argument.partition("=")
-        if name == flag:
-            return value or next(iter(arguments[position + 1 :]), None)
-    return None
+def print_help(arguments: Sequence[str], name: str = "train", head: str = HEAD, flags: str = FLAGS) -> int:
+    """Print `help_text`; returns exit status 0."""
+    with suppress(BrokenPipeError):  # the reader of the pipe, such as `head`, has closed it
+        print(help_text(arguments, name, head, flags), flush=True)
+    return 0
 
 
-def _keys(text: str) -> Iterator[str]:
-    """`key: default  # meaning` of the file, with its section in front."""
+def key_lines(text: str, width: int = 36) -> Iterator[str]:
+    """SECTION.KEY=DEFAULT in a column of `width` characters and its comment, for each commented key of a YAML text."""
     section = ""
     for indent, key, value, meaning in re.findall(r"^( *)(\w+):(?: +(.*?))?(?: +# (.*))?$", text, re.MULTILINE):
         section = section if indent else f"{key}."
         if meaning:
             default = re.sub(r"\$\{choice:(\w+)\}", r"\1", value)
-            yield f"  {(section if indent else '') + key + '=' + default:<36} {meaning}"
+            yield f"  {(section if indent else '') + key + '=' + default:<{width}} {meaning}"
 
 
 def _defaults(primary: Path) -> Iterator[tuple[str, list[str]]]:
+    """Each group in the defaults list of a configuration, with its default choices."""
     for entry in yaml.safe_load(primary.read_text())["defaults"]:
         for group, choice in entry.items() if isinstance(entry, dict) else ():
             yield group.removeprefix("override "), choice if isinstance(choice, list) else [choice]
 
 
 def _group(group: str, default: list[str], choices: dict[str, Choice]) -> Iterator[str]:
+    """The choices of a group with their comments, and the keys of the default ones."""
     yield f"  {group}="
     for name, choice in choices.items():
         yield f"   {'*' if name in default else ' '} {name:<18} {choice.comment}".rstrip()
-    shown = (choices[name] for name in default if name in choices)
-    values = {key: value for choice in shown for key, value in choice.values.items() if "_target_" not in key}
+    selected = (choices[name] for name in default if name in choices)
+    values = {key: value for choice in selected for key, value in choice.values.items() if "_target_" not in key}
     if values and group not in GLOBAL_GROUPS:
-        listed = "  ".join(f"{key}={show_value(value)}" for key, value in values.items())
-        yield fill(listed, 116, initial_indent="       ", subsequent_indent="       ", break_on_hyphens=False)
+        keys = "  ".join(f"{key}={show_value(value)}" for key, value in values.items())
+        yield fill(keys, 116, initial_indent="       ", subsequent_indent="       ", break_on_hyphens=False)

@@ -1,4 +1,4 @@
-"""What Hydra runs, here or where its launcher chose; a file of its own, since a launcher imports it by name."""
+"""The function that Hydra runs for each job; in a module of its own, because launchers import it by name."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ from jepa.training.launch import num_processes, start_processes
 
 
 def job(config: DictConfig, checked: dict | None = None) -> float | None:
-    """Train one configuration in its run folder; leaves with the exit status when that is not 0.
+    """Train one configuration in its run folder; exits the process if the status is not 0.
 
-    A single run is `checked` by the process that starts it, a member of a sweep here, which may be elsewhere.
-    A sweeper gets the last value of the metric that decides. A member of a sweep that fails ends none of the others: it
-    returns None, and what it says stays in its folder.
+    `checked` is the checked configuration of a single run; a member of a sweep is checked in the process that runs it.
+    Returns the last value of the selection metric, for the sweeper. If a member of a sweep fails, the others go on: it
+    returns None and writes its error into its folder.
     """
     hydra = HydraConfig.get()
     is_member = hydra.mode == RunMode.MULTIRUN
@@ -37,31 +37,32 @@ def job(config: DictConfig, checked: dict | None = None) -> float | None:
     if folder.is_relative_to(Path.cwd()):
         folder = folder.relative_to(Path.cwd())
     setup_logging()
-    held = signal.pthread_sigmask(signal.SIG_BLOCK, ()) & set(STOPS)
-    if held & signal.sigpending():
-        return None  # the sweep is being stopped
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, ()) & set(STOPS)
+    if blocked & signal.sigpending():
+        return None  # the sweep was stopped
     try:
-        with unblocked(held):
-            whole = to_dataclass(as_checked() if is_member or checked is None else checked)
-            status = _train(whole, folder, is_member)
+        with unblocked(blocked):
+            checked_config = to_dataclass(as_checked() if is_member or checked is None else checked)
+            status = _train(checked_config, folder, is_member)
         if status == 0:
-            return judged_value(read_rows(folder), whole.evaluation.judge)
-    except SystemExit as left:
-        if not held:
+            return judged_value(read_rows(folder), checked_config.evaluation.judge)
+    except SystemExit as exit:
+        if not blocked:
             raise
-        status = int(left.code or 0)
+        status = int(exit.code or 0)
     except (ConfigError, RunError) as error:
         status = report_error(error, f"{folder}: " * is_member)
         if is_member and rank() == 0:
             write_atomically(folder / FAILURE, str(error))
-    if held and status > 128:
-        signal.raise_signal(status - 128)  # stays with this worker, which begins no other member
+    if blocked and status > 128:
+        signal.raise_signal(status - 128)  # stays pending, so that this worker starts no other member
     elif not is_member or (status > 128 and hydra.launcher._target_.endswith("BasicLauncher")):
         sys.exit(status)
     return None
 
 
 def _train(config: TrainConfig, folder: Path, is_member: bool) -> int:
+    """Train, or estimate, in this process or in one per GPU; returns the exit status."""
     if config.estimate:
         with quick_imports():
             from jepa.resources import estimate
@@ -75,7 +76,7 @@ def _train(config: TrainConfig, folder: Path, is_member: bool) -> int:
         return 0
     count = num_processes(config, os.environ)
     if count > 1:
-        return start_processes(config, folder, count)  # which import torch: this process need not
+        return start_processes(config, folder, count)  # this process itself does not import torch
     with listen(signals=FROM_SCHEDULERS) as interrupt:
         with quick_imports():
             from jepa.agent import train
@@ -84,6 +85,6 @@ def _train(config: TrainConfig, folder: Path, is_member: bool) -> int:
 
 
 def _is_finished(folder: Path, config: TrainConfig) -> bool:
-    """Whether this very run is; of another the training tells what differs."""
-    is_over = read_json(folder / "run.json").get("status") == "finished"
-    return is_over and not changed_keys(read_config(folder), asdict(config))
+    """True if the run in the folder is finished and has this configuration."""
+    status = read_json(folder / "run.json").get("status")
+    return status == "finished" and not changed_keys(read_config(folder), asdict(config))

@@ -1,4 +1,4 @@
-"""Carries out a sweep with whatever launcher, and says in the end what has come of each member."""
+"""Runs a sweep with any launcher and reports the outcome of each member."""
 
 from __future__ import annotations
 
@@ -9,70 +9,68 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from jepa.cli.sweep_signals import forward_to_slurm, forward_to_workers
-from jepa.cli.terminal import program_name, rank
+from jepa.cli.terminal import STOPPED, program_name, rank
 from jepa.errors import RunError
 from jepa.runs.metrics import read_json
 
 FAILURE = "failure.txt"
-"""in the folder of a member, why its last start has failed"""
+"""File in the folder of a member with the error of its last attempt."""
 
 
 @dataclass(frozen=True)
 class Sweep:
-    """Several runs: their folders in the order of the grid, none where a sampler chooses them."""
+    """Several runs that are started by one command."""
 
-    places: Sequence[Path]
-    """the folders that hold them: one, unless they differ in their `name`"""
+    folders: Sequence[Path]
+    """Parent folders of the runs: one, unless the runs differ in `name`."""
     members: Sequence[Path]
+    """Run folders in the order of the grid; empty if a sampler chooses them."""
     launcher: str
-    """the class"""
+    """Dotted name of the class of Hydra's launcher."""
 
 
 def run_sweep(sweep: Sweep, start: Callable[[], None]) -> int:
-    """Start Hydra and tell the end; 0, 1 where a member is not finished, 128 plus the signal that stopped the sweep."""
+    """Start Hydra and report the outcome; 0, 1 if a member is not finished, 128 plus the signal that stopped it."""
     if "Slurm" in sweep.launcher and rank() == 0:
-        print(f"what the jobs print: {sweep.places[0] / '.submitit'}/JOB/", file=sys.stderr)
+        print(f"output of the jobs: {sweep.folders[0] / '.submitit'}/JOB/", file=sys.stderr)
     received: list[int] = []
     status = 0
-    with forward_to_workers(received) if "joblib" in sweep.launcher else forward_to_slurm(sweep.places):
+    with forward_to_workers(received) if "joblib" in sweep.launcher else forward_to_slurm(sweep.folders):
         try:
             start()
-        except SystemExit as left:
-            status = left.code if isinstance(left.code, int) else 1
+        except SystemExit as exit:
+            status = exit.code if isinstance(exit.code, int) else 1
     status = 128 + received[0] if received else status
     if status > 128:
-        print(f"{program_name()}: stopped; the same command again goes on from there", file=sys.stderr)
+        print(f"{program_name()}: {STOPPED}", file=sys.stderr)
         return status
-    return max(status, _tell(sweep)) if rank() == 0 else status
+    return max(status, _report(sweep)) if rank() == 0 else status
 
 
-def _tell(sweep: Sweep) -> int:
-    """The table of the finished members, and what has come of the others, in the order of the grid."""
+def _report(sweep: Sweep) -> int:
+    """Print the table of finished members, then the others in the order of the grid; returns 1 if there are others."""
     from jepa.comparison.report import terminal
     from jepa.comparison.results import compare, find_runs
 
-    failed = [(member, how) for member in sweep.members or _found(sweep) if (how := _failure(member))]
-    with suppress(RunError):  # where no run is finished
-        table = terminal(compare(find_runs(sweep.places)))
-        print(f"\n{table}\nas a page: jepa-compare {' '.join(map(str, sweep.places))}", flush=True)
-    for member, how in failed:
-        print(f"{program_name()}: {member} {how}", file=sys.stderr)
-    if failed:
-        print(f"{program_name()}: the same command again goes on with what is not finished", file=sys.stderr)
-    return min(1, len(failed))
-
-
-def _found(sweep: Sweep) -> list[Path]:
-    """Members that a sampler has chosen."""
-    names = "run.json", FAILURE
-    return sorted({path.parent for place in sweep.places for name in names for path in place.rglob(name)})
+    members = sweep.members or sorted(
+        {path.parent for name in ("run.json", FAILURE) for folder in sweep.folders for path in folder.rglob(name)}
+    )
+    unfinished = [(member, state) for member in members if (state := _failure(member))]
+    with suppress(RunError):  # no run is finished
+        table = terminal(compare(find_runs(sweep.folders)))
+        print(f"\n{table}\nas a page: jepa-compare {' '.join(map(str, sweep.folders))}", flush=True)
+    for member, state in unfinished:
+        print(f"{program_name()}: {member} {state}", file=sys.stderr)
+    if unfinished:
+        print(f"{program_name()}: run the same command again to continue the unfinished runs", file=sys.stderr)
+    return 1 if unfinished else 0
 
 
 def _failure(member: Path) -> str:
-    """What has become of a member, empty where it is finished."""
+    """Why a member is not finished; empty if it is."""
     facts = read_json(member / "run.json")
     if (member / FAILURE).exists():
         return f"failed: {(member / FAILURE).read_text()}"
     if facts.get("status") == "finished":
         return ""
-    return f"is not finished: {facts.get('message') or facts.get('status', 'it has not begun')}"
+    return f"is not finished: {facts.get('message') or facts.get('status', 'it has not started')}"

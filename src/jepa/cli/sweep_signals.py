@@ -1,4 +1,4 @@
-"""A sweep is stopped as a whole: signals reach its members, wherever they train, and nothing of them is lost."""
+"""Stops a sweep as a whole: forwards signals to its members, wherever they train, so that they save a checkpoint."""
 
 from __future__ import annotations
 
@@ -19,24 +19,27 @@ from jepa.parallel.signals import STOPS, handlers
 
 @contextmanager
 def forward_to_workers(received: list[int]) -> Iterator[None]:
-    """Workers of joblib start with the signals held back, lest one dies before it can save; `received` gets them."""
-    from joblib.externals.loky.backend import resource_tracker as trackers_of_joblib
+    """Forward SIGINT and SIGTERM to joblib workers, and append them to `received`.
 
-    for tracker in (resource_tracker, trackers_of_joblib):
-        tracker.ensure_running()  # started later it would let the signals through
+    The workers start with both blocked, so that none is killed before it can save.
+    """
+    from joblib.externals.loky.backend import resource_tracker as joblib_resource_tracker
+
+    for tracker in (resource_tracker, joblib_resource_tracker):
+        tracker.ensure_running()  # started later, it would unblock the signals
     signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)
 
-    def hand_on(signum: int, frame: FrameType | None = None) -> None:
+    def forward(signum: int, frame: FrameType | None = None) -> None:
         received.append(signum)
         for worker in active_children():
             with suppress(ProcessLookupError):
-                os.kill(worker.pid or 0, signal.SIGTERM)  # of a terminal they have SIGINT already
+                os.kill(worker.pid or 0, signal.SIGTERM)  # from a terminal they have received SIGINT already
 
     def wait() -> None:
         while True:
-            hand_on(signal.sigwait(STOPS))
+            forward(signal.sigwait(STOPS))
 
-    with handlers(STOPS, hand_on):
+    with handlers(STOPS, forward):
         Thread(target=wait, daemon=True).start()
         try:
             yield
@@ -45,31 +48,31 @@ def forward_to_workers(received: list[int]) -> Iterator[None]:
 
 
 @contextmanager
-def unblocked(held: set[int]) -> Iterator[None]:
-    """What is held back from a worker reaches it while it has something to save; before that it leaves."""
-    with handlers(held, lambda signum, _: sys.exit(128 + signum)):
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, held)
+def unblocked(signals: set[int]) -> Iterator[None]:
+    """Unblock signals that `forward_to_workers` has blocked; until the training listens, they exit the process."""
+    with handlers(signals, lambda signum, _: sys.exit(128 + signum)):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, signals)
         try:
             yield
         finally:
-            signal.pthread_sigmask(signal.SIG_BLOCK, held)
+            signal.pthread_sigmask(signal.SIG_BLOCK, signals)
 
 
 @contextmanager
 def forward_to_slurm(folders: Collection[Path]) -> Iterator[None]:
-    """The member that trains in this process saves by itself; the jobs of a cluster are cancelled, and save too."""
+    """Cancel the jobs of this sweep on SIGINT or SIGTERM; they save a checkpoint, as does a member in this process."""
     before = _jobs(folders)
 
-    def leave(signum: int, frame: FrameType | None) -> None:
+    def cancel(signum: int, frame: FrameType | None) -> None:
         if jobs := sorted(_jobs(folders) - before):
-            print(f"{program_name()}: cancelling the jobs {' '.join(jobs)}", file=sys.stderr)
+            print(f"{program_name()}: cancelling Slurm jobs {' '.join(jobs)}", file=sys.stderr)
             subprocess.run(["scancel", *jobs], check=False, timeout=60)
         sys.exit(128 + signum)
 
-    with handlers(STOPS, leave):
+    with handlers(STOPS, cancel):
         yield
 
 
 def _jobs(folders: Collection[Path]) -> set[str]:
-    """Numbers of all jobs and arrays of jobs that were ever submitted from these folders."""
+    """IDs of all jobs and job arrays that were ever submitted from these folders."""
     return {path.name.split("_")[0] for folder in folders for path in folder.glob(".submitit/[0-9]*")}

@@ -1,4 +1,4 @@
-"""What a rank says on the terminal: rank 0 everything, the others what they alone know."""
+"""Terminal output of the commands: errors, logging and exit status, by rank; and faster imports."""
 
 from __future__ import annotations
 
@@ -16,41 +16,42 @@ from pathlib import Path
 from jepa.errors import ConfigError, RunError
 from jepa.parallel.environment import process_info
 
-LATER_SECONDS = 3
-"""after which a rank says what rank 0, which finds the same, should have said before it"""
+ERROR_DELAY_SECONDS = 3
+"""Delay before a rank above 0 prints a configuration error, which rank 0 usually prints first."""
+STOPPED = "stopped; run the same command again to continue"
 
 
 def rank() -> int:
-    """Of this process, as torchrun or Slurm tell it."""
-    with suppress(RunError):  # which says itself what is wrong with them
-        place = process_info(os.environ)
-        return place.rank if place else 0
+    """Rank of this process, as set by torchrun or Slurm; 0 without them."""
+    with suppress(RunError):  # wrong variables are reported when the session is opened
+        if process := process_info(os.environ):
+            return process.rank
     return 0
 
 
 def setup_logging() -> None:
-    """Messages of rank 0, errors of the others."""
+    """Log messages of rank 0 and errors of the other ranks."""
     logging.basicConfig(level=logging.ERROR if rank() else logging.INFO, format="%(message)s", force=True)
 
 
 def report_error(error: ConfigError | RunError, about: str = "") -> int:
-    """Print it, where no other rank does; the exit status."""
+    """Print the error, unless rank 0 prints it for all ranks; returns the exit status."""
     status = getattr(error, "status", 2 if isinstance(error, ConfigError) else 1)
     who = f"rank {rank()} on {socket.gethostname()}: " if rank() else ""
     if rank() and isinstance(error, ConfigError):
-        time.sleep(LATER_SECONDS)
+        time.sleep(ERROR_DELAY_SECONDS)
     if not rank() or not getattr(error, "on_all_ranks", False):
         print(f"{program_name()}: {who}{about}{getattr(error, 'brief', error)}", file=sys.stderr, flush=True)
     return status
 
 
 def program_name() -> str:
-    """The name under which the user has called us."""
+    """Name of the command that the user has called."""
     return "jepa-finetune" if Path(sys.argv[0]).stem in ("finetune", "jepa-finetune") else "jepa-train"
 
 
-def outcome(name: str, command: Callable[[], int], *, failed: int = 1, stopped: str = "stopped") -> int:
-    """The exit status of a command, also where it is refused, fails or is left by Ctrl-C, which is said."""
+def run_command(name: str, command: Callable[[], int], *, failed: int = 1, stopped: str = "stopped") -> int:
+    """Exit status of a command; prints configuration errors (2), run errors (`failed`) and Ctrl-C (130)."""
     try:
         return command()
     except (ConfigError, RunError) as error:
@@ -63,9 +64,10 @@ def outcome(name: str, command: Callable[[], int], *, failed: int = 1, stopped: 
 
 @contextmanager
 def quick_imports() -> Iterator[None]:
-    """Without the garbage collector, which then leaves alone until the end of the process what has been imported.
+    """Import torch without garbage collection, and exclude what was imported from later collections.
 
-    In a million objects it finds nothing, and takes a sixth of the time. Where torch is there already, nothing changes.
+    The collector would scan a million objects, a sixth of the import time, and free none. Does nothing if torch is
+    imported already.
     """
     is_first = "torch" not in sys.modules
     if is_first:
@@ -73,5 +75,5 @@ def quick_imports() -> Iterator[None]:
     yield
     if is_first:
         gc.freeze()
-        atexit.register(gc.unfreeze)  # extension modules complain of objects that are never freed
+        atexit.register(gc.unfreeze)  # some extension modules warn about objects that are never freed
         gc.enable()

@@ -1,38 +1,33 @@
-"""jepa-train: checks a configuration and trains it; torch is imported only once nothing is left to refuse."""
+"""jepa-train: checks a configuration and trains it; torch is imported only after all checks have passed."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from contextlib import suppress
 from functools import partial, update_wrapper
 
 from jepa.config.catalogue import conf_folder
 
-HYDRAS_OWN = {"--shell-completion", "-sc", "--hydra-help", "--version", "--info", "-i", "--experimental-rerun"}
+HYDRA_FLAGS = {"--shell-completion", "-sc", "--hydra-help", "--version", "--info", "-i", "--experimental-rerun"}
+"""Flags with which Hydra does something else than to run a job; the configuration is not checked."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The exit status: 0, 2 for a configuration that is refused, 128 plus the signal that stopped the training.
+    """Exit status: 0, 1 if a member of a sweep failed, 2 for configuration errors, 128 plus the stopping signal."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if {"--help", "-h"} & set(arguments):
+        from jepa.cli.help import print_help
 
-    Of a sweep 1 where a member has failed.
-    """
-    given = list(sys.argv[1:] if arguments is None else arguments)
-    if {"--help", "-h"} & set(given):
-        from jepa.cli.help import help_text
-
-        with suppress(BrokenPipeError):  # a pager or `head` that has seen enough
-            print(help_text(given), flush=True)
-        return 0
+        return print_help(arguments)
 
     from jepa.errors import ConfigError
 
     sweep, config = None, {}
     try:
-        if not HYDRAS_OWN & {argument.partition("=")[0] for argument in given}:
+        if not HYDRA_FLAGS & {argument.partition("=")[0] for argument in arguments}:
             from jepa.cli.preflight import preflight
 
-            given, sweep, config = preflight(given)
+            arguments, sweep, config = preflight(arguments)
     except ConfigError as error:
         from jepa.cli.terminal import report_error
 
@@ -40,12 +35,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if sweep is not None:
         from jepa.cli.sweep_run import run_sweep
 
-        return run_sweep(sweep, partial(_hand_over, given, config))
-    _hand_over(given, config)
+        return run_sweep(sweep, partial(_run_hydra, arguments, config))
+    _run_hydra(arguments, config)
     return 0
 
 
-def _hand_over(arguments: Sequence[str], config: dict) -> None:
+def _run_hydra(arguments: Sequence[str], config: dict) -> None:
     import hydra
 
     from jepa.cli.job import job

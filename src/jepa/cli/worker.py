@@ -1,4 +1,4 @@
-"""python -m jepa.cli.worker CONFIG FOLDER: one of the processes that `jepa-train` starts on a machine."""
+"""python -m jepa.cli.worker CONFIG FOLDER: one of the processes that `jepa-train` starts, one per GPU."""
 
 from __future__ import annotations
 
@@ -16,35 +16,35 @@ from jepa.config import ConfigError, to_dataclass
 from jepa.errors import RunError
 from jepa.parallel.signals import FROM_SCHEDULERS, listen
 
-PATIENCE_SECONDS = 300
-"""that a rank may take to save after the process that started it is gone"""
+SAVE_SECONDS = 300
+"""Time that a rank has to save a checkpoint after its parent process has died."""
 
 
 def main() -> int:
-    """The exit status."""
+    """Train the configuration; returns the exit status."""
     threading.Thread(target=_follow_parent, daemon=True).start()
-    written, folder = map(Path, sys.argv[1:])
+    config_file, folder = map(Path, sys.argv[1:])
     setup_logging()
     with listen(signals=FROM_SCHEDULERS) as interrupt:
         try:
             with quick_imports():
                 from jepa.agent import train
 
-            return train(to_dataclass(yaml.safe_load(written.read_text())), folder, interrupt)
+            return train(to_dataclass(yaml.safe_load(config_file.read_text())), folder, interrupt)
         except (ConfigError, RunError) as error:
             return report_error(error)
 
 
 def _follow_parent() -> None:
-    """Standard input ends with the process that holds its other end: save and stop, or else just stop."""
+    """Wait until the parent process closes standard input; then save and stop, or exit after `SAVE_SECONDS`."""
     while os.read(sys.stdin.fileno(), 1):
         pass
     os.kill(os.getpid(), signal.SIGTERM)
-    time.sleep(PATIENCE_SECONDS)
+    time.sleep(SAVE_SECONDS)
     os._exit(1)
 
 
 if __name__ == "__main__":
     status = main()
     sys.stdout.flush()
-    os._exit(status) if status else sys.exit(0)  # a lost process group may keep the interpreter from its end
+    os._exit(status) if status else sys.exit(0)  # a broken process group may block the normal exit
