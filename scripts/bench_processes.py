@@ -93,7 +93,7 @@ def measure_saves(config: TrainConfig, num_saves: int) -> dict[str, Any]:
     tensors = _with_moments(components)
     held: dict[str, list[float]] = {"at once": [], "beside": [], "beside, whole after": []}
     with tempfile.TemporaryDirectory() as place:
-        writers = {beside: checkpoint.Writer(Path(place), here, keep=1, beside=beside) for beside in (False, True)}
+        writers = {flag: checkpoint.Writer(Path(place), here, keep=1, asynchronous=flag) for flag in (False, True)}
         for number in range(2 * num_saves + 2):
             beside = number % 2 == 1
             begun = time.perf_counter()

@@ -7,17 +7,17 @@ from contextlib import contextmanager
 
 
 class ConfigError(ValueError):
-    """Everything that is wrong with a configuration; `faults` holds one sentence each."""
+    """A configuration is wrong; `errors` has one sentence for each reason."""
 
-    def __init__(self, faults: Sequence[str]) -> None:
-        self.faults = list(dict.fromkeys(faults))
-        count = f"{len(self.faults)} fault{'s' * (len(self.faults) > 1)} in the configuration, nothing was started"
-        super().__init__("\n".join([count, *(f"  {fault}" for fault in self.faults)]))
+    def __init__(self, errors: Sequence[str]) -> None:
+        self.errors = list(dict.fromkeys(errors))
+        count = f"{len(self.errors)} error{'s' * (len(self.errors) > 1)} in the configuration, nothing was started"
+        super().__init__("\n".join([count, *(f"  {error}" for error in self.errors)]))
 
 
 @contextmanager
 def as_config_errors() -> Iterator[None]:
-    """What a constructor refuses is a fault of the configuration."""
+    """Raise ConfigError for the ValueError of a constructor."""
     try:
         yield
     except ConfigError:
@@ -27,11 +27,11 @@ def as_config_errors() -> Iterator[None]:
 
 
 class RunError(RuntimeError):
-    """A run that cannot begin or go on; the message says why and what to do, and needs no traceback."""
+    """A run cannot start or continue; the message says why and what to do, and is shown without a traceback."""
 
     on_all_ranks = False
-    """whether all ranks of a run have it alike, so that one of them is enough to tell it"""
+    """True if all ranks raise the same error, so that only rank 0 needs to print it."""
 
 
 class Interrupted(Exception):
-    """An evaluation was left because the run is asked to stop."""
+    """An evaluation was interrupted by a request to stop the run."""

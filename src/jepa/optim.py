@@ -1,8 +1,8 @@
-"""Which parameters decay, and setting the two scheduled values."""
+"""Parameter groups of the optimizer, and the scheduled learning rate and weight decay."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
@@ -10,23 +10,25 @@ from torch.optim import Optimizer
 
 
 def parameter_groups(module: nn.Module, scales: Mapping[str, float] | None = None) -> list[dict]:
-    """Matrices, which decay; biases, norms, learned tokens and other 1-D parameters, which never do.
+    """Groups of trainable parameters: matrices with weight decay; biases, norms, tokens and other 1-D ones without.
 
-    Two groups, or two for each share of the learning rate in `scales`, by parameter name.
+    `scales` maps parameter names to factors of the learning rate; each factor has its two groups.
     """
     groups: dict[tuple[float, bool], list[nn.Parameter]] = {(1.0, True): [], (1.0, False): []}
-    for name, parameter in _trainable(module):
+    for name, parameter in module.named_parameters():
+        if not parameter.requires_grad:
+            continue
         decays = parameter.ndim > 1 and not name.endswith(("bias", "tokens"))
         groups.setdefault(((scales or {}).get(name, 1.0), decays), []).append(parameter)
-    return [{"params": found, "decays": decays, "scale": scale} for (scale, decays), found in groups.items()]
+    return [{"params": params, "decays": decays, "scale": scale} for (scale, decays), params in groups.items()]
 
 
 def layer_scales(module: nn.Module, encoder: Any, decay: float) -> dict[str, float]:
-    """Parameter of `encoder`, by its name in `module` -> its share of the learning rate: `decay` for each block above.
+    """Name in `module` of each parameter of `encoder` -> factor of the learning rate: `decay` ** (blocks above it).
 
-    The embedding is one block below the first, the norm behind the last block has the whole rate.
+    The embedding counts as one block below the first; the norm after the last block has factor 1.
     """
-    names = {id(part): name for name, part in module.named_modules()}
+    names = {id(submodule): name for name, submodule in module.named_modules()}
     trunk, depth = names[id(encoder.blocks)], len(encoder.blocks)
     scales = {}
     for name, _ in encoder.named_parameters(prefix=names[id(encoder)]):
@@ -39,11 +41,8 @@ def layer_scales(module: nn.Module, encoder: Any, decay: float) -> dict[str, flo
     return scales
 
 
-def _trainable(module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
-    return ((name, parameter) for name, parameter in module.named_parameters() if parameter.requires_grad)
-
-
 def set_schedule(optimizer: Optimizer, *, lr: float, weight_decay: float) -> None:
+    """Set both values in the groups that `parameter_groups` has made."""
     for group in optimizer.param_groups:
         group["lr"] = lr * group["scale"]
         group["weight_decay"] = weight_decay if group["decays"] else 0.0

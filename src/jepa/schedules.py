@@ -1,4 +1,4 @@
-"""Learning rate, weight decay and momentum as pure functions of the step; resuming is arithmetic."""
+"""Learning rate, weight decay and momentum as pure functions of the step, so that a resumed run needs no state."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from jepa.types import NonNegative, PositiveShare
 
 def linear(step: int, total: int, start: float, end: float) -> float:
     """`start` at step 0, `end` at step `total` and after."""
-    share = min(step / max(total, 1), 1.0)
-    return start + (end - start) * share
+    progress = min(step / max(total, 1), 1.0)
+    return start + (end - start) * progress
 
 
 def cosine(step: int, total: int, start: float, end: float) -> float:
     """Half a cosine from `start` at step 0 to `end` at step `total` and after."""
-    share = min(step / max(total, 1), 1.0)
-    return end + (start - end) * 0.5 * (1 + math.cos(math.pi * share))
+    progress = min(step / max(total, 1), 1.0)
+    return end + (start - end) * 0.5 * (1 + math.cos(math.pi * progress))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Schedule:
-    """Linear warm-up from `start_ratio * lr`, then the shape of the subclass; weight decay by half a cosine.
+    """Linear warm-up from `start_ratio * lr`, then the shape of the subclass; half a cosine for the weight decay.
 
-    Steps count from 0. `warmup_epochs`, where given, replaces `warmup_ratio` (a share of the run).
+    Steps count from 0. `warmup_epochs`, unless None, replaces `warmup_ratio`, a fraction of the run.
     """
 
     total_steps: int
@@ -94,8 +94,4 @@ class WarmupStableDecay(Schedule):
 
     def after_warmup(self, step: int, total: int) -> float:
         decay = min(max(1, round(self.decay_ratio * self.total_steps)), total)
-        return (
-            linear(step - (total - decay), decay, self.lr, self.final_ratio * self.lr)
-            if step > total - decay
-            else self.lr
-        )
+        return linear(max(step - (total - decay), 0), decay, self.lr, self.final_ratio * self.lr)

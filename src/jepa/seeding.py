@@ -1,4 +1,4 @@
-"""Seeds and generators as pure functions of seed, step, rank and the name of a stream."""
+"""Seeds and generators as pure functions of the run's seed, step, rank and the name of a stream."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 
 
 def derive_seed(seed: int, step: int, rank: int, stream: str) -> int:
-    """A 63-bit seed, a pure function of its arguments; streams ("masks", "augment") are independent."""
+    """A 63-bit seed that depends only on the arguments; streams, such as "masks" and "augment", are independent."""
     digest = hashlib.blake2b(f"{seed}/{step}/{rank}/{stream}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1
 

@@ -1,4 +1,4 @@
-"""The valid names nearest to a wrong one, and other help in messages. Without torch."""
+"""Suggestions for error messages: valid names similar to a wrong one, valid batch sizes. Without torch."""
 
 from __future__ import annotations
 
@@ -25,40 +25,40 @@ SYNONYMS = {
     "grad_accum": "micro_batch_size",
     "workers": "num_workers",
 }
-"""What other programs call it."""
+"""Names in other programs -> our keys and groups."""
 
 
-def nearest(name: str, known: Iterable[str], limit: int = 3) -> list[str]:
-    """Known names that a wrong one may have meant: the same leaf elsewhere, a synonym, or a slip of the keys."""
-    known = sorted(set(known))
+def nearest(name: str, valid: Iterable[str], limit: int = 3) -> list[str]:
+    """Valid names that a wrong one may have meant: the same last part, a synonym, or a similar spelling."""
+    valid = sorted(set(valid))
     leaf = name.rpartition(".")[2]
-    if leaf in known and leaf != name:
+    if leaf in valid and leaf != name:
         return [leaf]
-    if same := [key for key in known if key.rpartition(".")[2] == leaf and key != name]:
+    if same := [key for key in valid if key.rpartition(".")[2] == leaf and key != name]:
         return same
-    if SYNONYMS.get(leaf) in known:
+    if SYNONYMS.get(leaf) in valid:
         return [SYNONYMS[leaf]]
-    scores = {key: _likeness(name, leaf, key) for key in known}
+    scores = {key: _similarity(name, leaf, key) for key in valid}
     best = max(scores.values(), default=0.0)
-    close = [key for key in known if scores[key] >= max(0.6, best - 0.05)]
+    close = [key for key in valid if scores[key] >= max(0.6, best - 0.05)]
     return sorted(close, key=lambda key: -scores[key])[:limit]
 
 
-def _likeness(name: str, leaf: str, key: str) -> float:
-    """Whole names, and for less the last part where a name has no section; a beginning of the key counts more."""
-    match = difflib.SequenceMatcher(None, name, key).ratio() + 0.2 * key.startswith(name)
+def _similarity(name: str, leaf: str, key: str) -> float:
+    """Similarity of the whole names, plus 0.2 for a prefix of the key; of the last parts if `name` has no dot."""
+    ratio = difflib.SequenceMatcher(None, name, key).ratio() + 0.2 * key.startswith(name)
     if name == leaf:
-        match = max(match, 0.9 * difflib.SequenceMatcher(None, leaf, key.rpartition(".")[2]).ratio())
-    return match
+        ratio = max(ratio, 0.9 * difflib.SequenceMatcher(None, leaf, key.rpartition(".")[2]).ratio())
+    return ratio
 
 
-def suggestion(name: str, known: Iterable[str]) -> str:
-    """'; did you mean "x" or "y"?', or nothing."""
-    near = nearest(name, known)
+def suggestion(name: str, valid: Iterable[str]) -> str:
+    """'; did you mean "x" or "y"?', or an empty string."""
+    near = nearest(name, valid)
     return "; did you mean " + " or ".join(f'"{key}"' for key in near) + "?" if near else ""
 
 
 def near_multiples(size: int, count: int) -> str:
-    """The batch sizes next to `size` of which `count` processes get equal shares, for a person."""
+    """Text with the multiples of `count` next to the batch size `size`, which `count` processes can share equally."""
     below = size // count * count
     return " or ".join(str(near) for near in (below, below + count) if near)

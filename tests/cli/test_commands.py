@@ -46,7 +46,7 @@ def test_refusal_lists_all_faults_and_leaves_nothing_behind(runs: Runs, capsys: 
     told = capsys.readouterr()
     assert (status, told.out, runs, os.listdir()) == (2, "", [], [])
     lines = told.err.splitlines()
-    assert lines[0] == "jepa-train: 5 faults in the configuration, nothing was started"
+    assert lines[0] == "jepa-train: 5 errors in the configuration, nothing was started"
     assert "  --mutlirun: there is no such flag; did you mean --multirun?" in lines
     assert "  --epochs=3: there is no such flag; keys are given without dashes, as epochs=3" in lines
     assert '  epohcs=3: there is no key "epohcs"; did you mean "epochs"?' in lines
@@ -90,7 +90,7 @@ def test_late_fault_is_told_like_an_early_one(runs: Runs, capsys: pytest.Capture
         main(["seed=13"])
     assert end.value.code == 2
     assert capsys.readouterr().err == (
-        "jepa-train: 1 fault in the configuration, nothing was started\n  batch_size=64: the data set has 13 images\n"
+        "jepa-train: 1 error in the configuration, nothing was started\n  batch_size=64: the data set has 13 images\n"
     )
 
 
@@ -221,7 +221,7 @@ def test_installed_command_answers_from_any_folder(tmp_path: Path) -> None:
     command = [str(Path(sys.executable).parent / "jepa-train"), "epohcs=3"]
     found = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert (found.returncode, found.stdout) == (2, "")
-    assert found.stderr.startswith("jepa-train: 1 fault in the configuration")
+    assert found.stderr.startswith("jepa-train: 1 error in the configuration")
 
 
 def test_imports_of_torch_are_made_without_the_collector_which_leaves_them_alone_afterwards(

@@ -58,7 +58,7 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def faults(*arguments: str) -> list[str]:
     with pytest.raises(ConfigError) as error:
         preflight(arguments)
-    return error.value.faults
+    return error.value.errors
 
 
 @pytest.mark.parametrize("name", FILES)

@@ -78,7 +78,7 @@ def members(*overrides: str, recipe: Recipe | None = None, seconds: float | None
 def faults(*overrides: str, **options) -> list[str]:
     with pytest.raises(ConfigError) as caught:
         members(*overrides, **options)
-    return caught.value.faults
+    return caught.value.errors
 
 
 def write_member(

@@ -252,11 +252,11 @@ def test_fault_is_named_with_its_remedy(overrides: list[str], expected: str) -> 
 def test_all_faults_come_in_one_answer() -> None:
     with pytest.raises(ConfigError) as error:
         compose(["epohcs=3", "mask=blok", "image_size=225", "lr=fast", "encoder.num_heads=7", "a b"])
-    found = error.value.faults
+    found = error.value.errors
     assert [sum(word in fault for fault in found) for word in ("epohcs", "blok", "225", "fast", "7 heads", "a b")] == [
         1
     ] * 6
-    assert str(error.value).startswith("6 faults in the configuration, nothing was started\n  ")
+    assert str(error.value).startswith("6 errors in the configuration, nothing was started\n  ")
 
 
 def test_missing_folder_says_what_was_looked_for_and_what_is_there(tmp_path: Path) -> None:
@@ -527,7 +527,7 @@ def test_wrong_attribute_is_refused_at_once(name: str, value: object, expected: 
     config = JEPAConfig()
     with pytest.raises(ConfigError) as error:
         setattr(config, name, value)
-    assert expected in error.value.faults[0]
+    assert expected in error.value.errors[0]
 
 
 def test_wrong_attribute_of_a_section_is_refused_at_once() -> None:
@@ -540,7 +540,7 @@ def test_wrong_attribute_of_a_section_is_refused_at_once() -> None:
 def test_wrong_values_of_a_python_configuration_come_in_one_answer() -> None:
     with pytest.raises(ConfigError) as error:
         JEPAConfig(epochs="many", image_size=225).compose()
-    assert len(error.value.faults) == 2
+    assert len(error.value.errors) == 2
 
 
 @pytest.mark.parametrize(

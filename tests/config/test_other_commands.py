@@ -10,7 +10,7 @@ from jepa.config import ConfigError, compose_eval, compose_export
 def faults_of(compose, *overrides: str) -> list[str]:
     with pytest.raises(ConfigError) as caught:
         compose(list(overrides))
-    return caught.value.faults
+    return caught.value.errors
 
 
 def test_eval_takes_a_run_and_a_dataset_by_name() -> None:

@@ -210,8 +210,8 @@ def test_encoders_take_small_crops_with_positions_counted_from_the_corner(encode
 def test_what_cannot_be_is_refused_with_its_reason(overrides: list[str], expected: str) -> None:
     with pytest.raises(ConfigError) as error:
         compose(overrides)
-    assert len(error.value.faults) == 1
-    assert expected in error.value.faults[0]
+    assert len(error.value.errors) == 1
+    assert expected in error.value.errors[0]
 
 
 def test_lejepa_is_another_choice_away_from_other_regularizers() -> None:

@@ -26,8 +26,8 @@ from jepa.encoders.temporal import TemporalEncoder
 from jepa.errors import RunError
 from jepa.exporters import export
 from jepa.exporters import timm as timm_export
-from jepa.exporters.card import Provenance, card, history_of
-from jepa.exporters.export import Exported, export_encoder, form_of, push_to_hub
+from jepa.exporters.card import Provenance, card, read_provenance
+from jepa.exporters.export import Exported, export_encoder, export_format, push_to_hub
 from jepa.runs.checkpoint import FORMAT
 
 SIZES: dict[str, Any] = {"patch_size": 8, "embed_dim": 24, "depth": 1, "num_heads": 2}
@@ -137,7 +137,7 @@ def test_an_encoder_of_timm_goes_back_to_timm(architecture: str, tmp_path: Path)
 @pytest.mark.parametrize("name", ["onnx", "program_clips"])
 def test_the_batch_of_a_program_is_free(name: str, exports) -> None:
     encoder, done = exports[name]
-    form = form_of(CASES[name][0])
+    form = export_format(CASES[name][0])
     pixels = torch.randn(5, *form.input_shape(encoder), generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         torch.testing.assert_close(form.load(done.folder)(pixels), encoder(pixels), rtol=1e-4, atol=1e-5)
@@ -254,7 +254,7 @@ def run_folder(tmp_path: Path) -> Path:
 
 
 def test_history_tells_how_the_checkpoint_was_trained_and_no_path(tmp_path: Path) -> None:
-    history = history_of(str(run_folder(tmp_path)))
+    history = read_provenance(str(run_folder(tmp_path)))
     told = " ".join([history.name, *history.facts.values(), history.results])
     words = ("shapes-run", "step 50", "1,600", "JEPA", "ImageFolder", "published.pt", "11.1", "44.4")
     assert all(word in told for word in words)
@@ -283,13 +283,13 @@ def test_card_says_what_it_is_and_how_to_load_it_where_it_lies(exports) -> None:
 )
 def test_card_of_a_repository_loads_from_there_where_the_library_can(name: str, call: str, exports) -> None:
     encoder, done = exports[name]
-    form = form_of(CASES[name][0])
-    assert call in card(encoder, form, history_of(str(done.folder)), done.difference, "me/encoder")
+    form = export_format(CASES[name][0])
+    assert call in card(encoder, form, read_provenance(str(done.folder)), done.difference, "me/encoder")
 
 
 def test_no_fact_of_a_run_becomes_markup_or_a_column_of_the_card(exports) -> None:
     encoder, done = exports["timm_wide"]
-    text = card(encoder, form_of("timm"), Provenance("x", {"data set": HOSTILE}, ""), done.difference, None)
+    text = card(encoder, export_format("timm"), Provenance("x", {"data set": HOSTILE}, ""), done.difference, None)
     (line,) = [line for line in text.splitlines() if line.startswith("| data set")]
     assert line.replace("\\|", "").count("|") == 3
     assert "<" not in line
@@ -312,8 +312,8 @@ def test_what_cannot_be_exported_is_refused_before_anything_is_opened(
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ConfigError) as caught:
         compose_export(["run=outputs/shapes-run", *overrides])
-    assert len(caught.value.faults) == 1
-    assert fault in caught.value.faults[0]
+    assert len(caught.value.errors) == 1
+    assert fault in caught.value.errors[0]
 
 
 @pytest.fixture(scope="module")
@@ -352,7 +352,7 @@ def test_command_refuses_with_status_2_and_explains_every_key(source: str, here:
     (here / "mine").write_text("")
     assert main([f"run={source}", "format=tim", "output=mine"]) == 2
     told = capsys.readouterr().err
-    assert all(word in told for word in ("2 faults", 'did you mean "timm"?', "mine is a file"))
+    assert all(word in told for word in ("2 errors", 'did you mean "timm"?', "mine is a file"))
     with pytest.raises(SystemExit) as caught:
         main(["--help"])
     assert caught.value.code == 0

@@ -45,12 +45,12 @@ def parts(value, *, steps=0, fused=False):
     return model, optimizer, Guard(value)
 
 
-def writer(folder, *, keep=100, beside=False):
-    return Writer(folder, open_session(device="cpu", precision="fp32"), keep=keep, beside=beside)
+def writer(folder, *, keep=100, asynchronous=False):
+    return Writer(folder, open_session(device="cpu", precision="fp32"), keep=keep, asynchronous=asynchronous)
 
 
-def write(folder, step, value=1.0, *, keep=100, beside=False, links=("last",), steps=1):
-    made = writer(folder, keep=keep, beside=beside)
+def write(folder, step, value=1.0, *, keep=100, asynchronous=False, links=("last",), steps=1):
+    made = writer(folder, keep=keep, asynchronous=asynchronous)
     made.save(
         step=step,
         tensors=checkpoint.training_tensors(*parts(value, steps=steps)),
@@ -59,13 +59,13 @@ def write(folder, step, value=1.0, *, keep=100, beside=False, links=("last",), s
         links=links,
     )
     made.finish()
-    return checkpoint.place_of(folder, step)
+    return checkpoint.checkpoint_folder(folder, step)
 
 
-@pytest.mark.parametrize("beside", [False, True])
+@pytest.mark.parametrize("asynchronous", [False, True])
 @pytest.mark.parametrize("fused", [False, True])
-def test_what_is_saved_is_what_a_run_goes_on_with(tmp_path, beside, fused):
-    write(tmp_path, 7, 2.5, beside=beside, steps=3)
+def test_what_is_saved_is_what_a_run_goes_on_with(tmp_path, asynchronous, fused):
+    write(tmp_path, 7, 2.5, asynchronous=asynchronous, steps=3)
     found = checkpoint.latest(tmp_path)
     assert checkpoint.read_state(found)["step"] == 7
     assert checkpoint.read_state(found)["best"] == {"value": -1.5, "step": 0}
@@ -92,9 +92,9 @@ def test_another_model_is_refused_by_name(tmp_path):
         checkpoint.restore(checkpoint.latest(tmp_path), other, torch.optim.SGD(other.parameters()), None)
 
 
-def test_what_is_saved_beside_the_training_is_what_was_there_at_the_call(tmp_path):
+def test_an_asynchronous_save_holds_what_was_there_at_the_call(tmp_path):
     model, optimizer, guard = parts(1.0, steps=1)
-    made = writer(tmp_path, beside=True)
+    made = writer(tmp_path, asynchronous=True)
     tensors = checkpoint.training_tensors(model, optimizer, guard)
     before = model.weight.detach().clone()
     made.save(step=1, tensors=tensors, config="", state={})
@@ -104,9 +104,9 @@ def test_what_is_saved_beside_the_training_is_what_was_there_at_the_call(tmp_pat
     assert torch.equal(checkpoint.load_model(checkpoint.find(tmp_path))["weight"], before)
 
 
-@pytest.mark.parametrize("beside", [False, True])
+@pytest.mark.parametrize("asynchronous", [False, True])
 @pytest.mark.parametrize("stage", ["tensors", "seal"])
-def test_a_save_that_fails_says_so_and_keeps_what_was_there(tmp_path, monkeypatch, stage, beside):
+def test_a_save_that_fails_says_so_and_keeps_what_was_there(tmp_path, monkeypatch, stage, asynchronous):
     write(tmp_path, 1)
 
     def full(*_args, **_more):
@@ -117,7 +117,7 @@ def test_a_save_that_fails_says_so_and_keeps_what_was_there(tmp_path, monkeypatc
     else:
         monkeypatch.setattr("torch.distributed.checkpoint.filesystem._write_files_from_queue", full)
     with pytest.raises(SaveError, match=r"step 2 .*No space left on device.*step_00000001"):
-        write(tmp_path, 2, beside=beside)
+        write(tmp_path, 2, asynchronous=asynchronous)
     monkeypatch.undo()
     assert [p.name for p in (tmp_path / "checkpoints").glob("*step_*")] == ["step_00000001"]
     assert checkpoint.read_state(checkpoint.latest(tmp_path))["step"] == 1

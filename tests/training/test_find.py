@@ -175,7 +175,7 @@ def test_on_a_cpu_the_search_ends_before_the_memory_does(small, monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (["lr", "epohcs=3", "image_size=225"], "jepa-find: 2 faults in the configuration"),
+        (["lr", "epohcs=3", "image_size=225"], "jepa-find: 2 errors in the configuration"),
         (["lr", "--low", "1"], "needs 10 steps or more and 0 < low < high"),
         (
             ["batch", "batch_size=200", "dataset.num_samples=96", "logger=none"],

@@ -1,4 +1,4 @@
-"""The README.md of an exported encoder, a model card as the Hugging Face hub reads it."""
+"""The README.md of an exported encoder: a model card for the Hugging Face hub."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ from jepa.runs.metrics import read_config, read_rows
 
 
 class Provenance(NamedTuple):
-    """How an encoder came about."""
+    """How an encoder was trained."""
 
     name: str
     facts: dict[str, str]
     results: str
-    """a table in plain text, empty where nothing was measured"""
+    """Table of metrics in plain text; empty if none were measured."""
 
 
-def history_of(source: str) -> Provenance:
-    """What a run folder, or a checkpoint in one, tells about its training; of other sources only their name."""
+def read_provenance(source: str) -> Provenance:
+    """Provenance from a run folder or a checkpoint in one; for other sources only their name."""
     try:
-        found = checkpoint.find(Path(source))
+        folder = checkpoint.find(Path(source))
     except CheckpointError:
         name = Path(source).name if Path(source).exists() else source
         return Provenance(name, {"weights": f"`{name}`"}, "")
-    step, config = checkpoint.peek(found)["step"], read_config(found)
-    rows = [row for row in read_rows(found.parent.parent) if row["step"] <= step]
+    step, config = checkpoint.peek(folder)["step"], read_config(folder)
+    rows = [row for row in read_rows(folder.parent.parent) if row["step"] <= step]
     has_probes = any(name.startswith(("probe/", "collapse/")) for row in rows for name in row)
     results = final_table(rows, start_of(config)).terminal() if has_probes else ""
     return Provenance(config["name"], _facts(config, step), results)
@@ -42,8 +42,10 @@ def history_of(source: str) -> Provenance:
 
 def _facts(config: Mapping[str, Any], step: int) -> dict[str, str]:
     optimizer, weights = _class(config["optimizer"]), config["encoder"].get("weights")
-    began = {} if weights is None else {"began with": weights if weights.startswith("hf:") else Path(weights).name}
-    return began | {
+    initial = (
+        {} if weights is None else {"initial weights": weights if weights.startswith("hf:") else Path(weights).name}
+    )
+    return initial | {
         "run": f"`{config['name']}`, step {step:,}, seed {config['seed']}",
         "objective": _class(config["objective"]),
         "mask": _class(config["mask"]),
@@ -58,7 +60,7 @@ def _class(node: Mapping[str, Any]) -> str:
 
 
 def _dataset(node: Mapping[str, Any]) -> str:
-    """Its kind and name, but no path: the card may be published."""
+    """Class and name of the data set, without a path, since the card may be published."""
     parts = node.get("parts")
     if isinstance(parts, Mapping):
         return f"{_class(node)} of {', '.join(_dataset(part) for part in parts.values())}"
@@ -66,16 +68,18 @@ def _dataset(node: Mapping[str, Any]) -> str:
     return f"{_class(node)} {name}".strip()
 
 
-def card(encoder: Any, form: ExportFormat, history: Provenance, difference: float, repository: str | None) -> str:
-    """The text of README.md; `difference` is what the check of parity found, `repository` is where it will be read."""
-    there = form.on_hub.format(repository) if repository and form.on_hub else None
+def card(encoder: Any, format: ExportFormat, provenance: Provenance, difference: float, repository: str | None) -> str:
+    """Text of README.md; `difference` is the largest of the tokens, `repository` the target on the hub."""
+    hub_source = format.on_hub.format(repository) if repository and format.on_hub else None
     kind = "video" if encoder.clip_shape[1] > 1 else "image"
     mean, std = pixel_statistics(encoder)
     facts = _architecture(encoder) | {"pixel mean": _numbers(mean), "pixel std": _numbers(std)}
-    results = f"\nProbes of the frozen encoder at that step, as the run measured them:\n\n```\n{history.results}\n```\n"
+    results = (
+        f"\nProbes of the frozen encoder at that step, measured during the run:\n\n```\n{provenance.results}\n```\n"
+    )
     return f"""\
 ---
-library_name: {form.library}
+library_name: {format.library}
 pipeline_tag: {"image-" if kind == "image" else ""}feature-extraction
 tags:
 - jepa
@@ -83,43 +87,43 @@ tags:
 ---
 {MARK}
 
-# {history.name}
+# {provenance.name}
 
 A pretrained {kind} encoder without a head, exported by jepa-train: it maps pixels to one vector for each patch.
-On random input these vectors differed from those of the encoder that was exported by {difference:.1e} at most.
+On random input these vectors differ by at most {difference:.1e} from those of the original encoder.
 
 {_table(facts)}
 
-{bullets(form.notes(encoder))}
+{bullets(format.notes(encoder))}
 
 ## How it was trained
 
-{_table(history.facts)}
-{results if history.results else ""}
+{_table(provenance.facts)}
+{results if provenance.results else ""}
 ## Use
 
-{"" if there else "In this folder:"}
+{"" if hub_source else "In this folder:"}
 
 ```python
-{form.snippet(encoder, there or ".")}
+{format.snippet(encoder, hub_source or ".")}
 ```
 
 ## Licence
 
-None is stated. Whoever publishes these weights adds `license:` at the top, with regard to the data they are from.
+None is stated. Before you publish these weights, add `license:` at the top; consider the licence of the training data.
 """
 
 
 def _architecture(encoder: Any) -> dict[str, str]:
     channels, frames, height, width = encoder.clip_shape
     grid, (patch_frames, *patch) = encoder.grid, token_extent(encoder)
-    of_frames = f"{frames} frames of " if frames > 1 else ""
+    clip = f"{frames} frames of " if frames > 1 else ""
     tubelet = f"{patch_frames} frames of " if patch_frames > 1 else ""
     count = sum(parameter.numel() for parameter in encoder.parameters())
     return {
         "architecture": f"Vision Transformer ({type(encoder).__name__}), depth {len(encoder.blocks)}, "
         f"width {encoder.embed_dim}, {encoder.num_heads} heads, {count / 1e6:.2f} million parameters",
-        "input": f"{of_frames}{height} x {width} pixels, {channels} channel{'s' * (channels > 1)}",
+        "input": f"{clip}{height} x {width} pixels, {channels} channel{'s' * (channels > 1)}",
         "tokens": f"{grid.t} x {grid.h} x {grid.w}, one for {tubelet}{patch[0]} x {patch[1]} pixels",
         "positions": getattr(getattr(encoder, "positions", None), "kind", "of the architecture"),
     }

@@ -1,4 +1,4 @@
-"""What one format of an exported encoder consists of, and what several of them share."""
+"""The interface of an export format, and functions that several formats share."""
 
 from __future__ import annotations
 
@@ -13,31 +13,31 @@ from torch import Tensor, nn
 
 from jepa.errors import ConfigError, RunError
 
-Run = Callable[[Tensor], Tensor]
-"""Normalised pixels [B, C, T, H, W], or [B, C, H, W] where `input_shape` says so -> tokens [B, N, D]."""
+EncodeFn = Callable[[Tensor], Tensor]
+"""Normalised pixels [B, *input_shape] -> tokens [B, N, D]."""
 
 
 class ExportFormat(NamedTuple):
-    """How one library takes an encoder. `write` raises ConfigError for an encoder that it cannot take."""
+    """How an encoder is written for one library and loaded from there."""
 
     library: str
-    """its name on the Hugging Face hub"""
+    """Name of the library on the Hugging Face hub."""
     write: Callable[[Any, Path], None]
-    """the files of an encoder into an empty folder"""
-    load: Callable[[Path], Run]
-    """what others compute from these files, without our code"""
+    """Write an encoder into an empty folder; raises ConfigError for an encoder that the format does not support."""
+    load: Callable[[Path], EncodeFn]
+    """Load the encoder with the library alone, without code of this package."""
     snippet: Callable[[Any, str], str]
-    """a program for an encoder that lies in this folder; it makes `tokens`"""
+    """(encoder, folder) -> a Python program that loads the encoder and computes `tokens`."""
     input_shape: Callable[[Any], tuple[int, ...]]
-    """shape of one input: (C, H, W) or (C, T, H, W)"""
+    """Shape of one input: (C, H, W) or (C, T, H, W)."""
     notes: Callable[[Any], list[str]]
-    """what a user has to know, for the model card"""
+    """Hints for the model card."""
     on_hub: str | None = None
-    """what `snippet` takes instead of a folder to load repository {} of the hub; None where it cannot"""
+    """Pattern of the source that loads repository {} of the hub in `snippet`; None if the library cannot."""
 
 
 def clip_input(encoder: Any) -> tuple[int, ...]:
-    """Clips where the encoder was trained on some, else images."""
+    """(C, T, H, W) for an encoder of clips, (C, H, W) for one of images."""
     channels, frames, height, width = encoder.clip_shape
     return (channels, frames, height, width) if frames > 1 else (channels, height, width)
 
@@ -47,8 +47,13 @@ def image_input(encoder: Any) -> tuple[int, ...]:
     return channels, height, width
 
 
+def frame_notes(encoder: Any) -> list[str]:
+    """The hint that an image encoder was trained on clips, if it was."""
+    return ["It was trained on frames of clips, each encoded by itself."] if encoder.clip_shape[1] > 1 else []
+
+
 def pixel_statistics(encoder: Any) -> tuple[list[float], list[float]]:
-    """-> mean and standard deviation of pixels in [0, 1], of each channel"""
+    """Mean and standard deviation of each channel, for pixels in [0, 1]."""
     normalise = encoder.transform.normalise
     return list(normalise.mean), list(normalise.std)
 
@@ -58,12 +63,12 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
 
 
 def quoted(text: str) -> str:
-    """As a string in a program."""
+    """A string literal in double quotes."""
     return json.dumps(text, ensure_ascii=False)
 
 
 def require(module: str, extra: str = "export") -> ModuleType:
-    """An optional package, or a RunError that names the extra it comes with."""
+    """Import an optional package; raises RunError with the command that installs it."""
     try:
         return importlib.import_module(module)
     except ImportError as error:
@@ -73,4 +78,4 @@ def require(module: str, extra: str = "export") -> ModuleType:
 
 
 def unsupported(format: str, encoder: nn.Module, reason: str) -> ConfigError:
-    return ConfigError([f"format={format} cannot take {type(encoder).__name__}: {reason}"])
+    return ConfigError([f"format={format} does not support {type(encoder).__name__}: {reason}"])

@@ -1,4 +1,4 @@
-"""Programs that need no model code: ONNX, and torch.export. The batch is free, the size of the images is fixed."""
+"""ONNX and torch.export: programs that need no model code, with a dynamic batch and a fixed image size."""
 
 from __future__ import annotations
 
@@ -10,22 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from jepa.exporters.format import ExportFormat, Run, clip_input, pixel_statistics, quoted, require
+from jepa.exporters.format import EncodeFn, ExportFormat, clip_input, pixel_statistics, quoted, require
 
 ONNX_FILE, PROGRAM_FILE = "model.onnx", "model.pt2"
-
-
-class _Forward(nn.Module):
-    """The encoder with its input under a name, and without the choice of tokens."""
-
-    def __init__(self, encoder: nn.Module) -> None:
-        super().__init__()
-        self.encoder = encoder
-
-    def forward(self, pixels: Tensor) -> Tensor:
-        return self.encoder(pixels)
 
 
 def write_onnx(encoder: Any, folder: Path) -> None:
@@ -37,7 +26,7 @@ def write_onnx(encoder: Any, folder: Path) -> None:
     program.save(folder / ONNX_FILE)
 
 
-def reopen_onnx(folder: Path) -> Run:
+def load_onnx(folder: Path) -> EncodeFn:
     session = require("onnxruntime").InferenceSession(folder / ONNX_FILE, providers=["CPUExecutionProvider"])
 
     def run(pixels: Tensor) -> Tensor:
@@ -52,30 +41,28 @@ def write_program(encoder: Any, folder: Path) -> None:
         torch.export.save(_program(encoder), folder / PROGRAM_FILE)
 
 
-def reopen_program(folder: Path) -> Run:
+def load_program(folder: Path) -> EncodeFn:
     return torch.export.load(folder / PROGRAM_FILE).module()
 
 
 def _program(encoder: Any) -> torch.export.ExportedProgram:
-    example = torch.zeros(2, *clip_input(encoder))  # of one sample the batch would be taken for a constant
-    batch = torch.export.Dim("batch", min=1)
-    program = torch.export.export(_Forward(encoder).eval(), (example,), dynamic_shapes={"pixels": {0: batch}})
+    example = torch.zeros(2, *clip_input(encoder))  # torch.export takes a batch of 1 for a constant
+    program = torch.export.export(encoder, (example,), dynamic_shapes=({0: torch.export.Dim("batch", min=1)},))
     for node in program.graph.nodes:
-        node.meta.pop("stack_trace", None)  # paths of this machine
+        node.meta.pop("stack_trace", None)  # it contains paths of this machine
     return program
 
 
 @contextmanager
 def _quietly() -> Iterator[None]:
-    """Without what the exporters say about themselves; errors are raised all the same."""
-    before = logging.root.manager.disable
+    """Suppress the warnings and log messages of the exporters; errors are still raised."""
+    level = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with warnings.catch_warnings(action="ignore"):
             yield
     finally:
-        logging.disable(before)
+        logging.disable(level)
 
 
 def onnx_snippet(encoder: Any, where: str) -> str:
@@ -105,7 +92,7 @@ def _kind(encoder: Any) -> str:
 
 
 def _column(encoder: Any, values: list[float]) -> list[Any]:
-    """One value for each channel, so nested that it spreads over frames, height and width."""
+    """Values [C] as nested lists [C, 1, ..., 1] that broadcast over the pixels."""
     column: list[Any] = values
     for _ in clip_input(encoder)[1:]:
         column = [[value] for value in column]
@@ -121,5 +108,5 @@ def notes(encoder: Any) -> list[str]:
     ]
 
 
-ONNX = ExportFormat("onnx", write_onnx, reopen_onnx, onnx_snippet, clip_input, notes)
-PROGRAM = ExportFormat("pytorch", write_program, reopen_program, program_snippet, clip_input, notes)
+ONNX = ExportFormat("onnx", write_onnx, load_onnx, onnx_snippet, clip_input, notes)
+PROGRAM = ExportFormat("pytorch", write_program, load_program, program_snippet, clip_input, notes)

@@ -1,4 +1,4 @@
-"""Our own folder: config.json and model.safetensors, which `jepa.load_encoder` opens."""
+"""A folder for `jepa.load_encoder`: config.json and model.safetensors."""
 
 from __future__ import annotations
 
@@ -7,19 +7,13 @@ from typing import Any
 
 from jepa.encoders.pretrained import open_encoder
 from jepa.encoders.published import write_encoder
-from jepa.exporters.format import ExportFormat, Run, clip_input, quoted, unsupported
+from jepa.exporters.format import ExportFormat, clip_input, quoted, unsupported
 
 
 def write(encoder: Any, folder: Path) -> None:
     if not hasattr(encoder, "node"):
-        raise unsupported(
-            "safetensors", encoder, "it was not opened by jepa.load_encoder, so nothing tells how to build it"
-        )
+        raise unsupported("safetensors", encoder, "it has no `node` to build it from, as jepa.load_encoder sets it")
     write_encoder(folder, encoder)
-
-
-def load(folder: Path) -> Run:
-    return open_encoder(folder)
 
 
 def snippet(encoder: Any, where: str) -> str:
@@ -35,9 +29,7 @@ tokens = encoder(pixels)  # [2, {encoder.grid.num_tokens}, {encoder.embed_dim}]"
 
 
 def notes(encoder: Any) -> list[str]:
-    return [
-        "It is loaded by `pip install jepa-train`, and goes on training with `encoder=pretrained encoder.weights=.`"
-    ]
+    return ["Loading it needs `pip install jepa-train`; train it further with `encoder=pretrained encoder.weights=.`"]
 
 
-FORM = ExportFormat("jepa-train", write, load, snippet, clip_input, notes, "hf:{}")
+FORMAT = ExportFormat("jepa-train", write, open_encoder, snippet, clip_input, notes, "hf:{}")

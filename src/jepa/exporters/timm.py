@@ -13,10 +13,19 @@ from torch import Tensor, nn
 from jepa.encoders.names import PUBLISHED, TABLE, to_foreign
 from jepa.encoders.pretrained import TimmEncoder
 from jepa.encoders.spatial import SpatialEncoder
-from jepa.exporters.format import ExportFormat, Run, image_input, pixel_statistics, quoted, unsupported, write_json
+from jepa.exporters.format import (
+    EncodeFn,
+    ExportFormat,
+    frame_notes,
+    image_input,
+    pixel_statistics,
+    quoted,
+    unsupported,
+    write_json,
+)
 
 ARCHITECTURE = "vit_base_patch16_224"
-"""the entry of timm whose sizes are replaced, all of them"""
+"""Entry of timm's registry; `model_args` replace all its sizes."""
 
 
 def write(encoder: Any, folder: Path) -> None:
@@ -28,10 +37,10 @@ def write(encoder: Any, folder: Path) -> None:
         architecture, arguments = encoder.node["architecture"], _arguments_of_timm(encoder)
         tensors = {name: tensor.contiguous() for name, tensor in encoder.trunk.state_dict().items()}
     else:
-        raise unsupported("timm", encoder, "timm's VisionTransformer sees images, not clips; use onnx or torch_export")
+        raise unsupported("timm", encoder, "timm's VisionTransformer takes images, not clips; use onnx or torch_export")
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     mean, std = pixel_statistics(encoder)
-    pictures = {
+    pretrained_cfg = {
         "input_size": list(image_input(encoder)),
         "fixed_input_size": True,
         "interpolation": "bilinear",
@@ -44,14 +53,13 @@ def write(encoder: Any, folder: Path) -> None:
         "first_conv": "patch_embed.proj",
         "classifier": "head",
     }
-    config = {"architecture": architecture, "num_classes": 0, "model_args": arguments, "pretrained_cfg": pictures}
+    config = {"architecture": architecture, "num_classes": 0, "model_args": arguments, "pretrained_cfg": pretrained_cfg}
     write_json(folder / "config.json", config)
 
 
-def _arguments(encoder: SpatialEncoder) -> dict[str, Any]:
-    """Those of timm's VisionTransformer; without fc_norm, since ours norms the tokens and then takes the mean."""
+def _arguments(encoder: Any) -> dict[str, Any]:
+    """Arguments of timm's VisionTransformer; without fc_norm, since our encoder normalises before the mean."""
     channels, height, width = image_input(encoder)
-    hidden: Any = encoder.blocks[0].mlp.fc1.out_features  # pyright: ignore[reportAttributeAccessIssue]
     return {
         "img_size": [height, width],
         "patch_size": list(encoder.patch_size),
@@ -63,12 +71,12 @@ def _arguments(encoder: SpatialEncoder) -> dict[str, Any]:
         "embed_dim": encoder.embed_dim,
         "depth": len(encoder.blocks),
         "num_heads": encoder.num_heads,
-        "mlp_ratio": hidden / encoder.embed_dim,
+        "mlp_ratio": encoder.blocks[0].mlp.fc1.out_features / encoder.embed_dim,
     }
 
 
 def _arguments_of_timm(encoder: TimmEncoder) -> dict[str, Any]:
-    """Without pooling, which some do by layers that are no part of our encoder."""
+    """Arguments of the wrapped model without pooling, which may have layers that our encoder does not use."""
     channels, height, width = image_input(encoder)
     norms_pooled = not isinstance(encoder.trunk.fc_norm, nn.Identity)
     return encoder.node["arguments"] | {
@@ -80,7 +88,7 @@ def _arguments_of_timm(encoder: TimmEncoder) -> dict[str, Any]:
     }
 
 
-def load(folder: Path) -> Run:
+def load(folder: Path) -> EncodeFn:
     model: Any = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
 
     def run(images: Tensor) -> Tensor:
@@ -102,18 +110,16 @@ features = model(images)  # [2, {encoder.embed_dim}], the mean token"""
     return f"""\
 import timm, torch
 model = timm.create_model({quoted(source)}, pretrained=True).eval()
-transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))  # of a PIL image
-images = torch.randn(2, {shape})  # or: torch.stack([transform(image) for image in pictures])
+transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))  # for a PIL image
+images = torch.randn(2, {shape})  # or: torch.stack([transform(image) for image in pil_images])
 {use}"""
 
 
 def notes(encoder: Any) -> list[str]:
     if isinstance(encoder, TimmEncoder):
-        return ["`model(images)` gives all tokens, the class and register tokens first; there is no head."]
-    found = ["`model.forward_features` gives the tokens, `model` their mean; there is no class token and no head."]
-    if encoder.clip_shape[1] > 1:
-        found.append("It was trained on the frames of clips, of which each is seen alone.")
-    return found
+        return ["`model(images)` returns all tokens, class and register tokens first; there is no head."]
+    hint = "`model.forward_features` returns the tokens, `model` their mean; there is no class token and no head."
+    return [hint, *frame_notes(encoder)]
 
 
-FORM = ExportFormat("timm", write, load, snippet, image_input, notes, "hf-hub:{}")
+FORMAT = ExportFormat("timm", write, load, snippet, image_input, notes, "hf-hub:{}")

@@ -1,4 +1,4 @@
-"""A folder for `AutoModel.from_pretrained(FOLDER)`: IJepaModel of images, VJEPA2Model of clips."""
+"""A folder for `AutoModel.from_pretrained(FOLDER)`: IJepaModel for images, VJEPA2Model for clips."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ from jepa.encoders.names import IJEPA, TABLE, VJEPA2, to_foreign
 from jepa.encoders.spatial import SpatialEncoder
 from jepa.encoders.temporal import TemporalEncoder
 from jepa.exporters.format import (
+    EncodeFn,
     ExportFormat,
-    Run,
+    frame_notes,
     image_input,
     pixel_statistics,
     quoted,
@@ -26,7 +27,7 @@ from jepa.exporters.format import (
 )
 
 BILINEAR = 2
-"""as Pillow counts its filters"""
+"""Number of the resampling filter in Pillow."""
 
 
 def write(encoder: Any, folder: Path) -> None:
@@ -37,7 +38,8 @@ def write(encoder: Any, folder: Path) -> None:
         config = transformers.IJepaConfig(**_image_sizes(encoder))
         write_json(folder / "preprocessor_config.json", _processing(encoder, image_processor_type="ViTImageProcessor"))
     else:
-        _check_clips(encoder)
+        if reason := _why_no_vjepa2(encoder):
+            raise unsupported("transformers", encoder, reason)
         patch = (encoder.clip_shape[0], encoder.tubelet_size, *encoder.patch_size)
         config = transformers.VJEPA2Config(**_clip_sizes(encoder))
         tensors = to_foreign(encoder.state_dict(), VJEPA2, patch) | _zero_predictor(encoder.embed_dim)
@@ -47,28 +49,23 @@ def write(encoder: Any, folder: Path) -> None:
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
 
 
-def _check_clips(encoder: nn.Module) -> None:
+def _why_no_vjepa2(encoder: nn.Module) -> str | None:
+    """Why VJEPA2Model cannot represent the encoder; None if it can."""
     if not isinstance(encoder, TemporalEncoder):
-        raise unsupported(
-            "transformers", encoder, "it has no model of that kind that we know; use timm, onnx or torch_export"
-        )
+        return "there is no equivalent model; use timm, onnx or torch_export"
     if encoder.positions.kind != "vjepa2":
-        kind = encoder.positions.kind
-        raise unsupported(
-            "transformers",
-            encoder,
-            f"VJEPA2Model has the positions of encoder.position=vjepa2, this one those of {kind}; "
-            "use onnx or torch_export, or train with encoder.position=vjepa2",
+        return (
+            f"VJEPA2Model needs encoder.position=vjepa2, this encoder has {encoder.positions.kind}; "
+            "use onnx or torch_export, or train with encoder.position=vjepa2"
         )
     (height, width), (patch_height, patch_width) = encoder.clip_shape[2:], encoder.patch_size
     if height != width or patch_height != patch_width:
         size = f"{height}x{width} pixels in patches of {patch_height}x{patch_width}"
-        raise unsupported(
-            "transformers", encoder, f"VJEPA2Model counts its positions on squares, not on {size}; use torch_export"
-        )
+        return f"VJEPA2Model needs square images and patches, not {size}; use torch_export"
+    return None
 
 
-def _trunk_sizes(encoder: Any) -> dict[str, Any]:
+def _common_sizes(encoder: Any) -> dict[str, Any]:
     return {
         "hidden_size": encoder.embed_dim,
         "num_hidden_layers": len(encoder.blocks),
@@ -77,14 +74,13 @@ def _trunk_sizes(encoder: Any) -> dict[str, Any]:
     }
 
 
-def _image_sizes(encoder: SpatialEncoder) -> dict[str, Any]:
+def _image_sizes(encoder: Any) -> dict[str, Any]:
     channels, height, width = image_input(encoder)
     patch_height, patch_width = encoder.patch_size
-    hidden: Any = encoder.blocks[0].mlp.fc1.out_features  # pyright: ignore[reportAttributeAccessIssue]
     return {
         "architectures": ["IJepaModel"],
-        **_trunk_sizes(encoder),
-        "intermediate_size": hidden,
+        **_common_sizes(encoder),
+        "intermediate_size": encoder.blocks[0].mlp.fc1.out_features,
         "image_size": height if height == width else [height, width],
         "patch_size": patch_height if patch_height == patch_width else [patch_height, patch_width],
         "num_channels": channels,
@@ -92,11 +88,11 @@ def _image_sizes(encoder: SpatialEncoder) -> dict[str, Any]:
 
 
 def _clip_sizes(encoder: Any) -> dict[str, Any]:
-    """The predictor that every VJEPA2Model has is as small as it can be: without layers."""
+    """Sizes of a VJEPA2Model whose predictor, which it always has, is without layers."""
     channels, frames, side, _ = encoder.clip_shape
     return {
         "architectures": ["VJEPA2Model"],
-        **_trunk_sizes(encoder),
+        **_common_sizes(encoder),
         "mlp_ratio": encoder.blocks[0].mlp.fc1.out_features / encoder.embed_dim,
         "crop_size": side,
         "frames_per_clip": frames,
@@ -111,7 +107,7 @@ def _clip_sizes(encoder: Any) -> dict[str, Any]:
 
 
 def _zero_predictor(width: int) -> dict[str, Tensor]:
-    """Its tensors, all zero, so that it predicts zeros and nothing is drawn at random when the folder is loaded."""
+    """Zero tensors for the predictor without layers; missing ones would be initialised at random on loading."""
     shapes = {
         "embeddings.mask_tokens": (1, 1, 1, 1),
         "embeddings.predictor_embeddings.weight": (1, width),
@@ -125,7 +121,7 @@ def _zero_predictor(width: int) -> dict[str, Tensor]:
 
 
 def _processing(encoder: Any, **kind: Any) -> dict[str, Any]:
-    """The shorter side to the size, then the centre; of a size that is no square, which that cannot do, all of it."""
+    """Resize the shorter side, then crop the centre; for a size that is not square, resize without a crop."""
     height, width = encoder.clip_shape[2:]
     mean, std = pixel_statistics(encoder)
     return {
@@ -145,7 +141,7 @@ def _processing(encoder: Any, **kind: Any) -> dict[str, Any]:
     }
 
 
-def load(folder: Path) -> Run:
+def load(folder: Path) -> EncodeFn:
     transformers = require("transformers")
     with _quiet(transformers.logging):
         model: Any = transformers.AutoModel.from_pretrained(folder, local_files_only=True).eval()
@@ -156,7 +152,7 @@ def load(folder: Path) -> Run:
 
 @contextmanager
 def _quiet(log: Any) -> Iterator[None]:
-    """Without progress bars and reports."""
+    """Suppress progress bars and log messages of transformers."""
     had_bars, level = log.is_progress_bar_enabled(), log.get_verbosity()
     log.disable_progress_bar()
     log.set_verbosity_error()
@@ -191,21 +187,18 @@ tokens = model.get_vision_features(pixels)  # [2, {encoder.grid.num_tokens}, {en
 
 def notes(encoder: Any) -> list[str]:
     height, width = encoder.clip_shape[2:]
-    found = []
-    if isinstance(encoder, TemporalEncoder):
-        found.append(
-            "A VJEPA2Model always has a predictor; the one in here has no layers and predicts zeros. Use "
-            "`model.get_vision_features(pixels)` or `model(pixels, skip_predictor=True).last_hidden_state`."
-        )
-    elif encoder.clip_shape[1] > 1:
-        found.append("It was trained on the frames of clips, of which each is seen alone.")
+    predictor = (
+        "A VJEPA2Model always has a predictor; this one has no layers and predicts zeros. Use "
+        "`model.get_vision_features(pixels)` or `model(pixels, skip_predictor=True).last_hidden_state`."
+    )
+    hints = [predictor] if isinstance(encoder, TemporalEncoder) else frame_notes(encoder)
     if height != width:
-        found.append(f"The processor resizes to {height}x{width} whatever the shape; crop to that shape before.")
-    return found
+        hints.append(f"The processor resizes every image to {height}x{width}; crop to that aspect ratio first.")
+    return hints
 
 
-def takes(encoder: Any) -> tuple[int, ...]:
+def input_shape(encoder: Any) -> tuple[int, ...]:
     return image_input(encoder) if isinstance(encoder, SpatialEncoder) else (*encoder.clip_shape,)
 
 
-FORM = ExportFormat("transformers", write, load, snippet, takes, notes, "{}")
+FORMAT = ExportFormat("transformers", write, load, snippet, input_shape, notes, "{}")

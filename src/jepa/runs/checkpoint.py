@@ -1,8 +1,8 @@
-"""Checkpoints: written whole or not at all, checked before they are read, unable to run code.
+"""Checkpoints: written completely or not at all, verified when read, free of pickled code.
 
-checkpoints/step_00001000/ holds the tensors of model, optimizer and guard (shard-*.safetensors, of each rank what lay
-on it; torch.distributed.checkpoint puts them together for any number of ranks), config.yaml and, written last,
-state.json with the digests of the others. `last` and `best` are links to such folders.
+checkpoints/step_00001000/ holds the tensors of model, optimizer and guard (shard-*.safetensors, one set per rank, which
+torch.distributed.checkpoint reads on any number of ranks), config.yaml and, written last, state.json with the digests
+of the other files. `last` and `best` are links to such folders.
 """
 
 from __future__ import annotations
@@ -31,81 +31,81 @@ FORMAT = "jepa-train checkpoint 2"
 
 
 class CheckpointError(RunError):
-    """A checkpoint that cannot be used; the message names it and says what to do."""
+    """A checkpoint cannot be used; the message names it and says what to do."""
 
 
 class SaveError(CheckpointError):
-    """A checkpoint that could not be written."""
+    """A checkpoint could not be written."""
 
     on_all_ranks = True
 
 
 class Writer:
-    """Writes the checkpoints of the run in `folder`; all ranks call it alike.
+    """Writes the checkpoints of the run in `folder`; all ranks make the same calls.
 
-    With `beside`, what is saved is copied to host memory and written while the training goes on; a failure then shows
-    at the next save or at the end. Raises SaveError, on all ranks.
+    With `asynchronous`, `save` copies the tensors to host memory and they are written during training; an error is then
+    raised by the next `save` or `finish`. Raises SaveError, on all ranks.
     """
 
-    def __init__(self, folder: Path, session: Session, *, keep: int, beside: bool = False) -> None:
-        self.folder, self.session, self.keep, self.beside = folder, session, keep, beside
+    def __init__(self, folder: Path, session: Session, *, keep: int, asynchronous: bool = False) -> None:
+        self.folder, self.session, self.keep, self.asynchronous = folder, session, keep, asynchronous
         self.pending: tuple[int, Future[None]] | None = None
         self.group = session.group
-        if beside and session.group is not None:  # the training's own collectives go on meanwhile
+        if asynchronous and session.group is not None:  # not to interfere with the collectives of the training
             self.group = torch.distributed.new_group(backend="gloo")
 
     def save(
         self, *, step: int, tensors: Mapping[str, Tensor], config: str, state: dict, links: Sequence[str] = ("last",)
     ) -> None:
-        """Write checkpoints/step_XXXXXXXX; `links` point to it once it is whole."""
+        """Write checkpoints/step_XXXXXXXX, then let `links` point to it."""
         self.finish()
         seal = partial(self._seal, step, config, state, links)
-        with self._failing(step):
-            if self.session.broadcast_from_rank_zero(partial(self._begin, step, links)):
+        with self._save_errors(step):
+            if self.session.broadcast_from_rank_zero(partial(self._exists, step, links)):
                 return
-            written = self._write(step, dict(tensors))
-            if written is None:
+            writing = self._write(step, dict(tensors))
+            if writing is None:
                 self.session.broadcast_from_rank_zero(seal)
             else:
-                self.pending = step, _then(written, seal if self.session.is_rank_zero else None)
+                self.pending = step, _after(writing, seal if self.session.is_rank_zero else lambda: None)
 
     def finish(self) -> None:
-        """Wait for what is being written."""
+        """Wait until the pending checkpoint is written."""
         if self.pending is None:
             return
         (step, done), self.pending = self.pending, None
-        with self._failing(step):
-            if not isinstance(done.exception(), OSError):  # which only rank 0 has, from sealing
+        with self._save_errors(step):
+            if not isinstance(done.exception(), OSError):  # raised by `_seal`, on rank 0 only
                 done.result()
             self.session.broadcast_from_rank_zero(done.result)
 
-    def _begin(self, step: int, links: Sequence[str]) -> bool:
-        """Whether this step is there already; else makes room for it."""
-        target = place_of(self.folder, step)
+    def _exists(self, step: int, links: Sequence[str]) -> bool:
+        """If the checkpoint of this step exists, update the links and return True; else create its temporary folder."""
+        target = checkpoint_folder(self.folder, step)
         if (target.parent / "last").resolve() == target.resolve() and target.exists():
             for name in links:
                 link(self.folder, name, target)
             return True
-        shutil.rmtree(_unsealed(target), ignore_errors=True)
-        _unsealed(target).mkdir(parents=True)
+        shutil.rmtree(_temporary(target), ignore_errors=True)
+        _temporary(target).mkdir(parents=True)
         return False
 
     def _write(self, step: int, tensors: dict[str, Tensor]) -> Any:
-        """The tensors of all ranks; a future of torch.distributed.checkpoint where that goes on beside the training."""
+        """Write the tensors of all ranks; returns a future if asynchronous."""
         from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
         from torch.distributed.checkpoint.state_dict_saver import async_save, save
 
-        writer = HuggingFaceStorageWriter(str(_unsealed(place_of(self.folder, step))), save_distributed=True)
+        writer = HuggingFaceStorageWriter(str(_temporary(checkpoint_folder(self.folder, step))), save_distributed=True)
         options: dict[str, Any] = {"storage_writer": writer, "process_group": self.group}
-        if self.beside:
-            return async_save(tensors, no_dist=_is_alone(self.group), **options)
-        save(tensors, no_dist=_is_alone(self.group), **options)
+        if self.asynchronous:
+            return async_save(tensors, no_dist=_is_single(self.group), **options)
+        save(tensors, no_dist=_is_single(self.group), **options)
         return None
 
     def _seal(self, step: int, config: str, state: dict, links: Sequence[str]) -> None:
-        """What makes it a checkpoint."""
-        target = place_of(self.folder, step)
-        temporary = _unsealed(target)
+        """Add config.yaml and state.json, give the folder its final name, update links, delete old checkpoints."""
+        target = checkpoint_folder(self.folder, step)
+        temporary = _temporary(target)
         (temporary / "config.yaml").write_text(config)
         state = {"format": FORMAT, "step": step, **state, "digests": _digests(sorted(temporary.iterdir()))}
         (temporary / "state.json").write_text(json.dumps(state, indent=1))
@@ -119,8 +119,8 @@ class Writer:
         prune(self.folder, keep=self.keep)
 
     @contextmanager
-    def _failing(self, step: int) -> Iterator[None]:
-        """What goes wrong leaves the earlier checkpoints as they are."""
+    def _save_errors(self, step: int) -> Iterator[None]:
+        """Turn failures into SaveError and delete the temporary folder; earlier checkpoints are not touched."""
         from torch.distributed.checkpoint.api import CheckpointException
 
         try:
@@ -129,20 +129,19 @@ class Writer:
             failures = list(error.failures.values()) if isinstance(error, CheckpointException) else []
             reason = failures[0][0] if failures else error
             if self.session.is_rank_zero:
-                shutil.rmtree(_unsealed(place_of(self.folder, step)), ignore_errors=True)
+                shutil.rmtree(_temporary(checkpoint_folder(self.folder, step)), ignore_errors=True)
             raise SaveError(
                 f"step {step} could not be saved in {self.folder}/checkpoints: {reason}. {_resumable(self.folder)}; "
-                "mend this and run the same command again"
+                "fix this and run the same command again"
             ) from error
 
 
-def _then(written: Future, seal: Callable[[], None] | None) -> Future[None]:
-    """Both in the background."""
+def _after(writing: Future, seal: Callable[[], None]) -> Future[None]:
+    """Call `seal` in a thread once `writing` is done."""
 
     def wait() -> None:
-        written.result()
-        if seal is not None:
-            seal()
+        writing.result()
+        seal()
 
     executor = ThreadPoolExecutor(1)
     done = executor.submit(wait)
@@ -150,18 +149,18 @@ def _then(written: Future, seal: Callable[[], None] | None) -> Future[None]:
     return done
 
 
-def place_of(folder: Path, step: int) -> Path:
-    """Where the checkpoint after `step` steps lies."""
+def checkpoint_folder(folder: Path, step: int) -> Path:
+    """Folder of the checkpoint after `step` steps."""
     return folder / "checkpoints" / f"step_{step:08d}"
 
 
-def _unsealed(target: Path) -> Path:
+def _temporary(target: Path) -> Path:
     return target.with_name(f".writing-{target.name}")
 
 
 def _resumable(folder: Path) -> str:
     last = folder / "checkpoints" / "last"
-    return f"The checkpoint before it is whole: {last.resolve().name}" if last.exists() else "There was none before it"
+    return f"The previous checkpoint is intact: {last.resolve().name}" if last.exists() else "There is no earlier one"
 
 
 def link(folder: Path, name: str, target: Path) -> None:
@@ -175,18 +174,18 @@ def link(folder: Path, name: str, target: Path) -> None:
 
 
 def prune(folder: Path, *, keep: int) -> None:
-    """Remove all but the newest `keep` checkpoints and those that a link points to."""
+    """Delete all checkpoints but the newest `keep` and those that a link points to, and incomplete ones."""
     root = folder / "checkpoints"
-    wanted = {path.resolve() for path in root.iterdir() if path.is_symlink()}
+    linked = {path.resolve() for path in root.iterdir() if path.is_symlink()}
     for old in sorted(root.glob("step_*"))[:-keep]:
-        if old.resolve() not in wanted:
+        if old.resolve() not in linked:
             shutil.rmtree(old)
     for leftover in root.glob(".writing-*"):
         shutil.rmtree(leftover, ignore_errors=True)
 
 
 def find(path: Path) -> Path:
-    """The checkpoint folder meant by a run folder, a checkpoint folder or a link to one; CheckpointError if none."""
+    """The last checkpoint of a run folder, or the checkpoint folder that `path` is or links to; or CheckpointError."""
     for candidate in (path, path / "checkpoints" / "last"):
         if (candidate / "state.json").is_file():
             return candidate.resolve()
@@ -196,32 +195,30 @@ def find(path: Path) -> Path:
         )
     raise CheckpointError(
         f"{path.resolve()} is no checkpoint of jepa-train: expected a run folder with checkpoints/last, "
-        f"or a folder with state.json and shards of tensors"
+        "or a folder with state.json and shards of tensors"
     )
 
 
 def latest(folder: Path) -> Path | None:
-    """The checkpoint to resume the run in `folder` from, None when it has saved nothing yet."""
+    """The last checkpoint of the run in `folder`; None if it has saved none yet."""
     last = folder / "checkpoints" / "last"
-    if last.is_symlink() or last.exists():
-        return find(last)
-    return None
+    return find(last) if last.is_symlink() or last.exists() else None
 
 
 def read_state(checkpoint: Path) -> dict:
-    """state.json after the digests of all files were found right, for which each of them is read."""
+    """state.json, after all files are read and their digests compared; raises CheckpointError."""
     state = peek(checkpoint)
     for name in state["digests"]:
         if not (checkpoint / name).is_file():
             raise _damaged(checkpoint, f"{name} is missing")
     for name, digest in _digests([checkpoint / name for name in state["digests"]]).items():
         if digest != state["digests"][name]:
-            raise _damaged(checkpoint, f"{name} is not what was written")
+            raise _damaged(checkpoint, f"{name} has changed since it was written")
     return state
 
 
 def peek(checkpoint: Path) -> dict:
-    """state.json alone: enough for a checkpoint that has been checked."""
+    """state.json without a check of the other files."""
     try:
         state = json.loads((checkpoint / "state.json").read_text())
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
@@ -232,37 +229,37 @@ def peek(checkpoint: Path) -> dict:
 
 
 def training_tensors(model: nn.Module, optimizer: Optimizer, guard: nn.Module | None) -> dict[str, Tensor]:
-    """All that a run needs to go on, by name; with shards, this rank's."""
+    """State of model, optimizer and guard by name; with FSDP, the shards of this rank."""
     tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
     for name, parameter in model.named_parameters():
-        kept = optimizer.state.get(parameter, {})
-        tensors |= {f"optimizer.{name}.{key}": value for key, value in kept.items() if isinstance(value, Tensor)}
+        state = optimizer.state.get(parameter, {})
+        tensors |= {f"optimizer.{name}.{key}": value for key, value in state.items() if isinstance(value, Tensor)}
     return tensors | {f"guard.{name}": tensor for name, tensor in (guard.state_dict() if guard else {}).items()}
 
 
 def restore(
     checkpoint: Path, model: nn.Module, optimizer: Optimizer, guard: nn.Module | None, group: Any = None
 ) -> None:
-    """Put a checkpoint into a run that has not begun, whatever number of ranks has written it; all call it alike."""
+    """Load a checkpoint, written by any number of ranks, into a run that has not started; all ranks call it."""
     parameters = dict(model.named_parameters())
     for name, (shape, dtype) in _stored(checkpoint, "optimizer.").items():
-        of, _, key = name.rpartition(".")
-        if of not in parameters:
-            raise CheckpointError(f"{checkpoint}: optimizer state of {of}, which this model does not have")
-        parameter = parameters[of]
+        parameter_name, _, key = name.rpartition(".")
+        if parameter_name not in parameters:
+            raise CheckpointError(f"{checkpoint}: optimizer state of {parameter_name}, which this model does not have")
+        parameter = parameters[parameter_name]
         empty = torch.zeros_like(parameter) if shape == parameter.shape else torch.zeros(shape, dtype=dtype)
         if empty.ndim == 0 and optimizer.defaults.get("fused"):
             empty = empty.to(parameter.device)
         optimizer.state[parameter][key] = empty
     tensors = training_tensors(model, optimizer, guard)
-    differing = _stored(checkpoint, "model.").keys() ^ model.state_dict().keys()
-    if differing:
-        raise CheckpointError(f"{checkpoint} is of another model: {', '.join(sorted(differing)[:3])} is in one alone")
+    if differing := _stored(checkpoint, "model.").keys() ^ model.state_dict().keys():
+        names = ", ".join(sorted(differing)[:3])
+        raise CheckpointError(f"{checkpoint} is of another model: only one of the two has {names}")
     _load(checkpoint, tensors, group)
 
 
 def load_model(checkpoint: Path, prefix: str = "") -> dict[str, Tensor]:
-    """Whole tensors of the model, on the CPU: those whose name begins with `prefix`, by the rest of it."""
+    """Full model tensors whose names start with `prefix`, on the CPU, under their names without the prefix."""
     stored = _stored(checkpoint, f"model.{prefix}")
     tensors = {name: torch.empty(shape, dtype=dtype) for name, (shape, dtype) in stored.items()}
     _load(checkpoint, {f"model.{prefix}{name}": tensor for name, tensor in tensors.items()}, None)
@@ -270,27 +267,30 @@ def load_model(checkpoint: Path, prefix: str = "") -> dict[str, Tensor]:
 
 
 def _stored(checkpoint: Path, prefix: str) -> dict[str, tuple[torch.Size, torch.dtype]]:
-    """Shape and type of the tensors whose names begin so, by the rest of the name."""
+    """Shape and dtype of the stored tensors whose names start with `prefix`, without the prefix."""
     from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
 
     with _reading(checkpoint):
-        found: Any = HuggingFaceStorageReader(str(checkpoint)).read_metadata().state_dict_metadata
-    chosen = {name.removeprefix(prefix): tensor for name, tensor in found.items() if name.startswith(prefix)}
-    return {name: (tensor.size, tensor.properties.dtype) for name, tensor in chosen.items()}
+        metadata: Any = HuggingFaceStorageReader(str(checkpoint)).read_metadata().state_dict_metadata
+    return {
+        name.removeprefix(prefix): (tensor.size, tensor.properties.dtype)
+        for name, tensor in metadata.items()
+        if name.startswith(prefix)
+    }
 
 
-def _load(checkpoint: Path, into: dict[str, Tensor], group: Any) -> None:
-    """In place."""
+def _load(checkpoint: Path, tensors: dict[str, Tensor], group: Any) -> None:
+    """Read the stored values into `tensors`, in place."""
     from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
     from torch.distributed.checkpoint.state_dict_loader import load
 
     with _reading(checkpoint):
         reader = HuggingFaceStorageReader(str(checkpoint))
-        load(into, storage_reader=reader, process_group=group, no_dist=_is_alone(group))
+        load(tensors, storage_reader=reader, process_group=group, no_dist=_is_single(group))
 
 
-def _is_alone(group: Any) -> bool:
-    """Whether there is no other process, which is no reason for a warning, in this thread or another."""
+def _is_single(group: Any) -> bool:
+    """True without other processes; also silences PyTorch's warning about that, in all threads."""
     warnings.filterwarnings("ignore", message="torch.distributed is disabled")
     return group is None
 
@@ -306,17 +306,14 @@ def _reading(checkpoint: Path) -> Iterator[None]:
 
 
 def _damaged(checkpoint: Path, what: str) -> CheckpointError:
-    others = sorted(p.name for p in checkpoint.parent.glob("step_*") if p != checkpoint)
-    advice = (
-        f"remove this folder and link checkpoints/last to {others[-1]} to resume from there"
-        if others
-        else "no other checkpoint is beside it: start again under another name="
-    )
+    advice = "there is no other checkpoint: start again with another name="
+    if others := sorted(path.name for path in checkpoint.parent.glob("step_*") if path != checkpoint):
+        advice = f"remove this folder and link checkpoints/last to {others[-1]} to resume from there"
     return CheckpointError(f"{checkpoint} is damaged: {what}; {advice}")
 
 
 def _digests(paths: Sequence[Path]) -> dict[str, str]:
-    """SHA-256 of the files, several at a time."""
+    """File name -> SHA-256, computed in 8 threads."""
     with ThreadPoolExecutor(8) as pool:
         return dict(zip((path.name for path in paths), pool.map(_digest, paths), strict=True))
 

@@ -1,4 +1,4 @@
-"""The run folder: whose it is, whether it may be continued, and how the run in it ended."""
+"""The run folder: its lock, the check that a run may be resumed, and the status of the run."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import signal
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from jepa.config import ConfigError, changed_keys
@@ -18,14 +19,16 @@ from jepa.runs import checkpoint
 from jepa.runs.metrics import read_config, write_atomically
 
 
+@dataclass
 class RunFolder:
-    """outputs/NAME with run.json: id, status (running, finished, stopped or failed) and the reason of the last end.
+    """outputs/NAME with run.json: run_id, status (running, finished, stopped or failed) and message (why it ended).
 
-    One rank `writes`, the others know what it has read.
+    All ranks hold the same `facts`; only rank 0 `writes` them.
     """
 
-    def __init__(self, path: Path, facts: dict, *, writes: bool = True) -> None:
-        self.path, self.facts, self.writes = path, facts, writes
+    path: Path
+    facts: dict[str, str]
+    writes: bool
 
     @property
     def run_id(self) -> str:
@@ -45,9 +48,8 @@ class RunFolder:
         self._write(status="running", message="")
 
     def end(self, signum: int) -> None:
-        """Record how the run ended, by the error in flight, if any, or by the signal that stopped it."""
-        error = sys.exc_info()[1]
-        if error is not None:
+        """Record how the run ended: by the exception being handled, by the signal `signum`, or finished if it is 0."""
+        if (error := sys.exc_info()[1]) is not None:
             self._write(status="failed", message=f"{type(error).__name__}: {error}")
         elif signum:
             self._write(status="stopped", message=f"stopped by {signal.Signals(signum).name}")
@@ -62,34 +64,37 @@ class RunFolder:
 
 @contextmanager
 def open_folder(path: Path, *, config: dict, resume: bool, session: Session) -> Iterator[RunFolder]:
-    """Claim the folder for this process, or for the ranks of which this is one.
+    """Lock the run folder, as rank 0 for all ranks, while the block runs.
 
-    Raises ConfigError when the folder belongs to a run of another configuration, to a running process, or exists
-    although resume=false; RunError when it cannot be written. Ranks other than 0 raise PeerError.
+    Raises ConfigError if the folder holds a run of another configuration, is used by a running process, or exists
+    although resume=false; RunError if it cannot be written. Ranks above 0 raise PeerError.
     """
-    with ExitStack() as held:
-        facts = session.broadcast_from_rank_zero(lambda: _claim(path, config, resume, held))
+    with ExitStack() as stack:
+        facts = session.broadcast_from_rank_zero(lambda: _claim(path, config, resume, stack))
         yield RunFolder(path, facts, writes=session.is_rank_zero)
 
 
-def _claim(path: Path, config: dict, resume: bool, held: ExitStack) -> dict:
-    """What is known of the run in it; the folder is this process's as long as `held` is."""
+def _claim(path: Path, config: dict, resume: bool, stack: ExitStack) -> dict:
+    """Lock the folder until `stack` is closed, check it, and return the content of run.json."""
     if (path / "config.yaml").exists() and not resume:
         raise ConfigError([f"resume=false: {path} exists already; give another name= or remove it"])
     try:
         path.mkdir(parents=True, exist_ok=True)
-        lock = held.enter_context((path / ".lock").open("w"))
+        lock = stack.enter_context((path / ".lock").open("w"))
     except OSError as error:
-        raise RunError(f"{path} cannot be written ({error.strerror}): give another name= or work elsewhere") from error
+        raise RunError(
+            f"{path} cannot be written ({error.strerror}): give another name= or start in another folder"
+        ) from error
     try:
         fcntl.flock(lock.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
-        raise ConfigError([f"{path} is in use by another process that trains there; give another name="]) from error
+        raise ConfigError([f"{path} is in use by another training process; give another name="]) from error
     _compare(path, config)
     return _read(path)
 
 
-def _read(path: Path) -> dict:
+def _read(path: Path) -> dict[str, str]:
+    """The content of run.json; that of a new run if there is none."""
     try:
         return json.loads((path / "run.json").read_text())
     except FileNotFoundError:
@@ -99,11 +104,10 @@ def _read(path: Path) -> dict:
 
 
 def _compare(path: Path, config: dict) -> None:
-    """The one place where what a run goes on from is checked whole: by one rank, before anything is changed."""
+    """Verify the last checkpoint, and that its configuration is the same; on rank 0, before anything is changed."""
     last = checkpoint.latest(path)
     if last is None:
         return
     checkpoint.read_state(last)
-    changed = changed_keys(read_config(last), config)
-    if changed:
+    if changed := changed_keys(read_config(last), config):
         raise ConfigError([f"{path} holds a run of another configuration ({'; '.join(changed)}): give another name="])

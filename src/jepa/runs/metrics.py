@@ -1,8 +1,8 @@
-"""What every run leaves in its folder, without any service: metrics.jsonl, media/, provenance.json.
+"""The log files in a run folder: metrics.jsonl, media/, provenance.json. Without torch.
 
-metrics.jsonl has one JSON object on a line: `step`, `epoch`, `samples`, then names with a slash. Values are numbers;
-what is not finite is written as null, since JSON has no word for it, and read back as nan. A step that is trained and
-evaluated has several lines, which `read_rows` merges. Nothing here imports torch.
+metrics.jsonl has one JSON object per line: `step`, `epoch`, `samples`, then metrics, whose names have a slash. Values
+that are not finite are written as null, since JSON has none, and read as nan. A step with training and evaluation has
+several lines, which `read_rows` merges.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import shutil
 import sys
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,7 +32,7 @@ Row = dict[str, float]
 
 
 class FolderLogger:
-    """Always on. A resumed run starts by removing what was logged after `resume_step`; None is a run from its start."""
+    """Logs every run. Entries after `resume_step` are removed first; None means a new run, which removes all."""
 
     def __init__(self, *, folder: Path, config: Mapping[str, Any], run_id: str, resume_step: int | None) -> None:
         self.folder = Path(folder)
@@ -59,21 +60,21 @@ class FolderLogger:
         self._write_provenance()
 
     def _save_pictures(self, step: int, evaluation: Evaluation) -> None:
-        from PIL import Image  # here, since those who only read a folder need neither
+        from PIL import Image  # not needed to read a folder
 
-        place = self._place(step)
-        captions = read_json(place / CAPTIONS)
+        folder = self._media_folder(step)
+        captions = read_json(folder / CAPTIONS)
         for picture in evaluation.pictures:
             name = file_name(picture.name)
-            Image.fromarray(picture.pixels.cpu().numpy()).save(place / f"{name}.png")
+            Image.fromarray(picture.pixels.cpu().numpy()).save(folder / f"{name}.png")
             captions[name] = picture.caption
-        write_atomically(place / CAPTIONS, json.dumps(captions, indent=1))
+        write_atomically(folder / CAPTIONS, json.dumps(captions, indent=1))
 
     def _save_table(self, step: int, table: EmbeddingTable) -> None:
-        """NAME.npz with vectors [n, D] and labels [n]: those of step 0 and the latest are kept."""
+        """Write NAME.npz with vectors [n, D] and labels [n]; only those of step 0 and of the latest step are kept."""
         import numpy as np
 
-        target = self._place(step) / f"{file_name(table.name)}.npz"
+        target = self._media_folder(step) / f"{file_name(table.name)}.npz"
         temporary = target.with_suffix(".tmp")
         with temporary.open("wb") as file:
             np.savez(file, vectors=table.vectors.cpu().numpy(), labels=np.array(table.labels, dtype=np.str_))
@@ -82,10 +83,10 @@ class FolderLogger:
             if step_of(other.parent) not in (0, step):
                 other.unlink()
 
-    def _place(self, step: int) -> Path:
-        place = self.folder / MEDIA / f"step_{step:08d}"
-        place.mkdir(parents=True, exist_ok=True)
-        return place
+    def _media_folder(self, step: int) -> Path:
+        folder = self.folder / MEDIA / f"step_{step:08d}"
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
 
     def _write_provenance(self) -> None:
         self._provenance["updated"] = time.time()
@@ -95,7 +96,7 @@ class FolderLogger:
 def read_rows(folder: Path) -> list[Row]:
     """Rows of metrics.jsonl in order of their steps, the lines of a step merged, null as nan.
 
-    A last line that is cut off, as `kill -9` leaves it, is left out; any other damage raises ValueError.
+    An incomplete last line, which `kill -9` may leave, is skipped; any other damage raises ValueError.
     """
     rows: dict[int, Row] = {}
     for row in _parse(Path(folder) / METRICS):
@@ -105,35 +106,35 @@ def read_rows(folder: Path) -> list[Row]:
 
 
 def rewind(folder: Path, step: int) -> None:
-    """Remove what was logged after `step` finished steps."""
+    """Remove all metrics and media after `step`."""
     metrics = folder / METRICS
     if metrics.exists():
-        kept = [row for row in _parse(metrics) if row["step"] <= step]
-        write_atomically(metrics, "".join(json.dumps(row) + "\n" for row in kept))
-    for place in folder.glob(f"{MEDIA}/step_*"):
-        if step_of(place) > step:
-            shutil.rmtree(place)
+        rows = [row for row in _parse(metrics) if row["step"] <= step]
+        write_atomically(metrics, "".join(json.dumps(row) + "\n" for row in rows))
+    for media in folder.glob(f"{MEDIA}/step_*"):
+        if step_of(media) > step:
+            shutil.rmtree(media)
 
 
-def step_of(place: Path) -> int:
+def step_of(folder: Path) -> int:
     """The step in the name of a folder under media/."""
-    return int(place.name.removeprefix("step_"))
+    return int(folder.name.removeprefix("step_"))
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Readers see the old text or the new one, whenever the process dies."""
+    """Write a file so that it holds the old or the new text, even if the process is killed."""
     temporary = path.with_name(f".{path.name}.tmp")
     temporary.write_text(text, encoding="utf-8")
     os.replace(temporary, path)
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The object in the file; empty when there is no file."""
+    """The JSON object in a file; empty if there is no file."""
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """The configuration of the run in the folder; empty when there is none. Raises yaml.YAMLError."""
+    """config.yaml of a folder; empty if there is none. Raises yaml.YAMLError."""
     path = folder / "config.yaml"
     if not path.exists():
         return {}
@@ -141,14 +142,13 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def file_name(name: str) -> str:
-    """`name` with nothing in it that could leave the folder."""
+    """`name` as a safe file name: letters, digits, dots, dashes and underscores, with no dot in front."""
     return "".join(c if c.isalnum() or c in "-_." else "-" for c in name).lstrip(".") or "unnamed"
 
 
 def _parse(path: Path) -> Iterator[dict[str, Any]]:
-    if not path.exists():
-        return
-    lines = path.read_bytes().splitlines()
+    """The JSON object of each line; none if there is no file."""
+    lines = path.read_bytes().splitlines() if path.exists() else []
     for number, line in enumerate(lines, start=1):
         try:
             row = json.loads(line)
@@ -160,12 +160,13 @@ def _parse(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def _json_number(value: float) -> float | int | None:
+    """A number for JSON; None if it is not finite."""
     number = int(value) if isinstance(value, int) else float(value)
     return number if math.isfinite(number) else None
 
 
 def _provenance(folder: Path, config: Mapping[str, Any], run_id: str, resume_step: int | None) -> dict[str, Any]:
-    """How the run came about; a resumed run keeps its beginning."""
+    """Command, machine, versions and the sessions of the run; a resumed run keeps its earlier sessions."""
     program = Path(sys.argv[0]).name
     command = [*(["python"] if program.endswith(".py") else []), program, *sys.argv[1:]]
     sessions = read_json(folder / PROVENANCE).get("sessions", []) if resume_step is not None else []
@@ -181,10 +182,9 @@ def _provenance(folder: Path, config: Mapping[str, Any], run_id: str, resume_ste
 
 
 def versions() -> dict[str, str]:
+    """Package -> installed version."""
     installed = {}
     for package in PACKAGES:
-        try:
+        with suppress(metadata.PackageNotFoundError):
             installed[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
     return installed

@@ -99,7 +99,7 @@ def assemble(phase: Phase, dataset: Dataset, folder: Path, session: Session) -> 
         shares=MixtureCounter(dataset),
         config_text=to_yaml(phase.whole),
         facts=make_facts(config, dataset, components.objective.backbone),
-        writer=checkpoint.Writer(folder, session, keep=config.keep, beside=config.save_async),
+        writer=checkpoint.Writer(folder, session, keep=config.keep, asynchronous=config.save_async),
         judge=config.evaluation.judge,
     )
 
