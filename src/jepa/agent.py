@@ -92,7 +92,7 @@ def train(config: TrainConfig, folder: Path, interrupt: Interrupt | None = None)
         device=config.device, precision=config.precision, strategy=config.strategy, environ=os.environ
     )
     with meeting as here, open_folder(folder, config=asdict(config), resume=config.resume, session=here) as run_folder:
-        if run_folder.is_finished:
+        if run_folder.status == "finished":
             if here.is_rank_zero:
                 print(f"{folder} is finished; for another run give another name=\n{_closing(folder)}")
             return 0

@@ -47,7 +47,7 @@ def test_refusal_lists_all_faults_and_leaves_nothing_behind(runs: Runs, capsys: 
     assert (status, told.out, runs, os.listdir()) == (2, "", [], [])
     lines = told.err.splitlines()
     assert lines[0] == "jepa-train: 5 errors in the configuration, nothing was started"
-    assert "  --mutlirun: there is no such flag; did you mean --multirun?" in lines
+    assert '  --mutlirun: there is no such flag; did you mean "--multirun"?' in lines
     assert "  --epochs=3: there is no such flag; keys are given without dashes, as epochs=3" in lines
     assert '  epohcs=3: there is no key "epohcs"; did you mean "epochs"?' in lines
 

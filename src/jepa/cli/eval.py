@@ -6,6 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+from jepa.cli.help import print_help
 from jepa.cli.terminal import STOPPED, quick_imports, run_command, setup_logging
 
 HEAD = """\
@@ -36,8 +37,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("-h", "--help", action="store_true")
     flags = parser.parse_intermixed_args(arguments)
     if flags.help:
-        from jepa.cli.help import print_help
-
         return print_help(sys.argv[1:] if arguments is None else arguments, "eval", HEAD, FLAGS)
     return run_command("jepa-eval", lambda: _evaluate(flags.overrides, flags.config_dir), stopped=STOPPED)
 

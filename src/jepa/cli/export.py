@@ -44,7 +44,7 @@ def _export(overrides: Sequence[str]) -> int:
     folder = output_folder(config.run, config.format, config.output)
     assert folder is not None  # compose_export raises otherwise
     export = export_encoder(config.run, config.format, folder, repository=config.push_to_hub)
-    files = ", ".join(f"{name} ({_size(size)})" for name, size in export.files.items())
+    files = ", ".join(f"{path.name} ({_size(path.stat().st_size)})" for path in sorted(export.folder.iterdir()))
     parity = f"largest difference of tokens {export.difference:.1e}, of values up to {export.largest:.2f}"
     with suppress(BrokenPipeError):  # the reader of the pipe, such as `head`, has closed it
         print(f"{export.folder}: {files}\nchecked on random input: {parity}\n\n{export.snippet}", flush=True)

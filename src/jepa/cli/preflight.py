@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import argparse
-import difflib
 from collections.abc import Sequence
 from typing import Any
 
 from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
 
-from jepa.cli.sweep_plan import Sweep, missing_plugins, plan_sweep, sweep_files
+from jepa.cli.sweep_plan import Sweep, missing_plugins, plan_sweep
 from jepa.config import Composer, ConfigError
+from jepa.suggestions import suggestion
 
 
 def preflight(arguments: Sequence[str]) -> tuple[list[str], Sweep | None, dict]:
@@ -39,7 +39,8 @@ def preflight(arguments: Sequence[str]) -> tuple[list[str], Sweep | None, dict]:
         sweep, sweep_errors = plan_sweep(composer, parsed, settings)
         errors += sweep_errors
     else:
-        errors += [f"{o.input_line}: starts several runs, which needs --multirun" for o in sweep_files(parsed)]
+        sweep_files = [o for o in parsed if o.key_or_group == "sweep" and o.value() is not None]
+        errors += [f"{o.input_line}: starts several runs, which needs --multirun" for o in sweep_files]
         config, config_errors = composer.inspect([o.input_line or "" for o in parsed])
         errors += config_errors
     if flags.cfg:
@@ -52,10 +53,9 @@ def preflight(arguments: Sequence[str]) -> tuple[list[str], Sweep | None, dict]:
 
 def _unknown_flag(flag: str, flag_names: Sequence[str]) -> str:
     name, _, value = flag.partition("=")
-    if near := difflib.get_close_matches(name, flag_names, n=1):
-        return f"{flag}: there is no such flag; did you mean {near[0]}?"
     key = name.lstrip("-").replace("-", "_")
-    return f"{flag}: there is no such flag; keys are given without dashes, as {key}={value or 'VALUE'}"
+    hint = suggestion(name, flag_names) or f"; keys are given without dashes, as {key}={value or 'VALUE'}"
+    return f"{flag}: there is no such flag{hint}"
 
 
 def as_checked() -> dict[str, Any]:

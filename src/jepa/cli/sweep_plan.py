@@ -19,11 +19,6 @@ PLUGINS |= {"slurm": SUBMITIT, "submitit_slurm": SUBMITIT, "submitit_local": SUB
 """Sweeper or launcher -> (package of its Hydra plugin, extra of jepa-train that installs it)."""
 
 
-def sweep_files(parsed: Sequence[Override]) -> list[Override]:
-    """The overrides that select a file of the group `sweep`."""
-    return [override for override in parsed if override.key_or_group == "sweep" and override.value() is not None]
-
-
 def with_sweep_files(composer: Composer, parsed: Sequence[Override]) -> tuple[list[Override], list[str]]:
     """Overrides of hydra.sweeper.params, replaced by those of the command line with the same key, and syntax errors."""
     params = composer.hydra_setting(_choices(composer, parsed), "sweeper.params") or {}

@@ -6,7 +6,10 @@ import sys
 from collections.abc import Sequence
 from functools import partial, update_wrapper
 
+from jepa.cli.help import print_help
+from jepa.cli.terminal import report_error
 from jepa.config.catalogue import conf_folder
+from jepa.errors import ConfigError
 
 HYDRA_FLAGS = {"--shell-completion", "-sc", "--hydra-help", "--version", "--info", "-i", "--experimental-rerun"}
 """Flags with which Hydra does something else than to run a job; the configuration is not checked."""
@@ -16,11 +19,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Exit status: 0, 1 if a member of a sweep failed, 2 for configuration errors, 128 plus the stopping signal."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if {"--help", "-h"} & set(arguments):
-        from jepa.cli.help import print_help
-
         return print_help(arguments)
-
-    from jepa.errors import ConfigError
 
     sweep, config = None, {}
     try:
@@ -29,8 +28,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
             arguments, sweep, config = preflight(arguments)
     except ConfigError as error:
-        from jepa.cli.terminal import report_error
-
         return report_error(error)
     if sweep is not None:
         from jepa.cli.sweep_run import run_sweep

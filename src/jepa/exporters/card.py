@@ -72,11 +72,9 @@ def card(encoder: Any, format: ExportFormat, provenance: Provenance, difference:
     """Text of README.md; `difference` is the largest of the tokens, `repository` the target on the hub."""
     hub_source = format.on_hub.format(repository) if repository and format.on_hub else None
     kind = "video" if encoder.clip_shape[1] > 1 else "image"
-    mean, std = pixel_statistics(encoder)
-    facts = _architecture(encoder) | {"pixel mean": _numbers(mean), "pixel std": _numbers(std)}
-    results = (
-        f"\nProbes of the frozen encoder at that step, measured during the run:\n\n```\n{provenance.results}\n```\n"
-    )
+    statistics = zip(("pixel mean", "pixel std"), pixel_statistics(encoder), strict=True)
+    facts = _architecture(encoder) | {name: ", ".join(f"{x:g}" for x in values) for name, values in statistics}
+    results = f"\nProbes of the frozen encoder at that step, from the run:\n\n```\n{provenance.results}\n```\n"
     return f"""\
 ---
 library_name: {format.library}
@@ -127,10 +125,6 @@ def _architecture(encoder: Any) -> dict[str, str]:
         "tokens": f"{grid.t} x {grid.h} x {grid.w}, one for {tubelet}{patch[0]} x {patch[1]} pixels",
         "positions": getattr(getattr(encoder, "positions", None), "kind", "of the architecture"),
     }
-
-
-def _numbers(values: list[float]) -> str:
-    return ", ".join(f"{value:g}" for value in values)
 
 
 def _table(facts: Mapping[str, str]) -> str:

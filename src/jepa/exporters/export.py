@@ -37,8 +37,6 @@ class Exported(NamedTuple):
     """A finished export."""
 
     folder: Path
-    files: dict[str, int]
-    """File name -> size in bytes."""
     difference: float
     """Largest absolute difference of a token value from the encoder, on random input."""
     largest: float
@@ -82,8 +80,7 @@ def export_encoder(
         raise RunError(f"{target} cannot be written ({error}): fix this or give another output=") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    files = {path.name: path.stat().st_size for path in sorted(target.iterdir())}
-    return Exported(target, files, difference, largest, implementation.snippet(encoder, _relative(target)))
+    return Exported(target, difference, largest, implementation.snippet(encoder, _relative(target)))
 
 
 def _open(encoder: nn.Module | str | os.PathLike) -> tuple[Any, Provenance]:

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from jepa.exporters.format import EncodeFn, ExportFormat, clip_input, pixel_statistics, quoted, require
 
@@ -28,12 +27,7 @@ def write_onnx(encoder: Any, folder: Path) -> None:
 
 def load_onnx(folder: Path) -> EncodeFn:
     session = require("onnxruntime").InferenceSession(folder / ONNX_FILE, providers=["CPUExecutionProvider"])
-
-    def run(pixels: Tensor) -> Tensor:
-        (tokens,) = session.run(["tokens"], {"pixels": pixels.numpy()})
-        return torch.from_numpy(tokens)
-
-    return run
+    return lambda pixels: torch.from_numpy(session.run(["tokens"], {"pixels": pixels.numpy()})[0])
 
 
 def write_program(encoder: Any, folder: Path) -> None:

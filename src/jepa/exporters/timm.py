@@ -8,7 +8,7 @@ from typing import Any
 import timm
 from safetensors.torch import save_file
 from timm.models.eva import Eva
-from torch import Tensor, nn
+from torch import nn
 
 from jepa.encoders.names import PUBLISHED, TABLE, to_foreign
 from jepa.encoders.pretrained import TimmEncoder
@@ -90,12 +90,8 @@ def _arguments_of_timm(encoder: TimmEncoder) -> dict[str, Any]:
 
 def load(folder: Path) -> EncodeFn:
     model: Any = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
-
-    def run(images: Tensor) -> Tensor:
-        tokens = model.forward_features(images) if model.global_pool else model(images)
-        return tokens[:, model.num_prefix_tokens :]
-
-    return run
+    forward = model.forward_features if model.global_pool else model
+    return lambda images: forward(images)[:, model.num_prefix_tokens :]
 
 
 def snippet(encoder: Any, where: str) -> str:

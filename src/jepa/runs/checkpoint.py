@@ -50,7 +50,7 @@ class Writer:
     def __init__(self, folder: Path, session: Session, *, keep: int, asynchronous: bool = False) -> None:
         self.folder, self.session, self.keep, self.asynchronous = folder, session, keep, asynchronous
         self.pending: tuple[int, Future[None]] | None = None
-        self.group = session.group
+        self.group: Any = session.group
         if asynchronous and session.group is not None:  # not to interfere with the collectives of the training
             self.group = torch.distributed.new_group(backend="gloo")
 
@@ -96,11 +96,9 @@ class Writer:
         from torch.distributed.checkpoint.state_dict_saver import async_save, save
 
         writer = HuggingFaceStorageWriter(str(_temporary(checkpoint_folder(self.folder, step))), save_distributed=True)
-        options: dict[str, Any] = {"storage_writer": writer, "process_group": self.group}
-        if self.asynchronous:
-            return async_save(tensors, no_dist=_is_single(self.group), **options)
-        save(tensors, no_dist=_is_single(self.group), **options)
-        return None
+        function = async_save if self.asynchronous else save
+        written = function(tensors, storage_writer=writer, process_group=self.group, no_dist=_is_single(self.group))
+        return written if self.asynchronous else None
 
     def _seal(self, step: int, config: str, state: dict, links: Sequence[str]) -> None:
         """Add config.yaml and state.json, give the folder its final name, update links, delete old checkpoints."""
@@ -130,8 +128,10 @@ class Writer:
             reason = failures[0][0] if failures else error
             if self.session.is_rank_zero:
                 shutil.rmtree(_temporary(checkpoint_folder(self.folder, step)), ignore_errors=True)
+            last = self.folder / "checkpoints" / "last"
+            previous = f"intact: {last.resolve().name}" if last.exists() else "none"
             raise SaveError(
-                f"step {step} could not be saved in {self.folder}/checkpoints: {reason}. {_resumable(self.folder)}; "
+                f"step {step} could not be saved in {last.parent}: {reason}. Previous checkpoint: {previous}; "
                 "fix this and run the same command again"
             ) from error
 
@@ -143,10 +143,7 @@ def _after(writing: Future, seal: Callable[[], None]) -> Future[None]:
         writing.result()
         seal()
 
-    executor = ThreadPoolExecutor(1)
-    done = executor.submit(wait)
-    executor.shutdown(wait=False)
-    return done
+    return ThreadPoolExecutor(1).submit(wait)
 
 
 def checkpoint_folder(folder: Path, step: int) -> Path:
@@ -156,11 +153,6 @@ def checkpoint_folder(folder: Path, step: int) -> Path:
 
 def _temporary(target: Path) -> Path:
     return target.with_name(f".writing-{target.name}")
-
-
-def _resumable(folder: Path) -> str:
-    last = folder / "checkpoints" / "last"
-    return f"The previous checkpoint is intact: {last.resolve().name}" if last.exists() else "There is no earlier one"
 
 
 def link(folder: Path, name: str, target: Path) -> None:
@@ -307,8 +299,8 @@ def _reading(checkpoint: Path) -> Iterator[None]:
 
 def _damaged(checkpoint: Path, what: str) -> CheckpointError:
     advice = "there is no other checkpoint: start again with another name="
-    if others := sorted(path.name for path in checkpoint.parent.glob("step_*") if path != checkpoint):
-        advice = f"remove this folder and link checkpoints/last to {others[-1]} to resume from there"
+    if siblings := sorted(path.name for path in checkpoint.parent.glob("step_*") if path != checkpoint):
+        advice = f"remove this folder and link checkpoints/last to {siblings[-1]} to resume from there"
     return CheckpointError(f"{checkpoint} is damaged: {what}; {advice}")
 
 

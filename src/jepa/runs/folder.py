@@ -16,7 +16,7 @@ from jepa.config import ConfigError, changed_keys
 from jepa.errors import RunError
 from jepa.parallel.session import Session
 from jepa.runs import checkpoint
-from jepa.runs.metrics import read_config, write_atomically
+from jepa.runs.metrics import read_config, read_json, write_atomically
 
 
 @dataclass
@@ -31,16 +31,8 @@ class RunFolder:
     writes: bool
 
     @property
-    def run_id(self) -> str:
-        return self.facts["run_id"]
-
-    @property
     def status(self) -> str:
         return self.facts["status"]
-
-    @property
-    def is_finished(self) -> bool:
-        return self.status == "finished"
 
     def begin(self, config_text: str) -> None:
         if self.writes:
@@ -96,9 +88,7 @@ def _claim(path: Path, config: dict, resume: bool, stack: ExitStack) -> dict:
 def _read(path: Path) -> dict[str, str]:
     """The content of run.json; that of a new run if there is none."""
     try:
-        return json.loads((path / "run.json").read_text())
-    except FileNotFoundError:
-        return {"run_id": secrets.token_hex(4), "status": "running", "message": ""}
+        return read_json(path / "run.json") or {"run_id": secrets.token_hex(4), "status": "running", "message": ""}
     except json.JSONDecodeError as error:
         raise ConfigError([f"{path}/run.json cannot be read ({error}): remove the folder or give name="]) from error
 

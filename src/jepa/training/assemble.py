@@ -272,7 +272,7 @@ def make_loggers(config: TrainConfig, folder: RunFolder) -> list[Logger]:
     wired = {
         "folder": folder.path,
         "config": asdict(config),
-        "run_id": folder.run_id,
+        "run_id": folder.facts["run_id"],
         "resume_step": checkpoint.peek(last)["step"] if last else None,
     }
     return [FolderLogger(**wired), *(factory(node)(**wired) for node in config.logger.values())]
