@@ -1,4 +1,4 @@
-"""What a run tells: to its folder always, to W&B and TensorBoard by choice."""
+"""Logging of a run: always to its folder, optionally to W&B or TensorBoard."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def refuse(constant: str) -> None:
 
 @pytest.fixture(autouse=True)
 def _no_account(monkeypatch, tmp_path_factory):
-    """A home without keys, and no variable of W&B's."""
+    """A home folder without API keys, and no environment variables of W&B."""
     for name in [name for name in os.environ if name.startswith("WANDB_")] + ["NETRC"]:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HOME", str(tmp_path_factory.mktemp("home")))

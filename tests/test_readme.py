@@ -44,9 +44,9 @@ def run(command: list[str], cwd: Path) -> str:
 
 @pytest.fixture(scope="module")
 def quickstart(tmp_path_factory: pytest.TempPathFactory, tiny: list[str]) -> Path:
-    """A run for the commands that follow one."""
+    """A finished run for the commands that need one."""
     folder = tmp_path_factory.mktemp("trained")
-    told_here(train, shrunk(["experiment=quickstart"], tiny), folder)
+    output_of(train, shrunk(["experiment=quickstart"], tiny), folder)
     return folder / "outputs" / "quickstart"
 
 
@@ -101,14 +101,14 @@ def shrunk(arguments: list[str], tiny: list[str]) -> list[str]:
     return [*arguments, *tiny, *quiet]
 
 
-def told_here(main: Callable[[list[str]], int], arguments: list[str], cwd: Path) -> str:
-    """What a command says, in this process: importing torch takes longer than the training."""
-    told = io.StringIO()
-    with pytest.MonkeyPatch.context() as patch, redirect_stdout(told):
+def output_of(main: Callable[[list[str]], int], arguments: list[str], cwd: Path) -> str:
+    """Output of a command that runs in this process, since importing torch takes longer than the training."""
+    printed = io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(printed):
         patch.chdir(cwd)
         patch.setattr(sys, "argv", ["jepa-train"])
-        assert main(arguments) == 0, told.getvalue()
-    return told.getvalue()
+        assert main(arguments) == 0, printed.getvalue()
+    return printed.getvalue()
 
 
 def jepa_train(arguments: list[str], tiny: list[str], cwd: Path) -> None:
@@ -117,7 +117,7 @@ def jepa_train(arguments: list[str], tiny: list[str], cwd: Path) -> None:
         assert run([*command, *arguments], cwd)
     elif "estimate=true" in arguments:
         shared = ["batch_size=8" if text.startswith("batch_size=") else text for text in tiny]
-        assert "calculated, not measured" in told_here(train, [*arguments, *shared], cwd)
+        assert "calculated, not measured" in output_of(train, [*arguments, *shared], cwd)
     elif "experiment=cifar10_vit_tiny" in arguments:  # would download the data: its configuration alone is checked
         assert "cifar10" in run([*command, *arguments, "--cfg", "job"], cwd)
     elif "processes=2" in arguments:  # the tests of two ranks start this very command
@@ -131,7 +131,7 @@ def jepa_train(arguments: list[str], tiny: list[str], cwd: Path) -> None:
             shrunken = [re.sub("^(lr=[^,]+),.*", r"\1", text) for text in shrunken]
             run([*command, *shrunken], cwd)
         else:
-            told_here(train, shrunken, cwd)
+            output_of(train, shrunken, cwd)
         reports = {path.parent for path in (cwd / "outputs").rglob("report.html")}
         begun_from = {cwd / text.partition("=")[2] for text in arguments if text.startswith("encoder.weights=")}
         num_members = 2 if is_local else 4 if "--multirun" in arguments else 1
@@ -159,7 +159,7 @@ def train_here(_: Children, overrides: Sequence[str], *, quiet: bool = False) ->
 
 
 def jepa_compare(arguments: list[str], tiny: list[str], cwd: Path) -> None:
-    """Of runs that exist the test draws two; of those that are trained it takes two."""
+    """Two existing runs are generated; of a comparison that trains, two runs are trained."""
     is_given = any("=" in text for text in arguments)
     arguments = [re.sub(r"^(objective=\w+,\w+),.*", r"\1", text) for text in arguments]
     if not is_given:
@@ -167,15 +167,15 @@ def jepa_compare(arguments: list[str], tiny: list[str], cwd: Path) -> None:
             write_run(cwd / arguments[0] / f"objective={name}", steps=4, log_every=2, eval_every=2, pictures=False)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Children, "train", train_here)
-        told = told_here(compare, shrunk(arguments, tiny) if is_given else arguments, cwd)
-    assert "untrained encoder" in told
+        printed = output_of(compare, shrunk(arguments, tiny) if is_given else arguments, cwd)
+    assert "untrained encoder" in printed
     assert len(list((cwd / "outputs").rglob("compare.html"))) == 1
 
 
 def jepa_find(arguments: list[str], tiny: list[str], cwd: Path) -> None:
     batch = [text for text in tiny if not text.startswith("batch_size=")]
     steps = ["--steps", "12", *tiny] if arguments[0] == "lr" else batch
-    assert "  jepa-train experiment=quickstart" in told_here(find, [*arguments, *steps], cwd)
+    assert "  jepa-train experiment=quickstart" in output_of(find, [*arguments, *steps], cwd)
 
 
 def make_target(arguments: list[str], tiny: list[str], cwd: Path) -> None:
@@ -208,22 +208,24 @@ def evaluate(arguments: list[str], tiny: list[str], cwd: Path) -> None:
 
 
 def jepa_eval(arguments: list[str], tiny: list[str], cwd: Path) -> None:
-    """Of few samples; fine-tuning of one pass."""
+    """With few samples, and one epoch of fine-tuning."""
     few = ["train_samples=64", "test_samples=32", "num_workers=0", "evaluator.finetune.epochs=1", "floors=[pixels]"]
-    told = told_here(judge, [*arguments, *few], cwd)
-    assert ("inspect.html" if "task=inspect" in arguments else "raw pixels") in told
+    printed = output_of(judge, [*arguments, *few], cwd)
+    assert ("inspect.html" if "task=inspect" in arguments else "raw pixels") in printed
     assert list((cwd / "outputs").rglob("eval.html")) or list((cwd / "outputs").rglob("inspect.html"))
 
 
 def jepa_finetune(arguments: list[str], tiny: list[str], cwd: Path) -> None:
     sizes = ("encoder", "predictor", "image_size", "dataset", "evaluation")
     smaller = ["objective.width=32", "objective.regions=16"] if "objective=detect" in arguments else []
-    told = told_here(finetune, shrunk(arguments, [text for text in tiny if not text.startswith(sizes)] + smaller), cwd)
-    assert "step 2" in told
+    printed = output_of(
+        finetune, shrunk(arguments, [text for text in tiny if not text.startswith(sizes)] + smaller), cwd
+    )
+    assert "step 2" in printed
 
 
 def jepa_export(arguments: list[str], tiny: list[str], cwd: Path) -> None:
-    assert "from_pretrained" in told_here(export, arguments, cwd)
+    assert "from_pretrained" in output_of(export, arguments, cwd)
     assert (cwd / "outputs" / "quickstart" / "export" / "transformers" / "config.json").is_file()
 
 

@@ -16,14 +16,14 @@ class ConfigError(ValueError):
 
 
 @contextmanager
-def as_config_errors() -> Iterator[None]:
-    """Raise ConfigError for the ValueError of a constructor."""
+def as_config_errors(prefix: str = "") -> Iterator[None]:
+    """Raise ConfigError for any other ValueError, such as those of constructors, with `prefix` before its message."""
     try:
         yield
     except ConfigError:
         raise
     except ValueError as error:
-        raise ConfigError([str(error)]) from error
+        raise ConfigError([f"{prefix}{error}"]) from error
 
 
 class RunError(RuntimeError):

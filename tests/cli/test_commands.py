@@ -1,4 +1,4 @@
-"""The command without its training: what it refuses, explains and completes, and what it hands to a run."""
+"""The command without its training: errors, help, completion, and the configuration of the run."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Runs = list[tuple[TrainConfig, Path]]
 
 @pytest.fixture
 def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Runs:
-    """A folder to work in and an agent that only notes what it is asked to train; seed=143 is a stopped run."""
+    """A folder to work in and an agent that only records what it should train; seed=143 is a stopped run."""
     started: Runs = []
 
     def train(config: TrainConfig, folder: Path, _interrupt: object) -> int:
@@ -41,11 +41,11 @@ def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Runs:
     return started
 
 
-def test_refusal_lists_all_faults_and_leaves_nothing_behind(runs: Runs, capsys: pytest.CaptureFixture[str]) -> None:
+def test_refusal_lists_all_errors_and_leaves_nothing_behind(runs: Runs, capsys: pytest.CaptureFixture[str]) -> None:
     status = main(["epohcs=3", "mask=blok", "image_size=225", "--mutlirun", "--epochs=3"])
-    told = capsys.readouterr()
-    assert (status, told.out, runs, os.listdir()) == (2, "", [], [])
-    lines = told.err.splitlines()
+    printed = capsys.readouterr()
+    assert (status, printed.out, runs, os.listdir()) == (2, "", [], [])
+    lines = printed.err.splitlines()
     assert lines[0] == "jepa-train: 5 errors in the configuration, nothing was started"
     assert '  --mutlirun: there is no such flag; did you mean "--multirun"?' in lines
     assert "  --epochs=3: there is no such flag; keys are given without dashes, as epochs=3" in lines
@@ -85,7 +85,7 @@ def test_run_folder_holds_nothing_of_hydra(runs: Runs) -> None:
     assert os.getcwd() == str(Path.cwd())
 
 
-def test_late_fault_is_told_like_an_early_one(runs: Runs, capsys: pytest.CaptureFixture[str]) -> None:
+def test_late_error_is_printed_like_an_early_one(runs: Runs, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as end:
         main(["seed=13"])
     assert end.value.code == 2
@@ -113,10 +113,10 @@ def test_sweep_runs_every_combination_in_a_folder_of_its_own(runs: Runs) -> None
 
 def test_sweep_is_refused_when_one_member_is_wrong(runs: Runs, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["-m", "mask=block,random", "image_size=224,225", "lr=1e-4,-1", "size=choice(tiny,hueg)"]) == 2
-    told = capsys.readouterr().err
-    assert told.count("225 is not divisible by 16") == 1
-    assert "lr=-1: must be above 0" in told
-    assert 'size=hueg: no such choice; did you mean "huge"?' in told
+    printed = capsys.readouterr().err
+    assert printed.count("225 is not divisible by 16") == 1
+    assert "lr=-1: must be above 0" in printed
+    assert 'size=hueg: no such choice; did you mean "huge"?' in printed
     assert not runs
 
 
@@ -131,7 +131,7 @@ def test_sweep_with_resume_false_looks_into_the_folder_of_each_member(
 
 @pytest.fixture
 def own_groups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder of the user: a mask whose class lives in his own package, and an experiment with slips."""
+    """A folder of the user: a mask whose class is in their own package, and an experiment with mistakes."""
     for name, text in {
         "groups/mask/mine.yaml": "# hides every second token\n_target_: my_masks.Mine\nshare: 0.5\n",
         "groups/experiment/slips.yaml": (
@@ -158,18 +158,18 @@ def test_own_component_is_held_to_its_signature(
     runs: Runs, own_groups: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["--config-dir=groups", "mask=mine", "mask.share=half", "+mask.shares=2"]) == 2
-    told = capsys.readouterr().err
-    assert "mask.share=half: takes a number, not the text 'half'" in told
-    assert "+mask.shares=2: Mine has no 'shares'; did you mean \"share\"?" in told
+    printed = capsys.readouterr().err
+    assert "mask.share=half: takes a number, not the text 'half'" in printed
+    assert "+mask.shares=2: Mine has no 'shares'; did you mean \"share\"?" in printed
 
 
 def test_all_slips_in_a_file_are_found_and_the_file_is_named(
     runs: Runs, own_groups: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["--config-dir", "groups", "experiment=slips"]) == 2
-    told = capsys.readouterr().err
+    printed = capsys.readouterr().err
     for slip in ("epohcs=3", "lr=fast", "encoder.depht=4", "image_size=225"):
-        assert f"  {slip} (experiment/slips.yaml)" in told
+        assert f"  {slip} (experiment/slips.yaml)" in printed
 
 
 def test_own_primary_configuration_builds_on_ours(runs: Runs, own_groups: Path) -> None:
@@ -185,7 +185,7 @@ def test_written_configuration_can_be_run_again(runs: Runs) -> None:
     assert runs == [(first, Path("outputs/first"))]
 
 
-def test_missing_config_dir_is_a_fault(runs: Runs, capsys: pytest.CaptureFixture[str]) -> None:
+def test_missing_config_dir_is_an_error(runs: Runs, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--config-dir", "nowhere"]) == 2
     assert "there is no folder" in capsys.readouterr().err
 

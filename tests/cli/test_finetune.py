@@ -1,4 +1,4 @@
-"""The fine-tuned probe: what it learns, that it is pure in its seed, and that the run does not notice it."""
+"""The fine-tuned probe: it learns, depends only on its seed, and does not affect the run."""
 
 from contextlib import nullcontext
 from dataclasses import replace
@@ -24,7 +24,7 @@ SETTINGS = {"epochs": 20, "batch_size": 16, "lr": 0.02, "weight_decay": 0.0, "wa
 
 
 class Blind(nn.Module):
-    """[b, C, T, H, W] -> [b, 1, 8]: of two pixels; from its first weights no probe tells whether they are alike."""
+    """[b, C, T, H, W] -> [b, 1, 8] of two pixels; with the initial weights no probe can say whether they are equal."""
 
     def __init__(self):
         super().__init__()

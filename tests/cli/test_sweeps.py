@@ -1,4 +1,4 @@
-"""Sweeps: what they run, where, what of it is refused beforehand, how they fail, stop and go on, with any launcher."""
+"""Sweeps with any launcher: members and folders, errors before the start, failures, stopping and continuing."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ EXPERIMENTS = {name: "cifar10_vit_tiny" if name == "blocks" else "quickstart" fo
 
 @pytest.fixture
 def started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[tuple[TrainConfig, str]]:
-    """A folder to work in and an agent that only notes what it is asked to train."""
+    """A folder to work in and an agent that only records what it should train."""
     runs: list[tuple[TrainConfig, str]] = []
 
     def train(config: TrainConfig, folder: Path, _interrupt: object) -> int:
@@ -55,7 +55,7 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "outputs/found"
 
 
-def faults(*arguments: str) -> list[str]:
+def errors_of(*arguments: str) -> list[str]:
     with pytest.raises(ConfigError) as error:
         preflight(arguments)
     return error.value.errors
@@ -69,7 +69,7 @@ def test_every_file_goes_with_the_experiment_that_it_names(name: str) -> None:
     whole, unread = sweep_plan.with_sweep_files(composer, composer.parse(arguments)[0])
     assert not unread
     members = list(sweep_plan.member_overrides(composer, whole))
-    assert [fault for member in members for fault in composer.inspect(member).faults] == []
+    assert [error for member in members for error in composer.inspect(member).faults] == []
     if "runs" in FILES[name].comment:
         assert FILES[name].comment.endswith(f"; {len(members)} runs")
 
@@ -94,11 +94,11 @@ def test_what_a_file_fixes_holds_for_all_its_runs(started: list) -> None:
     assert {run.objective["momentum_batch_size"] for run, _ in started} == {64}
 
 
-def test_all_faults_of_all_combinations_are_told_before_anything_starts(started: list) -> None:
-    found = faults("-m", "sweep=predictor", "experiment=quickstart", "predictor.num_heads=5", "epohcs=1", "lr=0,1")
-    assert sum("predictor.width" in fault for fault in found) == 3
-    assert any("epohcs" in fault for fault in found)
-    assert any(fault.startswith("lr=0: ") for fault in found)
+def test_all_errors_of_all_combinations_are_printed_before_anything_starts(started: list) -> None:
+    found = errors_of("-m", "sweep=predictor", "experiment=quickstart", "predictor.num_heads=5", "epohcs=1", "lr=0,1")
+    assert sum("predictor.width" in error for error in found) == 3
+    assert any("epohcs" in error for error in found)
+    assert any(error.startswith("lr=0: ") for error in found)
     assert not started
 
 
@@ -111,38 +111,38 @@ def test_all_faults_of_all_combinations_are_told_before_anything_starts(started:
     ],
 )
 def test_a_file_that_cannot_be_run_so_is_refused(arguments: list[str], expected: str) -> None:
-    (found,) = faults(*arguments)
+    (found,) = errors_of(*arguments)
     assert found.startswith(expected)
 
 
 def test_of_a_sampler_every_value_and_both_ends_of_an_interval_are_checked() -> None:
     arguments = ["-m", "sweep=optuna", "experiment=quickstart"]
-    assert faults(*arguments, "lr=interval(-1,1)") == ["lr=-1.0: must be above 0"]
-    found = faults(*arguments, "predictor.width=choice(48,50)", "mask.ratio=interval(0.4,1.5)")
-    assert [fault.split(":")[0] for fault in found] == ["mask.ratio=1.5", "predictor.width=50"]
+    assert errors_of(*arguments, "lr=interval(-1,1)") == ["lr=-1.0: must be above 0"]
+    found = errors_of(*arguments, "predictor.width=choice(48,50)", "mask.ratio=interval(0.4,1.5)")
+    assert [error.split(":")[0] for error in found] == ["mask.ratio=1.5", "predictor.width=50"]
 
 
 def test_a_sampler_that_is_not_installed_is_named_with_its_command(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sweep_plan, "find_spec", lambda name: None)
-    assert faults("-m", "sweep=optuna") == ["sweep=optuna: optuna is not installed: pip install 'jepa-train[sweep]'"]
+    assert errors_of("-m", "sweep=optuna") == ["sweep=optuna: optuna is not installed: pip install 'jepa-train[sweep]'"]
     for launcher, extra in {"joblib": "sweep", "local": "sweep", "slurm": "slurm"}.items():
-        (found,) = faults("-m", f"hydra/launcher={launcher}", "seed=1,2")
+        (found,) = errors_of("-m", f"hydra/launcher={launcher}", "seed=1,2")
         assert found == f"hydra/launcher={launcher}: {launcher} is not installed: pip install 'jepa-train[{extra}]'"
 
 
 def test_slurm_is_refused_where_there_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sweep_plan.shutil, "which", lambda name: None)
-    (found,) = faults("-m", "hydra/launcher=slurm", "seed=1,2")
+    (found,) = errors_of("-m", "hydra/launcher=slurm", "seed=1,2")
     assert found.startswith("hydra/launcher=slurm: there is no sbatch here")
 
 
 def test_a_wrong_key_of_a_launcher_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sweep_plan.shutil, "which", lambda name: f"/usr/bin/{name}")
-    assert any("partiton" in fault for fault in faults("-m", "hydra/launcher=slurm", "hydra.launcher.partiton=gpu"))
+    assert any("partiton" in error for error in errors_of("-m", "hydra/launcher=slurm", "hydra.launcher.partiton=gpu"))
 
 
 def finish(config: TrainConfig, folder: Path) -> int:
-    """What a training leaves that others look at."""
+    """Write the files of a finished run."""
     folder.mkdir(parents=True, exist_ok=True)
     rows = [{"step": s, "epoch": 0, "samples": 4 * s, "train/loss": 1 / s, "probe/knn_top1": s} for s in (1, 2)]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -154,7 +154,7 @@ def finish(config: TrainConfig, folder: Path) -> int:
 GRID = ["-m", "experiment=quickstart", "name=found", "lr=1e-3,1e-4,3e-4"]
 
 
-def test_one_failure_ends_no_other_member_and_is_told_at_once_and_in_the_end(
+def test_one_failure_ends_no_other_member_and_is_printed_at_once_and_in_the_end(
     workplace: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     begun: list[float] = []
@@ -168,13 +168,15 @@ def test_one_failure_ends_no_other_member_and_is_told_at_once_and_in_the_end(
     monkeypatch.setitem(sys.modules, "jepa.agent", types.SimpleNamespace(train=train))
     assert main(GRID) == 1
     assert begun == [1e-3, 1e-4, 3e-4]
-    told = capfd.readouterr()
+    printed = capfd.readouterr()
     failure = "the loss of step 2 is nan: lower lr"
-    assert f"jepa-train: outputs/found/lr=0.0001: {failure}" in told.err
-    assert f"jepa-train: outputs/found/lr=0.0001 failed: {failure}" in told.err
-    assert f"as a page: jepa-compare {workplace.relative_to(Path.cwd())}" in told.out
+    assert f"jepa-train: outputs/found/lr=0.0001: {failure}" in printed.err
+    assert f"jepa-train: outputs/found/lr=0.0001 failed: {failure}" in printed.err
+    assert f"as a page: jepa-compare {workplace.relative_to(Path.cwd())}" in printed.out
     assert compare_main([str(workplace)]) == 0
-    assert (table := capfd.readouterr().out).count("lr=0.0003") == told.out.count("lr=0.0003") - told.out.count("#2")
+    assert (table := capfd.readouterr().out).count("lr=0.0003") == printed.out.count("lr=0.0003") - printed.out.count(
+        "#2"
+    )
     assert "lr=0.001" in table
 
     def succeed(config: TrainConfig, folder: Path, _interrupt: object) -> int:
@@ -216,8 +218,8 @@ def test_members_beside_each_other_share_the_cores_and_save_when_the_sweep_is_st
     endless = ["steps=100000", "save_every=1000000", "eval_every=1000000", "device=cpu", "seed=1,2,3"]
     command = [sys.executable, "-m", "jepa.cli.train", "-m", "hydra/launcher=local", *SHORT, *tiny, *endless]
     folders = [tmp_path / f"outputs/found/seed={seed}" for seed in (1, 2, 3)]
-    with (tmp_path / "told").open("w+") as printed:
-        sweep = subprocess.Popen(command, cwd=tmp_path, stdout=printed, stderr=subprocess.STDOUT)
+    with (tmp_path / "output").open("w+") as file:
+        sweep = subprocess.Popen(command, cwd=tmp_path, stdout=file, stderr=subprocess.STDOUT)
         try:
             deadline = time.monotonic() + 200
             while not all((f / "metrics.jsonl").exists() and len(read_rows(f)) > 3 for f in folders[:2]):
@@ -227,14 +229,14 @@ def test_members_beside_each_other_share_the_cores_and_save_when_the_sweep_is_st
         finally:
             sweep.terminate()
             sweep.wait(timeout=100)
-        printed.seek(0)
-        told = printed.read()
-    assert sweep.returncode == 128 + signal.SIGTERM, told
+        file.seek(0)
+        printed = file.read()
+    assert sweep.returncode == 128 + signal.SIGTERM, printed
     for folder in folders[:2]:
         assert json.loads((folder / "run.json").read_text())["status"] == "stopped"
         assert (folder / "checkpoints/last").exists()
     assert not (folders[2] / "run.json").exists(), "no other begins"
-    assert "Traceback" not in told
+    assert "Traceback" not in printed
 
 
 @pytest.mark.slow
@@ -246,18 +248,18 @@ def test_a_grid_of_two_trains_both(workplace: Path, tiny: list[str]) -> None:
         assert rows[-1]["step"] == 2
 
 
-def test_a_sweep_of_estimates_tells_each_and_misses_no_run(
+def test_a_sweep_of_estimates_prints_each_and_misses_no_run(
     workplace: Path, tiny: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["--multirun", "estimate=true", "batch_size=8,16", *SHORT, *tiny[:1], *tiny[2:]]) == 0
-    told = capsys.readouterr()
-    assert told.out.count("calculated, not measured") == 2
-    assert "is not finished" not in told.err
+    printed = capsys.readouterr()
+    assert printed.out.count("calculated, not measured") == 2
+    assert "is not finished" not in printed.err
     assert not list(workplace.rglob("run.json"))
 
 
 @pytest.mark.slow
-def test_optuna_is_told_the_metric_that_decides(workplace: Path, tiny: list[str]) -> None:
+def test_optuna_gets_the_selection_metric(workplace: Path, tiny: list[str]) -> None:
     fixed = [text for text in tiny if not text.startswith("predictor")]
     varied = ["predictor.width=choice(16,32)", "predictor.depth=1", "predictor.num_heads=2", "hydra.sweeper.n_trials=2"]
     assert main(["--multirun", "sweep=optuna", *SHORT, *fixed, *varied]) == 0

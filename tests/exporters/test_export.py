@@ -1,4 +1,4 @@
-"""Exported encoders compute what ours do, in other people's libraries; what cannot be exported leaves no trace."""
+"""Exported encoders compute the same tokens in other libraries; a failed export leaves no files."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ torch.save(found, "found.pt")
 
 
 def made(kind: type, clip_shape: tuple[int, ...], **changes: Any) -> Any:
-    """A random encoder, every tensor of which matters, with a transform of uneven statistics."""
+    """A random encoder whose output depends on every tensor; the channel statistics of its transform differ."""
     torch.manual_seed(0)
     encoder = kind(clip_shape=clip_shape, **(SIZES | changes))
     for parameter in encoder.parameters():
@@ -71,7 +71,7 @@ CASES: dict[str, tuple[str, Any]] = {
 
 @pytest.fixture(scope="module")
 def here(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """The current folder, of which snippets tell the way."""
+    """The current folder, to which the paths in snippets are relative."""
     with pytest.MonkeyPatch.context() as patch:
         folder = tmp_path_factory.mktemp("exports")
         patch.chdir(folder)
@@ -86,7 +86,7 @@ def exports(here: Path) -> dict[str, tuple[Any, Exported]]:
 
 @pytest.fixture(scope="module")
 def elsewhere(here: Path, exports: dict[str, tuple[Any, Exported]]) -> tuple[dict[str, dict[str, Tensor]], str]:
-    """What the printed programs make in a process that cannot import jepa, and what they say."""
+    """Tensors and output of the printed programs in a process that cannot import jepa."""
     for name, (_, done) in exports.items():
         (here / f"{name}.py").write_text(done.snippet)
     command = [sys.executable, "-I", "-c", WITHOUT_US, *exports]
@@ -144,7 +144,7 @@ def test_the_batch_of_a_program_is_free(name: str, exports) -> None:
 
 
 @pytest.mark.slow
-def test_programs_do_not_tell_paths_of_the_machine(exports) -> None:
+def test_programs_contain_no_paths_of_the_machine(exports) -> None:
     for name in ("onnx", "program_clips"):
         written = b"".join(path.read_bytes() for path in exports[name][1].folder.iterdir())
         assert str(Path(export.__file__).parent).encode() not in written
@@ -167,9 +167,9 @@ def test_processors_do_what_our_transform_does(exports) -> None:
 
 
 @pytest.mark.slow
-def test_timm_is_told_the_statistics_of_the_pixels(exports) -> None:
-    told = json.loads((exports["timm_frames"][1].folder / "config.json").read_text())["pretrained_cfg"]
-    assert (told["mean"], told["std"], told["input_size"]) == ([0.5, 0.4, 0.3], [0.2, 0.3, 0.25], [3, 16, 16])
+def test_timm_gets_the_statistics_of_the_pixels(exports) -> None:
+    config = json.loads((exports["timm_frames"][1].folder / "config.json").read_text())["pretrained_cfg"]
+    assert (config["mean"], config["std"], config["input_size"]) == ([0.5, 0.4, 0.3], [0.2, 0.3, 0.25], [3, 16, 16])
 
 
 def test_what_does_not_compute_the_same_leaves_all_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -232,7 +232,7 @@ def test_an_earlier_export_is_replaced_and_nothing_else(tmp_path: Path) -> None:
 
 
 def run_folder(tmp_path: Path) -> Path:
-    """The files of a run that tell about it."""
+    """A run folder with the files that provenance is read from."""
     last = tmp_path / "outputs" / "shapes-run" / "checkpoints" / "last"
     last.mkdir(parents=True)
     config = {
@@ -254,13 +254,13 @@ def run_folder(tmp_path: Path) -> Path:
     return last.parents[1]
 
 
-def test_history_tells_how_the_checkpoint_was_trained_and_no_path(tmp_path: Path) -> None:
-    history = read_provenance(str(run_folder(tmp_path)))
-    told = " ".join([history.name, *history.facts.values(), history.results])
+def test_provenance_says_how_the_checkpoint_was_trained_and_no_path(tmp_path: Path) -> None:
+    provenance = read_provenance(str(run_folder(tmp_path)))
+    text = " ".join([provenance.name, *provenance.facts.values(), provenance.results])
     words = ("shapes-run", "step 50", "1,600", "JEPA", "ImageFolder", "published.pt", "11.1", "44.4")
-    assert all(word in told for word in words)
-    assert "55.5" not in told
-    assert "private" not in told
+    assert all(word in text for word in words)
+    assert "55.5" not in text
+    assert "private" not in text
 
 
 def test_card_says_what_it_is_and_how_to_load_it_where_it_lies(exports) -> None:
@@ -319,7 +319,7 @@ def test_what_cannot_be_exported_is_refused_before_anything_is_opened(
 
 @pytest.fixture(scope="module")
 def source(here: Path) -> str:
-    """Something that a command can open."""
+    """Source of an encoder for the command."""
     encoder = made(SpatialEncoder, (3, 1, 16, 16))
     encoder.node = {"_target_": "jepa.encoders.spatial.SpatialEncoder", "clip_shape": [3, 1, 16, 16], **SIZES}
     return export_encoder(encoder, "safetensors", here / "source").snippet.split('"')[1]
@@ -332,9 +332,9 @@ def test_our_own_folder_is_what_the_printed_program_loads(source: str) -> None:
 
 
 def test_command_says_what_it_wrote_how_well_and_how_to_load_it(source: str, here: Path, capsys) -> None:
-    assert main([f"run={source}", "format=timm", "output=told"]) == 0
+    assert main([f"run={source}", "format=timm", "output=deploy"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert "told: README.md" in lines[0]
+    assert "deploy: README.md" in lines[0]
     assert "model.safetensors" in lines[0]
     assert "difference" in lines[1]
     space: dict[str, Any] = {}
@@ -352,18 +352,18 @@ def test_command_fails_in_one_sentence_where_parity_is_broken(source: str, here:
 def test_command_refuses_with_status_2_and_explains_every_key(source: str, here: Path, capsys) -> None:
     (here / "mine").write_text("")
     assert main([f"run={source}", "format=tim", "output=mine"]) == 2
-    told = capsys.readouterr().err
-    assert all(word in told for word in ("2 errors", 'did you mean "timm"?', "mine is a file"))
+    printed = capsys.readouterr().err
+    assert all(word in printed for word in ("2 errors", 'did you mean "timm"?', "mine is a file"))
     with pytest.raises(SystemExit) as caught:
         main(["--help"])
     assert caught.value.code == 0
-    told = capsys.readouterr().out
+    printed = capsys.readouterr().out
     keys = yaml.safe_load((conf_folder() / "export.yaml").read_text()).keys() - {"defaults"}
-    assert all(re.search(rf"^  {key}=\S+ +\w", told, re.MULTILINE) for key in keys)
+    assert all(re.search(rf"^  {key}=\S+ +\w", printed, re.MULTILINE) for key in keys)
 
 
 @pytest.mark.slow
-def test_without_a_network_the_folder_stays_and_the_reason_is_told(exports) -> None:
+def test_without_a_network_the_folder_stays_and_the_reason_is_printed(exports) -> None:
     folder = exports["timm_frames"][1].folder
     with pytest.raises(RunError, match="hf upload me/encoder"):
         push_to_hub(folder, "me/encoder")

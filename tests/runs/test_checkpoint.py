@@ -1,4 +1,4 @@
-"""Checkpoints are whole or not there, checked when read, and cannot run code."""
+"""Checkpoints are complete or absent, verified when read, and cannot run code."""
 
 import errno
 import json
@@ -64,7 +64,7 @@ def write(folder, step, value=1.0, *, keep=100, asynchronous=False, links=("last
 
 @pytest.mark.parametrize("asynchronous", [False, True])
 @pytest.mark.parametrize("fused", [False, True])
-def test_what_is_saved_is_what_a_run_goes_on_with(tmp_path, asynchronous, fused):
+def test_a_resumed_run_has_the_saved_state(tmp_path, asynchronous, fused):
     write(tmp_path, 7, 2.5, asynchronous=asynchronous, steps=3)
     found = checkpoint.latest(tmp_path)
     assert checkpoint.read_state(found)["step"] == 7

@@ -25,7 +25,7 @@ IMAGE = torch.linspace(0, 1, 3 * 16 * 16).view(1, 3, 16, 16)
 
 @pytest.fixture(scope="module")
 def resumed(tmp_path_factory):
-    """The earlier run after its own command was given again."""
+    """The earlier run after its command was run again."""
     top = tmp_path_factory.mktemp("earlier")
     folder = top / "outputs" / "earlier"
     shutil.copytree(FILES / "earlier_run", folder)

@@ -17,7 +17,7 @@ from torch import nn
 
 from jepa.config.command_rules import FORMATS, why_not
 from jepa.encoders.pretrained import open_encoder
-from jepa.errors import ConfigError, RunError
+from jepa.errors import ConfigError, RunError, as_config_errors
 from jepa.exporters.card import Provenance, card, read_provenance
 from jepa.exporters.format import ExportFormat
 
@@ -87,12 +87,8 @@ def _open(encoder: nn.Module | str | os.PathLike) -> tuple[Any, Provenance]:
     if isinstance(encoder, nn.Module):
         return encoder.eval(), Provenance(type(encoder).__name__, {"weights": "module in memory"}, "")
     source = os.fspath(encoder)
-    try:
+    with as_config_errors(f"run={source}: "):
         return open_encoder(source), read_provenance(source)
-    except ConfigError:
-        raise
-    except ValueError as error:
-        raise ConfigError([f"run={source}: {error}"]) from error
 
 
 def export_format(format: str) -> ExportFormat:

@@ -61,7 +61,7 @@ class Writer:
         self.finish()
         seal = partial(self._seal, step, config, state, links)
         with self._save_errors(step):
-            if self.session.broadcast_from_rank_zero(partial(self._exists, step, links)):
+            if self.session.broadcast_from_rank_zero(partial(self._prepare, step, links)):
                 return
             writing = self._write(step, dict(tensors))
             if writing is None:
@@ -79,12 +79,11 @@ class Writer:
                 done.result()
             self.session.broadcast_from_rank_zero(done.result)
 
-    def _exists(self, step: int, links: Sequence[str]) -> bool:
-        """If the checkpoint of this step exists, update the links and return True; else create its temporary folder."""
+    def _prepare(self, step: int, links: Sequence[str]) -> bool:
+        """Create the temporary folder; if the checkpoint exists already, only update the links and return True."""
         target = checkpoint_folder(self.folder, step)
         if (target.parent / "last").resolve() == target.resolve() and target.exists():
-            for name in links:
-                link(self.folder, name, target)
+            _link(target, links)
             return True
         shutil.rmtree(_temporary(target), ignore_errors=True)
         _temporary(target).mkdir(parents=True)
@@ -96,8 +95,8 @@ class Writer:
         from torch.distributed.checkpoint.state_dict_saver import async_save, save
 
         writer = HuggingFaceStorageWriter(str(_temporary(checkpoint_folder(self.folder, step))), save_distributed=True)
-        function = async_save if self.asynchronous else save
-        written = function(tensors, storage_writer=writer, process_group=self.group, no_dist=_is_single(self.group))
+        save_fn = async_save if self.asynchronous else save
+        written = save_fn(tensors, storage_writer=writer, process_group=self.group, no_dist=_is_single(self.group))
         return written if self.asynchronous else None
 
     def _seal(self, step: int, config: str, state: dict, links: Sequence[str]) -> None:
@@ -112,8 +111,7 @@ class Writer:
         if target.exists():
             shutil.rmtree(target)
         temporary.rename(target)
-        for name in links:
-            link(self.folder, name, target)
+        _link(target, links)
         prune(self.folder, keep=self.keep)
 
     @contextmanager
@@ -155,14 +153,14 @@ def _temporary(target: Path) -> Path:
     return target.with_name(f".writing-{target.name}")
 
 
-def link(folder: Path, name: str, target: Path) -> None:
-    """Let checkpoints/`name` point to `target`, atomically."""
-    root = folder / "checkpoints"
-    temporary = root / f".link-{name}"
-    temporary.unlink(missing_ok=True)
-    temporary.symlink_to(target.name)
-    os.replace(temporary, root / name)
-    _flush(root)
+def _link(target: Path, names: Sequence[str]) -> None:
+    """Let the links `names` beside `target` point to it, atomically."""
+    for name in names:
+        temporary = target.with_name(f".link-{name}")
+        temporary.unlink(missing_ok=True)
+        temporary.symlink_to(target.name)
+        os.replace(temporary, target.with_name(name))
+    _flush(target.parent)
 
 
 def prune(folder: Path, *, keep: int) -> None:
