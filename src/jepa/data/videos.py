@@ -127,9 +127,8 @@ class VideoFolder(HoldingOut):
         positions = frame_positions(video.num_frames, self.num_frames, self._step(rate), start, self.short)
         if self.fps is None:
             return video.at([int(position) for position in positions])
-        middles = (
-            min(position + 0.5, video.num_frames - 0.5) for position in positions
-        )  # where rounding moves no frame
+        # the middle of each frame's time, so that rounding selects no neighbour
+        middles = (min(position + 0.5, video.num_frames - 0.5) for position in positions)
         return video.frames_at_seconds([video.begin + middle / rate for middle in middles])
 
     def _step(self, rate: float) -> float:
@@ -144,7 +143,7 @@ class VideoFolder(HoldingOut):
         return os.path.join(self.folder, os.fsdecode(self.paths[video]))
 
     def _take(self, files: Files) -> None:
-        """Take these videos, after a look at how long they are."""
+        """Store these videos; checks the lengths of all or of a sample of them."""
         self.folder, self.paths, self.video_labels = files
         total = len(self.paths)
         if self.short == "skip" and total > SURVEYED:
