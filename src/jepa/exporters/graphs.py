@@ -94,11 +94,11 @@ def _column(encoder: Any, values: list[float]) -> list[Any]:
 
 
 def notes(encoder: Any) -> list[str]:
-    shape = " x ".join(map(str, clip_input(encoder)))
+    shape = ", ".join(map(str, clip_input(encoder)))
+    axes = f"channels,{' frames,' * (len(clip_input(encoder)) == 4)} height, width"
     return [
-        f"Input `pixels`: float32, a batch of any size of {shape} (channels, then "
-        f"{'height and width' if len(clip_input(encoder)) == 3 else 'frames, height and width'}), "
-        "normalised as below. Output `tokens`: float32, batch x tokens x width. The size of the input is fixed."
+        f"Input `pixels`: float32 [batch, {shape}] ({axes}), normalised as below. "
+        "Output `tokens`: float32 [batch, tokens, width]. Only the batch size is variable."
     ]
 
 
