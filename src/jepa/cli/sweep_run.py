@@ -55,7 +55,7 @@ def _report(sweep: Sweep) -> int:
     members = sweep.members or sorted(
         {path.parent for name in ("run.json", FAILURE) for folder in sweep.folders for path in folder.rglob(name)}
     )
-    unfinished = [(member, state) for member in members if (state := _failure(member))]
+    unfinished = [(member, state) for member in members if (state := _why_unfinished(member))]
     with suppress(RunError):  # no run is finished
         table = terminal(compare(find_runs(sweep.folders)))
         print(f"\n{table}\nas a page: jepa-compare {' '.join(map(str, sweep.folders))}", flush=True)
@@ -66,7 +66,7 @@ def _report(sweep: Sweep) -> int:
     return 1 if unfinished else 0
 
 
-def _failure(member: Path) -> str:
+def _why_unfinished(member: Path) -> str:
     """Why a member is not finished; empty if it is."""
     facts = read_json(member / "run.json")
     if (member / FAILURE).exists():

@@ -25,7 +25,7 @@ class ExportFormat(NamedTuple):
     write: Callable[[Any, Path], None]
     """Write an encoder into an empty folder; raises ConfigError for an encoder that the format does not support."""
     load: Callable[[Path], EncodeFn]
-    """Load the encoder with the library alone, without code of this package."""
+    """Load the encoder as a user of the library does."""
     snippet: Callable[[Any, str], str]
     """(encoder, folder) -> a Python program that loads the encoder and computes `tokens`."""
     input_shape: Callable[[Any], tuple[int, ...]]
