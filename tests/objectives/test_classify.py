@@ -294,14 +294,14 @@ def test_sizes_are_those_of_the_weights_unless_given(pretrained: Path) -> None:
     assert to_train_arguments([weights, "image_size=64"]) == [weights, "image_size=64", "num_frames=1"]
     assert to_train_arguments(["run=timm:vit"]) == ["encoder.weights=timm:vit"]
     assert to_train_arguments([f"run={pretrained},{pretrained}"])[1:] == ["image_size=[32,32]", "num_frames=1"]
-    with pytest.raises(ConfigError, match="of several sizes"):
+    with pytest.raises(ConfigError, match="the input sizes differ"):
         to_train_arguments([f"run={pretrained},timm:vit"])
 
 
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        ([], "run: must be given"),
+        ([], "run: the weights to start from are missing"),
         (["run=PLACE", "objective.momentm=1"], 'did you mean "objective.momentum"?'),
         (["run=PLACE", "mask=random"], "objective=classify uses no mask"),
         (["run=/no/such/run"], "does not exist"),

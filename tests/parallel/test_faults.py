@@ -296,7 +296,7 @@ def test_a_signal_in_an_evaluation_of_two_ranks_stops_soon_and_saves_and_it_is_m
 def test_a_second_job_of_two_ranks_is_refused_with_one_message(undisturbed: Undisturbed) -> None:
     status, output = undisturbed.refused
     assert status == 2
-    assert output.count("is in use by another process") == 1
+    assert output.count("is in use by another training process") == 1
     assert len(output.splitlines()) == 2, output
     assert steps_with("train/loss", undisturbed.folder) == list(range(1, 101))
 
