@@ -17,13 +17,13 @@ from torch import nn
 from torch.nn import functional as F
 
 from jepa.benchmark.inspect import (
-    AttentionWatch,
+    AttentionRecorder,
     Subject,
     agreement,
     hardest,
-    in_turn,
     most_ambiguous,
     observe,
+    one_per_label_in_turn,
     query_patches,
 )
 from jepa.benchmark.inspect_page import write_page
@@ -243,10 +243,10 @@ def block_io(encoder, clips):
     found = {}
     attn = (encoder.model if isinstance(encoder, Prefixed) else encoder).blocks[-1].attn
     hook = attn.register_forward_hook(lambda _, inputs, output: found.update(x=inputs[0], y=output))
-    with torch.no_grad(), AttentionWatch() as watch:
+    with torch.no_grad(), AttentionRecorder() as watch:
         encoder(clips)
     hook.remove()
-    return attn, found["x"], found["y"], watch.seen
+    return attn, found["x"], found["y"], watch.call
 
 
 @pytest.mark.parametrize("make", [spatial, temporal, lambda: temporal("vjepa2"), lambda: temporal("sincos")])
@@ -267,9 +267,9 @@ def test_shares_follow_the_mask_of_the_call(masked):
     sees = torch.rand(2, 1, 5, 5, generator=seeded(1)) > 0.4
     sees |= torch.eye(5, dtype=torch.bool)
     mask = sees if masked == "bool" else torch.zeros(sees.shape).masked_fill(~sees, -torch.inf)
-    with AttentionWatch() as watch:
+    with AttentionRecorder() as watch:
         read = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=0.7)
-    head = watch.seen._replace(query=query[:, :1], key=key[:, :1])
+    head = watch.call._replace(query=query[:, :1], key=key[:, :1])
     torch.testing.assert_close(head.shares(torch.arange(5)) @ value[:, 0], read[:, 0], atol=1e-6, rtol=1e-5)
 
 
@@ -288,13 +288,13 @@ def test_looks_and_received_are_rows_and_column_means_of_the_whole_attention():
     *_, seen = block_io(encoder, encoder.transform(pictures))
     whole, seen = seen.shares(torch.arange(encoder.grid.num_tokens)), observe(encoder, pictures)
     torch.testing.assert_close(seen.attention.received.flatten(1), whole.mean(1))
-    torch.testing.assert_close(seen.attention.looks.flatten(2), whole[:, list(seen.queries)])
+    torch.testing.assert_close(seen.attention.attention_of_queries.flatten(2), whole[:, list(seen.queries)])
     torch.testing.assert_close(seen.tokens, encoder(encoder.transform(pictures)).detach())
 
 
 def test_a_frame_that_sees_itself_alone_is_looked_at_alone():
     encoder = spatial(frames=3)
-    looks = observe(encoder, pictures_of(encoder)).attention.looks  # [P, Q, 3, h, w]
+    looks = observe(encoder, pictures_of(encoder)).attention.attention_of_queries  # [P, Q, 3, h, w]
     torch.testing.assert_close(looks[:, :, 1].sum((2, 3)), torch.ones(looks.shape[:2]))
     assert not looks[:, :, [0, 2]].any()
 
@@ -308,7 +308,7 @@ def test_a_class_token_is_shown_and_no_patch_is_mistaken_for_it(changes, prefix)
     torch.testing.assert_close(attention.class_token.flatten(1), whole[:, 0, prefix:])
     torch.testing.assert_close(attention.received.flatten(1), whole[:, prefix:, prefix:].mean(1))
     query = query_patches(encoder.grid)[0]
-    torch.testing.assert_close(attention.looks[:, 0].flatten(1), whole[:, prefix + query, prefix:])
+    torch.testing.assert_close(attention.attention_of_queries[:, 0].flatten(1), whole[:, prefix + query, prefix:])
 
 
 def test_a_register_is_no_class_token():
@@ -321,7 +321,7 @@ def test_attention_is_read_whichever_kernel_the_encoder_was_trained_with():
     fused = observe(encoder, pictures_of(encoder)).attention
     choose_attention(encoder, torch.device("cpu"), torch.bfloat16)
     plain = observe(encoder, pictures_of(encoder)).attention
-    torch.testing.assert_close(plain.looks, fused.looks)
+    torch.testing.assert_close(plain.attention_of_queries, fused.attention_of_queries)
 
 
 def test_a_query_that_pools_the_tokens_is_not_taken_for_their_attention():
@@ -408,8 +408,8 @@ def test_confusion_equals_that_of_scikit_learn_and_leaves_out_what_has_no_label(
 
 
 def test_shown_samples_are_of_all_classes_in_turn():
-    assert in_turn(torch.tensor([1, 1, 1, 0, 2, 0]), 5) == [3, 0, 4, 5, 1]
-    assert in_turn(torch.full((4,), -1), 3) == [0, 1, 2]
+    assert one_per_label_in_turn(torch.tensor([1, 1, 1, 0, 2, 0]), 5) == [3, 0, 4, 5, 1]
+    assert one_per_label_in_turn(torch.full((4,), -1), 3) == [0, 1, 2]
 
 
 def test_of_many_classes_the_most_frequent_are_coloured_and_the_legend_counts_the_others():

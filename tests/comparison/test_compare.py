@@ -28,11 +28,11 @@ from jepa.comparison import plan as compare_module
 from jepa.comparison.plan import Recipe, plan
 from jepa.comparison.report import curve, html, markdown, table, terminal
 from jepa.comparison.results import RunResult, compare, find_runs, labels, spearman, spread
-from jepa.comparison.runs import Children, run_all
+from jepa.comparison.runs import TrainProcesses, run_all
 from jepa.config import Composer, ConfigError
 from jepa.config.catalogue import conf_folder
 from jepa.errors import RunError
-from jepa.reports.charts import Line, thin
+from jepa.reports.charts import Line, downsample
 from jepa.runs.metrics import read_rows
 
 COMPOSER = Composer()
@@ -44,7 +44,7 @@ def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
 
-class Recorded(Children):
+class Recorded(TrainProcesses):
     """Notes what would be trained, and leaves run folders as a training does; lr=9 fails, `stop_at` is a signal."""
 
     def __init__(self, stop_at: int | None = None) -> None:
@@ -53,7 +53,7 @@ class Recorded(Children):
         self.trained: list[list[str]] = []
         self.stop_at = stop_at
 
-    def say(self, text):
+    def print_line(self, text):
         self.said.append(text)
 
     def train(self, overrides, *, quiet=False):
@@ -194,10 +194,10 @@ def test_faults_of_all_runs_come_at_once_and_nothing_is_started():
         (["--methods", "no.yaml"], "no.yaml: cannot be read"),
     ],
 )
-def test_a_mistake_is_told_in_a_sentence(arguments, words, capsys):
+def test_a_mistake_is_told_in_a_sentence(arguments, text_columns, capsys):
     assert main(arguments) == 2
     told = capsys.readouterr().err
-    assert words in told
+    assert text_columns in told
     assert "Traceback" not in told
 
 
@@ -211,10 +211,10 @@ def test_a_mistake_is_told_in_a_sentence(arguments, words, capsys):
         ("a: [", "cannot be read"),
     ],
 )
-def test_a_wrong_file_of_methods_is_told(text, words, capsys):
+def test_a_wrong_file_of_methods_is_told(text, text_columns, capsys):
     Path("mine.yaml").write_text(text)
     assert main(["--methods", "mine.yaml"]) == 2
-    assert words in capsys.readouterr().err
+    assert text_columns in capsys.readouterr().err
 
 
 OF_RECIPE = {"shapes": [], "cifar10": ["dataset=hf", "dataset.path=somebody/something"]}
@@ -448,7 +448,7 @@ def test_a_curve_is_the_mean_over_seeds_in_a_band_of_them(tmp_path):
     )
     assert [x for x, _ in curve(method, "probe/knn_top1", "sample").points] == [0, 20, 40]
     assert [x for x, _ in curve(method, "probe/knn_top1", "second").points] == [0, 1.5, 3]
-    assert [(b.low, b.high) for b in thin([(0, 1.0), (1, 2.0)], band=[(0, 3), (1, 2)])] == [(0, 3), (1, 2)]
+    assert [(b.low, b.high) for b in downsample([(0, 1.0), (1, 2.0)], band=[(0, 3), (1, 2)])] == [(0, 3), (1, 2)]
 
 
 def test_the_page_needs_nothing_else_and_links_to_the_runs(tmp_path):

@@ -25,7 +25,7 @@ from jepa.layers.pyramid import STRIDES, SimpleFeaturePyramid
 from jepa.objectives.detect import Detector
 from jepa.optim import parameter_groups
 from jepa.reports.run import final_table
-from jepa.reports.verdict import judging, verdict
+from jepa.reports.verdict import selection_metric, verdict
 from jepa.runs.checkpoint import find, load_model
 from jepa.runs.metrics import read_rows
 from jepa.types import Batch, Masks
@@ -351,7 +351,7 @@ def test_table_and_verdict_speak_of_detections():
     assert judged.word == "learning"
     assert judged.reason == "the mAP@.5 is at 62.5 %, 62.1 points above the start's 0.4 %"
     assert verdict([table[0], table[0] | {"step": 9}]).reason.endswith("0.4 %: train longer, or change lr")
-    assert judging(table[1], None) == "detect/map50"
+    assert selection_metric(table[1], None) == "detect/map50"
 
 
 # runs

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from jepa.reports.run import final_table
-from jepa.reports.verdict import collapse_alarm, series, start_of, verdict
+from jepa.reports.verdict import collapse_alarm, initial_weights, series, verdict
 
 HEALTHY = {"collapse/std": 0.5, "collapse/cosine": 0.6, "collapse/rank": 20.0, "collapse/rank_centred": 30.0}
 START = {"collapse/std": 0.3, "collapse/cosine": 0.9, "collapse/rank": 5.0, "collapse/rank_centred": 25.0}
@@ -166,8 +166,12 @@ def test_the_table_has_the_three_rows_and_a_dash_where_nothing_was_measured():
 
 def test_an_encoder_that_began_with_weights_is_not_called_untrained():
     weights = "outputs/first"
-    assert start_of({"encoder": {"weights": weights, "fresh": True}}) == start_of({"encoder": {}}) == "untrained"
-    start = start_of({"encoder": {"weights": weights, "fresh": False}})
+    assert (
+        initial_weights({"encoder": {"weights": weights, "fresh": True}})
+        == initial_weights({"encoder": {}})
+        == "untrained"
+    )
+    start = initial_weights({"encoder": {"weights": weights, "fresh": False}})
     rows = run(START | probes(30.0, 28.0), HEALTHY | probes(52.5, 45.0))
     assert final_table(rows, start).terminal().splitlines()[1].split()[:2] == ["loaded", "encoder"]
     assert "points above the loaded encoder's 30.0 %" in verdict(rows, start).reason

@@ -17,7 +17,7 @@ from jepa.evaluation.types import Features
 from jepa.layers.attention import choose_attention
 from jepa.types import PatchGrid
 
-ROWS = 256
+QUERIES_AT_ONCE = 256
 """queries looked at together, so that memory does not grow with the square of the tokens"""
 
 
@@ -57,7 +57,7 @@ class Attention(NamedTuple):
 
     received: Tensor
     """[P, t, h, w]: mean over the patches that look; where frames do not see each other each frame sums to one"""
-    looks: Tensor
+    attention_of_queries: Tensor
     """[P, Q, t, h, w]: what each of the query patches looks at"""
     class_token: Tensor | None
     """[P, t, h, w]: what the class token looks at, where the encoder has one"""
@@ -73,7 +73,7 @@ class Observed(NamedTuple):
     """or why there is none"""
 
 
-class Seen(NamedTuple):
+class AttentionCall(NamedTuple):
     """What torch's fused attention was called with."""
 
     query: Tensor
@@ -93,10 +93,10 @@ class Seen(NamedTuple):
         return logits.softmax(dim=-1).mean(dim=1)
 
 
-class AttentionWatch(TorchFunctionMode):
+class AttentionRecorder(TorchFunctionMode):
     """Notes the last self-attention that torch's fused kernel is asked for inside, whosever module asks."""
 
-    seen: Seen | None = None
+    call: AttentionCall | None = None
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -109,7 +109,7 @@ class AttentionWatch(TorchFunctionMode):
         is_causal: bool = False, scale: float | None = None, enable_gqa: bool = False,
     ) -> None:  # fmt: skip
         if query.shape == key.shape and not is_causal:
-            self.seen = Seen(query, key, attn_mask, query.shape[-1] ** -0.5 if scale is None else scale)
+            self.call = AttentionCall(query, key, attn_mask, query.shape[-1] ** -0.5 if scale is None else scale)
 
 
 @torch.no_grad()
@@ -125,9 +125,9 @@ def observe(encoder: Any, pictures: Tensor) -> Observed:
         choose_attention(encoder, device, torch.float32)
         for picture in pictures:
             clip = encoder.transform(picture[None].to(device))
-            with AttentionWatch() as watch:
+            with AttentionRecorder() as watch:
                 tokens.append(encoder(clip).float().cpu())
-            maps.append(_maps(watch.seen, encoder.grid_of(clip), encoder))
+            maps.append(_maps(watch.call, encoder.grid_of(clip), encoder))
     grid = encoder.grid_of(encoder.transform(pictures[:1].to(device)))
     reasons = [found for found in maps if isinstance(found, str)]
     attention = reasons[0] if reasons else Attention(*(_stack(part) for part in zip(*maps, strict=True)))
@@ -138,27 +138,27 @@ def _stack(parts: Sequence[Tensor | None]) -> Any:
     return None if parts[0] is None else torch.stack([part for part in parts if part is not None])
 
 
-def _maps(seen: Seen | None, grid: PatchGrid, encoder: Any) -> Attention | str:
+def _maps(call: AttentionCall | None, grid: PatchGrid, encoder: Any) -> Attention | str:
     """Of one clip: each map without the first axis. A class token is the first of the tokens that are no patches."""
     prefix = getattr(encoder, "num_prefix_tokens", 0)
     has_class_token = prefix and any(name.endswith("cls_token") for name, _ in encoder.named_parameters())
-    if seen is None:
+    if call is None:
         return "The encoder does not call torch's fused self-attention, so there is no attention to read."
-    groups, _, length, _ = seen.query.shape
+    groups, _, length, _ = call.query.shape
     size = length - prefix  # patches that see each other: all, or those of one frame
     if groups * size != grid.num_tokens:
         return f"The last block attends to {groups * size} places, which are not the {grid.num_tokens} patches."
     shape = (grid.t, grid.h, grid.w)
-    rows = torch.arange(prefix, length, device=seen.query.device).split(ROWS)
-    received = sum(seen.shares(some)[:, :, prefix:].sum(dim=1) for some in rows) / size  # [groups, size]
+    rows = torch.arange(prefix, length, device=call.query.device).split(QUERIES_AT_ONCE)
+    received = sum(call.shares(some)[:, :, prefix:].sum(dim=1) for some in rows) / size  # [groups, size]
     looks = torch.zeros(len(query_patches(grid)), groups, size)
     for number, token in enumerate(query_patches(grid)):
-        row = torch.tensor([prefix + token % size], device=seen.query.device)
-        looks[number, token // size] = seen.shares(row)[token // size, 0, prefix:].cpu()
-    first = seen.shares(torch.tensor([0], device=seen.query.device))[:, 0, prefix:] if has_class_token else None
+        row = torch.tensor([prefix + token % size], device=call.query.device)
+        looks[number, token // size] = call.shares(row)[token // size, 0, prefix:].cpu()
+    first = call.shares(torch.tensor([0], device=call.query.device))[:, 0, prefix:] if has_class_token else None
     return Attention(
         received=torch.as_tensor(received).cpu().reshape(shape),
-        looks=looks.reshape(-1, *shape),
+        attention_of_queries=looks.reshape(-1, *shape),
         class_token=None if first is None else first.cpu().reshape(shape),
     )
 
@@ -191,7 +191,7 @@ def most_ambiguous(probabilities: Tensor, count: int) -> Tensor:
     return (best[:, 0] - best[:, 1]).argsort(stable=True)[:count]
 
 
-def in_turn(labels: Tensor, count: int) -> list[int]:
+def one_per_label_in_turn(labels: Tensor, count: int) -> list[int]:
     """Indices of `count` samples, one of each label in turn, so that many are seen."""
     members = [(labels == label).nonzero()[:, 0].tolist() for label in labels.unique()]
     rounds = [group[turn] for turn in range(count) for group in members if turn < len(group)]

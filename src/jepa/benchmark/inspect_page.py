@@ -19,9 +19,9 @@ from jepa.benchmark.inspect import (
     Subject,
     agreement,
     hardest,
-    in_turn,
     most_ambiguous,
     observe,
+    one_per_label_in_turn,
 )
 from jepa.evaluation.embeddings import label_name
 from jepa.evaluation.pictures import enlarge, film, fit, frames_shown, heat, montage, principal_colours, to_rgb
@@ -154,7 +154,7 @@ def attention_maps(subject: Subject, observed: Observed) -> Section:
         "framed in red looks at."
     )
     rows = []
-    for index, looks in enumerate(attention.looks):
+    for index, looks in enumerate(attention.attention_of_queries):
         maps = [("received", attention.received[index], None)]
         if attention.class_token is not None:
             maps.append(("class token", attention.class_token[index], None))
@@ -207,7 +207,7 @@ def neighbour_rows(subject: Subject, found: Tensor, similarity: Tensor) -> Secti
     if subject.is_labelled:
         lead += " Green ones are of its class, red ones of another."
     rows = []
-    for query in in_turn(subject.test.labels, NUM_QUERIES):
+    for query in one_per_label_in_turn(subject.test.labels, NUM_QUERIES):
         label = int(subject.test.labels[query])
         tiles = [_tile(small(subject.test_thumbnails[query]), _name(subject, label))]
         for index, cosine in zip(found[query].tolist(), similarity[query].tolist(), strict=True):
@@ -305,7 +305,7 @@ def _confusions(subject: Subject, counts: Tensor) -> Table:
         if times := int(wrong[row, column]):
             share = times / int(counts[row].sum())
             lines.append([_name(subject, row), _name(subject, column), f"{times:,}", f"{share:.0%}"])
-    return Table(heads=["true class", "taken for", "times", "of the class"], rows=lines, words={1})
+    return Table(heads=["true class", "taken for", "times", "of the class"], rows=lines, text_columns={1})
 
 
 def hardest_pictures(subject: Subject) -> Section:

@@ -17,9 +17,9 @@ from jepa.errors import RunError
 from jepa.evaluation.probe import balanced, confusion_counts, is_uneven, top1
 from jepa.runs.metrics import read_json, write_atomically
 
-NAME = "eval.json"
+RESULTS_FILE = "eval.json"
 FORMAT = "jepa-eval 1"
-Z = 1.959964
+NORMAL_QUANTILE = 1.959964
 """of a standard normal distribution, 95 % of which lies within plus and minus"""
 MAX_CONFUSION = 100
 """classes of a confusion matrix that is kept"""
@@ -70,8 +70,12 @@ class Row:
 def wilson(accuracy: float, num: int) -> tuple[float, float]:
     """The 95 % score interval of a share in percent of `num` samples (Wilson 1927)."""
     share = accuracy / 100
-    centre = (share + Z**2 / (2 * num)) / (1 + Z**2 / num)
-    half = Z / (1 + Z**2 / num) * math.sqrt(share * (1 - share) / num + Z**2 / (4 * num**2))
+    centre = (share + NORMAL_QUANTILE**2 / (2 * num)) / (1 + NORMAL_QUANTILE**2 / num)
+    half = (
+        NORMAL_QUANTILE
+        / (1 + NORMAL_QUANTILE**2 / num)
+        * math.sqrt(share * (1 - share) / num + NORMAL_QUANTILE**2 / (4 * num**2))
+    )
     return 100 * max(0.0, centre - half), 100 * min(1.0, centre + half)
 
 
@@ -114,9 +118,11 @@ class Results:
     @classmethod
     def open(cls, folder: Path, facts: dict[str, Any]) -> Results:
         """Raises RunError where the folder holds results of another version, or on other test samples."""
-        kept = read_json(folder / NAME)
+        kept = read_json(folder / RESULTS_FILE)
         if kept and kept.get("format") != FORMAT:
-            raise RunError(f"{folder}/{NAME} is of another version of jepa-eval; give another name=, or remove it")
+            raise RunError(
+                f"{folder}/{RESULTS_FILE} is of another version of jepa-eval; give another name=, or remove it"
+            )
         if kept and kept["facts"]["test"] != facts["test"]:
             raise RunError(f"{folder} holds results on other test samples; give another name=, or remove it")
         rows = [Row(**row) for row in kept.get("rows", ())]
@@ -130,4 +136,4 @@ class Results:
         self.rows[row.title, row.column] = row
         self.folder.mkdir(parents=True, exist_ok=True)
         told = {"format": FORMAT, "facts": self.facts, "rows": [asdict(row) for row in self.rows.values()]}
-        write_atomically(self.folder / NAME, json.dumps(told, indent=1, default=str) + "\n")
+        write_atomically(self.folder / RESULTS_FILE, json.dumps(told, indent=1, default=str) + "\n")

@@ -51,19 +51,19 @@ def _collect(flags: argparse.Namespace, folders: Sequence[Path]) -> int:
 def _run(flags: argparse.Namespace) -> int:
     from jepa.comparison.plan import choose_recipe, plan
     from jepa.comparison.results import find_runs
-    from jepa.comparison.runs import Children, run_all
+    from jepa.comparison.runs import TrainProcesses, run_all
     from jepa.config import Composer
     from jepa.parallel.signals import STOPS, handlers
 
     composer = Composer(flags.config_dir)
     recipe, overrides = choose_recipe(flags.what, flags.methods, composer)
     folder, members = plan(overrides, recipe, composer, flags.seconds)
-    family = Children(["--config-dir", flags.config_dir] if flags.config_dir else [])
-    with handlers(STOPS, family.receive):
-        failed = run_all(folder, members, flags.seconds, family)
-    if family.signum:
+    processes = TrainProcesses(["--config-dir", flags.config_dir] if flags.config_dir else [])
+    with handlers(STOPS, processes.receive):
+        failed = run_all(folder, members, flags.seconds, processes)
+    if processes.signum:
         print("jepa-compare: stopped; the same command again goes on from there", file=sys.stderr)
-        return 128 + family.signum
+        return 128 + processes.signum
     if len(failed) == len(members):
         print("jepa-compare: every run has failed, nothing to compare", file=sys.stderr)
         return 1

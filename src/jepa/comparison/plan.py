@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from jepa.comparison.results import BUDGET
+from jepa.comparison.results import BUDGET_FILE
 from jepa.config import Composer, ConfigError, members, override_literal, signatures, to_dataclass
 from jepa.config.catalogue import COMPARISONS
 from jepa.config.schema import changed_keys
@@ -115,7 +115,7 @@ def plan(
         faults.append(
             "there is only one run: give several values, as objective=jepa,mae, or folders of runs that exist"
         )
-    budget = read_json(folder / BUDGET)
+    budget = read_json(folder / BUDGET_FILE)
     if budget and budget.get("seconds") != seconds:
         faults.append(f"{folder} holds a comparison with --seconds {budget.get('seconds')}: give another name=")
     for member in found:
@@ -125,7 +125,7 @@ def plan(
     return folder, found
 
 
-class Draft(NamedTuple):
+class Candidate(NamedTuple):
     """A run before what it has no use for is left out; `config` is what its choices alone compose to."""
 
     method: str
@@ -134,7 +134,7 @@ class Draft(NamedTuple):
     config: Mapping[str, Any]
 
 
-def _drafts(method: str, parsed: Sequence[Any], composer: Composer) -> Iterator[Draft]:
+def _drafts(method: str, parsed: Sequence[Any], composer: Composer) -> Iterator[Candidate]:
     """Every combination of the values given as key=a,b; of a key that is given twice the later one counts."""
     parsed = list({override.key_or_group: override for override in parsed}.values())
     configs: dict[tuple[str, ...], Mapping[str, Any]] = {}
@@ -142,13 +142,13 @@ def _drafts(method: str, parsed: Sequence[Any], composer: Composer) -> Iterator[
         choices = tuple(text for o, text in zip(parsed, texts, strict=True) if composer.is_group(o))
         if choices not in configs:
             configs[choices] = composer.inspect(choices).config
-        yield Draft(method, parsed, texts, configs[choices])
+        yield Candidate(method, parsed, texts, configs[choices])
 
 
-def _check(draft: Draft, name: str, taken: set[str], composer: Composer) -> tuple[Member | None, list[str]]:
+def _check(draft: Candidate, name: str, taken: set[str], composer: Composer) -> tuple[Member | None, list[str]]:
     """The run and its faults; none where it has faults."""
     pairs = list(zip(draft.parsed, draft.texts, strict=True))
-    kept = [(o, text) for o, text in pairs if not _is_useless(o.key_or_group, draft.config, taken)]
+    kept = [(o, text) for o, text in pairs if not _is_irrelevant(o.key_or_group, draft.config, taken)]
     swept = {override.key_or_group: text for override, text in kept if override.is_sweep_override()}
     if draft.method:  # a method has a seed, so that others can come later
         given = {override.key_or_group: text for override, text in kept}
@@ -172,7 +172,7 @@ def _check(draft: Draft, name: str, taken: set[str], composer: Composer) -> tupl
     ), []
 
 
-def _is_useless(key: str, config: Mapping[str, Any], taken: set[str]) -> bool:
+def _is_irrelevant(key: str, config: Mapping[str, Any], taken: set[str]) -> bool:
     """Whether an override says nothing to this run: of a section its objective has no use for, or of another's."""
     return key.partition(".")[0] in unused_sections(config) or key in taken - _objective_keys(config)
 

@@ -14,7 +14,7 @@ from markupsafe import Markup
 
 from jepa.comparison.results import Comparison, Correlation, Method, RunResult, Spread, spread
 from jepa.config.catalogue import Choice, conf_folder
-from jepa.reports.charts import NUM_COLOURS, Chart, Level, Line, line_chart, number
+from jepa.reports.charts import NUM_COLOURS, Baseline, Chart, Line, line_chart, number
 from jepa.reports.page import Table, bullets, data_url, image, render
 from jepa.reports.verdict import Column, series
 from jepa.runs.metrics import MEDIA, write_atomically
@@ -53,7 +53,7 @@ def table(comparison: Comparison, *, with_predicted: bool = True) -> Table:
             [*title[:first], *map(_cell, row, comparison.columns), *cost]
             for title, row, cost in zip(titles, values, costs, strict=True)
         ],
-        words={1} if with_predicted else (),
+        text_columns={1} if with_predicted else (),
         best={(leader, first + c) for c, leader in enumerate(comparison.leaders()) if leader is not None},
     )
 
@@ -157,7 +157,7 @@ def _charts(comparison: Comparison, axis: str) -> tuple[str, str, list[Markup]]:
     for column in comparison.probes:
         lines = [line for method in drawn if (line := curve(method, column.metric, axis)).points]
         place = comparison.columns.index(column)
-        levels = [Level(name=title, value=v.mean) for title, values in comparison.baselines if (v := values[place])]
+        levels = [Baseline(name=title, value=v.mean) for title, values in comparison.baselines if (v := values[place])]
         figures.append(line_chart(Chart(title=column.head, unit="%", axis=axis), lines, levels))
     lead = "The mean of the seeds, in a band from the lowest to the highest."
     if len(drawn) < len(comparison.methods):

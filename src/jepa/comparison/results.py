@@ -20,10 +20,10 @@ import yaml
 from jepa.config.catalogue import Catalogue, conf_folder, flatten
 from jepa.config.schema import IRRELEVANT, IRRELEVANT_SECTIONS, show_value
 from jepa.errors import RunError
-from jepa.reports.verdict import Column, series, start_of, table_columns
+from jepa.reports.verdict import Column, initial_weights, series, table_columns
 from jepa.runs.metrics import METRICS, Row, read_config, read_json, read_rows
 
-BUDGET, MEASURING = "budget.json", ".measure"
+BUDGET_FILE, MEASUREMENT_FOLDER = "budget.json", ".measure"
 FINETUNED = Column("fine-tuned", "probe/finetune_top1")
 CRITERIA = {
     "collapse/rank": "rank",
@@ -34,7 +34,7 @@ CRITERIA = {
     "train/loss": "minus training loss",
 }
 """What can choose between runs without labels; of the loss, less is better."""
-FEWEST = 4
+MIN_PAIRS = 4
 """pairs below which a rank correlation says nothing"""
 
 
@@ -159,7 +159,7 @@ def find_runs(folders: Sequence[Path]) -> list[RunResult]:
             raise RunError(
                 f"{folder}: there is no such folder; give folders of runs, or overrides as objective=jepa,mae"
             )
-        found_here = [path.parent for path in sorted(folder.rglob(METRICS)) if path.parent.name != MEASURING]
+        found_here = [path.parent for path in sorted(folder.rglob(METRICS)) if path.parent.name != MEASUREMENT_FOLDER]
         places = [place for place in found_here if (place / "config.yaml").is_file()]
         if not places:
             raise RunError(f"{folder}: holds no run, at no depth; a run is a folder with {METRICS} and config.yaml")
@@ -187,7 +187,7 @@ def _read(folder: Path) -> RunResult:
 def _budget(parent: Path, folder: Path) -> dict[str, Any]:
     """What the comparison says that started the run, if one in `parent` did."""
     own = folder.relative_to(parent).as_posix()
-    budget = read_json(parent / BUDGET)
+    budget = read_json(parent / BUDGET_FILE)
     return {**budget, "own": own} if own in budget.get("members", {}) else {}
 
 
@@ -204,7 +204,7 @@ def compare(runs: Sequence[RunResult], left_out: Sequence[tuple[str, str]] = ())
     methods = _methods(done)
     first = columns[0].metric
     methods.sort(key=lambda m: -(found.mean if (found := m.over_seeds(lambda run: run.last(first))) else -math.inf))
-    budget, notes = _budget_told(methods), _notes(methods, left)
+    budget, notes = _describe_budget(methods), _notes(methods, left)
     probes = [column for column in columns if column.metric.startswith("probe/")]
     return Comparison(columns, methods, _baselines(done, columns), left, budget, notes, _correlations(done, probes))
 
@@ -265,7 +265,7 @@ def _part(key: str, value: Any) -> str:
 def _baselines(runs: Sequence[RunResult], columns: Sequence[Column]) -> list[tuple[str, list[Spread | None]]]:
     """Encoder of step 0 and raw pixels, of each seed the mean over the methods."""
     rows = []
-    starts = " or ".join(sorted({start_of(run.config) for run in runs}, reverse=True))
+    starts = " or ".join(sorted({initial_weights(run.config) for run in runs}, reverse=True))
     for title, prefix in ((f"{starts} encoder", ""), ("raw pixels", "baseline/pixels_")):
         names = [prefix + column.metric.partition("/")[2] if prefix else column.metric for column in columns]
         rows.append((title, [_at_start(runs, name) for name in names]))
@@ -279,7 +279,7 @@ def _at_start(runs: Sequence[RunResult], name: str) -> Spread | None:
     return spread(fmean(values) for values in by_seed.values() if values)
 
 
-def _budget_told(methods: Sequence[Method]) -> str:
+def _describe_budget(methods: Sequence[Method]) -> str:
     """Which budget was equal, in words that hold for these runs."""
     runs = [run for method in methods for run in method.runs]
     seconds = [run.clock[-1][2] for run in runs]
@@ -344,4 +344,4 @@ def _correlations(runs: Sequence[RunResult], probes: Sequence[Column]) -> list[C
 
 
 def _rank_correlation(pairs: Sequence[tuple[float, float]]) -> float:
-    return math.nan if len(pairs) < FEWEST else spearman(*zip(*pairs, strict=True))
+    return math.nan if len(pairs) < MIN_PAIRS else spearman(*zip(*pairs, strict=True))

@@ -14,7 +14,7 @@ from types import FrameType
 from typing import Any
 
 from jepa.comparison.plan import Member
-from jepa.comparison.results import BUDGET, MEASURING
+from jepa.comparison.results import BUDGET_FILE, MEASUREMENT_FOLDER
 from jepa.config import override_literal
 from jepa.reports.verdict import series
 from jepa.runs.metrics import read_json, read_rows, write_atomically
@@ -22,7 +22,7 @@ from jepa.runs.metrics import read_json, read_rows, write_atomically
 WARM_UP, MEASURED = 4, 12
 """steps of the measurement; the first ones are left out of the rate"""
 
-TAIL = 15
+TAIL_LINES = 15
 """lines of a failed run that are shown again"""
 
 
@@ -31,7 +31,7 @@ def _with_steps(member: Member, steps: int) -> Member:
     return replace(member, overrides=(*overrides, f"steps={steps}"), config=member.config | {"steps": steps})
 
 
-class Children:
+class TrainProcesses:
     """Runs of jepa-train in processes of their own, to which a signal is handed on."""
 
     def __init__(self, flags: Sequence[str] = ()) -> None:
@@ -39,7 +39,7 @@ class Children:
         self.signum = 0
         self._child: subprocess.Popen | None = None
 
-    def say(self, text: str) -> None:
+    def print_line(self, text: str) -> None:
         print(text, flush=True)
 
     def receive(self, signum: int, frame: FrameType | None) -> None:
@@ -50,7 +50,7 @@ class Children:
     def train(self, overrides: Sequence[str], *, quiet: bool = False) -> tuple[int, list[str]]:
         """Exit status and last lines; what it prints is said line by line."""
         command = [sys.executable, "-m", "jepa.cli.train", *self.flags, *overrides]
-        tail: deque[str] = deque(maxlen=TAIL)
+        tail: deque[str] = deque(maxlen=TAIL_LINES)
         # a group of its own, or Ctrl-C would reach it twice: a second one stops it without saving
         with subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace", process_group=0
@@ -61,46 +61,46 @@ class Children:
             for line in map(str.rstrip, self._child.stdout):
                 tail.append(line)
                 if not quiet:
-                    self.say(line)
+                    self.print_line(line)
         return self._child.returncode, list(tail)
 
 
-def run_all(folder: Path, found: Sequence[Member], seconds: float | None, family: Children) -> dict[str, str]:
+def run_all(folder: Path, found: Sequence[Member], seconds: float | None, processes: TrainProcesses) -> dict[str, str]:
     """Train what is not finished; the labels of runs that failed, each with its reason. A signal ends it early."""
-    budget = {"seconds": seconds, "steps": {}, "samples_per_s": {}, "members": {}} | read_json(folder / BUDGET)
+    budget = {"seconds": seconds, "steps": {}, "samples_per_s": {}, "members": {}} | read_json(folder / BUDGET_FILE)
     budget["members"] |= {member.label: member.method * bool(member.name) for member in found}
     failed = {}
     for number, member in enumerate(found, start=1):
-        if family.signum:
+        if processes.signum:
             break
-        family.say(f"== {number}/{len(found)} {member.label}{' is finished' * member.is_finished} ==")
+        processes.print_line(f"== {number}/{len(found)} {member.label}{' is finished' * member.is_finished} ==")
         if member.dropped and not member.is_finished:
-            family.say(f"its objective has no use for {', '.join(member.dropped)}: left out")
+            processes.print_line(f"its objective has no use for {', '.join(member.dropped)}: left out")
         if member.is_finished:
             continue
-        status, tail = _run(folder, member, budget, family)
-        if status and not family.signum:
+        status, tail = _run(folder, member, budget, processes)
+        if status and not processes.signum:
             failed[str(member.folder)] = f"exit status {status}"
             told = "".join(f"\n  | {line}" for line in tail)
-            family.say(f"{member.label} failed with exit status {status}; its last lines:{told}")
+            processes.print_line(f"{member.label} failed with exit status {status}; its last lines:{told}")
     return failed
 
 
-def _run(folder: Path, member: Member, budget: dict[str, Any], family: Children) -> tuple[int, list[str]]:
+def _run(folder: Path, member: Member, budget: dict[str, Any], processes: TrainProcesses) -> tuple[int, list[str]]:
     if budget["seconds"] is not None and member.method not in budget["steps"]:
-        status, tail = _measure(folder, member, budget, family)
+        status, tail = _measure(folder, member, budget, processes)
         if status:
             return status, tail
     folder.mkdir(parents=True, exist_ok=True)
-    write_atomically(folder / BUDGET, json.dumps(budget, indent=1))
+    write_atomically(folder / BUDGET_FILE, json.dumps(budget, indent=1))
     if budget["seconds"] is not None:
         member = _with_steps(member, budget["steps"][member.method])
-    return family.train(member.overrides)
+    return processes.train(member.overrides)
 
 
-def _measure(folder: Path, member: Member, budget: dict[str, Any], family: Children) -> tuple[int, list[str]]:
+def _measure(folder: Path, member: Member, budget: dict[str, Any], processes: TrainProcesses) -> tuple[int, list[str]]:
     """Some steps of a run that is thrown away: how many of them, loader and optimizer included, fill the budget."""
-    place = folder / MEASURING
+    place = folder / MEASUREMENT_FOLDER
     size = member.config["batch_size"]
     shutil.rmtree(place, ignore_errors=True)
     quick = [f"steps={WARM_UP + MEASURED}", f"log_every={WARM_UP}", "evaluator=[]", "logger=none", "phases=[]"]
@@ -108,7 +108,7 @@ def _measure(folder: Path, member: Member, budget: dict[str, Any], family: Child
     wanted = {text.partition("=")[0] for text in [*quick, *small, "epochs=", "name="]}
     kept = [text for text in member.overrides if text.lstrip("+").partition("=")[0] not in wanted]
     name = override_literal(place.relative_to("outputs"))
-    status, tail = family.train([*kept, *quick, *small, f"name={name}"], quiet=True)
+    status, tail = processes.train([*kept, *quick, *small, f"name={name}"], quiet=True)
     rates = [rate for step, rate in series(read_rows(place), "perf/samples_per_s") if step > WARM_UP]
     shutil.rmtree(place, ignore_errors=True)
     if status or not rates:
@@ -116,5 +116,7 @@ def _measure(folder: Path, member: Member, budget: dict[str, Any], family: Child
     rate = len(rates) / sum(1 / rate for rate in rates)
     steps = max(1, round(budget["seconds"] * rate / size))
     budget["steps"][member.method], budget["samples_per_s"][member.method] = steps, rate
-    family.say(f"{member.method}: {rate:.1f} samples/s here, so {steps:,} steps of {size} fill {budget['seconds']:g} s")
+    processes.print_line(
+        f"{member.method}: {rate:.1f} samples/s here, so {steps:,} steps of {size} fill {budget['seconds']:g} s"
+    )
     return 0, []

@@ -13,7 +13,7 @@ from markupsafe import Markup
 
 WIDTH, HEIGHT = 360, 200
 LEFT, RIGHT, TOP, BOTTOM = 54, 16, 8, 24
-MAX_POINTS, MAX_STRIPS, MAX_DOTS = 160, 60, 40
+MAX_POINTS, MAX_HOVER_COLUMNS, MAX_DOTS = 160, 60, 40
 NUM_COLOURS = 8
 MAX_LEGEND = 12
 Point = tuple[float, float]
@@ -29,7 +29,7 @@ class Line:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Level:
+class Baseline:
     """A baseline: one value for the whole run."""
 
     name: str
@@ -43,7 +43,7 @@ class Chart:
     title: str
     unit: str = ""
     hint: str = ""
-    may_be_log: bool = False
+    log_if_wide: bool = False
     """a logarithmic axis where the values span two decades"""
     axis: str = "step"
     """what the values stand over"""
@@ -69,18 +69,18 @@ class Scale:
         return [t for t in nice_ticks(self.low, self.high, count) if self.low <= t <= self.high]
 
 
-def line_chart(chart: Chart, lines: Sequence[Line], levels: Sequence[Level] = ()) -> Markup:
+def line_chart(chart: Chart, lines: Sequence[Line], levels: Sequence[Baseline] = ()) -> Markup:
     """A figure with legend, axes, curves, baselines, hint; many points become their mean in a band of extremes."""
-    thinned = [(line, thin(line.points, band=line.band)) for line in lines]
+    thinned = [(line, downsample(line.points, band=line.band)) for line in lines]
     values = _drawn_values([b for _, buckets in thinned for b in buckets if math.isfinite(b.mean)])
     steps = [b.step for _, buckets in thinned for b in buckets]
     if not values:
         return _figure(chart, lines, levels, '<p class="empty">no finite value yet</p>')
     x = Scale(*_span(min(steps), max(steps)), LEFT, WIDTH - RIGHT)
-    y = _value_scale(values, [level.value for level in levels], chart.may_be_log)
+    y = _value_scale(values, [level.value for level in levels], chart.log_if_wide)
     parts = [_axes(x, y, chart.axis), *(_baseline(level, index, y) for index, level in enumerate(levels))]
     parts += [_curve(buckets, index, x, y) for index, (_, buckets) in enumerate(thinned)]
-    parts += [_strips(chart, thinned, x)]
+    parts += [_hover_columns(chart, thinned, x)]
     label = f"{chart.title} over {max(steps):,.0f} {chart.axis}s"
     svg = f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(label)}">{"".join(parts)}</svg>'
     return _figure(chart, lines, levels, svg)
@@ -96,7 +96,7 @@ class Bucket:
     high: float
 
 
-def thin(points: Sequence[Point], limit: int = MAX_POINTS, band: Sequence[Point] = ()) -> list[Bucket]:
+def downsample(points: Sequence[Point], limit: int = MAX_POINTS, band: Sequence[Point] = ()) -> list[Bucket]:
     """At most `limit` buckets of equally many points, with the band around them where one is given.
 
     A mean is nan only where no point of the bucket is finite.
@@ -152,11 +152,11 @@ def _drawn_values(buckets: list[Bucket]) -> list[float]:
     return means + spread
 
 
-def _value_scale(values: list[float], levels: list[float], may_be_log: bool) -> Scale:
+def _value_scale(values: list[float], levels: list[float], log_if_wide: bool) -> Scale:
     everything = values + [v for v in levels if math.isfinite(v)]
     low, high = min(everything), max(everything)
     start, end = HEIGHT - BOTTOM, TOP
-    if may_be_log and low > 0 and high / low >= 100:
+    if log_if_wide and low > 0 and high / low >= 100:
         return Scale(10 ** math.floor(math.log10(low)), 10 ** math.ceil(math.log10(high)), start, end, is_log=True)
     if 0 < low < 0.5 * high:
         low = 0.0
@@ -184,7 +184,7 @@ def _axes(x: Scale, y: Scale, name: str) -> str:
     return "".join(parts)
 
 
-def _baseline(level: Level, index: int, y: Scale) -> str:
+def _baseline(level: Baseline, index: int, y: Scale) -> str:
     if not math.isfinite(level.value):
         return ""
     title = f"<title>{escape(level.name)}: {number(level.value)}</title>"
@@ -195,7 +195,7 @@ def _curve(buckets: list[Bucket], index: int, x: Scale, y: Scale) -> str:
     """The line, broken where nothing is finite, over a band from the lowest to the highest value of each bucket."""
     floor = min(y.low, y.high)
     parts = []
-    for run in _finite_runs(buckets):
+    for run in _finite_segments(buckets):
         at = [(x(b.step), y(b.mean)) for b in run]
         if any(b.high > b.low for b in run):
             top = [f"{x(b.step):.1f} {max(y(min(b.high, y.high)), TOP):.1f}" for b in run]
@@ -207,7 +207,7 @@ def _curve(buckets: list[Bucket], index: int, x: Scale, y: Scale) -> str:
     return "".join(parts)
 
 
-def _finite_runs(buckets: list[Bucket]) -> list[list[Bucket]]:
+def _finite_segments(buckets: list[Bucket]) -> list[list[Bucket]]:
     runs: list[list[Bucket]] = [[]]
     for bucket in buckets:
         if math.isfinite(bucket.mean):
@@ -217,14 +217,14 @@ def _finite_runs(buckets: list[Bucket]) -> list[list[Bucket]]:
     return [run for run in runs if run]
 
 
-def _strips(chart: Chart, thinned: list[tuple[Line, list[Bucket]]], x: Scale) -> str:
+def _hover_columns(chart: Chart, thinned: list[tuple[Line, list[Bucket]]], x: Scale) -> str:
     """Invisible columns that carry the values under the pointer as their titles."""
     by_step: dict[float, list[str]] = {}
     for line, buckets in thinned:
         for bucket in buckets:
             by_step.setdefault(bucket.step, []).append(f"{line.name}: {number(bucket.mean)}")
     steps = sorted(by_step)
-    steps = steps[:: max(1, math.ceil(len(steps) / MAX_STRIPS))]
+    steps = steps[:: max(1, math.ceil(len(steps) / MAX_HOVER_COLUMNS))]
     at = [x(step) for step in steps]
     edges = [LEFT, *((a + b) / 2 for a, b in pairwise(at)), WIDTH - RIGHT]
     unit = f" {chart.unit}" if chart.unit else ""
@@ -236,7 +236,7 @@ def _strips(chart: Chart, thinned: list[tuple[Line, list[Bucket]]], x: Scale) ->
     return "".join(parts)
 
 
-def _figure(chart: Chart, lines: Sequence[Line], levels: Sequence[Level], body: str) -> Markup:
+def _figure(chart: Chart, lines: Sequence[Line], levels: Sequence[Baseline], body: str) -> Markup:
     unit = f' <span class="unit">{escape(chart.unit)}</span>' if chart.unit else ""
     hint = f'<p class="hint">{escape(chart.hint)}</p>' if chart.hint else ""
     keys = [_key(f"c{index}", line.name, _last(line.points)) for index, line in enumerate(lines)]

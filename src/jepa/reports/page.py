@@ -20,7 +20,7 @@ class Table:
     heads: Sequence[str]
     rows: Sequence[Sequence[str]]
     """The first cell is the title of the row. On a page, the last cell of a short row spans the rest."""
-    words: Collection[int] = ()
+    text_columns: Collection[int] = ()
     """Columns of words, aligned to the left like the titles; numbers are aligned to the right."""
     best: Collection[tuple[int, int]] = ()
     """(row, column) of the cells to mark: with a star in a terminal, bold elsewhere."""
@@ -51,7 +51,7 @@ class Table:
         return text.ljust(width) if self._is_left(column) else text.rjust(width)
 
     def _is_left(self, column: int) -> bool:
-        return column == 0 or column in self.words
+        return column == 0 or column in self.text_columns
 
 
 def _one_line(text: str) -> str:

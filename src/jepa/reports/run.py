@@ -15,7 +15,7 @@ import numpy as np
 import yaml
 from markupsafe import Markup
 
-from jepa.reports.charts import Chart, Level, Line, Point, line_chart, number, scatter
+from jepa.reports.charts import Baseline, Chart, Line, Point, line_chart, number, scatter
 from jepa.reports.page import Table, data_url, image, principal_plane, render
 from jepa.reports.sections import DETECTION, MOTION, SECTIONS, TRAINING, Curve, class_curves
 from jepa.reports.verdict import (
@@ -24,7 +24,7 @@ from jepa.reports.verdict import (
     REGRESSION,
     UNTRAINED,
     Column,
-    start_of,
+    initial_weights,
     table_columns,
     table_rows,
     verdict,
@@ -70,7 +70,7 @@ def write_report(folder: Path) -> Path:
     config: dict = {}
     with suppress(yaml.YAMLError):  # edited by hand: it is shown as it is
         config = read_config(folder)
-    start = start_of(config)
+    start = initial_weights(config)
     status, message = _status(facts, ended)
     result, judged = final_table(rows, start), verdict(rows, start)
     measured = [row for row in result.rows if set(row[1:]) != {NOT_MEASURED}]
@@ -188,9 +188,9 @@ def _chart(curve: Curve, columns: Mapping[str, list[Point]], start: str) -> Mark
     ]
     levels = []
     if curve.starts and lines[0].points[0][0] == 0:
-        levels.append(Level(name=start, value=lines[0].points[0][1]))
+        levels.append(Baseline(name=start, value=lines[0].points[0][1]))
     for name, label in curve.baselines.items():
-        levels += [Level(name=label, value=value) for _, value in columns.get(name, [])[-1:]]
+        levels += [Baseline(name=label, value=value) for _, value in columns.get(name, [])[-1:]]
     return line_chart(curve, lines, levels)
 
 

@@ -64,7 +64,7 @@ SECTIONS: dict[str, tuple[str, Sequence[Curve]]] = {
                 hint="The mean over the classes, which are uneven here: always naming the largest gains nothing.",
             ),
             Curve(
-                title="Prediction error", may_be_log=True,
+                title="Prediction error", log_if_wide=True,
                 metrics={
                     "predict/error": "predictor", "predict/trivial_error": "mean target",
                     "predict/copy_error": "copy of the last step",
@@ -94,7 +94,7 @@ SECTIONS: dict[str, tuple[str, Sequence[Curve]]] = {
                 hint="What is not annotated counts as wrong where it is found.",
             ),
             Curve(
-                title="Terms of the loss", may_be_log=True,
+                title="Terms of the loss", log_if_wide=True,
                 metrics={
                     "train/classifier": "class of a region", "train/box_reg": "box of a region",
                     "train/objectness": "objectness", "train/rpn_box_reg": "box of a proposal",
@@ -112,7 +112,7 @@ SECTIONS: dict[str, tuple[str, Sequence[Curve]]] = {
                 hint="Directions in use. The centred rank near 1 is collapse; a falling one is its beginning.",
             ),
             Curve(
-                title="Spread of the features", may_be_log=True,
+                title="Spread of the features", log_if_wide=True,
                 metrics={"collapse/std": "mean std", "collapse/std_min": "smallest std"},
                 hint="Standard deviation of a dimension over images. Towards zero is collapse.",
             ),
@@ -139,8 +139,8 @@ SECTIONS: dict[str, tuple[str, Sequence[Curve]]] = {
     TRAINING: (
         "The loss is no measure of progress: down and up again is healthy, a sudden drop can be a partial collapse.",
         (
-            Curve(title="Loss", metrics={"train/loss": "loss"}, may_be_log=True),
-            Curve(title="Gradient norm", metrics={"train/grad_norm": "before clipping"}, may_be_log=True),
+            Curve(title="Loss", metrics={"train/loss": "loss"}, log_if_wide=True),
+            Curve(title="Gradient norm", metrics={"train/grad_norm": "before clipping"}, log_if_wide=True),
             Curve(title="Learning rate", metrics={"train/lr": "lr"}),
             Curve(title="Weight decay", metrics={"train/weight_decay": "weight decay"}),
             Curve(title="Momentum of the target encoder", metrics={"train/momentum": "momentum"}),

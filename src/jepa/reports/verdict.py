@@ -29,7 +29,7 @@ REGRESSION = re.compile(r"probe/(\w+)_r2")
 CLASSIFIED = "probe/classifier_top1"
 """of the head that is trained: where it is measured, labels are what is learned"""
 UNTRAINED = "untrained"
-JUDGES = (
+SELECTION_METRICS = (
     "probe/classifier_balanced",
     CLASSIFIED,
     "probe/linear_balanced",
@@ -40,11 +40,11 @@ JUDGES = (
     "predict/gain",
 )
 """The first of these that is measured decides which checkpoint is `best`, unless `evaluation.judge` names another."""
-CLEAR_POINTS = 2.0
+SIGNIFICANT_POINTS = 2.0
 """percentage points; two standard errors of an accuracy of 50 % on 2,048 samples are 2.2"""
-CLEAR_R2_POINTS = 5.0
+SIGNIFICANT_R2_POINTS = 5.0
 """hundredths of R^2, where it is above zero: below, the mean is the better answer"""
-CLEAR_GAIN = 0.1
+SIGNIFICANT_GAIN = 0.1
 COLLAPSED_SPREAD = 0.1
 """share of the start (or the best value since) that std and 1 - cosine must both have fallen to; the dip of a healthy
 run, before the predictor has something to say, was seen to go down to 0.2"""
@@ -63,7 +63,7 @@ class Verdict:
     reason: str
 
 
-def start_of(config: Mapping[str, Any]) -> str:
+def initial_weights(config: Mapping[str, Any]) -> str:
     """What the encoder of a run with this configuration is before its first step, in one word for tables."""
     encoder = config.get("encoder") or {}
     return "loaded" if encoder.get("weights") and not encoder.get("fresh") else UNTRAINED
@@ -72,7 +72,7 @@ def start_of(config: Mapping[str, Any]) -> str:
 def verdict(rows: Rows, start: str = UNTRAINED) -> Verdict:
     """Judge a run by its evaluations: collapse first, then the probes, then (without any) the prediction.
 
-    `start` names the encoder of step 0, see `start_of`.
+    `start` names the encoder of step 0, see `initial_weights`.
 
     Learning is a clear gain over step 0 in the best probe of its kind (of classes, or regression), unless the others
     lost as much. Only a probe that has gained much more than that, and has kept it, outweighs features that look
@@ -85,7 +85,7 @@ def verdict(rows: Rows, start: str = UNTRAINED) -> Verdict:
     spoken = probes if len(probes) < 3 else [max(kinds[0], key=lambda c: c.gain)] * bool(kinds[0]) + kinds[1]
     collapsed, told = _collapse(rows), "; ".join(change.sentence(rows, start) for change in spoken)
     best = max(probes, key=lambda change: change.gain, default=None)
-    if collapsed and not (best and best.gain >= 3 and best.lost < best.clear):
+    if collapsed and not (best and best.gain >= 3 and best.drop < best.significant):
         return Verdict("collapsing", f"{collapsed}; {told}" if told else collapsed)
     if best is None:
         return _unlabelled(rows)
@@ -114,15 +114,18 @@ class Column(NamedTuple):
     unit: str = " %"
 
 
-def judging(names: Iterable[str], judge: str | None) -> str | None:
+def selection_metric(names: Iterable[str], judge: str | None) -> str | None:
     """Which of the metrics decides; None where there is none such."""
     known = sorted(names)
-    return next((name for pattern in ([judge] if judge else JUDGES) for name in known if fnmatch(name, pattern)), None)
+    return next(
+        (name for pattern in ([judge] if judge else SELECTION_METRICS) for name in known if fnmatch(name, pattern)),
+        None,
+    )
 
 
-def judged_value(rows: Rows, judge: str | None) -> float | None:
+def last_selection_value(rows: Rows, judge: str | None) -> float | None:
     """The last value of the metric that decides, of an encoder that was trained."""
-    name = judging({name for row in rows if row["step"] > 0 for name in row}, judge)
+    name = selection_metric({name for row in rows if row["step"] > 0 for name in row}, judge)
     return None if name is None else _last(rows, name, after=0)
 
 
@@ -192,29 +195,29 @@ class ProbeChange:
         return REGRESSION.fullmatch(self.metric) is not None
 
     @property
-    def points(self) -> float:
+    def change(self) -> float:
         return self.last - self.start
 
     @property
-    def clear(self) -> float:
-        return CLEAR_R2_POINTS if self.is_regression else CLEAR_POINTS
+    def significant(self) -> float:
+        return SIGNIFICANT_R2_POINTS if self.is_regression else SIGNIFICANT_POINTS
 
     @property
     def gain(self) -> float:
         """In units of what is clear."""
         start, last = (max(0.0, value) for value in (self.start, self.last))
-        return (last - start) / self.clear
+        return (last - start) / self.significant
 
     @property
-    def lost(self) -> float:
+    def drop(self) -> float:
         return self.peak - self.last
 
     def sentence(self, rows: Rows, start: str) -> str:
         found = REGRESSION.fullmatch(self.metric)
         title = f"R² of the {found[1].replace('_', ' ')} probe" if found else CLASS_PROBES[self.metric]
         beginning = "start's" if self.metric in (*DETECTED, CLASSIFIED) else f"{start} encoder's"
-        change = f"{abs(self.points):.1f} points {'above' if self.points >= 0 else 'below'} the {beginning}"
-        fallen = f", down from {self.peak:.1f} % at step {self.peak_step}" if self.lost >= 2 * self.clear else ""
+        change = f"{abs(self.change):.1f} points {'above' if self.change >= 0 else 'below'} the {beginning}"
+        fallen = f", down from {self.peak:.1f} % at step {self.peak_step}" if self.drop >= 2 * self.significant else ""
         others = (("raw pixels", "baseline/pixels_"), ("middle frame only", "still/"))
         told = [self._other(rows, name, prefix) for name, prefix in others]
         beside = f" ({'; '.join(filter(None, told))})" if any(told) else ""
@@ -243,13 +246,13 @@ def _collapse(rows: Rows) -> str | None:
     """
     if series(rows, CLASSIFIED):
         return None
-    spread, angle = _fallen(rows, "collapse/std"), _fallen(rows, "collapse/cosine", opposite=True)
+    spread, angle = _drop_from_best(rows, "collapse/std"), _drop_from_best(rows, "collapse/cosine", opposite=True)
     if spread and angle and max(spread.share, angle.share) <= COLLAPSED_SPREAD and not spread.recovers:
         return (
             f"the std of the features fell to {spread.share:.0%} of its {spread.when} ({spread.reference:.3g} -> "
             f"{spread.last:.3g}) and all images point the same way (mean cosine {1 - angle.last:.3f})"
         )
-    rank = _fallen(rows, "collapse/rank_centred")
+    rank = _drop_from_best(rows, "collapse/rank_centred")
     if rank and (rank.share <= COLLAPSED_RANK or rank.last < POINT_RANK) and not rank.recovers:
         before = f"its {rank.when} was {rank.reference:.1f}"
         return f"the features vary in only {rank.last:.1f} directions (centred effective rank; {before})"
@@ -257,14 +260,14 @@ def _collapse(rows: Rows) -> str | None:
 
 
 def _spread(rows: Rows) -> str:
-    found = _fallen(rows, "collapse/std")
+    found = _drop_from_best(rows, "collapse/std")
     if found is None or found.share >= 0.5:
         return "the features have not collapsed"
     return f"the features have come closer (std at {found.share:.0%} of its {found.when}) but have not collapsed"
 
 
 @dataclass(frozen=True)
-class Fall:
+class Drop:
     last: float
     reference: float
     when: str
@@ -275,7 +278,7 @@ class Fall:
         return self.last / self.reference if self.reference > 0 else 1.0
 
 
-def _fallen(rows: Rows, name: str, opposite: bool = False) -> Fall | None:
+def _drop_from_best(rows: Rows, name: str, opposite: bool = False) -> Drop | None:
     """The last value against the best so far; `opposite` takes 1 - value."""
     values = [(step, 1 - value if opposite else value) for step, value in series(rows, name)]
     if len(values) < 2:
@@ -283,7 +286,7 @@ def _fallen(rows: Rows, name: str, opposite: bool = False) -> Fall | None:
     step, reference = max(values, key=lambda pair: pair[1])
     (_, before), (_, last) = values[-2:]
     when = "start" if step == values[0][0] else f"value at step {step}"
-    return Fall(last, reference, when, recovers=last >= RECOVERY * before)
+    return Drop(last, reference, when, recovers=last >= RECOVERY * before)
 
 
 def _unlabelled(rows: Rows) -> Verdict:
@@ -295,7 +298,7 @@ def _unlabelled(rows: Rows) -> Verdict:
         f"the centred rank went from {rank[0][1]:.1f} to {rank[-1][1]:.1f}" if len(rank) > 1 else "no rank was measured"
     )
     change = f"the prediction beats a constant by {gain[-1][1]:.0%} (step 0: {gain[0][1]:.0%}) and {kept}"
-    if gain[-1][1] >= max(0.0, gain[0][1]) + CLEAR_GAIN:
+    if gain[-1][1] >= max(0.0, gain[0][1]) + SIGNIFICANT_GAIN:
         return Verdict("learning", f"{change}{hint}")
     return Verdict("stalled", f"{change}: train longer, or raise lr{hint}")
 
