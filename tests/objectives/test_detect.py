@@ -209,7 +209,7 @@ def test_it_learns_to_find_a_box(head):
     assert precisions(found, CLASSES, "detect/")["detect/map50"] > 90
 
 
-# judging
+# selection
 
 
 def rows(*values: tuple) -> torch.Tensor:
@@ -391,7 +391,7 @@ def test_a_run_logs_losses_and_precisions_and_shows_boxes(finished):
     assert terms | {"detect/map", "detect/map50", "detect/map75", "detect/ap50_ant", "detect/test_map50"} <= names
     assert (finished / "media" / "step_00000004" / "boxes.png").is_file()
     report = (finished / "report.html").read_text()
-    assert "Are things found?" in report
+    assert "Are objects found?" in report
     assert "Average precision by class" in report
     assert "no measure of progress" not in report
     assert "trained detector, step 4" in report
