@@ -279,7 +279,7 @@ def test_features_that_the_disk_cannot_take_are_used_all_the_same(tmp_path, monk
     monkeypatch.setattr("jepa.benchmark.features.save_file", full)
     part = parts_of(Toy([0, 1, 2] * 2, held_out=Toy([0, 1]))).train
     assert len(FeatureCache(tmp_path, 4).features("a", frozen(), part).vectors) == 6
-    assert "features are not kept: [Errno 28] No space left on device" in caplog.text
+    assert "features are not cached: [Errno 28] No space left on device" in caplog.text
     assert list(tmp_path.iterdir()) == []
 
 

@@ -49,9 +49,7 @@ SIGNS = {"good": "\u2713", "bad": "\u26a0", "wait": "\u23f8", "calm": "\u22ef"}
 NOT_MEASURED = "-"
 MAX_EMBEDDED = 600
 """Number of vectors in the scatter plot of an embedding."""
-EMBEDDING_CAPTION = (
-    "Features of images on the first two principal components of each evaluation; labels under the pointer."
-)
+EMBEDDING_CAPTION = "Features of images on their two main directions at each evaluation; labels under the pointer."
 HORIZON = re.compile(r"predict/(error|copy_error|trivial_error)_h(\d+)")
 HORIZON_LINES = {"error": "predictor", "copy_error": "copy of the last step", "trivial_error": "mean target"}
 MOTION_METRICS = re.compile(rf"still/.*|{REGRESSION.pattern}|predict/copy_error")

@@ -129,7 +129,7 @@ SECTIONS: dict[str, tuple[str, Sequence[Curve]]] = {
         (
             Curve(
                 title="LiDAR", metrics={"select/lidar": "LiDAR"},
-                hint="Directions that separate images more than crops of one. It should rise, but fell in some good runs.",
+                hint="Directions in which images differ beyond crops of one. Should rise, but fell in some good runs.",
             ),
             Curve(
                 title="Exponent of the eigenvalues", metrics={"select/alpha": "alpha"},
