@@ -194,10 +194,10 @@ def test_faults_of_all_runs_come_at_once_and_nothing_is_started():
         (["--methods", "no.yaml"], "no.yaml: cannot be read"),
     ],
 )
-def test_a_mistake_is_told_in_a_sentence(arguments, text_columns, capsys):
+def test_a_mistake_is_told_in_a_sentence(arguments, words, capsys):
     assert main(arguments) == 2
     told = capsys.readouterr().err
-    assert text_columns in told
+    assert words in told
     assert "Traceback" not in told
 
 
@@ -211,10 +211,10 @@ def test_a_mistake_is_told_in_a_sentence(arguments, text_columns, capsys):
         ("a: [", "cannot be read"),
     ],
 )
-def test_a_wrong_file_of_methods_is_told(text, text_columns, capsys):
+def test_a_wrong_file_of_methods_is_told(text, words, capsys):
     Path("mine.yaml").write_text(text)
     assert main(["--methods", "mine.yaml"]) == 2
-    assert text_columns in capsys.readouterr().err
+    assert words in capsys.readouterr().err
 
 
 OF_RECIPE = {"shapes": [], "cifar10": ["dataset=hf", "dataset.path=somebody/something"]}

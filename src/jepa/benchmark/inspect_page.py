@@ -292,36 +292,35 @@ def hardest_pictures(subject: Subject) -> Section:
     """The wrong predictions with the highest confidence."""
     if subject.probabilities is None or not subject.is_labelled:
         return _left_out(WITHOUT_PROBE)
-    tiles = []
-    for index in hardest(subject.probabilities, subject.test.labels, NUM_MISTAKES).tolist():
-        confidence, predicted = subject.probabilities[index].max(dim=0)
-        texts = (
-            f"{subject.class_name(int(predicted))} {confidence:.0%}",
-            f"is {subject.class_name(int(subject.test.labels[index]))}",
-        )
-        tiles.append(_tile(small(subject.test_thumbnails[index]), *texts, tone="bad"))
-    if not tiles:
+    rows = hardest(subject.probabilities, subject.test.labels, NUM_MISTAKES)
+    if not len(rows):
         return _left_out("The probe makes no mistake.")
     lead = "The wrong predictions of which the linear probe is most confident: its prediction, then the label."
-    return Section(lead=lead, tiles=tiles)
+    return Section(lead=lead, tiles=_prediction_tiles(subject, subject.probabilities, rows, num_classes=1, tone="bad"))
 
 
 def ambiguous_pictures(subject: Subject) -> Section:
     """The samples whose two likeliest classes have nearly equal probabilities."""
     if subject.probabilities is None or subject.probabilities.shape[1] < 2:
         return _left_out(WITHOUT_PROBE)
-    tiles = []
-    for index in most_ambiguous(subject.probabilities, NUM_MISTAKES).tolist():
-        best = subject.probabilities[index].topk(2)
-        texts = [
-            f"{subject.class_name(label)} {probability:.0%}"
-            for probability, label in zip(best.values.tolist(), best.indices.tolist(), strict=True)
-        ]
-        label = int(subject.test.labels[index])
-        texts += [f"is {subject.class_name(label)}"] if label >= 0 else []
-        tiles.append(_tile(small(subject.test_thumbnails[index]), *texts))
+    rows = most_ambiguous(subject.probabilities, NUM_MISTAKES)
     lead = "The pictures whose two likeliest classes are nearly equally likely to the linear probe."
-    return Section(lead=lead, tiles=tiles)
+    return Section(lead=lead, tiles=_prediction_tiles(subject, subject.probabilities, rows, num_classes=2))
+
+
+def _prediction_tiles(
+    subject: Subject, probabilities: Tensor, rows: Tensor, *, num_classes: int, tone: str = ""
+) -> list[Tile]:
+    """Test pictures with their likeliest classes and the label."""
+    tiles = []
+    for row in rows.tolist():
+        best = probabilities[row].topk(num_classes)
+        answers = zip(best.indices.tolist(), best.values.tolist(), strict=True)
+        texts = [f"{subject.class_name(index)} {probability:.0%}" for index, probability in answers]
+        label = int(subject.test.labels[row])
+        texts += [f"is {subject.class_name(label)}"] if label >= 0 else []
+        tiles.append(_tile(small(subject.test_thumbnails[row]), *texts, tone=tone))
+    return tiles
 
 
 def _left_out(reason: str) -> Section:

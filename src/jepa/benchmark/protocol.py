@@ -120,7 +120,8 @@ class Benchmark:
         seeds = self._seeds(entry, task)
         settings = self._settings(entry, name, seeds)
         key = hashlib.sha256(json.dumps(settings, default=str).encode()).hexdigest()[:24]
-        if results.has(entry.title, column, key):
+        stored = results.rows.get((entry.title, column))
+        if stored and stored.key == key:
             return
         start, self.cache.seconds = time.perf_counter(), 0.0
         trials, nums_test, notes = zip(*(self._trial(entry, probe, seed) for seed in seeds), strict=True)
@@ -147,20 +148,25 @@ class Benchmark:
         seed = seed if entry.baseline == "untrained" else self.config.seed
         if (entry, seed) not in self._opened:
             is_encoder = entry.baseline not in ("pixels", "hog")
-            self._opened[entry, seed] = (
-                self._frozen(entry, seed) if is_encoder else Baseline(entry.baseline, self._transform_of_baselines())
-            )
+            self._opened[entry, seed] = self._frozen(entry, seed) if is_encoder else self._baseline(entry.baseline)
         return self._opened[entry, seed]
 
     def _frozen(self, entry: Entry, seed: int) -> FrozenEncoder:
         encoder = self._encoder(entry.run, entry.baseline == "untrained", seed)
-        frozen = FrozenEncoder(
-            encoder=encoder, transform=encoder.transform, session=self.session, pooling=self.config.pooling,
-            layers=self.config.layers,
-        )  # fmt: skip
         choose_attention(encoder, self.session.device, torch.bfloat16 if self.session.bf16 else torch.float32)
-        encoder.to(self.session.device)
-        return frozen
+        return FrozenEncoder(
+            encoder=encoder.to(self.session.device), transform=encoder.transform, session=self.session,
+            pooling=self.config.pooling, layers=self.config.layers,
+        )  # fmt: skip
+
+    def _baseline(self, name: str) -> Baseline:
+        """A baseline of pictures of `image_size`, or else of the input size of the first encoder."""
+        size = pair_of(self.config.image_size)
+        if size is None:
+            first = next(entry for entry in self.entries if entry.run)
+            size = tuple(self._encoder(first.run, False, self.config.seed).transform.image_size)
+        channels = self.splits.train.dataset.channels
+        return Baseline(name, EvalTransform(image_size=size, mean=[0.0] * channels, std=[1.0] * channels))
 
     def close(self) -> None:
         """Free the memory of the last entry."""
@@ -176,15 +182,6 @@ class Benchmark:
                 torch.manual_seed(derive_seed(seed, 0, 0, "init"))
                 encoder = open_encoder(run, clip_shape=(*encoder.clip_shape[:2], *size), fresh=fresh)
         return encoder.eval()
-
-    def _transform_of_baselines(self) -> EvalTransform:
-        """A transform to `image_size`, or else to the input size of the first encoder."""
-        size = pair_of(self.config.image_size)
-        if size is None:
-            first = next(entry for entry in self.entries if entry.run)
-            size = tuple(self._encoder(first.run, False, self.config.seed).transform.image_size)
-        channels = self.splits.train.dataset.channels
-        return EvalTransform(image_size=size, mean=[0.0] * channels, std=[1.0] * channels)
 
     def _check(self, title: str, encoder: Any) -> None:
         channels, frames, height, width = encoder.clip_shape

@@ -129,10 +129,6 @@ class Results:
         rows = [Row(**row) for row in stored.get("rows", ())]
         return cls(folder, facts, {(row.title, row.column): row for row in rows})
 
-    def has(self, title: str, column: str, key: str) -> bool:
-        row = self.rows.get((title, column))
-        return row is not None and row.key == key
-
     def add(self, row: Row) -> None:
         self.rows[row.title, row.column] = row
         self.folder.mkdir(parents=True, exist_ok=True)
