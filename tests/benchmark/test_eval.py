@@ -271,8 +271,8 @@ def test_no_name_of_a_class_a_run_or_a_package_becomes_markup(tmp_path):
     facts = {"classes": [HOSTILE, "b"], "warnings": [HOSTILE], "versions": {HOSTILE: HOSTILE}}
     results = Results(tmp_path / "a&<b>", facts, {(HOSTILE, HOSTILE): row})
     page = html(results)
-    # table 3; protocol 2; by class 3; confusion 2 + 2; chosen 4; versions 2
-    assert count_as_text(page) == 18
+    # table 3; protocol 2; by class 3; confusion 2 + 3; chosen 4; versions 2
+    assert count_as_text(page) == 19
     assert count_as_text(page, "a&<b>") == 2
     tables = [line for line in markdown(results).splitlines() if line.startswith("|")]
     assert [line.replace("\\|", "").count("|") for line in tables] == [4, 4, 4]

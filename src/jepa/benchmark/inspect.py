@@ -144,11 +144,12 @@ def observe(encoder: Any, pictures: Tensor) -> Observed:
                 tokens.append(encoder(clip).float().cpu())
             maps.append(_maps(recorder.call, encoder.grid_of(clip), encoder))
     grid = encoder.grid_of(encoder.transform(pictures[:1].to(device)))
-    reason = next((values for values in maps if isinstance(values, str)), None)
-    attention = reason or Attention(
-        *(None if first is None else torch.stack([first, *rest]) for first, *rest in zip(*maps, strict=True))
-    )
-    return Observed(torch.cat(tokens), grid, query_patches(grid), attention)
+    if reason := next((values for values in maps if isinstance(values, str)), ""):
+        return Observed(torch.cat(tokens), grid, query_patches(grid), reason)
+    stacks: list[Any] = [
+        None if first is None else torch.stack([first, *rest]) for first, *rest in zip(*maps, strict=True)
+    ]
+    return Observed(torch.cat(tokens), grid, query_patches(grid), Attention(*stacks))
 
 
 def _maps(call: AttentionCall | None, grid: PatchGrid, encoder: Any) -> Attention | str:

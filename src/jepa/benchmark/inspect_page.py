@@ -23,7 +23,7 @@ from jepa.benchmark.inspect import (
     observe,
     one_per_label_in_turn,
 )
-from jepa.benchmark.report import MAX_CONFUSION_CLASSES, bar, confusion_table
+from jepa.benchmark.report import MAX_CONFUSION_CLASSES, bar, draw_confusion
 from jepa.evaluation.pictures import enlarge, film, fit, frames_shown, heat, montage, principal_colours, to_rgb
 from jepa.evaluation.probe import nearest
 from jepa.reports.charts import WIDTH, Scale, mark_class, mark_styles, scatter
@@ -257,7 +257,8 @@ def class_bars(subject: Subject) -> Section:
         [subject.class_name(index), bar(100 * recall, f"{recall:.0%}"), f"{int(totals[index]):,}"]
         for index, recall in ((index, float(recalls[index])) for index in order)
     ]
-    return Section(lead=f"{lead}.", cards=[Table(heads=["", "recall", "test samples"], rows=rows).html("recalls")])
+    table = Table(heads=["", "recall", "test samples"], rows=rows, text_columns={1})
+    return Section(lead=f"{lead}.", cards=[table.html("recalls")])
 
 
 def confusion_matrix(subject: Subject) -> Section:
@@ -265,13 +266,13 @@ def confusion_matrix(subject: Subject) -> Section:
         return _left_out(WITHOUT_PROBE)
     lead = "Predictions of the linear probe: a row for each true class, a column for each predicted class."
     if len(counts) <= MAX_CONFUSION_CLASSES:
-        matrix = confusion_table(counts.tolist(), list(map(subject.class_name, range(len(counts))))).html("compared")
+        matrix = draw_confusion(counts.tolist(), list(map(subject.class_name, range(len(counts)))))
     else:
         shares = counts / counts.sum(dim=1, keepdim=True).clamp_min(1)
-        picture = image(_encode(enlarge(heat(shares[None]), MATRIX_SIDE)[0]), "confusion matrix")
-        matrix = Markup('<div class="card scroll">{}</div>').format(picture)
+        matrix = image(_encode(enlarge(heat(shares[None]), MATRIX_SIDE)[0]), "confusion matrix")
         lead += " The colour is the share of the true class, from dark (none) to bright (all)."
-    return Section(lead=lead, cards=[matrix, _most_frequent_confusions(subject, counts)])
+    card = Markup('<div class="card scroll">{}</div>').format(matrix)
+    return Section(lead=lead, cards=[card, _most_frequent_confusions(subject, counts)])
 
 
 def _most_frequent_confusions(subject: Subject, counts: Tensor) -> Markup:

@@ -269,20 +269,15 @@ class Benchmark:
             )
             for split in (train, test)
         )  # fmt: skip
-        tuning = tuning_of(encoder, train_samples, test_samples, self._augment(encoder.transform), seed)
+        size, normalise = encoder.transform.image_size, encoder.transform.normalise
+        crops: dict[str, Any] = asdict(self.config.augment)
+        augment = Augment(image_size=size, mean=normalise.mean, std=normalise.std, **crops)
+        tuning = tuning_of(encoder, train_samples, test_samples, augment, seed)
         empty = torch.empty(0, encoder.encoder.embed_dim)
         task = self._task(Features(empty, train.labels), Features(empty, test.labels), seed)
         predicted = probe.tune(tuning, task)
         num_train = sum(index not in train.broken for index in train.indices)
         return Prediction(predicted), test_samples.rows, num_train
-
-    def _augment(self, transform: EvalTransform) -> Augment:
-        crops, normalise = self.config.augment, transform.normalise
-        return Augment(
-            image_size=transform.image_size, mean=normalise.mean, std=normalise.std, flip=crops.flip,
-            crop_scale=(crops.crop_scale[0], crops.crop_scale[1]),
-            crop_aspect=(crops.crop_aspect[0], crops.crop_aspect[1]),
-        )  # fmt: skip
 
     def _protocol(self, entry: Entry, task: str, probe: ClassProbe, seeds: Sequence[int]) -> list[str]:
         """Sentences on the data, features, probe and seeds of a row."""

@@ -11,7 +11,9 @@ from jepa.reports.page import Table, bullets, render
 from jepa.runs.metrics import write_atomically
 
 MAX_CONFUSION_CLASSES = 30
-"""Number of classes up to which a confusion matrix is shown as a table."""
+"""Number of classes up to which a confusion matrix is drawn with names."""
+MAX_NAME = 14
+"""Number of characters of a class name in a confusion matrix."""
 LEGEND = (
     "Top-1 accuracy in percent with its 95 % interval (Wilson's, over test samples); bal.: mean recall of the classes; "
     "±: standard deviation over seeds."
@@ -93,10 +95,14 @@ def _details(row: Row) -> str:
 
 def html(results: Results) -> str:
     rows, classes = list(results.rows.values()), results.facts["classes"]
-    matrices = [(_title(row), confusion_table(row.confusion, classes)) for row in rows if row.confusion is not None]
+    matrices = [
+        (_title(row), draw_confusion(row.confusion, classes))
+        for row in rows
+        if row.confusion is not None and len(classes) <= MAX_CONFUSION_CLASSES
+    ]
     return render(
         "eval.html", name=results.folder.name, result=table(results), legend=LEGEND, protocol=protocol(results),
-        by_class=_recalls(rows, classes), confusions=matrices if len(classes) <= MAX_CONFUSION_CLASSES else [],
+        by_class=_recalls(rows, classes), confusions=matrices,
         details=list(map(_details, rows)),
         versions=", ".join(f"{package} {version}" for package, version in results.facts["versions"].items()),
     )  # fmt: skip
@@ -115,13 +121,17 @@ def _recalls(rows: Sequence[Row], classes: Sequence[str]) -> Table:
     return Table(heads=["", *map(_title, rows)], rows=lines)
 
 
-def confusion_table(counts: Sequence[Sequence[int]], classes: Sequence[str]) -> Table:
-    """A row for each true class, a column for each predicted class; bars show the share of the true class."""
-    lines = [
-        [name, *(bar(100 * count / sum(row), f"{count:,}") if count else "" for count in row)]
-        for name, row in zip(classes, counts, strict=True)
-    ]
-    return Table(heads=["", *classes], rows=lines)
+def draw_confusion(counts: Sequence[Sequence[int]], names: Sequence[str]) -> Markup:
+    """An SVG with a row for each true class, a column for each predicted class, and percentages of the true class."""
+    cells = [
+        {
+            "row": row, "column": column, "share": (share := count / sum(values)),
+            "title": f"{names[row]}, predicted {names[column]}: {count:,} ({share:.0%})",
+        }
+        for row, values in enumerate(counts) for column, count in enumerate(values) if count
+    ]  # fmt: skip
+    margin = 12 + 6.5 * min(MAX_NAME, max(map(len, names)))
+    return render("matrix.html", names=[name[:MAX_NAME] for name in names], cells=cells, margin=margin)
 
 
 def bar(percent: float, text: str) -> Markup:

@@ -207,9 +207,11 @@ def compare(runs: Sequence[RunResult], left_out: Sequence[tuple[str, str]] = ())
     methods = _methods(finished)
     first = columns[0].metric
     methods.sort(key=lambda m: -(value.mean if (value := m.over_seeds(lambda run: run.last(first))) else -math.inf))
-    budget, notes = _describe_budget(methods), _notes(methods, left_out)
-    correlations = _correlations(finished, [column for column in columns if column.metric.startswith("probe/")])
-    return Comparison(columns, methods, _baselines(finished, columns), left_out, budget, notes, correlations)
+    return Comparison(
+        columns=columns, methods=methods, baselines=_baselines(finished, columns), left_out=left_out,
+        budget=_describe_budget(methods), notes=_notes(methods, left_out),
+        correlations=_correlations(finished, [column for column in columns if column.metric.startswith("probe/")]),
+    )  # fmt: skip
 
 
 def _with_reasons(left_out: Sequence[tuple[str, str]]) -> str:
