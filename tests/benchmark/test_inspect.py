@@ -49,7 +49,7 @@ def seeded(seed=0):
 
 
 def readied(encoder, shape):
-    """With a transform, and weights always the same, far enough from zero for attention that is not even."""
+    """The encoder with a transform and fixed weights, large enough for uneven attention."""
     encoder.transform = EvalTransform(image_size=shape[2:], mean=[0.5] * shape[0], std=[0.25] * shape[0])
     with torch.no_grad():
         for number, weight in enumerate(encoder.parameters()):
@@ -69,7 +69,7 @@ def temporal(position="rope"):
 
 
 class Prefixed(nn.Module):
-    """Tokens before the patches, which are not given back."""
+    """An encoder with tokens before the patches, which it does not return."""
 
     embed_dim = 24
     grid = PatchGrid(1, 2, 2)
@@ -115,7 +115,7 @@ def subject_of(encoder, *, num_classes=3, num=30, classes=None):
 
 
 class Reader(HTMLParser):
-    """Keeps what lies open, and the text and pictures of each section."""
+    """Collects open tags, and the text and pictures of each section."""
 
     def __init__(self):
         super().__init__()
@@ -183,7 +183,7 @@ def test_with_labels_no_section_is_left_out(pages, name):
     assert "Left out" not in "".join(read(pages[name]).text.values())
 
 
-def test_names_are_told_as_they_are(pages):
+def test_names_appear_as_they_are(pages):
     text = pages["images"].read_text()
     assert "a &lt;b&gt; run" in text
     assert "noise &amp; more" in text
@@ -239,14 +239,14 @@ def test_what_is_not_finite_is_left_out(tmp_path):
 
 
 def block_io(encoder, clips):
-    """What goes into the attention of the last block and comes out, and queries, keys and values."""
-    found = {}
+    """The attention of the last block, its input and output, and the recorded call."""
+    recorded = {}
     attn = (encoder.model if isinstance(encoder, Prefixed) else encoder).blocks[-1].attn
-    hook = attn.register_forward_hook(lambda _, inputs, output: found.update(x=inputs[0], y=output))
+    hook = attn.register_forward_hook(lambda _, inputs, output: recorded.update(x=inputs[0], y=output))
     with torch.no_grad(), AttentionRecorder() as watch:
         encoder(clips)
     hook.remove()
-    return attn, found["x"], found["y"], watch.call
+    return attn, recorded["x"], recorded["y"], watch.call
 
 
 @pytest.mark.parametrize("make", [spatial, temporal, lambda: temporal("vjepa2"), lambda: temporal("sincos")])
@@ -369,8 +369,8 @@ def test_neighbours_equal_those_of_scikit_learn():
 
 
 def test_agreement_counts_neighbours_of_the_same_class_and_leaves_out_what_has_no_label():
-    found = torch.tensor([[0, 1, 3], [2, 0, 3], [1, 1, 1]])
-    assert agreement(found, torch.tensor([0, 1, 1, -1]), torch.tensor([0, 0, -1])) == 0.5
+    neighbours = torch.tensor([[0, 1, 3], [2, 0, 3], [1, 1, 1]])
+    assert agreement(neighbours, torch.tensor([0, 1, 1, -1]), torch.tensor([0, 0, -1])) == 0.5
 
 
 def test_plane_equals_the_principal_components_of_scikit_learn_up_to_sign():

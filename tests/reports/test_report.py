@@ -1,4 +1,4 @@
-"""report.html: from the folder alone, for any run, safe, self-contained, readable."""
+"""report.html: it is made from the folder alone, for any run, and it is safe, self-contained and readable."""
 
 from __future__ import annotations
 
@@ -155,7 +155,7 @@ def test_a_metric_or_a_label_that_looks_like_markup_is_text(tmp_path):
 
 
 @pytest.mark.parametrize("status", ["finished", "stopped", "failed", "running"])
-def test_the_status_and_its_reason_are_told(tmp_path, status):
+def test_the_status_and_its_reason_are_shown(tmp_path, status):
     write_run(tmp_path, steps=20, eval_every=0, status=status, message="signal 15" if status == "stopped" else "")
     page = report(tmp_path)
     assert f"quickstart {status}" in page.text

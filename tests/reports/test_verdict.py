@@ -1,4 +1,4 @@
-"""The words for a run, on hand-worked rows of metrics."""
+"""The verdict on runs with hand-made metrics."""
 
 import ast
 import math
@@ -201,9 +201,9 @@ def test_raw_pixels_that_are_still_ahead_are_named_so() -> None:
         {"step": 0, "probe/linear_top1": 27.4, "collapse/std": 0.15, "baseline/pixels_linear_top1": 78.2},
         {"step": 9, "probe/linear_top1": 53.5, "collapse/std": 0.13},
     ]
-    judged = verdict(rows)
-    assert judged.word == "learning"
-    assert "(raw pixels: 78.2 %, still ahead)" in judged.reason
+    result = verdict(rows)
+    assert result.word == "learning"
+    assert "(raw pixels: 78.2 %, still ahead)" in result.reason
 
 
 def test_a_regression_probe_that_rose_clearly_is_learning_where_the_class_probes_did_not() -> None:
