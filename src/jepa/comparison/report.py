@@ -77,12 +77,13 @@ def _format_costs(method: Method) -> list[str]:
 def costs(method: Method) -> dict[str, Spread | None]:
     """Steps, samples, seconds of training, samples/s and peak memory in GiB, over the seeds."""
     ends = [run.clock[-1] for run in method.runs]
+    memory = [[value for _, value in series(run.rows, "perf/peak_memory_gib")] for run in method.runs]
     return {
         "steps": spread(step for step, _, _ in ends),
         "samples": spread(samples for _, samples, _ in ends),
         "seconds": spread(seconds for _, _, seconds in ends),
         "samples_per_s": spread(samples / seconds for _, samples, seconds in ends if seconds > 0),
-        "memory_gib": method.over_seeds(lambda run: run.memory),
+        "memory_gib": spread(max(values, default=None) for values in memory),
     }
 
 

@@ -90,11 +90,6 @@ class RunResult:
         """The last value after step 0, up to step `until`."""
         return next((value for step, value in reversed(series(self.rows, metric)) if 0 < step <= until), None)
 
-    @property
-    def memory(self) -> float | None:
-        """Peak memory in GiB."""
-        return max((value for _, value in series(self.rows, "perf/peak_memory_gib")), default=None)
-
 
 @dataclass(frozen=True)
 class Method:
