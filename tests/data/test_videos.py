@@ -174,7 +174,7 @@ def test_both_decoders_give_the_frames_that_were_written(tmp_path, monkeypatch, 
 
     def look(video: Video) -> tuple[torch.Tensor, int, float]:
         times = np.linspace(video.begin, video.end - 1e-3, 9).tolist()
-        clip = torch.cat([video.at([0, 5, 10, 15]), video.at([18, 3, 3]), video.shown_at(times)])
+        clip = torch.cat([video.at([0, 5, 10, 15]), video.at([18, 3, 3]), video.frames_at_seconds(times)])
         return clip, video.num_frames, round(video.begin, 2)
 
     for decoder in ["pyav", *(["torchcodec"] if torchcodec_works() and name != "open_gop.mkv" else [])]:
@@ -183,7 +183,7 @@ def test_both_decoders_give_the_frames_that_were_written(tmp_path, monkeypatch, 
     for clip, *facts in found.values():
         assert facts == list(found["pyav"][1:])
         assert (found["pyav"][0].int() - clip.int()).abs().max() <= 2
-    monkeypatch.setattr(video_decode, "HELD", 0)  # as a file too long for its packets to be kept
+    monkeypatch.setattr(video_decode, "CACHED_BYTES", 0)  # as a file too long for its packets to be kept
     again, *facts = read_video(path, ["pyav"], look)
     assert torch.equal(again, found["pyav"][0])
     assert facts == list(found["pyav"][1:])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 import math
 import os
@@ -18,7 +17,7 @@ from PIL import Image
 
 from jepa.config.paths import existing, read_json
 from jepa.data.decode import SUFFIXES, decode, warn_of_slow_decoding
-from jepa.data.folders import has_suffix
+from jepa.data.folders import HoldingOut, has_suffix
 from jepa.data.images import NATURAL
 from jepa.types import Channels, Field, Sample
 
@@ -29,54 +28,49 @@ CLIPPED = "clipped at the image's edge"
 FOREIGN = "of classes that are not in dataset.classes dropped"
 
 
-class _BoxFolder:
+class _BoxFolder(HoldingOut):
     """Images with the field boxes: float32 [m, 5], left, top, right, bottom in pixels and class of each box.
 
-    Boxes without area, also with swapped corners, and boxes wholly outside of the image are dropped, others are clipped
-    at its edges; a warning counts both for each part. Read as any data set of images it has no labels.
+    Degenerate boxes (no area or swapped corners) and boxes wholly outside of the image are dropped, others are clipped
+    at its edges; a warning counts both for each part. The data set has no labels.
     """
 
     fields = {"boxes": Field(shape=(5,), ragged=True)}
     classes: tuple[str, ...]
+    test_part: Self | None = None
 
-    def __init__(self, *, channels: int, keep_empty: bool) -> None:
+    def __init__(self, *, channels: int, keep_empty: bool, is_subset: bool) -> None:
         warn_of_slow_decoding()
         self.channels = channels
         self.mean, self.std = NATURAL[channels]
-        self.keep_empty = keep_empty
-        self.held_out: _BoxFolder | None = None
-        self.last: _BoxFolder | None = None
+        self.keep_empty, self.is_subset = keep_empty, is_subset
 
-    def _take(self, images: Sequence[Annotated], *, is_subset: bool) -> Self:
-        """Hold these images; with `is_subset` of the classes, boxes of other classes are dropped, else refused."""
+    def _take(self, images: Sequence[Annotated]) -> None:
+        """Store these images; with `is_subset`, boxes of other classes are dropped, else refused."""
         numbers = {name: number for number, name in enumerate(self.classes)}
-        faults, first, kept = Counter(), None, []
+        problems, first, samples = Counter(), None, []
         for image in images:
-            tidy, found = _tidy(image, numbers, is_subset)
-            faults += found
-            first = first or (image.source if found else None)
+            tidy, image_problems = _tidy(image, numbers, self.is_subset)
+            problems += image_problems
+            first = first or (image.source if image_problems else None)
             if len(tidy) or self.keep_empty:
-                kept.append((image, tidy))
-        if faults:
-            told = ", ".join(f"{count} {fault}" for fault, count in faults.items())
-            log.warning("boxes of %d images: %s; the first is in %s", len(images), told, first)
-        if not kept:
+                samples.append((image, tidy))
+        if problems:
+            counts = ", ".join(f"{count} {problem}" for problem, count in problems.items())
+            log.warning("boxes of %d images: %s; the first is in %s", len(images), counts, first)
+        if not samples:
             raise ValueError(f"dataset: none of {len(images)} images{'' if self.keep_empty else ' has boxes'} is left")
         # arrays, since lists would be copied into every worker, page by page
-        self.paths = np.array([str(image.image) for image, _ in kept])
-        self.sizes = np.array([image.size for image, _ in kept])
-        self.ends = np.cumsum([len(tidy) for _, tidy in kept])
-        self.rows = np.concatenate([np.array(tidy, dtype=np.float32).reshape(-1, 5) for _, tidy in kept])
-        return self
-
-    def _part(self, images: Sequence[Annotated], *, is_subset: bool) -> Self:
-        return copy.copy(self)._take(images, is_subset=is_subset)
+        self.paths = np.array([str(image.image) for image, _ in samples])
+        self.sizes = np.array([image.size for image, _ in samples])
+        self.ends = np.cumsum([len(tidy) for _, tidy in samples])
+        self.rows = np.concatenate([np.array(tidy, dtype=np.float32).reshape(-1, 5) for _, tidy in samples])
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def __getitem__(self, index: int) -> Sample:
-        """Of a picture [C, 1, H, W]; OSError or RuntimeError when it can't be read or has another size than told."""
+        """A picture uint8 [C, 1, H, W] with its boxes; OSError or RuntimeError if unreadable or of another size."""
         with open(self.describe(index), "rb") as file:
             clip = decode(file.read(), channels=self.channels)
         height, width = self.sizes[index].tolist()
@@ -88,28 +82,25 @@ class _BoxFolder:
     def describe(self, index: int) -> str:
         return str(self.paths[index])
 
-    def validation(self) -> _BoxFolder | None:
-        return self.held_out
-
-    def test(self) -> _BoxFolder | None:
-        return self.last
+    def test(self) -> Self | None:
+        return self.test_part
 
 
 def _tidy(image: Annotated, numbers: dict[str, int], is_subset: bool) -> tuple[list[tuple[float, ...]], Counter]:
-    """Edges and class of the boxes that stay, and how many have which fault."""
-    kept, faults = [], Counter()
+    """Edges and class of the valid boxes, and the number of boxes with each problem."""
+    boxes, problems = [], Counter()
     for box in image.boxes:
         if box.name not in numbers and not is_subset:
             raise ValueError(
                 f"{image.source}: has the class {box.name}, which the training part has not; name the classes that "
                 f"count with dataset.classes=[{','.join([*numbers, box.name])}]"
             )
-        edges, fault = _clipped(box, image.size) if box.name in numbers else (None, FOREIGN)
-        if fault:
-            faults[fault] += 1
+        edges, problem = _clipped(box, image.size) if box.name in numbers else (None, FOREIGN)
+        if problem:
+            problems[problem] += 1
         if edges is not None:
-            kept.append((*edges, float(numbers[box.name])))
-    return kept, faults
+            boxes.append((*edges, float(numbers[box.name])))
+    return boxes, problems
 
 
 def _clipped(box: Box, size: tuple[int, int]) -> tuple[tuple[float, ...] | None, str | None]:
@@ -145,13 +136,13 @@ class VOC(_BoxFolder):
         keep_empty: bool = True,
         channels: Channels = 3,
     ) -> None:
-        super().__init__(channels=channels, keep_empty=keep_empty)
-        root, is_subset = Path(root_path).expanduser().absolute(), classes is not None
+        super().__init__(channels=channels, keep_empty=keep_empty, is_subset=classes is not None)
+        root = Path(root_path).expanduser().absolute()
         images = read_voc(root, split, difficult=difficult)
         self.classes = tuple(classes or sorted({box.name for image in images for box in image.boxes}))
-        self._take(images, is_subset=is_subset)
-        self.held_out, self.last = (
-            None if name is None else self._part(read_voc(root, name, difficult=difficult), is_subset=is_subset)
+        self._take(images)
+        self.held_out, self.test_part = (
+            None if name is None else self._apart(read_voc(root, name, difficult=difficult))
             for name in (val_split, test_split)
         )
 
@@ -178,13 +169,13 @@ class COCO(_BoxFolder):
         keep_empty: bool = True,
         channels: Channels = 3,
     ) -> None:
-        super().__init__(channels=channels, keep_empty=keep_empty)
-        root, is_subset = Path(root_path).expanduser().absolute(), classes is not None
-        found, names = read_coco(root / annotations, existing(root / images, "dataset.images"))
+        super().__init__(channels=channels, keep_empty=keep_empty, is_subset=classes is not None)
+        root = Path(root_path).expanduser().absolute()
+        samples, names = read_coco(root / annotations, existing(root / images, "dataset.images"))
         self.classes = tuple(classes or names)
-        self._take(found, is_subset=is_subset)
-        self.held_out, self.last = (
-            None if file is None else self._part(read_coco(root / file, root / folder)[0], is_subset=is_subset)
+        self._take(samples)
+        self.held_out, self.test_part = (
+            None if file is None else self._apart(read_coco(root / file, root / folder)[0])
             for file, folder in ((val_annotations, val_images or images), (test_annotations, test_images or images))
         )
 

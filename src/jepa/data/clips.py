@@ -1,4 +1,4 @@
-"""Which frames of a video make a clip: pure functions of the video's length and of a place in [0, 1)."""
+"""Which frames of a video make a clip: pure functions of the video's length and of a relative start in [0, 1)."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ SHORT = {
     "hold": "repeats the last frame",
     "loop": "begins again at the first frame",
 }
-"""what is done with a video that is shorter than a clip"""
+"""treatments of a video that is shorter than a clip, as the warning words them"""
 
 
 def random_start(index: int, seed: int) -> float:
-    """In [0, 1), a pure function of both."""
+    """A relative start in [0, 1), a pure function of both arguments."""
     return derive_seed(seed, index, 0, "clip") / 2**63
 
 
@@ -27,24 +27,24 @@ def even_start(number: int, count: int) -> float:
     return (number + 0.5) / count
 
 
-def spare(length: int, num_frames: int, step: float) -> int:
-    """How many other places a clip of frames that are `step` apart has in a video; negative where it has none."""
-    return math.floor(length - 1 - (num_frames - 1) * step + 1e-6)
+def num_start_positions(length: int, num_frames: int, step: float) -> int:
+    """Number of frames at which a clip of frames `step` apart can start; 0 or less where the video is too short."""
+    return math.floor(length - 1 - (num_frames - 1) * step + 1e-6) + 1
 
 
-def frame_positions(length: int, num_frames: int, step: float, place: float, short: str) -> list[float]:
-    """In frames from the first: whole numbers below `length` where `step` is one.
+def frame_positions(length: int, num_frames: int, step: float, start: float, short: str) -> list[float]:
+    """Frame numbers of a clip, counted from the first frame: whole numbers below `length` where `step` is one.
 
     Raises OSError for a video that is shorter than the clip and is to be skipped.
     """
-    room = spare(length, num_frames, step)
-    first = math.floor(place * (room + 1)) if room >= 0 else 0
-    found = [first + number * step for number in range(num_frames)]
-    if room >= 0:
-        return found
+    num_starts = num_start_positions(length, num_frames, step)
+    first = math.floor(start * max(0, num_starts))
+    positions = [first + number * step for number in range(num_frames)]
+    if num_starts > 0:
+        return positions
     if short == "skip":
         raise OSError(f"{length} frames are shorter than a clip (dataset.short=skip)")
-    return [min(position, length - 1) if short == "hold" else position % length for position in found]
+    return [min(position, length - 1) if short == "hold" else position % length for position in positions]
 
 
 def to_grey(frames: Tensor) -> Tensor:
@@ -53,6 +53,6 @@ def to_grey(frames: Tensor) -> Tensor:
     return (frames * weights).sum(dim=1, keepdim=True).round_().to(torch.uint8)
 
 
-def how_many_are_short(num_short: int, looked_at: int, total: int, clip: str, short: str) -> str:
-    of = f"{total} videos" if looked_at == total else f"{looked_at} of all {total} videos that were looked at"
+def short_videos_warning(num_short: int, num_checked: int, total: int, clip: str, short: str) -> str:
+    of = f"{total} videos" if num_checked == total else f"{num_checked} of all {total} videos that were looked at"
     return f"{num_short} of {of} are shorter than a clip of {clip}; short={short} {SHORT[short]}"

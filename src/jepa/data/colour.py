@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 NUM_DRAWS = 9
-"""uniform numbers that a row needs: whether and how it is jittered, grey, blurred, solarised"""
+"""number of uniform random numbers for each row: whether and how it is jittered, grey, blurred, solarised"""
 LUMA = (0.2989, 0.587, 0.114)
 JITTER_SHARE = 0.8
 BLUR_SIGMA = (0.1, 2.0)
@@ -80,8 +80,8 @@ def turn_hue(clips: Tensor, turn: Tensor) -> Tensor:
     per_chroma = 1 / chroma.clamp(min=1e-6)
     hue = torch.where(highest == green, 2 + (blue - red) * per_chroma, 4 + (red - green) * per_chroma)
     hue = torch.where(highest == red, (green - blue) * per_chroma, hue) + 6 * turn
-    place = (hue + torch.tensor([5.0, 3.0, 1.0], device=clips.device).view(3, 1, 1, 1)).remainder_(6)
-    return highest - chroma * torch.minimum(place, 4 - place).clamp_(0, 1)
+    phase = (hue + torch.tensor([5.0, 3.0, 1.0], device=clips.device).view(3, 1, 1, 1)).remainder_(6)
+    return highest - chroma * torch.minimum(phase, 4 - phase).clamp_(0, 1)
 
 
 def blur(clips: Tensor, sigma: Tensor) -> Tensor:
@@ -92,7 +92,7 @@ def blur(clips: Tensor, sigma: Tensor) -> Tensor:
 
 def _gaussian(sigma: Tensor, side: int) -> Tensor:
     """[R] -> [R, side, side]; the identity where sigma is 0"""
-    place = torch.arange(side, device=sigma.device)
-    distance = (place[:, None] - place) / sigma.clamp(min=0.01)[:, None, None]
+    pixels = torch.arange(side, device=sigma.device)
+    distance = (pixels[:, None] - pixels) / sigma.clamp(min=0.01)[:, None, None]
     weights = (-distance.square() / 2).exp()
     return weights / weights.sum(dim=-1, keepdim=True)

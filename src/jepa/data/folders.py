@@ -46,7 +46,7 @@ class Files(NamedTuple):
 
 
 def has_suffix(path: str, suffixes: tuple[str, ...]) -> bool:
-    """By its name; hidden files have none."""
+    """True for visible files with one of the suffixes."""
     name = os.path.basename(path)
     return name.lower().endswith(suffixes) and not name.startswith(".")
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from jepa.config.paths import content, existing
-from jepa.data.clips import how_many_are_short, random_start, spare
+from jepa.data.clips import num_start_positions, random_start, short_videos_warning
 from jepa.data.decode import SUFFIXES, decode, warn_of_slow_decoding
 from jepa.data.folders import HoldingOut, has_suffix, read_table, sub_folders
 from jepa.data.images import NATURAL
@@ -23,14 +23,14 @@ from jepa.types import Channels, Field, NonNegativeInt, PositiveInt, Sample, Sha
 log = logging.getLogger(__name__)
 
 
-class Stretch(NamedTuple):
-    """The folders of a part, their frames one after the other."""
+class ClipIndex(NamedTuple):
+    """The folders of a part, their frames in sequence, and the clips in them."""
 
     folders: tuple[str, ...]
     names: np.ndarray
-    """of all frames, as bytes"""
+    """file names of all frames, as bytes"""
     starts: np.ndarray
-    """long [folders + 1]: where each folder's frames begin"""
+    """long [folders + 1]: offset of each folder's first frame in `names`"""
     clips: np.ndarray
     """long [n, 2]: folder and first frame in it"""
 
@@ -42,7 +42,7 @@ class FrameFolders(HoldingOut):
     to `hop` frames later. Folders lie there as VIDEO or, with labels, as CLASS/VIDEO. The held-out part are the folders
     `val_folders`, or the last `val_ratio` of them. `annotations` is a table in `root_path` whose column `file_column`
     has the path of each frame in `image_folder`; "steering/angle" in `columns` is its column angle, a quantity of the
-    probe steering. It is that of the frame `lag` frames before the middle of the clip: so late do the images answer.
+    probe steering. It is that of the frame `lag` frames before the middle of the clip: the delay of the images.
     """
 
     rules = ("jepa.data.rules.folders",)
@@ -84,8 +84,8 @@ class FrameFolders(HoldingOut):
 
     def draw(self, index: int, seed: int) -> Sample:
         folder, first = self.part.clips[index].tolist()
-        room = spare(self._length(folder), self.num_frames, self.stride) - first
-        return self._clip(folder, first + int(random_start(index, seed) * (min(self.hop - 1, room) + 1)))
+        num_starts = num_start_positions(self._length(folder), self.num_frames, self.stride) - first
+        return self._clip(folder, first + int(random_start(index, seed) * min(self.hop, num_starts)))
 
     def describe(self, index: int) -> str:
         folder, first = self.part.clips[index].tolist()
@@ -119,20 +119,20 @@ class FrameFolders(HoldingOut):
         return int(self.part.starts[folder + 1] - self.part.starts[folder])
 
     def _take(self, folders: Sequence[str]) -> None:
-        """Take all clips of these folders; says which numbers are lacking and which folders are too short."""
+        """Index all clips of these folders; warns of missing numbers and of folders that are too short."""
         names = [_numbered(self.folder / folder) for folder in folders]
-        rooms = [spare(len(found), self.num_frames, self.stride) for found in names]
-        clips = [(n, first) for n, room in enumerate(rooms) for first in range(0, room + 1, self.hop)]
-        if short := sum(room < 0 for room in rooms):
+        num_starts = [num_start_positions(len(frames), self.num_frames, self.stride) for frames in names]
+        clips = [(number, first) for number, count in enumerate(num_starts) for first in range(0, count, self.hop)]
+        if short := sum(count <= 0 for count in num_starts):
             clip = f"{self.num_frames} frames at stride {self.stride}"
-            log.warning("%s: %s", self.folder, how_many_are_short(short, len(folders), len(folders), clip, "skip"))
+            log.warning("%s: %s", self.folder, short_videos_warning(short, len(folders), len(folders), clip, "skip"))
         if not clips:
             raise ValueError(
                 f"no clip of {self.num_frames} frames at stride {self.stride} in {self.folder}; lower them"
             )
         starts = np.cumsum([0, *map(len, names)])
-        joined = np.array([os.fsencode(name) for found in names for name in found], dtype=bytes)
-        self.part = Stretch(tuple(folders), joined, starts, np.array(clips))
+        joined = np.array([os.fsencode(name) for frames in names for name in frames], dtype=bytes)
+        self.part = ClipIndex(tuple(folders), joined, starts, np.array(clips))
 
 
 def _read_table(path: Path, file_column: str, columns: Sequence[str]) -> dict[str, np.ndarray]:
@@ -164,7 +164,7 @@ def _images(folder: Path) -> list[str]:
 
 
 def _numbered(folder: Path) -> list[str]:
-    """Names in the order of their last number; what is lacking is said."""
+    """Names in the order of their last number; warns of gaps and duplicates."""
     names = _images(folder)
     if unnumbered := [name for name in names if not re.search(r"\d", name)]:
         raise ValueError(f"dataset.image_folder: {folder} holds {unnumbered[0]}, a frame without a number")

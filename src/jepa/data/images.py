@@ -102,9 +102,9 @@ class TorchvisionImages:
         self.part = "train" if train else "test"
         try:
             source = self._source(train)
-        except (OSError, RuntimeError) as fault:
-            told = f"dataset.name={self.name} dataset.download={str(self.download).lower()}"
-            raise ValueError(f"{told}: not in {self.root}, or not whole: {fault}") from fault
+        except (OSError, RuntimeError) as error:
+            settings = f"dataset.name={self.name} dataset.download={str(self.download).lower()}"
+            raise ValueError(f"{settings}: not in {self.root}, or incomplete: {error}") from error
         self.classes = tuple(source.classes)
         self.pixels = _channels_last(torch.as_tensor(source.data), self.channels)
         self.labels = np.asarray(source.labels if self.name == "stl10" else source.targets, dtype=np.int64)

@@ -54,7 +54,7 @@ def batches(
     """Batches of `batch_size` samples for this rank, from step `first_step` on, for ever.
 
     Every epoch is a permutation of its own, and the ranks share out each step's samples: their union is the same for
-    any number of ranks. Clips are drawn from another place of their video in each epoch. Samples whose shorter side is
+    any number of ranks. Clips start at another frame of their video in each epoch. Samples whose shorter side is
     above `canvas` are reduced to it. `fields` are those of the data set that are delivered besides the labels.
     `num_workers=None` chooses.
     Closing the iterator ends the workers. Raises ValueError at once, DataError where data or workers fail.
@@ -78,7 +78,7 @@ def batches(
         collate_fn=_unchanged,
         num_workers=num_workers,
         pin_memory=pin_memory,
-        worker_init_fn=_outlive_signals,
+        worker_init_fn=_ignore_job_signals,
         generator=generator(seed, first_step, rank, "workers"),
     )
     return _iterate(loader)
@@ -92,24 +92,24 @@ def read_in_order(reader: TorchDataset, lists: Iterable[list[int]], num_workers:
         batch_size=None,
         collate_fn=_unchanged,
         num_workers=num_workers,
-        worker_init_fn=_outlive_signals,
+        worker_init_fn=_ignore_job_signals,
         generator=torch.Generator(),  # the global one stays as it is
     )
     return _iterate(loader)
 
 
 def choose_num_workers(dataset: Dataset) -> int:
-    """No worker for data that cost nothing (`dataset.in_memory`), else one for each core that is left, at most 8."""
+    """0 for a data set in memory, else one worker for each core of this rank but one, at most 8."""
     if DatasetTraits.of(dataset).in_memory:
         return 0
-    place = process_info(os.environ)
-    return max(0, min(8, num_cores() // (place.local_size if place else 1) - 1))
+    process = process_info(os.environ)
+    return max(0, min(8, num_cores() // (process.local_size if process else 1) - 1))
 
 
 def _iterate(loader: DataLoader) -> Generator[RawBatch, None, None]:
-    others = multiprocessing.active_children()
+    previous = multiprocessing.active_children()
     iterator: Any = iter(loader)
-    workers = [child for child in multiprocessing.active_children() if child not in others]
+    workers = [child for child in multiprocessing.active_children() if child not in previous]
     try:
         for batch in iterator:
             if isinstance(batch, str):
@@ -139,7 +139,7 @@ class InfiniteOrder:
         self._epoch, self._order = -1, np.empty(0, dtype=np.int64)
 
     def take(self, position: int) -> tuple[int, int]:
-        """The sample there, and its epoch."""
+        """Sample index and epoch at a position of the sequence."""
         epoch, offset = divmod(position, self.num_samples)
         if epoch != self._epoch:
             random = generator(self.seed, epoch, 0, self.stream)
@@ -151,8 +151,8 @@ class _Sampler:
     """Lists of (index, seed), one for each step, in the data set's own order if it has an `index_order`."""
 
     def __init__(self, dataset: Dataset, batch_size: int, seed: int, share: range, first_step: int) -> None:
-        deal = DatasetTraits.of(dataset).index_order
-        self.take = InfiniteOrder(len(dataset), seed).take if deal is None else deal(batch_size, seed)
+        index_order = DatasetTraits.of(dataset).index_order
+        self.take = InfiniteOrder(len(dataset), seed).take if index_order is None else index_order(batch_size, seed)
         self.batch_size = batch_size
         self.seed = seed
         self.share = share
@@ -160,12 +160,12 @@ class _Sampler:
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         for step in count(self.first_step):
-            taken = (self.take(step * self.batch_size + place) for place in self.share)
-            yield [(index, derive_seed(self.seed, epoch, index, "draw")) for index, epoch in taken]
+            samples = (self.take(step * self.batch_size + row) for row in self.share)
+            yield [(index, derive_seed(self.seed, epoch, index, "draw")) for index, epoch in samples]
 
 
 class _BatchReader(TorchDataset[RawBatch | str]):
-    """What runs in a worker: a list of (index, seed) -> RawBatch, or the message of a DataError."""
+    """The data set of a worker: a list of (index, seed) -> RawBatch, or the message of a DataError."""
 
     PATIENCE = 100
     """unreadable samples in a row"""
@@ -190,7 +190,7 @@ class _BatchReader(TorchDataset[RawBatch | str]):
         return RawBatch(pixels, sizes, {"labels": labels, **columns}, torch.tensor(broken, dtype=torch.long), parts)
 
     def _read(self, index: int, seed: int, broken: list[int]) -> Sample:
-        """The sample, or the next of its part that can be read; notes the others in `broken`."""
+        """The sample, or the next readable one of its part; appends unreadable indices to `broken`."""
         reason = ""
         _, part = self.part_of(index)
         for surplus in range(min(self.PATIENCE, len(part))):
@@ -227,7 +227,7 @@ def downscale(clip: Tensor, canvas: int) -> Tensor:
 
 
 def downscale_boxes(boxes: Tensor, size: Sequence[int], canvas: int) -> Tensor:
-    """[m, 5] in a picture of height and width -> where they are in what `downscale` makes of it."""
+    """[m, 5], (height, width) of the picture -> the boxes [m, 5] in the picture that `downscale` returns."""
     (height, width), (top, left) = _bounds(size, canvas)
     ratios = torch.tensor([width / size[1], height / size[0]] * 2 + [1.0])
     return boxes * ratios - torch.tensor([left, top, left, top, 0.0])
@@ -268,7 +268,7 @@ def _column(name: str, field: Field, samples: Sequence[Sample]) -> Tensor:
 
 
 def blank_fields(fields: Mapping[str, Field], rows: int) -> dict[str, Tensor]:
-    """The fields of a batch that says nothing: no labels, ragged fields without entries, zeros."""
+    """Placeholder fields of a batch: labels -1, empty ragged fields, zeros elsewhere."""
     shapes = {name: (rows, *([0] if field.ragged else []), *field.shape) for name, field in fields.items()}
     blank = {name: torch.zeros(shape, dtype=getattr(torch, fields[name].dtype)) for name, shape in shapes.items()}
     return {"labels": torch.full((rows,), -1), **blank}
@@ -286,16 +286,16 @@ def _unchanged(batch: Any) -> Any:
     return batch
 
 
-def _outlive_signals(worker: int) -> None:
-    """What is sent to all of a job (Ctrl-C, a scheduler's warning) is the main process's to answer, not a worker's."""
+def _ignore_job_signals(worker: int) -> None:
+    """Workers ignore signals sent to a whole job (Ctrl-C, a scheduler's warning); the main process handles them."""
     for signum in (signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(signum, signal.SIG_IGN)
     if hasattr(signal, "sigwaitinfo"):
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-        threading.Thread(target=_end_at_parents_word, daemon=True).start()
+        threading.Thread(target=_exit_on_sigterm_of_parent, daemon=True).start()
 
 
-def _end_at_parents_word() -> None:
+def _exit_on_sigterm_of_parent() -> None:
     while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
         pass
     os._exit(0)

@@ -46,8 +46,8 @@ class MovingDigits:
     third to two thirds of its free range along an axis in 16 frames. Fewer frames are the beginning of the same flight.
 
     The quantities are position (0 to 1 over the free range) and velocity (sides per frame, after the last bounce) in
-    the last frame. No single frame tells the velocity, and the middle one, all that the single-frame baseline of the
-    evaluation sees, does not tell the position at the end either: who knows them has used time.
+    the last frame. No single frame shows the velocity, and the middle one, all that the single-frame baseline of the
+    evaluation sees, does not show the final position either: predicting them needs several frames.
 
     The mean is black, not the pixels' own: most of a frame is ground, and a ground far from zero would be most of what
     an untrained encoder says (its position probe stands at 51 % instead of 16 %).

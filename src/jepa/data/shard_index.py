@@ -139,7 +139,7 @@ def _label(file: int, members: dict[str, Member], label_key: str) -> bytes:
 
 
 def members_of(file: int) -> Iterator[Member]:
-    """The files in an open tar, ten times faster than by tarfile; ValueError tells the byte where it is damaged."""
+    """The files in an open tar, ten times faster than by tarfile; ValueError names the byte where it is damaged."""
     place, length = 0, os.fstat(file).st_size
     said: dict[str, str] = {}
     while (header := os.pread(file, BLOCK, place)) != bytes(BLOCK):

@@ -22,7 +22,7 @@ from jepa.types import Channels, PositiveInt
 
 log = logging.getLogger(__name__)
 MOST_OPEN = 64
-"""files, in each process"""
+"""open files in each process"""
 
 
 class Shards(HoldingOut):
@@ -55,9 +55,9 @@ class Shards(HoldingOut):
 
     def _take(self, paths: list[Path], index: np.ndarray) -> None:
         self.paths, self.index = paths, index
-        found, places = np.unique(index["label"], return_inverse=True)
-        texts = [label.decode() for label in found.tolist()]
-        self.labels = class_numbers(texts, self.classes, f"shards in {paths[0].parent}", numbered=True)[places]
+        names, rows = np.unique(index["label"], return_inverse=True)
+        texts = [label.decode() for label in names.tolist()]
+        self.labels = class_numbers(texts, self.classes, f"shards in {paths[0].parent}", numbered=True)[rows]
         self.files = _OpenFiles(paths)
 
     def __len__(self) -> int:
@@ -144,8 +144,8 @@ def _find(key: str, pattern: str) -> list[Path]:
         raise ValueError(f"{key}={pattern}: {fault}") from fault
     alike = list(found[0].parent.glob(re.sub(r"\d", "?", found[0].name)))
     if len(found) == 1 < len(alike):
-        told = f"one of {len(alike)} that are numbered alike; a shell expands braces that are not in quotes"
-        log.warning("%s=%s: %s", key, pattern, told)
+        hint = f"one of {len(alike)} that are numbered alike; a shell expands braces that are not in quotes"
+        log.warning("%s=%s: %s", key, pattern, hint)
     return found
 
 

@@ -113,8 +113,8 @@ def draw_boxes(
     shape = torch.where(found, first, _central(size, crop_aspect))
     margin = size - shape
     anywhere = uniform[:, 2 * ATTEMPTS : BOX_DRAWS - 1]  # [B, 2]
-    place = torch.where(found, (anywhere * (margin + 1)).floor().minimum(margin), (margin / 2).floor())
-    return torch.cat([place, shape], dim=1).long(), uniform[:, BOX_DRAWS - 1] < 0.5
+    corner = torch.where(found, (anywhere * (margin + 1)).floor().minimum(margin), (margin / 2).floor())
+    return torch.cat([corner, shape], dim=1).long(), uniform[:, BOX_DRAWS - 1] < 0.5
 
 
 def _between(bounds: tuple[float, float], uniform: Tensor) -> Tensor:

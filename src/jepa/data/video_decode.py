@@ -19,11 +19,11 @@ from jepa.data.loader import first_line
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 SUFFIXES = (".mp4", ".mkv", ".avi", ".mov", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv", ".flv", ".ogv", ".3gp")
-"""of the files that count as videos"""
-HELD = 2**23
-"""bytes of a file whose packets PyAV keeps between looking through it and decoding it"""
-_FAULTS = (RuntimeError, ValueError, IndexError, OSError)
-"""what both libraries raise on damaged files"""
+"""suffixes of video files"""
+CACHED_BYTES = 2**23
+"""largest size in bytes of a file whose packets PyAV keeps in memory after indexing it"""
+_DECODE_ERRORS = (RuntimeError, ValueError, IndexError, OSError)
+"""exceptions of both libraries on damaged files"""
 
 
 class Video(Protocol):
@@ -37,22 +37,22 @@ class Video(Protocol):
         """uint8 [T, 3, H, W], the frames of these numbers"""
         ...
 
-    def shown_at(self, seconds: Sequence[float]) -> Tensor:
+    def frames_at_seconds(self, seconds: Sequence[float]) -> Tensor:
         """uint8 [T, 3, H, W], the frames on the screen at these times"""
         ...
 
 
-def read_video(path: str, decoders: Sequence[str], look: Callable[[Video], T]) -> T:
-    """What `look` makes of the file, open while it looks; raises OSError with one line where no decoder can read it.
+def read_video(path: str, decoders: Sequence[str], read: Callable[[Video], T]) -> T:
+    """The result of `read` on the open file; raises OSError with one line where no decoder can read it.
 
-    The next is asked where one fails. One thread decodes.
+    The decoders are tried in order. One thread decodes.
     """
     reasons = []
     for decoder in decoders:
         try:
             with _DECODERS[decoder](path) as video:
-                return look(video)
-        except _FAULTS as fault:
+                return read(video)
+        except _DECODE_ERRORS as fault:
             reasons.append(_reason(fault, path))
     raise OSError(reasons[0])
 
@@ -85,14 +85,14 @@ def _why_absent(decoder: str) -> str | None:
 
 
 def _reason(fault: BaseException, path: str) -> str:
-    """One line, without the path and the place in the library's source."""
+    """The error in one line, without the path and the line of the library's source."""
     line = getattr(fault, "strerror", None) or first_line(fault)
     line = re.sub(r"^\w+, \S+\.cpp:\d+, ", "", line.replace(f"{path} ", ""))
     return "it has no video stream" if line.startswith("The best video stream") else line
 
 
 class TorchcodecVideo:
-    """Exact in time: the file is scanned when it is opened."""
+    """Exact in time: torchcodec scans the file when it opens it."""
 
     def __init__(self, path: str) -> None:
         from torchcodec.decoders import VideoDecoder  # pyright: ignore[reportPrivateImportUsage]
@@ -116,14 +116,14 @@ class TorchcodecVideo:
             return self.decoder.get_frames_in_range(first, indices[-1] + 1, step).data  # 7 % faster
         return self.decoder.get_frames_at(list(indices)).data
 
-    def shown_at(self, seconds: Sequence[float]) -> Tensor:
+    def frames_at_seconds(self, seconds: Sequence[float]) -> Tensor:
         return self.decoder.get_frames_played_at(list(seconds)).data
 
 
 class PyAVVideo:
-    """The same, decoding from the key frame before what is wanted, without frames that no other refers to.
+    """Decodes from the key frame before the requested frames and skips frames that no other frame refers to.
 
-    Packets of a short file are kept when the file is looked through; of a longer one they are read again.
+    Packets of a short file are kept in memory after indexing; those of a longer file are read again.
     """
 
     def __init__(self, path: str) -> None:
@@ -138,8 +138,8 @@ class PyAVVideo:
         self.context.thread_count = 1
         self.size = stream.width, stream.height
         packets = self.container.demux(stream)
-        self.held = list(packets) if os.path.getsize(path) <= HELD else []
-        self._index(self.held or packets)
+        self.packets = list(packets) if os.path.getsize(path) <= CACHED_BYTES else []
+        self._index(self.packets or packets)
 
     def _index(self, packets: Iterable[Any]) -> None:
         """Times of all frames and of the key frames, from the packets' heads."""
@@ -167,15 +167,15 @@ class PyAVVideo:
     def at(self, indices: Sequence[int]) -> Tensor:
         order = sorted({self.times[index] for index in indices})
         found: dict[int, np.ndarray] = {}
-        for begin, wanted in self._by_key_frame(order).items():
-            found |= self._decode(begin, wanted, skip=True)
+        for begin, requested in self._by_key_frame(order).items():
+            found |= self._decode(begin, requested, skip=True)
         if missing := set(order) - set(found):
             found |= self._decode(self.keys[0][1], missing, skip=False)
         if missing := set(order) - set(found):
             raise OSError(f"the frame at {min(missing) * float(self.stream.time_base):.3f} s can't be decoded")
         return torch.from_numpy(np.stack([found[self.times[i]] for i in indices])).permute(0, 3, 1, 2)
 
-    def shown_at(self, seconds: Sequence[float]) -> Tensor:
+    def frames_at_seconds(self, seconds: Sequence[float]) -> Tensor:
         ticks = np.asarray(seconds) / float(self.stream.time_base) + 1e-6
         return self.at((np.searchsorted(self.times, ticks, side="right") - 1).clip(min=0).tolist())
 
@@ -183,27 +183,27 @@ class PyAVVideo:
         """Times of frames by the decoding time of the key frame before them."""
         groups: dict[int, set[int]] = {}
         for time in order:
-            place = max(0, bisect_right(self.keys, time, key=lambda key: key[0]) - 1)
-            groups.setdefault(self.keys[place][1], set()).add(time)
+            number = max(0, bisect_right(self.keys, time, key=lambda key: key[0]) - 1)
+            groups.setdefault(self.keys[number][1], set()).add(time)
         return groups
 
-    def _decode(self, begin: int, wanted: set[int], skip: bool) -> dict[int, np.ndarray]:
+    def _decode(self, begin: int, requested: set[int], skip: bool) -> dict[int, np.ndarray]:
         """uint8 [H, W, 3] by time"""
         found = {}
         for packet in self._packets_from(begin):
-            is_needed = not skip or packet.pts is None or packet.pts in wanted
+            is_needed = not skip or packet.pts is None or packet.pts in requested
             self.context.skip_frame = "DEFAULT" if is_needed else "NONREF"
-            found |= {frame.pts: self._picture(frame) for frame in packet.decode() if frame.pts in wanted}
-            if len(found) == len(wanted):
+            found |= {frame.pts: self._picture(frame) for frame in packet.decode() if frame.pts in requested}
+            if len(found) == len(requested):
                 break
         return found
 
     def _packets_from(self, begin: int) -> Iterable[Any]:
-        if not self.held:
+        if not self.packets:
             self.container.seek(begin, stream=self.stream)
             return self.container.demux(self.stream)
         self.context.flush_buffers()
-        return dropwhile(lambda packet: _decoding_time(packet) != begin, self.held)
+        return dropwhile(lambda packet: _decoding_time(packet) != begin, self.packets)
 
     def _picture(self, frame: Any) -> np.ndarray:
         """uint8 [H, W, 3], a view where the frame is not turned"""

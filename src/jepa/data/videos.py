@@ -13,7 +13,14 @@ import numpy as np
 from torch import Tensor
 
 from jepa.config.paths import content, existing
-from jepa.data.clips import even_start, frame_positions, how_many_are_short, random_start, spare, to_grey
+from jepa.data.clips import (
+    even_start,
+    frame_positions,
+    num_start_positions,
+    random_start,
+    short_videos_warning,
+    to_grey,
+)
 from jepa.data.folders import (
     Files,
     HoldingOut,
@@ -41,7 +48,7 @@ class VideoFolder(HoldingOut):
 
     `annotations` is a CSV or parquet file in `root_path` with the columns path (in `video_folder`) and label, instead
     of class folders. Frames are `stride` apart, or shown `fps` times a second. `self[index]` is one of
-    `clips_per_video` clips evenly spaced over a video, of one the central one; `draw` takes a random place. `short`
+    `clips_per_video` clips evenly spaced over a video, of one the central one; `draw` takes a random start. `short`
     says what is done with videos shorter than a clip: skip, hold (the last frame) or loop.
     """
 
@@ -90,7 +97,7 @@ class VideoFolder(HoldingOut):
         return self._clip(index, even_start(index % self.clips_per_video, self.clips_per_video))
 
     def draw(self, index: int, seed: int) -> tuple[Tensor, int]:
-        """As `self[index]`, from a random place in time."""
+        """As `self[index]`, from a random start."""
         return self._clip(index, random_start(index, seed))
 
     @property
@@ -99,7 +106,7 @@ class VideoFolder(HoldingOut):
         return np.repeat(self.video_labels, self.clips_per_video)
 
     def source(self, index: int) -> int:
-        """The video that a clip is of."""
+        """Index of the video that holds the clip."""
         return index // self.clips_per_video
 
     def describe(self, index: int) -> str:
@@ -107,21 +114,22 @@ class VideoFolder(HoldingOut):
         path = self._path(video)
         return path if self.clips_per_video == 1 else f"{path} clip {clip + 1} of {self.clips_per_video}"
 
-    def _clip(self, index: int, place: float) -> tuple[Tensor, int]:
+    def _clip(self, index: int, start: float) -> tuple[Tensor, int]:
         number = index // self.clips_per_video
-        frames = read_video(self._path(number), self.decoders, partial(self._frames, place=place))
+        frames = read_video(self._path(number), self.decoders, partial(self._frames, start=start))
         frames = frames if self.channels == 3 else to_grey(frames)
         return frames.transpose(0, 1), int(self.video_labels[number])
 
-    def _frames(self, video: Video, place: float) -> Tensor:
+    def _frames(self, video: Video, start: float) -> Tensor:
         rate = _rate(video)
         if fault := self._rate_fault(rate):
             raise OSError(fault)
-        found = frame_positions(video.num_frames, self.num_frames, self._step(rate), place, self.short)
+        positions = frame_positions(video.num_frames, self.num_frames, self._step(rate), start, self.short)
         if self.fps is None:
-            return video.at([int(number) for number in found])
-        middles = (min(position + 0.5, video.num_frames - 0.5) for position in found)  # where rounding moves no frame
-        return video.shown_at([video.begin + middle / rate for middle in middles])
+            return video.at([int(position) for position in positions])
+        # the middle of each frame's time, so that rounding selects no neighbour
+        middles = (min(position + 0.5, video.num_frames - 0.5) for position in positions)
+        return video.frames_at_seconds([video.begin + middle / rate for middle in middles])
 
     def _step(self, rate: float) -> float:
         return self.stride if self.fps is None else rate / self.fps
@@ -135,31 +143,35 @@ class VideoFolder(HoldingOut):
         return os.path.join(self.folder, os.fsdecode(self.paths[video]))
 
     def _take(self, files: Files) -> None:
-        """Take these videos, after a look at how long they are."""
+        """Store these videos; checks the lengths of all or of a sample of them."""
         self.folder, self.paths, self.video_labels = files
         total = len(self.paths)
         if self.short == "skip" and total > SURVEYED:
             log.info("short=skip looks at the length of all %d videos; short=hold or loop needs no look", total)
-        looked_at = range(total) if self.short == "skip" else range(0, total, -(-total // SURVEYED))
-        lengths = self._lengths(looked_at)
-        short = {i for i, (frames, rate) in lengths.items() if spare(frames, self.num_frames, self._step(rate)) < 0}
+        checked = range(total) if self.short == "skip" else range(0, total, -(-total // SURVEYED))
+        lengths = self._lengths(checked)
+        short = {
+            i
+            for i, (frames, rate) in lengths.items()
+            if num_start_positions(frames, self.num_frames, self._step(rate)) <= 0
+        }
         rhythm = f"stride {self.stride}" if self.fps is None else f"{self.fps:g} frames a second"
         clip = f"{self.num_frames} frames at {rhythm}"
         if short:
-            log.warning("%s: %s", self.folder, how_many_are_short(len(short), len(looked_at), total, clip, self.short))
+            log.warning("%s: %s", self.folder, short_videos_warning(len(short), len(checked), total, clip, self.short))
         if short and self.short == "skip":
-            kept = np.array([index for index in range(total) if index not in short], dtype=np.int64)
-            self.paths, self.video_labels = self.paths[kept], self.video_labels[kept]
-            if not len(kept):
+            rows = np.array([index for index in range(total) if index not in short], dtype=np.int64)
+            self.paths, self.video_labels = self.paths[rows], self.video_labels[rows]
+            if not len(rows):
                 raise ValueError(f"dataset.short=skip: no video in {self.folder} has {clip}; lower num_frames")
 
-    def _lengths(self, looked_at: range) -> dict[int, tuple[int, float]]:
+    def _lengths(self, checked: range) -> dict[int, tuple[int, float]]:
         """Frames and frames a second of the readable ones; raises ValueError where `fps` is above their rates."""
         with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
-            found = dict(zip(looked_at, pool.map(self._length, looked_at), strict=True))
-        lengths = {index: length for index, length in found.items() if not isinstance(length, str)}
+            results = dict(zip(checked, pool.map(self._length, checked), strict=True))
+        lengths = {index: length for index, length in results.items() if not isinstance(length, str)}
         if not lengths:
-            raise ValueError(f"none of {len(found)} videos can be read; the first is {self._path(0)}: {found[0]}")
+            raise ValueError(f"none of {len(results)} videos can be read; the first is {self._path(0)}: {results[0]}")
         slow = {index: rate for index, (_, rate) in lengths.items() if self._rate_fault(rate)}
         if slow and (next(iter(lengths)) in slow or len(slow) > MOST_BROKEN * len(lengths)):
             first, lowest = next(iter(slow)), min(slow.values())
