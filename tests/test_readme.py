@@ -25,7 +25,7 @@ from jepa.cli.export import main as export
 from jepa.cli.find import main as find
 from jepa.cli.finetune import main as finetune
 from jepa.cli.train import main as train
-from jepa.comparison.runs import Children
+from jepa.comparison.runs import TrainProcesses
 from jepa.config import Composer
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
@@ -153,8 +153,8 @@ def torchrun(arguments: list[str], tiny: list[str], cwd: Path) -> None:
     assert len(list((cwd / "outputs").rglob("report.html"))) == 1
 
 
-def train_here(_: Children, overrides: Sequence[str], *, quiet: bool = False) -> tuple[int, list[str]]:
-    """As Children.train, without a process of its own, which the tests of jepa-compare start."""
+def train_here(_: TrainProcesses, overrides: Sequence[str], *, quiet: bool = False) -> tuple[int, list[str]]:
+    """As TrainProcesses.train, without a process of its own, which the tests of jepa-compare start."""
     return train(overrides), []
 
 
@@ -166,7 +166,7 @@ def jepa_compare(arguments: list[str], tiny: list[str], cwd: Path) -> None:
         for name in ("jepa", "mae"):
             write_run(cwd / arguments[0] / f"objective={name}", steps=4, log_every=2, eval_every=2, pictures=False)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Children, "train", train_here)
+        patch.setattr(TrainProcesses, "train", train_here)
         printed = output_of(compare, shrunk(arguments, tiny) if is_given else arguments, cwd)
     assert "untrained encoder" in printed
     assert len(list((cwd / "outputs").rglob("compare.html"))) == 1

@@ -23,7 +23,7 @@ from jepa.parallel.environment import requeue
 from jepa.parallel.session import Session, forward_failures, open_distributed_session
 from jepa.parallel.signals import FROM_SCHEDULERS, SIGNALS, Interrupt, handlers, listen
 from jepa.reports.run import final_table, write_report
-from jepa.reports.verdict import start_of, verdict
+from jepa.reports.verdict import initial_weights, verdict
 from jepa.resources.advice import memory_advice
 from jepa.resources.measured import describe_cost
 from jepa.runs.folder import RunFolder, open_folder
@@ -160,6 +160,6 @@ def _advising(config: TrainConfig, run: Run) -> Iterator[None]:
 
 def _closing(folder: Path) -> str:
     rows = read_rows(folder)
-    start = start_of(read_config(folder))
+    start = initial_weights(read_config(folder))
     judged = verdict(rows, start)
     return f"{final_table(rows, start).terminal()}\n{judged.word}: {judged.reason}\nreport: {folder / 'report.html'}"

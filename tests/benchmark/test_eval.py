@@ -1,4 +1,4 @@
-"""jepa-eval as a command: its table and files, what it repeats, what it refuses."""
+"""jepa-eval as a command: its table and files, what it does not repeat, what it refuses."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ EVERY = ["run=outputs/first", "task=[knn,linear,attentive,finetune]", "seeds=2",
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    """A folder with a run of two steps, outputs/first, and what jepa-eval says of it, outputs/eval-shapes."""
+    """A folder with a run of two steps, outputs/first, and its results of jepa-eval, outputs/eval-shapes."""
     folder = tmp_path_factory.mktemp("eval")
     agent(folder / "outputs" / "first", "steps=2", "evaluator=[]").train()
     with pytest.MonkeyPatch.context() as patch:
@@ -59,19 +59,19 @@ def test_the_table_has_what_each_representation_offers(here):
     columns = ["kNN", "linear", "attentive", "fine-tuned"]
     expected = [("pixels", c) for c in columns[:2]] + [(title, c) for title in ("untrained", "first") for c in columns]
     assert list(rows_of()) == expected
-    told = Path("outputs/eval-shapes/eval.md").read_text()
-    assert "| pixels |" in told
-    head = next(line for line in told.splitlines() if line.startswith("|"))
+    text = Path("outputs/eval-shapes/eval.md").read_text()
+    assert "| pixels |" in text
+    head = next(line for line in text.splitlines() if line.startswith("|"))
     assert [cell.strip() for cell in head.split("|")[2:-1]] == columns
 
 
 def test_every_row_says_how_it_came_about(here):
-    told = Path("outputs/eval-shapes/eval.md").read_text()
+    text = Path("outputs/eval-shapes/eval.md").read_text()
     for words in (
         "80 training samples; 40 test samples of the held-out part", "averaged over the sample", "resized to 32x32",
         "raw pixels", "L-BFGS", "chosen on 20%", "AdamW", "crops: scale [0.3, 1.0]", "metric: top-1", "seeds 0 to 1",
     ):  # fmt: skip
-        assert words in told
+        assert words in text
     page = Path("outputs/eval-shapes/eval.html").read_text()
     assert "http" not in page.replace("http://www.w3.org", "")
     assert "Confusion" in page
@@ -130,8 +130,8 @@ def test_another_task_uses_the_features_and_joins_the_table(here, monkeypatch):
 def test_columns_on_other_data_say_so(here):
     shutil.copytree("outputs/eval-shapes", "outputs/fewer")
     assert main(["run=outputs/first", "task=knn", "floors=[]", "train_samples=60", *QUICK, "name=fewer"]) == 0
-    told = Path("outputs/fewer/eval.md").read_text().splitlines()
-    whole, fewer = (next(line for line in told if line.startswith(f"- data: {n} training")) for n in (80, 60))
+    lines = Path("outputs/fewer/eval.md").read_text().splitlines()
+    whole, fewer = (next(line for line in lines if line.startswith(f"- data: {n} training")) for n in (80, 60))
     assert whole.endswith(" [kNN, linear, attentive, fine-tuned]")
     assert fewer.endswith(" [kNN, of 60]")
 
@@ -199,9 +199,9 @@ def test_other_channels_are_refused_by_the_key(here, capsys):
 def test_clips_are_judged_frame_by_frame_and_say_so(here):
     clips = ["dataset=moving_digits", "num_frames=2", "dataset.num_samples=30", "dataset.val_samples=10"]
     assert main(["run=outputs/first", "task=[knn,finetune]", *QUICK[3:], *clips, "num_workers=0", "pooling=steps"]) == 0
-    told = Path("outputs/eval-moving_digits/eval.md").read_text()
-    assert "2 frames" in told
-    assert "it was trained on 1 frames" in told
+    text = Path("outputs/eval-moving_digits/eval.md").read_text()
+    assert "2 frames" in text
+    assert "it was trained on 1 frames" in text
     assert {title for title, _ in rows_of("eval-moving_digits")} >= {"pixels", "untrained", "first"}
 
 
@@ -224,7 +224,7 @@ def test_features_are_kept_as_safetensors_and_only_where_wanted(here):
 
 
 @pytest.mark.parametrize(
-    ("overrides", "told"),
+    ("overrides", "message"),
     [
         (["task=atentive"], 'did you mean "attentive"?'),
         (["task=[]"], "names nothing"),
@@ -243,9 +243,9 @@ def test_features_are_kept_as_safetensors_and_only_where_wanted(here):
         (["num_frames=4"], "Shapes delivers images"),
     ],
 )
-def test_what_cannot_be_is_refused_by_name(here, overrides, told, capsys):
+def test_what_cannot_be_is_refused_by_name(here, overrides, message, capsys):
     assert main(["run=outputs/first", *overrides]) == 2
-    assert told in capsys.readouterr().err
+    assert message in capsys.readouterr().err
 
 
 @pytest.mark.slow
@@ -254,12 +254,12 @@ def test_refusals_and_help_come_without_torch(tmp_path):
         "import sys; from jepa.cli.eval import main; assert main(['run=no', 'task=x']) == 2; assert main(['-h']) == 0"
     )
     check = "assert not {'torch', 'timm'} & set(sys.modules)"
-    found = subprocess.run(
+    result = subprocess.run(
         [sys.executable, "-c", f"{program}; {check}"], cwd=tmp_path, capture_output=True, text=True, check=False
     )
-    assert found.returncode == 0, found.stderr
-    assert "shots=null" in found.stdout
-    assert "evaluator=" in found.stdout
+    assert result.returncode == 0, result.stderr
+    assert "shots=null" in result.stdout
+    assert "evaluator=" in result.stdout
 
 
 def test_no_name_of_a_class_a_run_or_a_package_becomes_markup(tmp_path):
@@ -271,8 +271,8 @@ def test_no_name_of_a_class_a_run_or_a_package_becomes_markup(tmp_path):
     facts = {"classes": [HOSTILE, "b"], "warnings": [HOSTILE], "versions": {HOSTILE: HOSTILE}}
     results = Results(tmp_path / "a&<b>", facts, {(HOSTILE, HOSTILE): row})
     page = html(results)
-    # table 3; protocol 2; by class 3; confusion 2 + 2; chosen 4; versions 2
-    assert count_as_text(page) == 18
+    # table 3; protocol 2; by class 3; confusion 2 + 3; chosen 4; versions 2
+    assert count_as_text(page) == 19
     assert count_as_text(page, "a&<b>") == 2
     tables = [line for line in markdown(results).splitlines() if line.startswith("|")]
     assert [line.replace("\\|", "").count("|") for line in tables] == [4, 4, 4]

@@ -1,4 +1,4 @@
-"""What jepa-eval judges: which samples, which features of them, how they are kept, and probes that train on them."""
+"""Samples, features, feature cache and trained probes of jepa-eval."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ def test_without_a_held_out_part_no_source_is_on_both_sides():
     assert parts.train.num_sources == len(sources[0]) < len(parts.train.indices)
 
 
-def test_samples_without_a_label_are_left_out_and_told_also_where_labels_are_read():
+def test_samples_without_a_label_are_left_out_and_counted_also_where_labels_are_read():
     labels = [0, -1, 1, 2, -1, 0]
     for lists_labels in (True, False):
         parts = parts_of(Toy(labels, held_out=Toy([0, 1]), lists_labels=lists_labels))
@@ -163,14 +163,14 @@ def test_a_class_with_too_few_samples_is_named():
 @pytest.mark.parametrize("frames", [1, 2])
 def test_two_layers_are_those_of_a_shorter_encoder_and_of_the_whole_one(frames):
     encoder, clips = encoder_of(frames=frames), torch.randint(0, 256, (3, 3, frames, 16, 16), dtype=torch.uint8)
-    found = frozen(encoder, layers=2).encode(clips, 16 * frames)
+    encoded = frozen(encoder, layers=2).encode(clips, 16 * frames)
     seen = encoder.transform(clips)
     with torch.no_grad():
         last = encoder(seen)
         encoder.blocks = encoder.blocks[:-1]
         before = encoder(seen)
-    torch.testing.assert_close(found.vectors, torch.cat([before.mean(1), last.mean(1)], dim=1))
-    torch.testing.assert_close(found.tokens.float(), torch.cat([before, last], dim=2), atol=2e-3, rtol=2e-3)
+    torch.testing.assert_close(encoded.vectors, torch.cat([before.mean(1), last.mean(1)], dim=1))
+    torch.testing.assert_close(encoded.tokens.float(), torch.cat([before, last], dim=2), atol=2e-3, rtol=2e-3)
 
 
 def test_the_poolings_are_what_they_say():
@@ -250,15 +250,15 @@ def test_whatever_features_depend_on_makes_new_ones(changed, tmp_path):
 def test_tokens_come_beside_the_same_vectors_and_damaged_files_are_made_again(tmp_path, caplog):
     part, encoder = parts_of(Toy([0, 1, 2] * 2, held_out=Toy([0, 1]))).train, encoder_of()
     plain = FeatureCache(tmp_path, 4).features("a", frozen(encoder), part)
-    found = FeatureCache(tmp_path, 4).features("a", frozen(encoder), part, 4)
+    features = FeatureCache(tmp_path, 4).features("a", frozen(encoder), part, 4)
     with torch.no_grad():
         clips = encoder.transform([part.dataset[index][0] for index in part.indices])
         expected = pool_tokens(encoder(clips), encoder.grid, 4)
-    torch.testing.assert_close(found.vectors, plain.vectors)
-    torch.testing.assert_close(found.tokens.float(), expected, atol=2e-3, rtol=2e-3)
+    torch.testing.assert_close(features.vectors, plain.vectors)
+    torch.testing.assert_close(features.tokens.float(), expected, atol=2e-3, rtol=2e-3)
     for path in tmp_path.iterdir():
         path.write_bytes(path.read_bytes()[:40])
-    assert torch.equal(FeatureCache(tmp_path, 4).features("a", frozen(encoder), part, 4).vectors, found.vectors)
+    assert torch.equal(FeatureCache(tmp_path, 4).features("a", frozen(encoder), part, 4).vectors, features.vectors)
     assert "is damaged" in caplog.text
 
 
@@ -279,14 +279,14 @@ def test_features_that_the_disk_cannot_take_are_used_all_the_same(tmp_path, monk
     monkeypatch.setattr("jepa.benchmark.features.save_file", full)
     part = parts_of(Toy([0, 1, 2] * 2, held_out=Toy([0, 1]))).train
     assert len(FeatureCache(tmp_path, 4).features("a", frozen(), part).vectors) == 6
-    assert "features are not kept: [Errno 28] No space left on device" in caplog.text
+    assert "features are not cached: [Errno 28] No space left on device" in caplog.text
     assert list(tmp_path.iterdir()) == []
 
 
 def test_unreadable_samples_are_left_out_and_named(caplog):
     part = parts_of(Toy([0, 1, 2] * 3, unreadable=[1, 4], held_out=Toy([0, 1]))).train
-    found = FeatureCache(None, 4).features("a", frozen(), part)
-    assert found.labels.tolist() == [0, 2, 0, 2, 0, 1, 2]
+    features = FeatureCache(None, 4).features("a", frozen(), part)
+    assert features.labels.tolist() == [0, 2, 0, 2, 0, 1, 2]
     assert part.broken.keys() == {1, 4}
     assert "evaluation leaves out toy 4: torn" in caplog.text
     with pytest.raises(RunError, match="no training sample can be read; the first: toy 0: torn"):
@@ -377,13 +377,13 @@ def test_a_row_is_the_mean_of_its_trials():
         trial(torch.tensor(predicted), labels, train, 2, seed, {"l2": 1.0})
         for seed, predicted in enumerate(([0, 0, 1, 1], [0, 0, 0, 0]))
     ]
-    found = SimpleNamespace(**summary(trials, 4))
-    assert found.top1 == 75
-    assert (found.low, found.high) == wilson(75, 4)
-    assert found.deviation == pytest.approx(50 / math.sqrt(2))
-    assert found.per_class == [100, 50]
-    assert found.confusion == [[4, 0], [2, 2]]
-    assert found.balanced is None
+    result = SimpleNamespace(**summary(trials, 4))
+    assert result.top1 == 75
+    assert (result.low, result.high) == wilson(75, 4)
+    assert result.deviation == pytest.approx(50 / math.sqrt(2))
+    assert result.per_class == [100, 50]
+    assert result.confusion == [[4, 0], [2, 2]]
+    assert result.balanced is None
     uneven = trial(torch.zeros(60, dtype=torch.long), torch.tensor([0] * 57 + [1] * 3), train, 2, 0, {})
     assert uneven.balanced == 50
     assert uneven.top1 == 95

@@ -17,13 +17,13 @@ from torch import nn
 from torch.nn import functional as F
 
 from jepa.benchmark.inspect import (
-    AttentionWatch,
+    AttentionRecorder,
     Subject,
     agreement,
     hardest,
-    in_turn,
     most_ambiguous,
     observe,
+    one_per_label_in_turn,
     query_patches,
 )
 from jepa.benchmark.inspect_page import write_page
@@ -49,7 +49,7 @@ def seeded(seed=0):
 
 
 def readied(encoder, shape):
-    """With a transform, and weights always the same, far enough from zero for attention that is not even."""
+    """The encoder with a transform and fixed weights, large enough for uneven attention."""
     encoder.transform = EvalTransform(image_size=shape[2:], mean=[0.5] * shape[0], std=[0.25] * shape[0])
     with torch.no_grad():
         for number, weight in enumerate(encoder.parameters()):
@@ -69,7 +69,7 @@ def temporal(position="rope"):
 
 
 class Prefixed(nn.Module):
-    """Tokens before the patches, which are not given back."""
+    """An encoder with tokens before the patches, which it does not return."""
 
     embed_dim = 24
     grid = PatchGrid(1, 2, 2)
@@ -115,7 +115,7 @@ def subject_of(encoder, *, num_classes=3, num=30, classes=None):
 
 
 class Reader(HTMLParser):
-    """Keeps what lies open, and the text and pictures of each section."""
+    """Collects open tags, and the text and pictures of each section."""
 
     def __init__(self):
         super().__init__()
@@ -183,7 +183,7 @@ def test_with_labels_no_section_is_left_out(pages, name):
     assert "Left out" not in "".join(read(pages[name]).text.values())
 
 
-def test_names_are_told_as_they_are(pages):
+def test_names_appear_as_they_are(pages):
     text = pages["images"].read_text()
     assert "a &lt;b&gt; run" in text
     assert "noise &amp; more" in text
@@ -239,14 +239,14 @@ def test_what_is_not_finite_is_left_out(tmp_path):
 
 
 def block_io(encoder, clips):
-    """What goes into the attention of the last block and comes out, and queries, keys and values."""
-    found = {}
+    """The attention of the last block, its input and output, and the recorded call."""
+    recorded = {}
     attn = (encoder.model if isinstance(encoder, Prefixed) else encoder).blocks[-1].attn
-    hook = attn.register_forward_hook(lambda _, inputs, output: found.update(x=inputs[0], y=output))
-    with torch.no_grad(), AttentionWatch() as watch:
+    hook = attn.register_forward_hook(lambda _, inputs, output: recorded.update(x=inputs[0], y=output))
+    with torch.no_grad(), AttentionRecorder() as watch:
         encoder(clips)
     hook.remove()
-    return attn, found["x"], found["y"], watch.seen
+    return attn, recorded["x"], recorded["y"], watch.call
 
 
 @pytest.mark.parametrize("make", [spatial, temporal, lambda: temporal("vjepa2"), lambda: temporal("sincos")])
@@ -267,9 +267,9 @@ def test_shares_follow_the_mask_of_the_call(masked):
     sees = torch.rand(2, 1, 5, 5, generator=seeded(1)) > 0.4
     sees |= torch.eye(5, dtype=torch.bool)
     mask = sees if masked == "bool" else torch.zeros(sees.shape).masked_fill(~sees, -torch.inf)
-    with AttentionWatch() as watch:
+    with AttentionRecorder() as watch:
         read = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=0.7)
-    head = watch.seen._replace(query=query[:, :1], key=key[:, :1])
+    head = watch.call._replace(query=query[:, :1], key=key[:, :1])
     torch.testing.assert_close(head.shares(torch.arange(5)) @ value[:, 0], read[:, 0], atol=1e-6, rtol=1e-5)
 
 
@@ -288,13 +288,13 @@ def test_looks_and_received_are_rows_and_column_means_of_the_whole_attention():
     *_, seen = block_io(encoder, encoder.transform(pictures))
     whole, seen = seen.shares(torch.arange(encoder.grid.num_tokens)), observe(encoder, pictures)
     torch.testing.assert_close(seen.attention.received.flatten(1), whole.mean(1))
-    torch.testing.assert_close(seen.attention.looks.flatten(2), whole[:, list(seen.queries)])
+    torch.testing.assert_close(seen.attention.attention_of_queries.flatten(2), whole[:, list(seen.queries)])
     torch.testing.assert_close(seen.tokens, encoder(encoder.transform(pictures)).detach())
 
 
 def test_a_frame_that_sees_itself_alone_is_looked_at_alone():
     encoder = spatial(frames=3)
-    looks = observe(encoder, pictures_of(encoder)).attention.looks  # [P, Q, 3, h, w]
+    looks = observe(encoder, pictures_of(encoder)).attention.attention_of_queries  # [P, Q, 3, h, w]
     torch.testing.assert_close(looks[:, :, 1].sum((2, 3)), torch.ones(looks.shape[:2]))
     assert not looks[:, :, [0, 2]].any()
 
@@ -308,7 +308,7 @@ def test_a_class_token_is_shown_and_no_patch_is_mistaken_for_it(changes, prefix)
     torch.testing.assert_close(attention.class_token.flatten(1), whole[:, 0, prefix:])
     torch.testing.assert_close(attention.received.flatten(1), whole[:, prefix:, prefix:].mean(1))
     query = query_patches(encoder.grid)[0]
-    torch.testing.assert_close(attention.looks[:, 0].flatten(1), whole[:, prefix + query, prefix:])
+    torch.testing.assert_close(attention.attention_of_queries[:, 0].flatten(1), whole[:, prefix + query, prefix:])
 
 
 def test_a_register_is_no_class_token():
@@ -321,7 +321,7 @@ def test_attention_is_read_whichever_kernel_the_encoder_was_trained_with():
     fused = observe(encoder, pictures_of(encoder)).attention
     choose_attention(encoder, torch.device("cpu"), torch.bfloat16)
     plain = observe(encoder, pictures_of(encoder)).attention
-    torch.testing.assert_close(plain.looks, fused.looks)
+    torch.testing.assert_close(plain.attention_of_queries, fused.attention_of_queries)
 
 
 def test_a_query_that_pools_the_tokens_is_not_taken_for_their_attention():
@@ -369,8 +369,8 @@ def test_neighbours_equal_those_of_scikit_learn():
 
 
 def test_agreement_counts_neighbours_of_the_same_class_and_leaves_out_what_has_no_label():
-    found = torch.tensor([[0, 1, 3], [2, 0, 3], [1, 1, 1]])
-    assert agreement(found, torch.tensor([0, 1, 1, -1]), torch.tensor([0, 0, -1])) == 0.5
+    neighbours = torch.tensor([[0, 1, 3], [2, 0, 3], [1, 1, 1]])
+    assert agreement(neighbours, torch.tensor([0, 1, 1, -1]), torch.tensor([0, 0, -1])) == 0.5
 
 
 def test_plane_equals_the_principal_components_of_scikit_learn_up_to_sign():
@@ -408,8 +408,8 @@ def test_confusion_equals_that_of_scikit_learn_and_leaves_out_what_has_no_label(
 
 
 def test_shown_samples_are_of_all_classes_in_turn():
-    assert in_turn(torch.tensor([1, 1, 1, 0, 2, 0]), 5) == [3, 0, 4, 5, 1]
-    assert in_turn(torch.full((4,), -1), 3) == [0, 1, 2]
+    assert one_per_label_in_turn(torch.tensor([1, 1, 1, 0, 2, 0]), 5) == [3, 0, 4, 5, 1]
+    assert one_per_label_in_turn(torch.full((4,), -1), 3) == [0, 1, 2]
 
 
 def test_of_many_classes_the_most_frequent_are_coloured_and_the_legend_counts_the_others():

@@ -1,4 +1,4 @@
-"""jepa-compare: which runs there are, that they are checked, run and resumed, and what is made of their numbers."""
+"""jepa-compare: the runs are planned, checked, trained and resumed, and their results are compared."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ from jepa.comparison import plan as compare_module
 from jepa.comparison.plan import Recipe, plan
 from jepa.comparison.report import curve, html, markdown, table, terminal
 from jepa.comparison.results import RunResult, compare, find_runs, labels, spearman, spread
-from jepa.comparison.runs import Children, run_all
+from jepa.comparison.runs import TrainProcesses, run_all
 from jepa.config import Composer, ConfigError
 from jepa.config.catalogue import conf_folder
 from jepa.errors import RunError
-from jepa.reports.charts import Line, thin
+from jepa.reports.charts import Line, downsample
 from jepa.runs.metrics import read_rows
 
 COMPOSER = Composer()
@@ -44,8 +44,8 @@ def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
 
-class Recorded(Children):
-    """Notes what would be trained, and leaves run folders as a training does; lr=9 fails, `stop_at` is a signal."""
+class Recorded(TrainProcesses):
+    """Records the runs and writes their folders without training; lr=9 fails, run number `stop_at` gets a signal."""
 
     def __init__(self, stop_at: int | None = None) -> None:
         self.said: list[str] = []
@@ -53,7 +53,7 @@ class Recorded(Children):
         self.trained: list[list[str]] = []
         self.stop_at = stop_at
 
-    def say(self, text):
+    def print_line(self, text):
         self.said.append(text)
 
     def train(self, overrides, *, quiet=False):
@@ -85,7 +85,7 @@ def write_member(
     folder: Path, *, objective: str = "jepa.JEPA", seed: int = 0, knn: float = 50.0, rank: float = 10.0,
     steps: int = 4, status: str = "finished", lr: float = 0.1, rate: float = 100.0, **config,
 ) -> Path:  # fmt: skip
-    """Evaluations at 0, half and the end, 10 samples a step."""
+    """A run folder with evaluations at steps 0, half and the end, and 10 samples per step."""
     folder.mkdir(parents=True)
     settings = {"name": str(folder), "seed": seed, "lr": lr, "objective": {"_target_": f"jepa.objectives.{objective}"}}
     (folder / "config.yaml").write_text(yaml.safe_dump(settings | config))
@@ -118,8 +118,8 @@ def test_folders_are_those_of_a_sweep_of_jepa_train():
         "from jepa.cli.train import main; main(sys.argv[1:])"
     )
     command = [sys.executable, "-c", program, "--multirun", *QUICK, *sweep, "image_size=64", "name=same"]
-    told = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    hydras = [line.removeprefix("FOLDER ") for line in told.splitlines() if line.startswith("FOLDER")]
+    output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    hydras = [line.removeprefix("FOLDER ") for line in output.splitlines() if line.startswith("FOLDER")]
     assert [str(m.folder) for m in members(*QUICK, *sweep, "image_size=64", "name=same")] == hydras
     assert len(hydras) == 8
 
@@ -132,11 +132,11 @@ def test_each_run_is_what_jepa_train_makes_of_its_overrides():
 
 def test_a_method_of_a_recipe_has_settings_of_its_own_and_the_command_line_wins():
     recipe = Recipe("mine", ("experiment=quickstart",), {"a": ["lr=1e-2"], "b": ["objective=mae", "mask.ratio=0.75"]})
-    found = members("seed=0,1", recipe=recipe)
-    assert [m.label for m in found] == ["a,seed=0", "a,seed=1", "b,seed=0", "b,seed=1"]
-    assert [m.method for m in found] == ["a", "a", "b", "b"]
-    assert [m.config["lr"] for m in found] == [1e-2, 1e-2, 1e-3, 1e-3]
-    assert found[2].config["mask"]["ratio"] == 0.75
+    runs = members("seed=0,1", recipe=recipe)
+    assert [m.label for m in runs] == ["a,seed=0", "a,seed=1", "b,seed=0", "b,seed=1"]
+    assert [m.method for m in runs] == ["a", "a", "b", "b"]
+    assert [m.config["lr"] for m in runs] == [1e-2, 1e-2, 1e-3, 1e-3]
+    assert runs[2].config["mask"]["ratio"] == 0.75
     assert {m.config["lr"] for m in members("seed=0,1", "lr=5", recipe=recipe)} == {5}
 
 
@@ -161,8 +161,8 @@ def test_what_one_method_of_a_recipe_takes_is_left_out_of_the_others():
 
 
 def test_runs_that_differ_only_in_what_is_left_out_are_one_run():
-    found = members(*QUICK, "objective=mae,vae", "mask.ratio=0.5,0.75", "name=x")
-    assert [m.label for m in found] == [
+    runs = members(*QUICK, "objective=mae,vae", "mask.ratio=0.5,0.75", "name=x")
+    assert [m.label for m in runs] == [
         "mask.ratio=0.5,objective=mae",
         "mask.ratio=0.75,objective=mae",
         "objective=vae",
@@ -170,11 +170,11 @@ def test_runs_that_differ_only_in_what_is_left_out_are_one_run():
 
 
 def test_faults_of_all_runs_come_at_once_and_nothing_is_started():
-    found = faults(
+    messages = faults(
         *QUICK, "objective=jepa,mae", "lrr=1", "mask=blok", "objective.momentun=0.9", "encoder.num_heads=7,5"
     )
     for words in ('no key "lrr"', 'did you mean "block"', "objective.momentun=0.9", "num_heads=7", "num_heads=5"):
-        assert any(words in fault for fault in found), words
+        assert any(words in message for message in messages), words
     assert os.listdir() == []
 
 
@@ -194,11 +194,11 @@ def test_faults_of_all_runs_come_at_once_and_nothing_is_started():
         (["--methods", "no.yaml"], "no.yaml: cannot be read"),
     ],
 )
-def test_a_mistake_is_told_in_a_sentence(arguments, words, capsys):
+def test_a_mistake_is_reported_in_a_sentence(arguments, words, capsys):
     assert main(arguments) == 2
-    told = capsys.readouterr().err
-    assert words in told
-    assert "Traceback" not in told
+    message = capsys.readouterr().err
+    assert words in message
+    assert "Traceback" not in message
 
 
 @pytest.mark.parametrize(
@@ -211,7 +211,7 @@ def test_a_mistake_is_told_in_a_sentence(arguments, words, capsys):
         ("a: [", "cannot be read"),
     ],
 )
-def test_a_wrong_file_of_methods_is_told(text, words, capsys):
+def test_a_wrong_file_of_methods_is_refused(text, words, capsys):
     Path("mine.yaml").write_text(text)
     assert main(["--methods", "mine.yaml"]) == 2
     assert words in capsys.readouterr().err
@@ -223,8 +223,8 @@ OF_RECIPE = {"shapes": [], "cifar10": ["dataset=hf", "dataset.path=somebody/some
 @pytest.mark.parametrize("name", sorted(path.stem for path in (conf_folder() / "compare").glob("*.yaml")))
 def test_a_recipe_that_is_shipped_can_be_run(name):
     recipe = compare_module.find_recipe(name, COMPOSER)
-    found = members("seed=0,1", *OF_RECIPE[name], recipe=recipe)
-    assert {m.method for m in found} == {"jepa", "mae", "vae", "autoencoder"}
+    runs = members("seed=0,1", *OF_RECIPE[name], recipe=recipe)
+    assert {m.method for m in runs} == {"jepa", "mae", "vae", "autoencoder"}
 
 
 def test_recipes_are_no_group_of_a_run():
@@ -236,11 +236,11 @@ def test_recipes_are_no_group_of_a_run():
 
 def test_finished_runs_are_skipped_and_a_failed_one_does_not_stop_the_others():
     arguments = [*QUICK, "lr=1e-3,9,2e-3", "steps=8", "name=x"]
-    family = Recorded()
-    folder, found = plan(arguments, Recipe(), COMPOSER, None)
-    assert list(run_all(folder, found, None, family)) == ["outputs/x/lr=9"]
-    assert len(family.trained) == 3
-    assert "TrainingError: it blew up" in "\n".join(family.said)
+    processes = Recorded()
+    folder, runs = plan(arguments, Recipe(), COMPOSER, None)
+    assert list(run_all(folder, runs, None, processes)) == ["outputs/x/lr=9"]
+    assert len(processes.trained) == 3
+    assert "TrainingError: it blew up" in "\n".join(processes.said)
     again = Recorded()
     run_all(*plan(arguments, Recipe(), COMPOSER, None), None, again)
     assert [run[-1] for run in again.trained] == ["name='x/lr=9'"]
@@ -248,39 +248,39 @@ def test_finished_runs_are_skipped_and_a_failed_one_does_not_stop_the_others():
 
 def test_a_folder_with_a_run_of_another_configuration_is_refused_at_once():
     run_all(*plan([*QUICK, "seed=0,1", "steps=8", "name=x"], Recipe(), COMPOSER, None), None, Recorded())
-    found = faults(*QUICK, "seed=0,1", "steps=12", "name=x")
-    assert found[0].startswith("outputs/x/seed=0 holds a run of another configuration (steps: 8 -> 12)")
-    assert len(found) == 2
+    messages = faults(*QUICK, "seed=0,1", "steps=12", "name=x")
+    assert messages[0].startswith("outputs/x/seed=0 holds a run of another configuration (steps: 8 -> 12)")
+    assert len(messages) == 2
 
 
 def test_a_signal_ends_the_comparison():
-    family = Recorded(stop_at=1)
-    assert run_all(*plan([*QUICK, "seed=0,1", "steps=8", "name=x"], Recipe(), COMPOSER, None), None, family) == {}
-    assert (len(family.trained), family.signum) == (1, signal.SIGTERM)
+    processes = Recorded(stop_at=1)
+    assert run_all(*plan([*QUICK, "seed=0,1", "steps=8", "name=x"], Recipe(), COMPOSER, None), None, processes) == {}
+    assert (len(processes.trained), processes.signum) == (1, signal.SIGTERM)
 
 
 def test_equal_seconds_give_every_method_the_steps_that_its_measured_rate_allows():
     arguments = [*QUICK, "objective=jepa,mae", "seed=0,1", "name=x"]
-    family = Recorded()
-    run_all(*plan(arguments, Recipe(), COMPOSER, 10), 10, family)
+    processes = Recorded()
+    run_all(*plan(arguments, Recipe(), COMPOSER, 10), 10, processes)
     budget = json.loads(Path("outputs/x/budget.json").read_text())
     for method, rate in budget["samples_per_s"].items():
         assert budget["steps"][method] == round(10 * rate / 64)
     assert set(budget["steps"]) == {"objective=jepa", "objective=mae"}
-    assert len(family.trained) == 4 + 2  # one measurement for each method
+    assert len(processes.trained) == 4 + 2  # one measurement for each method
     more = Recorded()
-    folder, found = plan([*arguments[:-2], "seed=0,1,2", "name=x"], Recipe(), COMPOSER, 10)
-    run_all(folder, found, 10, more)
+    folder, runs = plan([*arguments[:-2], "seed=0,1,2", "name=x"], Recipe(), COMPOSER, 10)
+    run_all(folder, runs, 10, more)
     assert [run[-1] for run in more.trained] == [f"steps={steps}" for steps in budget["steps"].values()]
     assert "with --seconds 10" in faults(*arguments, seconds=11)[0]
 
 
 @pytest.fixture(scope="module")
 def real(tmp_path_factory, tiny) -> Path:
-    """Two objectives, two steps each, by the command itself."""
+    """A comparison of two objectives with two steps each, run by the command."""
     place = tmp_path_factory.mktemp("real")
     quiet = ["experiment=quickstart", *tiny, "logger=none", "encoder.embed_dim=32", "name=small"]
-    with pytest.MonkeyPatch.context() as patch, (place / "told").open("w") as printed, redirect_stdout(printed):
+    with pytest.MonkeyPatch.context() as patch, (place / "output.txt").open("w") as printed, redirect_stdout(printed):
         patch.chdir(place)
         assert main([*quiet, "objective=jepa,mae", "--wandb"]) == 0
     return place
@@ -288,9 +288,9 @@ def real(tmp_path_factory, tiny) -> Path:
 
 @pytest.mark.slow
 def test_the_command_trains_all_and_leaves_a_table(real):
-    told = (real / "told").read_text()
-    assert "== 2/2 objective=mae ==" in told
-    assert "Equal budget: each run has seen 8 samples." in told
+    output = (real / "output.txt").read_text()
+    assert "== 2/2 objective=mae ==" in output
+    assert "Equal budget: each run has seen 8 samples." in output
     for name in (
         "compare.md",
         "compare.html",
@@ -331,8 +331,8 @@ def test_a_terminated_comparison_lets_the_run_save_and_goes_on_from_there(tiny, 
     while process.poll() is None and not (metrics.exists() and '"step": 5,' in metrics.read_text()):
         time.sleep(0.2)
     process.send_signal(signal.SIGTERM)
-    told = process.communicate()[0]
-    assert process.returncode == 128 + signal.SIGTERM, told
+    output = process.communicate()[0]
+    assert process.returncode == 128 + signal.SIGTERM, output
     state = json.loads((tmp_path / "outputs/long/seed=0/run.json").read_text())
     assert (state["status"], (tmp_path / "outputs/long/seed=0/checkpoints/last").exists()) == ("stopped", True)
     assert not (tmp_path / "outputs/long/seed=1").exists()
@@ -353,19 +353,19 @@ def test_spearman_agrees_with_scipy(pairs):
 def test_mean_and_sample_deviation_over_seeds(tmp_path):
     for seed, knn in enumerate((50.0, 53.0, 59.0)):
         write_member(tmp_path / f"a{seed}", seed=seed, knn=knn)
-    found = compared(tmp_path)
-    [method] = found.methods
-    assert found.values(method)[0] == (54.0, statistics.stdev((50, 53, 59)), 3)
-    assert found.baselines[0][1][0] == (21.0, 1.0, 3)
-    assert found.baselines[1][1][0] == (30.0, 0.0, 3)
+    comparison = compared(tmp_path)
+    [method] = comparison.methods
+    assert comparison.values(method)[0] == (54.0, statistics.stdev((50, 53, 59)), 3)
+    assert comparison.baselines[0][1][0] == (21.0, 1.0, 3)
+    assert comparison.baselines[1][1][0] == (30.0, 0.0, 3)
     assert spread([4.0, None, float("nan")]) == (4.0, None, 1)
     assert spread([None]) is None
 
 
 def test_one_seed_has_no_spread_and_says_so(tmp_path):
-    found = compared(write_member(tmp_path / "a"))
-    assert table(found).rows[0][2] == "50.0 %"
-    assert any("one seed has no spread" in note for note in found.notes)
+    comparison = compared(write_member(tmp_path / "a"))
+    assert table(comparison).rows[0][2] == "50.0 %"
+    assert any("one seed has no spread" in note for note in comparison.notes)
 
 
 def test_only_what_is_ahead_by_more_than_both_spreads_is_marked(tmp_path):
@@ -397,15 +397,15 @@ def test_training_time_is_the_sum_over_rates_so_that_pauses_do_not_count():
 def test_runs_that_are_not_finished_are_listed_and_left_out(tmp_path):
     write_member(tmp_path / "a")
     write_member(tmp_path / "b", seed=1, knn=90, status="failed")
-    found = compared(tmp_path)
-    assert [method.seeds for method in found.methods] == [[0]]
-    assert found.left_out == [(str(tmp_path / "b"), "failed")]
-    assert "Left out" in html(found, tmp_path, "x")
+    comparison = compared(tmp_path)
+    assert [method.seeds for method in comparison.methods] == [[0]]
+    assert comparison.left_out == [(str(tmp_path / "b"), "failed")]
+    assert "Left out" in html(comparison, tmp_path, "x")
     with pytest.raises(RunError, match="none of the runs is finished"):
         compared(tmp_path / "b")
 
 
-def test_different_numbers_of_samples_are_told(tmp_path):
+def test_different_numbers_of_samples_are_reported(tmp_path):
     write_member(tmp_path / "a")
     write_member(tmp_path / "b", objective="mae.MAE", steps=8)
     assert compared(tmp_path).budget.startswith("NOT an equal budget")
@@ -424,9 +424,9 @@ def test_methods_are_named_by_what_tells_them_apart():
 def test_a_sweep_is_sorted_by_its_first_probe_and_shows_which_criterion_would_have_chosen(tmp_path):
     for place, (knn, rank) in enumerate([(40, 4), (70, 7), (60, 6), (50, 5)]):
         write_member(tmp_path / f"{place}", lr=place + 1.0, knn=knn, rank=rank)
-    found = compared(tmp_path)
-    assert [method.label for method in found.methods] == ["lr=2.0", "lr=3.0", "lr=4.0", "lr=1.0"]
-    by_name = {c.criterion: c for c in found.correlations}
+    comparison = compared(tmp_path)
+    assert [method.label for method in comparison.methods] == ["lr=2.0", "lr=3.0", "lr=4.0", "lr=1.0"]
+    by_name = {c.criterion: c for c in comparison.correlations}
     assert by_name["rank"].over_runs == (pytest.approx(1.0), 4)
     assert by_name["rank"].over_evaluations[1] == 8
     assert np.isnan(by_name["minus training loss"].over_runs[0])  # the same for all
@@ -448,33 +448,33 @@ def test_a_curve_is_the_mean_over_seeds_in_a_band_of_them(tmp_path):
     )
     assert [x for x, _ in curve(method, "probe/knn_top1", "sample").points] == [0, 20, 40]
     assert [x for x, _ in curve(method, "probe/knn_top1", "second").points] == [0, 1.5, 3]
-    assert [(b.low, b.high) for b in thin([(0, 1.0), (1, 2.0)], band=[(0, 3), (1, 2)])] == [(0, 3), (1, 2)]
+    assert [(b.low, b.high) for b in downsample([(0, 1.0), (1, 2.0)], band=[(0, 3), (1, 2)])] == [(0, 3), (1, 2)]
 
 
 def test_the_page_needs_nothing_else_and_links_to_the_runs(tmp_path):
     write_member(tmp_path / "a&b")
-    found = html(compared(tmp_path), tmp_path, "x<y")
-    assert 'href="a&amp;b/report.html"' in found
-    assert "x&lt;y" in found
-    assert "<script" not in found
-    assert "http" not in found.replace("http://www.w3.org", "")
+    page = html(compared(tmp_path), tmp_path, "x<y")
+    assert 'href="a&amp;b/report.html"' in page
+    assert "x&lt;y" in page
+    assert "<script" not in page
+    assert "http" not in page.replace("http://www.w3.org", "")
 
 
 def test_no_name_note_or_reason_becomes_markup(tmp_path):
     for place in range(4):
         write_member(tmp_path / f"{place}&<b>", lr=place + 1.0, knn=place + 40)
-    found = compared(tmp_path)
+    comparison = compared(tmp_path)
     hostile = dataclasses.replace(
-        found,
-        columns=[column._replace(head=HOSTILE) for column in found.columns],
-        methods=[dataclasses.replace(method, label=HOSTILE, predicts=HOSTILE) for method in found.methods],
-        baselines=[(HOSTILE, values) for _, values in found.baselines],
+        comparison,
+        columns=[column._replace(head=HOSTILE) for column in comparison.columns],
+        methods=[dataclasses.replace(method, label=HOSTILE, predicts=HOSTILE) for method in comparison.methods],
+        baselines=[(HOSTILE, values) for _, values in comparison.baselines],
         left_out=[(HOSTILE, HOSTILE)],
         budget=HOSTILE,
         notes=[HOSTILE],
-        correlations=[c._replace(criterion=HOSTILE, probe=HOSTILE) for c in found.correlations[:1]],
+        correlations=[c._replace(criterion=HOSTILE, probe=HOSTILE) for c in comparison.correlations[:1]],
     )
-    num_columns, num_methods = len(found.columns), len(found.methods)
+    num_columns, num_methods = len(comparison.columns), len(comparison.methods)
     page = html(hostile, tmp_path, HOSTILE)
     # title, heading, budget, note, left-out run and reason; heads; methods with predictions; runs; a chart an axis
     assert count_as_text(page) >= 6 + num_columns + 3 * num_methods + 3

@@ -13,7 +13,7 @@ from toy_model import CPU, Crop, Images, Toy, random_masker
 from jepa.data.transforms import Augment
 from jepa.evaluation.selection import DELTA, Selection, lidar, power_law, spectrum
 from jepa.evaluation.snapshot import Snapshotter
-from jepa.reports.verdict import judged_value, judging
+from jepa.reports.verdict import last_selection_value, selection_metric
 
 SIZES = {"num_views": 3, "num_viewed": 10, "view_scale": (0.3, 1.0)}
 
@@ -144,17 +144,17 @@ def test_impossible_values_are_refused_by_name(change, named):
 
 def test_the_metric_that_decides_is_the_chosen_one_or_the_first_known():
     names = ["predict/gain", "probe/knn_top1", "select/lidar"]
-    assert judging(names, None) == "probe/knn_top1"
-    assert judging(names, "select/*") == "select/lidar"
-    assert judging(names, "probe/linear_top1") is None
-    assert judging(["train/loss"], None) is None
+    assert selection_metric(names, None) == "probe/knn_top1"
+    assert selection_metric(names, "select/*") == "select/lidar"
+    assert selection_metric(names, "probe/linear_top1") is None
+    assert selection_metric(["train/loss"], None) is None
 
 
 def test_a_sweeper_gets_the_last_value_of_the_trained_encoder():
     rows = [{"step": 0, "probe/knn_top1": 9.0, "select/lidar": 1.0}, {"step": 5, "probe/knn_top1": 7.0}, {"step": 6}]
-    assert judged_value(rows, None) == 7.0
-    assert judged_value(rows, "select/lidar") is None
-    assert judged_value([], None) is None
+    assert last_selection_value(rows, None) == 7.0
+    assert last_selection_value(rows, "select/lidar") is None
+    assert last_selection_value([], None) is None
 
 
 @pytest.mark.slow

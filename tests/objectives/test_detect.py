@@ -25,7 +25,7 @@ from jepa.layers.pyramid import STRIDES, SimpleFeaturePyramid
 from jepa.objectives.detect import Detector
 from jepa.optim import parameter_groups
 from jepa.reports.run import final_table
-from jepa.reports.verdict import judging, verdict
+from jepa.reports.verdict import selection_metric, verdict
 from jepa.runs.checkpoint import find, load_model
 from jepa.runs.metrics import read_rows
 from jepa.types import Batch, Masks
@@ -209,7 +209,7 @@ def test_it_learns_to_find_a_box(head):
     assert precisions(found, CLASSES, "detect/")["detect/map50"] > 90
 
 
-# judging
+# selection
 
 
 def rows(*values: tuple) -> torch.Tensor:
@@ -351,7 +351,7 @@ def test_table_and_verdict_speak_of_detections():
     assert judged.word == "learning"
     assert judged.reason == "the mAP@.5 is at 62.5 %, 62.1 points above the start's 0.4 %"
     assert verdict([table[0], table[0] | {"step": 9}]).reason.endswith("0.4 %: train longer, or change lr")
-    assert judging(table[1], None) == "detect/map50"
+    assert selection_metric(table[1], None) == "detect/map50"
 
 
 # runs
@@ -391,7 +391,7 @@ def test_a_run_logs_losses_and_precisions_and_shows_boxes(finished):
     assert terms | {"detect/map", "detect/map50", "detect/map75", "detect/ap50_ant", "detect/test_map50"} <= names
     assert (finished / "media" / "step_00000004" / "boxes.png").is_file()
     report = (finished / "report.html").read_text()
-    assert "Are things found?" in report
+    assert "Are objects found?" in report
     assert "Average precision by class" in report
     assert "no measure of progress" not in report
     assert "trained detector, step 4" in report

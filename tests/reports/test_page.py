@@ -10,13 +10,13 @@ from jinja2 import UndefinedError
 from markupsafe import Markup
 from synthetic_run import write_run
 
-from jepa.reports.charts import Chart, Level, Line, line_chart, scatter
+from jepa.reports.charts import Baseline, Chart, Line, line_chart, scatter
 from jepa.reports.page import Table, data_url, image, render
 from jepa.reports.run import write_report
 from jepa.runs.metrics import FolderLogger
 
 TABLE = Table(
-    heads=["", "method", "kNN"], rows=[["a", "words", "1.5 %"], ["bcd", "w", "20.0 %"]], words={1}, best={(1, 2)}
+    heads=["", "method", "kNN"], rows=[["a", "words", "1.5 %"], ["bcd", "w", "20.0 %"]], text_columns={1}, best={(1, 2)}
 )
 
 
@@ -90,7 +90,7 @@ def test_a_value_that_a_template_lacks_is_an_error():
 
 def test_no_word_of_a_chart_becomes_markup():
     chart = Chart(title=HOSTILE, unit=HOSTILE, hint=HOSTILE, axis=HOSTILE)
-    line, level = Line(name=HOSTILE, points=[(0, 1.0), (1, 2.0)]), Level(name=HOSTILE, value=1.5)
+    line, level = Line(name=HOSTILE, points=[(0, 1.0), (1, 2.0)]), Baseline(name=HOSTILE, value=1.5)
     assert count_as_text(line_chart(chart, [line], [level])) > 8
     assert count_as_text(scatter([(0, 0), (1, 1)], [HOSTILE, "b"])) == 2
 

@@ -1,4 +1,4 @@
-"""report.html: from the folder alone, for any run, safe, self-contained, readable."""
+"""report.html: it is made from the folder alone, for any run, and it is safe, self-contained and readable."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from hypothesis import strategies as st
 from synthetic_run import write_run
 
 from jepa.reports.charts import (
+    MAX_HOVER_COLUMNS,
     MAX_POINTS,
-    MAX_STRIPS,
+    Baseline,
     Chart,
-    Level,
     Line,
+    downsample,
     line_chart,
     nice_ticks,
     number,
     scatter,
-    thin,
 )
 from jepa.reports.page import principal_plane
 from jepa.reports.run import write_report
@@ -155,7 +155,7 @@ def test_a_metric_or_a_label_that_looks_like_markup_is_text(tmp_path):
 
 
 @pytest.mark.parametrize("status", ["finished", "stopped", "failed", "running"])
-def test_the_status_and_its_reason_are_told(tmp_path, status):
+def test_the_status_and_its_reason_are_shown(tmp_path, status):
     write_run(tmp_path, steps=20, eval_every=0, status=status, message="signal 15" if status == "stopped" else "")
     page = report(tmp_path)
     assert f"quickstart {status}" in page.text
@@ -247,7 +247,7 @@ def test_ticks_are_round_increasing_and_enclose_the_range(bounds, count):
 @given(st.lists(st.one_of(finite, st.just(math.nan)), min_size=1, max_size=900))
 def test_thinning_keeps_the_extremes_the_end_and_the_limit(values):
     points = list(enumerate(values))
-    buckets = thin(points)
+    buckets = downsample(points)
     kept = [value for value in values if math.isfinite(value)]
     assert len(buckets) <= MAX_POINTS
     assert buckets[-1].step == len(values) - 1
@@ -261,12 +261,12 @@ def test_thinning_keeps_the_extremes_the_end_and_the_limit(values):
     st.one_of(finite, st.just(math.nan)),
     st.booleans(),
 )
-def test_any_values_can_be_drawn(values, level, may_be_log):
+def test_any_values_can_be_drawn(values, level, log_if_wide):
     lines = [Line(name="a", points=list(enumerate(values)))]
-    figure = line_chart(Chart(title="t", may_be_log=may_be_log), lines, [Level(name="l", value=level)])
+    figure = line_chart(Chart(title="t", log_if_wide=log_if_wide), lines, [Baseline(name="l", value=level)])
     root = ElementTree.fromstring(figure)
     assert root.tag == "figure"
-    assert figure.count('class="strip"') <= MAX_STRIPS
+    assert figure.count('class="strip"') <= MAX_HOVER_COLUMNS
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The words for a run, on hand-worked rows of metrics."""
+"""The verdict on runs with hand-made metrics."""
 
 import ast
 import math
@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from jepa.reports.run import final_table
-from jepa.reports.verdict import collapse_alarm, series, start_of, verdict
+from jepa.reports.verdict import collapse_alarm, initial_weights, series, verdict
 
 HEALTHY = {"collapse/std": 0.5, "collapse/cosine": 0.6, "collapse/rank": 20.0, "collapse/rank_centred": 30.0}
 START = {"collapse/std": 0.3, "collapse/cosine": 0.9, "collapse/rank": 5.0, "collapse/rank_centred": 25.0}
@@ -166,8 +166,12 @@ def test_the_table_has_the_three_rows_and_a_dash_where_nothing_was_measured():
 
 def test_an_encoder_that_began_with_weights_is_not_called_untrained():
     weights = "outputs/first"
-    assert start_of({"encoder": {"weights": weights, "fresh": True}}) == start_of({"encoder": {}}) == "untrained"
-    start = start_of({"encoder": {"weights": weights, "fresh": False}})
+    assert (
+        initial_weights({"encoder": {"weights": weights, "fresh": True}})
+        == initial_weights({"encoder": {}})
+        == "untrained"
+    )
+    start = initial_weights({"encoder": {"weights": weights, "fresh": False}})
     rows = run(START | probes(30.0, 28.0), HEALTHY | probes(52.5, 45.0))
     assert final_table(rows, start).terminal().splitlines()[1].split()[:2] == ["loaded", "encoder"]
     assert "points above the loaded encoder's 30.0 %" in verdict(rows, start).reason
@@ -197,9 +201,9 @@ def test_raw_pixels_that_are_still_ahead_are_named_so() -> None:
         {"step": 0, "probe/linear_top1": 27.4, "collapse/std": 0.15, "baseline/pixels_linear_top1": 78.2},
         {"step": 9, "probe/linear_top1": 53.5, "collapse/std": 0.13},
     ]
-    judged = verdict(rows)
-    assert judged.word == "learning"
-    assert "(raw pixels: 78.2 %, still ahead)" in judged.reason
+    result = verdict(rows)
+    assert result.word == "learning"
+    assert "(raw pixels: 78.2 %, still ahead)" in result.reason
 
 
 def test_a_regression_probe_that_rose_clearly_is_learning_where_the_class_probes_did_not() -> None:

@@ -1,4 +1,4 @@
-"""What jepa-eval compares: features of an encoder and baselines without one, made once and kept on disk."""
+"""Features of encoders and of baselines without an encoder, cached on disk."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ from jepa.parallel.device import free_memory
 
 GIB = 2**30
 USABLE = 0.8
-"""share of the free memory that tokens may take"""
+"""Largest fraction of the free memory for tokens."""
 FORMAT = 1
-"""version of the feature files; a change of what features mean makes older files useless"""
+"""Version of the feature files, changed with the definition of the features."""
 ORIENTATIONS, CELLS, BLOCK = 9, 8, 2
 PIXELS = f"raw pixels from 0 to 1, averaged over frames, reduced to at most {PIXELS_SIDE} a side"
 HOG = (
@@ -39,7 +39,7 @@ log = logging.getLogger(__name__)
 
 
 def hog(pictures: Tensor) -> Tensor:
-    """uint8 [b, C, T, H, W] -> float32 [b, D]; raises RunError where scikit-image is not installed."""
+    """uint8 [b, C, T, H, W] -> float32 [b, D]. Raises RunError without scikit-image."""
     try:
         from skimage import feature
     except ImportError as error:
@@ -61,7 +61,7 @@ BASELINES: dict[str, tuple[Callable[[Tensor], Tensor], str]] = {"pixels": (raw_p
 
 @dataclass(frozen=True)
 class Baseline:
-    """Vectors made of pictures by a formula, in the workers that read them."""
+    """Features computed from pixels without training, in the data workers."""
 
     name: str
     transform: EvalTransform
@@ -82,25 +82,22 @@ class Baseline:
 
 
 class FeatureCache:
-    """Features of splits, encoded where they are not there yet, and held in memory until `forget`.
-
-    `folder` None keeps nothing on disk.
-    """
+    """Cache of the features of splits, in memory until `clear` and in `folder`; None is without files."""
 
     def __init__(self, folder: Path | None, batch_size: int) -> None:
         self.folder = folder
         self.batch_size = batch_size
         self.seconds = 0.0
-        """spent encoding"""
-        self._held: dict[str, dict[str, Tensor]] = {}
+        """time spent encoding"""
+        self._cached: dict[str, dict[str, Tensor]] = {}
 
-    def forget(self) -> None:
-        self._held.clear()
+    def clear(self) -> None:
+        self._cached.clear()
 
     def features(
         self, title: str, representation: Baseline | FrozenEncoder, split: LabelledSplit, max_tokens: int = 0
     ) -> Features:
-        """Of the samples that can be read; with tokens unless `max_tokens` is 0."""
+        """Features of the samples that can be read; with tokens unless `max_tokens` is 0."""
         key = hashlib.sha256(f"{FORMAT} {representation.digest} {split.digest}".encode()).hexdigest()[:24]
         names = [key, f"{key}-tokens{max_tokens}"][: 1 + bool(max_tokens)]
         parts = {name: tensors for name in names if (tensors := self._load(name)) is not None}
@@ -108,14 +105,14 @@ class FeatureCache:
             parts = dict(zip(names, self._encode(title, representation, split, max_tokens), strict=False))
             for name, tensors in parts.items():
                 self._save(name, tensors)
-        self._held |= parts
+        self._cached |= parts
         vectors, rows = parts[key]["vectors"], parts[key]["rows"]
         return Features(vectors, split.labels[rows], None, parts[names[1]]["tokens"] if max_tokens else None)
 
     def _encode(
         self, title: str, representation: Baseline | FrozenEncoder, split: LabelledSplit, max_tokens: int
     ) -> list[dict[str, Tensor]]:
-        begun = time.perf_counter()
+        start = time.perf_counter()
         vectors, tokens, num_read = [], torch.empty(0), 0
         samples = Samples(
             split=split, reduce=representation.reduce, batch_size=self.batch_size, title=f"encoding {title}"
@@ -129,21 +126,21 @@ class FeatureCache:
                 tokens[num_read : num_read + len(batch.rows)] = encoded.tokens
             num_read += len(batch.rows)
         pooled = {"vectors": torch.cat(vectors), "rows": samples.rows}
-        self.seconds += time.perf_counter() - begun
+        self.seconds += time.perf_counter() - start
         return [pooled, {"tokens": tokens[:num_read]}] if max_tokens else [pooled]
 
     def _load(self, name: str) -> dict[str, Tensor] | None:
-        if name in self._held or self.folder is None:
-            return self._held.get(name)
+        if name in self._cached or self.folder is None:
+            return self._cached.get(name)
         path = self.folder / f"{name}.safetensors"
         try:
             return load_file(path) if path.exists() else None
         except SafetensorError as error:
-            log.warning("%s is damaged (%s); its features are made again", path, error)
+            log.warning("%s is damaged (%s); its features are computed again", path, error)
             return None
 
     def _save(self, name: str, tensors: dict[str, Tensor]) -> None:
-        """Atomically: a file is whole or not there."""
+        """Write the file atomically; a failure is a warning."""
         if self.folder is None:
             return
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -153,19 +150,19 @@ class FeatureCache:
             save_file(tensors, temporary)
             os.replace(temporary, target)
         except (OSError, SafetensorError) as error:
-            log.warning("features are not kept: %s; they are made again by the next command", error)
+            log.warning("features are not cached: %s; the next command computes them again", error)
         finally:
             temporary.unlink(missing_ok=True)
 
 
 def _allocate(title: str, split: LabelledSplit, tokens: Tensor) -> Tensor:
-    """Room for as many tokens as these [b, J, D] of each sample of the split. Raises RunError if memory is short."""
+    """Tokens [b, J, D] of a batch -> empty tokens of the whole split. Raises RunError if memory is short."""
     needed, free = len(split.indices) * tokens[0].nbytes, free_memory()
     if needed > USABLE * free:
-        key, fitting = split.name.removesuffix("ing"), int(USABLE * free / tokens[0].nbytes)
+        key, max_samples = split.name.removesuffix("ing"), int(USABLE * free / tokens[0].nbytes)
         raise RunError(
             f"encoding {title}: {tokens.shape[1]} tokens of {len(split.indices):,} {split.name} samples take "
             f"{needed / GIB:.1f} GiB of memory, and {free / GIB:.1f} are free; give "
-            f"{key}_samples={fitting} or less, or a smaller evaluator.attentive.max_tokens"
+            f"{key}_samples={max_samples} or less, or a smaller evaluator.attentive.max_tokens"
         )
     return tokens.new_empty(len(split.indices), *tokens.shape[1:])

@@ -1,9 +1,11 @@
-"""What a frozen encoder makes of pictures: their tokens, its attention, nearest neighbours, and where a probe errs."""
+"""Tokens and attention of a frozen encoder, and the samples that an inspection shows: neighbours and errors."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import zip_longest
 from typing import Any, NamedTuple
 
 import torch
@@ -11,37 +13,39 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
+from jepa.evaluation.embeddings import label_name
 from jepa.evaluation.frozen import evaluating
 from jepa.evaluation.pictures import frames_shown
+from jepa.evaluation.probe import confusion_counts
 from jepa.evaluation.types import Features
 from jepa.layers.attention import choose_attention
 from jepa.types import PatchGrid
 
-ROWS = 256
-"""queries looked at together, so that memory does not grow with the square of the tokens"""
+QUERIES_AT_ONCE = 256
+"""Number of queries per attention computation, which bounds its memory."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Subject:
-    """An encoder with its features of a data set, all tensors on the CPU."""
+    """An encoder with its features on a data set; all tensors are on the CPU."""
 
     title: str
     encoder: nn.Module
-    """satisfies types.Encoder and has a `transform`"""
+    """an implementation of types.Encoder with a `transform`"""
     train: Features
     test: Features
     pictures: Tensor
-    """uint8 [P, C, T, H, W] of the first test samples"""
+    """uint8 [P, C, T, H, W]: the first test samples"""
     train_thumbnails: Tensor
-    """uint8 [n, C, h, w] of the training samples, of clips the middle frame"""
+    """uint8 [n, C, h, w]: the training samples, middle frames of clips"""
     test_thumbnails: Tensor
     classes: tuple[str, ...] = ()
     probabilities: Tensor | None = None
-    """float [n, classes] of the test samples, of a linear probe; None where there is none"""
+    """float [n, classes]: predictions of a linear probe for the test samples; None without a probe"""
     facts: Mapping[str, str] = field(default_factory=dict)
-    """name and value of what else the head of the page is to say"""
+    """additional names and values for the top of the page"""
     protocol: Sequence[str] = ()
-    """sentences: how the features and the probe came about"""
+    """sentences on how features and probe were computed"""
 
     @property
     def is_labelled(self) -> bool:
@@ -51,16 +55,26 @@ class Subject:
     def num_classes(self) -> int:
         return max(len(self.classes), int(max(self.train.labels.max(), self.test.labels.max())) + 1)
 
+    @cached_property
+    def confusion(self) -> Tensor | None:
+        """long [classes, classes], label by prediction of the probe; None without probe or labels"""
+        if self.probabilities is None or not self.is_labelled:
+            return None
+        return confusion_counts(self.probabilities.argmax(dim=1), self.test.labels, self.num_classes)
+
+    def class_name(self, label: int) -> str:
+        return label_name(label, self.classes)
+
 
 class Attention(NamedTuple):
-    """Of the last block, mean over its heads; tokens that are no patches take what the sums lack to one."""
+    """Attention of the last block, mean over its heads; sums below one are due to tokens that are no patches."""
 
     received: Tensor
-    """[P, t, h, w]: mean over the patches that look; where frames do not see each other each frame sums to one"""
-    looks: Tensor
-    """[P, Q, t, h, w]: what each of the query patches looks at"""
+    """[P, t, h, w]: mean over the patches that attend; each frame sums to one if frames do not attend to each other"""
+    attention_of_queries: Tensor
+    """[P, Q, t, h, w]: attention of each query patch"""
     class_token: Tensor | None
-    """[P, t, h, w]: what the class token looks at, where the encoder has one"""
+    """[P, t, h, w]: attention of the class token, if the encoder has one"""
 
 
 class Observed(NamedTuple):
@@ -68,23 +82,24 @@ class Observed(NamedTuple):
     """float32 [P, N, D]"""
     grid: PatchGrid
     queries: tuple[int, ...]
-    """the query patches, as tokens of the grid"""
+    """indices of the query patches among the tokens"""
     attention: Attention | str
-    """or why there is none"""
+    """attention, or the reason why there is none"""
 
 
-class Seen(NamedTuple):
-    """What torch's fused attention was called with."""
+class AttentionCall(NamedTuple):
+    """Arguments of a call of `F.scaled_dot_product_attention`."""
 
     query: Tensor
     """[b, heads, S, d]"""
     key: Tensor
+    """[b, heads, S, d]"""
     mask: Tensor | None
-    """bool, or added to the logits; broadcasts to [b, heads, S, S]"""
+    """bool, or a term of the logits; broadcasts to [b, heads, S, S]"""
     scale: float
 
     def shares(self, rows: Tensor) -> Tensor:
-        """[r] -> float32 [b, r, S]: how these tokens share out their attention, mean over the heads."""
+        """Indices [r] -> float32 [b, r, S]: attention of these tokens, mean over the heads."""
         logits = self.scale * self.query[:, :, rows].float() @ self.key.float().mT
         if self.mask is not None:
             length = self.key.shape[2]
@@ -93,10 +108,10 @@ class Seen(NamedTuple):
         return logits.softmax(dim=-1).mean(dim=1)
 
 
-class AttentionWatch(TorchFunctionMode):
-    """Notes the last self-attention that torch's fused kernel is asked for inside, whosever module asks."""
+class AttentionRecorder(TorchFunctionMode):
+    """Context that records the last self-attention computed by `F.scaled_dot_product_attention`."""
 
-    seen: Seen | None = None
+    call: AttentionCall | None = None
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -109,15 +124,15 @@ class AttentionWatch(TorchFunctionMode):
         is_causal: bool = False, scale: float | None = None, enable_gqa: bool = False,
     ) -> None:  # fmt: skip
         if query.shape == key.shape and not is_causal:
-            self.seen = Seen(query, key, attn_mask, query.shape[-1] ** -0.5 if scale is None else scale)
+            self.call = AttentionCall(query, key, attn_mask, query.shape[-1] ** -0.5 if scale is None else scale)
 
 
 @torch.no_grad()
 def observe(encoder: Any, pictures: Tensor) -> Observed:
-    """uint8 [P, C, T, H, W]; one after the other, since the attention of long clips is large.
+    """uint8 [P, C, T, H, W] -> tokens and attention, one picture at a time, since the attention of clips is large.
 
-    Attention is read off the calls of `F.scaled_dot_product_attention`, so that it is the one of any Transformer,
-    whatever turns or norms its queries and keys go through.
+    Attention is computed from the arguments of `F.scaled_dot_product_attention`, which makes it independent of the
+    encoder's position encoding and normalisation.
     """
     device = next(encoder.parameters()).device
     tokens, maps = [], []
@@ -125,74 +140,71 @@ def observe(encoder: Any, pictures: Tensor) -> Observed:
         choose_attention(encoder, device, torch.float32)
         for picture in pictures:
             clip = encoder.transform(picture[None].to(device))
-            with AttentionWatch() as watch:
+            with AttentionRecorder() as recorder:
                 tokens.append(encoder(clip).float().cpu())
-            maps.append(_maps(watch.seen, encoder.grid_of(clip), encoder))
+            maps.append(_maps(recorder.call, encoder.grid_of(clip), encoder))
     grid = encoder.grid_of(encoder.transform(pictures[:1].to(device)))
-    reasons = [found for found in maps if isinstance(found, str)]
-    attention = reasons[0] if reasons else Attention(*(_stack(part) for part in zip(*maps, strict=True)))
-    return Observed(torch.cat(tokens), grid, query_patches(grid), attention)
+    if reason := next((values for values in maps if isinstance(values, str)), ""):
+        return Observed(torch.cat(tokens), grid, query_patches(grid), reason)
+    stacks: list[Any] = [
+        None if first is None else torch.stack([first, *rest]) for first, *rest in zip(*maps, strict=True)
+    ]
+    return Observed(torch.cat(tokens), grid, query_patches(grid), Attention(*stacks))
 
 
-def _stack(parts: Sequence[Tensor | None]) -> Any:
-    return None if parts[0] is None else torch.stack([part for part in parts if part is not None])
-
-
-def _maps(seen: Seen | None, grid: PatchGrid, encoder: Any) -> Attention | str:
-    """Of one clip: each map without the first axis. A class token is the first of the tokens that are no patches."""
-    prefix = getattr(encoder, "num_prefix_tokens", 0)
-    has_class_token = prefix and any(name.endswith("cls_token") for name, _ in encoder.named_parameters())
-    if seen is None:
+def _maps(call: AttentionCall | None, grid: PatchGrid, encoder: Any) -> Attention | str:
+    """The maps of one clip, without the axis P; the class token is the first of the tokens that are no patches."""
+    if call is None:
         return "The encoder does not call torch's fused self-attention, so there is no attention to read."
-    groups, _, length, _ = seen.query.shape
-    size = length - prefix  # patches that see each other: all, or those of one frame
+    prefix = getattr(encoder, "num_prefix_tokens", 0)
+    groups, _, length, _ = call.query.shape
+    size = length - prefix  # patches that attend to each other: all, or those of one frame
     if groups * size != grid.num_tokens:
-        return f"The last block attends to {groups * size} places, which are not the {grid.num_tokens} patches."
+        return f"The last block attends to {groups * size} tokens, which are not the {grid.num_tokens} patches."
     shape = (grid.t, grid.h, grid.w)
-    rows = torch.arange(prefix, length, device=seen.query.device).split(ROWS)
-    received = sum(seen.shares(some)[:, :, prefix:].sum(dim=1) for some in rows) / size  # [groups, size]
-    looks = torch.zeros(len(query_patches(grid)), groups, size)
+    device = call.query.device
+    rows = torch.arange(prefix, length, device=device).split(QUERIES_AT_ONCE)
+    received = sum(call.shares(part)[:, :, prefix:].sum(dim=1) for part in rows) / size  # [groups, size]
+    of_queries = torch.zeros(len(query_patches(grid)), groups, size)
     for number, token in enumerate(query_patches(grid)):
-        row = torch.tensor([prefix + token % size], device=seen.query.device)
-        looks[number, token // size] = seen.shares(row)[token // size, 0, prefix:].cpu()
-    first = seen.shares(torch.tensor([0], device=seen.query.device))[:, 0, prefix:] if has_class_token else None
-    return Attention(
-        received=torch.as_tensor(received).cpu().reshape(shape),
-        looks=looks.reshape(-1, *shape),
-        class_token=None if first is None else first.cpu().reshape(shape),
-    )
+        row = torch.tensor([prefix + token % size], device=device)
+        of_queries[number, token // size] = call.shares(row)[token // size, 0, prefix:].cpu()
+    class_token = None
+    if prefix and any(name.endswith("cls_token") for name, _ in encoder.named_parameters()):
+        shares = call.shares(torch.tensor([0], device=device))[:, 0, prefix:]  # [groups, size]
+        class_token = shares.cpu().reshape(shape)
+    return Attention(torch.as_tensor(received).cpu().reshape(shape), of_queries.reshape(-1, *shape), class_token)
 
 
 def query_patches(grid: PatchGrid) -> tuple[int, ...]:
-    """Up to three tokens of a time step in the middle: in the centre, and to the upper left and lower right of it."""
+    """Up to three tokens of a time step in the middle: the centre, and one to the upper left and lower right of it."""
     steps = frames_shown(grid.t)
     start = steps[len(steps) // 2] * grid.h * grid.w
-    places = [(quarter * grid.h // 4) * grid.w + quarter * grid.w // 4 for quarter in (2, 1, 3)]
-    return tuple(dict.fromkeys(start + place for place in places))
+    patches = [(quarter * grid.h // 4) * grid.w + quarter * grid.w // 4 for quarter in (2, 1, 3)]
+    return tuple(dict.fromkeys(start + patch for patch in patches))
 
 
-def agreement(found: Tensor, train: Tensor, test: Tensor) -> float:
-    """Neighbours [n, k], labels [m], [n] -> share of same classes among samples and neighbours that have a label."""
-    labels = train[found]
-    known = (labels >= 0) & (test[:, None] >= 0)
-    return float((labels == test[:, None])[known].float().mean())
+def agreement(neighbours: Tensor, train: Tensor, test: Tensor) -> float:
+    """Neighbours [n, k], labels [m], [n] -> share of neighbours of the same class; unlabelled samples do not count."""
+    labels = train[neighbours]
+    is_labelled = (labels >= 0) & (test[:, None] >= 0)
+    return float((labels == test[:, None])[is_labelled].float().mean())
 
 
 def hardest(probabilities: Tensor, labels: Tensor, count: int) -> Tensor:
-    """[n, classes], [n] -> indices of at most `count` samples that are wrong, the most confident first."""
+    """[n, classes], [n] -> indices of at most `count` wrong predictions, the most confident first."""
     confidence, predicted = probabilities.max(dim=1)
     wrong = ((predicted != labels) & (labels >= 0)).nonzero()[:, 0]
     return wrong[confidence[wrong].argsort(descending=True, stable=True)[:count]]
 
 
 def most_ambiguous(probabilities: Tensor, count: int) -> Tensor:
-    """[n, classes] -> indices of the `count` samples whose two likeliest classes are nearest to each other."""
+    """[n, classes] -> indices of the `count` samples whose two highest probabilities are closest."""
     best = probabilities.topk(2, dim=1).values
     return (best[:, 0] - best[:, 1]).argsort(stable=True)[:count]
 
 
-def in_turn(labels: Tensor, count: int) -> list[int]:
-    """Indices of `count` samples, one of each label in turn, so that many are seen."""
+def one_per_label_in_turn(labels: Tensor, count: int) -> list[int]:
+    """Indices of `count` samples that cycle through the labels."""
     members = [(labels == label).nonzero()[:, 0].tolist() for label in labels.unique()]
-    rounds = [group[turn] for turn in range(count) for group in members if turn < len(group)]
-    return rounds[:count]
+    return [index for group in zip_longest(*members) for index in group if index is not None][:count]

@@ -1,4 +1,4 @@
-"""inspect.html: what an encoder makes of a data set, in one file that needs no service, script or network."""
+"""inspect.html: features, attention and errors of an encoder on a data set; one file without external resources."""
 
 from __future__ import annotations
 
@@ -19,40 +19,35 @@ from jepa.benchmark.inspect import (
     Subject,
     agreement,
     hardest,
-    in_turn,
     most_ambiguous,
     observe,
+    one_per_label_in_turn,
 )
-from jepa.evaluation.embeddings import label_name
+from jepa.benchmark.report import MAX_CONFUSION_CLASSES, bar, draw_confusion
 from jepa.evaluation.pictures import enlarge, film, fit, frames_shown, heat, montage, principal_colours, to_rgb
-from jepa.evaluation.probe import confusion_counts, nearest
+from jepa.evaluation.probe import nearest
 from jepa.reports.charts import WIDTH, Scale, mark_class, mark_styles, scatter
 from jepa.reports.page import Table, data_url, image, principal_plane, render
 from jepa.runs.metrics import write_atomically
 from jepa.types import PatchGrid
 
 NUM_PICTURES, NUM_CLIPS = 12, 4
-"""that feature maps and attention are shown of"""
+"""Number of pictures or clips with feature maps and attention."""
 NUM_QUERIES, NUM_NEIGHBOURS = 12, 5
 NUM_MISTAKES = 12
 NUM_CONFUSIONS = 8
 MAX_DOTS = 1000
-PLACED = 24
-"""width of a thumbnail in a plane of WIDTH"""
+THUMBNAIL_SIDE = 24
+"""Side of a thumbnail in a plane of WIDTH, in pixels."""
 MAX_BARS, BEST_BARS = 30, 10
-MAX_CELLS = 30
-"""classes of a confusion matrix whose cells are drawn with their names"""
-CELL, MAX_NAME, MATRIX_SIDE = 34, 14, 480
+MATRIX_SIDE = 480
+"""Least side of a confusion matrix that is drawn as a picture, in pixels."""
 FRAME_COLOUR = (255, 60, 40)
-SHOWN_SIDE = 128
-"""pixels of a picture on the page, at most"""
+MAX_PICTURE_SIDE = 128
+"""Longer side of a picture on the page, in pixels."""
 PHOTO_BYTES = 12_000
-"""A picture whose PNG is larger than this many bytes is taken for a photo, and stored as JPEG."""
+"""Size of a PNG in bytes above which the picture is stored as JPEG."""
 WITHOUT_PROBE = "Left out: it needs the answers of a linear probe, and labels in both parts of the data set."
-
-
-Thumbnail = tuple[float, float, str, str, str]
-"""left and top in pixels, class name, style, data URL"""
 
 
 class Tile(NamedTuple):
@@ -62,36 +57,33 @@ class Tile(NamedTuple):
     """data URL"""
     texts: Sequence[str]
     tone: str = ""
+    """CSS class"""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Section:
-    """A sentence, and under it whatever of the rest is not empty."""
+    """An introduction, and the pictures, tables and plots under it."""
 
     lead: str
     is_left_out: bool = False
-    """`lead` is the reason."""
+    """Whether `lead` is the reason why the section is empty."""
     rows: Sequence[Sequence[Tile]] = ()
     has_strips: bool = False
-    """The rows are of frames side by side, and their maps stand under them, not beside them."""
+    """Whether rows are frames side by side, with the maps of a clip under them instead of beside them."""
     tiles: Sequence[Tile] = ()
-    plane: Markup | None = None
-    thumbnails: Sequence[Thumbnail] = ()
-    bars: Sequence[tuple[str, float, str]] = ()
-    """Name, share from 0 to 1 and number of samples of each class."""
-    matrix: Markup | None = None
-    confusions: Table | None = None
+    cards: Sequence[Markup] = ()
+    """Tables and plots side by side."""
 
 
 def write_page(folder: Path, subject: Subject) -> Path:
     """Write FOLDER/inspect.html; readers see the old page or the new one."""
     num = NUM_CLIPS if subject.pictures.shape[2] > 1 else NUM_PICTURES
     observed = observe(subject.encoder, subject.pictures[:num])
-    found, similarity = nearest(subject.test.vectors, subject.train.vectors, NUM_NEIGHBOURS)
+    neighbours, similarity = nearest(subject.test.vectors, subject.train.vectors, NUM_NEIGHBOURS)
     sections = {
         "Feature maps": feature_maps(subject, observed),
         "Attention": attention_maps(subject, observed),
-        "Nearest neighbours": neighbour_rows(subject, found, similarity),
+        "Nearest neighbours": neighbour_rows(subject, neighbours, similarity),
         "Embedding": embedding(subject),
         "Classes": class_bars(subject),
         "Confusion matrix": confusion_matrix(subject),
@@ -99,34 +91,30 @@ def write_page(folder: Path, subject: Subject) -> Path:
         "Most ambiguous pictures": ambiguous_pictures(subject),
     }
     target = Path(folder) / "inspect.html"
-    text = render(
-        "inspect.html", name=subject.title, facts=_facts(subject, observed, found), protocol=subject.protocol,
-        sections=sections, plane_width=WIDTH, placed_width=PLACED,
-    )  # fmt: skip
+    facts = _facts(subject, observed, neighbours)
+    text = render("inspect.html", name=subject.title, facts=facts, protocol=subject.protocol, sections=sections)
     write_atomically(target, text)
     return target
 
 
-def _facts(subject: Subject, observed: Observed, found: Tensor) -> dict[str, str]:
+def _facts(subject: Subject, observed: Observed, neighbours: Tensor) -> dict[str, str]:
     encoder: Any = subject.encoder
     grid = observed.grid
-    size = "x".join(str(side) for side in ((grid.t,) if grid.t > 1 else ()) + (grid.h, grid.w))
     parameters = sum(weight.numel() for weight in encoder.parameters())
     facts = {
         "encoder": type(encoder).__name__,
         "width, depth": f"{encoder.embed_dim}, {len(getattr(encoder, 'blocks', ())) or 'unknown'}",
         "parameters": f"{parameters / 1e6:.3g} million",
-        "patches": size,
+        "patches": f"{grid.t}x" * (grid.t > 1) + f"{grid.h}x{grid.w}",
         "training samples": f"{len(subject.train.labels):,}",
         "test samples": f"{len(subject.test.labels):,}",
         **subject.facts,
     }
     if subject.is_labelled:
-        share = agreement(found, subject.train.labels, subject.test.labels)
+        share = agreement(neighbours, subject.train.labels, subject.test.labels)
         facts["neighbours of the same class"] = f"{share:.1%}"
-        if subject.probabilities is not None:
-            counts = _counts(subject, subject.probabilities)
-            facts["linear probe, top-1"] = f"{counts.trace() / counts.sum():.1%}"
+    if (counts := subject.confusion) is not None:
+        facts["linear probe, top-1"] = f"{counts.trace() / counts.sum():.1%}"
     return facts
 
 
@@ -134,13 +122,12 @@ def feature_maps(subject: Subject, observed: Observed) -> Section:
     if not observed.tokens.isfinite().all():
         return _left_out("The features are not finite.")
     colours, shares = principal_colours(observed.tokens, observed.grid)  # [P, 3, t, h, w]
-    share = ", ".join(f"{share:.0%}" for share in shares)
     lead = (
-        "Each patch in the colour of its features: their three main directions over all these pictures are red, green "
-        f"and blue ({share} of the variance). Parts of one colour are alike to the encoder."
+        "Each patch in the colour of its features: their first three principal components over all these pictures are "
+        f"red, green and blue ({', '.join(f'{share:.0%}' for share in shares)} of the variance). Patches of one colour "
+        "have similar features."
     )
-    shown = [[("features", enlarge(maps.transpose(0, 1)))] for maps in colours]
-    return _beside_pictures(subject, lead, shown)
+    return _with_pictures(subject, lead, [[("features", enlarge(maps.transpose(0, 1)))] for maps in colours])
 
 
 def attention_maps(subject: Subject, observed: Observed) -> Section:
@@ -148,19 +135,19 @@ def attention_maps(subject: Subject, observed: Observed) -> Section:
     if isinstance(attention, str):
         return _left_out(attention)
     lead = (
-        "Of the last block, mean over its heads. Dark is nothing and bright the most in that map; the number says how "
-        "many times its even share the brightest patch has. First what the patches receive from each other"
-        f"{', then what the class token looks at' if attention.class_token is not None else ''}, then what the patch "
-        "framed in red looks at."
+        "Attention of the last block, mean over its heads. Colours run from dark (none) to bright (the maximum of the "
+        "map); the number is the attention to the brightest patch as a multiple of the mean. First the attention that "
+        f"patches receive from each other{', then that of the class token' * (attention.class_token is not None)}, "
+        "then that of the patch framed in red."
     )
     rows = []
-    for index, looks in enumerate(attention.looks):
+    for index, query_maps in enumerate(attention.attention_of_queries):
         maps = [("received", attention.received[index], None)]
         if attention.class_token is not None:
             maps.append(("class token", attention.class_token[index], None))
-        maps += [("looks", look, query) for look, query in zip(looks, observed.queries, strict=True)]
+        maps += [("query", values, query) for values, query in zip(query_maps, observed.queries, strict=True)]
         rows.append([(f"{name} {_peak(values):.1f}x", _heat_map(values, grid, query)) for name, values, query in maps])
-    return _beside_pictures(subject, lead, rows)
+    return _with_pictures(subject, lead, rows)
 
 
 def _peak(values: Tensor) -> float:
@@ -169,58 +156,57 @@ def _peak(values: Tensor) -> float:
 
 
 def _heat_map(values: Tensor, grid: PatchGrid, query: int | None) -> Tensor:
-    """[t, h, w] -> uint8 [t, 3, H, W], a frame around the query patch"""
-    drawn = enlarge(heat(values / values.max().clamp_min(1e-12)))
+    """[t, h, w] -> uint8 [t, 3, H, W] with a frame around the query patch"""
+    frames = enlarge(heat(values / values.max().clamp_min(1e-12)))
     if query is None:
-        return drawn
-    side = drawn.shape[-1] // grid.w
+        return frames
+    side = frames.shape[-1] // grid.w
     edge = max(2, side // 8)
     step, top, left = query // (grid.h * grid.w), query // grid.w % grid.h * side, query % grid.w * side
-    patch = drawn[step, :, top : top + side, left : left + side]
+    patch = frames[step, :, top : top + side, left : left + side]
     inside = patch[:, edge:-edge, edge:-edge].clone()
     patch[:] = torch.tensor(FRAME_COLOUR, dtype=torch.uint8)[:, None, None]
     patch[:, edge:-edge, edge:-edge] = inside
-    return drawn
+    return frames
 
 
-def _beside_pictures(subject: Subject, lead: str, rows: Sequence[Sequence[tuple[str, Tensor]]]) -> Section:
-    """Names and maps uint8 [t, 3, H, W] of each of the first pictures: tiles beside it, of a clip strips under it."""
+def _with_pictures(subject: Subject, lead: str, rows: Sequence[Sequence[tuple[str, Tensor]]]) -> Section:
+    """A row for each of the first pictures: the picture, then its named maps uint8 [t, 3, H, W]."""
     cards = []
-    for index, maps in enumerate(rows):
-        picture, name = subject.pictures[index], _name(subject, int(subject.test.labels[index]))
+    for picture, label, maps in zip(subject.pictures, subject.test.labels.tolist(), rows, strict=False):
+        name = subject.class_name(label)
         if picture.shape[1] == 1:
-            cards.append([_tile(small(picture[:, 0]), name), *(_tile(shown[0], text) for text, shown in maps)])
+            cards.append([_tile(small(picture[:, 0]), name), *(_tile(values[0], text) for text, values in maps)])
             continue
         frames = enlarge(torch.stack([small(frame) for frame in film(picture)]))
         steps = [frame * len(maps[0][1]) // picture.shape[1] for frame in frames_shown(picture.shape[1])]
-        cards.append(
-            [_strip(frames, name), *(_strip(fit(shown[steps], frames.shape[-2:]), text) for text, shown in maps)]
-        )
+        strips = [(text, fit(values[steps], frames.shape[-2:])) for text, values in maps]
+        cards.append([_strip(images, text) for text, images in [(name, frames), *strips]])
     return Section(lead=lead, rows=cards, has_strips=subject.pictures.shape[2] > 1)
 
 
-def neighbour_rows(subject: Subject, found: Tensor, similarity: Tensor) -> Section:
+def neighbour_rows(subject: Subject, neighbours: Tensor, similarity: Tensor) -> Section:
     lead = (
-        "Each row begins with a test picture; then the training pictures with the most similar features (cosine), "
-        "best first."
+        "Each row starts with a test picture, followed by the training pictures with the most similar features "
+        "(cosine), best first."
     )
     if subject.is_labelled:
         lead += " Green ones are of its class, red ones of another."
     rows = []
-    for query in in_turn(subject.test.labels, NUM_QUERIES):
+    for query in one_per_label_in_turn(subject.test.labels, NUM_QUERIES):
         label = int(subject.test.labels[query])
-        tiles = [_tile(small(subject.test_thumbnails[query]), _name(subject, label))]
-        for index, cosine in zip(found[query].tolist(), similarity[query].tolist(), strict=True):
+        tiles = [_tile(small(subject.test_thumbnails[query]), subject.class_name(label))]
+        for index, cosine in zip(neighbours[query].tolist(), similarity[query].tolist(), strict=True):
             other = int(subject.train.labels[index])
             tone = "" if label < 0 or other < 0 else "good" if other == label else "bad"
-            text = f"{_name(subject, other)} {cosine:.3f}"
+            text = f"{subject.class_name(other)} {cosine:.3f}"
             tiles.append(_tile(small(subject.train_thumbnails[index]), text, tone=tone))
         rows.append(tiles)
     return Section(lead=lead, rows=rows)
 
 
 def embedding(subject: Subject) -> Section:
-    """Every dot a test sample; beside them thumbnails at the places of some."""
+    """A scatter plot of the test samples, and beside it thumbnails at their positions."""
     num = len(subject.test.labels)
     rows = torch.linspace(0, num - 1, min(num, MAX_DOTS)).round().long()
     vectors = subject.test.vectors[rows]
@@ -228,127 +214,114 @@ def embedding(subject: Subject) -> Section:
         return _left_out("There are fewer than three test samples, or their features are not finite.")
     plane, shares = principal_plane(vectors.numpy())
     points = [(x, y) for x, y in plane.tolist()]
-    names = [_name(subject, label) for label in subject.test.labels[rows].tolist()]
+    names = [subject.class_name(label) for label in subject.test.labels[rows].tolist()]
     lead = (
         f"The features of {len(rows):,} test samples on their two main directions ({shares[0]:.0%} and {shares[1]:.0%} "
-        "of the variance); labels under the pointer. What lies together here may still be apart in other directions."
+        "of the variance); labels under the pointer. Samples that are close here may differ in other directions."
     )
-    return Section(
-        lead=lead, plane=scatter(points, names), thumbnails=_placed(subject.test_thumbnails[rows], points, names)
-    )
+    thumbnails = _thumbnails_in_plane(subject.test_thumbnails[rows], points, names)
+    card = Markup('<div class="card plane">{}</div>')
+    return Section(lead=lead, cards=[card.format(scatter(points, names)), card.format(thumbnails)])
 
 
-def _placed(thumbnails: Tensor, points: Sequence[tuple[float, float]], names: Sequence[str]) -> list[Thumbnail]:
-    """Thumbnails where there is room for them, framed in the colour of their class."""
+def _thumbnails_in_plane(thumbnails: Tensor, points: Sequence[tuple[float, float]], names: Sequence[str]) -> Markup:
+    """An SVG of the thumbnails that do not overlap, framed in the colour of their class."""
     styles = mark_styles(names)
-    scales = [
-        Scale(min(v), max(v) if max(v) > min(v) else min(v) + 1, 0, WIDTH - PLACED) for v in zip(*points, strict=True)
-    ]
-    placed: list[Thumbnail] = []
-    for index, (x, y) in enumerate(points):
-        left, top = scales[0](x), WIDTH - PLACED - scales[1](y)
-        if all(max(abs(left - a), abs(top - b)) > PLACED + 2 for a, b, *_ in placed):
-            name = names[index]
-            placed.append((left, top, name, mark_class(styles[name]), _encode(small(thumbnails[index]))))
-    return placed
+    end = WIDTH - THUMBNAIL_SIDE
+    x, y = (Scale(min(v), max(v) if max(v) > min(v) else min(v) + 1, 0, end) for v in zip(*points, strict=True))
+    corners: list[tuple[float, float]] = []
+    svg = Markup('<svg viewBox="-2 -2 {0} {0}" role="img" aria-label="thumbnails in the plane">').format(WIDTH + 4)
+    for picture, point, name in zip(thumbnails, points, names, strict=True):
+        left, top = x(point[0]), end - y(point[1])
+        if all(max(abs(left - a), abs(top - b)) > THUMBNAIL_SIDE + 2 for a, b in corners):
+            corners.append((left, top))
+            box = Markup('x="{0:.1f}" y="{1:.1f}" width="{2}" height="{2}"').format(left, top, THUMBNAIL_SIDE)
+            svg += Markup(
+                '<g><title>{}</title><image {box} href="{}"/><rect class="edge {}" {box}/></g>'
+            ).format(name, _encode(small(picture)), mark_class(styles[name]), box=box)  # fmt: skip
+    return svg + Markup("</svg>")
 
 
 def class_bars(subject: Subject) -> Section:
     """Recall of each class, the worst first."""
-    if not subject.is_labelled or subject.probabilities is None:
+    if (counts := subject.confusion) is None:
         return _left_out(WITHOUT_PROBE)
-    counts = _counts(subject, subject.probabilities)
     totals = counts.sum(dim=1)
     recalls = counts.diag() / totals.clamp_min(1)
     order = [index for index in recalls.argsort(stable=True).tolist() if totals[index]]
-    shown = order if len(order) <= MAX_BARS else [*order[: MAX_BARS - BEST_BARS], *order[-BEST_BARS:]]
-    lead = f"Share of the test samples of a class that the linear probe names rightly, of {len(order)} classes"
-    lead += "." if shown == order else f" the worst {MAX_BARS - BEST_BARS} and the best {BEST_BARS}."
-    bars = [(_name(subject, index), float(recalls[index]), f"{int(totals[index]):,}") for index in shown]
-    return Section(lead=lead, bars=bars)
+    lead = f"Share of the test samples of a class that the linear probe predicts correctly, of {len(order)} classes"
+    if len(order) > MAX_BARS:
+        order = [*order[: MAX_BARS - BEST_BARS], *order[-BEST_BARS:]]
+        lead += f" the worst {MAX_BARS - BEST_BARS} and the best {BEST_BARS}"
+    rows = [
+        [subject.class_name(index), bar(100 * recall, f"{recall:.0%}"), f"{int(totals[index]):,}"]
+        for index, recall in ((index, float(recalls[index])) for index in order)
+    ]
+    table = Table(heads=["", "recall", "test samples"], rows=rows, text_columns={1})
+    return Section(lead=f"{lead}.", cards=[table.html("recalls")])
 
 
 def confusion_matrix(subject: Subject) -> Section:
-    if not subject.is_labelled or subject.probabilities is None:
+    if (counts := subject.confusion) is None:
         return _left_out(WITHOUT_PROBE)
-    counts = _counts(subject, subject.probabilities)
-    shares = counts / counts.sum(dim=1, keepdim=True).clamp_min(1)
-    lead = "Of the linear probe: a row for each true class, a column for what it was taken for."
-    if len(counts) <= MAX_CELLS:
-        names = [_name(subject, index) for index in range(len(counts))]
-        matrix = _cells(counts, shares, names)
+    lead = "Predictions of the linear probe: a row for each true class, a column for each predicted class."
+    if len(counts) <= MAX_CONFUSION_CLASSES:
+        matrix = draw_confusion(counts.tolist(), list(map(subject.class_name, range(len(counts)))))
     else:
+        shares = counts / counts.sum(dim=1, keepdim=True).clamp_min(1)
         matrix = image(_encode(enlarge(heat(shares[None]), MATRIX_SIDE)[0]), "confusion matrix")
-        lead += " Each square is a pair of classes, from dark, never, to bright, always."
-    return Section(lead=lead, matrix=matrix, confusions=_confusions(subject, counts))
+        lead += " The colour is the share of the true class, from dark (none) to bright (all)."
+    card = Markup('<div class="card scroll">{}</div>').format(matrix)
+    return Section(lead=lead, cards=[card, _most_frequent_confusions(subject, counts)])
 
 
-def _cells(counts: Tensor, shares: Tensor, names: Sequence[str]) -> Markup:
-    """Percentages of the true class, written where there is room."""
-    cells = [
-        {
-            "row": row, "column": column, "share": (share := float(shares[row, column])),
-            "title": f"{names[row]}, taken for {names[column]}: {int(counts[row, column]):,} ({share:.0%})",
-        }
-        for row, column in counts.nonzero().tolist()
-    ]  # fmt: skip
-    margin = 12 + 6.5 * min(MAX_NAME, max(map(len, names)))
-    return render("matrix.html", names=[name[:MAX_NAME] for name in names], cells=cells, margin=margin, side=CELL)
-
-
-def _confusions(subject: Subject, counts: Tensor) -> Table:
-    """The most frequent ones."""
+def _most_frequent_confusions(subject: Subject, counts: Tensor) -> Markup:
     wrong = counts - counts.diag().diag()
-    most = wrong.flatten().argsort(descending=True, stable=True)[:NUM_CONFUSIONS].tolist()
-    lines = []
-    for row, column in (divmod(place, len(counts)) for place in most):
-        if times := int(wrong[row, column]):
-            share = times / int(counts[row].sum())
-            lines.append([_name(subject, row), _name(subject, column), f"{times:,}", f"{share:.0%}"])
-    return Table(heads=["true class", "taken for", "times", "of the class"], rows=lines, words={1})
+    rows = []
+    for index in wrong.flatten().argsort(descending=True, stable=True)[:NUM_CONFUSIONS].tolist():
+        label, predicted = divmod(index, len(counts))
+        if times := int(wrong[label, predicted]):
+            share = times / int(counts[label].sum())
+            rows.append([subject.class_name(label), subject.class_name(predicted), f"{times:,}", f"{share:.0%}"])
+    if not rows:
+        return Markup('<div class="card"><p class="empty">The probe makes no mistake.</p></div>')
+    heads = ["true class", "predicted class", "times", "of the class"]
+    return Table(heads=heads, rows=rows, text_columns={1}).html()
 
 
 def hardest_pictures(subject: Subject) -> Section:
-    """The most confidently wrong answers."""
-    if not subject.is_labelled or subject.probabilities is None:
+    """The wrong predictions with the highest confidence."""
+    if subject.probabilities is None or not subject.is_labelled:
         return _left_out(WITHOUT_PROBE)
-    tiles = []
-    for index in hardest(subject.probabilities, subject.test.labels, NUM_MISTAKES).tolist():
-        confidence, predicted = subject.probabilities[index].max(dim=0)
-        told = (
-            f"{_name(subject, int(predicted))} {confidence:.0%}",
-            f"is {_name(subject, int(subject.test.labels[index]))}",
-        )
-        tiles.append(_tile(small(subject.test_thumbnails[index]), *told, tone="bad"))
-    if not tiles:
+    rows = hardest(subject.probabilities, subject.test.labels, NUM_MISTAKES)
+    if not len(rows):
         return _left_out("The probe makes no mistake.")
-    lead = "Where the linear probe is most confident and wrong: its answer, then what is true by the label."
-    return Section(lead=lead, tiles=tiles)
+    lead = "The wrong predictions of which the linear probe is most confident: its prediction, then the label."
+    return Section(lead=lead, tiles=_prediction_tiles(subject, subject.probabilities, rows, num_classes=1, tone="bad"))
 
 
 def ambiguous_pictures(subject: Subject) -> Section:
-    """The two likeliest classes nearly even."""
+    """The samples whose two likeliest classes have nearly equal probabilities."""
     if subject.probabilities is None or subject.probabilities.shape[1] < 2:
         return _left_out(WITHOUT_PROBE)
+    rows = most_ambiguous(subject.probabilities, NUM_MISTAKES)
+    lead = "The pictures whose two likeliest classes are nearly equally likely to the linear probe."
+    return Section(lead=lead, tiles=_prediction_tiles(subject, subject.probabilities, rows, num_classes=2))
+
+
+def _prediction_tiles(
+    subject: Subject, probabilities: Tensor, rows: Tensor, *, num_classes: int, tone: str = ""
+) -> list[Tile]:
+    """Test pictures with their likeliest classes and the label."""
     tiles = []
-    for index in most_ambiguous(subject.probabilities, NUM_MISTAKES).tolist():
-        best = subject.probabilities[index].topk(2)
-        told = [
-            f"{_name(subject, c)} {p:.0%}" for p, c in zip(best.values.tolist(), best.indices.tolist(), strict=True)
-        ]
-        label = int(subject.test.labels[index])
-        told += [f"is {_name(subject, label)}"] if label >= 0 else []
-        tiles.append(_tile(small(subject.test_thumbnails[index]), *told))
-    lead = "Where the linear probe can hardly decide between its two likeliest classes."
-    return Section(lead=lead, tiles=tiles)
-
-
-def _counts(subject: Subject, probabilities: Tensor) -> Tensor:
-    return confusion_counts(probabilities.argmax(dim=1), subject.test.labels, subject.num_classes)
-
-
-def _name(subject: Subject, label: int) -> str:
-    return label_name(label, subject.classes)
+    for row in rows.tolist():
+        best = probabilities[row].topk(num_classes)
+        answers = zip(best.indices.tolist(), best.values.tolist(), strict=True)
+        texts = [f"{subject.class_name(index)} {probability:.0%}" for index, probability in answers]
+        label = int(subject.test.labels[row])
+        texts += [f"is {subject.class_name(label)}"] if label >= 0 else []
+        tiles.append(_tile(small(subject.test_thumbnails[row]), *texts, tone=tone))
+    return tiles
 
 
 def _left_out(reason: str) -> Section:
@@ -356,12 +329,12 @@ def _left_out(reason: str) -> Section:
 
 
 def _tile(pixels: Tensor, *texts: str, tone: str = "") -> Tile:
-    """[3, h, w]"""
+    """uint8 [3, h, w] -> a picture with these lines of text"""
     return Tile(_encode(pixels), texts, tone)
 
 
 def _strip(frames: Tensor, text: str) -> Tile:
-    """[F, 3, h, w] side by side"""
+    """uint8 [F, 3, h, w] -> the frames side by side"""
     return Tile(_encode(montage([frames]).permute(2, 0, 1)), [text])
 
 
@@ -377,10 +350,10 @@ def _encode(pixels: Tensor) -> str:
 
 
 def small(picture: Tensor) -> Tensor:
-    """uint8 [C, h, w] -> [3, h, w], the longer side at most SHOWN_SIDE"""
+    """uint8 [C, h, w] -> uint8 [3, h, w] with the longer side at most MAX_PICTURE_SIDE"""
     rgb = to_rgb(picture[None])
-    share = SHOWN_SIDE / max(rgb.shape[-2:])
-    if share >= 1:
+    scale = MAX_PICTURE_SIDE / max(rgb.shape[-2:])
+    if scale >= 1:
         return rgb[0]
-    height, width = (max(1, round(side * share)) for side in rgb.shape[-2:])
+    height, width = (max(1, round(side * scale)) for side in rgb.shape[-2:])
     return F.adaptive_avg_pool2d(rgb.float(), (height, width))[0].round().byte()

@@ -1,4 +1,4 @@
-"""jepa-eval: evaluates representations by one protocol on one data set, with baselines, and keeps what is done."""
+"""jepa-eval: evaluates representations and baselines by one protocol on one data set, and stores the results."""
 
 from __future__ import annotations
 
@@ -40,32 +40,32 @@ from jepa.runs.metrics import versions
 from jepa.seeding import derive_seed
 
 NUM_PICTURES = 32
-"""test samples that an inspection shows"""
-MAX_KEPT_BYTES = 1 << 31
-"""bytes of pictures of one split that fine-tuning keeps; larger splits are read again in each epoch"""
+"""Number of test samples in an inspection."""
+MAX_CACHED_BYTES = 1 << 31
+"""Size in bytes up to which fine-tuning caches the pictures of a split; larger splits are read in each epoch."""
 TITLES = {"knn": "kNN", "finetune": "fine-tuned", "linear_sgd": "linear SGD"}
-METRIC = "metric: top-1 accuracy on the test samples, which choose nothing; the weights after the last epoch count"
+METRIC = "metric: top-1 accuracy on the test samples, which select nothing; weights are those after the last epoch"
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Entry:
-    """An encoder or a baseline of the comparison."""
+    """An encoder or a baseline to evaluate."""
 
     title: str
     run: str
-    """run, export or checkpoint with the encoder"""
+    """run, export or checkpoint of the encoder"""
     baseline: str = ""
-    """name of a baseline"""
+    """name of the baseline; empty for a trained encoder"""
 
     def supports(self, task: str) -> bool:
-        return task in OF_VECTORS or (self.baseline in ("", "untrained") and (task != "inspect" or not self.baseline))
+        return task in OF_VECTORS or not self.baseline or (self.baseline == "untrained" and task != "inspect")
 
 
 def evaluate(config: EvalConfig) -> Path:
-    """Evaluate, print the table and return the results' folder, outputs/NAME; what it holds already is not repeated.
+    """Evaluate, print the table and return outputs/NAME, the folder of the results; rows in it are not repeated.
 
-    Raises ConfigError for what only the data and the encoders can tell, RunError where nothing can be read.
+    Raises ConfigError for errors that only the data and the encoders reveal, RunError if nothing can be read.
     """
     with as_config_errors():
         benchmark = Benchmark(config)
@@ -82,7 +82,7 @@ def evaluate(config: EvalConfig) -> Path:
 
 
 class Benchmark:
-    """The data and the settings of a protocol; opens one entry at a time."""
+    """The data, settings and representations of an evaluation."""
 
     def __init__(self, config: EvalConfig) -> None:
         self.config = config
@@ -109,13 +109,9 @@ class Benchmark:
         }  # fmt: skip
 
     def evaluate(self, entry: Entry, task: str, results: Results) -> None:
-        """A row, unless it is there already."""
+        """Add the row to the results, unless they have it already."""
         if task == "inspect":
-            representation = self.open(entry, self.config.seed)
-            assert isinstance(representation, FrozenEncoder)
-            several = sum(not other.baseline for other in self.entries) > 1
-            folder = results.folder / entry.title.replace("/", "-") if several else results.folder
-            print(f"inspection: {inspect(folder, entry.title, representation, self.splits, self.cache)}", flush=True)
+            self._inspect(entry, results.folder)
             return
         name = evaluator_of(task, self.config.solver)
         assert name is not None
@@ -124,49 +120,58 @@ class Benchmark:
         seeds = self._seeds(entry, task)
         settings = self._settings(entry, name, seeds)
         key = hashlib.sha256(json.dumps(settings, default=str).encode()).hexdigest()[:24]
-        if results.has(entry.title, column, key):
+        stored = results.rows.get((entry.title, column))
+        if stored and stored.key == key:
             return
-        begun, self.cache.seconds = time.perf_counter(), 0.0
-        trials, notes, num_test = [], [], 0
-        for seed in seeds:
-            found, num_test, note = self._trial(entry, probe, seed)
-            trials.append(found)
-            notes += [note] if note else []
+        start, self.cache.seconds = time.perf_counter(), 0.0
+        trials, nums_test, notes = zip(*(self._trial(entry, probe, seed) for seed in seeds), strict=True)
         encoding = self.cache.seconds
-        seconds = {"encoding": encoding, "probe": time.perf_counter() - begun - encoding}
+        seconds = {"encoding": encoding, "probe": time.perf_counter() - start - encoding}
         row = Row(
             title=entry.title, column=column, key=key, run=entry.run, settings=settings, seconds=seconds,
-            protocol=[*self._protocol(entry, task, probe, seeds), *dict.fromkeys(notes)],
-            **summary(trials, num_test),
+            protocol=[*self._protocol(entry, task, probe, seeds), *dict.fromkeys(filter(None, notes))],
+            **summary(trials, nums_test[-1]),
         )  # fmt: skip
         results.add(row)
-        shown = f"{row.top1:.1f} % ({row.low:.1f}-{row.high:.1f})"
-        log.info("%s, %s: %s, %.1f s", row.title, row.column, shown, sum(seconds.values()))
+        accuracy = f"{row.top1:.1f} % ({row.low:.1f}-{row.high:.1f})"
+        log.info("%s, %s: %s, %.1f s", row.title, row.column, accuracy, sum(seconds.values()))
+
+    def _inspect(self, entry: Entry, folder: Path) -> None:
+        representation = self.open(entry, self.config.seed)
+        assert isinstance(representation, FrozenEncoder)
+        if sum(not other.baseline for other in self.entries) > 1:
+            folder /= entry.title.replace("/", "-")
+        print(f"inspection: {inspect(folder, entry.title, representation, self.splits, self.cache)}", flush=True)
 
     def open(self, entry: Entry, seed: int) -> Baseline | FrozenEncoder:
-        """The representation; with fresh weights it depends on the seed."""
+        """The representation of an entry; an untrained encoder depends on the seed."""
         seed = seed if entry.baseline == "untrained" else self.config.seed
         if (entry, seed) not in self._opened:
-            if entry.baseline in ("pixels", "hog"):
-                self._opened[entry, seed] = Baseline(entry.baseline, self._transform_of_baselines())
-            else:
-                self._opened[entry, seed] = self._frozen(entry, seed)
+            is_encoder = entry.baseline not in ("pixels", "hog")
+            self._opened[entry, seed] = self._frozen(entry, seed) if is_encoder else self._baseline(entry.baseline)
         return self._opened[entry, seed]
 
     def _frozen(self, entry: Entry, seed: int) -> FrozenEncoder:
         encoder = self._encoder(entry.run, entry.baseline == "untrained", seed)
-        frozen = FrozenEncoder(
-            encoder=encoder, transform=encoder.transform, session=self.session, pooling=self.config.pooling,
-            layers=self.config.layers,
-        )  # fmt: skip
         choose_attention(encoder, self.session.device, torch.bfloat16 if self.session.bf16 else torch.float32)
-        encoder.to(self.session.device)
-        return frozen
+        return FrozenEncoder(
+            encoder=encoder.to(self.session.device), transform=encoder.transform, session=self.session,
+            pooling=self.config.pooling, layers=self.config.layers,
+        )  # fmt: skip
+
+    def _baseline(self, name: str) -> Baseline:
+        """A baseline of pictures of `image_size`, or else of the input size of the first encoder."""
+        size = pair_of(self.config.image_size)
+        if size is None:
+            first = next(entry for entry in self.entries if entry.run)
+            size = tuple(self._encoder(first.run, False, self.config.seed).transform.image_size)
+        channels = self.splits.train.dataset.channels
+        return Baseline(name, EvalTransform(image_size=size, mean=[0.0] * channels, std=[1.0] * channels))
 
     def close(self) -> None:
-        """Frees the memory of the last entry."""
+        """Free the memory of the last entry."""
         self._opened.clear()
-        self.cache.forget()
+        self.cache.clear()
 
     def _encoder(self, run: str, fresh: bool, seed: int) -> Any:
         with torch.random.fork_rng(devices=[]):
@@ -178,22 +183,13 @@ class Benchmark:
                 encoder = open_encoder(run, clip_shape=(*encoder.clip_shape[:2], *size), fresh=fresh)
         return encoder.eval()
 
-    def _transform_of_baselines(self) -> EvalTransform:
-        """Pictures of the size that the first encoder sees."""
-        size = pair_of(self.config.image_size)
-        if size is None:
-            first = next(entry for entry in self.entries if entry.run)
-            size = tuple(self._encoder(first.run, False, self.config.seed).transform.image_size)
-        channels = self.splits.train.dataset.channels
-        return EvalTransform(image_size=size, mean=[0.0] * channels, std=[1.0] * channels)
-
     def _check(self, title: str, encoder: Any) -> None:
         channels, frames, height, width = encoder.clip_shape
-        own = self.splits.train.dataset.channels
-        if own != channels:
+        data_channels = self.splits.train.dataset.channels
+        if data_channels != channels:
             raise ConfigError(
-                [f"dataset.channels: {title} reads {channels} channels, the pictures have {own}; give a data set with "
-                 f"as many, as dataset.channels={channels} where it has that key"]
+                [f"dataset.channels: {title} reads {channels} channels, the pictures have {data_channels}; give a data "
+                 f"set with as many, as dataset.channels={channels} where it has that key"]
             )  # fmt: skip
         if self.config.num_frames != frames:
             try:
@@ -202,7 +198,7 @@ class Benchmark:
                 raise ConfigError([f"num_frames={self.config.num_frames}: {title} cannot read it: {error}"]) from error
 
     def _distinctions(self, task: str) -> Iterator[str]:
-        """What sets the protocol of a column apart from the usual one."""
+        """The settings of a column that differ from the default protocol."""
         config = self.config
         if config.shots:
             yield f"{config.shots:g} per class" if config.shots >= 1 else f"{100 * config.shots:g} %"
@@ -216,14 +212,16 @@ class Benchmark:
             yield config.pooling
 
     def _seeds(self, entry: Entry, task: str) -> list[int]:
-        """Several where anything is random."""
+        """Several seeds if a part of the evaluation is random, otherwise one."""
         config = self.config
-        random = task in ("attentive", "finetune") or (task == "linear" and config.solver == "sgd")
-        several = random or config.shots is not None or entry.baseline == "untrained"
-        return [config.seed + number for number in range(config.seeds if several else 1)]
+        is_random = (
+            task in ("attentive", "finetune") or (task == "linear" and config.solver == "sgd")
+            or config.shots is not None or entry.baseline == "untrained"
+        )  # fmt: skip
+        return [config.seed + number for number in range(config.seeds if is_random else 1)]
 
     def _settings(self, entry: Entry, name: str, seeds: Sequence[int]) -> dict[str, Any]:
-        """All that determines the numbers of a row."""
+        """Everything that determines the numbers of a row."""
         config, representation = self.config, self.open(entry, seeds[0])
         tuned = representation if name == "finetune" and isinstance(representation, FrozenEncoder) else None
         return {
@@ -235,7 +233,7 @@ class Benchmark:
         }  # fmt: skip
 
     def _trial(self, entry: Entry, probe: ClassProbe, seed: int) -> tuple[Trial, int, str]:
-        """With the number of independent test samples, and what could not be read."""
+        """The trial, the number of independent test samples, and a note on unreadable samples."""
         train, test, shots = self.splits.train, self.splits.test, self.config.shots
         if shots:
             train = train.take(few_shot_rows(train.labels, shots, seed, self.splits.classes))
@@ -245,19 +243,17 @@ class Benchmark:
             prediction, rows, num_train = self._tune(representation, probe, train, test, seed)
             labels = test.labels[rows]
         else:
-            tokens = EvaluatorTraits.of(probe).needs_tokens
-            title = entry.title
-            fitted, judged = (self.cache.features(title, representation, split, tokens) for split in (train, test))
-            prediction = probe.predict(self._task(fitted, judged, seed))
-            labels, num_train = judged.labels, len(fitted.labels)
+            max_tokens = EvaluatorTraits.of(probe).needs_tokens
+            train_features, test_features = (
+                self.cache.features(entry.title, representation, split, max_tokens) for split in (train, test)
+            )
+            prediction = probe.predict(self._task(train_features, test_features, seed))
+            labels, num_train = test_features.labels, len(train_features.labels)
         unread = {"training": len(train.labels) - num_train, "test": len(test.labels) - len(labels)}
-        note = ", ".join(f"{count:,} {name}" for name, count in unread.items() if count)
-        found = trial(prediction.predicted, labels, train.labels, len(self.splits.classes), seed, prediction.chosen)
-        return (
-            found,
-            min(test.num_sources, len(labels)),
-            f"note: could not be read and left out: {note}" if note else "",
-        )
+        counts = ", ".join(f"{count:,} {name}" for name, count in unread.items() if count)
+        note = f"note: could not be read and left out: {counts}" if counts else ""
+        result = trial(prediction.predicted, labels, train.labels, len(self.splits.classes), seed, prediction.chosen)
+        return result, min(test.num_sources, len(labels)), note
 
     def _task(self, train: Features, test: Features, seed: int) -> ProbeTask:
         return ProbeTask(train, test, len(self.splits.classes), seed, self.session.device)
@@ -265,78 +261,75 @@ class Benchmark:
     def _tune(
         self, encoder: FrozenEncoder, probe: FineTuning, train: LabelledSplit, test: LabelledSplit, seed: int
     ) -> tuple[Prediction, Tensor, int]:
-        """With the rows of the test samples and the number of the training samples that can be read."""
+        """The prediction, the rows of readable test samples and the number of readable training samples."""
         train_samples, test_samples = (
             Samples(
-                split=split, reduce=encoder.reduce, batch_size=self.config.batch_size, max_bytes=MAX_KEPT_BYTES,
+                split=split, reduce=encoder.reduce, batch_size=self.config.batch_size, max_bytes=MAX_CACHED_BYTES,
                 title="reading",
             )
             for split in (train, test)
         )  # fmt: skip
-        tuning = tuning_of(encoder, train_samples, test_samples, self._augment(encoder.transform), seed)
+        size, normalise = encoder.transform.image_size, encoder.transform.normalise
+        crops: dict[str, Any] = asdict(self.config.augment)
+        augment = Augment(image_size=size, mean=normalise.mean, std=normalise.std, **crops)
+        tuning = tuning_of(encoder, train_samples, test_samples, augment, seed)
         empty = torch.empty(0, encoder.encoder.embed_dim)
         task = self._task(Features(empty, train.labels), Features(empty, test.labels), seed)
         predicted = probe.tune(tuning, task)
-        unread = sum(index in train.broken for index in train.indices)
-        return Prediction(predicted), test_samples.rows, len(train.indices) - unread
-
-    def _augment(self, transform: EvalTransform) -> Augment:
-        crops, normalise = self.config.augment, transform.normalise
-        return Augment(
-            image_size=transform.image_size, mean=normalise.mean, std=normalise.std, flip=crops.flip,
-            crop_scale=(crops.crop_scale[0], crops.crop_scale[1]),
-            crop_aspect=(crops.crop_aspect[0], crops.crop_aspect[1]),
-        )  # fmt: skip
+        num_train = sum(index not in train.broken for index in train.indices)
+        return Prediction(predicted), test_samples.rows, num_train
 
     def _protocol(self, entry: Entry, task: str, probe: ClassProbe, seeds: Sequence[int]) -> list[str]:
-        representation, lines = self.open(entry, seeds[0]), [f"data: {self.splits.description}"]
+        """Sentences on the data, features, probe and seeds of a row."""
+        config, representation = self.config, self.open(entry, seeds[0])
         size = "x".join(map(str, representation.transform.image_size))
-        frames = f", {self.config.num_frames} frames" if self.config.num_frames > 1 else ""
-        shown = f"the central part resized to {size}{frames}, no augmentation"
-        if isinstance(representation, FrozenEncoder) and representation.encoder.clip_shape[1] != self.config.num_frames:
-            shown += f" (it was trained on {representation.encoder.clip_shape[1]} frames)"
+        frames = f", {config.num_frames} frames" if config.num_frames > 1 else ""
+        pictures = f"the central part resized to {size}{frames}, no augmentation"
+        if isinstance(representation, FrozenEncoder) and representation.encoder.clip_shape[1] != config.num_frames:
+            pictures += f" (it was trained on {representation.encoder.clip_shape[1]} frames)"
+        lines = [f"data: {self.splits.description}"]
         if task == "attentive":
-            which = "" if self.config.layers == 1 else f" of the last {self.config.layers} blocks, side by side"
-            lines.append(f"features of the attentive probe: the encoder's tokens{which} in eval mode; {shown}")
+            blocks = "" if config.layers == 1 else f" of the last {config.layers} blocks, side by side"
+            lines.append(f"features of the attentive probe: the encoder's tokens{blocks} in eval mode; {pictures}")
         elif task != "finetune":
-            lines.append(f"features: {representation.description}; {shown}")
+            lines.append(f"features: {representation.description}; {pictures}")
         lines.append(f"probe: {probe.method}")
         if task == "finetune":
-            crop = self.config.augment
+            crop = config.augment
             lines.append(
-                f"crops: scale {crop.crop_scale}, aspect {crop.crop_aspect}, flip {crop.flip}; tested on {shown}"
+                f"crops: scale {crop.crop_scale}, aspect {crop.crop_aspect}, flip {crop.flip}; tested on {pictures}"
             )
-        if self.config.shots:
-            shots = self.config.shots
-            each = f"{shots:g} training samples" if shots >= 1 else f"{100 * shots:g} % of the training samples"
-            lines.append(f"few-shot: of each class {each}, drawn anew for each seed")
-        seeded = f"seeds {seeds[0]} to {seeds[-1]}: the mean counts" if len(seeds) > 1 else f"seed {seeds[0]}"
-        return [*lines, METRIC, seeded]
+        if shots := config.shots:
+            amount = f"{shots:g} training samples" if shots >= 1 else f"{100 * shots:g} % of the training samples"
+            lines.append(f"few-shot: {amount} of each class, drawn anew for each seed")
+        mean = f"seeds {seeds[0]} to {seeds[-1]}: the result is their mean" if len(seeds) > 1 else f"seed {seeds[0]}"
+        return [*lines, METRIC, mean]
 
 
 def _entries(config: EvalConfig) -> Iterator[Entry]:
     """Baselines first, then the runs in their order."""
     runs = [run for run in as_list(config.run) if run not in FLOORS]
-    asked = [word for word in FLOORS if word in config.floors or word in as_list(config.run)]
-    for word in asked:
-        if word == "hog" and find_spec("skimage") is None:
+    for baseline in FLOORS:
+        if baseline not in config.floors and baseline not in as_list(config.run):
+            continue
+        if baseline == "hog" and find_spec("skimage") is None:
             log.warning("hog is left out: it needs scikit-image, pip install 'jepa-train[eval]'")
-        elif runs or word != "untrained":
-            yield Entry(word, runs[0] if runs else "", word)
+        elif runs or baseline != "untrained":
+            yield Entry(baseline, runs[0] if runs else "", baseline)
     titles = [_title(run) for run in runs]
     for run, title in zip(runs, titles, strict=True):
         yield Entry(title if titles.count(title) == 1 else run, run)
 
 
 def _title(run: str) -> str:
-    """The name of a run, of other sources as they are written."""
+    """The name of a run; other sources as they are written."""
     if ":" in run:
         return run
     return run.rstrip("/").rpartition("outputs/")[2].removesuffix("/checkpoints/last") or run
 
 
 def inspect(folder: Path, title: str, encoder: FrozenEncoder, splits: LabelledSplits, cache: FeatureCache) -> Path:
-    """Write FOLDER/inspect.html; test samples are shown in a random order, always the same."""
+    """Write FOLDER/inspect.html; test samples come in a random order that is always the same."""
     train, test = (cache.features(title, encoder, split) for split in splits[:2])
     train_thumbnails, test_thumbnails = (
         _read(split, partial(_thumbnails, encoder.transform), cache.batch_size, "encoding pictures")

@@ -1,4 +1,4 @@
-"""What was measured: a row for each representation and task, with its interval, kept in eval.json."""
+"""The results of jepa-eval: a row for each representation and task, with its interval, stored in eval.json."""
 
 from __future__ import annotations
 
@@ -17,68 +17,73 @@ from jepa.errors import RunError
 from jepa.evaluation.probe import balanced, confusion_counts, is_uneven, top1
 from jepa.runs.metrics import read_json, write_atomically
 
-NAME = "eval.json"
+RESULTS_FILE = "eval.json"
 FORMAT = "jepa-eval 1"
-Z = 1.959964
-"""of a standard normal distribution, 95 % of which lies within plus and minus"""
-MAX_CONFUSION = 100
-"""classes of a confusion matrix that is kept"""
+NORMAL_QUANTILE = 1.959964
+"""Quantile of the standard normal distribution for a two-sided 95 % interval."""
+MAX_STORED_CLASSES = 100
+"""Number of classes up to which confusion matrices are stored."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Trial:
-    """One repetition."""
+    """The result of one seed."""
 
     seed: int
     top1: float
     """percent"""
     balanced: float | None
-    """mean recall of the classes in percent; None where they are even"""
+    """mean recall of the classes in percent; None if the classes are even"""
     chosen: dict[str, float]
+    """hyper-parameters chosen on training samples"""
     confusion: list[list[int]]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """All accuracies in percent, means over the trials."""
+    """The result of a representation on a task; accuracies in percent, means over the trials."""
 
     title: str
-    """of the representation"""
+    """name of the representation"""
     column: str
-    """of the task, with what sets its protocol apart"""
+    """name of the task, with the settings that differ from the default protocol"""
     key: str
-    """of all that determines the numbers"""
+    """hash of everything that determines the numbers"""
     top1: float
     low: float
     high: float
     deviation: float | None
-    """of top-1 over the trials; None of one"""
+    """standard deviation of top-1 over the trials; None for a single trial"""
     balanced: float | None
     num_test: int
     per_class: list[float | None]
-    """recalls; None of a class without test samples"""
+    """recalls; None for a class without test samples"""
     confusion: list[list[int]] | None
-    """label by prediction, summed over the trials; None of very many classes"""
+    """label by prediction, summed over the trials; None for more than MAX_STORED_CLASSES classes"""
     trials: list[dict[str, Any]]
     settings: dict[str, Any]
-    """what the key stands for"""
+    """the values hashed in `key`"""
     protocol: list[str]
     seconds: dict[str, float]
     run: str = ""
 
 
 def wilson(accuracy: float, num: int) -> tuple[float, float]:
-    """The 95 % score interval of a share in percent of `num` samples (Wilson 1927)."""
+    """The 95 % score interval in percent of an accuracy on `num` samples (Wilson 1927)."""
     share = accuracy / 100
-    centre = (share + Z**2 / (2 * num)) / (1 + Z**2 / num)
-    half = Z / (1 + Z**2 / num) * math.sqrt(share * (1 - share) / num + Z**2 / (4 * num**2))
+    centre = (share + NORMAL_QUANTILE**2 / (2 * num)) / (1 + NORMAL_QUANTILE**2 / num)
+    half = (
+        NORMAL_QUANTILE
+        / (1 + NORMAL_QUANTILE**2 / num)
+        * math.sqrt(share * (1 - share) / num + NORMAL_QUANTILE**2 / (4 * num**2))
+    )
     return 100 * max(0.0, centre - half), 100 * min(1.0, centre + half)
 
 
 def trial(
     predicted: Tensor, labels: Tensor, train_labels: Tensor, num_classes: int, seed: int, chosen: Mapping
 ) -> Trial:
-    """Of the class of each test sample [n] and their labels [n]."""
+    """The trial with predictions [n] for test samples with labels [n]."""
     uneven = is_uneven(torch.cat([train_labels, labels]))
     return Trial(
         seed=seed, top1=top1(predicted, labels), balanced=balanced(predicted, labels) if uneven else None,
@@ -87,47 +92,45 @@ def trial(
 
 
 def summary(trials: Sequence[Trial], num_test: int) -> dict[str, Any]:
-    """The fields of a row that follow from its trials; `num_test` independent samples."""
+    """The fields of a row that follow from its trials; `num_test` is the number of independent test samples."""
     mean = fmean(trial.top1 for trial in trials)
     low, high = wilson(mean, num_test)
     counts = torch.tensor([trial.confusion for trial in trials]).sum(0)
     recalls = [100 * int(row[k]) / int(row.sum()) if row.sum() else None for k, row in enumerate(counts)]
-    evens = [trial.balanced for trial in trials if trial.balanced is not None]
+    recalls_of_trials = [trial.balanced for trial in trials if trial.balanced is not None]
     return {
         "top1": mean, "low": low, "high": high, "num_test": num_test, "per_class": recalls,
         "deviation": stdev(trial.top1 for trial in trials) if len(trials) > 1 else None,
-        "balanced": fmean(evens) if evens else None,
-        "confusion": counts.tolist() if len(counts) <= MAX_CONFUSION else None,
+        "balanced": fmean(recalls_of_trials) if recalls_of_trials else None,
+        "confusion": counts.tolist() if len(counts) <= MAX_STORED_CLASSES else None,
         "trials": [{k: v for k, v in asdict(trial).items() if k != "confusion"} for trial in trials],
     }  # fmt: skip
 
 
 @dataclass
 class Results:
-    """The rows of a folder, one for each title and column; what is measured anew replaces what was there."""
+    """The rows stored in a folder, one for each title and column; a new row replaces the old one."""
 
     folder: Path
     facts: dict[str, Any]
-    """of the data and the program: `test` names the test samples, which all rows share"""
+    """data and program; `test` is the digest of the test samples, which all rows share"""
     rows: dict[tuple[str, str], Row] = field(default_factory=dict)
 
     @classmethod
     def open(cls, folder: Path, facts: dict[str, Any]) -> Results:
-        """Raises RunError where the folder holds results of another version, or on other test samples."""
-        kept = read_json(folder / NAME)
-        if kept and kept.get("format") != FORMAT:
-            raise RunError(f"{folder}/{NAME} is of another version of jepa-eval; give another name=, or remove it")
-        if kept and kept["facts"]["test"] != facts["test"]:
+        """Read the stored rows. Raises RunError if they are of another version or on other test samples."""
+        stored = read_json(folder / RESULTS_FILE)
+        if stored and stored.get("format") != FORMAT:
+            raise RunError(
+                f"{folder}/{RESULTS_FILE} is of another version of jepa-eval; give another name=, or remove it"
+            )
+        if stored and stored["facts"]["test"] != facts["test"]:
             raise RunError(f"{folder} holds results on other test samples; give another name=, or remove it")
-        rows = [Row(**row) for row in kept.get("rows", ())]
+        rows = [Row(**row) for row in stored.get("rows", ())]
         return cls(folder, facts, {(row.title, row.column): row for row in rows})
-
-    def has(self, title: str, column: str, key: str) -> bool:
-        row = self.rows.get((title, column))
-        return row is not None and row.key == key
 
     def add(self, row: Row) -> None:
         self.rows[row.title, row.column] = row
         self.folder.mkdir(parents=True, exist_ok=True)
-        told = {"format": FORMAT, "facts": self.facts, "rows": [asdict(row) for row in self.rows.values()]}
-        write_atomically(self.folder / NAME, json.dumps(told, indent=1, default=str) + "\n")
+        content = {"format": FORMAT, "facts": self.facts, "rows": [asdict(row) for row in self.rows.values()]}
+        write_atomically(self.folder / RESULTS_FILE, json.dumps(content, indent=1, default=str) + "\n")

@@ -53,14 +53,14 @@ def _collect(flags: Namespace, folders: Sequence[Path]) -> int:
 def _run(flags: Namespace) -> int:
     from jepa.comparison.plan import choose_recipe, plan
     from jepa.comparison.results import find_runs
-    from jepa.comparison.runs import Children, run_all
+    from jepa.comparison.runs import TrainProcesses, run_all
     from jepa.config import Composer
     from jepa.parallel.signals import STOPS, handlers
 
     composer = Composer(flags.config_dir)
     recipe, overrides = choose_recipe(flags.what, flags.methods, composer)
     folder, members = plan(overrides, recipe, composer, flags.seconds)
-    processes = Children(["--config-dir", flags.config_dir] if flags.config_dir else [])
+    processes = TrainProcesses(["--config-dir", flags.config_dir] if flags.config_dir else [])
     with handlers(STOPS, processes.receive):
         failed = run_all(folder, members, flags.seconds, processes)
     if processes.signum:

@@ -19,7 +19,7 @@ from jepa.cli.terminal import quick_imports, rank, report_error, setup_logging
 from jepa.config import ConfigError, TrainConfig, changed_keys, to_dataclass
 from jepa.errors import RunError
 from jepa.parallel.signals import FROM_SCHEDULERS, STOPS, listen
-from jepa.reports.verdict import judged_value
+from jepa.reports.verdict import last_selection_value
 from jepa.runs.metrics import read_config, read_json, read_rows, write_atomically
 from jepa.training.launch import num_processes, start_processes
 
@@ -45,7 +45,7 @@ def job(config: DictConfig, checked: dict | None = None) -> float | None:
             checked_config = to_dataclass(as_checked() if is_member or checked is None else checked)
             status = _train(checked_config, folder, is_member)
         if status == 0:
-            return judged_value(read_rows(folder), checked_config.evaluation.judge)
+            return last_selection_value(read_rows(folder), checked_config.evaluation.judge)
     except SystemExit as exit:
         if not blocked:
             raise

@@ -1,4 +1,4 @@
-"""A comparison as a table for the terminal, as Markdown, as a self-contained HTML page and as numbers."""
+"""A comparison for the terminal, as Markdown, as a self-contained page and as numbers."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ import os
 import secrets
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from markupsafe import Markup
 
-from jepa.comparison.results import Comparison, Correlation, Method, RunResult, Spread, spread
+from jepa.comparison.results import Comparison, Correlation, Method, Spread, spread
 from jepa.config.catalogue import Choice, conf_folder
-from jepa.reports.charts import NUM_COLOURS, Chart, Level, Line, line_chart, number
+from jepa.reports.charts import NUM_COLOURS, Baseline, Chart, Line, line_chart, number
 from jepa.reports.page import Table, bullets, data_url, image, render
 from jepa.reports.verdict import Column, series
 from jepa.runs.metrics import MEDIA, write_atomically
@@ -25,14 +26,14 @@ WANDB = conf_folder() / "logger" / "wandb.yaml"
 AXES = {"step": "Over steps", "sample": "Over samples seen", "second": "Over training time"}
 BOLD = "Bold: ahead of every other row by more than both deviations."
 SELECTION = (
-    "Spearman's rank correlation between what is known without labels and each probe: 1 would choose the same run as "
-    "the labels, 0 is chance. Evaluations of one run hang together, so their number is no sample size; over methods "
-    "that predict different things, loss and prediction gain are not on one scale."
+    "Spearman's rank correlation of each criterion without labels with each probe: 1 selects the same run as the "
+    "labels, 0 is chance. Evaluations of one run are not independent, so their number is no sample size; loss and "
+    "prediction gain are not comparable between methods with different targets."
 )
 
 
 def write(comparison: Comparison, folder: Path, name: str) -> str:
-    """compare.md, compare.html and compare.json in the folder; returns the table for a terminal."""
+    """Write compare.md, compare.html and compare.json to the folder; returns the text for the terminal."""
     folder.mkdir(parents=True, exist_ok=True)
     write_atomically(folder / "compare.md", markdown(comparison, name))
     write_atomically(folder / "compare.html", html(comparison, folder, name))
@@ -41,55 +42,53 @@ def write(comparison: Comparison, folder: Path, name: str) -> str:
 
 
 def table(comparison: Comparison, *, with_predicted: bool = True) -> Table:
-    """A row for each method, then for the baselines; what a method predicts stands beside its name."""
+    """A row for each method, then for the baselines, with a column for what a method predicts."""
     titles = [[method.label, method.predicts] for method in comparison.methods]
     titles += [[title, "nothing"] for title, _ in comparison.baselines]
     values = [*map(comparison.values, comparison.methods), *(values for _, values in comparison.baselines)]
-    costs = [*map(_costs, comparison.methods), *[["-"] * len(COSTS) for _ in comparison.baselines]]
+    costs = [*map(_format_costs, comparison.methods), *[["-"] * len(COSTS) for _ in comparison.baselines]]
     first = 2 if with_predicted else 1
     return Table(
         heads=[*["", "predicts"][:first], *(column.head for column in comparison.columns), *COSTS],
         rows=[
-            [*title[:first], *map(_cell, row, comparison.columns), *cost]
+            [*title[:first], *map(_format_cell, row, comparison.columns), *cost]
             for title, row, cost in zip(titles, values, costs, strict=True)
         ],
-        words={1} if with_predicted else (),
-        best={(leader, first + c) for c, leader in enumerate(comparison.leaders()) if leader is not None},
+        text_columns={1} if with_predicted else (),
+        best={(row, first + column) for column, row in enumerate(comparison.leaders()) if row is not None},
     )
 
 
-def _cell(value: Spread | None, column: Column) -> str:
+def _format_cell(value: Spread | None, column: Column) -> str:
     if value is None:
         return "-"
     return f"{value.mean:.1f}" + (f" ± {value.deviation:.1f}" if value.deviation is not None else "") + column.unit
 
 
-def _costs(method: Method) -> list[str]:
-    values = costs(method)
-    memory = values["memory_gib"]
-    return [
-        *(f"{found.mean:,.0f}" if (found := values[name]) else "-" for name in ("steps", "samples")),
-        duration(values["seconds"].mean) if values["seconds"] else "-",
-        number(values["samples_per_s"].mean) if values["samples_per_s"] else "-",
-        f"{memory.mean:.2f} GiB" if memory else "-",
-        str(len(method.runs)),
-    ]
+def _format_costs(method: Method) -> list[str]:
+    formats = {
+        "steps": "{:,.0f}".format, "samples": "{:,.0f}".format, "seconds": duration, "samples_per_s": number,
+        "memory_gib": "{:.2f} GiB".format,
+    }  # fmt: skip
+    cells = [formats[name](value.mean) if value else "-" for name, value in costs(method).items()]
+    return [*cells, str(len(method.runs))]
 
 
 def costs(method: Method) -> dict[str, Spread | None]:
-    """What the runs took: steps, samples, seconds of training, samples/s over all of it, peak memory."""
+    """Steps, samples, seconds of training, samples/s and peak memory in GiB, over the seeds."""
     ends = [run.clock[-1] for run in method.runs]
+    memory = [[value for _, value in series(run.rows, "perf/peak_memory_gib")] for run in method.runs]
     return {
         "steps": spread(step for step, _, _ in ends),
         "samples": spread(samples for _, samples, _ in ends),
         "seconds": spread(seconds for _, _, seconds in ends),
         "samples_per_s": spread(samples / seconds for _, samples, seconds in ends if seconds > 0),
-        "memory_gib": method.over_seeds(lambda run: run.memory),
+        "memory_gib": spread(max(values, default=None) for values in memory),
     }
 
 
 def terminal(comparison: Comparison) -> str:
-    """The table; below it stand what the methods predict, the budget and the notes."""
+    """The table, and below it what the methods predict, the budget and the notes."""
     result = table(comparison, with_predicted=False)
     predictions = [f"{m.label}: {m.predicts}" for m in comparison.methods if m.predicts]
     mark = ["* ahead of every other row by more than both deviations"] if result.best else []
@@ -104,27 +103,27 @@ def markdown(comparison: Comparison, name: str) -> str:
 
 
 def _selection(correlations: Sequence[Correlation]) -> Table:
-    """A row for each criterion: over runs and over evaluations, each with its n."""
+    """A row for each criterion: its correlations over runs and over evaluations, each with its n."""
     probes = list(dict.fromkeys(correlation.probe for correlation in correlations))
-    found = {(c.criterion, c.probe): (c.over_runs, c.over_evaluations) for c in correlations}
-    heads = [f"{probe}, over {what}" for what in ("runs", "evaluations") for probe in probes]
+    cells = {(c.criterion, c.probe): c for c in correlations}
+    missing = Correlation("", "", (math.nan, 0), (math.nan, 0))
     lines = []
     for criterion in dict.fromkeys(correlation.criterion for correlation in correlations):
-        pairs = [found[criterion, probe][part] if (criterion, probe) in found else (math.nan, 0)
-                 for part in (0, 1) for probe in probes]  # fmt: skip
+        row = [cells.get((criterion, probe), missing) for probe in probes]
+        pairs = [*(c.over_runs for c in row), *(c.over_evaluations for c in row)]
         lines.append([criterion, *(f"{rho:+.2f} (n={n})" if math.isfinite(rho) else f"- (n={n})" for rho, n in pairs)])
+    heads = [f"{probe}, over {unit}" for unit in ("runs", "evaluations") for probe in probes]
     return Table(heads=["", *heads], rows=lines)
 
 
 def numbers(comparison: Comparison) -> dict[str, Any]:
-    """Everything that the table shows, unrounded, for a program to read."""
-    named = [(column.metric, place) for place, column in enumerate(comparison.columns)]
+    """All values of the table without rounding, for programs."""
+    metrics = [column.metric for column in comparison.columns]
     rows = {m.label: comparison.values(m) for m in comparison.methods} | dict(comparison.baselines)
-    values = {title: {metric: _plain(row[place]) for metric, place in named} for title, row in rows.items()}
     return {
         "budget": comparison.budget,
         "notes": list(comparison.notes),
-        "values": values,
+        "values": {title: dict(zip(metrics, map(_plain, row), strict=True)) for title, row in rows.items()},
         "costs": {m.label: {name: _plain(v) for name, v in costs(m).items()} for m in comparison.methods},
         "predicts": {method.label: method.predicts for method in comparison.methods},
         "runs": {m.label: {str(run.folder): run.config["seed"] for run in m.runs} for m in comparison.methods},
@@ -151,37 +150,35 @@ def html(comparison: Comparison, folder: Path, name: str) -> str:
 
 
 def _charts(comparison: Comparison, axis: str) -> tuple[str, str, list[Markup]]:
-    """Title, lead, and a chart for each probe: a line per method, the mean over its seeds in a band of them."""
-    drawn = comparison.methods[:NUM_COLOURS]
+    """Title, introduction, and a chart for each probe with a line per method."""
+    methods = comparison.methods[:NUM_COLOURS]
     figures = []
-    for column in comparison.probes:
-        lines = [line for method in drawn if (line := curve(method, column.metric, axis)).points]
-        place = comparison.columns.index(column)
-        levels = [Level(name=title, value=v.mean) for title, values in comparison.baselines if (v := values[place])]
-        figures.append(line_chart(Chart(title=column.head, unit="%", axis=axis), lines, levels))
+    for index, column in enumerate(comparison.columns):
+        if column in comparison.probes:
+            lines = [line for method in methods if (line := curve(method, column.metric, axis)).points]
+            baselines = [Baseline(name=title, value=v.mean) for title, row in comparison.baselines if (v := row[index])]
+            figures.append(line_chart(Chart(title=column.head, unit="%", axis=axis), lines, baselines))
     lead = "The mean of the seeds, in a band from the lowest to the highest."
-    if len(drawn) < len(comparison.methods):
-        lead += f" The first {len(drawn)} of {len(comparison.methods)} methods."
+    if len(methods) < len(comparison.methods):
+        lead += f" The first {len(methods)} of {len(comparison.methods)} methods."
     return AXES[axis], lead, figures
 
 
 def curve(method: Method, metric: str, axis: str) -> Line:
-    """The mean over the seeds at every step that all of them have evaluated, over steps, samples or seconds."""
-    found = [dict(series(run.rows, metric)) for run in method.runs]
-    found = [values for values in found if values]
-    steps = sorted(set.intersection(*map(set, found))) if found else []
+    """The mean over the seeds at the steps that all of them evaluated, over steps, samples or seconds."""
+    by_seed = [values for run in method.runs if (values := dict(series(run.rows, metric)))]
+    steps = sorted(set.intersection(*map(set, by_seed))) if by_seed else []
     points, band = [], []
     for step in steps:
-        values = [each[step] for each in found]
-        samples, seconds = (sum(x) / len(method.runs) for x in zip(*(run.at(step) for run in method.runs), strict=True))
-        place = {"step": step, "sample": samples, "second": seconds}[axis]
-        points.append((place, sum(values) / len(values)))
+        values = [seed_values[step] for seed_values in by_seed]
+        samples, seconds = (fmean(x) for x in zip(*(run.at(step) for run in method.runs), strict=True))
+        points.append(({"step": step, "sample": samples, "second": seconds}[axis], fmean(values)))
         band.append((min(values), max(values)))
     return Line(name=method.label, points=points, band=band)
 
 
 def _pictures(methods: Sequence[Method]) -> list[tuple[str, Markup]]:
-    """What each method predicts, as its first seed drew it at its last evaluation."""
+    """Reconstructions by the first seed of each method at its last evaluation."""
     pictures = []
     for method in methods:
         run = min(method.runs, key=lambda run: run.config["seed"])
@@ -193,24 +190,23 @@ def _pictures(methods: Sequence[Method]) -> list[tuple[str, Markup]]:
 
 
 def _runs(comparison: Comparison, folder: Path) -> Table:
-    runs = [_run_row(method, run, folder) for method in comparison.methods for run in method.runs]
-    return Table(heads=["", "seed", "training time", ""], rows=[*runs, *comparison.left_out])
-
-
-def _run_row(method: Method, run: RunResult, folder: Path) -> list[str]:
-    address = Path(os.path.relpath(run.folder / "report.html", folder)).as_posix()
-    link = Markup('<a href="{}">report</a>').format(address)
-    return [method.label, str(run.config["seed"]), duration(run.clock[-1][2]), link]
+    rows: list[Sequence[str]] = []
+    for method in comparison.methods:
+        for run in method.runs:
+            address = Path(os.path.relpath(run.folder / "report.html", folder)).as_posix()
+            link = Markup('<a href="{}">report</a>').format(address)
+            rows.append([method.label, str(run.config["seed"]), duration(run.clock[-1][2]), link])
+    return Table(heads=["", "seed", "training time", ""], rows=[*rows, *comparison.left_out])
 
 
 def send_to_wandb(comparison: Comparison, folder: Path, name: str) -> None:
-    """The table, and every probe of every method over its steps, as a run of its own with the members' settings."""
+    """Log the table and the curves as a W&B run of its own, with the logger settings of the first run."""
     from jepa.logger import WandbLogger
 
     run = comparison.methods[0].runs[0]
-    given = (run.config.get("logger") or {}).get("wandb") or Choice("logger", "wandb", WANDB).values
-    keys = {key.rpartition(".")[2]: value for key, value in given.items()}
-    settings: dict[str, Any] = {key: keys[key] for key in ("project", "entity", "mode")}
+    options = (run.config.get("logger") or {}).get("wandb") or Choice("logger", "wandb", WANDB).values
+    values = {key.rpartition(".")[2]: value for key, value in options.items()}
+    settings: dict[str, Any] = {key: values[key] for key in ("project", "entity", "mode")}
     logger = WandbLogger(
         **settings, folder=folder, config={"name": name}, run_id=secrets.token_hex(4), resume_step=None
     )

@@ -1,6 +1,6 @@
-"""What several runs have measured, side by side: methods, their means and spreads over seeds, and rank correlations.
+"""Results of several runs: methods, their means and deviations over seeds, and rank correlations.
 
-Works on run folders alone. Runs that differ in nothing but the seed are one method; values are those of the last step.
+Reads run folders alone. Runs that differ only in the seed are one method; values are those of the last step.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import product
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any, NamedTuple
@@ -20,10 +21,10 @@ import yaml
 from jepa.config.catalogue import Catalogue, conf_folder, flatten
 from jepa.config.schema import IRRELEVANT, IRRELEVANT_SECTIONS, show_value
 from jepa.errors import RunError
-from jepa.reports.verdict import Column, series, start_of, table_columns
+from jepa.reports.verdict import Column, initial_weights, series, table_columns
 from jepa.runs.metrics import METRICS, Row, read_config, read_json, read_rows
 
-BUDGET, MEASURING = "budget.json", ".measure"
+BUDGET_FILE, MEASUREMENT_FOLDER = "budget.json", ".measure"
 FINETUNED = Column("fine-tuned", "probe/finetune_top1")
 CRITERIA = {
     "collapse/rank": "rank",
@@ -33,22 +34,22 @@ CRITERIA = {
     "predict/gain": "prediction gain",
     "train/loss": "minus training loss",
 }
-"""What can choose between runs without labels; of the loss, less is better."""
-FEWEST = 4
-"""pairs below which a rank correlation says nothing"""
+"""Criteria that select between runs without labels, with their names; for the loss, less is better."""
+MIN_PAIRS = 4
+"""Number of pairs below which there is no rank correlation."""
 
 
 class Spread(NamedTuple):
     mean: float
     deviation: float | None
-    """of the sample, over n - 1; None of one value"""
+    """sample standard deviation (n - 1); None for a single value"""
     n: int
 
 
 def spread(values: Iterable[float | None]) -> Spread | None:
-    """Mean and deviation of the finite values; None where there are none."""
-    known = [value for value in values if value is not None and math.isfinite(value)]
-    return Spread(fmean(known), stdev(known) if len(known) > 1 else None, len(known)) if known else None
+    """Mean and deviation of the finite values; None if there are none."""
+    finite = [value for value in values if value is not None and math.isfinite(value)]
+    return Spread(fmean(finite), stdev(finite) if len(finite) > 1 else None, len(finite)) if finite else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,19 +60,19 @@ class RunResult:
     status: str
     message: str
     method: str = ""
-    """its name in the comparison that started it, where it has one"""
+    """name of the method in the comparison that started the run"""
     budget_seconds: float | None = None
 
     @cached_property
     def settings(self) -> dict[str, Any]:
-        """What tells methods apart, under dotted names."""
+        """The settings that distinguish methods, under dotted names."""
         flat = {"regularizer": ",".join(self.config.get("regularizer") or {}) or "none", **dict(flatten(self.config))}
-        own = {key: value for key, value in flat.items() if key not in IRRELEVANT | {"seed"}}
-        return {key: value for key, value in own.items() if key.partition(".")[0] not in IRRELEVANT_SECTIONS}
+        keys = {key for key in flat if key.partition(".")[0] not in IRRELEVANT_SECTIONS} - IRRELEVANT - {"seed"}
+        return {key: value for key, value in flat.items() if key in keys}
 
     @cached_property
     def clock(self) -> list[tuple[float, float, float]]:
-        """(step, samples seen, seconds of training so far), from the measured rates: pauses and stops count nothing."""
+        """(step, samples seen, seconds of training) from the measured rates, without pauses and interruptions."""
         points = [(0.0, 0.0, 0.0)]
         for row in self.rows:
             rate = row.get("perf/samples_per_s", math.nan)
@@ -86,18 +87,15 @@ class RunResult:
         return float(np.interp(step, steps, samples)), float(np.interp(step, steps, seconds))
 
     def last(self, metric: str, until: float = math.inf) -> float | None:
-        """The last value after step 0."""
+        """The last value after step 0, up to step `until`."""
         return next((value for step, value in reversed(series(self.rows, metric)) if 0 < step <= until), None)
-
-    @property
-    def memory(self) -> float | None:
-        return max((value for _, value in series(self.rows, "perf/peak_memory_gib")), default=None)
 
 
 @dataclass(frozen=True)
 class Method:
     label: str
     predicts: str
+    """what its objective predicts, in words"""
     runs: Sequence[RunResult]
 
     def over_seeds(self, value: Callable[[RunResult], float | None]) -> Spread | None:
@@ -109,7 +107,7 @@ class Method:
 
 
 class Correlation(NamedTuple):
-    """Spearman's, with the number of pairs: of the last values of all runs, and of all evaluations after step 0."""
+    """Rank correlation and number of pairs, over the last values of all runs and over all evaluations after step 0."""
 
     criterion: str
     probe: str
@@ -121,10 +119,10 @@ class Correlation(NamedTuple):
 class Comparison:
     columns: Sequence[Column]
     methods: Sequence[Method]
-    """the best of the first column first"""
+    """sorted by the first column, best first"""
     baselines: Sequence[tuple[str, Sequence[Spread | None]]]
     left_out: Sequence[tuple[str, str]]
-    """folders of runs that are not finished, and why"""
+    """folders of unfinished runs with the reasons"""
     budget: str
     notes: Sequence[str]
     correlations: Sequence[Correlation]
@@ -137,34 +135,33 @@ class Comparison:
         return [method.over_seeds(lambda run, name=column.metric: run.last(name)) for column in self.columns]
 
     def leaders(self) -> list[int | None]:
-        """Of each probe the row (methods, then baselines) that is ahead of all others by more than both deviations."""
+        """For each probe the row (methods, then baselines) that exceeds all others by more than both deviations."""
         rows = [*map(self.values, self.methods), *(values for _, values in self.baselines)]
-        return [_leader([row[place] for row in rows]) if c in self.probes else None
-                for place, c in enumerate(self.columns)]  # fmt: skip
+        columns = zip(self.columns, zip(*rows, strict=True), strict=True)
+        return [_leader(values) if column in self.probes else None for column, values in columns]
 
 
 def _leader(values: Sequence[Spread | None]) -> int | None:
-    reach = [(v.mean, math.inf if v.deviation is None else v.deviation, place) for place, v in enumerate(values) if v]
-    if len(reach) < 2:
+    ranking = [(v.mean, math.inf if v.deviation is None else v.deviation, row) for row, v in enumerate(values) if v]
+    if len(ranking) < 2:
         return None
-    (best, own, place), *rivals = sorted(reach, reverse=True)
-    return place if all(best - mean > own + deviation for mean, deviation, _ in rivals) else None
+    (best, deviation, leader), *rivals = sorted(ranking, reverse=True)
+    return leader if all(best - mean > deviation + other for mean, other, _ in rivals) else None
 
 
 def find_runs(folders: Sequence[Path]) -> list[RunResult]:
-    """The runs at any depth. Raises RunError where there is no such folder, or no run in it."""
-    found: dict[Path, RunResult] = {}
+    """The runs at any depth. Raises RunError if a folder does not exist or holds no run."""
+    runs: dict[Path, RunResult] = {}
     for folder in folders:
         if not folder.is_dir():
-            raise RunError(
-                f"{folder}: there is no such folder; give folders of runs, or overrides as objective=jepa,mae"
-            )
-        found_here = [path.parent for path in sorted(folder.rglob(METRICS)) if path.parent.name != MEASURING]
-        places = [place for place in found_here if (place / "config.yaml").is_file()]
-        if not places:
+            hint = "give folders of runs, or overrides as objective=jepa,mae"
+            raise RunError(f"{folder}: there is no such folder; {hint}")
+        paths = [path.parent for path in sorted(folder.rglob(METRICS)) if path.parent.name != MEASUREMENT_FOLDER]
+        paths = [path for path in paths if (path / "config.yaml").is_file()]
+        if not paths:
             raise RunError(f"{folder}: holds no run, at no depth; a run is a folder with {METRICS} and config.yaml")
-        found |= {place.resolve(): _read(place) for place in places}
-    return list(found.values())
+        runs |= {path.resolve(): _read(path) for path in paths}
+    return list(runs.values())
 
 
 def _read(folder: Path) -> RunResult:
@@ -172,41 +169,48 @@ def _read(folder: Path) -> RunResult:
         rows, ended, config = read_rows(folder), read_json(folder / "run.json"), read_config(folder)
     except (ValueError, yaml.YAMLError) as error:
         raise RunError(f"{folder} cannot be read: {error}") from error
-    budget = next((b for parent in folder.parents if (b := _budget(parent, folder))), {})
+    budget, method = _budget(folder)
     return RunResult(
         folder=folder,
         config={"seed": 0, **config},
         rows=rows,
         status=ended.get("status", "running"),
         message=ended.get("message", ""),
-        method=budget.get("members", {}).get(budget.get("own"), ""),
+        method=method,
         budget_seconds=budget.get("seconds"),
     )
 
 
-def _budget(parent: Path, folder: Path) -> dict[str, Any]:
-    """What the comparison says that started the run, if one in `parent` did."""
-    own = folder.relative_to(parent).as_posix()
-    budget = read_json(parent / BUDGET)
-    return {**budget, "own": own} if own in budget.get("members", {}) else {}
+def _budget(folder: Path) -> tuple[dict[str, Any], str]:
+    """Budget and name of the method, from the comparison that started the run; both are empty without one."""
+    for parent in folder.parents:
+        budget = read_json(parent / BUDGET_FILE)
+        label = folder.relative_to(parent).as_posix()
+        if label in budget.get("members", {}):
+            return budget, budget["members"][label]
+    return {}, ""
 
 
 def compare(runs: Sequence[RunResult], left_out: Sequence[tuple[str, str]] = ()) -> Comparison:
-    """Raises RunError where no run is finished; `left_out` are runs of which there is not even a folder."""
-    done = [run for run in runs if run.status == "finished"]
-    left = [(str(r.folder), f"{r.status}{': ' * bool(r.message)}{r.message}") for r in runs if r.status != "finished"]
-    left = [*left, *left_out]
-    if not done:
-        told = "; ".join(f"{folder} ({why})" for folder, why in left)
-        raise RunError(f"none of the runs is finished, so there is nothing to compare: {told}")
-    rows = [row for run in done for row in run.rows]
-    columns = _columns(rows)
-    methods = _methods(done)
+    """Compare the finished runs; `left_out` are runs without a folder. Raises RunError if none is finished."""
+    finished = [run for run in runs if run.status == "finished"]
+    reasons = {str(r.folder): f"{r.status}{': ' * bool(r.message)}{r.message}" for r in runs if r.status != "finished"}
+    left_out = [*reasons.items(), *left_out]
+    if not finished:
+        raise RunError(f"none of the runs is finished, so there is nothing to compare: {_with_reasons(left_out)}")
+    columns = _columns([row for run in finished for row in run.rows])
+    methods = _methods(finished)
     first = columns[0].metric
-    methods.sort(key=lambda m: -(found.mean if (found := m.over_seeds(lambda run: run.last(first))) else -math.inf))
-    budget, notes = _budget_told(methods), _notes(methods, left)
-    probes = [column for column in columns if column.metric.startswith("probe/")]
-    return Comparison(columns, methods, _baselines(done, columns), left, budget, notes, _correlations(done, probes))
+    methods.sort(key=lambda m: -(value.mean if (value := m.over_seeds(lambda run: run.last(first))) else -math.inf))
+    return Comparison(
+        columns=columns, methods=methods, baselines=_baselines(finished, columns), left_out=left_out,
+        budget=_describe_budget(methods), notes=_notes(methods, left_out),
+        correlations=_correlations(finished, [column for column in columns if column.metric.startswith("probe/")]),
+    )  # fmt: skip
+
+
+def _with_reasons(left_out: Sequence[tuple[str, str]]) -> str:
+    return "; ".join(f"{folder} ({reason})" for folder, reason in left_out)
 
 
 def _columns(rows: Sequence[Row]) -> list[Column]:
@@ -232,16 +236,16 @@ def _methods(runs: Sequence[RunResult]) -> list[Method]:
 
 
 def labels(groups: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Of each group the settings in which it differs from the others: what is chosen first, then values.
+    """For each group the settings in which it differs from the others: choices of components first, then values.
 
-    Values are told apart among groups that chose the same: what one objective needs says nothing about another.
+    Values are compared only among groups with the same choices, since other components have other settings.
     """
     names = []
     keys = list(dict.fromkeys(key for group in groups for key in group))
-    chosen = sorted((key for key in keys if _is_choice(key)), key=lambda key: key != "objective._target_")
+    keys.sort(key=lambda key: (not _is_choice(key), key != "objective._target_" and _is_choice(key)))
     for group in groups:
         parts, rivals = [], list(groups)
-        for key in [*chosen, *(key for key in keys if key not in chosen)]:
+        for key in keys:
             if any(rival.get(key) != group.get(key) for rival in rivals):
                 parts.append(_part(key, group.get(key, "absent")))
                 rivals = [rival for rival in rivals if not _is_choice(key) or rival.get(key) == group.get(key)]
@@ -263,13 +267,12 @@ def _part(key: str, value: Any) -> str:
 
 
 def _baselines(runs: Sequence[RunResult], columns: Sequence[Column]) -> list[tuple[str, list[Spread | None]]]:
-    """Encoder of step 0 and raw pixels, of each seed the mean over the methods."""
-    rows = []
-    starts = " or ".join(sorted({start_of(run.config) for run in runs}, reverse=True))
-    for title, prefix in ((f"{starts} encoder", ""), ("raw pixels", "baseline/pixels_")):
-        names = [prefix + column.metric.partition("/")[2] if prefix else column.metric for column in columns]
-        rows.append((title, [_at_start(runs, name) for name in names]))
-    return rows
+    """Title and values of the encoder of step 0 and of raw pixels; for each seed the mean over the methods."""
+    initial = " or ".join(sorted({initial_weights(run.config) for run in runs}, reverse=True))
+    metrics = [column.metric for column in columns]
+    pixels = [f"baseline/pixels_{metric.partition('/')[2]}" for metric in metrics]
+    titles = {f"{initial} encoder": metrics, "raw pixels": pixels}
+    return [(title, [_at_start(runs, name) for name in names]) for title, names in titles.items()]
 
 
 def _at_start(runs: Sequence[RunResult], name: str) -> Spread | None:
@@ -279,48 +282,46 @@ def _at_start(runs: Sequence[RunResult], name: str) -> Spread | None:
     return spread(fmean(values) for values in by_seed.values() if values)
 
 
-def _budget_told(methods: Sequence[Method]) -> str:
-    """Which budget was equal, in words that hold for these runs."""
+def _describe_budget(methods: Sequence[Method]) -> str:
+    """A sentence on the budget that the runs had in common."""
     runs = [run for method in methods for run in method.runs]
     seconds = [run.clock[-1][2] for run in runs]
-    wanted = {run.budget_seconds for run in runs}
-    if None not in wanted and len(wanted) == 1:
+    budgets = {run.budget_seconds for run in runs}
+    if None not in budgets and len(budgets) == 1:
         return (
-            f"Equal budget: {wanted.pop():g} seconds of training for each run, at the rate of its method measured "
+            f"Equal budget: {budgets.pop():g} seconds of training for each run, at the rate of its method measured "
             f"beforehand; the runs took {min(seconds):.0f} to {max(seconds):.0f} s."
         )
     samples = {round(run.clock[-1][1]) for run in runs}
     if len(samples) == 1:
         return f"Equal budget: each run has seen {samples.pop():,} samples."
-    told = (f"{method.label} {max(run.clock[-1][1] for run in method.runs):,.0f}" for method in methods)
-    return f"NOT an equal budget: the runs differ in the samples they have seen ({'; '.join(told)})."
+    counts = (f"{method.label} {max(run.clock[-1][1] for run in method.runs):,.0f}" for method in methods)
+    return f"NOT an equal budget: the runs differ in the samples they have seen ({'; '.join(counts)})."
 
 
-def _notes(methods: Sequence[Method], left: Sequence[tuple[str, str]]) -> list[str]:
-    runs = [run for method in methods for run in method.runs]
+def _notes(methods: Sequence[Method], left_out: Sequence[tuple[str, str]]) -> list[str]:
     notes = ["Values are those of the last step, never of the best; ± is the sample standard deviation over seeds."]
     if any(len(method.runs) == 1 for method in methods):
         notes.append("A method with one seed has no spread: small differences from it mean nothing.")
     for method in methods:
         if len(set(method.seeds)) < len(method.seeds):
             notes.append(f"{method.label}: more than one run has the same seed, so the spread is too small.")
-    flat = [method.runs[0].settings for method in methods]
+    settings = [method.runs[0].settings for method in methods]
     differing = {
-        key for settings in flat for key in settings if any(key not in s or s[key] != settings[key] for s in flat)
-    }
-    if same := [
-        s for s in ("encoder", "dataset", "augment", "image_size") if any(k.split(".")[0] == s for k in differing)
-    ]:
-        notes.append(f"The methods differ in {', '.join(same)} too.")
-    if len({json.dumps(run.config.get("evaluation"), default=str) for run in runs}) > 1:
+        key.split(".")[0] for one, other in product(settings, repeat=2) for key in one
+        if key not in other or other[key] != one[key]
+    }  # fmt: skip
+    if sections := [name for name in ("encoder", "dataset", "augment", "image_size") if name in differing]:
+        notes.append(f"The methods differ in {', '.join(sections)} too.")
+    if len({json.dumps(r.config.get("evaluation"), default=str) for method in methods for r in method.runs}) > 1:
         notes.append("The runs were evaluated on different numbers of samples (evaluation.*).")
-    if left:
-        notes.append(f"Left out, since not finished: {'; '.join(f'{folder} ({why})' for folder, why in left)}.")
+    if left_out:
+        notes.append(f"Left out, since not finished: {_with_reasons(left_out)}.")
     return notes
 
 
 def spearman(first: Sequence[float], second: Sequence[float]) -> float:
-    """The correlation of the ranks, ties at their mean rank; nan where one side is constant."""
+    """Rank correlation, with ties at their mean rank; nan if one side is constant."""
     ranks = []
     for values in (first, second):
         _, inverse, counts = np.unique(np.asarray(values, dtype=float), return_inverse=True, return_counts=True)
@@ -331,17 +332,20 @@ def spearman(first: Sequence[float], second: Sequence[float]) -> float:
 
 
 def _correlations(runs: Sequence[RunResult], probes: Sequence[Column]) -> list[Correlation]:
-    found = []
-    for criterion, probe in ((c, p) for c in CRITERIA for p in probes):
+    """Correlations of each criterion with each probe that was measured at the same evaluations."""
+    correlations = []
+    for (criterion, title), probe in product(CRITERIA.items(), probes):
         sign = -1 if criterion == "train/loss" else 1
         at_end = [(run.last(criterion), run.last(probe.metric)) for run in runs]
-        always = [(r.last(criterion, s), v) for r in runs for s, v in series(r.rows, probe.metric) if s > 0]
-        pairs = [[(sign * c, p) for c, p in part if c is not None and p is not None] for part in (at_end, always)]
-        if pairs[1]:
-            over_runs, over_evaluations = ((_rank_correlation(part), len(part)) for part in pairs)
-            found.append(Correlation(CRITERIA[criterion], probe.head, over_runs, over_evaluations))
-    return found
+        all_steps = [(r.last(criterion, s), v) for r in runs for s, v in series(r.rows, probe.metric) if s > 0]
+        over_runs, over_evaluations = (
+            [(sign * c, p) for c, p in pairs if c is not None and p is not None] for pairs in (at_end, all_steps)
+        )
+        if over_evaluations:
+            coefficients = ((_rank_correlation(pairs), len(pairs)) for pairs in (over_runs, over_evaluations))
+            correlations.append(Correlation(title, probe.head, *coefficients))
+    return correlations
 
 
 def _rank_correlation(pairs: Sequence[tuple[float, float]]) -> float:
-    return math.nan if len(pairs) < FEWEST else spearman(*zip(*pairs, strict=True))
+    return math.nan if len(pairs) < MIN_PAIRS else spearman(*zip(*pairs, strict=True))

@@ -8,113 +8,115 @@ import subprocess
 import sys
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
+from statistics import harmonic_mean
 from types import FrameType
 from typing import Any
 
 from jepa.comparison.plan import Member
-from jepa.comparison.results import BUDGET, MEASURING
+from jepa.comparison.results import BUDGET_FILE, MEASUREMENT_FOLDER
 from jepa.config import override_literal
 from jepa.reports.verdict import series
 from jepa.runs.metrics import read_json, read_rows, write_atomically
 
 WARM_UP, MEASURED = 4, 12
-"""steps of the measurement; the first ones are left out of the rate"""
-
-TAIL = 15
-"""lines of a failed run that are shown again"""
-
-
-def _with_steps(member: Member, steps: int) -> Member:
-    overrides = [text for text in member.overrides if not text.startswith("steps=")]
-    return replace(member, overrides=(*overrides, f"steps={steps}"), config=member.config | {"steps": steps})
+"""Steps of the measurement: the first ones do not count in the rate."""
+TAIL_LINES = 15
+"""Number of lines of a failed run that are printed again."""
 
 
-class Children:
-    """Runs of jepa-train in processes of their own, to which a signal is handed on."""
+class TrainProcesses:
+    """Runs jepa-train in processes, one at a time, and forwards signals to them."""
 
     def __init__(self, flags: Sequence[str] = ()) -> None:
         self.flags = tuple(flags)
         self.signum = 0
-        self._child: subprocess.Popen | None = None
+        self._process: subprocess.Popen | None = None
 
-    def say(self, text: str) -> None:
+    def print_line(self, text: str) -> None:
         print(text, flush=True)
 
     def receive(self, signum: int, frame: FrameType | None) -> None:
         self.signum = signum
-        if self._child is not None and self._child.poll() is None:
-            self._child.send_signal(signum)
+        if self._process is not None and self._process.poll() is None:
+            self._process.send_signal(signum)
 
     def train(self, overrides: Sequence[str], *, quiet: bool = False) -> tuple[int, list[str]]:
-        """Exit status and last lines; what it prints is said line by line."""
+        """Train with these overrides; returns the exit status and the last lines of the output."""
         command = [sys.executable, "-m", "jepa.cli.train", *self.flags, *overrides]
-        tail: deque[str] = deque(maxlen=TAIL)
-        # a group of its own, or Ctrl-C would reach it twice: a second one stops it without saving
+        tail: deque[str] = deque(maxlen=TAIL_LINES)
+        # a process group of its own, or Ctrl-C would reach it twice: the second signal stops it without saving
         with subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace", process_group=0
-        ) as self._child:
+        ) as self._process:
             if self.signum:
-                self._child.send_signal(self.signum)
-            assert self._child.stdout is not None
-            for line in map(str.rstrip, self._child.stdout):
+                self._process.send_signal(self.signum)
+            assert self._process.stdout is not None
+            for line in map(str.rstrip, self._process.stdout):
                 tail.append(line)
                 if not quiet:
-                    self.say(line)
-        return self._child.returncode, list(tail)
+                    self.print_line(line)
+        return self._process.returncode, list(tail)
 
 
-def run_all(folder: Path, found: Sequence[Member], seconds: float | None, family: Children) -> dict[str, str]:
-    """Train what is not finished; the labels of runs that failed, each with its reason. A signal ends it early."""
-    budget = {"seconds": seconds, "steps": {}, "samples_per_s": {}, "members": {}} | read_json(folder / BUDGET)
-    budget["members"] |= {member.label: member.method * bool(member.name) for member in found}
+def run_all(
+    folder: Path, members: Sequence[Member], seconds: float | None, processes: TrainProcesses
+) -> dict[str, str]:
+    """Train the unfinished runs until a signal arrives; returns the folders of failed runs with the reasons."""
+    budget = {"seconds": seconds, "steps": {}, "samples_per_s": {}, "members": {}} | read_json(folder / BUDGET_FILE)
+    budget["members"] |= {member.label: member.method * bool(member.name) for member in members}
     failed = {}
-    for number, member in enumerate(found, start=1):
-        if family.signum:
+    for number, member in enumerate(members, start=1):
+        if processes.signum:
             break
-        family.say(f"== {number}/{len(found)} {member.label}{' is finished' * member.is_finished} ==")
-        if member.dropped and not member.is_finished:
-            family.say(f"its objective has no use for {', '.join(member.dropped)}: left out")
+        processes.print_line(f"== {number}/{len(members)} {member.label}{' is finished' * member.is_finished} ==")
         if member.is_finished:
             continue
-        status, tail = _run(folder, member, budget, family)
-        if status and not family.signum:
+        if member.dropped:
+            processes.print_line(f"its objective does not use {', '.join(member.dropped)}: left out")
+        status, tail = _run(folder, member, budget, processes)
+        if status and not processes.signum:
             failed[str(member.folder)] = f"exit status {status}"
-            told = "".join(f"\n  | {line}" for line in tail)
-            family.say(f"{member.label} failed with exit status {status}; its last lines:{told}")
+            lines = "".join(f"\n  | {line}" for line in tail)
+            processes.print_line(f"{member.label} failed with exit status {status}; its last lines:{lines}")
     return failed
 
 
-def _run(folder: Path, member: Member, budget: dict[str, Any], family: Children) -> tuple[int, list[str]]:
+def _run(folder: Path, member: Member, budget: dict[str, Any], processes: TrainProcesses) -> tuple[int, list[str]]:
     if budget["seconds"] is not None and member.method not in budget["steps"]:
-        status, tail = _measure(folder, member, budget, family)
+        status, tail = _measure(folder, member, budget, processes)
         if status:
             return status, tail
     folder.mkdir(parents=True, exist_ok=True)
-    write_atomically(folder / BUDGET, json.dumps(budget, indent=1))
+    write_atomically(folder / BUDGET_FILE, json.dumps(budget, indent=1))
+    overrides = member.overrides
     if budget["seconds"] is not None:
-        member = _with_steps(member, budget["steps"][member.method])
-    return family.train(member.overrides)
+        overrides = [text for text in overrides if not text.startswith("steps=")]
+        overrides.append(f"steps={budget['steps'][member.method]}")
+    return processes.train(overrides)
 
 
-def _measure(folder: Path, member: Member, budget: dict[str, Any], family: Children) -> tuple[int, list[str]]:
-    """Some steps of a run that is thrown away: how many of them, loader and optimizer included, fill the budget."""
-    place = folder / MEASURING
+def _measure(folder: Path, member: Member, budget: dict[str, Any], processes: TrainProcesses) -> tuple[int, list[str]]:
+    """Train a few steps and delete that run; sets the steps of the method that fill the budget."""
+    run = folder / MEASUREMENT_FOLDER
     size = member.config["batch_size"]
-    shutil.rmtree(place, ignore_errors=True)
-    quick = [f"steps={WARM_UP + MEASURED}", f"log_every={WARM_UP}", "evaluator=[]", "logger=none", "phases=[]"]
-    small = ["evaluation.train_samples=2", "evaluation.val_samples=2", "evaluation.still=false"]
-    wanted = {text.partition("=")[0] for text in [*quick, *small, "epochs=", "name="]}
-    kept = [text for text in member.overrides if text.lstrip("+").partition("=")[0] not in wanted]
-    name = override_literal(place.relative_to("outputs"))
-    status, tail = family.train([*kept, *quick, *small, f"name={name}"], quiet=True)
-    rates = [rate for step, rate in series(read_rows(place), "perf/samples_per_s") if step > WARM_UP]
-    shutil.rmtree(place, ignore_errors=True)
+    shutil.rmtree(run, ignore_errors=True)
+    overrides = [
+        f"steps={WARM_UP + MEASURED}", f"log_every={WARM_UP}", "evaluator=[]", "logger=none", "phases=[]",
+        "evaluation.train_samples=2", "evaluation.val_samples=2", "evaluation.still=false",
+        f"name={override_literal(run.relative_to('outputs'))}",
+    ]  # fmt: skip
+    keys = {text.partition("=")[0] for text in [*overrides, "epochs="]}
+    others = [text for text in member.overrides if text.lstrip("+").partition("=")[0] not in keys]
+    status, tail = processes.train([*others, *overrides], quiet=True)
+    rates = [rate for step, rate in series(read_rows(run), "perf/samples_per_s") if step > WARM_UP]
+    shutil.rmtree(run, ignore_errors=True)
     if status or not rates:
         return status or 1, tail
-    rate = len(rates) / sum(1 / rate for rate in rates)
+    rate = harmonic_mean(rates)
     steps = max(1, round(budget["seconds"] * rate / size))
     budget["steps"][member.method], budget["samples_per_s"][member.method] = steps, rate
-    family.say(f"{member.method}: {rate:.1f} samples/s here, so {steps:,} steps of {size} fill {budget['seconds']:g} s")
+    processes.print_line(
+        f"{member.method}: {rate:.1f} samples/s, so {steps:,} steps of {size} fill {budget['seconds']:g} s"
+    )
     return 0, []

@@ -11,7 +11,7 @@ from jepa.exporters.format import ExportFormat, pixel_statistics
 from jepa.layers.tokens import token_extent
 from jepa.reports.page import Table, bullets
 from jepa.reports.run import final_table
-from jepa.reports.verdict import start_of
+from jepa.reports.verdict import initial_weights
 from jepa.runs import checkpoint
 from jepa.runs.checkpoint import CheckpointError
 from jepa.runs.metrics import read_config, read_rows
@@ -36,7 +36,7 @@ def read_provenance(source: str) -> Provenance:
     step, config = checkpoint.peek(folder)["step"], read_config(folder)
     rows = [row for row in read_rows(folder.parent.parent) if row["step"] <= step]
     has_probes = any(name.startswith(("probe/", "collapse/")) for row in rows for name in row)
-    results = final_table(rows, start_of(config)).terminal() if has_probes else ""
+    results = final_table(rows, initial_weights(config)).terminal() if has_probes else ""
     return Provenance(config["name"], _facts(config, step), results)
 
 
@@ -128,4 +128,4 @@ def _architecture(encoder: Any) -> dict[str, str]:
 
 
 def _table(facts: Mapping[str, str]) -> str:
-    return Table(heads=["", ""], rows=list(facts.items()), words={1}).markdown()
+    return Table(heads=["", ""], rows=list(facts.items()), text_columns={1}).markdown()

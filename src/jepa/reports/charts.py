@@ -1,4 +1,4 @@
-"""Curves and point clouds as inline SVG: no scripts, colours from the page's style sheet, values as hover titles."""
+"""Line charts and scatter plots as inline SVG: no scripts, colours from page.css, values as hover titles."""
 
 from __future__ import annotations
 
@@ -7,15 +7,18 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
-from itertools import pairwise
+from itertools import groupby, pairwise
 
 from markupsafe import Markup
 
 WIDTH, HEIGHT = 360, 200
+"""Size of a chart in pixels."""
 LEFT, RIGHT, TOP, BOTTOM = 54, 16, 8, 24
-MAX_POINTS, MAX_STRIPS, MAX_DOTS = 160, 60, 40
+"""Margins around the axes in pixels."""
+MAX_POINTS, MAX_HOVER_COLUMNS, MAX_DOTS = 160, 60, 40
 NUM_COLOURS = 8
 MAX_LEGEND = 12
+"""Number of labels in the legend of a scatter plot."""
 Point = tuple[float, float]
 
 
@@ -23,14 +26,14 @@ Point = tuple[float, float]
 class Line:
     name: str
     points: Sequence[Point]
-    """(step, value) in order of the steps; a value may be nan"""
+    """(step, value) in order of the steps; values may be nan"""
     band: Sequence[Point] = ()
-    """(lowest, highest) around each point"""
+    """(lowest, highest) value at each point"""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Level:
-    """A baseline: one value for the whole run."""
+class Baseline:
+    """A horizontal line: one value for the whole run."""
 
     name: str
     value: float
@@ -38,20 +41,20 @@ class Level:
 
 @dataclass(frozen=True, kw_only=True)
 class Chart:
-    """The words around the curves."""
+    """Title, unit, hint and axes of a chart."""
 
     title: str
     unit: str = ""
     hint: str = ""
-    may_be_log: bool = False
-    """a logarithmic axis where the values span two decades"""
+    log_if_wide: bool = False
+    """logarithmic axis if the values span two decades"""
     axis: str = "step"
-    """what the values stand over"""
+    """quantity on the horizontal axis"""
 
 
 @dataclass(frozen=True)
 class Scale:
-    """Values to pixels along one axis."""
+    """Map from values to pixels along one axis."""
 
     low: float
     high: float
@@ -69,26 +72,27 @@ class Scale:
         return [t for t in nice_ticks(self.low, self.high, count) if self.low <= t <= self.high]
 
 
-def line_chart(chart: Chart, lines: Sequence[Line], levels: Sequence[Level] = ()) -> Markup:
-    """A figure with legend, axes, curves, baselines, hint; many points become their mean in a band of extremes."""
-    thinned = [(line, thin(line.points, band=line.band)) for line in lines]
-    values = _drawn_values([b for _, buckets in thinned for b in buckets if math.isfinite(b.mean)])
-    steps = [b.step for _, buckets in thinned for b in buckets]
-    if not values:
-        return _figure(chart, lines, levels, '<p class="empty">no finite value yet</p>')
-    x = Scale(*_span(min(steps), max(steps)), LEFT, WIDTH - RIGHT)
-    y = _value_scale(values, [level.value for level in levels], chart.may_be_log)
-    parts = [_axes(x, y, chart.axis), *(_baseline(level, index, y) for index, level in enumerate(levels))]
-    parts += [_curve(buckets, index, x, y) for index, (_, buckets) in enumerate(thinned)]
-    parts += [_strips(chart, thinned, x)]
+def line_chart(chart: Chart, lines: Sequence[Line], baselines: Sequence[Baseline] = ()) -> Markup:
+    """A figure with legend, axes, curves, baselines and hint; long curves are downsampled to means with a band."""
+    curves = [downsample(line.points, band=line.band) for line in lines]
+    buckets = [bucket for curve in curves for bucket in curve]
+    finite = [bucket for bucket in buckets if math.isfinite(bucket.mean)]
+    if not finite:
+        return _figure(chart, lines, baselines, '<p class="empty">no finite value yet</p>')
+    steps = [bucket.step for bucket in buckets]
+    x = Scale(*_non_empty(min(steps), max(steps)), LEFT, WIDTH - RIGHT)
+    y = _value_scale(_clipped_values(finite), [baseline.value for baseline in baselines], chart.log_if_wide)
+    parts = [_axes(x, y, chart.axis), *(_baseline(baseline, index, y) for index, baseline in enumerate(baselines))]
+    parts += [_curve(curve, index, x, y) for index, curve in enumerate(curves)]
+    parts += [_hover_columns(chart, lines, curves, x)]
     label = f"{chart.title} over {max(steps):,.0f} {chart.axis}s"
     svg = f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(label)}">{"".join(parts)}</svg>'
-    return _figure(chart, lines, levels, svg)
+    return _figure(chart, lines, baselines, svg)
 
 
 @dataclass(frozen=True)
 class Bucket:
-    """Neighbouring points of a curve drawn as one."""
+    """Neighbouring points of a curve, drawn as one point and a band."""
 
     step: float
     mean: float
@@ -96,18 +100,15 @@ class Bucket:
     high: float
 
 
-def thin(points: Sequence[Point], limit: int = MAX_POINTS, band: Sequence[Point] = ()) -> list[Bucket]:
-    """At most `limit` buckets of equally many points, with the band around them where one is given.
-
-    A mean is nan only where no point of the bucket is finite.
-    """
+def downsample(points: Sequence[Point], limit: int = MAX_POINTS, band: Sequence[Point] = ()) -> list[Bucket]:
+    """At most `limit` buckets of equally many points; a mean is nan only if no point of the bucket is finite."""
     size = max(1, math.ceil(len(points) / limit))
     buckets = []
     for start in range(0, len(points), size):
         part = points[start : start + size]
         finite = [value for _, value in part if math.isfinite(value)] or [math.nan]
-        reach = [*finite, *(edge for pair in band[start : start + size] for edge in pair)]
-        buckets.append(Bucket(part[-1][0], sum(finite) / len(finite), min(reach), max(reach)))
+        values = [*finite, *(edge for edges in band[start : start + size] for edge in edges)]
+        buckets.append(Bucket(part[-1][0], sum(finite) / len(finite), min(values), max(values)))
     return buckets
 
 
@@ -127,7 +128,7 @@ def log_ticks(low: float, high: float) -> list[float]:
 
 
 def number(value: float) -> str:
-    """Short for a person: 1.25M, 12.5k, 0.412, 3.2e-5, nan."""
+    """The number in a few characters: 1.25M, 12.5k, 0.412, 3.2e-5, nan."""
     if not math.isfinite(value):
         return str(value)
     size = abs(value)
@@ -140,23 +141,24 @@ def number(value: float) -> str:
     return f"{value:.4g}" if size >= 1000 else f"{value:.3g}"
 
 
-def _span(low: float, high: float) -> tuple[float, float]:
+def _non_empty(low: float, high: float) -> tuple[float, float]:
+    """The interval, widened if both ends are equal."""
     return (low, high) if high > low else (low - 0.5, high + 0.5)
 
 
-def _drawn_values(buckets: list[Bucket]) -> list[float]:
-    """Means and extremes; an extreme far from all means is cut, so that one spike does not flatten the curve."""
+def _clipped_values(buckets: list[Bucket]) -> list[float]:
+    """Means and extremes; extremes far from all means are clipped, so that one spike does not flatten the curve."""
     means = [bucket.mean for bucket in buckets]
-    reach = max(means, default=0.0) - min(means, default=0.0)
-    spread = [max(b.low, min(means) - reach) for b in buckets] + [min(b.high, max(means) + reach) for b in buckets]
-    return means + spread
+    reach = max(means) - min(means)
+    low, high = min(means) - reach, max(means) + reach
+    return [*means, *(max(b.low, low) for b in buckets), *(min(b.high, high) for b in buckets)]
 
 
-def _value_scale(values: list[float], levels: list[float], may_be_log: bool) -> Scale:
-    everything = values + [v for v in levels if math.isfinite(v)]
-    low, high = min(everything), max(everything)
+def _value_scale(values: list[float], baselines: list[float], log_if_wide: bool) -> Scale:
+    values = values + [value for value in baselines if math.isfinite(value)]
+    low, high = min(values), max(values)
     start, end = HEIGHT - BOTTOM, TOP
-    if may_be_log and low > 0 and high / low >= 100:
+    if log_if_wide and low > 0 and high / low >= 100:
         return Scale(10 ** math.floor(math.log10(low)), 10 ** math.ceil(math.log10(high)), start, end, is_log=True)
     if 0 < low < 0.5 * high:
         low = 0.0
@@ -184,63 +186,53 @@ def _axes(x: Scale, y: Scale, name: str) -> str:
     return "".join(parts)
 
 
-def _baseline(level: Level, index: int, y: Scale) -> str:
-    if not math.isfinite(level.value):
+def _baseline(baseline: Baseline, index: int, y: Scale) -> str:
+    if not math.isfinite(baseline.value):
         return ""
-    title = f"<title>{escape(level.name)}: {number(level.value)}</title>"
-    return f'<path class="level d{index}" d="M{LEFT} {y(level.value):.1f}H{WIDTH - RIGHT}">{title}</path>'
+    title = f"<title>{escape(baseline.name)}: {number(baseline.value)}</title>"
+    return f'<path class="level d{index}" d="M{LEFT} {y(baseline.value):.1f}H{WIDTH - RIGHT}">{title}</path>'
 
 
 def _curve(buckets: list[Bucket], index: int, x: Scale, y: Scale) -> str:
-    """The line, broken where nothing is finite, over a band from the lowest to the highest value of each bucket."""
-    floor = min(y.low, y.high)
+    """A line with gaps where values are not finite, over a band from the lowest to the highest value of each bucket."""
     parts = []
-    for run in _finite_runs(buckets):
-        at = [(x(b.step), y(b.mean)) for b in run]
-        if any(b.high > b.low for b in run):
-            top = [f"{x(b.step):.1f} {max(y(min(b.high, y.high)), TOP):.1f}" for b in run]
-            low = [f"{x(b.step):.1f} {y(max(b.low, floor)):.1f}" for b in reversed(run)]
-            parts.append(f'<path class="band c{index}" d="M{"L".join(top + low)}Z"/>')
-        parts.append(f'<path class="line c{index}" d="M{"L".join(f"{px:.1f} {py:.1f}" for px, py in at)}"/>')
-        if len(run) == 1 or len(buckets) <= MAX_DOTS:
-            parts += [f'<circle class="dot c{index}" cx="{px:.1f}" cy="{py:.1f}" r="2.5"/>' for px, py in at]
+    for is_finite, group in groupby(buckets, key=lambda bucket: math.isfinite(bucket.mean)):
+        if not is_finite:
+            continue
+        segment = list(group)
+        if any(b.high > b.low for b in segment):
+            top = [f"{x(b.step):.1f} {max(y(min(b.high, y.high)), TOP):.1f}" for b in segment]
+            bottom = [f"{x(b.step):.1f} {y(max(b.low, y.low)):.1f}" for b in reversed(segment)]
+            parts.append(f'<path class="band c{index}" d="M{"L".join(top + bottom)}Z"/>')
+        points = [(f"{x(b.step):.1f}", f"{y(b.mean):.1f}") for b in segment]
+        parts.append(f'<path class="line c{index}" d="M{"L".join(map(" ".join, points))}"/>')
+        if len(segment) == 1 or len(buckets) <= MAX_DOTS:
+            parts += [f'<circle class="dot c{index}" cx="{cx}" cy="{cy}" r="2.5"/>' for cx, cy in points]
     return "".join(parts)
 
 
-def _finite_runs(buckets: list[Bucket]) -> list[list[Bucket]]:
-    runs: list[list[Bucket]] = [[]]
-    for bucket in buckets:
-        if math.isfinite(bucket.mean):
-            runs[-1].append(bucket)
-        elif runs[-1]:
-            runs.append([])
-    return [run for run in runs if run]
-
-
-def _strips(chart: Chart, thinned: list[tuple[Line, list[Bucket]]], x: Scale) -> str:
-    """Invisible columns that carry the values under the pointer as their titles."""
-    by_step: dict[float, list[str]] = {}
-    for line, buckets in thinned:
-        for bucket in buckets:
-            by_step.setdefault(bucket.step, []).append(f"{line.name}: {number(bucket.mean)}")
-    steps = sorted(by_step)
-    steps = steps[:: max(1, math.ceil(len(steps) / MAX_STRIPS))]
-    at = [x(step) for step in steps]
-    edges = [LEFT, *((a + b) / 2 for a, b in pairwise(at)), WIDTH - RIGHT]
+def _hover_columns(chart: Chart, lines: Sequence[Line], curves: list[list[Bucket]], x: Scale) -> str:
+    """Invisible columns whose titles show the values under the pointer."""
     unit = f" {chart.unit}" if chart.unit else ""
+    texts: dict[float, list[str]] = {}
+    for line, curve in zip(lines, curves, strict=True):
+        for bucket in curve:
+            texts.setdefault(bucket.step, []).append(f"{line.name}: {number(bucket.mean)}{unit}")
+    steps = sorted(texts)[:: max(1, math.ceil(len(texts) / MAX_HOVER_COLUMNS))]
+    edges = [LEFT, *((x(a) + x(b)) / 2 for a, b in pairwise(steps)), WIDTH - RIGHT]
     parts = []
     for step, (left, right) in zip(steps, pairwise(edges), strict=True):
-        title = escape("\n".join([f"{chart.axis} {step:,.0f}", *(text + unit for text in by_step[step])]))
+        title = escape("\n".join([f"{chart.axis} {step:,.0f}", *texts[step]]))
         size = f'x="{left:.1f}" y="{TOP}" width="{right - left:.1f}" height="{HEIGHT - TOP - BOTTOM}"'
         parts.append(f'<rect class="strip" {size}><title>{title}</title></rect>')
     return "".join(parts)
 
 
-def _figure(chart: Chart, lines: Sequence[Line], levels: Sequence[Level], body: str) -> Markup:
+def _figure(chart: Chart, lines: Sequence[Line], baselines: Sequence[Baseline], body: str) -> Markup:
     unit = f' <span class="unit">{escape(chart.unit)}</span>' if chart.unit else ""
     hint = f'<p class="hint">{escape(chart.hint)}</p>' if chart.hint else ""
-    keys = [_key(f"c{index}", line.name, _last(line.points)) for index, line in enumerate(lines)]
-    keys += [_key(f"d{index} dashed", level.name, number(level.value)) for index, level in enumerate(levels)]
+    keys = [_key(f"c{index}", line.name, _last_value(line.points)) for index, line in enumerate(lines)]
+    keys += [_key(f"d{index} dashed", base.name, number(base.value)) for index, base in enumerate(baselines)]
     return Markup(
         f'<figure class="chart"><figcaption>{escape(chart.title)}{unit}</figcaption>'
         f'<div class="legend">{"".join(keys)}</div>{body}{hint}</figure>'
@@ -252,8 +244,8 @@ def _key(style: str, name: str, value: str) -> str:
     return f'<span class="key">{swatch}{escape(name)} <b>{escape(value)}</b></span>'
 
 
-def _last(points: Sequence[Point]) -> str:
-    """The last finite value; how many were not finite, where some were not."""
+def _last_value(points: Sequence[Point]) -> str:
+    """The last finite value, and the number of values that are not finite."""
     finite = [value for _, value in points if math.isfinite(value)]
     missing = len(points) - len(finite)
     text = number(finite[-1]) if finite else "none"
@@ -261,10 +253,10 @@ def _last(points: Sequence[Point]) -> str:
 
 
 def scatter(points: Sequence[Point], labels: Sequence[str]) -> Markup:
-    """Points in the plane, one colour and shape for each label; where there are many, the rarer ones are grey."""
+    """A scatter plot with a colour and shape for each label; of many labels the rarer ones are grey."""
     styles = mark_styles(labels)
     side, margin = WIDTH, 8
-    x, y = (Scale(*_span(min(values), max(values)), margin, side - margin) for values in zip(*points, strict=True))
+    x, y = (Scale(*_non_empty(min(values), max(values)), margin, side - margin) for values in zip(*points, strict=True))
     marks = [
         f'<path class="mark {mark_class(styles[label])}" d="M{x(a):.1f} {side - y(b):.1f}{_shape(styles[label])}">'
         f"<title>{escape(label)}</title></path>"
@@ -275,7 +267,7 @@ def scatter(points: Sequence[Point], labels: Sequence[str]) -> Markup:
 
 
 def mark_styles(labels: Sequence[str]) -> dict[str, int]:
-    """A number for each label, in their order; of more than MAX_LEGEND labels the rarer ones have -1."""
+    """A number for each label in sorted order; of more than MAX_LEGEND labels the rarer ones have -1."""
     frequent = [name for name, _ in Counter(sorted(labels)).most_common()]
     named = set(frequent if len(frequent) <= MAX_LEGEND else frequent[: MAX_LEGEND - 1])
     order = sorted(frequent, key=lambda name: (name not in named, len(name) if name.isdigit() else 0, name))
@@ -287,7 +279,7 @@ def mark_class(style: int) -> str:
 
 
 def _mark_legend(styles: Mapping[str, int]) -> str:
-    """Nothing where there is only one label."""
+    """The legend of a scatter plot; empty with a single label."""
     keys = [(name, style) for name, style in styles.items() if style >= 0]
     if len(keys) < len(styles):
         keys.append((f"{len(styles) - len(keys)} others", -1))
@@ -300,7 +292,7 @@ def _mark_legend(styles: Mapping[str, int]) -> str:
 
 
 def _shape(style: int) -> str:
-    """Relative path around the current point: disc, square, triangle or diamond, for eyes that mix up colours."""
+    """SVG path of a disc, square, triangle or diamond around the current point, readable without colours."""
     shapes = (
         "m-3 0a3 3 0 1 0 6 0a3 3 0 1 0-6 0z",
         "m-2.7-2.7h5.4v5.4h-5.4z",

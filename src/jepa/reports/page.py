@@ -1,4 +1,4 @@
-"""One table for the terminal, Markdown and HTML, and HTML pages that need no service, script or network."""
+"""Tables for the terminal, Markdown and HTML, and self-contained HTML pages without scripts."""
 
 from __future__ import annotations
 
@@ -15,22 +15,24 @@ from markupsafe import Markup
 
 @dataclass(frozen=True, kw_only=True)
 class Table:
-    """Cells are plain text, which each format escapes; a cell of a table for pages alone may be Markup."""
+    """A table of plain text, which each format escapes; cells of a table that is only shown on a page may be Markup."""
 
     heads: Sequence[str]
     rows: Sequence[Sequence[str]]
     """The first cell is the title of the row. On a page, the last cell of a short row spans the rest."""
-    words: Collection[int] = ()
-    """Columns of words, aligned to the left like the titles; numbers are aligned to the right."""
+    text_columns: Collection[int] = ()
+    """Indices of columns that are aligned to the left, like the titles; the others are aligned to the right."""
     best: Collection[tuple[int, int]] = ()
-    """(row, column) of the cells to mark: with a star in a terminal, bold elsewhere."""
+    """(row, column) of the highlighted cells: a star in the terminal, bold elsewhere."""
 
     def terminal(self, width: int = 0) -> str:
         """Aligned lines; columns are at least `width` characters wide."""
         rows = [[_one_line(head) for head in self.heads], *self._cells(_one_line, mark="{}*")]
-        widths = [max(width, *map(len, column)) for column in zip(*rows, strict=True)]
-        aligned = [[self._align(column, row[column], size) for column, size in enumerate(widths)] for row in rows]
-        return "\n".join("  ".join(row).rstrip() for row in aligned)
+        columns = []
+        for index, column in enumerate(zip(*rows, strict=True)):
+            size = max(width, *map(len, column))
+            columns.append([cell.ljust(size) if self._is_left(index) else cell.rjust(size) for cell in column])
+        return "\n".join("  ".join(row).rstrip() for row in zip(*columns, strict=True))
 
     def markdown(self) -> str:
         rule = ["---" if self._is_left(column) else "---:" for column in range(len(self.heads))]
@@ -47,11 +49,8 @@ class Table:
             for r, row in enumerate(self.rows)
         ]
 
-    def _align(self, column: int, text: str, width: int) -> str:
-        return text.ljust(width) if self._is_left(column) else text.rjust(width)
-
     def _is_left(self, column: int) -> bool:
-        return column == 0 or column in self.words
+        return column == 0 or column in self.text_columns
 
 
 def _one_line(text: str) -> str:
@@ -63,12 +62,12 @@ def _escape_markdown(text: str) -> str:
 
 
 def bullets(sentences: Iterable[str]) -> str:
-    """A list in Markdown, which also reads well in a terminal."""
+    """A Markdown list, also for the terminal."""
     return "\n".join(f"- {sentence}" for sentence in sentences)
 
 
 def render(template: str, **values: object) -> Markup:
-    """A template of templates/ with these values; all text in them is escaped, Markup is not."""
+    """Render a template of templates/; text values are escaped, Markup is not."""
     return Markup(_environment().get_template(template).render(values))
 
 
@@ -81,7 +80,7 @@ def _environment() -> Environment:
 
 
 def image(source: str, text: str) -> Markup:
-    """`source` is a data URL, `text` what the picture shows."""
+    """An image element; `source` is a data URL, `text` the alternative text."""
     return Markup('<img alt="{}" src="{}">').format(text, source)
 
 
@@ -90,7 +89,7 @@ def data_url(picture: bytes, kind: str = "png") -> str:
 
 
 def principal_plane(vectors: np.ndarray) -> tuple[np.ndarray, list[float]]:
-    """[n, D] -> [n, 2], the two main directions, and their shares of the variance."""
+    """[n, D] -> coordinates [n, 2] on the first two principal components, and their shares of the variance."""
     centred = vectors.astype(np.float64) - vectors.mean(axis=0, dtype=np.float64)
     left, singular, _ = np.linalg.svd(centred, full_matrices=False)
     total = max(float((singular**2).sum()), 1e-30)

@@ -1,4 +1,4 @@
-"""report.html: what happened in a run, from its folder alone, in one file that needs no service, script or network."""
+"""report.html: the report of a run, made from its folder alone; one file without scripts or external resources."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import numpy as np
 import yaml
 from markupsafe import Markup
 
-from jepa.reports.charts import Chart, Level, Line, Point, line_chart, number, scatter
+from jepa.reports.charts import Baseline, Chart, Line, Point, line_chart, number, scatter
 from jepa.reports.page import Table, data_url, image, principal_plane, render
 from jepa.reports.sections import DETECTION, MOTION, SECTIONS, TRAINING, Curve, class_curves
 from jepa.reports.verdict import (
@@ -24,7 +24,7 @@ from jepa.reports.verdict import (
     REGRESSION,
     UNTRAINED,
     Column,
-    start_of,
+    initial_weights,
     table_columns,
     table_rows,
     verdict,
@@ -47,84 +47,84 @@ TONES = {
 }  # fmt: skip
 SIGNS = {"good": "\u2713", "bad": "\u26a0", "wait": "\u23f8", "calm": "\u22ef"}
 NOT_MEASURED = "-"
-MAX_CLOUD = 600
-"""vectors drawn of an embedding"""
-CLOUD_CAPTION = (
-    "Features of images on their two main directions, each evaluation on its own; under the pointer, their labels."
-)
+MAX_EMBEDDED = 600
+"""Number of vectors in the scatter plot of an embedding."""
+EMBEDDING_CAPTION = "Features of images on their two main directions at each evaluation; labels under the pointer."
 HORIZON = re.compile(r"predict/(error|copy_error|trivial_error)_h(\d+)")
 HORIZON_LINES = {"error": "predictor", "copy_error": "copy of the last step", "trivial_error": "mean target"}
 MOTION_METRICS = re.compile(rf"still/.*|{REGRESSION.pattern}|predict/copy_error")
 Section = tuple[str, str, list[Markup]]
-"""title, lead, charts"""
+"""Title, introduction, charts."""
 Panel = tuple[str, list[tuple[str, Markup]], str]
-"""title, drawings with the moment of each, caption"""
+"""Title, pictures with their steps, caption."""
 
 
 def write_report(folder: Path) -> Path:
-    """Write FOLDER/report.html from what lies in the folder; readers see the old report or the new one."""
+    """Write FOLDER/report.html from the files of the run; readers see the old report or the new one."""
     folder = Path(folder)
     rows = read_rows(folder)
-    facts = read_json(folder / PROVENANCE)
-    ended = read_json(folder / "run.json")
+    provenance = read_json(folder / PROVENANCE)
+    status, message = _status(provenance, read_json(folder / "run.json"))
     config: dict = {}
     with suppress(yaml.YAMLError):  # edited by hand: it is shown as it is
         config = read_config(folder)
-    start = start_of(config)
-    status, message = _status(facts, ended)
-    result, judged = final_table(rows, start), verdict(rows, start)
-    measured = [row for row in result.rows if set(row[1:]) != {NOT_MEASURED}]
-    sections, others = _curves(rows, start)
+    initial = initial_weights(config)
+    judgement = verdict(rows, initial)
+    verdict_tone = TONES.get(judgement.word, "calm")
+    result = final_table(rows, initial)
+    result = replace(result, rows=[row for row in result.rows if set(row[1:]) != {NOT_MEASURED}])
+    sections, other_charts = _charts(rows, initial)
     page = render(
-        "run.html", name=str(facts.get("name", folder.name)), status=status, tone=TONES.get(status, "calm"),
-        verdict=judged, verdict_tone=TONES.get(judged.word, "calm"), sign=SIGNS[TONES.get(judged.word, "calm")],
+        "run.html", name=str(provenance.get("name", folder.name)), status=status, tone=TONES.get(status, "calm"),
+        verdict=judgement, verdict_tone=verdict_tone, sign=SIGNS[verdict_tone],
         message=message if not message or message.startswith(status) else f"{status}: {message}",
-        facts=_facts(rows, facts), result=replace(result, rows=measured), sections=sections, others=others,
-        result_style="trained" if measured and measured[-1][0].startswith("trained") else "",
-        panels=_panels(folder, start), **_origin(folder, facts),
+        facts=_facts(rows, provenance), result=result, sections=sections, others=other_charts,
+        result_style="trained" if result.rows and result.rows[-1][0].startswith("trained") else "",
+        panels=_panels(folder, initial), **_origin(folder, provenance),
     )  # fmt: skip
     target = folder / "report.html"
     write_atomically(target, page)
     return target
 
 
-def _status(facts: Mapping, ended: Mapping) -> tuple[str, str]:
-    """How the run stands: run.json is the authority, the logger knows where a process had no time to write it."""
-    status, message = ended.get("status", "running"), str(ended.get("message", ""))
-    return (facts.get("status", status) if status == "running" else status), message
+def _status(provenance: Mapping, ended: Mapping) -> tuple[str, str]:
+    """Status and message by run.json, or by the logger if the process ended before it could write run.json."""
+    status = ended.get("status", "running")
+    return provenance.get("status", status) if status == "running" else status, str(ended.get("message", ""))
 
 
-def _facts(rows: Sequence[Row], facts: Mapping) -> dict[str, str]:
+def _facts(rows: Sequence[Row], provenance: Mapping) -> dict[str, str]:
+    """Names and values of the facts at the top of the page."""
     last: Row = {name: value for row in rows for name, value in row.items()}
-    shown = {}
-    if rows:
-        shown["steps"] = f"{last['step']:,}"
-        shown |= {"epochs": number(last["epoch"])} if "epoch" in last else {}
-        shown |= {"samples": f"{last['samples']:,.0f}"} if "samples" in last else {}
+    facts = {"steps": f"{last['step']:,}"} if rows else {}
+    if "epoch" in last:
+        facts["epochs"] = number(last["epoch"])
+    if "samples" in last:
+        facts["samples"] = f"{last['samples']:,.0f}"
     if math.isfinite(last.get("perf/samples_per_s", math.nan)):
-        shown["samples/s"] = number(last["perf/samples_per_s"])
-    if facts.get("sessions"):
-        shown["started"] = _time(facts["sessions"][0]["started"])
-    return shown | {"written": _time(time.time())}
+        facts["samples/s"] = number(last["perf/samples_per_s"])
+    if provenance.get("sessions"):
+        facts["started"] = _time(provenance["sessions"][0]["started"])
+    return facts | {"written": _time(time.time())}
 
 
 def _time(seconds: float) -> str:
     return time.strftime("%Y-%m-%d %H:%M", time.localtime(seconds))
 
 
-def final_table(rows: Sequence[Row], start: str = UNTRAINED) -> Table:
-    """The encoder of step 0, raw pixels and the trained encoder."""
+def final_table(rows: Sequence[Row], initial: str = UNTRAINED) -> Table:
+    """A table of the encoder of step 0, raw pixels and the trained encoder."""
     columns = table_columns(rows)
-    lines = [[title, *map(_cell, values, columns)] for title, values in table_rows(rows, start)]
+    lines = [[title, *map(_format_cell, values, columns)] for title, values in table_rows(rows, initial)]
     return Table(heads=["", *(column.head for column in columns)], rows=lines)
 
 
-def _cell(value: float | None, column: Column) -> str:
+def _format_cell(value: float | None, column: Column) -> str:
     return NOT_MEASURED if value is None else f"{value:.1f}{column.unit}"
 
 
-def _curves(rows: Sequence[Row], start: str) -> tuple[list[Section], list[Markup]]:
-    """The sections, and charts of all other metrics, so that nothing logged is hidden."""
+def _charts(rows: Sequence[Row], initial: str) -> tuple[list[Section], list[Markup]]:
+    """The sections, and a chart for each remaining metric, so that everything logged is shown."""
     columns: dict[str, list[Point]] = {}
     for row in rows:
         for name, value in row.items():
@@ -139,110 +139,104 @@ def _curves(rows: Sequence[Row], start: str) -> tuple[list[Section], list[Markup
         if title == DETECTION:
             curves = [*curves, *class_curves(columns)]
         if title == TRAINING and columns.keys() & {CLASSIFIED, *DETECTED}:
-            lead = ""  # of a loss with labels none of it is true
-        drawn = [_chart(curve, columns, start) for curve in curves if metrics & set(curve.metrics)]
+            lead = ""  # it is not true of supervised losses
+        charts = [_chart(curve, columns, initial) for curve in curves if metrics & set(curve.metrics)]
         metrics -= {name for curve in curves for name in curve.metrics}
         if title == MOTION:
-            drawn += _horizons(columns)
+            charts += _horizons(columns)
             metrics = {name for name in metrics if not HORIZON.fullmatch(name)}
-        if drawn:
-            sections.append((title, lead, drawn))
-    return sections, [_chart(Curve(title=name, metrics={name: name}), columns, start) for name in sorted(metrics)]
+        if charts:
+            sections.append((title, lead, charts))
+    return sections, [_chart(Curve(title=name, metrics={name: name}), columns, initial) for name in sorted(metrics)]
 
 
 def _regressions(columns: Mapping[str, list[Point]]) -> list[Curve]:
-    """One chart for each group of measured quantities."""
-    groups = [found[1] for name in columns if (found := REGRESSION.fullmatch(name))]
+    """A chart for each regression probe."""
     return [
         Curve(
-            title=f"{group.replace('_', ' ').capitalize()} probe, R²", starts=True, unit="%",
+            title=f"{group.replace('_', ' ').capitalize()} probe, R²", with_start=True, unit="%",
             metrics={f"probe/{group}_r2": "trained", f"still/{group}_r2": "middle frame only"},
             baselines={f"baseline/pixels_{group}_r2": "raw pixels"},
-            hint="Variance explained by ridge regression on the features; below 0, the mean is the better answer.",
+            hint="Variance explained by ridge regression on the features; below 0, the mean predicts better.",
         )
-        for group in groups
+        for name in columns if (match := REGRESSION.fullmatch(name)) for group in match.groups()
     ]  # fmt: skip
 
 
 def _horizons(columns: Mapping[str, list[Point]]) -> list[Markup]:
-    """A chart of the last evaluation's errors over the number of steps ahead; none where there is only one step."""
-    last: dict[str, list[Point]] = {}
+    """A chart of the last evaluation's errors over the steps ahead; none for fewer than two steps."""
+    errors: dict[str, list[Point]] = {}
     for name, points in columns.items():
-        if found := HORIZON.fullmatch(name):
-            last.setdefault(found[1], []).append((int(found[2]), points[-1][1]))
-    if max((len(points) for points in last.values()), default=0) < 2:
+        if match := HORIZON.fullmatch(name):
+            errors.setdefault(match[1], []).append((int(match[2]), points[-1][1]))
+    if max(map(len, errors.values()), default=0) < 2:
         return []
-    lines = [Line(name=HORIZON_LINES[kind], points=sorted(last[kind])) for kind in HORIZON_LINES if kind in last]
+    lines = [Line(name=label, points=sorted(errors[kind])) for kind, label in HORIZON_LINES.items() if kind in errors]
     chart = Chart(
         title="Prediction error over the horizon", axis="horizon",
-        hint="Of the last evaluation, in time steps of the encoder after the last one seen.",
+        hint="At the last evaluation, in time steps of the encoder after the last visible one.",
     )  # fmt: skip
     return [line_chart(chart, lines)]
 
 
-def _chart(curve: Curve, columns: Mapping[str, list[Point]], start: str) -> Markup:
+def _chart(curve: Curve, columns: Mapping[str, list[Point]], initial: str) -> Markup:
     lines = [
         Line(name=label, points=[(step, value * curve.factor) for step, value in columns[name]])
         for name, label in curve.metrics.items()
         if name in columns
     ]
-    levels = []
-    if curve.starts and lines[0].points[0][0] == 0:
-        levels.append(Level(name=start, value=lines[0].points[0][1]))
+    first_step, start = lines[0].points[0]
+    baselines = [Baseline(name=initial, value=start)] if curve.with_start and first_step == 0 else []
     for name, label in curve.baselines.items():
-        levels += [Level(name=label, value=value) for _, value in columns.get(name, [])[-1:]]
-    return line_chart(curve, lines, levels)
+        baselines += [Baseline(name=label, value=value) for _, value in columns.get(name, [])[-1:]]
+    return line_chart(curve, lines, baselines)
 
 
-def _panels(folder: Path, start: str) -> list[Panel]:
-    """Pictures and embeddings of the latest evaluation, beside those of step 0 where they differ."""
+def _panels(folder: Path, initial: str) -> list[Panel]:
+    """Pictures and embeddings of the latest evaluation, beside those of step 0 if they differ."""
     last = max(folder.glob(f"{MEDIA}/step_*"), default=None)
     if last is None:
         return []
     captions = read_json(last / CAPTIONS)
-    order = {name: place for place, name in enumerate(captions)}
+    order = {name: index for index, name in enumerate(captions)}
     paths = sorted(last.glob("*.png"), key=lambda path: order.get(path.stem, len(order)))
-    panels = [_panel(path, _picture, captions.get(path.stem, ""), start) for path in paths]
-    return panels + [_panel(path, _cloud, CLOUD_CAPTION, start) for path in sorted(last.glob("*.npz"))]
+    panels = [_panel(path, _picture, captions.get(path.stem, ""), initial) for path in paths]
+    return panels + [_panel(path, _embedding, EMBEDDING_CAPTION, initial) for path in sorted(last.glob("*.npz"))]
 
 
-def _panel(path: Path, draw: Callable[[Path], Markup], caption: str, start: str) -> Panel:
-    before = path.parent.with_name("step_00000000") / path.name
+def _panel(path: Path, draw: Callable[[Path], Markup], caption: str, initial: str) -> Panel:
     paths = [path]
-    if before != path and before.exists() and before.read_bytes() != path.read_bytes():
-        paths.insert(0, before)
-    figures = [(_moment(path, start), draw(path)) for path in paths]
-    return path.stem.replace("_", " ").capitalize(), figures, caption
-
-
-def _moment(path: Path, start: str) -> str:
-    step = step_of(path.parent)
-    return f"step {step:,}" + (f" ({start})" if step == 0 else "")
+    first = path.parent.with_name("step_00000000") / path.name
+    if first != path and first.exists() and first.read_bytes() != path.read_bytes():
+        paths.insert(0, first)
+    steps = [step_of(path.parent) for path in paths]
+    titles = [f"step {step:,} ({initial})" if step == 0 else f"step {step:,}" for step in steps]
+    return path.stem.replace("_", " ").capitalize(), list(zip(titles, map(draw, paths), strict=True)), caption
 
 
 def _picture(path: Path) -> Markup:
     return image(data_url(path.read_bytes()), path.stem)
 
 
-def _cloud(path: Path) -> Markup:
+def _embedding(path: Path) -> Markup:
     with np.load(path) as arrays:
         vectors, labels = arrays["vectors"], arrays["labels"].tolist()
     if len(vectors) < 3 or not np.isfinite(vectors).all():
         return Markup('<p class="empty">nothing to draw: fewer than three vectors, or not finite</p>')
-    stride = math.ceil(len(vectors) / MAX_CLOUD)
+    stride = math.ceil(len(vectors) / MAX_EMBEDDED)
     points, shares = principal_plane(vectors[::stride])
-    drawn = scatter([(x, y) for x, y in points.tolist()], labels[::stride])
-    return drawn + Markup('<p class="hint">{:.0%} and {:.0%} of the variance</p>').format(*shares)
+    plot = scatter([(x, y) for x, y in points.tolist()], labels[::stride])
+    return plot + Markup('<p class="hint">{:.0%} and {:.0%} of the variance</p>').format(*shares)
 
 
-def _origin(folder: Path, facts: Mapping) -> dict[str, Any]:
-    """How the run came about: command, versions, configuration."""
+def _origin(folder: Path, provenance: Mapping) -> dict[str, Any]:
+    """Command, versions and configuration of the run."""
     hints = []
-    if "command" in facts:
-        steps = ", ".join(f"{session['from_step']:,}" for session in facts["sessions"][1:])
+    if "command" in provenance:
+        steps = ", ".join(f"{session['from_step']:,}" for session in provenance["sessions"][1:])
         hints += [f"Interrupted, and continued from step {steps}."] if steps else []
-        versions = ", ".join(f"{name} {version}" for name, version in facts["versions"].items())
-        hints.append(f"{facts['machine']}; {versions}")
+        versions = ", ".join(f"{name} {version}" for name, version in provenance["versions"].items())
+        hints.append(f"{provenance['machine']}; {versions}")
     config = folder / "config.yaml"
     text = config.read_text(encoding="utf-8") if config.exists() else ""
-    return {"command": facts.get("command", ""), "hints": hints, "config": text}
+    return {"command": provenance.get("command", ""), "hints": hints, "config": text}

@@ -1,4 +1,4 @@
-"""What the report of a run charts, in sections: which metrics, under which names, with which hint."""
+"""Sections of a run's report: the charts with their metrics, labels and hints."""
 
 from __future__ import annotations
 
@@ -10,21 +10,22 @@ from jepa.reports.charts import Chart
 
 @dataclass(frozen=True, kw_only=True)
 class Curve(Chart):
-    """A chart of named metrics with their labels, and of baselines with theirs."""
+    """A chart of metrics and baselines, each with its label."""
 
     metrics: Mapping[str, str]
     baselines: Mapping[str, str] = field(default_factory=dict)
-    starts: bool = False
-    """the value at step 0 is a baseline too"""
+    with_start: bool = False
+    """Whether the value at step 0 is drawn as a baseline."""
     factor: float = 1.0
+    """Multiplier of the values."""
 
 
 MOTION = "Is motion learned?"
-DETECTION = "Are things found?"
+DETECTION = "Are objects found?"
 TRAINING = "Training"
 AP_OF_CLASS = "detect/ap50_"
 MAX_CLASSES = 12
-"""of which one chart is readable"""
+"""Number of classes that one chart can show."""
 SECTIONS: dict[str, tuple[str, Sequence[Curve]]] = {
     "Is it learning?": (
         "Probes are fitted on frozen features of the target encoder and scored on images they were not fitted on.",
@@ -38,33 +39,33 @@ SECTIONS: dict[str, tuple[str, Sequence[Curve]]] = {
                 hint="The head that is trained, on the held-out part; the last step is the result.",
             ),
             Curve(
-                title="Linear probe, top-1", starts=True, unit="%",
+                title="Linear probe, top-1", with_start=True, unit="%",
                 metrics={"probe/linear_top1": "trained", "still/linear_top1": "middle frame only"},
                 baselines={"baseline/pixels_linear_top1": "raw pixels"},
                 hint="Useful features rise clearly above both baselines.",
             ),
             Curve(
-                title="kNN probe, top-1", starts=True, unit="%",
+                title="kNN probe, top-1", with_start=True, unit="%",
                 metrics={"probe/knn_top1": "trained", "still/knn_top1": "middle frame only"},
                 baselines={"baseline/pixels_knn_top1": "raw pixels"},
-                hint="Nothing is fitted here: the neighbours of a sample vote.",
+                hint="Nothing is fitted: the nearest training samples vote.",
             ),
             Curve(
-                title="Attentive probe, top-1", starts=True, unit="%",
+                title="Attentive probe, top-1", with_start=True, unit="%",
                 metrics={"probe/attentive_top1": "trained", "still/attentive_top1": "middle frame only"},
-                hint="A learned query reads the tokens, so that nothing is lost by averaging them.",
+                hint="A learned query pools the tokens, so no detail is lost to averaging.",
             ),
             Curve(
-                title="Balanced accuracy", starts=True, unit="%",
+                title="Balanced accuracy", with_start=True, unit="%",
                 metrics={
                     "probe/linear_balanced": "linear", "probe/knn_balanced": "kNN",
                     "probe/attentive_balanced": "attentive", "still/linear_balanced": "linear, middle frame",
                 },
                 baselines={"baseline/pixels_linear_balanced": "raw pixels, linear"},
-                hint="The mean over the classes, which are uneven here: always naming the largest gains nothing.",
+                hint="Mean recall of the classes, which are uneven: always predicting the largest class gains nothing.",
             ),
             Curve(
-                title="Prediction error", may_be_log=True,
+                title="Prediction error", log_if_wide=True,
                 metrics={
                     "predict/error": "predictor", "predict/trivial_error": "mean target",
                     "predict/copy_error": "copy of the last step",
@@ -74,8 +75,8 @@ SECTIONS: dict[str, tuple[str, Sequence[Curve]]] = {
         ),
     ),
     MOTION: (
-        "Motion is learned where the probes of whole clips rise above those of their middle frame, and where the "
-        "prediction beats a copy of what was seen last.",
+        "Motion is learned if the probes of whole clips exceed those of their middle frame, and if the prediction is "
+        "better than a copy of the last visible step.",
         (
             Curve(
                 title="Gain over trivial predictions",
@@ -85,16 +86,16 @@ SECTIONS: dict[str, tuple[str, Sequence[Curve]]] = {
         ),
     ),
     DETECTION: (
-        "Average precision on whole pictures that were not trained on; a finding is right where its overlap with an "
-        "annotated box of its class is a large enough share of their union.",
+        "Average precision on whole held-out pictures; a detection is correct if its overlap with an annotated box of "
+        "its class is a large enough share of their union.",
         (
             Curve(
                 title="Mean average precision", unit="%",
                 metrics={"detect/map50": "overlap 0.5", "detect/map75": "overlap 0.75", "detect/map": "0.5 to 0.95"},
-                hint="What is not annotated counts as wrong where it is found.",
+                hint="Detections of objects that are not annotated count as wrong.",
             ),
             Curve(
-                title="Terms of the loss", may_be_log=True,
+                title="Terms of the loss", log_if_wide=True,
                 metrics={
                     "train/classifier": "class of a region", "train/box_reg": "box of a region",
                     "train/objectness": "objectness", "train/rpn_box_reg": "box of a proposal",
@@ -104,17 +105,17 @@ SECTIONS: dict[str, tuple[str, Sequence[Curve]]] = {
         ),
     ),
     "Is it collapsing?": (
-        "A collapsed encoder gives every image nearly the same vector; its loss looks best of all.",
+        "A collapsed encoder gives every image nearly the same vector, and its loss is the lowest.",
         (
             Curve(
                 title="Effective rank", metrics={"collapse/rank_centred": "centred", "collapse/rank": "raw"},
                 baselines={"baseline/pixels_rank": "raw pixels, raw"},
-                hint="Directions in use. The centred rank near 1 is collapse; a falling one is its beginning.",
+                hint="Number of directions in use. A centred rank near 1 is a collapse; a falling one may become one.",
             ),
             Curve(
-                title="Spread of the features", may_be_log=True,
+                title="Spread of the features", log_if_wide=True,
                 metrics={"collapse/std": "mean std", "collapse/std_min": "smallest std"},
-                hint="Standard deviation of a dimension over images. Towards zero is collapse.",
+                hint="Standard deviation of a dimension over images. Near zero it is a collapse.",
             ),
             Curve(
                 title="Mean cosine between images", metrics={"collapse/cosine": "cosine"},
@@ -123,24 +124,24 @@ SECTIONS: dict[str, tuple[str, Sequence[Curve]]] = {
         ),
     ),
     "Selection without labels": (
-        "To choose between checkpoints or runs where there are no labels; compare runs of one kind, and with the "
-        "effective rank and the gain over trivial predictions.",
+        "To choose between checkpoints or runs without labels. Compare runs of the same method, and look at the "
+        "effective rank and the gain over trivial predictions too.",
         (
             Curve(
                 title="LiDAR", metrics={"select/lidar": "LiDAR"},
-                hint="Directions that tell images apart beyond crops of one. Meant to rise, seen to fall in good runs.",
+                hint="Directions in which images differ beyond crops of one. Should rise, but fell in some good runs.",
             ),
             Curve(
                 title="Exponent of the eigenvalues", metrics={"select/alpha": "alpha"},
-                hint="alpha-ReQ. Near 1 is best: far above, few directions matter; far below, noise does.",
+                hint="alpha-ReQ. Near 1 is best; far above, few directions matter, far below, noise dominates.",
             ),
         ),
     ),
     TRAINING: (
-        "The loss is no measure of progress: down and up again is healthy, a sudden drop can be a partial collapse.",
+        "The loss is no measure of progress: a fall and a rise are healthy, a sudden drop can be a partial collapse.",
         (
-            Curve(title="Loss", metrics={"train/loss": "loss"}, may_be_log=True),
-            Curve(title="Gradient norm", metrics={"train/grad_norm": "before clipping"}, may_be_log=True),
+            Curve(title="Loss", metrics={"train/loss": "loss"}, log_if_wide=True),
+            Curve(title="Gradient norm", metrics={"train/grad_norm": "before clipping"}, log_if_wide=True),
             Curve(title="Learning rate", metrics={"train/lr": "lr"}),
             Curve(title="Weight decay", metrics={"train/weight_decay": "weight decay"}),
             Curve(title="Momentum of the target encoder", metrics={"train/momentum": "momentum"}),
@@ -152,7 +153,7 @@ SECTIONS: dict[str, tuple[str, Sequence[Curve]]] = {
             Curve(title="Throughput", metrics={"perf/samples_per_s": "samples"}, unit="samples/s"),
             Curve(
                 title="Waiting for data", metrics={"perf/data_wait": "of the time"}, unit="%", factor=100,
-                hint="Above a few percent, the loader is what limits the speed: raise num_workers.",
+                hint="Above a few percent, the loader limits the speed: raise num_workers.",
             ),
             Curve(title="Peak memory", metrics={"perf/peak_memory_gib": "so far"}, unit="GiB"),
         ),
@@ -161,8 +162,8 @@ SECTIONS: dict[str, tuple[str, Sequence[Curve]]] = {
 
 
 def class_curves(names: Iterable[str]) -> list[Curve]:
-    """Average precision of each class, where they are few."""
-    found = {name: name.removeprefix(AP_OF_CLASS) for name in names if name.startswith(AP_OF_CLASS)}
-    if not 1 < len(found) <= MAX_CLASSES:
+    """A chart of the average precision of each class; none for a single class or more than MAX_CLASSES."""
+    labels = {name: name.removeprefix(AP_OF_CLASS) for name in names if name.startswith(AP_OF_CLASS)}
+    if not 1 < len(labels) <= MAX_CLASSES:
         return []
-    return [Curve(title="Average precision by class, overlap 0.5", unit="%", metrics=found)]
+    return [Curve(title="Average precision by class, overlap 0.5", unit="%", metrics=labels)]

@@ -1,15 +1,15 @@
-"""What the numbers of a run say in words: learning, stalled, collapsing or too early to tell.
+"""The verdict on a run: learning, stalled, collapsing or too early to tell.
 
-Works on the rows of metrics.jsonl alone; accuracies are in percent. The training loss is never asked: in a healthy run
-it goes down, then up, and in a collapsed one it is best of all. `predict/gain`, too, can stay high in a collapsed run:
-it counts only while the features stay spread out, and only where there are no labels.
+It follows from the rows of metrics.jsonl; accuracies are in percent. The training loss does not count: in a healthy run
+it falls and rises again, and in a collapsed run it is lowest. `predict/gain` can also stay high in a collapsed run, so
+it counts only while the features stay spread out and only without labels.
 """
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from typing import Any, NamedTuple
@@ -27,9 +27,9 @@ CLASS_PROBES = {
 DETECTED = {"detect/map": "mAP", "detect/map50": "mAP@.5", "detect/map75": "mAP@.75"}
 REGRESSION = re.compile(r"probe/(\w+)_r2")
 CLASSIFIED = "probe/classifier_top1"
-"""of the head that is trained: where it is measured, labels are what is learned"""
+"""Metric of a trained head; its presence marks a supervised run."""
 UNTRAINED = "untrained"
-JUDGES = (
+SELECTION_METRICS = (
     "probe/classifier_balanced",
     CLASSIFIED,
     "probe/linear_balanced",
@@ -39,21 +39,22 @@ JUDGES = (
     "detect/map50",
     "predict/gain",
 )
-"""The first of these that is measured decides which checkpoint is `best`, unless `evaluation.judge` names another."""
-CLEAR_POINTS = 2.0
-"""percentage points; two standard errors of an accuracy of 50 % on 2,048 samples are 2.2"""
-CLEAR_R2_POINTS = 5.0
-"""hundredths of R^2, where it is above zero: below, the mean is the better answer"""
-CLEAR_GAIN = 0.1
+"""The first of these that was measured selects the checkpoint `best`, unless `evaluation.judge` names another."""
+SIGNIFICANT_POINTS = 2.0
+"""Significant change of an accuracy in percentage points; two standard errors of 50 % on 2,048 samples are 2.2."""
+SIGNIFICANT_R2_POINTS = 5.0
+"""Significant change of R² in hundredths; values below zero count as zero, since there the mean predicts better."""
+SIGNIFICANT_GAIN = 0.1
+"""Significant change of `predict/gain`, as a fraction."""
 COLLAPSED_SPREAD = 0.1
-"""share of the start (or the best value since) that std and 1 - cosine must both have fallen to; the dip of a healthy
-run, before the predictor has something to say, was seen to go down to 0.2"""
+"""Collapse threshold of std and of 1 - cosine, as a fraction of their highest value; early in healthy runs they fell to
+0.2 of it."""
 COLLAPSED_RANK = 0.05
-"""share of the start that the centred rank must have fallen to; in healthy runs 0.14 was seen"""
+"""Collapse threshold of the centred rank, as a fraction of its highest value; in healthy runs it fell to 0.14."""
 POINT_RANK = 1.5
-"""a centred rank below this is a line or a point, whatever it was at the start"""
+"""Centred rank below which the features lie on a line or a point, whatever it was at the start."""
 RECOVERY = 2.0
-"""a value that has at least doubled since the evaluation before is leaving its dip"""
+"""Growth factor since the previous evaluation from which a value counts as recovering."""
 
 
 @dataclass(frozen=True)
@@ -63,49 +64,52 @@ class Verdict:
     reason: str
 
 
-def start_of(config: Mapping[str, Any]) -> str:
-    """What the encoder of a run with this configuration is before its first step, in one word for tables."""
+def initial_weights(config: Mapping[str, Any]) -> str:
+    """The initial weights of the encoder in one word for tables: "loaded" or "untrained"."""
     encoder = config.get("encoder") or {}
     return "loaded" if encoder.get("weights") and not encoder.get("fresh") else UNTRAINED
 
 
-def verdict(rows: Rows, start: str = UNTRAINED) -> Verdict:
-    """Judge a run by its evaluations: collapse first, then the probes, then (without any) the prediction.
+def verdict(rows: Rows, initial: str = UNTRAINED) -> Verdict:
+    """The verdict on a run by its evaluations: collapse first, then the probes, without probes the prediction gain.
 
-    `start` names the encoder of step 0, see `start_of`.
+    `initial` describes the encoder of step 0, see `initial_weights`.
 
-    Learning is a clear gain over step 0 in the best probe of its kind (of classes, or regression), unless the others
-    lost as much. Only a probe that has gained much more than that, and has kept it, outweighs features that look
+    A run is learning if the best probe of a kind (classification or regression) has a significant gain over step 0 and
+    the others have not lost as much. A probe that gained three times that and kept it outweighs features that look
     collapsed.
     """
-    kinds = [[found for name in kind if (found := _probe_change(rows, name))] for kind in _probes(rows)]
+    kinds = [
+        [change for name in names if (change := _probe_change(rows, name))]
+        for names in (CLASS_PROBES, [metric for metric, _ in _regressions(rows)])
+    ]
     probes = [change for kind in kinds for change in kind]
     if not probes and not any(step > 0 for step, _ in series(rows, "collapse/std")):
         return Verdict("too early to tell", "there is no evaluation after step 0 yet")
-    spoken = probes if len(probes) < 3 else [max(kinds[0], key=lambda c: c.gain)] * bool(kinds[0]) + kinds[1]
-    collapsed, told = _collapse(rows), "; ".join(change.sentence(rows, start) for change in spoken)
+    reported = probes if len(probes) < 3 else [max(kinds[0], key=lambda c: c.gain)] * bool(kinds[0]) + kinds[1]
+    collapse, changes = _collapse(rows), "; ".join(change.sentence(rows, initial) for change in reported)
     best = max(probes, key=lambda change: change.gain, default=None)
-    if collapsed and not (best and best.gain >= 3 and best.lost < best.clear):
-        return Verdict("collapsing", f"{collapsed}; {told}" if told else collapsed)
+    if collapse and not (best and best.gain >= 3 and best.drop < best.significant):
+        return Verdict("collapsing", f"{collapse}; {changes}" if changes else collapse)
     if best is None:
         return _unlabelled(rows)
     if any(max(c.gain for c in kind) >= 1 and sum(c.gain for c in kind) >= 1 for kind in kinds if kind):
-        return Verdict("learning", f"{told}; but {collapsed}" if collapsed else told)
+        return Verdict("learning", f"{changes}; but {collapse}" if collapse else changes)
     spread = f"; {_spread(rows)}" if series(rows, "collapse/std") else ""
-    return Verdict("stalled", f"{told}{spread}: train longer, or change lr")
+    return Verdict("stalled", f"{changes}{spread}: train longer, or change lr")
 
 
 def collapse_alarm(rows: Rows) -> str | None:
-    """A warning with what to try, or None while the features stay spread out."""
-    found = _collapse(rows)
-    if found is None:
+    """A warning with remedies, or None while the features stay spread out."""
+    collapse = _collapse(rows)
+    if collapse is None:
         return None
-    lr, momentum = _largest(rows, "train/lr"), _first(rows, "train/momentum")
-    advice = [f"lr={lr / 3:.1g}" if lr else "a lower lr"]
-    if momentum is not None and momentum < 1:
+    rates, momenta = series(rows, "train/lr"), series(rows, "train/momentum")
+    advice = [f"lr={max(lr for _, lr in rates) / 3:.1g}" if rates else "a lower lr"]
+    if momenta and (momentum := momenta[0][1]) < 1:
         advice.append(f"objective.momentum={1 - (1 - momentum) / 4:.4g} (the target encoder follows more slowly)")
     advice += ["regularizer=vicreg", "a smaller schedule.weight_decay", "a longer warm-up (schedule.warmup_ratio=0.2)"]
-    return f"the representation is collapsing: {found}. Try, one at a time: {', '.join(advice)}"
+    return f"the representation is collapsing: {collapse}. Try, one at a time: {', '.join(advice)}"
 
 
 class Column(NamedTuple):
@@ -114,22 +118,23 @@ class Column(NamedTuple):
     unit: str = " %"
 
 
-def judging(names: Iterable[str], judge: str | None) -> str | None:
-    """Which of the metrics decides; None where there is none such."""
-    known = sorted(names)
-    return next((name for pattern in ([judge] if judge else JUDGES) for name in known if fnmatch(name, pattern)), None)
+def selection_metric(names: Collection[str], judge: str | None) -> str | None:
+    """The first of these metrics that matches `judge`, or else SELECTION_METRICS; None if there is none."""
+    patterns = [judge] if judge else SELECTION_METRICS
+    return next((name for pattern in patterns for name in sorted(names) if fnmatch(name, pattern)), None)
 
 
-def judged_value(rows: Rows, judge: str | None) -> float | None:
-    """The last value of the metric that decides, of an encoder that was trained."""
-    name = judging({name for row in rows if row["step"] > 0 for name in row}, judge)
+def last_selection_value(rows: Rows, judge: str | None) -> float | None:
+    """The last value of the selection metric after step 0."""
+    name = selection_metric({name for row in rows if row["step"] > 0 for name in row}, judge)
     return None if name is None else _last(rows, name, after=0)
 
 
 def table_columns(rows: Rows) -> list[Column]:
-    """kNN and linear accuracy (balanced where classes are uneven), whatever other probe there is, and the rank.
+    """Columns for kNN and linear accuracy (balanced if classes are uneven), the other probes and the rank.
 
-    Of the untrained encoder, "fine-tuned" is trained on the labels alone. Of a detector its mean average precisions.
+    In the row of the untrained encoder, "fine-tuned" is training on labels alone. A detector has its mean average
+    precisions instead.
     """
     names = {name for row in rows for name in row}
     if names & DETECTED.keys():
@@ -140,47 +145,45 @@ def table_columns(rows: Rows) -> list[Column]:
     for probe in ("classifier", "knn", "linear", "attentive", "finetune"):
         kind = "balanced" if f"probe/{probe}_balanced" in names else "top1"
         head = {"knn": "kNN", "finetune": "fine-tuned"}.get(probe, probe) + (" bal." if kind == "balanced" else "")
-        measured = f"probe/{probe}_{kind}" in names
-        if measured or (probe in ("knn", "linear") and not regressions and CLASSIFIED not in names):
+        always = probe in ("knn", "linear") and not regressions and CLASSIFIED not in names
+        if always or f"probe/{probe}_{kind}" in names:
             columns.append(Column(head, f"probe/{probe}_{kind}"))
     return [*columns, *regressions, Column("rank", "collapse/rank", "")]
 
 
-def table_rows(rows: Rows, start: str = UNTRAINED) -> list[tuple[str, list[float | None]]]:
+def table_rows(rows: Rows, initial: str = UNTRAINED) -> list[tuple[str, list[float | None]]]:
     """Title and a value for each of `table_columns`: encoder of step 0, raw pixels, one frame, trained encoder."""
     names = [column.metric for column in table_columns(rows)]
     step = max((s for name in names for s, _ in series(rows, name)), default=0)
+    start = [dict(series(rows, name)).get(0) for name in names]
+    trained = [_last(rows, name, after=0) for name in names]
     if names[0] in DETECTED or names[0].startswith("probe/classifier_"):
-        what = "detector" if names[0] in DETECTED else "classifier"
-        trained = (f"trained {what}, step {step}", [_last(rows, name, after=0) for name in names])
-        return [(f"untrained {what}", [_at_zero(rows, name) for name in names]), trained]
-    still = [_last(rows, _beside(name, "still/"), after=0) for name in names]
+        model = "detector" if names[0] in DETECTED else "classifier"
+        return [(f"untrained {model}", start), (f"trained {model}, step {step}", trained)]
+    still = [_last(rows, _with_prefix(name, "still/"), after=0) for name in names]
     return [
-        (f"{start} encoder", [_at_zero(rows, name) for name in names]),
-        ("raw pixels", [_last(rows, _beside(name, "baseline/pixels_")) for name in names]),
+        (f"{initial} encoder", start),
+        ("raw pixels", [_last(rows, _with_prefix(name, "baseline/pixels_")) for name in names]),
         *([("trained, middle frame only", still)] if any(value is not None for value in still) else []),
-        (f"trained encoder, step {step}", [_last(rows, name, after=0) for name in names]),
+        (f"trained encoder, step {step}", trained),
     ]
-
-
-def _probes(rows: Rows) -> tuple[list[str], list[str]]:
-    """Names of the metrics: of classes, and regressions."""
-    return list(CLASS_PROBES), [metric for metric, _ in _regressions(rows)]
 
 
 def _regressions(rows: Rows) -> list[tuple[str, str]]:
     """Metric and group of the regression probes, in the order in which they were measured."""
     names = dict.fromkeys(name for row in rows for name in row)
-    return [(name, found[1].replace("_", " ")) for name in names if (found := REGRESSION.fullmatch(name))]
+    return [(name, match[1].replace("_", " ")) for name in names if (match := REGRESSION.fullmatch(name))]
 
 
-def _beside(metric: str, prefix: str) -> str:
+def _with_prefix(metric: str, prefix: str) -> str:
     """probe/linear_top1 -> baseline/pixels_linear_top1, still/linear_top1"""
     return prefix + metric.partition("/")[2]
 
 
 @dataclass(frozen=True)
 class ProbeChange:
+    """The values of a probe at the first and last evaluation and at its highest."""
+
     metric: str
     start: float
     last: float
@@ -188,43 +191,32 @@ class ProbeChange:
     peak_step: int
 
     @property
-    def is_regression(self) -> bool:
-        return REGRESSION.fullmatch(self.metric) is not None
-
-    @property
-    def points(self) -> float:
-        return self.last - self.start
-
-    @property
-    def clear(self) -> float:
-        return CLEAR_R2_POINTS if self.is_regression else CLEAR_POINTS
+    def significant(self) -> float:
+        return SIGNIFICANT_R2_POINTS if REGRESSION.fullmatch(self.metric) else SIGNIFICANT_POINTS
 
     @property
     def gain(self) -> float:
-        """In units of what is clear."""
-        start, last = (max(0.0, value) for value in (self.start, self.last))
-        return (last - start) / self.clear
+        """The change since step 0 as a multiple of a significant one."""
+        return (max(0.0, self.last) - max(0.0, self.start)) / self.significant
 
     @property
-    def lost(self) -> float:
+    def drop(self) -> float:
         return self.peak - self.last
 
-    def sentence(self, rows: Rows, start: str) -> str:
-        found = REGRESSION.fullmatch(self.metric)
-        title = f"R² of the {found[1].replace('_', ' ')} probe" if found else CLASS_PROBES[self.metric]
-        beginning = "start's" if self.metric in (*DETECTED, CLASSIFIED) else f"{start} encoder's"
-        change = f"{abs(self.points):.1f} points {'above' if self.points >= 0 else 'below'} the {beginning}"
-        fallen = f", down from {self.peak:.1f} % at step {self.peak_step}" if self.lost >= 2 * self.clear else ""
-        others = (("raw pixels", "baseline/pixels_"), ("middle frame only", "still/"))
-        told = [self._other(rows, name, prefix) for name, prefix in others]
-        beside = f" ({'; '.join(filter(None, told))})" if any(told) else ""
-        return f"the {title} is at {self.last:.1f} %{fallen}, {change} {self.start:.1f} %{beside}"
-
-    def _other(self, rows: Rows, name: str, prefix: str) -> str:
-        other = _last(rows, _beside(self.metric, prefix))
-        if other is None:
-            return ""
-        return f"{name}: {other:.1f} %{', still ahead' if other > self.last else ''}"
+    def sentence(self, rows: Rows, initial: str) -> str:
+        match = REGRESSION.fullmatch(self.metric)
+        title = f"R² of the {match[1].replace('_', ' ')} probe" if match else CLASS_PROBES[self.metric]
+        reference = "start's" if self.metric in (*DETECTED, CLASSIFIED) else f"{initial} encoder's"
+        change = self.last - self.start
+        difference = f"{abs(change):.1f} points {'above' if change >= 0 else 'below'} the {reference}"
+        drop = f", down from {self.peak:.1f} % at step {self.peak_step}" if self.drop >= 2 * self.significant else ""
+        comparisons = [
+            f"{name}: {value:.1f} %{', still ahead' if value > self.last else ''}"
+            for name, prefix in (("raw pixels", "baseline/pixels_"), ("middle frame only", "still/"))
+            if (value := _last(rows, _with_prefix(self.metric, prefix))) is not None
+        ]
+        baselines = f" ({'; '.join(comparisons)})" if comparisons else ""
+        return f"the {title} is at {self.last:.1f} %{drop}, {difference} {self.start:.1f} %{baselines}"
 
 
 def _probe_change(rows: Rows, metric: str) -> ProbeChange | None:
@@ -236,20 +228,20 @@ def _probe_change(rows: Rows, metric: str) -> ProbeChange | None:
 
 
 def _collapse(rows: Rows) -> str | None:
-    """One sentence with the numbers, or None: no collapse is it where features gather by classes that are learned.
+    """A sentence with the numbers, or None. In supervised runs features gather by class, which is no collapse.
 
     Complete collapse: all images get the same vector, std and 1 - cosine fall together (std alone also falls when the
     features merely shrink). Dimensional collapse: the centred rank falls to a few directions.
     """
     if series(rows, CLASSIFIED):
         return None
-    spread, angle = _fallen(rows, "collapse/std"), _fallen(rows, "collapse/cosine", opposite=True)
+    spread, angle = _drop_from_best(rows, "collapse/std"), _drop_from_best(rows, "collapse/cosine", opposite=True)
     if spread and angle and max(spread.share, angle.share) <= COLLAPSED_SPREAD and not spread.recovers:
         return (
             f"the std of the features fell to {spread.share:.0%} of its {spread.when} ({spread.reference:.3g} -> "
             f"{spread.last:.3g}) and all images point the same way (mean cosine {1 - angle.last:.3f})"
         )
-    rank = _fallen(rows, "collapse/rank_centred")
+    rank = _drop_from_best(rows, "collapse/rank_centred")
     if rank and (rank.share <= COLLAPSED_RANK or rank.last < POINT_RANK) and not rank.recovers:
         before = f"its {rank.when} was {rank.reference:.1f}"
         return f"the features vary in only {rank.last:.1f} directions (centred effective rank; {before})"
@@ -257,17 +249,19 @@ def _collapse(rows: Rows) -> str | None:
 
 
 def _spread(rows: Rows) -> str:
-    found = _fallen(rows, "collapse/std")
-    if found is None or found.share >= 0.5:
+    drop = _drop_from_best(rows, "collapse/std")
+    if drop is None or drop.share >= 0.5:
         return "the features have not collapsed"
-    return f"the features have come closer (std at {found.share:.0%} of its {found.when}) but have not collapsed"
+    return f"the features have come closer (std at {drop.share:.0%} of its {drop.when}) but have not collapsed"
 
 
 @dataclass(frozen=True)
-class Fall:
+class Drop:
     last: float
     reference: float
+    """highest value"""
     when: str
+    """evaluation of the highest value, for a sentence"""
     recovers: bool
 
     @property
@@ -275,47 +269,38 @@ class Fall:
         return self.last / self.reference if self.reference > 0 else 1.0
 
 
-def _fallen(rows: Rows, name: str, opposite: bool = False) -> Fall | None:
-    """The last value against the best so far; `opposite` takes 1 - value."""
+def _drop_from_best(rows: Rows, name: str, opposite: bool = False) -> Drop | None:
+    """The last value against the highest; `opposite` takes 1 - value. None with fewer than two evaluations."""
     values = [(step, 1 - value if opposite else value) for step, value in series(rows, name)]
     if len(values) < 2:
         return None
     step, reference = max(values, key=lambda pair: pair[1])
-    (_, before), (_, last) = values[-2:]
+    (_, previous), (_, last) = values[-2:]
     when = "start" if step == values[0][0] else f"value at step {step}"
-    return Fall(last, reference, when, recovers=last >= RECOVERY * before)
+    return Drop(last, reference, when, recovers=last >= RECOVERY * previous)
 
 
 def _unlabelled(rows: Rows) -> Verdict:
-    gain, rank = series(rows, "predict/gain"), series(rows, "collapse/rank_centred")
+    gains, ranks = series(rows, "predict/gain"), series(rows, "collapse/rank_centred")
     hint = " (without labels this is a hint, not a proof)"
-    if len(gain) < 2:
+    if len(gains) < 2:
         return Verdict("too early to tell", "there is neither a probe nor a prediction error to compare with step 0")
-    kept = (
-        f"the centred rank went from {rank[0][1]:.1f} to {rank[-1][1]:.1f}" if len(rank) > 1 else "no rank was measured"
+    first, last = gains[0][1], gains[-1][1]
+    change = f"the prediction beats a constant by {last:.0%} (step 0: {first:.0%}) and "
+    change += (
+        f"the centred rank went from {ranks[0][1]:.1f} to {ranks[-1][1]:.1f}"
+        if len(ranks) > 1
+        else "no rank was measured"
     )
-    change = f"the prediction beats a constant by {gain[-1][1]:.0%} (step 0: {gain[0][1]:.0%}) and {kept}"
-    if gain[-1][1] >= max(0.0, gain[0][1]) + CLEAR_GAIN:
+    if last >= max(0.0, first) + SIGNIFICANT_GAIN:
         return Verdict("learning", f"{change}{hint}")
     return Verdict("stalled", f"{change}: train longer, or raise lr{hint}")
 
 
 def series(rows: Rows, name: str) -> Series:
-    """(step, value) in the order of steps; of a step written twice (after a resume) the later row counts."""
+    """Finite (step, value) in order of the steps; of a step written twice (after a resume) the later row counts."""
     values = {int(row["step"]): float(row[name]) for row in rows if name in row and math.isfinite(row[name])}
     return sorted(values.items())
-
-
-def _first(rows: Rows, name: str) -> float | None:
-    return next((value for _, value in series(rows, name)), None)
-
-
-def _largest(rows: Rows, name: str) -> float | None:
-    return max((value for _, value in series(rows, name)), default=None)
-
-
-def _at_zero(rows: Rows, name: str) -> float | None:
-    return dict(series(rows, name)).get(0)
 
 
 def _last(rows: Rows, name: str, after: int = -1) -> float | None:

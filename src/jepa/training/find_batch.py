@@ -127,7 +127,7 @@ def find_batch(config: TrainConfig, overrides: Sequence[str], *, largest: bool) 
 def _table(trials: Sequence[Trial]) -> Table:
     speeds = [f"{trial.samples_per_s:.1f}" if trial.samples_per_s else "-" for trial in trials]
     rows = [[str(t.size), speed, f"{t.memory_gib:.2f}", t.note] for t, speed in zip(trials, speeds, strict=True)]
-    return Table(heads=["size", "samples/s", "memory GiB", ""], rows=rows, words={3})
+    return Table(heads=["size", "samples/s", "memory GiB", ""], rows=rows, text_columns={3})
 
 
 def _line(trial: Trial) -> str:

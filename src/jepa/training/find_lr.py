@@ -179,7 +179,7 @@ def _charts(points: Sequence[Point], lr: float | None) -> list[Markup]:
     charts = []
     for title, values in drawn.items():
         curve = [(math.log10(point.lr), value) for point, value in zip(points, smooth(values), strict=True)]
-        chart = Chart(title=title, axis="lg lr", hint=hint, may_be_log=True)
+        chart = Chart(title=title, axis="lg lr", hint=hint, log_if_wide=True)
         charts.append(line_chart(chart, [Line(name="last value", points=curve)]))
     return charts
 

@@ -22,7 +22,7 @@ from jepa.parallel.session import Session, StopSignal
 from jepa.parallel.signals import Interrupt
 from jepa.parallel.strategy import gather_full_state
 from jepa.reports.run import write_report
-from jepa.reports.verdict import collapse_alarm, judging, start_of
+from jepa.reports.verdict import collapse_alarm, initial_weights, selection_metric
 from jepa.runs import checkpoint
 from jepa.runs.metrics import read_rows
 from jepa.training.loop import KEPT, Plan, TrainComponents, TrainingError, fit
@@ -81,7 +81,7 @@ class Run:
             if protocol := EvaluatorTraits.of(part).protocol:
                 log.info("%s", protocol)
         if first_step == 0 and self.evaluators:
-            start = start_of(yaml.safe_load(self.config_text))
+            start = initial_weights(yaml.safe_load(self.config_text))
             log.info("evaluating the %s encoder first: step 0 of all curves", start)
 
     def _train_from(self, first_step: int, interrupt: Interrupt) -> int:
@@ -187,7 +187,7 @@ class Run:
         alarm = collapse_alarm(read_rows(self.folder))
         if alarm:
             log.warning(alarm)
-        judge = judging(metrics, self.judge)
+        judge = selection_metric(metrics, self.judge)
         if judge is None and self.judge and step == 0:
             log.warning("evaluation.judge=%s is not measured; there are %s", self.judge, ", ".join(sorted(metrics)))
         is_other = judge != self.best.get("metric", judge)
