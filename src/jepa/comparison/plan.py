@@ -117,7 +117,7 @@ def plan(
             member = _check(candidate, name, all_keys, composer)
             runs[member.label] = member
         except ConfigError as error:
-            errors += [f"{candidate.method}: {text}" if candidate.method else text for text in error.faults]
+            errors += [f"{candidate.method}: {text}" if candidate.method else text for text in error.errors]
     if list(runs) == [""] and not errors:
         errors.append(
             "there is only one run: give several values, as objective=jepa,mae, or folders of runs that exist"
