@@ -12,6 +12,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from hostile_text import HOSTILE, count_as_text
+from voc_folder import write_voc, xml
 
 from jepa.cli.find import main
 from jepa.reports.page import Table
@@ -229,3 +230,11 @@ def test_rows_that_are_printed_one_by_one_stand_under_their_heads():
     whole = find_batch._table(trials).terminal(find_batch.WIDTH)
     lines = [find_batch._table([]).terminal(find_batch.WIDTH), *map(find_batch._line, trials)]
     assert lines == whole.splitlines()
+
+
+def test_an_objective_that_needs_boxes_gets_them(tiny, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_voc(tmp_path / "voc", dict.fromkeys("abcd", xml(("dog", 5, 6, 25, 30))), {"train": [*"abcd"], "val": ["a"]})
+    options = [text for text in tiny if not text.startswith("predictor.")]
+    detect = ["objective=detect", "objective.width=8", "dataset=voc", f"dataset.root_path={tmp_path / 'voc'}"]
+    assert main(["batch", *options, *detect, "dataset.split=train", "logger=none", "name=boxes"]) == 0

@@ -15,14 +15,13 @@ import torch
 from markupsafe import Markup
 
 from jepa.config import TrainConfig
-from jepa.data.loader import batches
 from jepa.errors import RunError, as_config_errors
 from jepa.parallel.session import open_session
 from jepa.reports.charts import Chart, Line, line_chart
 from jepa.reports.page import Table, render
 from jepa.runs.metrics import write_atomically
 from jepa.schedules import Schedule
-from jepa.training.assemble import make_components, make_dataset, make_plan, split_phases
+from jepa.training.assemble import make_components, make_dataset, make_plan, split_phases, start_batches
 from jepa.training.loop import Plan, TrainComponents, one_step
 from jepa.types import LossOutput, RawBatch
 
@@ -118,8 +117,9 @@ def smooth(values: Sequence[float]) -> list[float]:
 
 
 INTERRUPTED = 130
-
+"""exit status after Ctrl-C"""
 ROWS = 12
+"""rows of the printed table, of all points"""
 
 
 class Setting(NamedTuple):
@@ -131,7 +131,7 @@ class Setting(NamedTuple):
 
 @contextmanager
 def setting(config: TrainConfig) -> Iterator[Setting]:
-    """A fresh model of the first phase, with its batches. Raises ConfigError for what only the built parts can tell."""
+    """A new model of the first phase, and its batches. Raises ConfigError for what only built components can tell."""
     with as_config_errors():
         config = replace(config, compile=False)
         dataset = make_dataset(config)
@@ -140,10 +140,7 @@ def setting(config: TrainConfig) -> Iterator[Setting]:
         session = open_session(device=config.device, precision=config.precision)
         plan = make_plan(phase, len(dataset))
         components = make_components(phase.config, dataset, plan, session)
-        stream = batches(
-            dataset, batch_size=plan.batch_size, seed=config.seed, num_workers=config.num_workers,
-            canvas=components.augment.canvas, fields=components.fields,
-        )  # fmt: skip
+        stream = start_batches(phase.config, dataset, plan, components, first_step=0)
     with closing(stream):
         yield Setting(plan, components, stream, len(dataset))
 
