@@ -1,6 +1,7 @@
 """Masks: exact, disjoint, unbiased on any grid, and a function of the generator alone."""
 
 import random
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
+from jepa.config import factory
 from jepa.config.rules import mask_faults
 from jepa.masks.block import BlockMasker
 from jepa.masks.geometry import BlockGeometry, block_shape, show_grid
@@ -384,3 +386,14 @@ def test_what_the_check_lets_pass_can_be_drawn(grid, **values):
 def test_the_check_needs_no_torch():
     code = "import sys, jepa.masks.geometry; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_the_masker_of_the_guide_for_contributors_is_one(tmp_path, monkeypatch):
+    guide = (Path(__file__).parents[2] / "CONTRIBUTING.md").read_text()
+    (code,) = re.findall(r"```python\n# checkerboard.py\n(.*?)```", guide, re.DOTALL)
+    (tmp_path / "checkerboard.py").write_text(code)
+    monkeypatch.syspath_prepend(tmp_path)
+    masker = factory({"_target_": "checkerboard.CheckerboardMasker"})(grid=PatchGrid(1, 4, 6))
+    masks = masker(3, seeded(0))
+    assert_valid(masks, num_tokens=24, num_context=12)
+    assert masks.targets.shape == (3, 1, 12)

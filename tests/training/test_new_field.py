@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from itertools import islice
@@ -19,67 +20,18 @@ from jepa.data.loader import batches
 from jepa.runs.metrics import read_rows
 from jepa.training.assemble import needed_fields
 
-DATA = '''"""Clips of a dot that walks over a torus; its steps are the actions."""
-
-import torch
-
-from jepa.types import Field, Sample
+GUIDE = (Path(__file__).parents[2] / "CONTRIBUTING.md").read_text()
 
 
-class Walks:
-    classes, channels, mean, std = (), 1, (0.0,), (1.0,)
+def from_guide(name: str) -> str:
+    """The code block of CONTRIBUTING.md that begins with the name of its file."""
+    (code,) = re.findall(rf"```python\n# {re.escape(name)}\n(.*?)```", GUIDE, re.DOTALL)
+    return code
 
-    def __init__(self, *, num_frames, num_samples=64, side=32):
-        self.num_frames, self.num_samples, self.side = num_frames, num_samples, side
-        self.fields = {"actions": Field(shape=(num_frames - 1, 2))}
-
-    def __len__(self):
-        return self.num_samples
-
-    def __getitem__(self, index):
-        return self.draw(index, 0)
-
-    def draw(self, index, seed):
-        actions = torch.randint(-3, 4, (self.num_frames - 1, 2), generator=torch.Generator().manual_seed(seed + index))
-        rows, columns = (torch.cat([torch.zeros(1, 2).long(), actions]).cumsum(dim=0) % self.side).unbind(dim=1)
-        clip = torch.zeros(1, self.num_frames, self.side, self.side, dtype=torch.uint8)
-        clip[0, torch.arange(self.num_frames), rows, columns] = 255
-        return Sample(clip, fields={"actions": actions})
-
-    def describe(self, index):
-        return f"walk {index}"
-
-    def validation(self):
-        return None
-'''
-
-OBJECTIVE = '''"""Inverse dynamics: tell the actions from the clip."""
-
-import math
-
-from torch import nn
-
-from jepa.objectives.base import Objective
-from jepa.types import LossOutput
-
-
-class InverseDynamics(Objective):
-    needs = {"actions"}
-
-    def __init__(self, *, encoder, fields):
-        super().__init__()
-        self.backbone = encoder
-        self.head = nn.Linear(encoder.embed_dim, math.prod(fields["actions"].shape))
-
-    def forward(self, batch, masks):
-        embedding = self.backbone(batch.clips).float().mean(dim=1)
-        error = (self.head(embedding) - batch.fields["actions"].flatten(1)).square().mean()
-        return LossOutput(error, {"error": error.detach()}, embedding.detach())
-'''
 
 FILES = {
-    "walks.py": DATA,
-    "inverse_dynamics.py": OBJECTIVE,
+    "walks.py": from_guide("walks.py"),
+    "inverse_dynamics.py": from_guide("inverse_dynamics.py"),
     "conf/dataset/walks.yaml": "# a dot that walks; its steps are known\n_target_: walks.Walks\nnum_samples: 64\n",
     "conf/objective/inverse_dynamics.yaml": "# actions, from the clip\n_target_: inverse_dynamics.InverseDynamics\n",
 }
