@@ -1,23 +1,16 @@
-"""Files in folders: classes by sub-folder, and the held-out part beside them."""
+"""What data sets of files share: the held-out part, tables, and labels as text."""
 
 from __future__ import annotations
 
 import copy
 import csv
-import logging
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Any, Self
 
 import numpy as np
-from torchvision.datasets.folder import make_dataset
 
-from jepa.config.paths import existing
-
-log = logging.getLogger(__name__)
-VALIDATION_NAMES = ("validation", "valid", "val", "test")
-"""of a folder or a split that is taken for the held-out part where none is named, in this order"""
 NO_LABEL = {"", "-1"}
 """texts of a sample without a label"""
 
@@ -37,14 +30,6 @@ class HoldingOut:
         return other
 
 
-class Files(NamedTuple):
-    folder: Path
-    paths: np.ndarray
-    """in the folder, as an array: a list of strings would be copied into every worker, page by page"""
-    labels: np.ndarray
-    """-1 without"""
-
-
 def has_suffix(path: str, suffixes: tuple[str, ...]) -> bool:
     """True for visible files with one of the suffixes."""
     name = os.path.basename(path)
@@ -53,50 +38,6 @@ def has_suffix(path: str, suffixes: tuple[str, ...]) -> bool:
 
 def sub_folders(folder: Path) -> list[str]:
     return sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith("."))
-
-
-def class_folders(folder: Path, suffixes: tuple[str, ...]) -> tuple[str, ...]:
-    """Names of the sub-folders that hold such files, at any depth."""
-    walks = {name: (f for *_, files in os.walk(folder / name) for f in files) for name in sub_folders(folder)}
-    return tuple(name for name, files in walks.items() if any(has_suffix(f, suffixes) for f in files))
-
-
-def scan(folder: Path, classes: Sequence[str], suffixes: tuple[str, ...]) -> Files:
-    """All such files with the numbers of their classes, or without classes those in the folder itself."""
-    if classes:
-        indices = {name: index for index, name in enumerate(classes)}
-        found = make_dataset(folder, indices, is_valid_file=lambda p: has_suffix(p, suffixes), allow_empty=True)
-    else:
-        entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
-        found = [(entry.path, -1) for entry in entries if has_suffix(entry.path, suffixes)]
-    names = [os.fsencode(os.path.relpath(path, folder)) for path, _ in found]
-    return Files(folder, np.array(names, dtype=bytes), np.array([label for _, label in found], dtype=np.int64))
-
-
-def held_out_files(
-    folder: Path, root: Path, val_folder: str | None, classes: tuple[str, ...], suffixes: tuple[str, ...]
-) -> Files | None:
-    """The files of `root`/`val_folder`, or of a folder beside `folder` with a usual name and no other classes."""
-    if val_folder is not None:
-        named = existing(root / val_folder, "dataset.val_folder", "folder")
-        unknown = sorted(set(class_folders(named, suffixes)) - set(classes))
-        if unknown:
-            raise ValueError(f"dataset.val_folder={val_folder} has classes that are not in {folder}: {unknown}")
-        return scan(named, classes, suffixes)
-    for candidate in _siblings(folder):
-        found = class_folders(candidate, suffixes)
-        if not set(found) <= set(classes) or bool(found) != bool(classes):
-            continue
-        files = scan(candidate, classes, suffixes)
-        if len(files.paths):
-            log.info("held-out part: %s (name another with dataset.val_folder)", candidate)
-            return files
-    return None
-
-
-def _siblings(folder: Path) -> Iterator[Path]:
-    beside = (folder.parent / name for name in VALIDATION_NAMES)
-    return (candidate for candidate in beside if candidate != folder and candidate.is_dir())
 
 
 def read_table(path: Path, key: str, columns: Sequence[str]) -> dict[str, list[Any]]:

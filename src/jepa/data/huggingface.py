@@ -13,8 +13,9 @@ from torch import Tensor
 
 from jepa.config.paths import on_this_machine
 from jepa.data.decode import decode, warn_of_slow_decoding
-from jepa.data.folders import NO_LABEL, VALIDATION_NAMES, HoldingOut, class_names, class_numbers
+from jepa.data.folders import NO_LABEL, HoldingOut, class_names, class_numbers
 from jepa.data.images import NATURAL
+from jepa.data.listing import VALIDATION_NAMES
 from jepa.types import Channels
 
 if TYPE_CHECKING:

@@ -18,7 +18,8 @@ from torchvision import datasets
 
 from jepa.config.paths import content, existing
 from jepa.data.decode import SUFFIXES, decode, warn_of_slow_decoding
-from jepa.data.folders import HoldingOut, class_folders, held_out_files, scan
+from jepa.data.folders import HoldingOut
+from jepa.data.listing import held_out_listing, list_files, training_folder
 from jepa.types import Channels
 
 log = logging.getLogger(__name__)
@@ -39,15 +40,17 @@ class ImageFolder(HoldingOut):
     ) -> None:
         warn_of_slow_decoding()
         root = Path(root_path).expanduser().absolute()
-        folder = existing(root / image_folder, "dataset.image_folder", "folder")
+        folder = training_folder(existing(root / image_folder, "dataset.image_folder", "folder"), SUFFIXES)
         self.channels = channels
         self.mean, self.std = NATURAL[channels]
-        self.classes = class_folders(folder, SUFFIXES)
-        self._take(*scan(folder, self.classes, SUFFIXES))
-        if not len(self.paths):
+        listing = list_files(folder, SUFFIXES)
+        if not len(listing.files.paths):
             raise ValueError(f"no images ({' '.join(SUFFIXES)}) in {folder} or its sub-folders; {content(folder)}")
-        held_out = held_out_files(folder, root, val_folder, self.classes, SUFFIXES)
-        self.held_out = None if held_out is None else self._apart(*held_out)
+        log.info("%s", listing)
+        self.classes = listing.classes
+        self._take(*listing.files)
+        held_out = held_out_listing(folder, root, val_folder, self.classes, SUFFIXES)
+        self.held_out = None if held_out is None else self._apart(*held_out.files)
 
     def _take(self, folder: Path, paths: np.ndarray, labels: np.ndarray) -> None:
         self.folder, self.paths, self.labels = folder, paths, labels

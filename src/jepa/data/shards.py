@@ -14,8 +14,9 @@ from torch import Tensor
 
 from jepa.config.paths import find_shards
 from jepa.data.decode import decode, warn_of_slow_decoding
-from jepa.data.folders import VALIDATION_NAMES, HoldingOut, class_names, class_numbers
+from jepa.data.folders import HoldingOut, class_names, class_numbers
 from jepa.data.images import NATURAL
+from jepa.data.listing import VALIDATION_NAMES
 from jepa.data.shard_index import read_index
 from jepa.seeding import generator
 from jepa.types import Channels, PositiveInt

@@ -22,16 +22,13 @@ from jepa.data.clips import (
     to_grey,
 )
 from jepa.data.folders import (
-    Files,
     HoldingOut,
-    class_folders,
     class_names,
     class_numbers,
-    held_out_files,
     read_table,
-    scan,
 )
 from jepa.data.images import NATURAL
+from jepa.data.listing import Files, held_out_listing, list_files, training_folder
 from jepa.data.loader import MOST_BROKEN
 from jepa.data.video_decode import SUFFIXES, Video, choose_decoders, read_video
 from jepa.types import Channels, Positive, PositiveInt
@@ -72,9 +69,11 @@ class VideoFolder(HoldingOut):
         folder = existing(root / video_folder, "dataset.video_folder", "folder")
         self.classes: tuple[str, ...] = ()
         if annotations is None:
-            self.classes = class_folders(folder, SUFFIXES)
-            files = scan(folder, self.classes, SUFFIXES)
-            held_out = held_out_files(folder, root, val_folder, self.classes, SUFFIXES)
+            folder = training_folder(folder, SUFFIXES)
+            files, self.classes, _ = listing = list_files(folder, SUFFIXES)
+            log.info("%s", listing)
+            part = held_out_listing(folder, root, val_folder, self.classes, SUFFIXES)
+            held_out = None if part is None else part.files
         else:
             self.classes, files = _annotated(folder, root / annotations, "dataset.annotations")
             held_out = self._annotated_held_out(root, val_folder or video_folder, val_annotations)
