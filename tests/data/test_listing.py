@@ -165,22 +165,28 @@ class TestHeldOut:
         assert '1 of the unknown class "zebra"' in caplog.text
 
     def test_a_class_more_in_a_named_part_is_refused(self, tmp_path: Path) -> None:
-        with pytest.raises(ValueError, match=r"dataset\.val_folder=val: .* does not have: zebra"):
+        with pytest.raises(
+            ValueError, match=r"dataset\.val_folder=val has classes that are not in .*train: \['zebra'\]"
+        ):
             self.make(tmp_path, "cat/2.png", "zebra/1.png", val_folder="val")
 
     def test_a_part_without_class_folders_is_not_used_and_the_reason_is_said(
         self, tmp_path: Path, caplog: pytest.LogCaptureFixture
     ) -> None:
         assert self.make(tmp_path, "1.png", "2.png").held_out is None
-        assert "val is no held-out part: its 2 files lie in no class folder" in caplog.text
+        assert "val is not used as the held-out part: none of its 2 samples has a label of the 2 classes" in caplog.text
 
-    def test_a_named_part_without_class_folders_is_refused(self, tmp_path: Path) -> None:
-        with pytest.raises(ValueError, match=r"dataset\.val_folder=val: its 1 files lie in no class folder"):
-            self.make(tmp_path, "1.png", val_folder="val")
+    def test_a_named_part_without_class_folders_is_used_without_labels(
+        self, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        part = self.make(tmp_path, "1.png", val_folder="val").held_out
+        assert part is not None
+        assert part.labels.tolist() == [-1]
+        assert "none of its 1 samples has a label of the 2 classes, so no probe is scored on it" in caplog.text
 
     def test_a_part_with_other_classes_only_is_not_used(self, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
         assert self.make(tmp_path, "zebra/1.png", "cow/1.png").held_out is None
-        assert "val is no held-out part: it has classes that the training part does not have: cow, zebra" in caplog.text
+        assert "val is not used as the held-out part: it has other classes (cow, zebra)" in caplog.text
 
 
 def test_one_line_says_what_is_trained_on(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

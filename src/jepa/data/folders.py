@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import copy
 import csv
+import logging
 import os
-from collections.abc import Callable, Iterable, Sequence
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 
+log = logging.getLogger(__name__)
 NO_LABEL = {"", "-1"}
-"""texts of a sample without a label"""
+"""Texts that stand for a sample without a label."""
+MOST_SINGLE_CLASSES = 100
+"""Number of samples up to which each may be of a class of its own."""
 
 
 class HoldingOut:
@@ -66,25 +71,61 @@ def _parquet(path: Path, key: str) -> dict[str, list[Any]]:
     return parquet.read_table(path).to_pydict()
 
 
-def class_names(labels: Iterable[str]) -> tuple[str, ...]:
-    """The numbers up to the largest where all labels are whole numbers, or else the names that occur."""
+def class_names(labels: Sequence[str]) -> tuple[str, ...]:
+    """The numbers up to the largest if all labels are whole numbers, else the different names.
+
+    Raises ValueError for numbers that cannot be classes, such as the ids of samples.
+    """
     names = set(labels) - NO_LABEL
+    if negative := sorted(name for name in names if re.fullmatch(r"-\d+", name)):
+        raise ValueError(f"the label {negative[0]} is no class; only -1 stands for a sample without a label")
+    if len(names) == len(labels) > MOST_SINGLE_CLASSES:
+        raise ValueError(f"the {len(labels):,} labels are all different, so they are no classes but ids or names")
     if not all(map(str.isdecimal, names)):
         return tuple(sorted(names))
-    return tuple(map(str, range(max(map(int, names), default=-1) + 1)))
+    largest = max(map(int, names), default=-1)
+    if largest >= max(10_000, len(labels)):
+        raise ValueError(f"the label {largest} is no class of {len(labels):,} samples")
+    return tuple(map(str, range(largest + 1)))
 
 
-def class_numbers(labels: Sequence[str], classes: Sequence[str], where: str, numbered: bool = False) -> np.ndarray:
-    """Long [n], -1 where there is none: a label is the name of a class or, where they are `numbered`, also its number.
+def class_numbers(labels: Sequence[str], classes: Sequence[str], where: str, *, lenient: bool = False) -> np.ndarray:
+    """Long [n]: the number of the class that each label names, -1 without a label.
 
-    Raises ValueError for what is neither.
+    A `lenient` reading, of a held-out part that nobody named, gives -1 to other labels and warns; else ValueError.
     """
     numbers = {name: number for number, name in enumerate(classes)}
-    if numbered:
-        digits = {str(number): number for number in range(len(classes))}
-        numbers = numbers | digits if all(map(str.isdecimal, classes)) else digits | numbers
     plain = {text: str(int(text)) if text.isdecimal() and text not in numbers else text for text in set(labels)}
-    found = {text: numbers.get(key) for text, key in plain.items()} | dict.fromkeys(NO_LABEL, -1)
-    if unknown := sorted(text for text, number in found.items() if number is None):
-        raise ValueError(f"{where}: labels that are not among the {len(classes)} classes: {unknown[:5]}")
-    return np.array([found[text] for text in labels], dtype=np.int64)
+    matches = match_classes(plain.values(), numbers)
+    by_text = {text: matches.get(name, -1) for text, name in plain.items()}
+    if unknown := sorted(text for text, name in plain.items() if name not in matches.keys() | NO_LABEL):
+        reason = f"{where}: labels that are not among the {len(classes)} classes: {unknown[:5]}"
+        if not lenient:
+            raise ValueError(reason)
+        count = sum(text in unknown for text in labels)
+        log.warning("%s; %s samples have no label therefore", reason, f"{count:,}")
+    return np.array([by_text[text] for text in labels], dtype=np.int64)
+
+
+def match_classes(names: Iterable[str], numbers: Mapping[str, int]) -> dict[str, int]:
+    """The number of the class of each name, also in other capitals; without the names that match no class."""
+    folded = {name.casefold(): number for name, number in numbers.items()}
+    if len(folded) < len(numbers):  # classes that differ in capitals alone
+        folded = {}
+    matches = {name: numbers.get(name, folded.get(name.casefold())) for name in names}
+    return {name: number for name, number in matches.items() if number is not None}
+
+
+def is_useful_held_out(labels: np.ndarray, classes: Sequence[str], part: str, *, is_named: bool) -> bool:
+    """True if a held-out part can be used; says so if it has no labels and the training part has some.
+
+    A part that the user `is_named` is used all the same, but probes cannot be scored on it.
+    """
+    if not classes or (labels >= 0).any():
+        return True
+    reason = f"none of its {len(labels):,} samples has a label of the {len(classes)} classes"
+    if is_named:
+        log.warning("held-out part %s: %s, so no probe is scored on it", part, reason)
+    else:
+        log.warning("%s is not used as the held-out part: %s", part, reason)
+    return is_named

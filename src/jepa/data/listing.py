@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from jepa.config.paths import existing
+from jepa.data.folders import is_useful_held_out, match_classes
 
 log = logging.getLogger(__name__)
 VALIDATION_NAMES = ("validation", "valid", "val", "test")
@@ -61,7 +62,7 @@ def list_files(folder: Path, suffixes: tuple[str, ...], classes: Sequence[str] |
     if by_folder and loose:
         left_out["in no class folder"] += len(loose)
     own_classes = tuple(map(_text, sorted(by_folder)))
-    numbers = _numbers(own_classes, own_classes if classes is None else classes)
+    numbers = match_classes(own_classes, _numbers(own_classes if classes is None else classes))
     paths, labels = [], []
     for name in sorted(by_folder):
         number, inside = numbers.get(_text(name)), sorted(by_folder[name], key=os.path.split)
@@ -91,53 +92,33 @@ def held_out_listing(
 ) -> Listing | None:
     """The files of `root`/`val_folder`, or of a folder with a usual name beside `folder`; None if there is none.
 
-    A part that is not used is named with the reason. Raises ValueError if `val_folder` does not fit the classes.
+    Logs why a folder is not used. Raises ValueError if `val_folder` has classes that are not among `classes`.
     """
     if val_folder is not None:
-        named = existing(root / val_folder, "dataset.val_folder", "folder")
-        listing = list_files(named, suffixes, classes)
-        if misfit := _misfit(listing, classes):
-            raise ValueError(f"dataset.val_folder={val_folder}: {misfit}")
-        log.info("held-out part: %s", listing)
-        return listing
-    for candidate in _siblings(folder):
+        folders = [existing(root / val_folder, "dataset.val_folder", "folder")]
+    else:
+        beside = (folder.parent / name for name in VALIDATION_NAMES)
+        folders = [candidate for candidate in beside if candidate != folder and candidate.is_dir()]
+    for candidate in folders:
         listing = list_files(candidate, suffixes, classes)
-        misfit = _misfit(listing, classes)
+        unknown = sorted(set(listing.classes) - match_classes(listing.classes, _numbers(classes)).keys())
+        if val_folder is not None and unknown:
+            raise ValueError(f"dataset.val_folder={val_folder} has classes that are not in {folder}: {unknown}")
         if not listing.files.paths.size:
-            log.warning("%s is no held-out part: %s", candidate, misfit or "it has no files of this type")
-            continue
-        if bool(listing.classes) == bool(classes):
-            log.info("held-out part: %s (dataset.val_folder names another)", listing)
+            log.warning("%s is not used as the held-out part: it has %s", candidate, _reason(listing, unknown))
+        elif is_useful_held_out(listing.files.labels, classes, str(candidate), is_named=val_folder is not None):
+            log.info("held-out part: %s%s", listing, "" if val_folder else " (dataset.val_folder names another)")
             return listing
-        log.warning("%s is no held-out part: %s", candidate, misfit)
     return None
 
 
-def _misfit(listing: Listing, classes: Sequence[str]) -> str:
-    """The reason why a held-out part does not fit the classes of the training part; empty if it does."""
-    if classes and not listing.classes:
-        return f"its {len(listing.files.paths):,} files lie in no class folder, the training part has classes"
-    if listing.classes and not classes:
-        return "its files lie in class folders, the training part has none"
-    unknown = sorted(set(listing.classes) - _numbers(listing.classes, classes).keys())
-    if not unknown:
-        return ""
-    return f"it has classes that the training part does not have: {', '.join(unknown[:5])} ({len(unknown)} in all)"
+def _reason(listing: Listing, unknown: Sequence[str]) -> str:
+    """What a folder holds in place of usable files."""
+    return f"other classes ({', '.join(unknown[:5])})" if unknown else f"no files of this type ({listing})"
 
 
-def _siblings(folder: Path) -> Iterator[Path]:
-    beside = (folder.parent / name for name in VALIDATION_NAMES)
-    return (candidate for candidate in beside if candidate != folder and candidate.is_dir())
-
-
-def _numbers(names: Iterable[str], classes: Sequence[str]) -> dict[str, int]:
-    """The number of the class with each name, also in other capitals; without names that match no class."""
-    exact = {name: number for number, name in enumerate(classes)}
-    folded = {name.casefold(): number for name, number in exact.items()}
-    if len(folded) < len(exact):  # classes that differ in capitals alone
-        folded = {}
-    numbers = {name: exact.get(name, folded.get(name.casefold())) for name in names}
-    return {name: number for name, number in numbers.items() if number is not None}
+def _numbers(classes: Iterable[str]) -> dict[str, int]:
+    return {name: number for number, name in enumerate(classes)}
 
 
 def _text(name: str) -> str:
