@@ -4,35 +4,58 @@ from __future__ import annotations
 
 import copy
 import csv
+import fcntl
 import logging
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 
+from jepa.data.decode import warn_of_slow_decoding
+
 log = logging.getLogger(__name__)
 NO_LABEL = {"", "-1"}
-"""Texts that stand for a sample without a label."""
+"""Texts of a missing label."""
 MOST_SINGLE_CLASSES = 100
 """Number of samples up to which each may be of a class of its own."""
+IMAGENET_STATS = {3: ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)), 1: ((0.449,), (0.226,))}
+"""Mean and standard deviation of ImageNet's pixels in [0, 1], by the number of channels."""
 
 
-class HoldingOut:
-    """A data set that can hold a part of itself out; `_take` takes what a part consists of."""
+class FileDataset:
+    """Base of the data sets of files; `_load` of a subclass stores the samples of one part."""
 
     held_out: Self | None = None
-    _take: Callable[..., None]
+    _load: Callable[..., None]
+
+    def __init__(self, channels: int, *, has_videos: bool = False) -> None:
+        if not has_videos:
+            warn_of_slow_decoding()
+        self.channels = channels
+        self.mean, self.std = IMAGENET_STATS[channels]
 
     def validation(self) -> Self | None:
         return self.held_out
 
-    def _apart(self, *part: Any) -> Self:
-        other = copy.copy(self)
-        other._take(*part)
-        return other
+    def _part(self, *samples: Any) -> Self:
+        """A data set with the same settings and other samples."""
+        part = copy.copy(self)
+        part._load(*samples)
+        return part
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold the lock of a file, which is created; on a file system without locks nobody waits."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as file:
+        with suppress(OSError):
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def has_suffix(path: str, suffixes: tuple[str, ...]) -> bool:
@@ -46,12 +69,12 @@ def sub_folders(folder: Path) -> list[str]:
 
 
 def read_table(path: Path, key: str, columns: Sequence[str]) -> dict[str, list[Any]]:
-    """The columns by name; raises ValueError where the file or one of `columns` is lacking."""
+    """All columns by name; raises ValueError if the file or one of `columns` is missing."""
     if not path.is_file():
         raise ValueError(f"{key}: there is no file {path}")
     table = _parquet(path, key) if path.suffix == ".parquet" else _csv(path)
-    if lacking := [name for name in columns if name not in table]:
-        raise ValueError(f"{key}={path}: no column {', '.join(lacking)}; its first line names {', '.join(table)}")
+    if missing := [name for name in columns if name not in table]:
+        raise ValueError(f"{key}={path}: no column {', '.join(missing)}; its first line names {', '.join(table)}")
     return table
 
 
@@ -66,8 +89,8 @@ def _csv(path: Path) -> dict[str, list[Any]]:
 def _parquet(path: Path, key: str) -> dict[str, list[Any]]:
     try:
         from pyarrow import parquet
-    except ImportError as fault:
-        raise ValueError(f"{key}={path}: parquet files need pip install 'jepa-train[hf]'") from fault
+    except ImportError as error:
+        raise ValueError(f"{key}={path}: parquet files need pip install 'jepa-train[hf]'") from error
     return parquet.read_table(path).to_pydict()
 
 

@@ -13,9 +13,8 @@ import numpy as np
 from torch import Tensor
 
 from jepa.config.paths import content, on_this_machine
-from jepa.data.decode import decode, warn_of_slow_decoding
-from jepa.data.folders import HoldingOut, class_names, class_numbers, is_useful_held_out
-from jepa.data.images import NATURAL
+from jepa.data.decode import decode
+from jepa.data.folders import FileDataset, class_names, class_numbers, is_useful_held_out
 from jepa.data.listing import VALIDATION_NAMES
 from jepa.types import Channels
 
@@ -24,14 +23,14 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 LABEL_NAMES = ("label", "labels", "fine_label", "class", "target")
-"""of a column that is taken for the label where none is named, in this order"""
+"""Default names of the label column, in order of preference."""
 
 
-class HuggingFaceImages(HoldingOut):
-    """A data set of the Hugging Face hub, or local parquet files: one, or a folder of them named after their splits.
+class HuggingFaceImages(FileDataset):
+    """A data set of the Hugging Face hub, a local parquet file, or a folder of parquet files named after their splits.
 
-    `path` is the name on the hub or the local path; `val=None` takes a split of a usual name as the held-out part;
-    columns that are None are found by their type and name.
+    `path` is the name on the hub or the local path; `val=None` takes a split with a default name as the held-out part;
+    columns that are None are detected by type and name.
     """
 
     rules = ("jepa.data.rules.local_or_hub",)
@@ -47,32 +46,29 @@ class HuggingFaceImages(HoldingOut):
         label_column: str | None = None,
         channels: Channels = 3,
     ) -> None:
-        warn_of_slow_decoding()
-        splits = _find_splits(path, subset, known=(train, *filter(None, [val]), *VALIDATION_NAMES))
-        if train not in splits:
-            raise ValueError(f"dataset.train={train}: {path} has no such split, but {', '.join(splits)}")
-        if val is not None and val not in splits:
-            raise ValueError(f"dataset.val={val}: {path} has no such split, but {', '.join(splits)}")
+        super().__init__(channels)
+        splits = _find_splits(path, subset, names=(train, *filter(None, [val]), *VALIDATION_NAMES))
+        for key, split in (("train", train), ("val", val)):
+            if split is not None and split not in splits:
+                raise ValueError(f"dataset.{key}={split}: {path} has no such split, but {', '.join(splits)}")
         self.path = path
-        self.channels = channels
-        self.mean, self.std = NATURAL[channels]
         rows = splits[train]()
         self.image_column = _image_column(rows, image_column)
         self.label_column, self.classes = _label_column(rows, label_column)
         self._names = _names(rows, self.label_column)
-        self._take(train, rows)
+        self._load(train, rows)
         candidates = [name for name in VALIDATION_NAMES if name in splits and name != train]
         self.held_out = self._find_held_out({name: splits[name] for name in ([val] if val else candidates)}, bool(val))
 
     def _find_held_out(self, splits: Mapping[str, Callable[[], datasets.Dataset]], is_named: bool) -> Self | None:
         for name, load in splits.items():
-            part = self._apart(name, load(), not is_named)
+            part = self._part(name, load(), not is_named)
             if is_useful_held_out(part.labels, self.classes, f"split {name}", is_named=is_named):
                 log.info("%s: %s samples of the split %s are held out", self.path, f"{len(part):,}", name)
                 return part
         return None
 
-    def _take(self, split: str, rows: datasets.Dataset, lenient: bool = False) -> None:
+    def _load(self, split: str, rows: datasets.Dataset, lenient: bool = False) -> None:
         self.split, self.rows = split, rows
         self.labels = np.full(len(rows), -1)
         if self.label_column is not None:
@@ -85,8 +81,8 @@ class HuggingFaceImages(HoldingOut):
         return len(self.labels)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        """uint8 [C, 1, H, W] and its label; raises OSError or RuntimeError when it can't be read."""
-        # the arrow table itself: ten times faster than a row of `datasets`, and no decoding but ours
+        """uint8 [C, 1, H, W] and its label; raises OSError or RuntimeError if it cannot be read."""
+        # the arrow table itself: ten times faster than a row of `datasets`, and without its decoding
         image = self.rows.data.column(self.image_column)[index].as_py()
         return decode(_encoded(image), channels=self.channels), int(self.labels[index])
 
@@ -96,8 +92,8 @@ class HuggingFaceImages(HoldingOut):
         return f"{self.path} split {self.split} row {index}" + (f" ({name})" if name else "")
 
 
-def _find_splits(path: str, subset: str | None, known: Sequence[str]) -> dict[str, Callable[[], datasets.Dataset]]:
-    """How to open each split, by its name; a local path never uses the network."""
+def _find_splits(path: str, subset: str | None, names: Sequence[str]) -> dict[str, Callable[[], datasets.Dataset]]:
+    """Functions that open the splits, by name of the split; a local path never uses the network."""
     try:
         import datasets
     except ImportError as error:
@@ -106,28 +102,30 @@ def _find_splits(path: str, subset: str | None, known: Sequence[str]) -> dict[st
         local = on_this_machine(path)
     except ValueError as error:
         raise ValueError(f"dataset.path={path}: {error}") from error
-    if local is not None and ((local / "dataset_dict.json").exists() or (local / "dataset_info.json").exists()):
+    if local is None:
+        try:
+            on_hub = map(str, datasets.get_dataset_split_names(path, config_name=subset))
+        except (OSError, ValueError) as error:
+            message = f"dataset.path={path}: is not on this machine, and the hub has no such data set: {error}"
+            raise ValueError(message) from error
+        load = partial(datasets.load_dataset, path, name=subset)
+        return {split: partial(_open, f"split {split} of {path}", partial(load, split=split)) for split in on_hub}
+    if (local / "dataset_dict.json").exists() or (local / "dataset_info.json").exists():
         saved = _open(f"dataset.path={path}", partial(datasets.load_from_disk, str(local)))
-        splits = saved if isinstance(saved, Mapping) else {known[0]: saved}
-        return {name: partial(_open, f"split {name} of {path}", part.flatten_indices) for name, part in splits.items()}
-    if local is not None:
-        files = _parquet_files(local, subset, known)
-        log.info("%s: %s", path, ", ".join(f"{len(names)} files of the split {name}" for name, names in files.items()))
+        parts = saved if isinstance(saved, Mapping) else {names[0]: saved}
         return {
-            name: partial(
-                _open,
-                f"split {name} of {path}",
-                partial(datasets.load_dataset, "parquet", data_files={name: names}, split=name),
-                names,
-            )
-            for name, names in files.items()
+            split: partial(_open, f"split {split} of {path}", rows.flatten_indices) for split, rows in parts.items()
         }
-    try:
-        on_hub = map(str, datasets.get_dataset_split_names(path, config_name=subset))
-    except (OSError, ValueError) as error:
-        raise ValueError(f"dataset.path={path}: is not here, and the hub gives no such data set: {error}") from error
-    load = partial(datasets.load_dataset, path, name=subset)
-    return {name: partial(_open, f"split {name} of {path}", partial(load, split=name)) for name in on_hub}
+    files = _parquet_files(local, subset, names)
+    log.info("%s: %s", path, ", ".join(f"{len(paths)} files of the split {split}" for split, paths in files.items()))
+    return {split: partial(_open_parquet, path, split, paths) for split, paths in files.items()}
+
+
+def _open_parquet(path: str, split: str, files: list[str]) -> datasets.Dataset:
+    import datasets
+
+    load = partial(datasets.load_dataset, "parquet", data_files={split: files}, split=split)
+    return _open(f"split {split} of {path}", load, files)
 
 
 def _open(what: str, load: Callable[[], Any], files: Sequence[str] = ()) -> Any:
@@ -160,7 +158,7 @@ def _unlike_the_first(files: Sequence[str]) -> str:
     return ""
 
 
-def _parquet_files(path: Path, subset: str | None, known: Sequence[str]) -> dict[str, list[str]]:
+def _parquet_files(path: Path, subset: str | None, names: Sequence[str]) -> dict[str, list[str]]:
     """Files of each split: the name of the file, or else of the nearest folder above it, begins with the split's.
 
     Files that name no split are those of the first if no file names that; else they are left out with a warning.
@@ -174,38 +172,35 @@ def _parquet_files(path: Path, subset: str | None, known: Sequence[str]) -> dict
         raise ValueError(f"dataset.path={path}: no .parquet file in it")
     splits: dict[str | None, list[str]] = {}
     for file in files:
-        splits.setdefault(_split_of(file.relative_to(path).parts, known), []).append(str(file))
+        splits.setdefault(_split_of(file.relative_to(path).parts, names), []).append(str(file))
     others = splits.pop(None, [])
-    if others and known[0] in splits:
+    if others and names[0] in splits:
         log.warning("%s: %d files that name no split are left out, as %s", path, len(others), others[0])
     elif others:
-        splits[known[0]] = others
-    return {name: names for name, names in splits.items() if name is not None}
+        splits[names[0]] = others
+    return {split: paths for split, paths in splits.items() if split is not None}
 
 
-def _split_of(names: Sequence[str], known: Sequence[str]) -> str | None:
-    """The split that the last of these names of folders and a file begins with."""
-    words = [re.split(r"[-_.]", name)[0].lower() for name in reversed(names)]
-    aliases = {"training": "train", "dev": "validation"} | {name.lower(): name for name in known}
-    return next((aliases[word] for word in words if aliases.get(word) in known), None)
+def _split_of(parts: Sequence[str], names: Sequence[str]) -> str | None:
+    """The split that the file name, or else the nearest folder above it, begins with."""
+    splits = {"training": "train", "dev": "validation"} | {name.lower(): name for name in names}
+    words = (re.split(r"[-_.]", part)[0].lower() for part in reversed(parts))
+    return next((splits[word] for word in words if splits.get(word) in names), None)
 
 
 def _image_column(rows: datasets.Dataset, column: str | None) -> str:
     if column is not None:
         return _existing_column(rows, column, "dataset.image_column")
-    found = [name for name, feature in rows.features.items() if _holds_images(feature)]
-    if not found:
+    images = [name for name, feature in rows.features.items() if _holds_images(feature)]
+    if not images:
         raise ValueError(f"no column of images found; name one with dataset.image_column: {_columns(rows)}")
-    return found[0]
+    return images[0]
 
 
 def _holds_images(feature: Any) -> bool:
-    kind = type(feature).__name__
-    return (
-        kind == "Image"
-        or (isinstance(feature, dict) and "bytes" in feature)
-        or getattr(feature, "dtype", "") == "binary"
-    )
+    if isinstance(feature, dict):
+        return "bytes" in feature
+    return type(feature).__name__ == "Image" or getattr(feature, "dtype", "") == "binary"
 
 
 def _label_column(rows: datasets.Dataset, column: str | None) -> tuple[str | None, tuple[str, ...]]:
@@ -264,7 +259,7 @@ def _texts(rows: datasets.Dataset, column: str, names: Mapping[str, str]) -> lis
 
 
 def _encoded(image: Any) -> bytes:
-    """From {bytes, path} or bytes."""
+    """The bytes of {bytes, path} or of bytes."""
     data = image.get("bytes") or Path(image["path"]).read_bytes() if isinstance(image, dict) else image
     if not isinstance(data, bytes):
         raise OSError(f"no encoded image but {type(data).__name__}")

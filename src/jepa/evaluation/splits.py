@@ -129,7 +129,7 @@ def labelled_splits(
 
     Raises ConfigError where there are no labels to judge by.
     """
-    dataset = DatasetTraits.of(dataset).probed or dataset
+    dataset = DatasetTraits.of(dataset).probe_dataset or dataset
     drawn = probe_splits(
         dataset, train_samples=train_samples or len(dataset), val_samples=test_samples or sys.maxsize, seed=seed
     )

@@ -121,7 +121,7 @@ def make_snapshotter(
         return DetectionSnapshotter(dataset=dataset, transform=whole, last_step=phase.total_steps, **wired)
     crops = {key: getattr(config.augment, key) for key in ("crop_scale", "crop_aspect", "flip")}
     return Snapshotter(
-        dataset=DatasetTraits.of(dataset).probed or dataset,
+        dataset=DatasetTraits.of(dataset).probe_dataset or dataset,
         transform=EvalTransform(**picture(config, dataset)),
         masker=components.masker,
         crops=partial(Augment, **picture(config, dataset), **crops),
@@ -200,7 +200,7 @@ def make_model(config: TrainConfig, dataset: Dataset, plan: Plan, session: Sessi
     """On the device."""
     objective, masker = make_objective(config, dataset, plan)
     if "labels" in needs_of(config):
-        check_labels(DatasetTraits.of(dataset).probed or dataset)
+        check_labels(DatasetTraits.of(dataset).probe_dataset or dataset)
     choose_attention(objective, session.device, torch.bfloat16 if session.bf16 else torch.float32)
     return objective.to(session.device).train(), masker
 
@@ -292,7 +292,7 @@ def start_batches(
         world_size=session.world_size,
         num_workers=config.num_workers,
         pin_memory=session.device.type == "cuda",
-        canvas=components.augment.canvas,
+        short_side=components.augment.short_side,
         fields=components.fields,
     )
 
