@@ -10,16 +10,16 @@ from typing import Any
 import torch
 
 from jepa.config import TrainConfig, compose, factory
-from jepa.resources.estimate import make_sizes, needs_of, seconds_text
+from jepa.resources.estimate import make_fake_model, model_cost, seconds_text
 from jepa.resources.hardware import (
     GIB,
     GPUS,
     Cluster,
     ModelCost,
     fits,
-    largest_piece,
+    largest_micro_batch,
     memory,
-    share_of,
+    rank_load,
     step_time,
     traffic,
 )
@@ -38,7 +38,7 @@ DATA: Any = SimpleNamespace(channels=3)
 
 
 def main() -> None:
-    needs = {name: needs_of(compose(overrides), DATA, 16, bf16=True) for name, overrides in MODELS.items()}
+    needs = {name: model_cost(compose(overrides), DATA, 16, bf16=True) for name, overrides in MODELS.items()}
     print(models(needs), memories(needs), steps(needs), loaders(needs), masks(), sep="\n\n")
 
 
@@ -78,7 +78,7 @@ def memories(needs: dict[str, ModelCost]) -> str:
         for strategy in ("ddp", "fsdp"):
             cells = []
             for count in COUNTS:
-                parts = memory(need, share_of(strategy, count, count, 1), h100(count))
+                parts = memory(need, rank_load(strategy, count, count, 1), h100(count))
                 parts["activations"] = parts["workspace"] = 0.0
                 cells.append(f"{sum(parts.values()) / GIB:.1f}")
             each = f"{(need.activations + need.workspace) / GIB:.3f}"
@@ -92,7 +92,7 @@ GPU_SIZES = ("h100", "a100_40", "rtx4090")
 def most(need: ModelCost, strategy: str, gpu: str) -> str:
     """The largest micro-batch on one of 8 GPUs, a power of two."""
     here = Cluster(gpu=GPUS[gpu], count=8, per_node=8, utilisation=0.4, bf16=True)
-    return str(largest_piece(need, share_of(strategy, 8, 8 * 1024, None), here) or "none")
+    return str(largest_micro_batch(need, rank_load(strategy, 8, 8 * 1024, None), here) or "none")
 
 
 def steps(needs: dict[str, ModelCost]) -> str:
@@ -101,9 +101,9 @@ def steps(needs: dict[str, ModelCost]) -> str:
     for name, need in needs.items():
         for count in COUNTS:
             here, cells = h100(count), []
-            room = largest_piece(need, share_of("fsdp", count, global_batch(count), None), here)
+            room = largest_micro_batch(need, rank_load("fsdp", count, global_batch(count), None), here)
             for strategy in ("ddp", "fsdp"):
-                share = share_of(strategy, count, global_batch(count), room)
+                share = rank_load(strategy, count, global_batch(count), room)
                 computing, waiting = step_time(need, share, here)
                 sent = f"{traffic(need, share, here) / 1e9:.1f}, {seconds_text(waiting) if waiting else '0'}"
                 cells.append(sent if fits(need, share, here) else f"{sent} (does not fit)")
@@ -128,7 +128,7 @@ def masks() -> str:
     rows = []
     for name in ("ViT-H/14, 224 px", "ViT-L/16, 16 frames of 256 px"):
         config = compose(MODELS[name])
-        masker = factory(config.mask)(grid=make_sizes(config, DATA).objective.backbone.grid)
+        masker = factory(config.mask)(grid=make_fake_model(config, DATA).objective.backbone.grid)
         for count in COUNTS[1:]:
             size = global_batch(count)
             own, spent = torch.arange(0, size, count), []

@@ -122,7 +122,7 @@ def test_the_masks_of_the_ranks_are_rows_of_the_whole(name, grid, views, world_s
     for rank in range(world_size):
         session, generator = Session(torch.device("cpu"), bf16=False, rank=rank, world_size=world_size), seeded(3)
         part = draw_masks(masker, 24 * views, generator, session.local_row_indices(24, views))
-        assert_equal(part, whole.map(lambda tokens, take=session: take.rows(tokens, views)))
+        assert_equal(part, whole.map(lambda tokens, take=session: take.local_rows(tokens, views)))
         assert generator.get_state().equal(whole_generator.get_state())
         shares.append(len(part.sets[0].context))
     assert shares == [24 * views // world_size] * world_size

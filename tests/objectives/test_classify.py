@@ -24,7 +24,7 @@ from jepa.evaluation.types import Features
 from jepa.objectives.classify import Classification
 from jepa.optim import parameter_groups, set_schedule
 from jepa.reports.verdict import Verdict, collapse_alarm, verdict
-from jepa.resources.estimate import needs_of
+from jepa.resources.estimate import model_cost
 from jepa.runs.metrics import read_rows
 from jepa.training.assemble import check_labels, make_dataset
 from jepa.types import Batch, Masks
@@ -363,6 +363,6 @@ def test_a_part_without_labels_is_refused(train: list[int], held_out: list[int],
 def test_what_fine_tuning_needs_can_be_estimated(pretrained: Path) -> None:
     weights = ["encoder=pretrained", f"encoder.weights={pretrained}", "objective.freeze=true"]
     config = compose([*(text for text in SHAPES if not text.startswith("encoder")), *weights])
-    needs = needs_of(config, make_dataset(config), 4, bf16=False)
+    needs = model_cost(config, make_dataset(config), 4, bf16=False)
     assert needs.trained == 2 * 32 + 33 * 10, "norm and head"
     assert needs.frozen == needs.encoder

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from jepa.cli.train import main
 from jepa.config import Composer, compose
 from jepa.resources.advice import memory_advice
-from jepa.resources.estimate import estimate, make_sizes, needs_of
+from jepa.resources.estimate import estimate, make_fake_model, model_cost
 from jepa.resources.footprint import Pass, block_sizes, measure, state_bytes
 from jepa.resources.hardware import (
     GIB,
@@ -25,9 +25,9 @@ from jepa.resources.hardware import (
     ModelCost,
     RankLoad,
     fits,
-    largest_piece,
+    largest_micro_batch,
     memory,
-    share_of,
+    rank_load,
     step_time,
     traffic,
 )
@@ -78,7 +78,7 @@ def machines(**changed: Any) -> Cluster:
 def test_tensors_without_numbers_take_what_those_with_numbers_take(overrides: list[str], tiny: list[str]) -> None:
     common = [one for one in tiny if "objective=mae" not in overrides or not one.startswith("predictor")]
     config = compose([*common, *overrides])
-    real, needs = with_numbers(config, 4), needs_of(config, IMAGES, 4, bf16=False)
+    real, needs = with_numbers(config, 4), model_cost(config, IMAGES, 4, bf16=False)
     assert (real.forward, real.backward) == (needs.forward * 4, needs.backward * 4)
     assert real.activations == needs.activations * 4
     assert real.peak == pytest.approx((needs.activations + needs.workspace) * 4, rel=0.02)
@@ -89,8 +89,8 @@ def test_flops_of_a_vision_transformer_are_those_of_the_closed_form(tiny: list[s
     config = compose([*tiny, "encoder.depth=3", "predictor=cross_attention"])
     bare = compose([*tiny, "encoder.depth=2", "predictor=cross_attention"])
     width, tokens = 32, 16
-    context = make_sizes(config, IMAGES).masks.context.shape[1]
-    one, two = (needs_of(c, IMAGES, 2, bf16=False) for c in (config, bare))
+    context = make_fake_model(config, IMAGES).masks.context.shape[1]
+    one, two = (model_cost(c, IMAGES, 2, bf16=False) for c in (config, bare))
 
     def block(n: int) -> int:
         return 24 * n * width**2 + 4 * n**2 * width
@@ -102,22 +102,22 @@ def test_flops_of_a_vision_transformer_are_those_of_the_closed_form(tiny: list[s
 
 def test_what_is_kept_grows_with_the_samples(tiny: list[str]) -> None:
     config = compose(tiny)
-    few, many = (needs_of(config, IMAGES, samples, bf16=True) for samples in (8, 32))
+    few, many = (model_cost(config, IMAGES, samples, bf16=True) for samples in (8, 32))
     assert many.activations == pytest.approx(few.activations, rel=0.02)
     assert many.casts == few.casts > 0
 
 
 def test_checkpointing_keeps_less_and_computes_more(tiny: list[str]) -> None:
-    usual = needs_of(compose([*tiny, "encoder.depth=4"]), IMAGES, 4, bf16=False)
+    usual = model_cost(compose([*tiny, "encoder.depth=4"]), IMAGES, 4, bf16=False)
     config = compose([*tiny, "encoder.depth=4", "encoder.checkpoint_activations=true"])
-    checkpointed = needs_of(config, IMAGES, 4, bf16=False)
+    checkpointed = model_cost(config, IMAGES, 4, bf16=False)
     assert checkpointed.activations < usual.activations
     assert checkpointed.backward > usual.backward
     assert checkpointed.workspace > usual.workspace
 
 
 def test_sizes_of_a_giant_take_no_memory() -> None:
-    model = make_sizes(compose(["size=giant", "encoder.patch_size=14"]), IMAGES)
+    model = make_fake_model(compose(["size=giant", "encoder.patch_size=14"]), IMAGES)
     assert sum(p.numel() for p in model.objective.backbone.parameters()) == pytest.approx(1011e6, rel=0.01)
     assert {type(p).__name__ for p in model.objective.parameters()} == {"FakeTensor"}
 
@@ -125,7 +125,7 @@ def test_sizes_of_a_giant_take_no_memory() -> None:
 def test_counting_leaves_later_models_as_they_were(tiny: list[str]) -> None:
     config = compose(tiny)
     torch.manual_seed(3)
-    needs_of(config, IMAGES, 2, bf16=False)
+    model_cost(config, IMAGES, 2, bf16=False)
     after = torch.rand(1)
     torch.manual_seed(3)
     assert torch.equal(after, torch.rand(1))
@@ -133,7 +133,7 @@ def test_counting_leaves_later_models_as_they_were(tiny: list[str]) -> None:
 
 
 def test_blocks_and_what_is_outside_are_all_parameters(tiny: list[str]) -> None:
-    model = make_sizes(compose([*tiny, "encoder.depth=3"]), IMAGES)
+    model = make_fake_model(compose([*tiny, "encoder.depth=3"]), IMAGES)
     block, rest = block_sizes(model.objective)
     whole = sum(p.numel() for p in model.objective.parameters())
     predictor = sum(p.numel() for p in model.objective.predictor.blocks.parameters())
@@ -157,7 +157,7 @@ def test_what_a_rank_sends_is_that_of_rings(ranks: int, strategy: str) -> None:
 
 
 def test_shards_take_their_part_and_a_few_whole_blocks() -> None:
-    whole, shards = (memory(NEEDS, share_of(name, 64, 512, None), machines(count=64)) for name in ("ddp", "fsdp"))
+    whole, shards = (memory(NEEDS, rank_load(name, 64, 512, None), machines(count=64)) for name in ("ddp", "fsdp"))
     for part in ("weights", "target encoder", "gradients", "optimizer"):
         assert shards[part] == pytest.approx(whole[part] / 64)
     assert shards["communication"] == 2 * (3 * 7e6 + 3e6) + 8 * 7e6
@@ -168,8 +168,8 @@ def test_shards_take_their_part_and_a_few_whole_blocks() -> None:
 @given(st.sampled_from(["single", "ddp", "fsdp"]), st.integers(1, 8), st.floats(1, 100))
 def test_largest_piece_fits_and_the_next_divisor_does_not(strategy: str, ranks: int, gib: float) -> None:
     here = machines(gpu=replace(GPUS["h100"], memory_gib=gib), count=ranks)
-    share = share_of(strategy, ranks, 840, None)
-    found = largest_piece(NEEDS, share, here)
+    share = rank_load(strategy, ranks, 840, None)
+    found = largest_micro_batch(NEEDS, share, here)
     larger = [size for size in range(found + 1, share.size + 1) if share.size % size == 0]
     assert not found or fits(NEEDS, replace(share, piece=found), here)
     assert not larger or not fits(NEEDS, replace(share, piece=larger[0]), here)
@@ -177,12 +177,12 @@ def test_largest_piece_fits_and_the_next_divisor_does_not(strategy: str, ranks: 
 
 def test_time_is_work_over_rate_and_communication_hides_behind_it() -> None:
     here = machines()
-    computing, waiting = step_time(NEEDS, share_of("ddp", 8, 4096, 64), here)
+    computing, waiting = step_time(NEEDS, rank_load("ddp", 8, 4096, 64), here)
     assert computing == pytest.approx(512 * 1e11 / (0.4 * 989e12))
     assert waiting == 0
     slow = machines(gpu=replace(GPUS["h100"], link_gb=1))
     sent = 2 * 7 / 8 * 4 * 100e6 / (0.8 * 1e9)
-    assert step_time(NEEDS, share_of("ddp", 8, 4096, 64), slow)[1] == pytest.approx(sent - 64 * 5e10 / here.flops)
+    assert step_time(NEEDS, rank_load("ddp", 8, 4096, 64), slow)[1] == pytest.approx(sent - 64 * 5e10 / here.flops)
 
 
 def test_gpus_of_a_node_share_the_network_of_the_node() -> None:

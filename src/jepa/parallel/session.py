@@ -67,15 +67,15 @@ class Session:
     def autocast(self) -> AbstractContextManager:
         return torch.autocast(self.device.type, torch.bfloat16) if self.bf16 else nullcontext()
 
-    def rows(self, tensor: Tensor, views: int = 1) -> Tensor:
+    def local_rows(self, tensor: Tensor, views: int = 1) -> Tensor:
         """Of the global batch [B * views, ...] the rows of this rank's samples: rank, rank + world size, ..."""
         if self.is_single:
             return tensor
         return tensor.unflatten(0, (-1, views))[self.rank :: self.world_size].flatten(0, 1)
 
     def local_row_indices(self, batch_size: int, views: int = 1) -> Tensor | None:
-        """[b * views]: the numbers of the rows that `rows` takes of a batch [B * views, ...]; None: all of them."""
-        return None if self.is_single else self.rows(torch.arange(batch_size * views), views)
+        """[b * views]: the numbers of the rows that `local_rows` takes of a batch [B * views, ...]; None: all of them."""
+        return None if self.is_single else self.local_rows(torch.arange(batch_size * views), views)
 
     def broadcast_from_rank_zero(self, make: Callable[[], T]) -> T:
         """What rank 0 makes of it, on all ranks; where it refuses, the others raise PeerError."""

@@ -6,8 +6,8 @@ from dataclasses import replace
 
 from jepa.config import TrainConfig
 from jepa.parallel.session import Session
-from jepa.resources.estimate import UNTRACEABLE, make_sizes
-from jepa.resources.hardware import GIB, GPUS, Cluster, ModelCost, RankLoad, fits, largest_piece, memory, share_of
+from jepa.resources.estimate import UNTRACEABLE, make_fake_model
+from jepa.resources.hardware import GIB, GPUS, Cluster, ModelCost, RankLoad, fits, largest_micro_batch, memory, rank_load
 from jepa.types import Dataset
 
 CHECKPOINTING = "checkpoint_activations"
@@ -18,7 +18,7 @@ def memory_advice(config: TrainConfig, dataset: Dataset, session: Session, devic
 
     `config` is that of the phase. Without numbers where the model cannot be run without its own; never raises.
     """
-    share = share_of(session.strategy, session.world_size, config.batch_size, config.micro_batch_size)
+    share = rank_load(session.strategy, session.world_size, config.batch_size, config.micro_batch_size)
     gpu = replace(GPUS["cpu" if session.device.type == "cpu" else "h100"], memory_gib=device_bytes / GIB)
     machines = Cluster(gpu=gpu, count=session.world_size, per_node=8, utilisation=1.0, bf16=session.bf16)
     if session.world_size > 1:
@@ -34,11 +34,11 @@ def memory_advice(config: TrainConfig, dataset: Dataset, session: Session, devic
 
 
 def _with_numbers(config: TrainConfig, dataset: Dataset, share: RankLoad, machines: Cluster) -> str:
-    model = make_sizes(config, dataset)
+    model = make_fake_model(config, dataset)
     needs = model.needs(config, share.piece, bf16=machines.bf16, backward=False)
     options: list[tuple[str, tuple[ModelCost, RankLoad, Cluster]]] = []
     if share.piece > 1:
-        piece = largest_piece(needs, share, machines, most=share.piece // 2) or 1
+        piece = largest_micro_batch(needs, share, machines, most=share.piece // 2) or 1
         options.append((f"micro_batch_size={piece} (same result, ", (needs, replace(share, piece=piece), machines)))
     if _may_be_bf16(machines):
         halved = model.needs(config, share.piece, bf16=True, backward=False)

@@ -29,9 +29,9 @@ from jepa.resources.hardware import (
     ModelCost,
     RankLoad,
     fits,
-    largest_piece,
+    largest_micro_batch,
     memory,
-    share_of,
+    rank_load,
     step_time,
     traffic,
 )
@@ -81,11 +81,11 @@ class Model:
             activations=seen.activations / samples,
             workspace=(seen.peak - seen.activations - seen.casts) / samples,
             casts=seen.casts,
-            solves_jointly=self.objective.regularization is not None,
+            needs_grad_cache=self.objective.regularization is not None,
         )
 
 
-def make_sizes(config: TrainConfig, dataset: Dataset) -> Model:
+def make_fake_model(config: TrainConfig, dataset: Dataset) -> Model:
     """The objective of a configuration in no memory; masks are those of one sample."""
     sizes, plan = ShapesOnly(), SimpleNamespace(batch_size=config.batch_size, total_steps=1)
     with torch.random.fork_rng(devices=[]), fake_init(sizes):
@@ -105,11 +105,11 @@ def make_sizes(config: TrainConfig, dataset: Dataset) -> Model:
     )
 
 
-def needs_of(config: TrainConfig, dataset: Dataset, samples: int, *, bf16: bool) -> ModelCost:
+def model_cost(config: TrainConfig, dataset: Dataset, samples: int, *, bf16: bool) -> ModelCost:
     """Raises ConfigError where a constructor refuses, RunError for components that cannot do without numbers."""
     try:
         with as_config_errors():
-            return make_sizes(config, dataset).needs(config, samples, bf16=bf16)
+            return make_fake_model(config, dataset).needs(config, samples, bf16=bf16)
     except UNTRACEABLE as error:
         raise RunError(
             f"estimate=true: this model cannot be run without numbers ({error}); without estimate=true a run "
@@ -125,7 +125,7 @@ def machines_of(config: TrainConfig) -> Cluster:
     return Cluster(gpu=GPUS[name], bf16=bf16, **values)
 
 
-def tell(config: TrainConfig, folder: Path) -> int:
+def print_estimate(config: TrainConfig, folder: Path) -> int:
     """Prints what `estimate=true` asks for; no run folder is left behind."""
     print(estimate(config), flush=True)
     for made in (folder, *folder.parents):
@@ -144,8 +144,8 @@ def estimate(config: TrainConfig) -> str:
     for number, phase in enumerate(phases, start=1):
         if len(phases) > 1:
             texts.append(f"phase {number} of {len(phases)}: {phase.end_step - phase.begin_step:,} steps")
-        share = share_of(_strategy(config), machines.count, config.batch_size, phase.config.micro_batch_size)
-        needs = needs_of(phase.config, dataset, share.piece, bf16=machines.bf16)
+        share = rank_load(_strategy(config), machines.count, config.batch_size, phase.config.micro_batch_size)
+        needs = model_cost(phase.config, dataset, share.piece, bf16=machines.bf16)
         texts += [_model(needs, phase, len(dataset)), _table(needs, phase, machines, len(dataset))]
         seconds = sum(step_time(needs, share, machines))
         total += seconds * (phase.end_step - phase.begin_step)
@@ -177,7 +177,7 @@ def _hardware(config: TrainConfig, machines: Cluster) -> str:
 
 def _model(needs: ModelCost, phase: Phase, num_samples: int) -> str:
     config, steps = phase.config, phase.end_step - phase.begin_step
-    twice = ", and another forward pass where a batch has several pieces" if needs.solves_jointly else ""
+    twice = ", and another forward pass where a batch has several pieces" if needs.needs_grad_cache else ""
     return (
         f"parameters  encoder {needs.encoder / 1e6:,.1f} M; trained {needs.trained / 1e6:,.1f} M, without gradient "
         f"{needs.frozen / 1e6:,.1f} M\n"
@@ -199,11 +199,11 @@ def _table(needs: ModelCost, phase: Phase, machines: Cluster, num_samples: int) 
 
 def _column(needs: ModelCost, phase: Phase, machines: Cluster, num_samples: int, strategy: str) -> dict[str, str]:
     config = phase.config
-    share = share_of(strategy, machines.count, config.batch_size, config.micro_batch_size)
+    share = rank_load(strategy, machines.count, config.batch_size, config.micro_batch_size)
     parts = memory(needs, share, machines)
     computing, waiting = step_time(needs, share, machines)
     step, total = computing + waiting, sum(parts.values()) / GIB
-    most = largest_piece(needs, share, machines)
+    most = largest_micro_batch(needs, share, machines)
     return {
         "ranks": f"{share.ranks:,}",
         "samples of a rank, at once": f"{share.size:,}, {share.piece:,}",

@@ -98,7 +98,7 @@ class ModelCost:
     """of a sample, more at the worst moment"""
     casts: float
     """bfloat16 copies of weights that autocast keeps for the backward pass"""
-    solves_jointly: bool = False
+    needs_grad_cache: bool = False
     """regularisers see all pieces of a batch, for which each takes another forward pass"""
 
     @property
@@ -116,11 +116,11 @@ class RankLoad:
     piece: int
 
     @property
-    def num_pieces(self) -> int:
+    def num_micro_batches(self) -> int:
         return math.ceil(self.size / self.piece)
 
 
-def share_of(strategy: str, count: int, batch_size: int, piece: int | None) -> RankLoad:
+def rank_load(strategy: str, count: int, batch_size: int, piece: int | None) -> RankLoad:
     """`single` does the whole batch on one GPU."""
     ranks = 1 if strategy == "single" else count
     size = batch_size // ranks
@@ -150,7 +150,7 @@ def memory(needs: ModelCost, share: RankLoad, machines: Cluster) -> dict[str, fl
     }
 
 
-def largest_piece(needs: ModelCost, share: RankLoad, machines: Cluster, most: int | None = None) -> int:
+def largest_micro_batch(needs: ModelCost, share: RankLoad, machines: Cluster, most: int | None = None) -> int:
     """The most samples in a forward pass that fit, of those that divide the rank's share; 0 where one is too many."""
     sizes = [size for size in range(1, (most or share.size) + 1) if share.size % size == 0]
     return max((size for size in sizes if fits(needs, replace(share, piece=size), machines)), default=0)
@@ -174,7 +174,7 @@ def gather_bytes(needs: ModelCost, share: RankLoad, machines: Cluster) -> tuple[
 def traffic(needs: ModelCost, share: RankLoad, machines: Cluster) -> float:
     """Bytes that a rank sends in a step: DDP reduces float32 gradients once, 2 (N - 1) / N of their size (ring)."""
     if share.strategy == "fsdp":
-        return share.num_pieces * sum(gather_bytes(needs, share, machines))
+        return share.num_micro_batches * sum(gather_bytes(needs, share, machines))
     return 2 * (share.ranks - 1) / share.ranks * FLOAT * needs.trained
 
 
@@ -184,10 +184,10 @@ def step_time(needs: ModelCost, share: RankLoad, machines: Cluster) -> tuple[flo
     DDP hides it behind the backward pass of the last piece, FSDP what is gathered for each pass behind that pass.
     """
     forward, backward = (share.piece * work / machines.flops for work in (needs.forward, needs.backward))
-    extra = forward if needs.solves_jointly and share.num_pieces > 1 else 0.0
+    extra = forward if needs.needs_grad_cache and share.num_micro_batches > 1 else 0.0
     computing = share.size / share.piece * (forward + backward + extra)
     if share.strategy == "fsdp":
         sent = gather_bytes(needs, share, machines)
         late = [max(0.0, part / machines.bus - work) for part, work in zip(sent, (forward, backward), strict=True)]
-        return computing, share.num_pieces * sum(late)
+        return computing, share.num_micro_batches * sum(late)
     return computing, max(0.0, traffic(needs, share, machines) / machines.bus - backward)

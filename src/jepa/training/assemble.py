@@ -199,7 +199,7 @@ def make_components(config: TrainConfig, dataset: Dataset, plan: Plan, session: 
 def make_model(config: TrainConfig, dataset: Dataset, plan: Plan, session: Session) -> tuple[Any, Masker]:
     """On the device."""
     objective, masker = make_objective(config, dataset, plan)
-    if "labels" in needs_of(config):
+    if "labels" in objective_needs(config):
         check_labels(DatasetTraits.of(dataset).probed or dataset)
     choose_attention(objective, session.device, torch.bfloat16 if session.bf16 else torch.float32)
     return objective.to(session.device).train(), masker
@@ -238,7 +238,7 @@ def make_objective(config: TrainConfig, dataset: Dataset, plan: Plan) -> tuple[A
 def make_augment(config: TrainConfig, dataset: Dataset, objective: Any) -> Augment | BoxAugment:
     """Smaller crops are cut into the same patches as the others; where boxes are needed they move with the picture."""
     values, size = asdict(config.augment), image_size(config)
-    if "boxes" in needs_of(config):
+    if "boxes" in objective_needs(config):
         crops = ("crop_scale", "crop_aspect", "flip", "jitter", "grayscale", "blur", "solarize")
         return BoxAugment(**picture(config, dataset), **{key: values[key] for key in crops})
     if values["local_views"]:
@@ -249,7 +249,7 @@ def make_augment(config: TrainConfig, dataset: Dataset, objective: Any) -> Augme
 
 def needed_fields(config: TrainConfig, dataset: Dataset) -> dict[str, Field]:
     """The fields of the data set that the objective needs besides the labels; ConfigError where it lacks one."""
-    names, fields = sorted(needs_of(config) - {"labels"}), DatasetTraits.of(dataset).fields
+    names, fields = sorted(objective_needs(config) - {"labels"}), DatasetTraits.of(dataset).fields
     objective = config.objective["_target_"].rpartition(".")[2]
     faults = [
         f"objective: {objective} learns from {name}, and {type(dataset).__name__} has none"
@@ -261,7 +261,7 @@ def needed_fields(config: TrainConfig, dataset: Dataset) -> dict[str, Field]:
     return {name: fields[name] for name in names}
 
 
-def needs_of(config: TrainConfig) -> Set[str]:
+def objective_needs(config: TrainConfig) -> Set[str]:
     """The fields that the objective learns from, as its class says in `needs`."""
     return getattr(resolve_name(config.objective["_target_"]), "needs", frozenset())
 

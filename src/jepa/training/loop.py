@@ -153,7 +153,7 @@ def one_step(plan: Plan, components: TrainComponents, raw: RawBatch, step: int) 
     masks = draw_masks(masker, plan.batch_size * views, generator(plan.seed, step, 0, "masks"), rows)
     masks = masks.map(lambda indices: indices.to(session.device, non_blocking=True))
     on_device = raw.map(lambda tensor: tensor.to(session.device, non_blocking=True))
-    batch = components.augment(on_device, generator(plan.seed, step, 0, "augment"), session.rows, session.world_size)
+    batch = components.augment(on_device, generator(plan.seed, step, 0, "augment"), session.local_rows, session.world_size)
     lr, weight_decay = components.schedule.lr_at(step), components.schedule.weight_decay_at(step)
     set_schedule(components.optimizer, lr=lr, weight_decay=weight_decay)
     output = train_step(
