@@ -88,8 +88,8 @@ def _scontrol(*arguments: str) -> str:
 
 def environment_summary(environ: Mapping[str, str]) -> str:
     """The variables of torchrun and Slurm that are set, as NAME=VALUE."""
-    names = (*TORCHRUN_VARIABLES, *SLURM_VARIABLES)
-    return " ".join(f"{name}={environ[name]}" for name in names if name in environ) or "no variable of torchrun or Slurm"
+    texts = [f"{name}={environ[name]}" for name in (*TORCHRUN_VARIABLES, *SLURM_VARIABLES) if name in environ]
+    return " ".join(texts) or "no variable of torchrun or Slurm"
 
 
 def requeue(environ: Mapping[str, str]) -> None:

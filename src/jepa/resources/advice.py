@@ -7,7 +7,17 @@ from dataclasses import replace
 from jepa.config import TrainConfig
 from jepa.parallel.session import Session
 from jepa.resources.estimate import UNTRACEABLE, make_fake_model
-from jepa.resources.hardware import GIB, GPUS, Cluster, ModelCost, RankLoad, fits, largest_micro_batch, memory, rank_load
+from jepa.resources.hardware import (
+    GIB,
+    GPUS,
+    Cluster,
+    ModelCost,
+    RankLoad,
+    fits,
+    largest_micro_batch,
+    memory,
+    rank_load,
+)
 from jepa.types import Dataset
 
 CHECKPOINTING = "checkpoint_activations"

@@ -67,7 +67,7 @@ def open_folder(path: Path, *, config: dict, resume: bool, session: Session) -> 
 
 
 def _claim(path: Path, config: dict, resume: bool, stack: ExitStack) -> dict:
-    """Lock the folder until `stack` is closed, check it, and return the content of run.json."""
+    """Lock the folder until `stack` is closed, check it, and return the content of run.json, new if there is none."""
     if (path / "config.yaml").exists() and not resume:
         raise ConfigError([f"resume=false: {path} exists already; give another name= or remove it"])
     try:
@@ -82,11 +82,6 @@ def _claim(path: Path, config: dict, resume: bool, stack: ExitStack) -> dict:
     except BlockingIOError as error:
         raise ConfigError([f"{path} is in use by another training process; give another name="]) from error
     _compare(path, config)
-    return _read(path)
-
-
-def _read(path: Path) -> dict[str, str]:
-    """The content of run.json; that of a new run if there is none."""
     try:
         return read_json(path / "run.json") or {"run_id": secrets.token_hex(4), "status": "running", "message": ""}
     except json.JSONDecodeError as error:
