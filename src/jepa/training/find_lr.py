@@ -7,7 +7,7 @@ import math
 import shlex
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,7 +20,6 @@ from jepa.parallel.session import open_session
 from jepa.reports.charts import Chart, Line, line_chart
 from jepa.reports.page import Table, render
 from jepa.runs.metrics import write_atomically
-from jepa.schedules import Schedule
 from jepa.training.assemble import make_components, make_dataset, make_plan, split_phases, start_batches
 from jepa.training.loop import Plan, TrainComponents, one_step
 from jepa.types import LossOutput, RawBatch
@@ -60,14 +59,19 @@ class Choice(NamedTuple):
     """Event -> learning rate at which it happens."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Ramp(Schedule):
-    """From `low` to `lr` in equal ratios; the weight decay is constant."""
+class Ramp(NamedTuple):
+    """A schedule from `low` to `high` in equal ratios, with a constant weight decay."""
 
     low: float
+    high: float
+    num_steps: int
+    weight_decay: float
 
     def lr_at(self, step: int) -> float:
-        return self.low * (self.lr / self.low) ** (step / max(1, self.total_steps - 1))
+        return self.low * (self.high / self.low) ** (step / max(1, self.num_steps - 1))
+
+    def weight_decay_at(self, step: int) -> float:
+        return self.weight_decay
 
 
 def ramp(plan: Plan, components: TrainComponents, batches: Iterator[RawBatch], schedule: Ramp) -> Iterator[Point]:
@@ -78,7 +82,7 @@ def ramp(plan: Plan, components: TrainComponents, batches: Iterator[RawBatch], s
         spreads.append(output.embedding.float().std(0).mean())
 
     components.objective.register_forward_hook(record_spread)
-    for step in range(schedule.total_steps):
+    for step in range(schedule.num_steps):
         spreads.clear()
         output, _ = one_step(plan, components, next(batches), step)
         loss, spread = torch.stack([output.loss.float(), torch.stack(spreads).mean()]).tolist()
@@ -137,15 +141,10 @@ def find_lr(config: TrainConfig, overrides: Sequence[str], *, num_steps: int, lo
     """Print a table and the choice, write find.html and find.json; returns the exit status."""
     points: list[Point] = []
     with prepare(config) as (plan, components, stream, _):
-        decay = components.schedule.weight_decay_at(0)
-        schedule = Ramp(
-            total_steps=num_steps, steps_per_epoch=1, lr=high, low=low, warmup_ratio=0, warmup_epochs=None,
-            start_ratio=1, final_ratio=1, weight_decay=decay, final_weight_decay=decay,
-        )  # fmt: skip
+        schedule = Ramp(low, high, num_steps, components.schedule.weight_decay_at(0))
         stopped = collect(ramp(plan, components, stream, schedule), points)
-    rows = [
-        [f"{lr:.1e}", f"{loss:.4g}", f"{spread:.4g}"] for lr, loss, spread in points[:: max(1, len(points) // ROWS)]
-    ]
+    sample = points[:: max(1, len(points) // ROWS)]
+    rows = [[f"{point.lr:.1e}", f"{point.loss:.4g}", f"{point.spread:.4g}"] for point in sample]
     print(Table(heads=["lr", "loss", "spread"], rows=rows).terminal(10), flush=True)
     choice = choose(points)
     result = {"points": [point._asdict() for point in points], "found": choice and choice._asdict()}

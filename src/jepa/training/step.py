@@ -72,7 +72,7 @@ def train_step(
 ) -> StepOutput:
     """Accumulate the gradients of micro-batches of `micro_batch_size` samples, clip them, and step if all are finite.
 
-    `batch` is this rank's part. `penalty` is the objective's `regularization`, computed over all micro-batches together.
+    `batch` is this rank's part. `penalty` is the objective's `regularization`, taken over all micro-batches together.
     """
     micro_batches = list(_split(batch, masks, micro_batch_size))
     weights = [len(micro_batch.clips) / len(batch.clips) for micro_batch, _ in micro_batches]
