@@ -19,7 +19,7 @@ from jepa.encoders.published import write_encoder
 from jepa.encoders.spatial import SpatialEncoder
 from jepa.encoders.temporal import TemporalEncoder
 from jepa.layers.position import resampled
-from jepa.resources.estimate import make_fake_model
+from jepa.resources.estimate import FakeModel
 from jepa.runs.checkpoint import CheckpointError
 from jepa.training.assemble import make_dataset, make_objective, make_plan, split_phases
 from jepa.types import PatchGrid
@@ -277,7 +277,7 @@ def test_phases_of_several_sizes_do_not_share_a_table_of_positions(source, tmp_p
 
 def test_what_a_run_needs_is_told_by_the_sizes_of_its_weights(source) -> None:
     config = compose(overrides(source))
-    backbone = make_fake_model(config, make_dataset(config)).objective.backbone
+    backbone = FakeModel(config, make_dataset(config)).objective.backbone
     shapes = {name: tensor.shape for name, tensor in load_file(source / "model.safetensors").items()}
     del shapes["positions.table"]
     assert {name: parameter.shape for name, parameter in backbone.named_parameters()} == shapes

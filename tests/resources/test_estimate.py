@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from jepa.cli.train import main
 from jepa.config import Composer, compose
 from jepa.resources.advice import memory_advice
-from jepa.resources.estimate import estimate, make_fake_model, model_cost
+from jepa.resources.estimate import FakeModel, estimate, model_cost
 from jepa.resources.footprint import Pass, block_sizes, measure, state_bytes
 from jepa.resources.hardware import (
     GIB,
@@ -45,12 +45,12 @@ MODELS = (
     ["regularizer=vicreg"],
     ["objective.target=stopgrad"],
 )
-NEEDS = ModelCost(
+COST = ModelCost(
     encoder=90_000_000,
     trained=100_000_000,
     frozen=90_000_000,
     block=7_000_000,
-    rest=3_000_000,
+    outside_blocks=3_000_000,
     state=8,
     forward=5e10,
     backward=5e10,
@@ -69,7 +69,7 @@ def with_numbers(config: Any, samples: int) -> Pass:
     )
 
 
-def machines(**changed: Any) -> Cluster:
+def cluster(**changed: Any) -> Cluster:
     values = {"gpu": GPUS["h100"], "count": 8, "per_node": 8, "utilisation": 0.4, "bf16": True}
     return Cluster(**(values | changed))
 
@@ -78,10 +78,10 @@ def machines(**changed: Any) -> Cluster:
 def test_tensors_without_numbers_take_what_those_with_numbers_take(overrides: list[str], tiny: list[str]) -> None:
     common = [one for one in tiny if "objective=mae" not in overrides or not one.startswith("predictor")]
     config = compose([*common, *overrides])
-    real, needs = with_numbers(config, 4), model_cost(config, IMAGES, 4, bf16=False)
-    assert (real.forward, real.backward) == (needs.forward * 4, needs.backward * 4)
-    assert real.activations == needs.activations * 4
-    assert real.peak == pytest.approx((needs.activations + needs.workspace) * 4, rel=0.02)
+    real, cost = with_numbers(config, 4), model_cost(config, IMAGES, 4, bf16=False)
+    assert (real.forward, real.backward) == (cost.forward * 4, cost.backward * 4)
+    assert real.activations == cost.activations * 4
+    assert real.peak == pytest.approx((cost.activations + cost.workspace) * 4, rel=0.02)
 
 
 def test_flops_of_a_vision_transformer_are_those_of_the_closed_form(tiny: list[str]) -> None:
@@ -89,7 +89,7 @@ def test_flops_of_a_vision_transformer_are_those_of_the_closed_form(tiny: list[s
     config = compose([*tiny, "encoder.depth=3", "predictor=cross_attention"])
     bare = compose([*tiny, "encoder.depth=2", "predictor=cross_attention"])
     width, tokens = 32, 16
-    context = make_fake_model(config, IMAGES).masks.context.shape[1]
+    context = FakeModel(config, IMAGES).masks.context.shape[1]
     one, two = (model_cost(c, IMAGES, 2, bf16=False) for c in (config, bare))
 
     def block(n: int) -> int:
@@ -117,7 +117,7 @@ def test_checkpointing_keeps_less_and_computes_more(tiny: list[str]) -> None:
 
 
 def test_sizes_of_a_giant_take_no_memory() -> None:
-    model = make_fake_model(compose(["size=giant", "encoder.patch_size=14"]), IMAGES)
+    model = FakeModel(compose(["size=giant", "encoder.patch_size=14"]), IMAGES)
     assert sum(p.numel() for p in model.objective.backbone.parameters()) == pytest.approx(1011e6, rel=0.01)
     assert {type(p).__name__ for p in model.objective.parameters()} == {"FakeTensor"}
 
@@ -133,7 +133,7 @@ def test_counting_leaves_later_models_as_they_were(tiny: list[str]) -> None:
 
 
 def test_blocks_and_what_is_outside_are_all_parameters(tiny: list[str]) -> None:
-    model = make_fake_model(compose([*tiny, "encoder.depth=3"]), IMAGES)
+    model = FakeModel(compose([*tiny, "encoder.depth=3"]), IMAGES)
     block, rest = block_sizes(model.objective)
     whole = sum(p.numel() for p in model.objective.parameters())
     predictor = sum(p.numel() for p in model.objective.predictor.blocks.parameters())
@@ -148,16 +148,16 @@ def test_optimizer_state_is_that_of_adam_or_of_none() -> None:
 
 @given(st.integers(1, 2048), st.sampled_from(["ddp", "fsdp"]))
 def test_what_a_rank_sends_is_that_of_rings(ranks: int, strategy: str) -> None:
-    share = RankLoad(strategy=strategy, ranks=ranks, size=8, piece=4)
+    load = RankLoad(strategy=strategy, ranks=ranks, samples=8, micro_batch_size=4)
     moved = (ranks - 1) / ranks
     expected = 2 * moved * 4 * 100e6
     if strategy == "fsdp":
         expected = 2 * moved * (2 * 190e6 + 2 * 100e6 + 4 * 100e6)
-    assert traffic(NEEDS, share, machines(count=ranks)) == pytest.approx(expected)
+    assert traffic(COST, load, cluster(count=ranks)) == pytest.approx(expected)
 
 
 def test_shards_take_their_part_and_a_few_whole_blocks() -> None:
-    whole, shards = (memory(NEEDS, rank_load(name, 64, 512, None), machines(count=64)) for name in ("ddp", "fsdp"))
+    whole, shards = (memory(COST, rank_load(name, 64, 512, None), cluster(count=64)) for name in ("ddp", "fsdp"))
     for part in ("weights", "target encoder", "gradients", "optimizer"):
         assert shards[part] == pytest.approx(whole[part] / 64)
     assert shards["communication"] == 2 * (3 * 7e6 + 3e6) + 8 * 7e6
@@ -167,28 +167,28 @@ def test_shards_take_their_part_and_a_few_whole_blocks() -> None:
 
 @given(st.sampled_from(["single", "ddp", "fsdp"]), st.integers(1, 8), st.floats(1, 100))
 def test_largest_piece_fits_and_the_next_divisor_does_not(strategy: str, ranks: int, gib: float) -> None:
-    here = machines(gpu=replace(GPUS["h100"], memory_gib=gib), count=ranks)
-    share = rank_load(strategy, ranks, 840, None)
-    found = largest_micro_batch(NEEDS, share, here)
-    larger = [size for size in range(found + 1, share.size + 1) if share.size % size == 0]
-    assert not found or fits(NEEDS, replace(share, piece=found), here)
-    assert not larger or not fits(NEEDS, replace(share, piece=larger[0]), here)
+    here = cluster(gpu=replace(GPUS["h100"], memory_gib=gib), count=ranks)
+    load = rank_load(strategy, ranks, 840, None)
+    found = largest_micro_batch(COST, load, here)
+    larger = [size for size in range(found + 1, load.samples + 1) if load.samples % size == 0]
+    assert not found or fits(COST, replace(load, micro_batch_size=found), here)
+    assert not larger or not fits(COST, replace(load, micro_batch_size=larger[0]), here)
 
 
 def test_time_is_work_over_rate_and_communication_hides_behind_it() -> None:
-    here = machines()
-    computing, waiting = step_time(NEEDS, rank_load("ddp", 8, 4096, 64), here)
+    here = cluster()
+    computing, waiting = step_time(COST, rank_load("ddp", 8, 4096, 64), here)
     assert computing == pytest.approx(512 * 1e11 / (0.4 * 989e12))
     assert waiting == 0
-    slow = machines(gpu=replace(GPUS["h100"], link_gb=1))
+    slow = cluster(gpu=replace(GPUS["h100"], link_gb=1))
     sent = 2 * 7 / 8 * 4 * 100e6 / (0.8 * 1e9)
-    assert step_time(NEEDS, rank_load("ddp", 8, 4096, 64), slow)[1] == pytest.approx(sent - 64 * 5e10 / here.flops)
+    assert step_time(COST, rank_load("ddp", 8, 4096, 64), slow)[1] == pytest.approx(sent - 64 * 5e10 / here.flops)
 
 
 def test_gpus_of_a_node_share_the_network_of_the_node() -> None:
-    assert machines().bus == 0.8 * 450e9
-    assert machines(count=16).bus == 0.8 * 400e9
-    assert machines(count=16, per_node=1).bus == 0.8 * 50e9
+    assert cluster().bus == 0.8 * 450e9
+    assert cluster(count=16).bus == 0.8 * 400e9
+    assert cluster(count=16, per_node=1).bus == 0.8 * 50e9
 
 
 def test_command_says_what_is_needed_and_makes_no_folder(

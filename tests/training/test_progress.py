@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from jepa.resources.measured import GOES, PATIENCE_FOR_GOES, _seconds
+from jepa.resources.measured import REPEAT_SECONDS, REPEATS, _seconds
 from jepa.training.progress import Progress, duration
 
 
@@ -30,14 +30,14 @@ def test_the_time_left_follows_a_machine_that_becomes_slow(capsys: pytest.Captur
 
 
 @pytest.mark.parametrize(
-    ("seconds", "expected"), [([0.2, 0.01, 0.05], 0.01), ([PATIENCE_FOR_GOES + 1, 0.01], PATIENCE_FOR_GOES + 1)]
+    ("seconds", "expected"), [([0.2, 0.01, 0.05], 0.01), ([REPEAT_SECONDS + 1, 0.01], REPEAT_SECONDS + 1)]
 )
 def test_a_step_costs_what_its_quickest_go_took(
     seconds: list[float], expected: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = [0.0]
     monkeypatch.setattr(time, "perf_counter", lambda: clock[0])
-    goes = iter([*seconds, *[9.0] * GOES])
+    goes = iter([*seconds, *[9.0] * REPEATS])
 
     def work() -> None:
         clock[0] += next(goes)
