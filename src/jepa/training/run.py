@@ -39,7 +39,7 @@ class Run:
     plan: Plan
     components: TrainComponents
     evaluators: Sequence[Evaluator]
-    loggers: Sequence[Logger]
+    loggers: Sequence[Logger] = ()
     snapshotter: Any
     """A Snapshotter or a DetectionSnapshotter: takes the snapshots for the evaluators."""
     batches: Callable[[int], Generator[RawBatch, None, None]]
