@@ -174,14 +174,9 @@ def find(path: Path) -> Path:
     for candidate in (path, path / "checkpoints" / "last"):
         if (candidate / "state.json").is_file():
             return candidate.resolve()
-    if not path.exists():
-        raise CheckpointError(
-            f"{path.absolute()} does not exist: expected a run folder (outputs/NAME) or a checkpoint in it"
-        )
-    raise CheckpointError(
-        f"{path.resolve()} is no checkpoint of jepa-train: expected a run folder with checkpoints/last, "
-        "or a folder with state.json and shards of tensors"
-    )
+    expected = "expected a run folder (outputs/NAME) with checkpoints/last, or a folder with state.json and tensors"
+    problem = "is no checkpoint of jepa-train" if path.exists() else "does not exist"
+    raise CheckpointError(f"{path.absolute()} {problem}: {expected}")
 
 
 def latest(folder: Path) -> Path | None:

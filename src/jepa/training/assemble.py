@@ -87,9 +87,7 @@ def assemble(phase: Phase, dataset: Dataset, folder: Path, session: Session) -> 
     components = make_components(config, dataset, plan, session)
     encoder: Any = components.objective.backbone
     check_phases(phase.whole, encoder)
-    node = getattr(
-        encoder, "node", config.encoder | {"clip_shape": encoder.clip_shape}
-    )  # without the source of its weights
+    encoder_node = getattr(encoder, "node", config.encoder | {"clip_shape": encoder.clip_shape})
     evaluators = [factory(node)() for node in config.evaluator.values()]
     return Run(
         folder=folder,
@@ -101,7 +99,7 @@ def assemble(phase: Phase, dataset: Dataset, folder: Path, session: Session) -> 
         broken=BrokenSamples(dataset),
         shares=MixtureCounter(dataset),
         config_text=to_yaml(phase.whole),
-        facts={"clip_shape": encoder.clip_shape, "mean": dataset.mean, "std": dataset.std, "encoder": node},
+        facts={"clip_shape": encoder.clip_shape, "mean": dataset.mean, "std": dataset.std, "encoder": encoder_node},
         writer=checkpoint.Writer(folder, session, keep=config.keep, asynchronous=config.save_async),
         judge=config.evaluation.judge,
     )

@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
@@ -93,7 +93,7 @@ def fit(run: Run, batches: Iterator[RawBatch], interrupt: Interrupt, first_step:
     meter, stop_signal = Meter(plan), StopSignal(session)
     with Progress(first_step, plan.total_steps, plan.batch_size, is_shown=session.is_rank_zero) as progress:
         for step in range(first_step, plan.end_step):
-            with meter.data_timer():
+            with meter.timer("data"):
                 raw = next(batches)
             run.on_batch(raw)
             output, schedule = one_step(plan, components, raw, step)
@@ -102,7 +102,7 @@ def fit(run: Run, batches: Iterator[RawBatch], interrupt: Interrupt, first_step:
             if plan.is_due(plan.log_every, done):
                 metrics = meter.read() | schedule | {"perf/peak_memory_gib": peak_memory_gib(session.device)}
                 progress.show(done, run.log_steps(done, metrics))
-            with meter.excluded():
+            with meter.timer("excluded"):
                 must_stop = end_of_step(run, done, interrupt, stop_signal)
             if must_stop:
                 return done
@@ -176,28 +176,22 @@ class Meter:
 
     def _restart(self) -> None:
         self.outputs: list[StepOutput] = []
-        self.data_seconds = 0.0
+        self.seconds = {"data": 0.0, "excluded": 0.0}
         self.begun = time.perf_counter()
 
     @contextmanager
-    def data_timer(self) -> Iterator[None]:
+    def timer(self, kind: Literal["data", "excluded"]) -> Iterator[None]:
+        """Measure the time inside: waiting for data, or not part of the training."""
         begun = time.perf_counter()
         yield
-        self.data_seconds += time.perf_counter() - begun
-
-    @contextmanager
-    def excluded(self) -> Iterator[None]:
-        """The time inside is not counted as training."""
-        begun = time.perf_counter()
-        yield
-        self.begun += time.perf_counter() - begun
+        self.seconds[kind] += time.perf_counter() - begun
 
     def read(self) -> dict[str, float]:
         """Means since the last reading; raises TrainingError if too many steps in a row were skipped."""
         names = ["loss", "grad_norm", "skipped", *self.outputs[0].metrics]
         columns = [torch.stack([o.loss, o.grad_norm, o.skipped, *o.metrics.values()]).float() for o in self.outputs]
         table = torch.stack(columns).cpu()
-        elapsed = time.perf_counter() - self.begun
+        elapsed = time.perf_counter() - self.begun - self.seconds["excluded"]
         accepted = table[:, 2] == 0
         self.skipped_in_a_row = 0 if accepted.any() else self.skipped_in_a_row + len(accepted)
         if self.skipped_in_a_row >= min(self.MAX_SKIPPED, self.plan.total_steps):
@@ -210,6 +204,6 @@ class Meter:
         values = {f"train/{name}": value for name, value in zip(names, means, strict=True)}
         values["train/skipped"] = float((~accepted).sum())
         values["perf/samples_per_s"] = len(columns) * self.plan.batch_size / elapsed
-        values["perf/data_wait"] = self.data_seconds / elapsed
+        values["perf/data_wait"] = self.seconds["data"] / elapsed
         self._restart()
         return values
