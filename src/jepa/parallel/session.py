@@ -203,11 +203,7 @@ def _init_process_group(process: ProcessInfo, device: torch.device, environ: Map
     os.environ.update(MASTER_ADDR=address, MASTER_PORT=str(port))
     try:
         dist.init_process_group(
-            BACKENDS[device.type],
-            init_method="env://",
-            rank=process.rank,
-            world_size=process.world_size,
-            timeout=RENDEZVOUS_TIMEOUT,
+            BACKENDS[device.type], rank=process.rank, world_size=process.world_size, timeout=RENDEZVOUS_TIMEOUT
         )
     except (RuntimeError, ValueError, OSError) as error:
         raise RunError(

@@ -121,7 +121,9 @@ def estimate(config: TrainConfig) -> str:
     """The text for all phases of the run."""
     with as_config_errors():
         dataset = make_dataset(config)
-    cluster, strategy = make_cluster(config), _strategy(config)
+    cluster, strategy = make_cluster(config), config.strategy
+    if strategy == "auto":
+        strategy = "ddp" if cluster.count > 1 else "single"
     phases = split_phases(config, len(dataset))
     texts, total = [_hardware(config, cluster)], 0.0
     for number, phase in enumerate(phases, start=1):
@@ -132,7 +134,7 @@ def estimate(config: TrainConfig) -> str:
         cost = model_cost(phase.config, dataset, load.micro_batch_size, bf16=cluster.bf16)
         seconds = sum(step_time(cost, load, cluster))
         total += seconds * num_steps
-        texts += [_model(cost, phase, len(dataset)), _table(cost, phase, cluster, len(dataset))]
+        texts += [_model(cost, phase, len(dataset)), _table(cost, phase, cluster, len(dataset), strategy)]
         texts.append(_loader(phase.config, dataset, load, cluster, seconds))
         if number == len(phases):
             size = cost.checkpoint / 1e9
@@ -140,12 +142,6 @@ def estimate(config: TrainConfig) -> str:
     if len(phases) > 1:
         texts.append(f"all phases: {duration(total)} with strategy={strategy}")
     return "\n\n".join(texts)
-
-
-def _strategy(config: TrainConfig) -> str:
-    if config.strategy != "auto":
-        return config.strategy
-    return "ddp" if config.hardware.count > 1 else "single"
 
 
 def _hardware(config: TrainConfig, cluster: Cluster) -> str:
@@ -173,10 +169,10 @@ def _model(cost: ModelCost, phase: Phase, num_samples: int) -> str:
     )
 
 
-def _table(cost: ModelCost, phase: Phase, cluster: Cluster, num_samples: int) -> str:
-    """One column per strategy, with a star at that of the configuration."""
+def _table(cost: ModelCost, phase: Phase, cluster: Cluster, num_samples: int, chosen: str) -> str:
+    """One column per strategy, with a star at the chosen one."""
     columns = [_column(cost, phase, cluster, num_samples, strategy) for strategy in STRATEGIES]
-    names = [f"{name}{'*' * (name == _strategy(phase.whole))}" for name in STRATEGIES]
+    names = [f"{name}{'*' * (name == chosen)}" for name in STRATEGIES]
     rows = [[key, *(column[key] for column in columns)] for key in columns[0]]
     return Table(heads=["", *names], rows=[row for row in rows if set(row[1:]) != {ZERO}]).terminal(13)
 

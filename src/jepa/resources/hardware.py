@@ -105,7 +105,7 @@ class ModelCost:
         return FLOAT * (self.trained + self.frozen) + self.state * self.trained
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class RankLoad:
     """A rank's part of a step: `samples` in forward passes of `micro_batch_size`."""
 
@@ -123,9 +123,7 @@ def rank_load(strategy: str, count: int, batch_size: int, micro_batch_size: int 
     """The load of each of `count` GPUs; `single` trains the whole batch on one."""
     ranks = 1 if strategy == "single" else count
     samples = batch_size // ranks
-    return RankLoad(
-        strategy=strategy, ranks=ranks, samples=samples, micro_batch_size=min(micro_batch_size or samples, samples)
-    )
+    return RankLoad(strategy, ranks, samples, min(micro_batch_size or samples, samples))
 
 
 def memory(cost: ModelCost, load: RankLoad, cluster: Cluster) -> dict[str, float]:
