@@ -17,7 +17,14 @@ def wrap(objective: Any, session: Session, *, compiled: bool) -> nn.Module:
     """The module that a training step calls; with strategy=fsdp the parameters of `objective` become shards."""
     module = objective
     if session.strategy == "fsdp":
-        _shard(objective, session)
+        from torch.distributed.device_mesh import init_device_mesh
+        from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+
+        mesh = init_device_mesh(session.device.type, (session.world_size,))
+        dtype = torch.bfloat16 if session.bf16 else None
+        policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
+        for part in (*blocks_of(objective), objective):  # each block by itself, then all other parameters together
+            fully_shard(part, mesh=mesh, mp_policy=policy)
     elif session.strategy == "ddp":
         from torch.nn.parallel import DistributedDataParallel
 
@@ -27,19 +34,6 @@ def wrap(objective: Any, session: Session, *, compiled: bool) -> nn.Module:
         options: dict[str, bool] = {sync: False, "find_unused_parameters": unused, "gradient_as_bucket_view": True}
         module = DistributedDataParallel(objective, **options)  # pyright: ignore[reportArgumentType]
     return torch.compile(module) if compiled else module  # pyright: ignore[reportReturnType]
-
-
-def _shard(objective: nn.Module, session: Session) -> None:
-    """Shard each transformer block by itself, so that FSDP gathers one at a time, and all other parameters together."""
-    from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
-
-    mesh = init_device_mesh(session.device.type, (session.world_size,))
-    dtype = torch.bfloat16 if session.bf16 else None
-    policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
-    for block in blocks_of(objective):
-        fully_shard(block, mesh=mesh, mp_policy=policy)
-    fully_shard(objective, mesh=mesh, mp_policy=policy)
 
 
 def blocks_of(objective: nn.Module) -> list[nn.Module]:

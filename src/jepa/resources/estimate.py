@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+import warnings
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -15,7 +16,7 @@ from jepa.data.loader import blank_fields
 from jepa.errors import RunError, as_config_errors
 from jepa.layers.attention import choose_attention
 from jepa.reports.page import Table
-from jepa.resources.footprint import ShapesOnly, block_sizes, fake_init, measure, state_bytes
+from jepa.resources.footprint import ShapesOnly, ZeroScalars, block_sizes, measure, state_bytes
 from jepa.resources.hardware import (
     DISK_GB,
     GIB,
@@ -51,7 +52,8 @@ class FakeModel:
     def __init__(self, config: TrainConfig, dataset: Dataset) -> None:
         self.config, self.shapes_only = config, ShapesOnly()
         plan = SimpleNamespace(batch_size=config.batch_size, total_steps=1)
-        with torch.random.fork_rng(devices=[]), fake_init(self.shapes_only):
+        with torch.random.fork_rng(devices=[]), warnings.catch_warnings(), self.shapes_only, ZeroScalars():
+            warnings.filterwarnings("ignore", message="Accessing the data pointer")  # done when a module is copied
             self.objective, _ = make_objective(config, dataset, plan)  # pyright: ignore[reportArgumentType]
             choose_attention(self.objective.train(), torch.device("cuda"), torch.bfloat16)
         masker = factory(config.mask)(grid=self.objective.backbone.grid)
@@ -214,10 +216,9 @@ def _loader(config: TrainConfig, dataset: Dataset, load: RankLoad, cluster: Clus
     height, width = image_size(config)
     pixels = per_node * dataset.channels * config.num_frames * height * width / 1e6
     text = f"loader      {number_text(per_node)} samples/s a node, {number_text(pixels)} MB/s of pixels"
-    size = mean_file_size(dataset)
-    if size is None:
-        return text
-    return f"{text}, {number_text(per_node * size / 1e6)} MB/s from disk (files of {number_text(size / 1e3)} kB)"
+    if size := mean_file_size(dataset):
+        text += f", {number_text(per_node * size / 1e6)} MB/s from disk (files of {number_text(size / 1e3)} kB)"
+    return text
 
 
 def mean_file_size(dataset: Dataset) -> float | None:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import logging
-import warnings
 import weakref
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,17 +45,8 @@ class ShapesOnly(FakeTensorMode):
         return self  # a copied tensor keeps this mode
 
 
-@contextmanager
-def fake_init(shapes_only: ShapesOnly) -> Iterator[None]:
-    """For constructors on fake tensors."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Accessing the data pointer")  # done when a module is copied
-        with shapes_only, _Zeros():
-            yield
-
-
-class _Zeros(TorchDispatchMode):
-    """Reads every scalar as 0: rejection sampling in initialisers must terminate."""
+class ZeroScalars(TorchDispatchMode):
+    """Reads every scalar as 0, so that rejection sampling in initialisers terminates."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         return 0 if func is NUMBER else func(*args, **(kwargs or {}))

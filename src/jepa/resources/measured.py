@@ -32,10 +32,10 @@ def describe_cost(plan: Plan, components: TrainComponents, snapshotter: Snapshot
     num_steps, session = plan.end_step - plan.begin_step, components.session
     encoder = sum(p.numel() for p in components.objective.backbone.parameters()) / 1e6
     trained = sum(p.numel() for group in components.optimizer.param_groups for p in group["params"]) / 1e6
-    lines = [
+    text = (
         f"{encoder:.1f} M parameters in the encoder, {trained:.1f} M trained; {plan.dataset_size:,} samples, "
-        f"batch {plan.batch_size}, {num_steps:,} steps ({plan.position(num_steps)['epoch']:.1f} epochs)",
-    ]
+        f"batch {plan.batch_size}, {num_steps:,} steps ({plan.position(num_steps)['epoch']:.1f} epochs)"
+    )
     ranks = "" if session.is_single else f"{session.world_size} processes with {session.strategy}, each "
     where = f"{ranks}on {session.device.type if ranks else session.device} in {'bf16' if session.bf16 else 'fp32'}"
     train_seconds, eval_seconds = _seconds_per_sample(plan, components)
@@ -43,10 +43,8 @@ def describe_cost(plan: Plan, components: TrainComponents, snapshotter: Snapshot
     evaluation = eval_seconds * snapshotter.num_samples
     num_evaluations = 1 + math.ceil(num_steps / plan.eval_every) if snapshotter.has_evaluators else 0
     evaluations = f" and {num_evaluations} evaluations of {duration(evaluation)}" if num_evaluations else ""
-    lines.append(f"{where}: about {duration(training)} of training{evaluations}")
-    if training + num_evaluations * evaluation > LONG_SECONDS:
-        lines.append(QUICK_RUN)
-    return "\n".join(lines)
+    hint = f"\n{QUICK_RUN}" if training + num_evaluations * evaluation > LONG_SECONDS else ""
+    return f"{text}\n{where}: about {duration(training)} of training{evaluations}{hint}"
 
 
 def _seconds_per_sample(plan: Plan, components: TrainComponents) -> tuple[float, float]:
@@ -90,15 +88,11 @@ def _measure(plan: Plan, components: TrainComponents, size: int) -> tuple[float,
 def _seconds(work: Callable[[], None], session: Session) -> float:
     """The shortest of several times: the first includes the warm-up, any may be disturbed by other processes."""
     spent: list[float] = []
+    synchronize = torch.cuda.synchronize if session.device.type == "cuda" else lambda device: None
     while not spent or (len(spent) < REPEATS and sum(spent) < REPEAT_SECONDS):
-        _synchronize(session.device)
+        synchronize(session.device)
         begun = time.perf_counter()
         work()
-        _synchronize(session.device)
+        synchronize(session.device)
         spent.append(max(session.gather(time.perf_counter() - begun)))
     return min(spent)
-
-
-def _synchronize(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)

@@ -289,8 +289,7 @@ def transform_arguments(config: TrainConfig, dataset: Dataset) -> dict:
 def image_size(config: TrainConfig) -> tuple[int, int]:
     """Height and width in pixels."""
     size = config.image_size
-    height, width = size if isinstance(size, Sequence) else (size, size)
-    return height, width
+    return (size[0], size[1]) if isinstance(size, Sequence) else (size, size)
 
 
 log = logging.getLogger(__name__)

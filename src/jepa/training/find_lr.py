@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import torch
@@ -59,36 +60,23 @@ class Choice(NamedTuple):
     """Event -> learning rate at which it happens."""
 
 
-class Ramp(NamedTuple):
-    """A schedule from `low` to `high` in equal ratios, with a constant weight decay."""
-
-    low: float
-    high: float
-    num_steps: int
-    weight_decay: float
-
-    def lr_at(self, step: int) -> float:
-        return self.low * (self.high / self.low) ** (step / max(1, self.num_steps - 1))
-
-    def weight_decay_at(self, step: int) -> float:
-        return self.weight_decay
-
-
-def ramp(plan: Plan, components: TrainComponents, batches: Iterator[RawBatch], schedule: Ramp) -> Iterator[Point]:
-    """Train while the learning rate grows, until the loss is not finite; the model must not be used afterwards."""
-    components, spreads = replace(components, schedule=schedule, guard=None), []
+def ramp(plan: Plan, components: TrainComponents, batches: Iterator[RawBatch], lrs: Sequence[float]) -> Iterator[Point]:
+    """Train with growing learning rates, until the loss is not finite; the model must not be used afterwards."""
+    weight_decay, spreads = components.schedule.weight_decay_at(0), []
+    schedule = SimpleNamespace(lr_at=lrs.__getitem__, weight_decay_at=lambda step: weight_decay)
+    components = replace(components, schedule=schedule, guard=None)
 
     def record_spread(module: object, arguments: object, output: LossOutput) -> None:
         spreads.append(output.embedding.float().std(0).mean())
 
     components.objective.register_forward_hook(record_spread)
-    for step in range(schedule.num_steps):
+    for step, lr in enumerate(lrs):
         spreads.clear()
         output, _ = one_step(plan, components, next(batches), step)
         loss, spread = torch.stack([output.loss.float(), torch.stack(spreads).mean()]).tolist()
         if not math.isfinite(loss):
             return
-        yield Point(schedule.lr_at(step), loss, spread)
+        yield Point(lr, loss, spread)
 
 
 def choose(points: Sequence[Point]) -> Choice | None:
@@ -140,9 +128,9 @@ def prepare(config: TrainConfig) -> Iterator[tuple[Plan, TrainComponents, Iterat
 def find_lr(config: TrainConfig, overrides: Sequence[str], *, num_steps: int, low: float, high: float) -> int:
     """Print a table and the choice, write find.html and find.json; returns the exit status."""
     points: list[Point] = []
+    lrs = [low * (high / low) ** (step / (num_steps - 1)) for step in range(num_steps)]
     with prepare(config) as (plan, components, stream, _):
-        schedule = Ramp(low, high, num_steps, components.schedule.weight_decay_at(0))
-        stopped = collect(ramp(plan, components, stream, schedule), points)
+        stopped = collect(ramp(plan, components, stream, lrs), points)
     sample = points[:: max(1, len(points) // ROWS)]
     rows = [[f"{point.lr:.1e}", f"{point.loss:.4g}", f"{point.spread:.4g}"] for point in sample]
     print(Table(heads=["lr", "loss", "spread"], rows=rows).terminal(10), flush=True)
