@@ -40,7 +40,7 @@ GROUPS = [names(group) for group in ("encoder", "mask", "objective", "regularize
 
 
 def has_one_fault_at_most(encoder: str, mask: str, objective: str, regularizer: str) -> bool:
-    """False where an objective without regularizer has one and a wrong mask too: each alone is refused already."""
+    """False for an objective with both a regularizer and a mask that it cannot use: each is tested alone."""
     is_wrong_mask = mask == "none" if objective == "mae" else mask != "none"
     return objective == "jepa" or regularizer == "none" or not is_wrong_mask
 
@@ -53,7 +53,7 @@ COMBINATIONS = [
 
 
 def refusal(encoder: str, mask: str, objective: str, regularizer: str) -> str | None:
-    """What the reason must speak of; None where the combination is one to train."""
+    """A part of the expected message; None if the combination trains."""
     if objective in ("autoencoder", "classify", "detect", "vae") and mask != "none":
         return "uses no mask"
     if objective != "jepa" and regularizer != "none":
@@ -85,16 +85,16 @@ def test_a_combination_trains_or_is_refused_with_a_reason(
     combination: tuple[str, str, str, str], tmp_path: Path
 ) -> None:
     encoder, *_ = combination
-    found = COMPOSER.inspect([*overrides(*combination), *OF_ENCODER[encoder], *SIZES])
+    checked = COMPOSER.inspect([*overrides(*combination), *OF_ENCODER[encoder], *SIZES])
     expected = refusal(*combination)
     if expected is not None:
-        assert any(expected in fault for fault in found.faults), found.faults
+        assert any(expected in fault for fault in checked.faults), checked.faults
         return
-    assert found.faults == []
-    config = to_dataclass(found.config)
+    assert checked.faults == []
+    config = to_dataclass(checked.config)
     dataset = make_dataset(config)
-    here = open_session(device="cpu", precision="fp32")
-    run = assemble(split_phases(config, len(dataset))[0], dataset, tmp_path, here)
+    session = open_session(device="cpu", precision="fp32")
+    run = assemble(split_phases(config, len(dataset))[0], dataset, tmp_path, session)
     before = [p.detach().clone() for p in run.components.objective.backbone.parameters()]
     stream = run.batches(0)
     for step in range(2):
@@ -108,4 +108,6 @@ def test_a_combination_trains_or_is_refused_with_a_reason(
     masks = run.components.masker(4, torch.Generator().manual_seed(0))
     batch = Batch(clips, {"labels": torch.zeros(4, dtype=torch.long)})
     assert all(value.isfinite() for value in run.components.objective.diagnose(batch, masks).values())
-    assert all(shown.shape[1:] == clips.shape[1:] for shown in run.components.objective.pictures(batch, masks).values())
+    assert all(
+        picture.shape[1:] == clips.shape[1:] for picture in run.components.objective.pictures(batch, masks).values()
+    )
