@@ -265,7 +265,7 @@ def test_every_picture_is_rgb_and_large_enough_to_read(grid, channels):
 
 def test_the_neighbours_are_the_most_similar_others():
     vectors = torch.tensor([[1.0, 0.0], [0.0, 1.0], [2.0, 0.1], [0.1, 3.0], [-1.0, 0.0]])
-    assert nearest(vectors[:2], vectors, 2, others=True)[0].tolist() == [[2, 3], [3, 2]]
+    assert nearest(vectors[:2], vectors, 2, exclude_self=True)[0].tolist() == [[2, 3], [3, 2]]
 
 
 def test_the_table_has_as_many_rows_as_asked_with_names_and_thumbnails():

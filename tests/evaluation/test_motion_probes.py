@@ -16,8 +16,8 @@ from jepa.evaluation.attentive import AttentiveHead, AttentiveProbe, num_heads, 
 from jepa.evaluation.diagnostics import Diagnostics, steps_shown
 from jepa.evaluation.knn import KNN
 from jepa.evaluation.linear import LinearProbe
-from jepa.evaluation.pictures import frames_shown, mask_overlay
-from jepa.evaluation.probe import balanced, coarser, is_uneven, pool_tokens
+from jepa.evaluation.pictures import frame_indices, mask_overlay
+from jepa.evaluation.probe import balanced, coarse_grid, is_imbalanced, pool_tokens
 from jepa.evaluation.regression import Regression, r2, ridge
 from jepa.evaluation.snapshot import Snapshotter
 from jepa.evaluation.splits import probe_splits
@@ -180,7 +180,7 @@ def test_pooled_tokens_are_means_of_neighbours_and_no_more_than_asked():
 @pytest.mark.parametrize("most", [1, 7, 64, 5000])
 @pytest.mark.parametrize("grid", [PatchGrid(8, 14, 14), PatchGrid(1, 3, 50), PatchGrid(64, 1, 1), PatchGrid(1, 1, 1)])
 def test_a_coarser_grid_has_at_most_as_many_places(grid, most):
-    t, h, w = coarser(grid, most)
+    t, h, w = coarse_grid(grid, most)
     assert 1 <= t * h * w <= most
     assert t <= grid.t
     assert h <= grid.h
@@ -202,7 +202,7 @@ def test_balanced_accuracy_equals_that_of_sklearn():
 )
 def test_classes_are_uneven_where_the_largest_has_clearly_more_than_its_share(shares, num, expected):
     labels = torch.multinomial(torch.tensor(shares).float(), num, replacement=True, generator=seeded())
-    assert is_uneven(labels) == expected
+    assert is_imbalanced(labels) == expected
 
 
 def test_balanced_accuracy_is_given_where_classes_are_uneven():
@@ -397,7 +397,7 @@ def test_where_all_samples_are_labelled_the_draw_is_that_without_labels():
 
 @pytest.mark.parametrize("num_frames", [1, 4, 8, 10, 16, 64])
 def test_the_frames_shown_are_few_different_and_evenly_spread(num_frames):
-    shown = frames_shown(num_frames)
+    shown = frame_indices(num_frames)
     assert len(shown) == min(8, num_frames)
     assert shown == sorted(set(shown))
     assert shown[0] == num_frames - 1 - shown[-1] or num_frames > 8

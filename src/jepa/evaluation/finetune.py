@@ -1,10 +1,10 @@
-"""Fine-tuning probe: a copy of the encoder and a linear head learn the labels together, as a user would train them."""
+"""Fine-tuning probe: a copy of the encoder and a linear head are trained on the labels."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from copy import deepcopy
+from itertools import chain
 
 import torch
 from torch import Tensor, nn
@@ -21,22 +21,18 @@ from jepa.seeding import derive_seed, generator
 from jepa.types import NonNegative, Positive, PositiveInt, ShareBelowOne
 
 CLIP_GRAD = 1.0
+"""Maximum norm of the gradient."""
 
 
 class FineTuning(ClassProbe):
-    """At step 0 it starts from random weights: a supervised baseline. The weights of the run stay as they are."""
+    """At step 0 it starts from random weights: a supervised baseline."""
 
     only_at_ends = True
 
     def __init__(
-        self,
-        *,
-        epochs: PositiveInt,
-        batch_size: PositiveInt,
-        lr: Positive,
-        weight_decay: NonNegative,
+        self, *, epochs: PositiveInt, batch_size: PositiveInt, lr: Positive, weight_decay: NonNegative,
         warmup_ratio: ShareBelowOne,
-    ) -> None:
+    ) -> None:  # fmt: skip
         self.epochs = epochs
         self.batch_size = batch_size
         self.lr = lr
@@ -52,7 +48,7 @@ class FineTuning(ClassProbe):
         self.protocol += "; before the first step (from random weights) and after the last"
 
     def __call__(self, snapshot: Snapshot) -> Evaluation:
-        """Raises Interrupted where the run is to stop."""
+        """Raises Interrupted if the run has to stop."""
         task = self.task(snapshot.train, snapshot.val) if snapshot.tuning else None
         if task is None or snapshot.tuning is None:
             return Evaluation()
@@ -60,7 +56,7 @@ class FineTuning(ClassProbe):
         return Evaluation(metrics=scores("probe/finetune", predicted, task))
 
     def tune(self, tuning: Tuning, task: ProbeTask) -> Tensor:
-        """-> [n], the class of each validation sample, of those without a label too; pure in the seed."""
+        """-> [n], the predicted class of each validation sample, labelled or not; pure in the seed"""
         devices = [tuning.device] if tuning.device.type == "cuda" else []
         with torch.random.fork_rng(devices), torch.enable_grad():
             torch.manual_seed(derive_seed(tuning.seed, 0, 0, "finetune"))
@@ -68,28 +64,25 @@ class FineTuning(ClassProbe):
             model = Classifier(encoder=encoder, width=width, num_classes=task.num_classes)
             self._fit(model.to(tuning.device).train(), tuning)
         model.eval()
-        found = []
+        predicted = []
         with torch.no_grad(), tuning.autocast(), progress(None, "testing", "batch", tuning.should_stop) as advance:
             for clips in tuning.val():
-                found.append(model(clips).argmax(1).cpu())
+                predicted.append(model(clips).argmax(1).cpu())
                 advance(1)
-        return torch.cat(found)
+        return torch.cat(predicted)
 
     def _fit(self, model: nn.Module, tuning: Tuning) -> None:
         optimizer = torch.optim.AdamW(parameter_groups(model), lr=self.lr)
         rng = generator(tuning.seed, 0, 0, "finetune")
         total = self.epochs * math.ceil(tuning.num_train / self.batch_size)
         with progress(total, "fine-tuning", "step", tuning.should_stop) as advance:
-            for step, (clips, labels) in enumerate(b for _ in range(self.epochs) for b in self._epoch(tuning, rng)):
+            batches = chain.from_iterable(tuning.train(self.batch_size, rng) for _ in range(self.epochs))
+            for step, (clips, labels) in enumerate(batches):
                 set_schedule(optimizer, lr=self.lr_at(step, total), weight_decay=self.weight_decay)
-                if len(labels):
-                    _learn(model, optimizer, clips, labels, tuning)
+                is_labelled = labels >= 0
+                if is_labelled.any():
+                    _step(model, optimizer, clips[is_labelled], labels[is_labelled], tuning)
                 advance(1)
-
-    def _epoch(self, tuning: Tuning, rng: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
-        """The labelled samples of each batch, maybe none."""
-        for clips, labels in tuning.train(self.batch_size, rng):
-            yield clips[labels >= 0], labels[labels >= 0]
 
     def lr_at(self, step: int, total: int) -> float:
         warmup = round(self.warmup_ratio * total)
@@ -98,7 +91,7 @@ class FineTuning(ClassProbe):
         return cosine(step - warmup, total - warmup, self.lr, 0.0)
 
 
-def _learn(model: nn.Module, optimizer: Optimizer, clips: Tensor, labels: Tensor, tuning: Tuning) -> None:
+def _step(model: nn.Module, optimizer: Optimizer, clips: Tensor, labels: Tensor, tuning: Tuning) -> None:
     with tuning.autocast():
         loss = F.cross_entropy(model(clips).float(), labels)
     optimizer.zero_grad()
