@@ -267,7 +267,8 @@ def test_the_test_part_has_names_of_its_own_and_pictures_show_what_is_sure():
 
 
 def test_a_frame_is_drawn_on_the_edges_of_its_box():
-    drawn = draw_boxes(torch.zeros(3, 60, 80, dtype=torch.uint8), torch.tensor([[20.0, 30, 60, 50]]), [""], [(255, 0, 0)])
+    boxes = torch.tensor([[20.0, 30, 60, 50]])
+    drawn = draw_boxes(torch.zeros(3, 60, 80, dtype=torch.uint8), boxes, [""], [(255, 0, 0)])
     red = drawn[0] > 0
     assert red[30:51, 20:61].sum() >= red.sum() - 20
     assert red[30, 30:60].all()

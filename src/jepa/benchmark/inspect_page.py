@@ -24,7 +24,16 @@ from jepa.benchmark.inspect import (
     one_per_label_in_turn,
 )
 from jepa.benchmark.report import MAX_CONFUSION_CLASSES, bar, draw_confusion
-from jepa.evaluation.pictures import enlarge, frame_tiles, resize_nearest, frame_indices, heatmap, montage, principal_colours, to_rgb
+from jepa.evaluation.pictures import (
+    enlarge,
+    frame_indices,
+    frame_tiles,
+    heatmap,
+    montage,
+    principal_colours,
+    resize_nearest,
+    to_rgb,
+)
 from jepa.evaluation.probe import nearest
 from jepa.reports.charts import WIDTH, Scale, mark_class, mark_styles, scatter
 from jepa.reports.page import Table, data_url, image, principal_plane, render

@@ -1,4 +1,4 @@
-"""Mask tokens and context through a narrow transformer (I-JEPA, Assran et al. 2023, section 3)."""
+"""Predictor of I-JEPA: a narrow transformer on context and mask tokens (Assran et al. 2023, section 3)."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from jepa.types import Masks, PatchGrid, Positive, PositiveInt
 class TransformerPredictor(nn.Module):
     """Predicts each target block from the context, never from another block.
 
-    `joint` runs one sequence, context | block 1 | ... | block M, in which the context sees only itself and a block
-    sees the context and itself. Otherwise the context is repeated for each block and also sees that block's mask
-    tokens, as in the reference: the same task, a slightly different function, and more work. Each of several mask sets
-    has a mask token of its own (V-JEPA, Bardes et al. 2024).
+    `joint` runs one sequence, context | block 1 | ... | block M, in which the context attends to itself and a block to
+    the context and itself. Otherwise, as in the reference, the context is repeated for each block and also attends to
+    its mask tokens: a slightly different function and more work. Each of several mask sets has its own mask token
+    (V-JEPA, Bardes et al. 2024).
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class TransformerPredictor(nn.Module):
         mask_set: int = 0,
         predict_context: bool = False,
     ) -> Tensor:
-        """[B, K, D] -> [B, M, J, D]; with `predict_context` (joint only) [B, K + M * J, D], the context first."""
+        """[B, K, D] -> [B, M, J, D]; with `predict_context` (joint only) [B, K + M * J, D], the context first"""
         grid = grid or self.grid
         context = self.positions.add(self.embed(context), grid, masks.context)
         queries = self.mask_tokens[mask_set].expand(*masks.targets.shape, -1)
@@ -77,18 +77,18 @@ class TransformerPredictor(nn.Module):
         """[B, K, width], [B, M, J, width] -> [B, K + M * J, width] in one pass"""
         num_context, (num_blocks, block_size) = context.shape[1], queries.shape[1:3]
         tokens = torch.cat([context, queries.flatten(1, 2)], dim=1)
-        places = torch.cat([masks.context, masks.targets.flatten(1)], dim=1)
-        # The sequence of a clip is long: two calls without a mask beat one with it.
+        positions = torch.cat([masks.context, masks.targets.flatten(1)], dim=1)
+        # The sequence of a clip is long: two attention calls without a mask are faster than one with it.
         prefix = num_context if num_blocks == 1 and grid.t > 1 else 0
         sizes = (num_context, num_blocks, block_size)
         mask = None if prefix else cached_table(block_bias, *sizes, tokens.device, compute_dtype(tokens))
-        rope = self.positions.rope(tokens, grid, places)
+        rope = self.positions.rope(tokens, grid, positions)
         return run_blocks(self.blocks, tokens, mask=mask, rope=rope, prefix=prefix)
 
     def _apart(self, context: Tensor, queries: Tensor, masks: Masks, grid: PatchGrid) -> Tensor:
         """[B, K, width], [B, M, J, width] -> [B, M, J, width] with a copy of the context for each block"""
         num_context, num_blocks = context.shape[1], queries.shape[1]
         tokens = torch.cat([context.repeat_interleave(num_blocks, dim=0), queries.flatten(0, 1)], dim=1)
-        places = torch.cat([masks.context.repeat_interleave(num_blocks, dim=0), masks.targets.flatten(0, 1)], dim=1)
-        tokens = run_blocks(self.blocks, tokens, rope=self.positions.rope(tokens, grid, places))
+        positions = torch.cat([masks.context.repeat_interleave(num_blocks, dim=0), masks.targets.flatten(0, 1)], dim=1)
+        tokens = run_blocks(self.blocks, tokens, rope=self.positions.rope(tokens, grid, positions))
         return tokens[:, num_context:].unflatten(0, (-1, num_blocks))
