@@ -71,15 +71,10 @@ class AttentiveProbe(ClassProbe):
 class AttentiveHead(nn.Module):
     """[b, J, D] of any float type -> [b, classes]; standardises by the tokens given to the constructor."""
 
-    mean: Tensor
-    scale: Tensor
-
     def __init__(self, *, tokens: Tensor, num_classes: int) -> None:
         super().__init__()
         width = tokens.shape[-1]
-        mean, scale = token_statistics(tokens)
-        self.register_buffer("mean", mean)
-        self.register_buffer("scale", scale)
+        self.mean, self.scale = map(nn.Buffer, token_statistics(tokens))
         self.query = nn.Parameter(0.02 * torch.randn(1, 1, width))
         self.block = CrossAttentionBlock(width=width, num_heads=num_heads(width), mlp_ratio=4.0)
         self.norm = nn.LayerNorm(width)
@@ -115,14 +110,12 @@ def read_once(attention: CrossAttention, query: Tensor, context: Tensor) -> Tens
 
 def token_statistics(tokens: Tensor) -> tuple[Tensor, Tensor]:
     """[n, J, D] -> mean and 1 / deviation [D] over samples and tokens, in float64 without a copy of all tokens"""
-    count, width = tokens.shape[0] * tokens.shape[1], tokens.shape[2]
-    first, second = torch.zeros(width, dtype=torch.double), torch.zeros(width, dtype=torch.double)
+    sums = torch.zeros(2, tokens.shape[2], dtype=torch.double)
     for chunk in tokens.split(256):
         values = chunk.double().flatten(0, 1)
-        first += values.sum(0)
-        second += values.square().sum(0)
-    mean = first / count
-    deviation = (second / count - mean.square()).clamp_min(0).sqrt().clamp_min(1e-6)
+        sums += torch.stack([values.sum(0), values.square().sum(0)])
+    mean, second_moment = sums / (tokens.shape[0] * tokens.shape[1])
+    deviation = (second_moment - mean.square()).clamp_min(0).sqrt().clamp_min(1e-6)
     return mean.float(), (1 / deviation).float()
 
 

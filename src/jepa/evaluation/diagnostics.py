@@ -73,11 +73,10 @@ def prediction(snapshot: Snapshot) -> dict[str, float]:
     return metrics
 
 
-def coverage(masks: Masks, grid: PatchGrid) -> tuple[Tensor, Tensor]:
-    """Shares of samples [N] in which a token is context, and in which it is in any target, of one mask set."""
+def coverage(masks: Masks, grid: PatchGrid) -> Tensor:
+    """Shares of samples [2, N] in which a token is context, and in which it is in any target, of one mask set."""
     empty = torch.zeros(len(masks.context), grid.num_tokens)
-    context, targets = (empty.scatter(1, tokens.flatten(1), 1.0).mean(0) for tokens in masks)
-    return context, targets
+    return torch.stack([empty.scatter(1, tokens.flatten(1), 1.0).mean(0) for tokens in masks])
 
 
 def coverage_range(snapshot: Snapshot) -> dict[str, float]:
@@ -86,9 +85,8 @@ def coverage_range(snapshot: Snapshot) -> dict[str, float]:
         return {}
     sets = snapshot.masks.sets
     metrics = {"mask/context_tokens": sum(masks.context.shape[1] for masks in sets) / len(sets)}
-    shares_of_sets = zip(*(coverage(masks, snapshot.grid) for masks in sets), strict=True)
-    for name, shares in zip(("context", "target"), shares_of_sets, strict=True):
-        share = torch.stack(shares).mean(0)
+    shares = torch.stack([coverage(masks, snapshot.grid) for masks in sets]).mean(0)  # [2, N]
+    for name, share in zip(("context", "target"), shares, strict=True):
         metrics[f"mask/coverage_{name}_min"] = share.min().item()
         metrics[f"mask/coverage_{name}_max"] = share.max().item()
     return metrics
@@ -145,7 +143,8 @@ def coverage_picture(snapshot: Snapshot) -> Picture:
     for masks in snapshot.masks.sets:
         shares = coverage(masks, grid)
         ranges.append("; ".join(f"{share.min():.0%} to {share.max():.0%}" for share in shares))
-        maps = [heatmap(on_scale(share, grid)) for share in shares]  # [t, 3, h, w] each
+        scaled = shares / shares.amax(dim=1, keepdim=True).clamp_min(1e-12)
+        maps = list(map(heatmap, scaled.unflatten(1, (grid.t, grid.h, grid.w))))  # [t, 3, h, w] each
         if grid.t == 1:
             rows.append(enlarge(torch.cat(maps), HEATMAP_SIDE))
         else:
@@ -156,8 +155,3 @@ def coverage_picture(snapshot: Snapshot) -> Picture:
         "from 0 (dark) to the map's maximum (bright)."
     )
     return Picture("coverage", montage(rows), caption)
-
-
-def on_scale(share: Tensor, grid: PatchGrid) -> Tensor:
-    """[N] -> [t, h, w], divided by the maximum"""
-    return (share / share.max().clamp_min(1e-12)).unflatten(0, (grid.t, grid.h, grid.w))

@@ -11,11 +11,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import Optimizer
 
+from jepa.evaluation.frozen import Tuning
 from jepa.evaluation.probe import ClassProbe, ProbeTask, scores
 from jepa.evaluation.samples import progress
-from jepa.evaluation.types import Evaluation, Snapshot, Tuning
+from jepa.evaluation.types import Evaluation, Snapshot
 from jepa.layers.classifier import Classifier
 from jepa.optim import parameter_groups, set_schedule
+from jepa.parallel.session import Session
 from jepa.schedules import cosine, linear
 from jepa.seeding import derive_seed, generator
 from jepa.types import NonNegative, Positive, PositiveInt, ShareBelowOne
@@ -57,16 +59,16 @@ class FineTuning(ClassProbe):
 
     def tune(self, tuning: Tuning, task: ProbeTask) -> Tensor:
         """-> [n], the predicted class of each validation sample, labelled or not; pure in the seed"""
-        devices = [tuning.device] if tuning.device.type == "cuda" else []
-        with torch.random.fork_rng(devices), torch.enable_grad():
+        session = tuning.encoder.session
+        with torch.random.fork_rng([session.device] if session.device.type == "cuda" else []), torch.enable_grad():
             torch.manual_seed(derive_seed(tuning.seed, 0, 0, "finetune"))
-            encoder, width = deepcopy(tuning.backbone).requires_grad_(True), task.train.vectors.shape[1]
+            encoder, width = deepcopy(tuning.encoder.encoder).requires_grad_(True), task.train.vectors.shape[1]
             model = Classifier(encoder=encoder, width=width, num_classes=task.num_classes)
-            self._fit(model.to(tuning.device).train(), tuning)
+            self._fit(model.to(session.device).train(), tuning)
         model.eval()
         predicted = []
-        with torch.no_grad(), tuning.autocast(), progress(None, "testing", "batch", tuning.should_stop) as advance:
-            for clips in tuning.val():
+        with torch.no_grad(), session.autocast(), progress(None, "testing", "batch", tuning.should_stop) as advance:
+            for clips in tuning.clips():
                 predicted.append(model(clips).argmax(1).cpu())
                 advance(1)
         return torch.cat(predicted)
@@ -74,14 +76,14 @@ class FineTuning(ClassProbe):
     def _fit(self, model: nn.Module, tuning: Tuning) -> None:
         optimizer = torch.optim.AdamW(parameter_groups(model), lr=self.lr)
         rng = generator(tuning.seed, 0, 0, "finetune")
-        total = self.epochs * math.ceil(tuning.num_train / self.batch_size)
+        total = self.epochs * math.ceil(len(tuning.train.split.indices) / self.batch_size)
         with progress(total, "fine-tuning", "step", tuning.should_stop) as advance:
-            batches = chain.from_iterable(tuning.train(self.batch_size, rng) for _ in range(self.epochs))
+            batches = chain.from_iterable(tuning.crops(self.batch_size, rng) for _ in range(self.epochs))
             for step, (clips, labels) in enumerate(batches):
                 set_schedule(optimizer, lr=self.lr_at(step, total), weight_decay=self.weight_decay)
                 is_labelled = labels >= 0
                 if is_labelled.any():
-                    _step(model, optimizer, clips[is_labelled], labels[is_labelled], tuning)
+                    _step(model, optimizer, clips[is_labelled], labels[is_labelled], tuning.encoder.session)
                 advance(1)
 
     def lr_at(self, step: int, total: int) -> float:
@@ -91,8 +93,8 @@ class FineTuning(ClassProbe):
         return cosine(step - warmup, total - warmup, self.lr, 0.0)
 
 
-def _step(model: nn.Module, optimizer: Optimizer, clips: Tensor, labels: Tensor, tuning: Tuning) -> None:
-    with tuning.autocast():
+def _step(model: nn.Module, optimizer: Optimizer, clips: Tensor, labels: Tensor, session: Session) -> None:
+    with session.autocast():
         loss = F.cross_entropy(model(clips).float(), labels)
     optimizer.zero_grad()
     loss.backward()

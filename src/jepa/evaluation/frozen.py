@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -16,7 +17,6 @@ from jepa.data.transforms import Augment, EvalTransform
 from jepa.errors import ConfigError
 from jepa.evaluation.probe import pool_tokens
 from jepa.evaluation.samples import Samples, raw_batch
-from jepa.evaluation.types import Tuning
 from jepa.parallel.session import Session
 from jepa.types import PatchGrid
 
@@ -122,7 +122,7 @@ def _record_outputs(blocks: nn.ModuleList) -> Iterator[list[Tensor]]:
     outputs: list[Tensor] = []
     with ExitStack() as stack:
         for block in blocks:
-            stack.callback(block.register_forward_hook(lambda module, inputs, output: outputs.append(output)).remove)
+            stack.callback(block.register_forward_hook(lambda *call: outputs.append(call[-1])).remove)
         yield outputs
 
 
@@ -142,22 +142,26 @@ def digest_of(values: Any) -> str:
     return hashlib.sha256(json.dumps(values, default=str).encode()).hexdigest()[:16]
 
 
-def tuning_of(
-    encoder: FrozenEncoder, train: Samples, val: Samples, augment: Augment, seed: int,
-    should_stop: Callable[[], bool] = lambda: False,
-) -> Tuning:  # fmt: skip
-    """Training on random crops of the pictures that the frozen encoder gets, test on the pictures themselves."""
-    device = encoder.session.device
+@dataclass(frozen=True)
+class Tuning:
+    """Data to fine-tune a copy of an encoder, from the pictures that the frozen encoder gets."""
 
-    def crops(batch_size: int, rng: Generator) -> Iterator[tuple[Tensor, Tensor]]:
-        for batch in train.shuffled(batch_size, rng):
-            yield augment(raw_batch(batch.values, device), rng).clips, batch.labels.to(device)
+    encoder: FrozenEncoder
+    train: Samples
+    val: Samples
+    augment: Augment
+    seed: int
+    should_stop: Callable[[], bool] = lambda: False
 
-    return Tuning(
-        backbone=encoder.encoder, device=device, seed=seed, autocast=encoder.session.autocast, train=crops,
-        val=lambda: (encoder.clips(batch.values) for batch in val.batches()), should_stop=should_stop,
-        num_train=len(train.split.indices),
-    )  # fmt: skip
+    def crops(self, batch_size: int, rng: Generator) -> Iterator[tuple[Tensor, Tensor]]:
+        """Random crops [b, C, T, H, W] and labels [b] of an epoch, on the device."""
+        device = self.encoder.session.device
+        for batch in self.train.shuffled(batch_size, rng):
+            yield self.augment(raw_batch(batch.values, device), rng).clips, batch.labels.to(device)
+
+    def clips(self) -> Iterator[Tensor]:
+        """Validation clips [b, C, T, H, W] in order, on the device."""
+        return (self.encoder.clips(batch.values) for batch in self.val.batches())
 
 
 @contextmanager

@@ -24,10 +24,6 @@ class LinearModel(NamedTuple):
     bias: Tensor
     """[classes]"""
 
-    def logits(self, vectors: Tensor) -> Tensor:
-        """[n, D] -> [n, classes]"""
-        return F.linear(vectors, self.weight, self.bias)
-
 
 class LinearProbe(ClassProbe):
     """Logistic regression whose L2 weight is chosen on a fifth of the training samples."""
@@ -44,7 +40,7 @@ class LinearProbe(ClassProbe):
         train, val = standardise(task.train, task.val, task.device)
         l2, start = select_l2(train, num_classes=task.num_classes, seed=task.seed)
         model = fit_logistic(train.vectors, train.labels, num_classes=task.num_classes, l2=l2, start=start)
-        logits = model.logits(val.vectors).cpu()
+        logits = F.linear(val.vectors, *model).cpu()
         return Prediction(logits.argmax(1), {"l2": l2}, logits.softmax(1))
 
 
@@ -57,7 +53,8 @@ def select_l2(train: Features, *, num_classes: int, seed: int = 0) -> tuple[floa
     best, model = 0, None
     for l2 in L2_GRID:
         model = fit_logistic(vectors, labels, num_classes=num_classes, l2=l2, start=model, second_moment=second_moment)
-        trials.append((top1(model.logits(selection.vectors).argmax(1), selection.labels), l2, model))
+        predicted = F.linear(selection.vectors, *model).argmax(1)
+        trials.append((top1(predicted, selection.labels), l2, model))
         best = max(range(len(trials)), key=lambda index: trials[index][0])
         if len(trials) - 1 - best >= PATIENCE:
             break

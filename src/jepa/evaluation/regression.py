@@ -19,14 +19,12 @@ class Regression:
     """One probe for each group of quantities, which share the part of the name before the slash."""
 
     judges = "features"
-
-    def __init__(self) -> None:
-        self.protocol = (
-            "regression, where the data set has measured quantities: ridge regression on standardised features in "
-            f"closed form; L2 weight chosen from {L2_GRID[0]:g} ... {L2_GRID[-1]:g} on {SELECTION_SHARE:.0%} of the "
-            "training samples, then fitted on all; R^2 in percent on the validation samples, the mean over the "
-            "quantities of a group"
-        )
+    protocol = (
+        "regression, where the data set has measured quantities: ridge regression on standardised features in "
+        f"closed form; L2 weight chosen from {L2_GRID[0]:g} ... {L2_GRID[-1]:g} on {SELECTION_SHARE:.0%} of the "
+        "training samples, then fitted on all; R^2 in percent on the validation samples, the mean over the "
+        "quantities of a group"
+    )
 
     def __call__(self, snapshot: Snapshot) -> Evaluation:
         groups: dict[str, list[int]] = {}
@@ -65,9 +63,8 @@ def ridge(train: Features, val: Features, weights: Sequence[float]) -> list[Tens
     """Predictions [n, Q] for the validation samples at each l2: the minimum of mean |error|^2 + l2 |weight|^2."""
     train, val = standardise(train, val)
     mean = targets_of(train).mean(0)
-    num = len(train.vectors)
-    variances, directions = torch.linalg.eigh(train.vectors.T @ train.vectors / num)
-    moments = directions.T @ (train.vectors.T @ (targets_of(train) - mean)) / num  # [D, Q]
+    variances, directions = torch.linalg.eigh(train.vectors.T @ train.vectors / len(train.vectors))
+    moments = directions.T @ (train.vectors.T @ (targets_of(train) - mean)) / len(train.vectors)  # [D, Q]
     rotated = val.vectors @ directions
     return [rotated @ (moments / (variances.clamp_min(0)[:, None] + l2)) + mean for l2 in weights]
 

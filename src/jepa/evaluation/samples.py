@@ -149,7 +149,8 @@ def _gather(positions: Sequence[tuple[SampleBatch, int]]) -> SampleBatch:
     """The batch of single rows of other batches."""
     samples = [(batch.values[row], batch.labels[row], batch.rows[row]) for batch, row in positions]
     fields = {name: [batch.fields[name][row] for batch, row in positions] for name in positions[0][0].fields}
-    return SampleBatch(*map(torch.stack, zip(*samples, strict=True)), fields)
+    values, labels, rows = map(torch.stack, zip(*samples, strict=True))
+    return SampleBatch(values, labels, rows, fields)
 
 
 @contextmanager

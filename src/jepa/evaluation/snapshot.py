@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
-from jepa.evaluation.frozen import EncodedChunk, FrozenEncoder, eval_mode, tuning_of
-from jepa.evaluation.samples import SampleBatch, Samples, Split, progress, raw_batch, raw_pixels, thumbnails
+from jepa.evaluation.frozen import EncodedChunk, FrozenEncoder, Tuning, eval_mode
+from jepa.evaluation.samples import SampleBatch, Samples, progress, raw_batch, raw_pixels, thumbnails
 from jepa.evaluation.splits import probe_splits
 from jepa.evaluation.types import Evaluator, EvaluatorTraits, Features, Snapshot
 from jepa.parallel.session import Session
@@ -43,12 +43,14 @@ class FirstPass(NamedTuple):
 
 
 class EncodedSplit(NamedTuple):
+    """The encoded samples of a batch or split."""
+
     features: Features
     still: Features | None
     tokens: Tensor
     """float32 [P, N, D] of the first samples"""
     logits: Tensor | None
-    first_pass: FirstPass
+    first_pass: FirstPass | None
 
 
 class Snapshotter:
@@ -67,7 +69,13 @@ class Snapshotter:
     ) -> None:  # fmt: skip
         self.splits = probe_splits(dataset, train_samples=train_samples, val_samples=val_samples, seed=seed)
         self.transform = transform
-        self.train, self.val = (self._samples(split, batch_size) for split in self.splits[:2])
+        self.train, self.val = (
+            Samples(
+                split=split, reduce=transform.pictures, batch_size=batch_size, max_bytes=MAX_CACHED_BYTES,
+                fields=[name for name in DatasetTraits.of(split.dataset).fields if name == "quantities"],
+            )
+            for split in self.splits[:2]
+        )  # fmt: skip
         self.num_frames = DatasetTraits.of(dataset).num_frames
         self.still = still and self.num_frames > 1
         self.protocol = self.splits.protocol
@@ -82,18 +90,11 @@ class Snapshotter:
         self.num_pictures = num_pictures
         self.max_tokens = max((EvaluatorTraits.of(evaluator).needs_tokens for evaluator in evaluators), default=0)
         self.has_evaluators = bool(evaluators)
-        self.multi_view: Any = next(
-            (evaluator for evaluator in evaluators if crops and EvaluatorTraits.of(evaluator).num_views), None
-        )
+        multi_view = (evaluator for evaluator in evaluators if crops and EvaluatorTraits.of(evaluator).num_views)
+        self.multi_view: Any = next(multi_view, None)
         self.crops = crops
         self.seed = seed
         self._first_passes: dict[str, FirstPass] = {}
-
-    def _samples(self, split: Split, batch_size: int) -> Samples:
-        return Samples(
-            split=split, reduce=self.transform.pictures, batch_size=batch_size, max_bytes=MAX_CACHED_BYTES,
-            fields=[name for name in DatasetTraits.of(split.dataset).fields if name == "quantities"],
-        )  # fmt: skip
 
     @property
     def num_samples(self) -> int:
@@ -113,15 +114,13 @@ class Snapshotter:
         with eval_mode(objective), torch.no_grad(), bar as advance:
             train = self._encode(encoder, self.train, advance)
             val = self._encode(encoder, self.val, advance, head)
-            labels, first_pass = val.features.labels, val.first_pass
+            labels, first_pass = val.features.labels, self._first_passes[self.val.split.name]
             pictures = first_pass.pictures[: self.num_pictures]
             with self.session.autocast():
                 diagnosis = self._diagnose(objective, encoder, first_pass.pictures, labels, advance)
                 reconstructions = self._reconstructions(objective, encoder, pictures, labels)
                 views = self._views(backbone, first_pass.pictures, advance) if self.multi_view else None
-        tuning = None
-        if self.crops:
-            tuning = tuning_of(encoder, self.train, self.val, self.crops(), self.seed, should_stop)
+        tuning = Tuning(encoder, self.train, self.val, self.crops(), self.seed, should_stop) if self.crops else None
         return Snapshot(
             step=step, train=train.features, val=val.features, classes=self.classes, grid=backbone.grid,
             pictures=pictures, tokens=val.tokens, thumbnails=first_pass.thumbnails,
@@ -150,28 +149,26 @@ class Snapshotter:
         self, encoder: FrozenEncoder, samples: Samples, advance: Advance, head: Callable[[Tensor], Tensor] | None = None
     ) -> EncodedSplit:
         """Features of all samples and tokens of the first; keeps pictures, thumbnails and pixels of the first pass."""
-        features, still, tokens, logits, parts = [], [], [], [], []
-        first_pass, num_read = self._first_passes.get(samples.split.name), 0
+        batches, num_read = [], 0
+        is_first_pass = samples.split.name not in self._first_passes
         with self.session.autocast():
             for batch in samples.batches():
                 encoded = encoder.encode(batch.values, self.max_tokens)
                 assert encoded.last is not None
-                features.append(_features(encoded, batch))
-                logits += [] if head is None else [head(encoded.last).float().cpu()]
-                tokens.append(encoded.last[: max(0, self.num_pictures - num_read)].cpu())
+                still = None
                 if self.still:
                     middle = batch.values[:, :, self.num_frames // 2, None].expand_as(batch.values)
-                    still.append(_features(encoder.encode(middle, self.max_tokens), batch))
-                if first_pass is None:
-                    parts.append(_first_pass(batch.values, num_read, self.num_pictures))
+                    still = _features(encoder.encode(middle, self.max_tokens), batch)
+                tokens = encoded.last[: max(0, self.num_pictures - num_read)].cpu()
+                logits = head(encoded.last).float().cpu() if head else None
+                first_pass = _first_pass(batch.values, num_read, self.num_pictures) if is_first_pass else None
+                batches.append(EncodedSplit(_features(encoded, batch), still, tokens, logits, first_pass))
                 num_read += len(batch.rows)
                 advance(len(batch.rows) * (1 + self.still))
-        first_pass = first_pass or FirstPass(*map(torch.cat, zip(*parts, strict=True)))
-        self._first_passes[samples.split.name] = first_pass
-        return EncodedSplit(
-            _join(features), _join(still) if still else None, torch.cat(tokens),
-            torch.cat(logits) if logits else None, first_pass,
-        )  # fmt: skip
+        encoded_split = _join(batches)
+        if is_first_pass:
+            self._first_passes[samples.split.name] = encoded_split.first_pass
+        return encoded_split
 
     def _diagnose(
         self, objective: Any, encoder: FrozenEncoder, pictures: Tensor, labels: Tensor, advance: Advance
@@ -179,11 +176,10 @@ class Snapshotter:
         """Mean over samples of the diagnosis of the objective."""
         sums: dict[str, float] = {}
         count = min(len(pictures), NUM_DIAGNOSED)
-        for start in range(0, count, self.batch_size):
-            rows = slice(start, min(start + self.batch_size, count))
+        for rows in torch.arange(count).split(self.batch_size):
             batch, masks = self._batch(encoder, pictures, labels, rows)
             for name, value in objective.diagnose(batch, masks).items():
-                sums[name] = sums.get(name, 0.0) + float(value) * len(batch.labels) / count
+                sums[name] = sums.get(name, 0.0) + float(value) * len(rows) / count
             advance(0)
         return sums
 
@@ -191,11 +187,11 @@ class Snapshotter:
         self, objective: Any, encoder: FrozenEncoder, pictures: Tensor, labels: Tensor
     ) -> dict[str, Tensor]:
         """The reconstructions of the first samples by the objective, as uint8."""
-        batch, masks = self._batch(encoder, pictures, labels, slice(len(pictures)))
+        batch, masks = self._batch(encoder, pictures, labels, torch.arange(len(pictures)))
         clips = objective.pictures(batch, masks)
         return {name: self.transform.normalise.undo(values.float().cpu()) for name, values in clips.items()}
 
-    def _batch(self, encoder: FrozenEncoder, pictures: Tensor, labels: Tensor, rows: slice) -> tuple[Batch, Masks]:
+    def _batch(self, encoder: FrozenEncoder, pictures: Tensor, labels: Tensor, rows: Tensor) -> tuple[Batch, Masks]:
         device = self.session.device
         masks = self.masks.map(lambda indices: indices[rows].to(device))
         return Batch(encoder.clips(pictures[rows]), {"labels": labels[rows].to(device)}), masks
@@ -225,5 +221,8 @@ def _first_pass(pictures: Tensor, num_before: int, num_pictures: int) -> FirstPa
     return FirstPass(pictures[: max(0, num_left)].clone(), thumbnails(pictures), raw_pixels(pictures))
 
 
-def _join(parts: Sequence[Features]) -> Features:
-    return Features._make(None if column[0] is None else torch.cat(column) for column in zip(*parts, strict=True))
+def _join(parts: list[Any] | tuple[Any, ...]) -> Any:
+    """Joins tensors, or tuples of tensors, along the samples; None stays None."""
+    if parts[0] is None or isinstance(parts[0], Tensor):
+        return None if parts[0] is None else torch.cat(parts)
+    return parts[0]._make(map(_join, zip(*parts, strict=True)))

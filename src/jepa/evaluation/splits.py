@@ -29,8 +29,7 @@ class ProbeSplits(NamedTuple):
     @property
     def quantities(self) -> tuple[str, ...]:
         """Names of the quantities, if both parts have the same."""
-        declared = (DatasetTraits.of(split.dataset).fields for split in (self.train, self.val))
-        train, val = (fields.get("quantities", Field()).names for fields in declared)
+        train, val = (DatasetTraits.of(part.dataset).fields.get("quantities", Field()).names for part in self[:2])
         return train if train == val else ()
 
 

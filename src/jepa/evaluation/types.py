@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from jepa.types import Masks, PatchGrid, Traits
 
 if TYPE_CHECKING:
-    import torch
-    from torch import Generator, Tensor, nn
+    from torch import Tensor
+
+    from jepa.evaluation.frozen import Tuning
 
 
 class Detections(NamedTuple):
@@ -47,24 +47,6 @@ class Features(NamedTuple):
     """float32 [n, Q]: the field `quantities` of the data set; nan if unknown"""
     tokens: Tensor | None = None
     """float16 [n, J, D], neighbours averaged; None unless an evaluator needs tokens"""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Tuning:
-    """Everything needed to fine-tune a copy of the encoder on the probe's training samples."""
-
-    backbone: nn.Module
-    """The encoder of the run: copy it, never change it."""
-    device: torch.device
-    seed: int
-    num_train: int
-    """Samples of an epoch, including unreadable ones."""
-    train: Callable[[int, Generator], Iterable[tuple[Tensor, Tensor]]]
-    """(batch_size, generator) -> an epoch of random crops [b, C, T, H, W] and labels [b] on the device"""
-    val: Callable[[], Iterable[Tensor]]
-    """Clips [b, C, T, H, W] on the device in the order of `Snapshot.val`, without augmentation."""
-    autocast: Callable[[], AbstractContextManager]
-    should_stop: Callable[[], bool]
 
 
 @dataclass(frozen=True)

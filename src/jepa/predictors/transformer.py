@@ -64,14 +64,11 @@ class TransformerPredictor(nn.Module):
         queries = self.mask_tokens[mask_set].expand(*masks.targets.shape, -1)
         queries = self.positions.add(queries, grid, masks.targets)
         if not self.joint:
-            return self._project(self._apart(context, queries, masks, grid))
+            return self.project(self.norm(self._apart(context, queries, masks, grid)))
         tokens = self._joint(context, queries, masks, grid)
         if predict_context:
-            return self._project(tokens)
-        return self._project(tokens[:, context.shape[1] :]).unflatten(1, masks.targets.shape[1:])
-
-    def _project(self, tokens: Tensor) -> Tensor:
-        return self.project(self.norm(tokens))
+            return self.project(self.norm(tokens))
+        return self.project(self.norm(tokens[:, context.shape[1] :])).unflatten(1, masks.targets.shape[1:])
 
     def _joint(self, context: Tensor, queries: Tensor, masks: Masks, grid: PatchGrid) -> Tensor:
         """[B, K, width], [B, M, J, width] -> [B, K + M * J, width] in one pass"""

@@ -40,13 +40,9 @@ class SIGReg(nn.Module):
         normal = (-knots.square() / 2).exp()
         trapezoid = torch.full_like(knots, 2 * LAST_KNOT / (NUM_KNOTS - 1))  # both signs of t
         trapezoid[[0, -1]] /= 2
-        self.register_buffer("knots", knots, persistent=False)
-        self.register_buffer("normal", normal, persistent=False)
-        self.register_buffer("shares", trapezoid * normal, persistent=False)
-
-    knots: Tensor
-    normal: Tensor
-    shares: Tensor
+        self.knots = nn.Buffer(knots, persistent=False)
+        self.normal = nn.Buffer(normal, persistent=False)
+        self.weights = nn.Buffer(trapezoid * normal, persistent=False)
 
     def forward(self, latents: Latents) -> tuple[Tensor, dict[str, Tensor]]:
         """-> float32 scalar, and the unweighted statistic, detached"""
@@ -61,4 +57,4 @@ class SIGReg(nn.Module):
         phase = (views @ directions.T)[..., None] * self.knots  # [b, V, S, knots]
         moments = mean_over_ranks(torch.stack([phase.cos().mean(dim=0), phase.sin().mean(dim=0)]))
         distance = (moments[0] - self.normal).square() + moments[1].square()  # [V, S, knots]
-        return (distance @ self.shares).mean()
+        return (distance @ self.weights).mean()
