@@ -95,10 +95,10 @@ def test_samples_without_a_label_teach_nothing_and_are_not_judged(caplog):
 
 
 def test_it_is_left_where_the_run_is_to_stop():
-    asked = []
+    calls = []
     with pytest.raises(Interrupted):
-        FineTuning(**SETTINGS)(snapshot_with(Blind(), should_stop=lambda: len(asked) > 3 or asked.append(0)))
-    assert len(asked) == 4
+        FineTuning(**SETTINGS)(snapshot_with(Blind(), should_stop=lambda: len(calls) > 3 or calls.append(0)))
+    assert len(calls) == 4
 
 
 def test_the_rate_warms_up_and_falls_to_zero():

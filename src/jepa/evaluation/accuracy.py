@@ -21,8 +21,8 @@ class Accuracy:
 
     judges = "classes"
     protocol = (
-        "accuracy: of the answers of the head that is trained, on all validation samples without augmentation, top-1 "
-        f"micro accuracy in percent{BALANCED}; what counts is the last step, nothing is chosen on these samples"
+        "accuracy: predictions of the trained head on all validation samples, without augmentation: top-1 micro "
+        f"accuracy in percent{BALANCED}; the last step counts, nothing is chosen on these samples"
     )
 
     def __call__(self, snapshot: Snapshot) -> Evaluation:
@@ -54,7 +54,7 @@ def confusion_picture(predicted: Tensor, labels: Tensor, classes: tuple[str, ...
     absent = [name for label, name in enumerate(classes) if label not in recalls]
     missing = f" Not among the samples: {', '.join(absent[:FEW_CLASSES])}." if absent else ""
     caption = (
-        f"What is taken for what: a row for each true class, a column for each answer{order}; bright is often, the "
-        f"diagonal is right. Lowest accuracies: {lowest}.{missing}"
+        f"Confusion matrix: a row for each true class, a column for each prediction{order}; bright is frequent, the "
+        f"diagonal is correct. Lowest accuracies: {lowest}.{missing}"
     )
     return Picture("confusions", montage([enlarge(heatmap(shares[None]), TABLE_SIDE)]), caption)

@@ -36,7 +36,9 @@ class DetectionSnapshotter:
         test: Any = DatasetTraits.of(dataset).test()
         self.has_evaluators = bool(evaluators)
         if held_out is None and self.has_evaluators:
-            raise ValueError("the data set has no held-out part to judge a detector on: name one, or take evaluator=[]")
+            raise ValueError(
+                "the data set has no held-out part to evaluate on: name one, or set evaluator=[]"
+            )
         self.indices: list[int] = []
         if held_out is not None:
             order = torch.randperm(len(held_out), generator=generator(seed, 0, 0, "validation"))

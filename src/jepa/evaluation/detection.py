@@ -34,15 +34,15 @@ class Detection:
             raise ValueError(f"evaluator=detection needs {' and '.join(missing)}: pip install 'jepa-train[detect]'")
         self.shown_score = shown_score
         self.protocol = (
-            "detection: mAP as COCO has it (101 points of recall, at most 100 findings a picture, overlaps 0.5 to "
-            "0.95), in the pixels of the files, mean over the classes that are annotated there"
+            "detection: mAP of COCO (101 recall points, at most 100 detections per picture, IoU 0.5 to 0.95), in the "
+            "pixels of the files, mean over the annotated classes"
         )
 
     def __call__(self, snapshot: BoxSnapshot) -> Evaluation:
         metrics = precisions(snapshot.val, snapshot.classes, "detect/")
         if snapshot.test:
             metrics |= precisions(snapshot.test, snapshot.classes, "detect/test_")
-        caption = f"Left what is annotated, right what is found with a score of at least {self.shown_score:g}."
+        caption = f"Annotations on the left, predictions with a score of at least {self.shown_score:g} on the right."
         tiles = [self._pair(*pair, snapshot.classes) for pair in zip(snapshot.pictures, snapshot.val, strict=False)]
         return Evaluation(metrics=metrics, pictures=(Picture("boxes", montage(tiles), caption),) if tiles else ())
 
@@ -54,10 +54,10 @@ class Detection:
         for rows in (boxes.ground_truth, predictions):
             labels = rows[:, 4].int().tolist()
             scores = [f" {score:.2f}" for score in rows[:, 5:].flatten().tolist()] or [""] * len(rows)
-            texts = [classes[label] + score for label, score in zip(labels, scores, strict=True)]
+            texts = [f"{classes[label]}{score}" for label, score in zip(labels, scores, strict=True)]
             colours = [BLOCK_COLOURS[label % len(BLOCK_COLOURS)] for label in labels]
             tiles.append(draw_boxes(small, rows[:, :4] * ratio, texts, colours))
-        counts = [f"{len(boxes.ground_truth)} annotated", f"{len(predictions)} found"]
+        counts = [f"{len(boxes.ground_truth)} annotated", f"{len(predictions)} detected"]
         return label_tiles(torch.stack(tiles), counts, [(0, 0, 0)] * 2)
 
 

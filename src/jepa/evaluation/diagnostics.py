@@ -21,16 +21,17 @@ class Diagnostics:
     judges = "features"
     protocol = (
         "diagnostics: on pooled validation features; rank is exp(entropy of normalised singular values) (RankMe), raw "
-        "and centred; std is the mean over dimensions, cosine that over pairs of images; gain = 1 - prediction error / "
-        "error of always predicting the mean target"
+        "and centred; std is the mean over dimensions, cosine the mean over pairs of images; gain is 1 - "
+        "prediction error / error of always predicting the mean target"
     )
 
     def __call__(self, snapshot: Snapshot) -> Evaluation:
         metrics = {**collapse(snapshot.val.vectors), **prediction(snapshot), **coverage_range(snapshot)}
         if len(snapshot.pictures) == 0:
             return Evaluation(metrics=metrics)
-        masked = (mask_picture(snapshot), coverage_picture(snapshot)) if snapshot.masks.hides_some else ()
-        return Evaluation(metrics=metrics, pictures=(*masked[:1], feature_picture(snapshot), *masked[1:]))
+        if not snapshot.masks.hides_some:
+            return Evaluation(metrics, (feature_picture(snapshot),))
+        return Evaluation(metrics, (mask_picture(snapshot), feature_picture(snapshot), coverage_picture(snapshot)))
 
 
 def collapse(vectors: Tensor) -> dict[str, float]:
@@ -129,7 +130,7 @@ def feature_picture(snapshot: Snapshot) -> Picture:
     frames = enlarge(frame_tiles(snapshot.pictures))
     maps = colours[:, :, steps_shown(snapshot)].transpose(1, 2)  # [n, F, 3, h, w]
     caption = (
-        "Feature maps: the three main directions of all tokens of these samples as red, green and blue "
+        "Feature maps: the first three principal components of all tokens of these samples as red, green and blue "
         f"({', '.join(f'{share:.0%}' for share in shares)} of their variance). Equal colours are equal features"
         f"{', also over time' if snapshot.pictures.shape[2] > 1 else ''}."
     )
@@ -151,7 +152,7 @@ def coverage_picture(snapshot: Snapshot) -> Picture:
             rows += [enlarge(steps[frame_indices(grid.t)]) for steps in maps]
     layout = "left and right" if grid.t == 1 else "one row under the other, a column for each time step"
     caption = (
-        f"How often a token is context and target ({layout}; of the samples {' | '.join(ranges)}), each on a scale "
+        f"How often a token is context and target ({layout}; in {' | '.join(ranges)} of the samples), each on a scale "
         "from 0 (dark) to the map's maximum (bright)."
     )
     return Picture("coverage", montage(rows), caption)

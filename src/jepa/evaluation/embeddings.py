@@ -27,8 +27,8 @@ class Embeddings:
         vectors, labels = snapshot.val.vectors[: self.rows], snapshot.val.labels[: self.rows]
         names = [label_name(int(label), snapshot.classes) for label in labels]
         table = EmbeddingTable("embeddings", vectors, names, snapshot.thumbnails[: self.rows])
-        drawable = len(snapshot.pictures) > 0 and len(snapshot.val.vectors) > 1
-        return Evaluation(pictures=(neighbour_picture(snapshot),) if drawable else (), tables=(table,))
+        has_neighbours = len(snapshot.pictures) > 0 and len(snapshot.val.vectors) > 1
+        return Evaluation(pictures=(neighbour_picture(snapshot),) if has_neighbours else (), tables=(table,))
 
 
 def label_name(label: int, classes: tuple[str, ...]) -> str:

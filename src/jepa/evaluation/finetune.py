@@ -42,9 +42,9 @@ class FineTuning(ClassProbe):
         self.warmup_ratio = warmup_ratio
         protocol = (
             f"fine-tuned: LayerNorm of the mean token and a linear layer, trained with a copy of the encoder for "
-            f"{epochs} epochs on the probe's training samples, with crops (of the pictures that probes see) and flips "
+            f"{epochs} epochs on the probe's training samples, with crops (of the pictures of the probes) and flips "
             f"as in training, by AdamW (lr {lr:g} with warm-up and cosine, weight decay {weight_decay:g}, batch "
-            f"{batch_size}), the last weights counting"
+            f"{batch_size}); the last weights count"
         )
         super().__init__(name="finetune", protocol=protocol)
         self.protocol += "; before the first step (from random weights) and after the last"

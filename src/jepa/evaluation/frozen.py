@@ -112,7 +112,7 @@ class FrozenEncoder:
 
 
 def _final_norm(encoder: Any, tokens: Tensor) -> Tensor:
-    """The final norm of an own encoder, or of the timm trunk that it wraps."""
+    """The final norm of a native encoder, or of the timm trunk in a wrapped one."""
     return encoder.norm(tokens) if hasattr(encoder, "norm") else encoder.trunk.fc_norm(encoder.trunk.norm(tokens))
 
 

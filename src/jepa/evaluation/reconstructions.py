@@ -10,9 +10,9 @@ from jepa.evaluation.types import Evaluation, Picture, Snapshot
 COMPARED = ("masked", "reconstruction")
 """Reconstructions with one clip per sample, shown below it."""
 CAPTIONS = {
-    "reconstruction": "Samples that were not trained on, and under them what is rebuilt",
+    "reconstruction": "Samples that were not trained on, with their reconstructions below",
     "samples": "Decoded from random latents",
-    "interpolations": "Decoded from latents on the way from one sample to another",
+    "interpolations": "Decoded from latents interpolated between two samples",
 }
 IMAGES_PER_ROW = 8
 
@@ -27,7 +27,7 @@ class Reconstructions:
         pictures = []
         if names:
             clips = [snapshot.pictures, *(snapshot.reconstructions[name] for name in names)]
-            middle = "; between them, what the encoder saw" if len(names) > 1 else ""
+            middle = ", and the masked input in between" if len(names) > 1 else ""
             pictures.append(_picture("reconstruction", *clips, addition=middle))
         pictures += [_picture(name, clips) for name, clips in snapshot.reconstructions.items() if name not in COMPARED]
         return Evaluation(pictures=tuple(pictures))

@@ -26,20 +26,17 @@ class Selection:
     judges = "features"
 
     def __init__(
-        self,
-        *,
-        num_views: Annotated[int, Within(2)],
-        num_viewed: Annotated[int, Within(2)],
+        self, *, num_views: Annotated[int, Within(2)], num_viewed: Annotated[int, Within(2)],
         view_scale: Annotated[tuple[float, float], Within(0, 1, above=True)],
-    ) -> None:
+    ) -> None:  # fmt: skip
         self.num_views = num_views
         self.num_viewed = num_viewed
         self.view_scale = view_scale
         self.protocol = (
-            f"selection without labels: select/lidar (higher is meant to be better) is the effective rank of "
+            f"selection without labels: select/lidar (higher should be better) is the effective rank of "
             f"between-image over within-image scatter of {num_views} random crops ({view_scale[0]:g} to "
             f"{view_scale[1]:g} of the area, mirrored as in training) of at most {num_viewed} validation samples; "
-            f"select/alpha is the exponent of the power law of the eigenvalues of the features' covariance, from the "
+            f"select/alpha is the exponent of the power law of the eigenvalues of the features' covariance from the "
             f"{FIRST_RANK}th on; near 1 is best"
         )
 

@@ -80,9 +80,9 @@ class Snapshotter:
         self.still = still and self.num_frames > 1
         self.protocol = self.splits.protocol
         if self.num_frames > 1:
-            self.protocol += " and averaged over the frames: they hold where things were, not in which order"
+            self.protocol += " and averaged over the frames: they show where things were, not in which order"
         if self.still:
-            self.protocol += "; still/* are the same probes on clips whose middle frame stands still"
+            self.protocol += "; still/* are the same probes on clips that repeat their middle frame"
         self.classes = dataset.classes
         self.masks = masker(NUM_MASKS, generator(seed, 0, 0, "evaluation"))
         self.session = session

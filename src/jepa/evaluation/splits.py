@@ -57,8 +57,8 @@ def probe_splits(dataset: Dataset, *, train_samples: int, val_samples: int, seed
         labelled, unlabelled = ([i for i in part if source(i) not in val_sources] for part in (labelled, unlabelled))
         if not labelled and not unlabelled:
             raise ValueError(
-                f"the probe has no samples of its own: all are of the {len(val_sources)} sources of its validation "
-                f"part; lower evaluation.val_samples={val_samples}, or give a held-out part"
+                f"no training samples are left for the probe: all come from the {len(val_sources)} sources of its "
+                f"validation part; lower evaluation.val_samples={val_samples}, or give a held-out part"
             )
         origin = "held out of the training set (the encoder sees these images, never their labels)"
     train = Split(dataset=dataset, name="training", indices=tuple((labelled + unlabelled)[:train_samples]))
@@ -123,27 +123,23 @@ def labelled_splits(
     Raises ConfigError if there are no labels to evaluate with.
     """
     dataset = DatasetTraits.of(dataset).probed or dataset
-    drawn = probe_splits(
+    splits = probe_splits(
         dataset, train_samples=train_samples or len(dataset), val_samples=test_samples or sys.maxsize, seed=seed
     )
     workers = choose_num_workers(dataset) if num_workers is None else num_workers
     train, test = (
         _labelled(replace(split, name=name, indices=tuple(sorted(split.indices)), num_workers=workers))
-        for name, split in (("training", drawn.train), ("test", drawn.val))
+        for name, split in (("training", splits.train), ("test", splits.val))
     )
     if len(train.labels.unique()) < 2:
         raise ConfigError([f"dataset: all {len(train.labels)} labelled training samples are of one class"])
-    unlabelled = len(drawn.train.indices) + len(drawn.val.indices) - len(train.indices) - len(test.indices)
-    held_out = dataset.validation() is not None
-    limits = [f"{n:,} drawn at random (seed {seed})" for n in (train_samples, test_samples) if n] or ["all"]
+    unlabelled = len(splits.train.indices) + len(splits.val.indices) - len(train.indices) - len(test.indices)
+    origin = f"held out of the training set (seed {seed}), a quarter of it at most"
+    limits = [f"{n:,} drawn at random (seed {seed})" for n in (train_samples, test_samples) if n]
     description = (
         f"{len(train.indices):,} training samples; {len(test.indices):,} test samples "
-        + (
-            "of the held-out part"
-            if held_out
-            else f"held out of the training set (seed {seed}), a quarter of it at most"
-        )
-        + (f", limited: {'; '.join(limits)}" if train_samples or test_samples else "")
+        + (origin if dataset.validation() is None else "of the held-out part")
+        + (f", limited: {'; '.join(limits)}" if limits else "")
         + (f"; {unlabelled:,} without a label are left out" if unlabelled else "")
     )
     num_classes = int(torch.cat([train.labels, test.labels]).max()) + 1
@@ -162,9 +158,8 @@ def few_shot_rows(labels: Tensor, shots: float, seed: int, classes: Sequence[str
         rows = (labels == label).nonzero()[:, 0]
         count = int(shots) if shots >= 1 else max(1, round(shots * len(rows)))
         if count > len(rows):
-            raise ConfigError(
-                [f'shots={shots:g}: class "{classes[label]}" has only {len(rows)} training samples; lower shots']
-            )
+            message = f'shots={shots:g}: class "{classes[label]}" has only {len(rows)} training samples; lower shots'
+            raise ConfigError([message])
         rows_of_classes.append(rows[rank[rows].argsort()[:count]])
     return torch.cat(rows_of_classes).sort().values
 
