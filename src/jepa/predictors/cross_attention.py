@@ -20,16 +20,9 @@ class CrossAttentionPredictor(nn.Module):
     """
 
     def __init__(
-        self,
-        *,
-        grid: PatchGrid,
-        embed_dim: int,
-        num_heads: PositiveInt,
-        num_mask_tokens: int = 1,
-        width: PositiveInt = 384,
-        depth: PositiveInt = 6,
-        mlp_ratio: Positive = 4.0,
-    ) -> None:
+        self, *, grid: PatchGrid, embed_dim: int, num_heads: PositiveInt, num_mask_tokens: int = 1,
+        width: PositiveInt = 384, depth: PositiveInt = 6, mlp_ratio: Positive = 4.0,
+    ) -> None:  # fmt: skip
         super().__init__()
         check_sizes(width, num_heads, mlp_ratio, width_key="predictor.width", heads_key="predictor.num_heads")
         self.grid = grid

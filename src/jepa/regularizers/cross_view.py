@@ -22,12 +22,9 @@ class CrossView(nn.Module):
     rules = ("jepa.regularizers.rules.cross_view",)
 
     def __init__(
-        self,
-        *,
-        of: Literal["context", "predicted"] = "context",
-        between: Literal["crops", "frames"] = "crops",
+        self, *, of: Literal["context", "predicted"] = "context", between: Literal["crops", "frames"] = "crops",
         weight: NonNegative = 1.0,
-    ) -> None:
+    ) -> None:  # fmt: skip
         super().__init__()
         self.of = of
         self.between = between

@@ -26,12 +26,9 @@ class SIGReg(nn.Module):
     """
 
     def __init__(
-        self,
-        *,
-        of: Literal["context", "predicted"] = "context",
-        weight: NonNegative = 1.0,
+        self, *, of: Literal["context", "predicted"] = "context", weight: NonNegative = 1.0,
         num_slices: PositiveInt = 1024,
-    ) -> None:
+    ) -> None:  # fmt: skip
         super().__init__()
         self.of = of
         self.weight = weight

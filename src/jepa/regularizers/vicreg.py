@@ -28,13 +28,9 @@ class VICReg(nn.Module):
     rules = ("jepa.regularizers.rules.vicreg",)
 
     def __init__(
-        self,
-        *,
-        of: Literal["context", "predicted"] = "context",
-        variance: NonNegative = 1.0,
-        covariance: NonNegative = 0.04,
-        invariance: NonNegative = 0.0,
-    ) -> None:
+        self, *, of: Literal["context", "predicted"] = "context", variance: NonNegative = 1.0,
+        covariance: NonNegative = 0.04, invariance: NonNegative = 0.0,
+    ) -> None:  # fmt: skip
         super().__init__()
         self.of = of
         self.variance = variance
