@@ -12,8 +12,8 @@ from torch import nn
 from toy_model import CPU
 
 from jepa.errors import Interrupted
-from jepa.evaluation.attentive import AttentiveHead, AttentiveProbe, num_heads, read_once
-from jepa.evaluation.diagnostics import Diagnostics, steps_shown
+from jepa.evaluation.attentive import AttentiveHead, AttentiveProbe, attend_once, num_heads
+from jepa.evaluation.diagnostics import Diagnostics, frame_steps
 from jepa.evaluation.knn import KNN
 from jepa.evaluation.linear import LinearProbe
 from jepa.evaluation.pictures import frame_indices, mask_overlay
@@ -128,11 +128,11 @@ def with_tokens(num, *, seed=0, classes=2):
     return Features(tokens.mean(1), labels, torch.zeros(num, 0), tokens.half())
 
 
-def test_read_once_equals_the_cross_attention_layer():
+def test_attend_once_equals_the_cross_attention_layer():
     block = CrossAttentionBlock(width=12, num_heads=3, mlp_ratio=2.0)
     query, context = torch.randn(1, 1, 12, generator=seeded()), torch.randn(5, 7, 12, generator=seeded(1))
     nn.init.normal_(block.attn.kv.bias)
-    torch.testing.assert_close(read_once(block.attn, query, context), block.attn(query.expand(5, -1, -1), context))
+    torch.testing.assert_close(attend_once(block.attn, query, context), block.attn(query.expand(5, -1, -1), context))
 
 
 def test_the_attentive_probe_uses_information_that_averaging_loses():
@@ -323,7 +323,7 @@ def test_quantities_stay_with_their_samples():
     assert snapshot.quantities == Clips.fields["quantities"].names
 
 
-def test_every_clip_is_read_once_for_features_pictures_and_baselines():
+def test_every_clip_is_attend_once_for_features_pictures_and_baselines():
     dataset = Clips(80)
     snapshotter = snapshotter_of(dataset)
     baselines = snapshotter.baselines(snapshotter.snapshot(0, Toy()), EVALUATORS)
@@ -414,7 +414,7 @@ def test_each_frame_is_overlaid_with_the_masks_of_its_own_time_step():
 
 def test_each_frame_belongs_to_the_time_step_that_covers_it():
     snapshot = snapshot_of(measured(20), measured(20))
-    assert steps_shown(snapshot) == [0, 0, 1, 1, 2, 2, 3, 3]
+    assert frame_steps(snapshot) == [0, 0, 1, 1, 2, 2, 3, 3]
 
 
 @pytest.mark.parametrize("num_sets", [1, 2])

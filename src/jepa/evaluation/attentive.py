@@ -1,4 +1,4 @@
-"""Attentive probe: a learned query reads the frozen tokens (V-JEPA, Bardes et al. 2024, section 4 and appendix)."""
+"""Attentive probe: a learned query attends to frozen tokens (V-JEPA, Bardes et al. 2024, section 4 and appendix)."""
 
 from __future__ import annotations
 
@@ -82,8 +82,8 @@ class AttentiveHead(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         tokens = (tokens.float() - self.mean) * self.scale
-        read = self.query + read_once(self.block.attn, self.block.norm1(self.query), tokens)  # [b, 1, D]
-        return self.classify(self.norm(read + self.block.mlp(self.block.norm2(read)))[:, 0])
+        pooled = self.query + attend_once(self.block.attn, self.block.norm1(self.query), tokens)  # [b, 1, D]
+        return self.classify(self.norm(pooled + self.block.mlp(self.block.norm2(pooled)))[:, 0])
 
     @torch.no_grad()
     def predict(self, features: Features) -> Tensor:
@@ -92,7 +92,7 @@ class AttentiveHead(nn.Module):
         return torch.cat([self(chunk.to(device)).argmax(1).cpu() for chunk in tokens_of(features).split(256)])
 
 
-def read_once(attention: CrossAttention, query: Tensor, context: Tensor) -> Tensor:
+def attend_once(attention: CrossAttention, query: Tensor, context: Tensor) -> Tensor:
     """[1, 1, D], [b, J, D] -> [b, 1, D]: `attention(query, context)` of one query for all, without keys and values.
 
     Keys and values are linear in the context: the query is projected into its space and the result afterwards, at

@@ -36,28 +36,21 @@ class DetectionSnapshotter:
         test: Any = DatasetTraits.of(dataset).test()
         self.has_evaluators = bool(evaluators)
         if held_out is None and self.has_evaluators:
-            raise ValueError(
-                "the data set has no held-out part to evaluate on: name one, or set evaluator=[]"
-            )
-        self.indices: list[int] = []
-        if held_out is not None:
-            order = torch.randperm(len(held_out), generator=generator(seed, 0, 0, "validation"))
-            self.indices = sorted(order[:val_samples].tolist())
+            raise ValueError("the data set has no held-out part to evaluate on: name one, or set evaluator=[]")
+        order = torch.randperm(len(held_out or ()), generator=generator(seed, 0, 0, "validation"))
+        indices = sorted(order[:val_samples].tolist())
+        self.num_samples = len(indices)
+        """Number of pictures of each evaluation but the last."""
         self.classes = dataset.classes
         self.transform = transform
         self.session = session
         size = max(1, batch_size // IMAGES_PER_PICTURE)
-        self.val = _samples(held_out, "validation", self.indices, size) if self.indices else None
+        self.val = _samples(held_out, "validation", indices, size) if indices else None
         self.test = _samples(test, "test", range(len(test)), size) if test else None
         self.last_step = last_step
         self.num_pictures = num_pictures
         addition = f", and {len(test)} test pictures after the last step" if test else ""
-        self.protocol = f"detection: {len(self.indices)} whole pictures of the validation part{addition}"
-
-    @property
-    def num_samples(self) -> int:
-        """Pictures of each evaluation but the last."""
-        return len(self.indices)
+        self.protocol = f"detection: {len(indices)} whole pictures of the validation part{addition}"
 
     def snapshot(self, step: int, objective: Any, should_stop: Callable[[], bool] = lambda: False) -> BoxSnapshot:
         """Predictions of a detector on the session's device; none if a weight is not finite.

@@ -114,12 +114,12 @@ def mask_tiles(frames: Tensor, masks: Masks, snapshot: Snapshot) -> Tensor:
     context, targets = (tokens[: len(frames)] for tokens in masks)
     overlays = [
         pictures.mask_overlay(images, context, targets, snapshot.grid, step)
-        for images, step in zip(frames.unbind(1), steps_shown(snapshot), strict=True)
+        for images, step in zip(frames.unbind(1), frame_steps(snapshot), strict=True)
     ]
     return torch.stack(overlays, dim=1)
 
 
-def steps_shown(snapshot: Snapshot) -> list[int]:
+def frame_steps(snapshot: Snapshot) -> list[int]:
     """The time step of the grid of each frame in a picture."""
     num_frames = snapshot.pictures.shape[2]
     return [frame * snapshot.grid.t // num_frames for frame in frame_indices(num_frames)]
@@ -128,7 +128,7 @@ def steps_shown(snapshot: Snapshot) -> list[int]:
 def feature_picture(snapshot: Snapshot) -> Picture:
     colours, shares = pictures.principal_colours(snapshot.tokens, snapshot.grid)
     frames = enlarge(frame_tiles(snapshot.pictures))
-    maps = colours[:, :, steps_shown(snapshot)].transpose(1, 2)  # [n, F, 3, h, w]
+    maps = colours[:, :, frame_steps(snapshot)].transpose(1, 2)  # [n, F, 3, h, w]
     caption = (
         "Feature maps: the first three principal components of all tokens of these samples as red, green and blue "
         f"({', '.join(f'{share:.0%}' for share in shares)} of their variance). Equal colours are equal features"

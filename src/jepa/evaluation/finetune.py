@@ -51,8 +51,7 @@ class FineTuning(ClassProbe):
 
     def __call__(self, snapshot: Snapshot) -> Evaluation:
         """Raises Interrupted if the run has to stop."""
-        task = self.task(snapshot.train, snapshot.val) if snapshot.tuning else None
-        if task is None or snapshot.tuning is None:
+        if snapshot.tuning is None or (task := self.task(snapshot.train, snapshot.val)) is None:
             return Evaluation()
         predicted = self.tune(snapshot.tuning, task)[snapshot.val.labels >= 0]
         return Evaluation(metrics=scores("probe/finetune", predicted, task))
@@ -81,9 +80,9 @@ class FineTuning(ClassProbe):
             batches = chain.from_iterable(tuning.crops(self.batch_size, rng) for _ in range(self.epochs))
             for step, (clips, labels) in enumerate(batches):
                 set_schedule(optimizer, lr=self.lr_at(step, total), weight_decay=self.weight_decay)
-                is_labelled = labels >= 0
-                if is_labelled.any():
-                    _step(model, optimizer, clips[is_labelled], labels[is_labelled], tuning.encoder.session)
+                rows = (labels >= 0).nonzero()[:, 0]
+                if len(rows):
+                    _step(model, optimizer, clips[rows], labels[rows], tuning.encoder.session)
                 advance(1)
 
     def lr_at(self, step: int, total: int) -> float:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from jepa.data.transforms import Augment, EvalTransform
 
 NUM_MASKS = 512
+"""Number of samples whose masks are drawn."""
 MAX_CACHED_BYTES = 1 << 30
 """Decoded pictures of a split up to this size are cached; larger splits are read again at each evaluation."""
 MAX_DIAGNOSED_BYTES = 1 << 28
@@ -92,16 +93,13 @@ class Snapshotter:
         self.has_evaluators = bool(evaluators)
         multi_view = (evaluator for evaluator in evaluators if crops and EvaluatorTraits.of(evaluator).num_views)
         self.multi_view: Any = next(multi_view, None)
+        num_train, num_val = (len(split.indices) for split in self.splits[:2])
+        num_crops = min(num_val, self.multi_view.num_viewed) * self.multi_view.num_views if self.multi_view else 0
+        self.num_samples = (num_train + num_val) * (1 + self.still) + num_crops
+        """Number of samples that each evaluation encodes."""
         self.crops = crops
         self.seed = seed
         self._first_passes: dict[str, FirstPass] = {}
-
-    @property
-    def num_samples(self) -> int:
-        """Number of samples that each evaluation encodes."""
-        num_train, num_val = (len(split.indices) for split in self.splits[:2])
-        num_crops = min(num_val, self.multi_view.num_viewed) * self.multi_view.num_views if self.multi_view else 0
-        return (num_train + num_val) * (1 + self.still) + num_crops
 
     def snapshot(self, step: int, objective: Any, should_stop: Callable[[], bool] = lambda: False) -> Snapshot:
         """The input of the evaluators, of an objective on the session's device.
