@@ -106,7 +106,7 @@ def test_positions_are_neither_learnt_nor_stored() -> None:
     assert encoder.positions.table.dtype == torch.float32
 
 
-def test_residual_outputs_start_smaller_the_deeper_they_are() -> None:
+def test_initial_residual_outputs_are_scaled_down_with_depth() -> None:
     encoder = make_encoder(embed_dim=128, depth=4)
     for number, block in enumerate(encoder.blocks, start=1):
         for name, scale in {"attn.qkv": 1.0, "mlp.fc1": 1.0, "attn.proj": 2 * number, "mlp.fc2": 2 * number}.items():

@@ -19,7 +19,7 @@ from jepa.encoders.spatial import SpatialEncoder
 from jepa.errors import Interrupted
 from jepa.evaluation.box_snapshot import DetectionSnapshotter
 from jepa.evaluation.detection import Detection, precisions
-from jepa.evaluation.pictures import outlined
+from jepa.evaluation.pictures import draw_boxes
 from jepa.evaluation.types import BoxSnapshot, Detections
 from jepa.layers.pyramid import STRIDES, SimpleFeaturePyramid
 from jepa.objectives.detect import Detector
@@ -267,7 +267,8 @@ def test_the_test_part_has_names_of_its_own_and_pictures_show_what_is_sure():
 
 
 def test_a_frame_is_drawn_on_the_edges_of_its_box():
-    drawn = outlined(torch.zeros(3, 60, 80, dtype=torch.uint8), torch.tensor([[20.0, 30, 60, 50]]), [""], [(255, 0, 0)])
+    boxes = torch.tensor([[20.0, 30, 60, 50]])
+    drawn = draw_boxes(torch.zeros(3, 60, 80, dtype=torch.uint8), boxes, [""], [(255, 0, 0)])
     red = drawn[0] > 0
     assert red[30:51, 20:61].sum() >= red.sum() - 20
     assert red[30, 30:60].all()
@@ -308,8 +309,8 @@ def test_a_snapshot_has_the_validation_part_and_at_the_end_the_test_part(three_p
     prober, model = prober_of(three_parts), Oracle().train()
     begin, end = (prober.snapshot(step, model) for step in (0, 4))
     assert (len(begin.val), len(begin.test), len(end.test)) == (2, 0, 1)
-    assert end.val[0].found.tolist() == [[16, 16, 48, 48, 0, 1]]
-    assert end.val[0].annotated.tolist() == [[16, 16, 48, 40, 0]]
+    assert end.val[0].predictions.tolist() == [[16, 16, 48, 48, 0, 1]]
+    assert end.val[0].ground_truth.tolist() == [[16, 16, 48, 40, 0]]
     assert end.pictures[0].shape == (3, 40, 60)
     assert model.training
     assert "2 whole pictures of the validation part, and 1 test pictures" in prober.protocol

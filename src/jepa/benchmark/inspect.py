@@ -14,8 +14,8 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from jepa.evaluation.embeddings import label_name
-from jepa.evaluation.frozen import evaluating
-from jepa.evaluation.pictures import frames_shown
+from jepa.evaluation.frozen import eval_mode
+from jepa.evaluation.pictures import frame_indices
 from jepa.evaluation.probe import confusion_counts
 from jepa.evaluation.types import Features
 from jepa.layers.attention import choose_attention
@@ -136,7 +136,7 @@ def observe(encoder: Any, pictures: Tensor) -> Observed:
     """
     device = next(encoder.parameters()).device
     tokens, maps = [], []
-    with evaluating(encoder):
+    with eval_mode(encoder):
         choose_attention(encoder, device, torch.float32)
         for picture in pictures:
             clip = encoder.transform(picture[None].to(device))
@@ -178,7 +178,7 @@ def _maps(call: AttentionCall | None, grid: PatchGrid, encoder: Any) -> Attentio
 
 def query_patches(grid: PatchGrid) -> tuple[int, ...]:
     """Up to three tokens of a time step in the middle: the centre, and one to the upper left and lower right of it."""
-    steps = frames_shown(grid.t)
+    steps = frame_indices(grid.t)
     start = steps[len(steps) // 2] * grid.h * grid.w
     patches = [(quarter * grid.h // 4) * grid.w + quarter * grid.w // 4 for quarter in (2, 1, 3)]
     return tuple(dict.fromkeys(start + patch for patch in patches))

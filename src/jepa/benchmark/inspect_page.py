@@ -24,7 +24,16 @@ from jepa.benchmark.inspect import (
     one_per_label_in_turn,
 )
 from jepa.benchmark.report import MAX_CONFUSION_CLASSES, bar, draw_confusion
-from jepa.evaluation.pictures import enlarge, film, fit, frames_shown, heat, montage, principal_colours, to_rgb
+from jepa.evaluation.pictures import (
+    enlarge,
+    frame_indices,
+    frame_tiles,
+    heatmap,
+    montage,
+    principal_colours,
+    resize_nearest,
+    to_rgb,
+)
 from jepa.evaluation.probe import nearest
 from jepa.reports.charts import WIDTH, Scale, mark_class, mark_styles, scatter
 from jepa.reports.page import Table, data_url, image, principal_plane, render
@@ -157,7 +166,7 @@ def _peak(values: Tensor) -> float:
 
 def _heat_map(values: Tensor, grid: PatchGrid, query: int | None) -> Tensor:
     """[t, h, w] -> uint8 [t, 3, H, W] with a frame around the query patch"""
-    frames = enlarge(heat(values / values.max().clamp_min(1e-12)))
+    frames = enlarge(heatmap(values / values.max().clamp_min(1e-12)))
     if query is None:
         return frames
     side = frames.shape[-1] // grid.w
@@ -178,9 +187,9 @@ def _with_pictures(subject: Subject, lead: str, rows: Sequence[Sequence[tuple[st
         if picture.shape[1] == 1:
             cards.append([_tile(small(picture[:, 0]), name), *(_tile(values[0], text) for text, values in maps)])
             continue
-        frames = enlarge(torch.stack([small(frame) for frame in film(picture)]))
-        steps = [frame * len(maps[0][1]) // picture.shape[1] for frame in frames_shown(picture.shape[1])]
-        strips = [(text, fit(values[steps], frames.shape[-2:])) for text, values in maps]
+        frames = enlarge(torch.stack([small(frame) for frame in frame_tiles(picture)]))
+        steps = [frame * len(maps[0][1]) // picture.shape[1] for frame in frame_indices(picture.shape[1])]
+        strips = [(text, resize_nearest(values[steps], frames.shape[-2:])) for text, values in maps]
         cards.append([_strip(images, text) for text, images in [(name, frames), *strips]])
     return Section(lead=lead, rows=cards, has_strips=subject.pictures.shape[2] > 1)
 
@@ -269,7 +278,7 @@ def confusion_matrix(subject: Subject) -> Section:
         matrix = draw_confusion(counts.tolist(), list(map(subject.class_name, range(len(counts)))))
     else:
         shares = counts / counts.sum(dim=1, keepdim=True).clamp_min(1)
-        matrix = image(_encode(enlarge(heat(shares[None]), MATRIX_SIDE)[0]), "confusion matrix")
+        matrix = image(_encode(enlarge(heatmap(shares[None]), MATRIX_SIDE)[0]), "confusion matrix")
         lead += " The colour is the share of the true class, from dark (none) to bright (all)."
     card = Markup('<div class="card scroll">{}</div>').format(matrix)
     return Section(lead=lead, cards=[card, _most_frequent_confusions(subject, counts)])

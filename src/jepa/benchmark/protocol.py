@@ -28,7 +28,7 @@ from jepa.data.transforms import Augment, EvalTransform
 from jepa.encoders.pretrained import open_encoder
 from jepa.errors import ConfigError
 from jepa.evaluation.finetune import FineTuning
-from jepa.evaluation.frozen import FrozenEncoder, tuning_of
+from jepa.evaluation.frozen import FrozenEncoder, Tuning
 from jepa.evaluation.linear import LinearProbe
 from jepa.evaluation.probe import ClassProbe, Prediction, ProbeTask, select
 from jepa.evaluation.samples import Reduce, Samples, thumbnails
@@ -272,7 +272,7 @@ class Benchmark:
         size, normalise = encoder.transform.image_size, encoder.transform.normalise
         crops: dict[str, Any] = asdict(self.config.augment)
         augment = Augment(image_size=size, mean=normalise.mean, std=normalise.std, **crops)
-        tuning = tuning_of(encoder, train_samples, test_samples, augment, seed)
+        tuning = Tuning(encoder, train_samples, test_samples, augment, seed)
         empty = torch.empty(0, encoder.encoder.embed_dim)
         task = self._task(Features(empty, train.labels), Features(empty, test.labels), seed)
         predicted = probe.tune(tuning, task)

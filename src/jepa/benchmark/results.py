@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from jepa.errors import RunError
-from jepa.evaluation.probe import balanced, confusion_counts, is_uneven, top1
+from jepa.evaluation.probe import balanced, confusion_counts, is_imbalanced, top1
 from jepa.runs.metrics import read_json, write_atomically
 
 RESULTS_FILE = "eval.json"
@@ -84,7 +84,7 @@ def trial(
     predicted: Tensor, labels: Tensor, train_labels: Tensor, num_classes: int, seed: int, chosen: Mapping
 ) -> Trial:
     """The trial with predictions [n] for test samples with labels [n]."""
-    uneven = is_uneven(torch.cat([train_labels, labels]))
+    uneven = is_imbalanced(torch.cat([train_labels, labels]))
     return Trial(
         seed=seed, top1=top1(predicted, labels), balanced=balanced(predicted, labels) if uneven else None,
         chosen=dict(chosen), confusion=confusion_counts(predicted, labels, num_classes).tolist(),

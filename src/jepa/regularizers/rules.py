@@ -1,4 +1,4 @@
-"""What a regulariser needs to have something to compare; a class names its rules. Without torch."""
+"""Rules of the regularisers, named by their classes: the views or time steps that they compare. Without torch."""
 
 from __future__ import annotations
 

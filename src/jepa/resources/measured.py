@@ -10,7 +10,7 @@ import torch
 
 from jepa.data.loader import blank_fields
 from jepa.evaluation.box_snapshot import DetectionSnapshotter
-from jepa.evaluation.frozen import evaluating
+from jepa.evaluation.frozen import eval_mode
 from jepa.evaluation.snapshot import Snapshotter
 from jepa.parallel.session import Session
 from jepa.seeding import derive_seed, generator
@@ -75,7 +75,7 @@ def _measure(plan: Plan, components: TrainComponents, size: int) -> tuple[float,
     encoder = components.objective.find or components.objective.backbone  # a detector is evaluated as a whole
 
     def encode() -> None:
-        with evaluating(components.objective), torch.no_grad(), components.session.autocast():
+        with eval_mode(components.objective), torch.no_grad(), components.session.autocast():
             encoder(batch.clips[:size])
 
     torch.manual_seed(derive_seed(plan.seed, 0, 0, "cost"))
