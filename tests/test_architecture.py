@@ -48,7 +48,7 @@ SHARED = {
     "encoders": {"names", "published"},
     "predictors": set(),
     "masks": {"geometry", "sampling"},
-    "objectives": {"base", "reconstruction", "rules"},
+    "objectives": {"base", "autoencoder", "rules"},
     "regularizers": {"pooling", "rules"},
     "evaluation": {"types", "samples", "splits", "frozen", "snapshot", "box_snapshot", "probe", "pictures"},
 }

@@ -234,7 +234,7 @@ def faults(*overrides: str) -> list[str]:
         ),
         (["objective.target=teacher"], "no such target; valid: ema, stopgrad, none"),
         (["mask=none"], "nothing is hidden that could be predicted; choose a mask, or predictor=projector"),
-        (["predictor=projector"], "it compares views; give it mask=none"),
+        (["predictor=projector"], "but compares views: use mask=none"),
         (["mask=none", "predictor=projector"], "regularisers are the whole loss then, and there is none"),
         (["device=gpu"], "valid: auto, cpu, cuda"),
         (["name=../up"], "names a folder below outputs/"),

@@ -23,7 +23,7 @@ class JEPA(Objective):
     """The context encoder and the predictor learn to predict the target encoder's tokens at the hidden positions.
 
     With `target=ema` the target encoder is an average of the context encoder whose momentum grows linearly from
-    `momentum` to `final_momentum`. Both are meant for batches of `momentum_batch_size`: another `batch_size` keeps the
+    `momentum` to `final_momentum`. Both hold for a batch size of `momentum_batch_size`; another `batch_size` keeps the
     half-life in samples. With `stopgrad` the context encoder computes the targets without gradient (SimSiam, Chen and
     He 2021), with `none` with gradient, and only regularisers prevent its collapse (VICReg, LeJEPA). With several mask
     sets for each sample the losses of the sets are averaged (V-JEPA, Bardes et al. 2024). Where masks hide nothing, the
@@ -75,8 +75,7 @@ class JEPA(Objective):
     @property
     def may_leave_parameters_idle(self) -> bool:
         """True if no regulariser reads the predictions, so that the predictor may get no gradient."""
-        of = [getattr(regularizer, "of", "predicted") for regularizer in self.regularizers.values()]
-        return bool(of) and set(of) == {"context"}
+        return {getattr(regularizer, "of", "predicted") for regularizer in self.regularizers.values()} == {"context"}
 
     def train(self, mode: bool = True) -> JEPA:
         """The target encoder stays in evaluation mode: it drops no path."""
@@ -86,7 +85,7 @@ class JEPA(Objective):
         return self
 
     def forward(self, batch: Batch, masks: Masks, grad_cache: Any = None) -> LossOutput:
-        """`grad_cache` replaces the regularisers where the batch is a micro-batch (training/gradient_cache.py)."""
+        """`grad_cache` replaces the regularisers if the batch is a micro-batch (training/gradient_cache.py)."""
         grid, hides = self.grid_of(batch.clips), masks.hides_some
         is_recording = grad_cache is not None and grad_cache.is_recording
         target_tokens = self.encode_targets(batch.clips) if hides and not is_recording else None
@@ -105,7 +104,7 @@ class JEPA(Objective):
                 parts.append(self.context_weight * distance)
                 terms["context_prediction"] = distance.detach()
             if self.regularizers:
-                local = self.small_crops(batch, mask)
+                local = self.local_latents(batch, mask)
                 latents = Latents(context, predictions, mask, grid, batch.views, local)
                 penalty, penalties = self.penalty(latents) if grad_cache is None else grad_cache(number, latents)
                 parts.append(penalty)
@@ -123,8 +122,8 @@ class JEPA(Objective):
         context_predictions, predictions = both.tensor_split([context.shape[1]], dim=1)
         return context_predictions, predictions.unflatten(1, mask.targets.shape[1:])
 
-    def small_crops(self, batch: Batch, masks: Masks) -> Latents | None:
-        """The latents of the smaller crops; they exist only where masks hide nothing."""
+    def local_latents(self, batch: Batch, masks: Masks) -> Latents | None:
+        """Latents of the local crops, None without any; only used if the masks hide nothing."""
         if batch.local is None:
             return None
         grid, context = self.grid_of(batch.local), self.context_encoder(batch.local)
@@ -136,7 +135,7 @@ class JEPA(Objective):
         return self.penalty if self.regularizers else None
 
     def penalty(self, latents: Latents) -> tuple[Tensor, dict[str, Tensor]]:
-        """The sum of all regularisers, and every term by name, detached."""
+        """The sum of all regularisers, and each of their terms by name, detached."""
         parts = {name: regularizer(latents) for name, regularizer in self.regularizers.items()}
         total = torch.stack([value for value, _ in parts.values()]).sum()
         terms = {f"{name}_{term}": value for name, (_, values) in parts.items() for term, value in values.items()}
@@ -178,8 +177,8 @@ class JEPA(Objective):
     def diagnose(self, batch: Batch, masks: Masks) -> dict[str, Tensor]:
         """Squared error of the prediction and of the best constant (the mean target), and the targets' std.
 
-        Where the targets lie in the future, also the error of copying the last visible step, and all three by horizon.
-        Empty where the masks hide nothing.
+        For targets in the future also the error of copying the last visible step, and all three by horizon. Empty if
+        the masks hide nothing.
         """
         if not masks.hides_some:
             return {}

@@ -76,7 +76,7 @@ def _measure(plan: Plan, components: TrainComponents, size: int) -> tuple[float,
         loss.backward()
         components.optimizer.zero_grad(set_to_none=True)
 
-    look = components.objective.find or components.objective.backbone  # a detector is judged by what it finds
+    look = components.objective.detect or components.objective.backbone  # a detector is judged by what it finds
 
     def encode() -> None:
         with evaluating(components.objective), torch.no_grad(), components.session.autocast():
