@@ -18,7 +18,7 @@ from jepa.encoders.pretrained import TimmEncoder, open_encoder
 from jepa.encoders.published import write_encoder
 from jepa.encoders.spatial import SpatialEncoder
 from jepa.encoders.temporal import TemporalEncoder
-from jepa.layers.position import resampled
+from jepa.layers.position import resample
 from jepa.resources.estimate import make_sizes
 from jepa.runs.checkpoint import CheckpointError
 from jepa.training.assemble import make_dataset, make_objective, make_plan, split_phases
@@ -34,7 +34,7 @@ def noise(*shape: int) -> torch.Tensor:
 @pytest.mark.parametrize("wanted", [(5, 6), (2, 3), (4, 3)])
 def test_a_table_is_resampled_in_space_as_timm_does_it(wanted) -> None:
     table = noise(12, 8)
-    ours = resampled(table, PatchGrid(1, 4, 3), PatchGrid(1, *wanted))
+    ours = resample(table, PatchGrid(1, 4, 3), PatchGrid(1, *wanted))
     timms = resample_abs_pos_embed(table[None], new_size=wanted, old_size=(4, 3), num_prefix_tokens=0, antialias=False)
     torch.testing.assert_close(ours, timms[0])
 
@@ -42,7 +42,7 @@ def test_a_table_is_resampled_in_space_as_timm_does_it(wanted) -> None:
 def test_a_table_is_resampled_in_time_on_straight_lines() -> None:
     grid = PatchGrid(4, 2, 3)
     rows = torch.arange(4.0).repeat_interleave(6)[:, None].expand(-1, 5)  # the time itself
-    halves = resampled(rows, grid, PatchGrid(2, 2, 3))
+    halves = resample(rows, grid, PatchGrid(2, 2, 3))
     torch.testing.assert_close(halves, torch.tensor([0.5, 2.5]).repeat_interleave(6)[:, None].expand(-1, 5))
 
 
@@ -67,7 +67,7 @@ def test_stored_positions_begin_as_sines_and_are_weights_that_are_not_trained(ki
 def test_stored_positions_of_another_grid_are_those_of_the_clip_shape_resampled() -> None:
     encoder = SpatialEncoder(clip_shape=(3, 1, 32, 24), **SIZES, position="table").eval()
     larger = SpatialEncoder(clip_shape=(3, 1, 40, 48), **SIZES, position="table").eval()
-    table = resampled(encoder.positions.table, encoder.frame_grid, larger.frame_grid)
+    table = resample(encoder.positions.table, encoder.frame_grid, larger.frame_grid)
     larger.load_state_dict(encoder.state_dict() | {"positions.table": table})
     images = noise(2, 3, 40, 48)
     torch.testing.assert_close(encoder(images), larger(images))
@@ -181,7 +181,7 @@ def test_a_folder_of_timm_is_opened_and_needed_no_more(tmp_path) -> None:
         ("timm:resnet18", ValueError, "no plain Vision Transformer"),
         ("timm:deit_tiny_distilled_patch16_224", ValueError, "but VisionTransformerDistilled"),
         ("timm:vit_tiny_r_s16_p8_224", ValueError, "with HybridEmbed"),
-        ("timm:vit_small_patch16_rope_mixed_224", ValueError, "positions of its own"),
+        ("timm:vit_small_patch16_rope_mixed_224", ValueError, "learned rotary positions"),
         ("timm:a/b", CheckpointError, "names no model of timm"),
         ("timm:local-dir:/nowhere", CheckpointError, "/nowhere is no folder of timm"),
         ("hf:justaname", CheckpointError, "expected hf:ORG/NAME"),
@@ -240,7 +240,7 @@ def test_both_encoders_begin_with_the_weights_at_the_size_of_the_run(source) -> 
     dataset = make_dataset(config)
     objective, _ = make_objective(config, dataset, make_plan(split_phases(config, len(dataset))[0], len(dataset)))
     stored = load_file(source / "model.safetensors")
-    stored["positions.table"] = resampled(stored["positions.table"], PatchGrid(1, 4, 4), PatchGrid(1, 6, 6))
+    stored["positions.table"] = resample(stored["positions.table"], PatchGrid(1, 4, 4), PatchGrid(1, 6, 6))
     for encoder in (objective.context_encoder, objective.target_encoder):
         state = encoder.state_dict()
         assert state.keys() == stored.keys()

@@ -168,7 +168,7 @@ def test_refuses_sizes_that_do_not_fit(changes: dict[str, Any], message: str) ->
 def test_refuses_clips_that_patches_do_not_divide_or_of_other_channels() -> None:
     with pytest.raises(ValueError, match="image height 20 is not divisible by the patch's 8"):
         make_encoder()(torch.zeros(1, 3, 20, 24))
-    with pytest.raises(ValueError, match=r"reads 3 channels, got clips of \(1, 24, 24\)"):
+    with pytest.raises(ValueError, match=r"takes 3 channels, got clips of \(1, 24, 24\)"):
         make_encoder()(torch.zeros(1, 1, 24, 24))
 
 

@@ -62,7 +62,7 @@ class JEPA(Objective):
         self.final_momentum = final_momentum
         self.batch_ratio = batch_size / momentum_batch_size
         self.total_steps = total_steps
-        self.context_encoder = encoder
+        self.context_encoder: Any = encoder
         self.target_encoder = deepcopy(encoder).requires_grad_(False).eval() if target == "ema" else None
         self.predictor = predictor
         self.regularizers = nn.ModuleDict(regularizers)
@@ -86,7 +86,7 @@ class JEPA(Objective):
 
     def forward(self, batch: Batch, masks: Masks, grad_cache: Any = None) -> LossOutput:
         """`grad_cache` replaces the regularisers if the batch is a micro-batch (training/gradient_cache.py)."""
-        grid, hides = self.grid_of(batch.clips), masks.hides_some
+        grid, hides = self.context_encoder.grid_of(batch.clips), masks.hides_some
         is_recording = grad_cache is not None and grad_cache.is_recording
         target_tokens = self.encode_targets(batch.clips) if hides and not is_recording else None
         losses, metrics, embedding = [], {}, None
@@ -126,7 +126,7 @@ class JEPA(Objective):
         """Latents of the local crops, None without any; only used if the masks hide nothing."""
         if batch.local is None:
             return None
-        grid, context = self.grid_of(batch.local), self.context_encoder(batch.local)
+        grid, context = self.context_encoder.grid_of(batch.local), self.context_encoder(batch.local)
         num_views = len(batch.local) * batch.views // len(batch.clips)
         return Latents(context, self.predictor(context, masks, grid).float(), masks, grid, num_views)
 
@@ -140,10 +140,6 @@ class JEPA(Objective):
         total = torch.stack([value for value, _ in parts.values()]).sum()
         terms = {f"{name}_{term}": value for name, (_, values) in parts.items() for term, value in values.items()}
         return total, {"regularizer": total.detach(), **terms}
-
-    def grid_of(self, clips: Tensor) -> PatchGrid:
-        encoder: Any = self.context_encoder
-        return encoder.grid_of(clips)
 
     def encode_targets(self, clips: Tensor) -> Tensor:
         """[B, C, T, H, W] -> [B, N, D]: the target encoder's tokens, with gradient only for target=none."""
@@ -184,7 +180,7 @@ class JEPA(Objective):
             return {}
         training = self.training
         self.eval()
-        grid, tokens = self.grid_of(batch.clips), self.encode_targets(batch.clips)
+        grid, tokens = self.context_encoder.grid_of(batch.clips), self.encode_targets(batch.clips)
         parts = [self._diagnose(batch.clips, tokens, mask, grid, number) for number, mask in enumerate(masks.sets)]
         self.train(training)
         return {name: torch.stack([part[name] for part in parts]).mean() for name in parts[0]}
