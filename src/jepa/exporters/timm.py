@@ -89,9 +89,9 @@ def load(folder: Path) -> EncodeFn:
     return lambda images: forward(images)[:, model.num_prefix_tokens :]
 
 
-def snippet(encoder: Any, where: str) -> str:
+def snippet(encoder: Any, location: str) -> str:
     shape = ", ".join(map(str, image_input(encoder)))
-    source = where if where.startswith("hf-hub:") else f"local-dir:{where}"
+    source = location if location.startswith("hf-hub:") else f"local-dir:{location}"
     size = f"[2, {encoder.grid.h * encoder.grid.w}, {encoder.embed_dim}]"
     use = f"""\
 tokens = model.forward_features(images)  # {size}

@@ -73,12 +73,14 @@ class Detector(Objective):
             encoder.requires_grad_(False)
         self.pyramid = SimpleFeaturePyramid(input_dim=self.encoder.embed_dim, width=width)
         limits = {"score_thresh": score_threshold, "nms_thresh": nms_threshold, "detections_per_img": max_found}
+        backbone: Any = nn.Identity()  # the detector gets the finished levels as images
+        backbone.out_channels = width
         if head == "faster_rcnn":
             side = smallest_anchor * (self.encoder.clip_shape[2] * self.encoder.clip_shape[3]) ** 0.5
             limits = {f"box_{name}": value for name, value in limits.items()} | {"box_batch_size_per_image": regions}
-            self.detector: Any = faster_rcnn(PrecomputedBackbone(width=width), len(classes), side, patch, limits)
+            self.detector: Any = faster_rcnn(backbone, len(classes), side, patch, limits)
         else:
-            self.detector = fcos(PrecomputedBackbone(width=width), len(classes), patch, limits)
+            self.detector = fcos(backbone, len(classes), patch, limits)
         self.detector.transform = IdentityTransform()
         self.first_label = 1 if head == "faster_rcnn" else 0  # Faster R-CNN's label 0 is the background
 
@@ -136,7 +138,7 @@ def square_patch(encoder: Any) -> int:
     return patches[0]
 
 
-def faster_rcnn(backbone: PrecomputedBackbone, num_classes: int, anchor: float, patch: int, limits: dict) -> FasterRCNN:
+def faster_rcnn(backbone: Any, num_classes: int, anchor: float, patch: int, limits: dict) -> FasterRCNN:
     """`anchor` is the side of the smallest anchor; a proposal goes to the level of its size or, as in FPN, a finer."""
     pool = MultiScaleRoIAlign([str(level) for level in range(len(STRIDES))], ROI_SIDE, sampling_ratio=2)
     pool.scales = [1 / (stride * patch) for stride in STRIDES]  # torchvision would round them to powers of two
@@ -153,7 +155,7 @@ def faster_rcnn(backbone: PrecomputedBackbone, num_classes: int, anchor: float, 
     )
 
 
-def fcos(backbone: PrecomputedBackbone, num_classes: int, patch: int, limits: dict) -> FCOS:
+def fcos(backbone: Any, num_classes: int, patch: int, limits: dict) -> FCOS:
     """An anchor is one cell of its level: a level predicts boxes whose edges are 4 to 8 cells away."""
     if backbone.out_channels % GROUPS:
         raise ValueError(f"objective.width={backbone.out_channels}: head=fcos takes a multiple of {GROUPS}")
@@ -179,17 +181,6 @@ class FeatureLevels(OrderedDict[str, Tensor]):
     """Maps of a pyramid, with the `shape` of the images, which torchvision's anchors read."""
 
     shape: torch.Size
-
-
-class PrecomputedBackbone(nn.Module):
-    """Backbone of a torchvision detector whose input is the finished levels."""
-
-    def __init__(self, *, width: int) -> None:
-        super().__init__()
-        self.out_channels = width
-
-    def forward(self, levels: FeatureLevels) -> FeatureLevels:
-        return levels
 
 
 class IdentityTransform(nn.Module):
