@@ -186,7 +186,7 @@ def test_wrong_entries_of_coco_are_named(tmp_path):
     [
         (["dataset=voc", "dataset.root_path=nowhere"], "nowhere/Annotations"),
         (["dataset=voc", "dataset.split=trian"], "dataset.split=trian: there is no"),
-        (["dataset=voc", "augment.views=2"], "augment.views=2: objective=detect sees one crop"),
+        (["dataset=voc", "augment.views=2"], "augment.views=2: objective=detect takes one crop"),
         (["dataset=voc", "image_size=240"], "240 is not divisible by 32; nearest: 224, 256"),
         (["dataset=voc", "objective.head=yolo"], "objective.head=yolo: no such head"),
         (["dataset=voc", "objective.nms_threshold=2"], "objective.nms_threshold=2: must be from 0 to 1"),

@@ -81,7 +81,7 @@ class DetectionSnapshotter:
             for batch in samples.batches():
                 pictures, ground_truth = batch.values, batch.fields["boxes"]
                 clips = self.transform([picture.to(self.session.device) for picture in pictures])
-                for picture, boxes, rows in zip(pictures, ground_truth, objective.find(clips), strict=True):
+                for picture, boxes, rows in zip(pictures, ground_truth, objective.detect(clips), strict=True):
                     edges = self.transform.restore(rows[:, :4].float().cpu(), picture.shape[-2:])
                     detections.append(Detections(torch.cat([edges, rows[:, 4:].float().cpu()], dim=1), boxes))
                 if first is not None:

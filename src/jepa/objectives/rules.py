@@ -14,13 +14,13 @@ def mae(checked: ConfigView, path: str) -> Iterator[str]:
 
 
 def jepa(checked: ConfigView, path: str) -> Iterator[str]:
-    """Mask and predictor fit each other: something is predicted, or views are compared."""
+    """Mask and predictor fit each other: hidden tokens are predicted, or views are compared."""
     if checked.get(f"{path}.context_weight", 0) > 0 and not checked.get("predictor.joint", False):
         yield f"{checked.show(f'{path}.context_weight')}: needs predictor=transformer with predictor.joint=true"
     hides = hides_tokens(checked)
     predicts = signatures.traits(checked["predictor._target_"]).get("predicts_tokens", True)
     if hides and not predicts:
-        yield "predictor=projector: predicts no hidden tokens, it compares views; give it mask=none"
+        yield "predictor=projector: predicts no hidden tokens but compares views: use mask=none"
     elif not hides and predicts:
         yield "mask=none: nothing is hidden that could be predicted; choose a mask, or predictor=projector"
     elif not hides and not checked.config.get("regularizer"):
@@ -28,10 +28,10 @@ def jepa(checked: ConfigView, path: str) -> Iterator[str]:
 
 
 def detector(checked: ConfigView, path: str) -> Iterator[str]:
-    """A detector learns from one crop of a picture."""
+    """A detector learns from one crop of an image."""
     for key, only in {"augment.views": 1, "augment.local_views": 0}.items():
         if checked[key] > only:
-            yield f"{checked.show(key)}: objective=detect sees one crop of a picture; {key}={only}"
+            yield f"{checked.show(key)}: objective=detect takes one crop of an image: use {key}={only}"
     if checked.get(f"{path}.head") == "fcos" and checked.get(f"{path}.width", 32) % 32:
         yield f"{checked.show(f'{path}.width')}: objective.head=fcos takes a multiple of 32"
 

@@ -72,7 +72,7 @@ def _measure(plan: Plan, components: TrainComponents, size: int) -> tuple[float,
         loss.backward()
         components.optimizer.zero_grad(set_to_none=True)
 
-    encoder = components.objective.find or components.objective.backbone  # a detector is evaluated as a whole
+    encoder = components.objective.detect or components.objective.backbone  # a detector is evaluated as a whole
 
     def encode() -> None:
         with eval_mode(components.objective), torch.no_grad(), components.session.autocast():
