@@ -11,21 +11,21 @@ from jepa.config.view import ConfigView
 
 def folders(checked: ConfigView, path: str) -> Iterator[str]:
     """The folders of files and of the held-out part exist."""
-    keys = [key for key in ("image_folder", "video_folder", "val_folder") if f"{path}.{key}" in checked]
-    file = "VIDEO.mp4" if "video_folder" in keys else "IMAGE.jpg"
-    for error in _missing(checked, path, ((key, checked[f"{path}.{key}"]) for key in keys), "folder"):
+    names = _values(checked, path, ("image_folder", "video_folder", "val_folder"))
+    file = "VIDEO.mp4" if "video_folder" in names else "IMAGE.jpg"
+    for error in _missing(checked, path, names.items(), "folder"):
         yield f"{error}; expected CLASS/{file} in it, or {file} without labels"
 
 
 def voc(checked: ConfigView, path: str) -> Iterator[str]:
-    keys = [key for key in ("split", "val_split", "test_split") if f"{path}.{key}" in checked]
-    lists = [(key, f"ImageSets/Main/{checked[f'{path}.{key}']}.txt") for key in keys]
+    splits = _values(checked, path, ("split", "val_split", "test_split"))
+    lists = [(key, f"ImageSets/Main/{split}.txt") for key, split in splits.items()]
     yield from _missing(checked, path, [("root_path", "Annotations"), ("root_path", "JPEGImages"), *lists])
 
 
 def coco(checked: ConfigView, path: str) -> Iterator[str]:
-    keys = (f"{part}{kind}" for part in ("", "val_", "test_") for kind in ("annotations", "images"))
-    yield from _missing(checked, path, ((k, checked[f"{path}.{k}"]) for k in keys if f"{path}.{k}" in checked))
+    keys = [f"{part}{kind}" for part in ("", "val_", "test_") for kind in ("annotations", "images")]
+    yield from _missing(checked, path, _values(checked, path, keys).items())
 
 
 def download(checked: ConfigView, path: str) -> Iterator[str]:
@@ -56,6 +56,10 @@ def frame_rate(checked: ConfigView, path: str) -> Iterator[str]:
     if f"{path}.fps" in checked and checked[f"{path}.stride"] != 1:
         both = f"{checked.show(f'{path}.fps')} with {checked.show(f'{path}.stride')}"
         yield f"{both}: give one of them; frames are chosen by time or by number"
+
+
+def _values(checked: ConfigView, path: str, keys: Iterable[str]) -> dict[str, str]:
+    return {key: checked[f"{path}.{key}"] for key in keys if f"{path}.{key}" in checked}
 
 
 def _missing(checked: ConfigView, path: str, files: Iterable[tuple[str, str]], kind: str = "") -> Iterator[str]:
