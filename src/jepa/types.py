@@ -319,7 +319,7 @@ class DatasetTraits(Traits):
     """number of the part of a mixture that an index belongs to, and that part's indices"""
     parts: Sequence[Dataset] = ()
     part_names: tuple[str, ...] = ()
-    probed: Dataset | None = None
+    probe_dataset: Dataset | None = None
     """the part of a mixture that evaluations see"""
 
 

@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from jepa.config.paths import ENCODER_FORMAT, EXPECTED, Source, find_source, read_json
-from jepa.data.images import NATURAL
+from jepa.data.folders import IMAGENET_STATS
 from jepa.data.loader import first_line
 from jepa.encoders.names import IJEPA, PUBLISHED, TABLE, VJEPA2, Names, count_blocks, from_foreign, name_pairs
 from jepa.layers.tokens import as_pair
@@ -258,7 +258,7 @@ def _pixel_statistics(folder: Path, channels: int) -> tuple[Sequence[float], Seq
         config = _read_json(folder / name) if (folder / name).is_file() else {}
         if len(config.get("image_mean", ())) == len(config.get("image_std", ())) == channels:
             return config["image_mean"], config["image_std"]
-    return NATURAL.get(channels, ([0.5] * channels, [0.5] * channels))
+    return IMAGENET_STATS.get(channels, ([0.5] * channels, [0.5] * channels))
 
 
 def _unpickle(path: Path) -> Mapping[str, Any]:

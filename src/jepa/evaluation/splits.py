@@ -122,7 +122,7 @@ def labelled_splits(
 
     Raises ConfigError if there are no labels to evaluate with.
     """
-    dataset = DatasetTraits.of(dataset).probed or dataset
+    dataset = DatasetTraits.of(dataset).probe_dataset or dataset
     splits = probe_splits(
         dataset, train_samples=train_samples or len(dataset), val_samples=test_samples or sys.maxsize, seed=seed
     )

@@ -123,7 +123,7 @@ def make_snapshotter(
         return DetectionSnapshotter(transform=Letterbox(**images), last_step=phase.total_steps, **arguments)
     crops = {key: getattr(config.augment, key) for key in ("crop_scale", "crop_aspect", "flip")}
     return Snapshotter(
-        **arguments | {"dataset": DatasetTraits.of(dataset).probed or dataset},
+        **arguments | {"dataset": DatasetTraits.of(dataset).probe_dataset or dataset},
         transform=EvalTransform(**images),
         masker=components.masker,
         crops=partial(Augment, **images, **crops),
@@ -169,7 +169,7 @@ def make_components(config: TrainConfig, dataset: Dataset, plan: Plan, session: 
     """The components of a training step, on the device of the session. Raises ConfigError or ValueError."""
     objective, masker = make_objective(config, dataset, plan)
     if "labels" in objective_needs(config):
-        check_labels(DatasetTraits.of(dataset).probed or dataset)
+        check_labels(DatasetTraits.of(dataset).probe_dataset or dataset)
     choose_attention(objective, session.device, torch.bfloat16 if session.bf16 else torch.float32)
     objective = objective.to(session.device).train()
     eval_copy = deepcopy(objective).cpu() if session.strategy == "fsdp" and session.is_rank_zero else None
@@ -276,7 +276,7 @@ def start_batches(
         world_size=session.world_size,
         num_workers=config.num_workers,
         pin_memory=session.device.type == "cuda",
-        canvas=components.augment.canvas,
+        short_side=components.augment.short_side,
         fields=components.fields,
     )
 

@@ -108,20 +108,20 @@ class Run:
 
     def on_batch(self, raw: RawBatch) -> None:
         self.steps_begun += 1
-        self.broken.note(raw.broken)
-        self.shares.note(raw.parts)
+        self.broken.add(raw.broken)
+        self.shares.add(raw.parts)
 
     def log_steps(self, step: int, metrics: Mapping[str, float]) -> dict[str, float]:
         """Log and return the means of the metrics over all ranks; unreadable samples of all ranks are counted too."""
         gathered = self.session.gather(({**metrics, **self.shares.read()}, sorted(self.broken.indices)))
         for _, indices in gathered:
-            self.broken.note(torch.tensor(indices))
+            self.broken.add(torch.tensor(indices))
         means = {name: sum(values[name] for values, _ in gathered) / len(gathered) for name in gathered[0][0]}
         self.log(step, means)
         return means
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        data = {"data/broken": float(self.broken.count)}
+        data = {"data/broken": float(len(self.broken.indices))}
         for logger in self.loggers:
             logger.log(step, {**self.plan.position(step), **metrics, **data})
 
