@@ -184,9 +184,7 @@ def test_names_appear_as_they_are(pages):
 
 def test_no_name_of_a_class_or_a_fact_becomes_markup(tmp_path):
     classes = tuple(f"{HOSTILE}{n}" for n in range(3))
-    subject = replace(
-        subject_of(spatial(), classes=classes), title=HOSTILE, protocol=[HOSTILE]
-    )
+    subject = replace(subject_of(spatial(), classes=classes), title=HOSTILE, protocol=[HOSTILE])
     page = write_page(tmp_path, subject).read_text()
     assert count_as_text(page) > 100
     for title in SECTIONS:

@@ -127,8 +127,8 @@ def observe(encoder: Any, pictures: Tensor) -> Observed:
             clip = encoder.transform(picture[None].to(device))
             with AttentionRecorder() as recorder:
                 tokens.append(encoder(clip).float().cpu())
-            maps.append(_maps(recorder.call, encoder.grid_of(clip), encoder))
-    grid = encoder.grid_of(encoder.transform(pictures[:1].to(device)))
+            grid = encoder.grid_of(clip)
+            maps.append(_maps(recorder.call, grid, encoder))
     if reason := next((values for values in maps if isinstance(values, str)), ""):
         return Observed(torch.cat(tokens), grid, query_patches(grid), reason)
     stacks: list[Any] = [

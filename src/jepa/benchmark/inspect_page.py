@@ -53,11 +53,9 @@ class Tile(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Section:
-    """An introduction, and the pictures, tables and plots under it."""
+    """An introduction, and the pictures, tables and plots under it; if there are none, `lead` is the reason."""
 
     lead: str
-    is_left_out: bool = False
-    """Whether `lead` is the reason why the section is empty."""
     rows: Sequence[Sequence[Tile]] = ()
     has_strips: bool = False
     """Whether rows are frames side by side, with the maps of a clip under them instead of beside them."""
@@ -107,7 +105,7 @@ def _facts(subject: Subject, observed: Observed, neighbours: Tensor) -> dict[str
 
 def feature_maps(subject: Subject, observed: Observed) -> Section:
     if not observed.tokens.isfinite().all():
-        return _left_out("The features are not finite.")
+        return Section(lead="The features are not finite.")
     colours, shares = principal_colours(observed.tokens, observed.grid)  # [P, 3, t, h, w]
     lead = (
         "Each patch in the colour of its features: their first three principal components over all these pictures are "
@@ -120,7 +118,7 @@ def feature_maps(subject: Subject, observed: Observed) -> Section:
 def attention_maps(subject: Subject, observed: Observed) -> Section:
     attention, grid = observed.attention, observed.grid
     if isinstance(attention, str):
-        return _left_out(attention)
+        return Section(lead=attention)
     lead = (
         "Attention of the last block, mean over its heads. Colours run from dark (none) to bright (the maximum of the "
         "map); the number is the attention to the brightest patch as a multiple of the mean. First the attention that "
@@ -195,7 +193,7 @@ def embedding(subject: Subject) -> Section:
     rows = torch.linspace(0, num - 1, min(num, MAX_DOTS)).round().long()
     vectors = subject.test.vectors[rows]
     if len(vectors) < 3 or not vectors.isfinite().all():
-        return _left_out("There are fewer than three test samples, or their features are not finite.")
+        return Section(lead="There are fewer than three test samples, or their features are not finite.")
     plane, shares = principal_plane(vectors.numpy())
     points = [(x, y) for x, y in plane.tolist()]
     names = [subject.classes[label] for label in subject.test.labels[rows].tolist()]
@@ -269,7 +267,7 @@ def hardest_pictures(subject: Subject) -> Section:
     """The wrong predictions with the highest confidence."""
     rows = hardest(subject.probabilities, subject.test.labels, NUM_MISTAKES)
     if not len(rows):
-        return _left_out("The probe makes no mistake.")
+        return Section(lead="The probe makes no mistake.")
     lead = "The wrong predictions of which the linear probe is most confident: its prediction, then the label."
     return Section(lead=lead, tiles=_prediction_tiles(subject, rows, num_classes=1, tone="bad"))
 
@@ -291,10 +289,6 @@ def _prediction_tiles(subject: Subject, rows: Tensor, *, num_classes: int, tone:
         texts.append(f"is {subject.classes[int(subject.test.labels[row])]}")
         tiles.append(_tile(small(subject.test_thumbnails[row]), *texts, tone=tone))
     return tiles
-
-
-def _left_out(reason: str) -> Section:
-    return Section(lead=reason, is_left_out=True)
 
 
 def _tile(pixels: Tensor, *texts: str, tone: str = "") -> Tile:
