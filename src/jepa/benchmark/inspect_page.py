@@ -131,20 +131,16 @@ def attention_maps(subject: Subject, observed: Observed) -> Section:
         if attention.class_token is not None:
             maps.append(("class token", attention.class_token[index], None))
         maps += [("query", values, query) for values, query in zip(query_maps, observed.queries, strict=True)]
-        rows.append([(f"{name} {_peak(values):.1f}x", _heat_map(values, grid, query)) for name, values, query in maps])
+        rows.append([_heat_map(name, values, grid, query) for name, values, query in maps])
     return _with_pictures(subject, lead, rows)
 
 
-def _peak(values: Tensor) -> float:
-    """The largest value as a multiple of the mean."""
-    return float(values.max() / values.mean().clamp_min(1e-12))
-
-
-def _heat_map(values: Tensor, grid: PatchGrid, query: int | None) -> Tensor:
-    """[t, h, w] -> uint8 [t, 3, H, W] with a frame around the query patch"""
+def _heat_map(name: str, values: Tensor, grid: PatchGrid, query: int | None) -> tuple[str, Tensor]:
+    """[t, h, w] -> the name with the peak as a multiple of the mean, uint8 [t, 3, H, W] with the query framed."""
+    title = f"{name} {float(values.max() / values.mean().clamp_min(1e-12)):.1f}x"
     frames = enlarge(heat(values / values.max().clamp_min(1e-12)))
     if query is None:
-        return frames
+        return title, frames
     side = frames.shape[-1] // grid.w
     edge = max(2, side // 8)
     step, top, left = query // (grid.h * grid.w), query // grid.w % grid.h * side, query % grid.w * side
@@ -152,7 +148,7 @@ def _heat_map(values: Tensor, grid: PatchGrid, query: int | None) -> Tensor:
     inside = patch[:, edge:-edge, edge:-edge].clone()
     patch[:] = torch.tensor(FRAME_COLOUR, dtype=torch.uint8)[:, None, None]
     patch[:, edge:-edge, edge:-edge] = inside
-    return frames
+    return title, frames
 
 
 def _with_pictures(subject: Subject, lead: str, rows: Sequence[Sequence[tuple[str, Tensor]]]) -> Section:
@@ -166,7 +162,8 @@ def _with_pictures(subject: Subject, lead: str, rows: Sequence[Sequence[tuple[st
         frames = enlarge(torch.stack([small(frame) for frame in film(picture)]))
         steps = [frame * len(maps[0][1]) // picture.shape[1] for frame in frames_shown(picture.shape[1])]
         strips = [(text, fit(values[steps], frames.shape[-2:])) for text, values in maps]
-        cards.append([_strip(images, text) for text, images in [(name, frames), *strips]])
+        pictures = [(montage([images]).permute(2, 0, 1), text) for text, images in [(name, frames), *strips]]
+        cards.append([_tile(picture, text) for picture, text in pictures])
     return Section(lead=lead, rows=cards, has_strips=subject.pictures.shape[2] > 1)
 
 
@@ -294,11 +291,6 @@ def _prediction_tiles(subject: Subject, rows: Tensor, *, num_classes: int, tone:
 def _tile(pixels: Tensor, *texts: str, tone: str = "") -> Tile:
     """uint8 [3, h, w] -> a picture with these lines of text"""
     return Tile(_encode(pixels), texts, tone)
-
-
-def _strip(frames: Tensor, text: str) -> Tile:
-    """uint8 [F, 3, h, w] -> the frames side by side"""
-    return Tile(_encode(montage([frames]).permute(2, 0, 1)), [text])
 
 
 def _encode(pixels: Tensor) -> str:

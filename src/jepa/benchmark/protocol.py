@@ -332,16 +332,10 @@ def _entries(config: EvalConfig) -> Iterator[Entry]:
             log.warning("hog is left out: it needs scikit-image, pip install 'jepa-train[eval]'")
         elif runs or baseline != "untrained":
             yield Entry(baseline, runs[0] if runs else "", baseline)
-    titles = [_title(run) for run in runs]
+    names = [run.rstrip("/").rpartition("outputs/")[2].removesuffix("/checkpoints/last") or run for run in runs]
+    titles = [run if ":" in run else name for run, name in zip(runs, names, strict=True)]
     for run, title in zip(runs, titles, strict=True):
         yield Entry(title if titles.count(title) == 1 else run, run)
-
-
-def _title(run: str) -> str:
-    """The name of a run; other sources as they are written."""
-    if ":" in run:
-        return run
-    return run.rstrip("/").rpartition("outputs/")[2].removesuffix("/checkpoints/last") or run
 
 
 def _thumbnails(transform: EvalTransform, clips: Sequence[Tensor]) -> Tensor:

@@ -114,13 +114,15 @@ def _selection(correlations: Sequence[Correlation]) -> Table:
 
 def numbers(comparison: Comparison) -> dict[str, Any]:
     """All values of the table without rounding, for programs."""
-    metrics = [column.metric for column in comparison.columns]
     rows = {m.label: comparison.values(m) for m in comparison.methods} | dict(comparison.baselines)
     return {
         "budget": comparison.budget,
         "notes": list(comparison.notes),
-        "values": {title: dict(zip(metrics, map(_as_dict, row), strict=True)) for title, row in rows.items()},
-        "costs": {m.label: {name: _as_dict(v) for name, v in costs(m).items()} for m in comparison.methods},
+        "values": {
+            title: {column.metric: v and v._asdict() for column, v in zip(comparison.columns, row, strict=True)}
+            for title, row in rows.items()
+        },
+        "costs": {m.label: {name: v and v._asdict() for name, v in costs(m).items()} for m in comparison.methods},
         "predicts": {method.label: method.predicts for method in comparison.methods},
         "runs": {m.label: {str(run.folder): run.config["seed"] for run in m.runs} for m in comparison.methods},
         "left_out": dict(comparison.left_out),
@@ -130,10 +132,6 @@ def numbers(comparison: Comparison) -> dict[str, Any]:
             for c in comparison.correlations
         ],
     }  # fmt: skip
-
-
-def _as_dict(value: Spread | None) -> dict[str, Any] | None:
-    return value and value._asdict()
 
 
 def html(comparison: Comparison, folder: Path, name: str) -> str:

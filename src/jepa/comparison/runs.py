@@ -80,16 +80,16 @@ def run_all(
 
 
 def _run(folder: Path, member: Member, budget: dict[str, Any], processes: TrainProcesses) -> tuple[int, list[str]]:
-    if budget["seconds"] is not None and member.method not in budget["steps"]:
-        status, tail = _measure(folder, member, budget, processes)
-        if status:
-            return status, tail
-    folder.mkdir(parents=True, exist_ok=True)
-    write_atomically(folder / BUDGET_FILE, json.dumps(budget, indent=1))
-    overrides = member.overrides
+    overrides = list(member.overrides)
     if budget["seconds"] is not None:
+        if member.method not in budget["steps"]:
+            status, tail = _measure(folder, member, budget, processes)
+            if status:
+                return status, tail
         overrides = [text for text in overrides if not text.startswith("steps=")]
         overrides.append(f"steps={budget['steps'][member.method]}")
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomically(folder / BUDGET_FILE, json.dumps(budget, indent=1))
     return processes.train(overrides)
 
 

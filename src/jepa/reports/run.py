@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -25,22 +25,13 @@ from jepa.reports.verdict import (
     REGRESSION,
     UNTRAINED,
     Column,
+    Rows,
     initial_weights,
     table_columns,
     table_rows,
     verdict,
 )
-from jepa.runs.metrics import (
-    CAPTIONS,
-    MEDIA,
-    PROVENANCE,
-    Row,
-    read_config,
-    read_json,
-    read_rows,
-    step_of,
-    write_atomically,
-)
+from jepa.runs.metrics import CAPTIONS, MEDIA, PROVENANCE, read_config, read_json, read_rows, step_of, write_atomically
 
 TONES = {
     "finished": "good", "running": "calm", "stopped": "wait", "failed": "bad",
@@ -64,7 +55,10 @@ def write_report(folder: Path) -> Path:
     folder = Path(folder)
     rows = read_rows(folder)
     provenance = read_json(folder / PROVENANCE)
-    status, message = _status(provenance, read_json(folder / "run.json"))
+    run = {"status": "running", "message": ""} | read_json(folder / "run.json")
+    status, message = run["status"], str(run["message"])
+    if status == "running":  # the process may have ended before it could write run.json
+        status = provenance.get("status", status)
     config: dict = {}
     with suppress(yaml.YAMLError):  # edited by hand: it is shown as it is
         config = read_config(folder)
@@ -87,15 +81,9 @@ def write_report(folder: Path) -> Path:
     return target
 
 
-def _status(provenance: Mapping, ended: Mapping) -> tuple[str, str]:
-    """Status and message by run.json, or by the logger if the process ended before it could write run.json."""
-    status = ended.get("status", "running")
-    return provenance.get("status", status) if status == "running" else status, str(ended.get("message", ""))
-
-
-def _facts(rows: Sequence[Row], provenance: Mapping) -> dict[str, str]:
+def _facts(rows: Rows, provenance: Mapping) -> dict[str, str]:
     """Names and values of the facts at the top of the page."""
-    last: Row = {name: value for row in rows for name, value in row.items()}
+    last = {name: value for row in rows for name, value in row.items()}
     facts = {"steps": f"{last['step']:,}"} if rows else {}
     if "epoch" in last:
         facts["epochs"] = number(last["epoch"])
@@ -112,14 +100,14 @@ def _time(seconds: float) -> str:
     return time.strftime("%Y-%m-%d %H:%M", time.localtime(seconds))
 
 
-def final_table(rows: Sequence[Row], initial: str = UNTRAINED) -> Table:
+def final_table(rows: Rows, initial: str = UNTRAINED) -> Table:
     """A table of the encoder of step 0, raw pixels and the trained encoder."""
     columns = table_columns(rows)
     lines = [[title, *map(Column.cell, columns, values)] for title, values in table_rows(rows, initial)]
     return Table(heads=["", *(column.head for column in columns)], rows=lines)
 
 
-def _charts(rows: Sequence[Row], initial: str) -> tuple[list[Section], list[Markup]]:
+def _charts(rows: Rows, initial: str) -> tuple[list[Section], list[Markup]]:
     """The sections, and a chart for each remaining metric, so that everything logged is shown."""
     columns: dict[str, list[Point]] = {}
     for row in rows:

@@ -162,6 +162,5 @@ SECTIONS: dict[str, tuple[str, Sequence[Curve]]] = {
 def class_curves(names: Iterable[str]) -> list[Curve]:
     """A chart of the average precision of each class; none for a single class or more than MAX_CLASSES."""
     labels = {name: name.removeprefix(AP_OF_CLASS) for name in names if name.startswith(AP_OF_CLASS)}
-    if not 1 < len(labels) <= MAX_CLASSES:
-        return []
-    return [Curve(title="Average precision by class, overlap 0.5", unit="%", metrics=labels)]
+    curve = Curve(title="Average precision by class, overlap 0.5", unit="%", metrics=labels)
+    return [curve] if 1 < len(labels) <= MAX_CLASSES else []
