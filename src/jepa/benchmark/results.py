@@ -70,13 +70,9 @@ class Row:
 
 def wilson(accuracy: float, num: int) -> tuple[float, float]:
     """The 95 % score interval in percent of an accuracy on `num` samples (Wilson 1927)."""
-    share = accuracy / 100
-    centre = (share + NORMAL_QUANTILE**2 / (2 * num)) / (1 + NORMAL_QUANTILE**2 / num)
-    half = (
-        NORMAL_QUANTILE
-        / (1 + NORMAL_QUANTILE**2 / num)
-        * math.sqrt(share * (1 - share) / num + NORMAL_QUANTILE**2 / (4 * num**2))
-    )
+    share, z = accuracy / 100, NORMAL_QUANTILE
+    centre = (share + z**2 / (2 * num)) / (1 + z**2 / num)
+    half = z / (1 + z**2 / num) * math.sqrt(share * (1 - share) / num + z**2 / (4 * num**2))
     return 100 * max(0.0, centre - half), 100 * min(1.0, centre + half)
 
 
