@@ -297,15 +297,15 @@ def test_what_a_run_needs_is_told_by_the_sizes_of_its_weights(source) -> None:
     ],
 )
 def test_sizes_come_from_the_weights_alone(source, changes, reason) -> None:
-    found = Composer().inspect([*overrides(source), *changes])
+    found = Composer().check([*overrides(source), *changes])
     if reason is None:
-        assert found.faults == []
+        assert found.errors == []
         assert set(found.config["encoder"]) == {
             *("_target_", "weights", "fresh", "attention_heads", "drop_path", "checkpoint_activations"),
         }
     else:
-        assert [fault for fault in found.faults if fault.startswith(reason) or reason in fault] == found.faults != []
+        assert [fault for fault in found.errors if fault.startswith(reason) or reason in fault] == found.errors != []
 
 
 def test_weights_must_be_given() -> None:
-    assert any("encoder.weights=VALUE" in fault for fault in Composer().inspect(["encoder=pretrained"]).faults)
+    assert any("encoder.weights=VALUE" in fault for fault in Composer().check(["encoder=pretrained"]).errors)

@@ -85,12 +85,12 @@ def test_a_combination_trains_or_is_refused_with_a_reason(
     combination: tuple[str, str, str, str], tmp_path: Path
 ) -> None:
     encoder, *_ = combination
-    found = COMPOSER.inspect([*overrides(*combination), *OF_ENCODER[encoder], *SIZES])
+    found = COMPOSER.check([*overrides(*combination), *OF_ENCODER[encoder], *SIZES])
     expected = refusal(*combination)
     if expected is not None:
-        assert any(expected in fault for fault in found.faults), found.faults
+        assert any(expected in fault for fault in found.errors), found.errors
         return
-    assert found.faults == []
+    assert found.errors == []
     config = to_dataclass(found.config)
     dataset = make_dataset(config)
     here = open_session(device="cpu", precision="fp32")

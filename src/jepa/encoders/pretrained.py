@@ -76,7 +76,7 @@ def _open(
     """The encoder, without numbers where tensors have none, and mean and standard deviation of what it has seen."""
     fresh = fresh or is_in_torch_dispatch_mode()
     if source.kind == "timm":
-        return _open_timm(source.place, clip_shape, fresh=fresh, values=values or {})
+        return _open_timm(source.location, clip_shape, fresh=fresh, values=values or {})
     with _disable_current_modes():
         found = read_weights(source, num_heads=attention_heads)
     node = found.node | dict(values or {})

@@ -63,14 +63,14 @@ def read_weights(source: Source, *, num_heads: int | None = None) -> Weights:
     Raises CheckpointError, naming the source, for what is damaged, of another architecture or no encoder at all.
     """
     if source.kind == "hub":
-        folder = download(source.place)
+        folder = download(source.location)
         source = _found(str(folder), f"{source}: ")
     readers: dict[str, Callable[[Path], Weights]] = {
         "run": _read_run,
         "exported": _read_exported,
         "transformers": _read_transformers,
     }
-    path = Path(source.place)
+    path = Path(source.location)
     return readers[source.kind](path) if source.kind in readers else _read_file(path, num_heads)
 
 
