@@ -13,27 +13,14 @@ from omegaconf import DictConfig, OmegaConf
 
 from jepa.config import signatures
 from jepa.config.compose import Composer, members, override_literal
-from jepa.config.schema import (
-    AugmentConfig,
-    CropConfig,
-    EvalConfig,
-    EvaluationConfig,
-    ExportConfig,
-    TrainConfig,
-    changed_keys,
-    show_value,
-    to_yaml,
-)
+from jepa.config.schema import CropConfig, EvalConfig, ExportConfig, TrainConfig, changed_keys, show_value, to_yaml
 from jepa.config.values import OPTIONAL
 from jepa.errors import ConfigError, as_config_errors
 
 __all__ = [
-    "AugmentConfig",
     "Composer",
     "ConfigError",
     "EvalConfig",
-    "EvaluationConfig",
-    "ExportConfig",
     "TrainConfig",
     "as_config_errors",
     "build_with",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -27,10 +28,6 @@ def evaluator_of(task: str, solver: str | None) -> str | None:
     if task == "linear" and solver == "sgd":
         return "linear_sgd"
     return task if task in TASKS and task != "inspect" else None
-
-
-def _tasks(view: ConfigView) -> Iterator[str]:
-    yield from _valid_words(view, "task", TASKS)
 
 
 def _baselines(view: ConfigView) -> Iterator[str]:
@@ -100,7 +97,9 @@ def _evaluators(view: ConfigView) -> Iterator[str]:
         yield f"{view.describe('task')}: evaluator={missing[0]} is not among those chosen; leave evaluator out"
 
 
-EVAL_RULES: tuple[Rule, ...] = (_tasks, _baselines, _runs, _shots, _image_size, _evaluators)
+EVAL_RULES: tuple[Rule, ...] = (
+    *(partial(_valid_words, key="task", valid=TASKS), _baselines, _runs, _shots, _image_size, _evaluators),
+)
 
 FORMATS = ("safetensors", "timm", "transformers", "onnx", "torch_export")
 

@@ -32,15 +32,7 @@ from omegaconf.errors import OmegaConfBaseException
 from jepa.config import signatures
 from jepa.config.catalogue import Catalogue, Choice, conf_folder, find
 from jepa.config.schema import EvalConfig, ExportConfig, TrainConfig, show_value
-from jepa.config.values import (
-    SIZES,
-    accepts,
-    idle_evaluators,
-    unknown_key,
-    unused_sections,
-    value_errors,
-    without_sizes,
-)
+from jepa.config.values import accepts, unknown_key, unused_overrides, value_errors, without_unused
 from jepa.errors import ConfigError
 from jepa.suggestions import suggestion
 
@@ -48,8 +40,6 @@ ABSENT = object()
 KEYWORDS = ("true", "false", "null", "nan", "inf")
 SCHEMAS = {"schema": TrainConfig, "eval_schema": EvalConfig, "export_schema": ExportConfig}
 """Name in a defaults list -> dataclass of the configurations that begin with it."""
-WITHOUT_HYDRA = {"eval": EvalConfig, "export": ExportConfig}
-"""Primary configurations that start no Hydra job."""
 
 
 def _choice(group: str, *, _root_: DictConfig) -> str:
@@ -94,8 +84,8 @@ class Composer:
             if not self.folders[-1].is_dir():
                 raise ConfigError([f"--config-dir {config_dir}: there is no folder {self.folders[-1]}"])
         self.catalogue = Catalogue(self.folders)
-        self.schema = WITHOUT_HYDRA.get(self.config_name, TrainConfig)
-        self.hydra_defaults = [] if self.config_name in {"train", *WITHOUT_HYDRA} else self._hydra_defaults()
+        self.schema = SCHEMAS.get(f"{self.config_name}_schema", TrainConfig)
+        self.hydra_defaults = [] if self.config_name in ("train", "eval", "export") else self._hydra_defaults()
         self._loader = _loader(self.folders)
         self._bases: dict[tuple[str, ...], DictConfig] = {}
         self._parsed: dict[str, Override] = {}
@@ -147,10 +137,9 @@ class Composer:
             errors += self._apply(config, override)
         resolved = _resolved(config)
         if self.schema is TrainConfig:
-            errors += self._unused_overrides(parsed, resolved, base)
-            idle = idle_evaluators(resolved)
-            resolved |= unused_sections(resolved) | without_sizes(resolved)
-            resolved["evaluator"] = {k: v for k, v in (resolved.get("evaluator") or {}).items() if k not in idle}
+            triples = ((o.key_or_group, o.value(), o.input_line or o.key_or_group) for o in parsed)
+            errors += unused_overrides(triples, resolved, _chosen(base, "objective"), _chosen(base, "encoder"))
+            resolved = without_unused(resolved)
         schema = signatures.read(f"jepa.config.schema.{self.schema.__name__}")
         assert schema is not None
         errors += value_errors(resolved, schema, partial(self._describe, config, values))
@@ -231,24 +220,6 @@ class Composer:
             if group in chosen and name and not accepts(_plain(config).get(group), name):
                 OmegaConf.set_struct(config, False)
                 config[group].pop(name, None)
-
-    def _unused_overrides(
-        self, overrides: Sequence[Override], config: Mapping[str, Any], base: DictConfig
-    ) -> Iterator[str]:
-        """An error for each override that has no effect with the chosen objective or encoder."""
-        unused, idle, sized = unused_sections(config), idle_evaluators(config), without_sizes(config)
-        objective, encoder = _chosen(base, "objective"), _chosen(base, "encoder")
-        for override in overrides:
-            key, value = override.key_or_group, override.value()
-            text, (section, _, rest) = override.input_line or key, key.partition(".")
-            if section in unused and value != "none":
-                yield f"{text}: objective={objective} uses no {section}; leave it out"
-            names = rest.partition(".")[0] if rest else value
-            for name in names if isinstance(names, list) else [names]:
-                if section == "evaluator" and name in idle:
-                    yield f"{text}: objective={objective} gives {name} nothing to look at; leave it out"
-            if sized and (key == "size" or key.removeprefix("encoder.") in SIZES):
-                yield f"{text}: encoder={encoder} has the sizes of its weights; leave it out"
 
     def _apply(self, config: DictConfig, override: Override) -> list[str]:
         """Set one value as Hydra would; returns the error that prevents it, if any."""

@@ -34,10 +34,6 @@ def _words(view: ConfigView) -> Iterator[str]:
         yield f"{view.describe('name')}: names a folder below outputs/, so no absolute path and no '..'"
 
 
-def _image_size(view: ConfigView) -> Iterator[str]:
-    yield from _whole_patches(view, "image_size")
-
-
 def _whole_patches(view: ConfigView, key: str) -> Iterator[str]:
     """An image size is divisible by the patch size."""
     yield from check_size(view, key)
@@ -278,7 +274,9 @@ def rule_errors(view: ConfigView) -> list[str]:
     return list(dict.fromkeys(_apply(RULES, view)))
 
 
-SIZE_RULES: tuple[Rule, ...] = (_image_size, _frames, _images_only, _mask, _local_views, _components, _batch)
+SIZE_RULES: tuple[Rule, ...] = (
+    *(partial(_whole_patches, key="image_size"), _frames, _images_only, _mask, _local_views, _components, _batch),
+)
 """Rules that the sizes of a phase can break."""
 RULES: tuple[Rule, ...] = (
     *(_words, _heads, _weights, _decoder, _hardware, _processes, *SIZE_RULES),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from jepa.config import signatures
@@ -51,12 +51,35 @@ def unused_sections(config: Mapping[str, Any]) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def without_sizes(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The encoder's section without the keys of `size=`, if its constructor takes none of them; else empty."""
+def without_unused(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The configuration without the sections, evaluators and sizes that its objective and encoder do not use."""
+    used = {**config, **unused_sections(config)}
+    if _has_fixed_size(config):
+        used["encoder"] = {key: value for key, value in config["encoder"].items() if key not in SIZES}
+    idle, evaluators = _idle_evaluators(config), config.get("evaluator") or {}
+    return used | {"evaluator": {name: node for name, node in evaluators.items() if name not in idle}}
+
+
+def unused_overrides(
+    overrides: Iterable[tuple[str, Any, str]], config: Mapping[str, Any], objective: str, encoder: str
+) -> Iterator[str]:
+    """An error for each override (key, value, text) that has no effect with the chosen objective or encoder."""
+    unused, idle, has_fixed_size = unused_sections(config), _idle_evaluators(config), _has_fixed_size(config)
+    for key, value, text in overrides:
+        section, _, rest = key.partition(".")
+        if section in unused and value != "none":
+            yield f"{text}: objective={objective} uses no {section}; leave it out"
+        names = rest.partition(".")[0] if rest else value
+        for name in names if isinstance(names, list) else [names]:
+            if section == "evaluator" and name in idle:
+                yield f"{text}: objective={objective} gives {name} nothing to look at; leave it out"
+        if has_fixed_size and (key == "size" or key.removeprefix("encoder.") in SIZES):
+            yield f"{text}: encoder={encoder} has the sizes of its weights; leave it out"
+
+
+def _has_fixed_size(config: Mapping[str, Any]) -> bool:
     arguments = _arguments(config, "encoder")
-    if not arguments or arguments & SIZES:
-        return {}
-    return {"encoder": {key: value for key, value in config["encoder"].items() if key not in SIZES}}
+    return bool(arguments) and not arguments & SIZES
 
 
 def _arguments(config: Mapping[str, Any], group: str) -> set[str]:
@@ -66,7 +89,7 @@ def _arguments(config: Mapping[str, Any], group: str) -> set[str]:
     return set() if signature is None or signature.has_kwargs else set(signature.parameters)
 
 
-def idle_evaluators(config: Mapping[str, Any]) -> list[str]:
+def _idle_evaluators(config: Mapping[str, Any]) -> list[str]:
     """Names of the evaluators for boxes, classes of a head, or features that the objective does not predict."""
     predicted = signatures.traits(str((config.get("objective") or {}).get("_target_"))).get("predicts")
     nodes = {name: node for name, node in (config.get("evaluator") or {}).items() if isinstance(node, Mapping)}
