@@ -63,7 +63,7 @@ class Recorded(TrainProcesses):
         folder = Path("outputs") / name
         steps = next(int(text.removeprefix("steps=")) for text in reversed(overrides) if text.startswith("steps="))
         write_run(folder, steps=steps, log_every=4, eval_every=0, pictures=False)
-        (folder / "config.yaml").write_text(yaml.safe_dump(COMPOSER.inspect(overrides).config))
+        (folder / "config.yaml").write_text(yaml.safe_dump(COMPOSER.check(overrides).config))
         return 0, []
 
 
@@ -122,7 +122,7 @@ def test_folders_are_those_of_a_sweep_of_jepa_train():
 
 def test_each_run_is_what_jepa_train_makes_of_its_overrides():
     for member in members(*QUICK, "objective=jepa,mae", "seed=0,1", "name=x"):
-        assert COMPOSER.inspect(member.overrides).faults == []
+        assert COMPOSER.check(member.overrides).errors == []
         assert member.config["name"] == f"x/{member.label}"
 
 

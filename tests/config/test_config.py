@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import importlib
 import inspect
 import os
@@ -71,7 +70,7 @@ def needed_by(group: str, name: str) -> list[str]:
 
 
 def faults(*overrides: str) -> list[str]:
-    return COMPOSER.inspect(overrides).faults
+    return COMPOSER.check(overrides).errors
 
 
 @pytest.mark.parametrize(
@@ -309,7 +308,7 @@ def test_nested_data_sets_are_held_to_their_signatures(tmp_path: Path, monkeypat
         "class Mixture:\n    def __init__(self, *, parts: dict, num_frames: int): ...\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
-    found = Composer(tmp_path / "groups").inspect(["dataset=both", "num_frames=8"]).faults
+    found = Composer(tmp_path / "groups").check(["dataset=both", "num_frames=8"]).errors
     parts, file = "dataset.parts", "(dataset/both.yaml)"
     assert found == [
         f"{parts}.drawn.num_sampels=3 {file}: Shapes has no 'num_sampels'; did you mean \"num_samples\"?",
@@ -335,8 +334,8 @@ def test_a_component_has_the_rules_that_its_class_names_and_no_others(
     )
     monkeypatch.syspath_prepend(tmp_path)
     composer = Composer(tmp_path / "groups")
-    assert composer.inspect(["dataset=mine"]).faults == []
-    assert composer.inspect(["dataset=mine", "dataset.fps=7"]).faults == ["dataset.fps: must be even"]
+    assert composer.check(["dataset=mine"]).errors == []
+    assert composer.check(["dataset=mine", "dataset.fps=7"]).errors == ["dataset.fps: must be even"]
 
 
 def test_what_python_builds_is_checked_by_the_same_annotations() -> None:
@@ -590,9 +589,9 @@ def test_target_that_does_not_exist_is_a_lookup_error(target: str) -> None:
     ],
 )
 def test_values_fit_annotations(annotation: str, good: list, bad: list) -> None:
-    node = ast.parse(annotation, mode="eval").body
-    assert all(signatures.fits(node, value) for value in good)
-    assert not any(signatures.fits(node, value) for value in bad)
+    kind = signatures.annotated_type(annotation)
+    assert all(signatures.fits(kind, value) for value in good)
+    assert not any(signatures.fits(kind, value) for value in bad)
 
 
 @settings(max_examples=20, deadline=None)

@@ -298,15 +298,15 @@ def test_the_estimate_of_a_run_has_the_sizes_of_its_weights(source) -> None:
     ],
 )
 def test_sizes_come_from_the_weights_alone(source, changes, reason) -> None:
-    result = Composer().inspect([*overrides(source), *changes])
+    result = Composer().check([*overrides(source), *changes])
     if reason is None:
-        assert result.faults == []
+        assert result.errors == []
         assert set(result.config["encoder"]) == {
             *("_target_", "weights", "fresh", "attention_heads", "drop_path", "checkpoint_activations"),
         }
     else:
-        assert [fault for fault in result.faults if fault.startswith(reason) or reason in fault] == result.faults != []
+        assert [fault for fault in result.errors if fault.startswith(reason) or reason in fault] == result.errors != []
 
 
 def test_weights_must_be_given() -> None:
-    assert any("encoder.weights=VALUE" in fault for fault in Composer().inspect(["encoder=pretrained"]).faults)
+    assert any("encoder.weights=VALUE" in fault for fault in Composer().check(["encoder=pretrained"]).errors)

@@ -260,7 +260,7 @@ REFUSED = {
     ),
     "table": (lambda p: save(p, bare(pos_embed=torch.ones(1, 15, 192))), "15 positions"),
     "nothing": (lambda p: p, "does not exist; expected a run"),
-    "folder": (lambda p: p.mkdir() or p, "no weights that are known here"),
+    "folder": (lambda p: p.mkdir() or p, "no known weights"),
     "bert": (lambda p: in_folder(p, {"model_type": "bert"}), "says model_type=bert"),
     "timm": (lambda p: in_folder(p, {"architecture": "vit"}), "write timm:local-dir"),
     "no weights": (lambda p: in_folder(p, {"model_type": "ijepa"}), r"has no model\.safetensors"),

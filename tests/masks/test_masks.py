@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
 from jepa.config import factory
-from jepa.config.rules import mask_faults
+from jepa.config.rules import mask_errors
 from jepa.masks.block import BlockMasker
 from jepa.masks.geometry import BlockGeometry, block_shape, show_grid
 from jepa.masks.sampling import smallest, smallest_and_largest, uniform_rows
@@ -334,7 +334,7 @@ def test_without_a_ratio_about_nine_draws_in_ten_leave_the_context_free(size):
 def test_impossible_blocks_are_refused_with_value_and_bound(values, named):
     with pytest.raises(ValueError, match=named):
         build("block", (14, 14), **values)
-    faults = mask_faults({**node("block"), **values}, PatchGrid(1, 14, 14))
+    faults = mask_errors({**node("block"), **values}, PatchGrid(1, 14, 14))
     assert any(fault.startswith(key) for fault in faults for key in values)
 
 
@@ -342,7 +342,7 @@ def test_impossible_blocks_are_refused_with_value_and_bound(values, named):
 def test_a_random_mask_without_context_or_target_is_refused(ratio):
     with pytest.raises(ValueError, match=f"ratio={ratio}"):
         build("random", (4, 4), ratio=ratio)
-    assert mask_faults({**node("random"), "ratio": ratio}, PatchGrid(1, 4, 4))
+    assert mask_errors({**node("random"), "ratio": ratio}, PatchGrid(1, 4, 4))
 
 
 @pytest.mark.parametrize("ratio", [0.75, None])
@@ -370,7 +370,7 @@ scales = st.tuples(st.floats(0.02, 1.0), st.floats(0.02, 1.0)).map(sorted)
     context_scale=scales,
 )
 def test_configurations_that_pass_the_check_can_be_drawn(grid, **values):
-    if mask_faults({**node("block"), **values}, grid):
+    if mask_errors({**node("block"), **values}, grid):
         with pytest.raises(ValueError, match="="):
             BlockMasker(grid=grid, **values)
         return

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jepa.config.rules import mask_faults
+from jepa.config.rules import mask_errors
 from jepa.masks.geometry import CuboidGeometry, TemporalGeometry
 from jepa.masks.multiblock3d import MultiBlock3DMasker
 from jepa.masks.random import RandomMasker
@@ -113,7 +113,7 @@ def test_a_share_of_each_future_step_is_drawn_from_all_of_it():
 def test_impossible_temporal_masks_are_refused_with_value_and_bound(values, named):
     with pytest.raises(ValueError, match=named):
         TemporalMasker(grid=GRID, **values)
-    assert len(mask_faults(temporal_node(**values), GRID)) == 1
+    assert len(mask_errors(temporal_node(**values), GRID)) == 1
 
 
 def test_an_image_has_no_future():
@@ -130,7 +130,7 @@ def test_an_image_has_no_future():
     ratio=st.none() | st.floats(0.01, 1.0),
 )
 def test_temporal_masks_that_pass_the_check_can_be_drawn(grid, **values):
-    if mask_faults(temporal_node(**values), grid):
+    if mask_errors(temporal_node(**values), grid):
         with pytest.raises(ValueError, match="="):
             TemporalMasker(grid=grid, **values)
         return
@@ -254,7 +254,7 @@ def test_each_mask_set_has_sizes_of_its_own():
 def test_impossible_mask_sets_are_refused_with_key_value_and_bound(sets, named):
     with pytest.raises(ValueError, match=named):
         MultiBlock3DMasker(grid=GRID, sets=sets)
-    assert len(mask_faults(sets_node(sets), GRID)) == 1
+    assert len(mask_errors(sets_node(sets), GRID)) == 1
 
 
 scales = st.tuples(st.floats(0.02, 1.0), st.floats(0.02, 1.0)).map(sorted)
@@ -272,7 +272,7 @@ mask_sets = st.fixed_dictionaries({
     sets=st.lists(mask_sets, min_size=1, max_size=2),
 )
 def test_mask_sets_that_pass_the_check_can_be_drawn(grid, sets):
-    if mask_faults(sets_node(sets), grid):
+    if mask_errors(sets_node(sets), grid):
         with pytest.raises(ValueError, match="="):
             MultiBlock3DMasker(grid=grid, sets=sets)
         return

@@ -224,7 +224,7 @@ def test_every_phase_is_printed(tiny: list[str]) -> None:
     ],
 )
 def test_impossible_hardware_is_refused(overrides: list[str], expected: str) -> None:
-    assert any(expected in fault for fault in Composer().inspect(overrides).faults)
+    assert any(expected in fault for fault in Composer().check(overrides).errors)
 
 
 def session(**changed: Any) -> Any:

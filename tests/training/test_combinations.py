@@ -85,12 +85,12 @@ def test_a_combination_trains_or_is_refused_with_a_reason(
     combination: tuple[str, str, str, str], tmp_path: Path
 ) -> None:
     encoder, *_ = combination
-    checked = COMPOSER.inspect([*overrides(*combination), *OF_ENCODER[encoder], *SIZES])
+    checked = COMPOSER.check([*overrides(*combination), *OF_ENCODER[encoder], *SIZES])
     expected = refusal(*combination)
     if expected is not None:
-        assert any(expected in fault for fault in checked.faults), checked.faults
+        assert any(expected in fault for fault in checked.errors), checked.errors
         return
-    assert checked.faults == []
+    assert checked.errors == []
     config = to_dataclass(checked.config)
     dataset = make_dataset(config)
     session = open_session(device="cpu", precision="fp32")

@@ -22,7 +22,7 @@ from jepa.benchmark.inspect_page import write_page
 from jepa.benchmark.report import write
 from jepa.benchmark.results import Results, Row, Trial, summary, trial
 from jepa.config import EvalConfig, as_config_errors, build_with, factory
-from jepa.config.command_rules import FLOORS, OF_VECTORS, as_list, evaluator_of
+from jepa.config.command_rules import BASELINES, VECTOR_TASKS, as_list, evaluator_of
 from jepa.config.view import pair_of
 from jepa.data.transforms import Augment, EvalTransform
 from jepa.encoders.pretrained import open_encoder
@@ -59,7 +59,7 @@ class Entry:
     """name of the baseline; empty for a trained encoder"""
 
     def supports(self, task: str) -> bool:
-        return task in OF_VECTORS or not self.baseline or (self.baseline == "untrained" and task != "inspect")
+        return task in VECTOR_TASKS or not self.baseline or (self.baseline == "untrained" and task != "inspect")
 
 
 def evaluate(config: EvalConfig) -> Path:
@@ -231,7 +231,7 @@ class Benchmark:
             yield f"{config.image_size} px"
         if task != "finetune" and config.layers > 1:
             yield f"{config.layers} layers"
-        if task in OF_VECTORS and config.pooling != "mean":
+        if task in VECTOR_TASKS and config.pooling != "mean":
             yield config.pooling
 
     def _seeds(self, entry: Entry, task: str) -> list[int]:
@@ -324,8 +324,8 @@ class Benchmark:
 
 def _entries(config: EvalConfig) -> Iterator[Entry]:
     """Baselines first, then the runs in their order."""
-    runs = [run for run in as_list(config.run) if run not in FLOORS]
-    for baseline in FLOORS:
+    runs = [run for run in as_list(config.run) if run not in BASELINES]
+    for baseline in BASELINES:
         if baseline not in config.floors and baseline not in as_list(config.run):
             continue
         if baseline == "hog" and find_spec("skimage") is None:

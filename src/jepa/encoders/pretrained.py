@@ -77,7 +77,7 @@ def _open(
     """The encoder, with fake tensors in a fake mode, and mean and standard deviation of its training data."""
     fresh = fresh or is_in_torch_dispatch_mode()
     if source.kind == "timm":
-        return _open_timm(source.place, clip_shape, fresh=fresh, values=values or {})
+        return _open_timm(source.location, clip_shape, fresh=fresh, values=values or {})
     with _disable_current_modes():
         weights = read_weights(source, num_heads=attention_heads)
     node = weights.node | dict(values or {})

@@ -55,11 +55,11 @@ def read_weights(source: Source, *, num_heads: int | None = None) -> Weights:
     Raises CheckpointError, naming the source, if it is damaged, of another architecture or contains no encoder.
     """
     if source.kind == "hub":
-        folder = download(source.place)
+        folder = download(source.location)
         with as_checkpoint_errors(f"{source}: "):
             source = find_source(folder)
     readers = {"run": _read_run, "exported": _read_exported, "transformers": _read_transformers}
-    path = Path(source.place)
+    path = Path(source.location)
     return readers[source.kind](path) if source.kind in readers else _read_file(path, num_heads)
 
 
