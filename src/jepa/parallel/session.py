@@ -94,7 +94,7 @@ class Session:
         if failure is not None:
             raise failure
         if message[1] is not None:
-            raise PeerError(*message[1])
+            raise PeerError(message=message[1][0], status=message[1][1])
         return message[0]
 
     def gather(self, value: T) -> list[T]:

@@ -110,8 +110,7 @@ def make_snapshotter(
 ) -> Snapshotter | DetectionSnapshotter:
     """Takes snapshots of the detections of a detector, of the backbone's features for other objectives."""
     config = phase.config
-    arguments = {
-        "dataset": dataset,
+    arguments: dict[str, Any] = {
         "session": components.session,
         "seed": config.seed,
         "evaluators": evaluators,
@@ -120,15 +119,18 @@ def make_snapshotter(
     }
     images = transform_arguments(config, dataset)
     if "boxes" in components.fields:
-        return DetectionSnapshotter(transform=Letterbox(**images), last_step=phase.total_steps, **arguments)
+        return DetectionSnapshotter(
+            dataset=dataset, transform=Letterbox(**images), last_step=phase.total_steps, **arguments
+        )
     crops = {key: getattr(config.augment, key) for key in ("crop_scale", "crop_aspect", "flip")}
     return Snapshotter(
-        **arguments | {"dataset": DatasetTraits.of(dataset).probe_dataset or dataset},
+        dataset=DatasetTraits.of(dataset).probe_dataset or dataset,
         transform=EvalTransform(**images),
         masker=components.masker,
         crops=partial(Augment, **images, **crops),
         train_samples=config.evaluation.train_samples,
         still=config.evaluation.still,
+        **arguments,
     )
 
 
