@@ -120,6 +120,7 @@ def observe(encoder: Any, pictures: Tensor) -> Observed:
     encoder's position encoding and normalisation.
     """
     device = next(encoder.parameters()).device
+    grid = encoder.grid_of(encoder.transform(pictures[:1].to(device)))
     tokens, maps = [], []
     with eval_mode(encoder):
         choose_attention(encoder, device, torch.float32)
@@ -127,7 +128,6 @@ def observe(encoder: Any, pictures: Tensor) -> Observed:
             clip = encoder.transform(picture[None].to(device))
             with AttentionRecorder() as recorder:
                 tokens.append(encoder(clip).float().cpu())
-            grid = encoder.grid_of(clip)
             maps.append(_maps(recorder.call, grid, encoder))
     if reason := next((values for values in maps if isinstance(values, str)), ""):
         return Observed(torch.cat(tokens), grid, query_patches(grid), reason)
