@@ -186,7 +186,7 @@ def test_the_error_for_wrong_entries_of_coco_has_their_ids(tmp_path):
     [
         (["dataset=voc", "dataset.root_path=nowhere"], "nowhere/Annotations"),
         (["dataset=voc", "dataset.split=trian"], "dataset.split=trian: there is no"),
-        (["dataset=voc", "augment.views=2"], "augment.views=2: objective=detect sees one crop"),
+        (["dataset=voc", "augment.views=2"], "augment.views=2: objective=detect takes one crop"),
         (["dataset=voc", "image_size=240"], "240 is not divisible by 32; nearest: 224, 256"),
         (["dataset=voc", "objective.head=yolo"], "objective.head=yolo: no such head"),
         (["dataset=voc", "objective.nms_threshold=2"], "objective.nms_threshold=2: must be from 0 to 1"),
@@ -200,15 +200,15 @@ def test_the_error_for_wrong_entries_of_coco_has_their_ids(tmp_path):
 def test_invalid_configurations_are_refused_before_torch_is_imported(tmp_path, monkeypatch, overrides, expected):
     write_voc(tmp_path / "data", GOOD, SPLITS)
     monkeypatch.chdir(tmp_path)
-    faults = COMPOSER.inspect(["objective=detect", *overrides]).faults
+    faults = COMPOSER.check(["objective=detect", *overrides]).errors
     assert any(expected in fault for fault in faults), faults
 
 
 def test_only_a_detector_is_evaluated_with_boxes(tmp_path, monkeypatch):
     write_voc(tmp_path / "data", GOOD, SPLITS)
     monkeypatch.chdir(tmp_path)
-    inspected = [COMPOSER.inspect([f"objective={name}", "dataset=voc"]) for name in ("detect", "jepa")]
-    assert [result.faults for result in inspected] == [[], []]
+    inspected = [COMPOSER.check([f"objective={name}", "dataset=voc"]) for name in ("detect", "jepa")]
+    assert [result.errors for result in inspected] == [[], []]
     assert [*inspected[0].config["evaluator"]] == ["detection"]
     assert {"knn", "diagnostics"} <= set(inspected[1].config["evaluator"]) - {"detection"}
 

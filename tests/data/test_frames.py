@@ -166,7 +166,7 @@ def test_real_episodes_are_read_with_their_steering(tmp_path):
     )  # fmt: skip
     held_out = videos.validation()
     assert held_out is not None
-    assert len(videos.part.folders) + len(held_out.part.folders) == 6
+    assert len(videos.folders) + len(held_out.folders) == 6
     assert videos[3][0].shape == (3, 16, 120, 160)
     quantities = torch.stack([videos[i].fields["quantities"] for i in range(len(videos))])
     assert quantities.isfinite().all()

@@ -15,8 +15,7 @@ from torch import Generator, Tensor
 from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional as F
 
-from jepa.data.colour import Colour
-from jepa.data.transforms import Normalise
+from jepa.data.transforms import Augment, Normalise
 from jepa.types import Batch, RawBatch
 
 CROP_DRAWS = 5
@@ -33,7 +32,7 @@ class CropBox(NamedTuple):
     is_flipped: bool
 
 
-class BoxAugment:
+class BoxAugment(Augment):
     """(RawBatch with boxes, generator) -> Batch on its device: random scale, aspect ratio, crop, flip, colours.
 
     The picture is enlarged so that the crop shows the share `crop_scale` of its area (large-scale jittering, Ghiasi et
@@ -42,31 +41,10 @@ class BoxAugment:
     comes from the CPU generator.
     """
 
-    views, local_views, local_size = 1, 0, (0, 0)
-    """one crop of each sample"""
-
-    def __init__(
-        self,
-        *,
-        image_size: tuple[int, int],
-        crop_scale: Sequence[float],
-        crop_aspect: Sequence[float],
-        flip: bool,
-        mean: Sequence[float],
-        std: Sequence[float],
-        jitter: float = 0.0,
-        grayscale: float = 0.0,
-        blur: float = 0.0,
-        solarize: float = 0.0,
-    ) -> None:
-        self.image_size = image_size
-        self.crop_scale = crop_scale
-        self.crop_aspect = crop_aspect
-        self.flip = flip
-        self.short_side = math.ceil(max(image_size) / math.sqrt(crop_scale[0] * min(1.0, crop_aspect[0])))
-        self.fill = 255 * torch.tensor(mean).view(-1, 1, 1, 1)
-        self.normalise = Normalise(mean, std)
-        self.colour = Colour(channels=len(mean), jitter=jitter, grayscale=grayscale, blur=blur, solarize=solarize)
+    @property
+    def short_side(self) -> int:
+        """Shorter side of a decoded image at which the smallest crop is just not enlarged."""
+        return math.ceil(max(self.image_size) / math.sqrt(self.crop_scale[0] * min(1.0, self.crop_aspect[0])))
 
     def __call__(
         self, raw: RawBatch, generator: Generator, rows: Callable[[Tensor], Tensor] | None = None, parts: int = 1
@@ -74,7 +52,8 @@ class BoxAugment:
         """`raw` is one of `parts` equal parts of the batch; `rows` selects its rows of the whole batch's numbers."""
         uniform = torch.rand(len(raw.sizes) * parts, CROP_DRAWS + self.colour.num_draws, generator=generator)
         uniform = uniform if rows is None else rows(uniform)
-        clips = empty_clips(self.fill, len(raw.sizes), raw.pixels.shape[2], self.image_size, raw.pixels.device)
+        count, _, frames, *_ = raw.pixels.shape
+        clips = empty_clips(self.normalise.mean, count, frames, self.image_size, raw.pixels.device)
         cropped_boxes = []
         pictures = zip(clips, raw.pixels, raw.sizes.tolist(), raw.fields["boxes"], uniform.tolist(), strict=True)
         for clip, pixels, size, boxes, draws in pictures:
@@ -104,11 +83,10 @@ class Letterbox:
 
     def __init__(self, *, image_size: tuple[int, int], mean: Sequence[float], std: Sequence[float]) -> None:
         self.image_size = image_size
-        self.fill = 255 * torch.tensor(mean).view(-1, 1, 1, 1)
         self.normalise = Normalise(mean, std)
 
     def __call__(self, pictures: Sequence[Tensor]) -> Tensor:
-        clips = empty_clips(self.fill, len(pictures), 1, self.image_size, pictures[0].device)
+        clips = empty_clips(self.normalise.mean, len(pictures), 1, self.image_size, pictures[0].device)
         for clip, picture in zip(clips, pictures, strict=True):
             size = scaled_size(picture.shape[-2:], self.image_size)
             draw_crop(clip, picture, torch.zeros(0, 5), CropBox(size, (0, 0), is_flipped=False))
@@ -127,9 +105,10 @@ def scaled_size(size: Sequence[int], target: Sequence[int], zoom: float = 1.0) -
     return max(1, round(size[0] * ratio)), max(1, round(size[1] * ratio))
 
 
-def empty_clips(fill: Tensor, count: int, frames: int, size: Sequence[int], device: torch.device) -> Tensor:
-    """[C, 1, 1, 1] -> float [count, C, frames, h, w] of that colour"""
-    return fill.to(device).expand(count, -1, frames, *size).clone()
+def empty_clips(mean: Sequence[float], count: int, frames: int, size: Sequence[int], device: torch.device) -> Tensor:
+    """-> float [count, C, frames, h, w] of the mean colour"""
+    fill = 255 * torch.tensor(mean, device=device).view(-1, 1, 1, 1)
+    return fill.expand(count, -1, frames, *size).clone()
 
 
 def draw_crop(clip: Tensor, pixels: Tensor, boxes: Tensor, crop: CropBox) -> Tensor:

@@ -6,7 +6,7 @@ import logging
 import math
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 from xml.etree import ElementTree
@@ -181,7 +181,7 @@ class COCO(_BoxFolder):
 
 
 class Box(NamedTuple):
-    edges: tuple[float, float, float, float]
+    edges: tuple[float, ...]
     """left, top, right, bottom in pixels from the upper left corner of the image"""
     name: str
 
@@ -229,7 +229,7 @@ def _read_voc_file(source: Path, path: Path, difficult: bool) -> Annotated:
         raise ValueError(f"{source}: is not readable as XML: {error}") from error
     objects = [o for o in root.iter("object") if difficult or (o.findtext("difficult") or "0").strip() != "1"]
     boxes = [
-        Box(tuple(_number(source, o, f"bndbox/{edge}") for edge in EDGES), _text(source, o, "name"))  # pyright: ignore
+        Box(tuple(_value(source, o, f"bndbox/{edge}", float) for edge in EDGES), _value(source, o, "name", str))
         for o in objects
     ]
     size = [(root.findtext(f"size/{side}") or "").strip() for side in ("height", "width")]
@@ -237,17 +237,12 @@ def _read_voc_file(source: Path, path: Path, difficult: bool) -> Annotated:
     return Annotated(path, source, (int(size[0]), int(size[1])) if has_size else _image_size(path), boxes)
 
 
-def _text(source: Path, node: ElementTree.Element, tag: str) -> str:
+def _value(source: Path, node: ElementTree.Element, tag: str, convert: Callable[[str], Any]) -> Any:
     text = (node.findtext(tag) or "").strip()
     if not text:
         raise ValueError(f"{source}: an object has no {tag}")
-    return text
-
-
-def _number(source: Path, node: ElementTree.Element, tag: str) -> float:
-    text = _text(source, node, tag)
     try:
-        return float(text)
+        return convert(text)
     except ValueError as error:
         raise ValueError(f"{source}: an object has {tag} {text!r}, which is no number") from error
 
@@ -286,7 +281,7 @@ def read_coco(source: Path, pictures: Path) -> tuple[list[Annotated], tuple[str,
     return images, tuple(categories[key] for key in sorted(categories))
 
 
-def _edges(source: Path, entry: dict) -> tuple[float, float, float, float]:
+def _edges(source: Path, entry: dict) -> tuple[float, ...]:
     """left, top, right, bottom from the bbox (left, top, width, height)"""
     try:
         left, top, width, height = map(float, entry["bbox"])

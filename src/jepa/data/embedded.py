@@ -102,15 +102,12 @@ class Shapes(SyntheticDataset):
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         """uint8 [3, 1, side, side] and the class; the classes alternate."""
         label = index % len(KINDS)
-        if self.num_samples * self.channels * self.side**2 > MAX_CACHE_BYTES:
-            return self._draw(index, label), label
-        key = self.stream, index
-        if key not in self._cache:
-            self._cache[key] = self._draw(index, label)
-        return self._cache[key].clone(), label
-
-    def _draw(self, index: int, label: int) -> Tensor:
-        return torch.from_numpy(draw(KINDS[label], self.side, self._random(index)))[:, None]
+        picture = self._cache.get((self.stream, index))
+        if picture is None:
+            picture = torch.from_numpy(draw(KINDS[label], self.side, self._random(index)))[:, None]
+            if self.num_samples * picture.numel() <= MAX_CACHE_BYTES:
+                self._cache[self.stream, index] = picture
+        return picture.clone(), label
 
 
 def draw(field: Field, side: int, rng: np.random.Generator) -> np.ndarray:

@@ -7,7 +7,6 @@ import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -20,18 +19,6 @@ from jepa.data.folders import FileDataset, has_suffix, read_table, sub_folders
 from jepa.types import Channels, Field, NonNegativeInt, PositiveInt, Sample, ShareBelowOne
 
 log = logging.getLogger(__name__)
-
-
-class ClipIndex(NamedTuple):
-    """The folders, frames and clips of one part."""
-
-    folders: tuple[str, ...]
-    names: np.ndarray
-    """bytes [frames]: file names of all frames, folder after folder"""
-    starts: np.ndarray
-    """long [folders + 1]: offset of each folder's first frame in `names`"""
-    clips: np.ndarray
-    """long [n, 2]: folder and first frame in it"""
 
 
 class FrameFolders(FileDataset):
@@ -65,7 +52,7 @@ class FrameFolders(FileDataset):
         quantities = Field(shape=(len(columns),), names=tuple(columns))
         self.fields = {"quantities": quantities} if annotations and columns else {}
         self.table = _read_table(root / annotations, file_column, columns) if annotations else {}
-        if self.table and not any(self._name(folder, 0) in self.table for folder in range(len(self.part.folders))):
+        if self.table and not any(self._name(folder, 0) in self.table for folder in range(len(self.folders))):
             raise ValueError(
                 f"dataset.annotations={annotations}: its column {file_column} has paths such as "
                 f"{next(iter(self.table))}, none is a folder's first frame, such as {self._name(0, 0)}"
@@ -73,21 +60,21 @@ class FrameFolders(FileDataset):
         self.held_out = self._part(held_out) if held_out else None
 
     def __len__(self) -> int:
-        return len(self.part.clips)
+        return len(self.clips)
 
     def __getitem__(self, index: int) -> Sample:
         """A clip [C, T, H, W] with its quantities; raises OSError or RuntimeError if a frame cannot be read."""
-        folder, first = self.part.clips[index].tolist()
-        return self._clip(folder, first)
+        return self._clip(*self.clips[index].tolist())
 
     def draw(self, index: int, seed: int) -> Sample:
-        folder, first = self.part.clips[index].tolist()
-        num_starts = num_start_positions(self._length(folder), self.num_frames, self.stride) - first
+        folder, first = self.clips[index].tolist()
+        length = int(self.starts[folder + 1] - self.starts[folder])
+        num_starts = num_start_positions(length, self.num_frames, self.stride) - first
         return self._clip(folder, first + int(random_start(index, seed) * min(self.hop, num_starts)))
 
     def describe(self, index: int) -> str:
-        folder, first = self.part.clips[index].tolist()
-        return f"{self.folder / self.part.folders[folder]} from frame {first} on"
+        folder, first = self.clips[index].tolist()
+        return f"{self.folder / self.folders[folder]} from frame {first} on"
 
     def _quantities(self, folder: int, first: int) -> Tensor:
         """float32 [Q] of the frame `lag` frames before the middle, at least the folder's first; nan without a row."""
@@ -103,15 +90,12 @@ class FrameFolders(FileDataset):
             frames.append(decode(path.read_bytes(), channels=self.channels))
             if frames[-1].shape != frames[0].shape:
                 raise OSError(f"{path} is of another size than the frames before it")
-        name = os.path.dirname(self.part.folders[folder])
+        name = os.path.dirname(self.folders[folder])
         label = self.classes.index(name) if name else -1
         return Sample(torch.cat(frames, dim=1), label, {key: self._quantities(folder, first) for key in self.fields})
 
     def _name(self, folder: int, frame: int) -> str:
-        return f"{self.part.folders[folder]}/{os.fsdecode(bytes(self.part.names[self.part.starts[folder] + frame]))}"
-
-    def _length(self, folder: int) -> int:
-        return int(self.part.starts[folder + 1] - self.part.starts[folder])
+        return f"{self.folders[folder]}/{os.fsdecode(bytes(self.names[self.starts[folder] + frame]))}"
 
     def _load(self, folders: Sequence[str]) -> None:
         """Index all clips of these folders; warns of missing numbers and of folders that are too short."""
@@ -123,9 +107,10 @@ class FrameFolders(FileDataset):
             log.warning("%s: %s", self.folder, short_videos_warning(short, len(folders), len(folders), clip, "skip"))
         if not clips:
             raise ValueError(f"no clip of {clip} in {self.folder}; lower num_frames or stride")
-        starts = np.cumsum([0, *map(len, names)])
-        joined = np.array([os.fsencode(name) for frames in names for name in frames], dtype=bytes)
-        self.part = ClipIndex(tuple(folders), joined, starts, np.array(clips))
+        self.folders = tuple(folders)
+        self.names = np.array([os.fsencode(name) for frames in names for name in frames], dtype=bytes)
+        self.starts = np.cumsum([0, *map(len, names)])  # [folders + 1], offset of each folder's first frame
+        self.clips = np.array(clips)  # [n, 2], folder and first frame in it
 
 
 def _read_table(path: Path, file_column: str, columns: Sequence[str]) -> dict[str, np.ndarray]:

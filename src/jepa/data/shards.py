@@ -98,7 +98,8 @@ def window_shuffle(counts: np.ndarray, width: int, seed: int) -> Order:
     @lru_cache(maxsize=1)
     def samples_of(epoch: int, window: int) -> np.ndarray:
         shards = shards_of(epoch)[0][window * width :][:width]
-        samples = np.concatenate([np.arange(starts[shard], starts[shard] + counts[shard]) for shard in shards])
+        ranges = zip(starts[shards].tolist(), counts[shards].tolist(), strict=True)
+        samples = np.concatenate([np.arange(start, start + count) for start, count in ranges])
         random = generator(seed, epoch, window, "order in shards")
         return samples[torch.randperm(len(samples), generator=random).numpy()]
 

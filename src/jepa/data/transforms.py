@@ -153,15 +153,13 @@ class EvalTransform:
 
     def pictures(self, images: Tensor | Sequence[Tensor]) -> Tensor:
         """The images before normalisation: uint8 [B, C, T, H, W]."""
-        if isinstance(images, Tensor):
-            return self._centre_crop(_as_clips(images))
-        if not images:
-            raise ValueError("an empty list of images; expected at least one")
-        if len({image.shape for image in images}) == 1:
-            return self._centre_crop(_as_clips(torch.stack(list(images))))  # eight times faster for small ones
-        return torch.cat([self._centre_crop(_as_clips(image[None])) for image in images])
-
-    def _centre_crop(self, clips: Tensor) -> Tensor:
+        if not isinstance(images, Tensor):
+            if not images:
+                raise ValueError("an empty list of images; expected at least one")
+            if len({image.shape for image in images}) > 1:
+                return torch.cat([self.pictures(image[None]) for image in images])
+            images = torch.stack(list(images))  # eight times faster for small ones
+        clips = _as_clips(images)
         channels = len(self.normalise.shift)
         if clips.dtype != torch.uint8:
             raise ValueError(f"images of type {clips.dtype}; expected uint8 pixels from 0 to 255, before normalising")

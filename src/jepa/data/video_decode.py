@@ -9,7 +9,7 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing
 from itertools import dropwhile
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -25,22 +25,6 @@ CACHED_BYTES = 2**23
 """Largest size in bytes of a file whose packets PyAV keeps in memory after indexing it."""
 _DECODE_ERRORS = (RuntimeError, ValueError, IndexError, OSError)
 """Exceptions of both libraries on damaged files."""
-
-
-class Video(Protocol):
-    """An open file with `num_frames` frames from `begin` to `end`, in seconds."""
-
-    num_frames: int
-    begin: float
-    end: float
-
-    def at(self, indices: Sequence[int]) -> Tensor:
-        """uint8 [T, 3, H, W], the frames with these numbers"""
-        ...
-
-    def frames_at_seconds(self, seconds: Sequence[float]) -> Tensor:
-        """uint8 [T, 3, H, W], the frames displayed at these times"""
-        ...
 
 
 def read_video(path: str, decoders: Sequence[str], read: Callable[[Video], T]) -> T:
@@ -96,7 +80,7 @@ def _reason(error: BaseException, path: str) -> str:
 
 
 class TorchcodecVideo:
-    """Exact in time: torchcodec scans the file when it opens it."""
+    """As PyAVVideo, by torchcodec, which scans the file when it opens it."""
 
     def __init__(self, path: str) -> None:
         from torchcodec.decoders import VideoDecoder  # pyright: ignore[reportPrivateImportUsage]
@@ -163,6 +147,7 @@ class PyAVVideo:
         self.container.close()
 
     def at(self, indices: Sequence[int]) -> Tensor:
+        """uint8 [T, 3, H, W], the frames with these numbers"""
         times = sorted({self.times[index] for index in indices})
         by_key_frame: dict[int, set[int]] = {}
         for time in times:
@@ -178,6 +163,7 @@ class PyAVVideo:
         return torch.from_numpy(np.stack([pictures[self.times[i]] for i in indices])).permute(0, 3, 1, 2)
 
     def frames_at_seconds(self, seconds: Sequence[float]) -> Tensor:
+        """uint8 [T, 3, H, W], the frames displayed at these times"""
         ticks = np.asarray(seconds) / float(self.stream.time_base) + 1e-6
         return self.at((np.searchsorted(self.times, ticks, side="right") - 1).clip(min=0).tolist())
 
@@ -211,4 +197,6 @@ def _decoding_time(packet: Any) -> int:
     return packet.pts if packet.dts is None else packet.dts
 
 
+Video = PyAVVideo | TorchcodecVideo
+"""An open file with `num_frames` frames from `begin` to `end`, in seconds."""
 _DECODERS: dict[str, Any] = {"pyav": PyAVVideo, "torchcodec": TorchcodecVideo}

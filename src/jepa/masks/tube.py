@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
-from jepa.masks.geometry import tube_faults
-from jepa.masks.sampling import repeat_over_time, smallest, uniform_rows
+from jepa.masks.random import RandomMasker
+from jepa.masks.sampling import repeat_over_time
 from jepa.types import Masks, PatchGrid
 
 
@@ -14,15 +14,10 @@ class TubeMasker:
     faults = "jepa.masks.geometry.tube_faults"
 
     def __init__(self, *, grid: PatchGrid, ratio: float = 0.75):
-        if faults := tube_faults(grid, ratio):
-            raise ValueError("; ".join(faults))
         self.grid = grid
-        self.num_patches = grid.h * grid.w
-        self.num_seen = PatchGrid(1, grid.h, grid.w).num_context(ratio)
-        self.num_context = self.num_seen * grid.t
+        self.frame_masker = RandomMasker(grid=PatchGrid(1, grid.h, grid.w), ratio=ratio)
+        self.num_context = self.frame_masker.num_context * grid.t
 
     def __call__(self, batch_size: int, generator: torch.Generator, rows: Tensor | None = None) -> Masks:
-        keys = uniform_rows(batch_size, self.num_patches, generator, rows)
-        seen = smallest(keys, self.num_seen)
-        hidden = smallest(keys.scatter(1, seen, 2.0), self.num_patches - self.num_seen)
-        return Masks(repeat_over_time(seen, self.grid), repeat_over_time(hidden, self.grid).unsqueeze(1))
+        frame_masks = self.frame_masker(batch_size, generator, rows)
+        return frame_masks.map(lambda patches: repeat_over_time(patches, self.grid))
