@@ -28,6 +28,7 @@ from jepa.data.folders import (
     read_table,
 )
 from jepa.data.listing import Files, held_out_listing, list_files, training_folder
+from jepa.data.loader import MAX_BROKEN_RATIO
 from jepa.data.video_decode import SUFFIXES, Video, choose_decoders, read_video
 from jepa.types import Channels, Positive, PositiveInt
 
