@@ -10,7 +10,7 @@ import pytest
 
 from jepa.config import Composer
 
-MASK = '''
+MASK = """
 from jepa.masks.random import RandomMasker
 
 
@@ -23,7 +23,7 @@ class LowMasker(RandomMasker):
 
     def __init__(self, *, grid, ratio: float = 0.5):
         super().__init__(grid=grid, ratio=ratio)
-'''
+"""
 DATASET = '''
 import torch
 from jepa.types import Sample
