@@ -47,8 +47,8 @@ LEVEL = {part: number for number, parts in enumerate(LEVELS) for part in parts}
 SHARED = {
     "encoders": {"names", "published"},
     "predictors": set(),
-    "masks": {"geometry", "random", "sampling"},
-    "objectives": {"base", "autoencoder", "rules"},
+    "masks": {"geometry", "sampling"},
+    "objectives": {"base", "reconstruction", "rules"},
     "regularizers": {"pooling", "rules"},
     "evaluation": {"types", "samples", "splits", "frozen", "snapshot", "box_snapshot", "probe", "pictures"},
 }

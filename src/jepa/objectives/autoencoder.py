@@ -2,26 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
-from jepa.layers.decoder import PixelDecoder
-from jepa.layers.tokens import patchify_pixels, token_extent, unpatchify
-from jepa.objectives.base import Objective
-from jepa.types import Batch, LossOutput, Masks, PatchGrid, PositiveInt
+from jepa.layers.tokens import patchify_pixels
+from jepa.objectives.reconstruction import Reconstruction
+from jepa.types import Batch, LossOutput, Masks, PositiveInt
 
 
-class Autoencoder(Objective):
-    """Squared error of normalised pixels, mean over all of them; masks are not used.
-
-    With `bottleneck=pooled` the mean token of a clip is compressed to `latent_dim` latents, with `tokens` each token.
-    """
-
-    predicts = "pixels"
-    numbers_per_latent = 1
-    """Number of encoder outputs for each latent."""
+class Autoencoder(Reconstruction):
+    """Squared error of normalised pixels, mean over all of them."""
 
     def __init__(
         self,
@@ -33,54 +24,11 @@ class Autoencoder(Objective):
         decoder_depth: PositiveInt = 4,
         decoder_num_heads: PositiveInt | None = None,
     ) -> None:
-        super().__init__()
-        self.encoder: Any = encoder
-        self.patch = token_extent(self.encoder)
-        self.is_pooled = bottleneck == "pooled"
-        self.squeeze = nn.Linear(self.encoder.embed_dim, latent_dim * self.numbers_per_latent)
-        self.decoder = PixelDecoder(
-            encoder=self.encoder,
-            input_dim=latent_dim,
-            width=decoder_width,
-            depth=decoder_depth,
-            num_heads=decoder_num_heads,
-        )
+        sizes = {"width": decoder_width, "depth": decoder_depth, "num_heads": decoder_num_heads}
+        super().__init__(encoder, latent_dim=latent_dim, bottleneck=bottleneck, **sizes)
 
     def forward(self, batch: Batch, masks: Masks) -> LossOutput:
         tokens, code = self.encode(batch.clips)
         reconstructions = self.decode(code, self.encoder.grid_of(batch.clips))
         loss = (reconstructions - patchify_pixels(batch.clips, self.patch)).square().mean()
         return LossOutput(loss, {"reconstruction": loss.detach()}, tokens.float().mean(dim=1).detach())
-
-    def encode(self, clips: Tensor) -> tuple[Tensor, Tensor]:
-        """[B, C, T, H, W] -> tokens [B, N, D], bottleneck [B, 1 or N, latent_dim * numbers_per_latent]"""
-        tokens = self.encoder(clips)
-        return tokens, self.squeeze(tokens.mean(dim=1, keepdim=True) if self.is_pooled else tokens)
-
-    def latents(self, code: Tensor) -> Tensor:
-        """[B, S, numbers] -> [B, S, latent_dim]: the most likely latents"""
-        return code
-
-    def decode(self, latents: Tensor, grid: PatchGrid) -> Tensor:
-        """[B, S, latent_dim] -> float32 pixels [B, N, P]"""
-        return self.decoder(latents, grid).float()
-
-    @torch.no_grad()
-    def diagnose(self, batch: Batch, masks: Masks) -> dict[str, Tensor]:
-        """Squared error of the reconstruction, and of the mean clip of the batch."""
-        pixels, grid = patchify_pixels(batch.clips, self.patch), self.encoder.grid_of(batch.clips)
-        reconstructions = self.decode(self.latents(self.encode(batch.clips)[1]), grid)
-        return {
-            "error": (reconstructions - pixels).square().mean(),
-            "trivial_error": (pixels - pixels.mean(dim=0)).square().mean(),
-        }
-
-    @torch.no_grad()
-    def pictures(self, batch: Batch, masks: Masks) -> dict[str, Tensor]:
-        latents = self.latents(self.encode(batch.clips)[1])
-        return {"reconstruction": self.to_clips(latents, batch.clips)}
-
-    def to_clips(self, latents: Tensor, clips: Tensor) -> Tensor:
-        """[b, S, latent_dim] -> [b, C, T, H, W], the shape of `clips`"""
-        grid = self.encoder.grid_of(clips)
-        return unpatchify(self.decode(latents, grid), grid, self.patch)[:, :, : clips.shape[2]]

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from jepa.layers.tokens import patchify_pixels
-from jepa.objectives.autoencoder import Autoencoder
+from jepa.objectives.reconstruction import Reconstruction
 from jepa.types import Batch, LossOutput, Masks, NonNegative, PositiveInt
 
 NUM_SAMPLES, NUM_STEPS = 16, 8
@@ -17,7 +17,7 @@ SEED = 0
 """Seed of the latents of the sampled pictures, the same at every evaluation."""
 
 
-class VAE(Autoencoder):
+class VAE(Reconstruction):
     """Squared error of normalised pixels plus the divergence of the latents' posterior from a standard normal.
 
     The loss is 2/P times the negative evidence lower bound of P pixels with unit variance, without its constant:
@@ -39,14 +39,8 @@ class VAE(Autoencoder):
         decoder_depth: PositiveInt = 4,
         decoder_num_heads: PositiveInt | None = None,
     ) -> None:
-        super().__init__(
-            encoder=encoder,
-            latent_dim=latent_dim,
-            bottleneck=bottleneck,
-            decoder_width=decoder_width,
-            decoder_depth=decoder_depth,
-            decoder_num_heads=decoder_num_heads,
-        )
+        sizes = {"width": decoder_width, "depth": decoder_depth, "num_heads": decoder_num_heads}
+        super().__init__(encoder, latent_dim=latent_dim, bottleneck=bottleneck, **sizes)
         self.beta = beta
         self.free_bits = free_bits
 
