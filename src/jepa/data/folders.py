@@ -22,6 +22,8 @@ NO_LABEL = {"", "-1"}
 """Texts of a missing label."""
 MOST_SINGLE_CLASSES = 100
 """Number of samples up to which each may be of a class of its own."""
+HEAD = 65_536
+"""Number of bytes from the beginning of a file by which two data sets are compared."""
 IMAGENET_STATS = {3: ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)), 1: ((0.449,), (0.226,))}
 """Mean and standard deviation of ImageNet's pixels in [0, 1], by the number of channels."""
 
@@ -30,6 +32,7 @@ class FileDataset:
     """Base of the data sets of files; `_load` of a subclass stores the samples of one part."""
 
     held_out: Self | None = None
+    describe: Callable[[int], str]
     _load: Callable[..., None]
 
     def __init__(self, channels: int, *, has_videos: bool = False) -> None:
@@ -40,6 +43,20 @@ class FileDataset:
 
     def validation(self) -> Self | None:
         return self.held_out
+
+    def file(self, index: int) -> str:
+        """Path of the file that holds the sample, or the beginning of it."""
+        return self.describe(index)
+
+    def encoded(self, index: int) -> bytes:
+        """Size and first bytes of the file."""
+        with open(self.file(index), "rb") as file:
+            return str(os.fstat(file.fileno()).st_size).encode() + file.read(HEAD)
+
+    def modified(self, index: int) -> tuple[int, int]:
+        """Size and time of the file."""
+        stat = os.stat(self.file(index))
+        return stat.st_size, stat.st_mtime_ns
 
     def _part(self, *samples: Any) -> Self:
         """A data set with the same settings and other samples."""

@@ -76,6 +76,17 @@ class FrameFolders(FileDataset):
         folder, first = self.clips[index].tolist()
         return f"{self.folder / self.folders[folder]} from frame {first} on"
 
+    def file(self, index: int) -> str:
+        """Path of the first frame."""
+        return str(self.folder / self._name(*self.clips[index].tolist()))
+
+    def modified(self, index: int) -> list[tuple[int, int]]:
+        """Size and time of each frame's file."""
+        folder, first = self.clips[index].tolist()
+        names = (self._name(folder, first + number * self.stride) for number in range(self.num_frames))
+        stats = [os.stat(self.folder / name) for name in names]
+        return [(stat.st_size, stat.st_mtime_ns) for stat in stats]
+
     def _quantities(self, folder: int, first: int) -> Tensor:
         """float32 [Q] of the frame `lag` frames before the middle, at least the folder's first; nan without a row."""
         frame = max(0, first + (self.num_frames - 1) * self.stride // 2 - self.lag)

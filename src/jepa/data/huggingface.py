@@ -14,7 +14,7 @@ from torch import Tensor
 
 from jepa.config.paths import content, on_this_machine
 from jepa.data.decode import decode
-from jepa.data.folders import FileDataset, class_names, class_numbers, is_useful_held_out
+from jepa.data.folders import HEAD, FileDataset, class_names, class_numbers, is_useful_held_out
 from jepa.data.listing import VALIDATION_NAMES
 from jepa.types import Channels
 
@@ -85,6 +85,12 @@ class HuggingFaceImages(FileDataset):
         # the arrow table itself: ten times faster than a row of `datasets`, and without its decoding
         image = self.rows.data.column(self.image_column)[index].as_py()
         return decode(_encoded(image), channels=self.channels), int(self.labels[index])
+
+    def encoded(self, index: int) -> bytes:
+        return _encoded(self.rows.data.column(self.image_column)[index].as_py())[:HEAD]
+
+    def modified(self, index: int) -> str:
+        return self.rows._fingerprint
 
     def describe(self, index: int) -> str:
         image = self.rows.data.column(self.image_column)[index].as_py()

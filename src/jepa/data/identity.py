@@ -14,10 +14,8 @@ import numpy as np
 
 from jepa.types import Dataset, DatasetTraits, Sample
 
-NUM_FILES, NUM_DECODED = 64, 8
-"""Number of samples in a digest whose encoded bytes can be read, and of others."""
-HEAD = 65_536
-"""Bytes from the beginning of a file that enter a digest."""
+NUM_ENCODED, NUM_DECODED = 64, 8
+"""Number of samples whose contents enter a digest: of data with encoded bytes, and of others, which are decoded."""
 UNREADABLE = (OSError, RuntimeError)
 
 
@@ -48,13 +46,13 @@ def digest_of_samples(dataset: Dataset, indices: Sequence[int]) -> str:
     labels = DatasetTraits.of(dataset).labels
     if labels is not None:
         digest.update(np.ascontiguousarray(np.asarray(labels, dtype=np.int64)[np.asarray(indices)]).tobytes())
-    num_samples = NUM_FILES if DatasetTraits.of(dataset).encoded else NUM_DECODED
+    num_samples = NUM_ENCODED if DatasetTraits.of(dataset).encoded else NUM_DECODED
     for position in np.linspace(0, len(indices) - 1, min(num_samples, len(indices))).round().astype(int).tolist():
-        digest.update(_content(dataset, int(indices[position])))
+        digest.update(content_of(dataset, int(indices[position])))
     return digest.hexdigest()[:16]
 
 
-def _content(dataset: Dataset, index: int) -> bytes:
+def content_of(dataset: Dataset, index: int) -> bytes:
     """The encoded bytes of a sample, or its pixels if they are the same every time that they are read."""
     encoded = DatasetTraits.of(dataset).encoded
     try:
@@ -64,13 +62,6 @@ def _content(dataset: Dataset, index: int) -> bytes:
         return first if first == second else b"random"
     except UNREADABLE:
         return b"unreadable"
-
-
-def head_of(path: str) -> bytes:
-    """Size and first bytes of a file."""
-    with open(path, "rb") as file:
-        head = file.read(HEAD)
-        return str(file.seek(0, 2)).encode() + head
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from jepa.config.paths import find_shards
 from jepa.data.decode import decode
-from jepa.data.folders import FileDataset, class_names, class_numbers, is_useful_held_out
+from jepa.data.folders import HEAD, FileDataset, class_names, class_numbers, is_useful_held_out
 from jepa.data.listing import VALIDATION_NAMES
 from jepa.data.loader import Order
 from jepa.data.shard_index import read_index
@@ -78,6 +78,14 @@ class Shards(FileDataset):
     def describe(self, index: int) -> str:
         row = self.index[index]
         return f"{self.paths[row['shard']]}: {os.fsdecode(bytes(row['key']))}"
+
+    def file(self, index: int) -> str:
+        return str(self.paths[self.index["shard"][index]])
+
+    def encoded(self, index: int) -> bytes:
+        """The beginning of the image."""
+        shard, offset, size = self.index[["shard", "offset", "size"]][index].tolist()
+        return self.files.read(shard, min(HEAD, max(0, size)), offset)
 
     def index_order(self, batch_size: int, seed: int) -> Order:
         """Position -> index and epoch, for batches of any size."""

@@ -108,6 +108,9 @@ class VideoFolder(FileDataset):
         path = self._path(video)
         return path if self.clips_per_video == 1 else f"{path} clip {clip + 1} of {self.clips_per_video}"
 
+    def file(self, index: int) -> str:
+        return self._path(self.source(index))
+
     def _clip(self, index: int, start: float) -> tuple[Tensor, int]:
         number = index // self.clips_per_video
         frames = read_video(self._path(number), self.decoders, partial(self._frames, start=start))
