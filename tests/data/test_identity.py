@@ -15,6 +15,7 @@ from PIL import Image
 from tests.helpers.tiny_agent import TINY
 
 from jepa import JEPAAgent, JEPAConfig
+from jepa.cli.eval import main as eval_main
 from jepa.config import ConfigError
 from jepa.data.embedded import Shapes
 from jepa.data.frames import FrameFolders
@@ -126,3 +127,24 @@ def test_a_run_is_not_resumed_on_other_data(tmp_path: Path, change: Callable[[Pa
     change(data)
     with pytest.raises(ConfigError, match=f"the data set has changed since the run was begun: .*{reason}"):
         train(tmp_path / "run", data)
+
+
+@pytest.mark.slow
+def test_jepa_eval_gives_no_figure_of_pictures_that_were_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    train(tmp_path / "outputs" / "run", pictures(tmp_path / "data", count=10))
+    command = [
+        *("run=outputs/run", "dataset=imagefolder", f"dataset.root_path={tmp_path / 'data'}"),
+        *("dataset.image_folder=train", "task=knn", "floors=[pixels]", "num_workers=0", "name=eval", "device=cpu"),
+    ]
+    assert eval_main(command) == 0
+    rows = json.loads((tmp_path / "outputs" / "eval" / "eval.json").read_text())["rows"]
+    pictures(tmp_path / "data", count=10, seed=1)
+    capsys.readouterr()
+    assert eval_main(command) == 1
+    assert "holds results on other test samples" in capsys.readouterr().err
+    assert eval_main([text.replace("name=eval", "name=again") for text in command]) == 0
+    again = json.loads((tmp_path / "outputs" / "again" / "eval.json").read_text())["rows"]
+    assert [row["key"] for row in rows] != [row["key"] for row in again]

@@ -81,10 +81,6 @@ def has_suffix(path: str, suffixes: tuple[str, ...]) -> bool:
     return name.lower().endswith(suffixes) and not name.startswith(".")
 
 
-def sub_folders(folder: Path) -> list[str]:
-    return sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith("."))
-
-
 def read_table(path: Path, key: str, columns: Sequence[str]) -> dict[str, list[Any]]:
     """All columns by name; raises ValueError if the file or one of `columns` is missing."""
     if not path.is_file():

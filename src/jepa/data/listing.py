@@ -38,8 +38,13 @@ class Listing(NamedTuple):
 
     def __str__(self) -> str:
         kind = f" of {len(self.classes)} classes" if self.classes else " without classes"
-        left_out = "; ".join(f"{count:,} {reason}" for reason, count in self.left_out.most_common())
-        return f"{self.files.folder}: {len(self.files.paths):,} files{kind}" + (left_out and f"; left out: {left_out}")
+        return account(f"{self.files.folder}: {len(self.files.paths):,} files{kind}", self.left_out)
+
+
+def account(summary: str, left_out: Counter[str]) -> str:
+    """One line: what is used, and the number of files left out for each reason."""
+    reasons = "; ".join(f"{count:,} {reason}" for reason, count in left_out.most_common() if count)
+    return summary + (reasons and f"; left out: {reasons}")
 
 
 def list_files(folder: Path, suffixes: tuple[str, ...], classes: Sequence[str] | None = None) -> Listing:
@@ -50,24 +55,24 @@ def list_files(folder: Path, suffixes: tuple[str, ...], classes: Sequence[str] |
     in other capitals. Links to folders are followed, except to a folder that is listed anyway. Raises ValueError if
     `folder` cannot be read.
     """
-    walk = _Walk(folder, suffixes)
+    walk = Walk(folder, suffixes)
     by_folder: dict[str, list[str]] = {}
     for path in walk.files():
         by_folder.setdefault(path.partition("/")[0] if "/" in path else "", []).append(path)
     loose = by_folder.pop("", [])
     left_out = walk.left_out()
     if len(by_folder) == 1 and len(*by_folder.values()) <= len(loose):
-        left_out.update({f'in the sub-folder "{_text(name)}"': len(paths) for name, paths in by_folder.items()})
+        left_out.update({f'in the sub-folder "{printable(name)}"': len(paths) for name, paths in by_folder.items()})
         by_folder.clear()
     if by_folder and loose:
         left_out["in no class folder"] += len(loose)
-    own_classes = tuple(map(_text, sorted(by_folder)))
+    own_classes = tuple(map(printable, sorted(by_folder)))
     numbers = match_classes(own_classes, _numbers(own_classes if classes is None else classes))
     paths, labels = [], []
     for name in sorted(by_folder):
-        number, inside = numbers.get(_text(name)), sorted(by_folder[name], key=os.path.split)
+        number, inside = numbers.get(printable(name)), sorted(by_folder[name], key=os.path.split)
         if number is None:
-            left_out[f'of the unknown class "{_text(name)}"'] += len(inside)
+            left_out[f'of the unknown class "{printable(name)}"'] += len(inside)
         else:
             paths += inside
             labels += [number] * len(inside)
@@ -121,12 +126,12 @@ def _numbers(classes: Iterable[str]) -> dict[str, int]:
     return {name: number for number, name in enumerate(classes)}
 
 
-def _text(name: str) -> str:
+def printable(name: str) -> str:
     """The name of a folder as text that can be printed and saved, also if it is not UTF-8."""
     return os.fsencode(name).decode(errors="backslashreplace")
 
 
-class _Walk:
+class Walk:
     """The files below a folder, and what was met on the way."""
 
     def __init__(self, folder: Path, suffixes: tuple[str, ...]) -> None:
@@ -175,7 +180,7 @@ class _Walk:
     def left_out(self) -> Counter[str]:
         reasons = Counter(self.reasons)
         if self.other_suffixes:
-            names = ", ".join(_text(suffix) for suffix, _ in self.other_suffixes.most_common(5))
+            names = ", ".join(printable(suffix) for suffix, _ in self.other_suffixes.most_common(5))
             reasons[f"files of other types ({names})"] = self.other_suffixes.total()
         return reasons
 
