@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from jepa.errors import RunError
+from jepa.config.files import as_mapping
+from jepa.errors import FileError, RunError
 from jepa.evaluation.probe import balanced, confusion_counts, is_uneven, top1
 from jepa.runs.metrics import read_json, write_atomically
 
@@ -119,14 +120,18 @@ class Results:
     @classmethod
     def open(cls, folder: Path, facts: dict[str, Any]) -> Results:
         """Read the stored rows. Raises RunError if they are of another version or on other test samples."""
-        stored = read_json(folder / RESULTS_FILE)
+        path = folder / RESULTS_FILE
+        stored = read_json(path)
         if stored and stored.get("format") != FORMAT:
             raise RunError(
                 f"{folder}/{RESULTS_FILE} is of another version of jepa-eval; give another name=, or remove it"
             )
-        if stored and stored["facts"]["test"] != facts["test"]:
+        if not stored:
+            return cls(folder, facts)
+        as_mapping(stored, path, {"facts": "dict", "rows": "list[dict]"})
+        if stored["facts"].get("test") != facts["test"]:
             raise RunError(f"{folder} holds results on other test samples; give another name=, or remove it")
-        rows = [Row(**row) for row in stored.get("rows", ())]
+        rows = [_row(row, f"{path}: rows[{number}]") for number, row in enumerate(stored["rows"])]
         return cls(folder, facts, {(row.title, row.column): row for row in rows})
 
     def add(self, row: Row) -> None:
@@ -134,3 +139,14 @@ class Results:
         self.folder.mkdir(parents=True, exist_ok=True)
         content = {"format": FORMAT, "facts": self.facts, "rows": [asdict(row) for row in self.rows.values()]}
         write_atomically(self.folder / RESULTS_FILE, json.dumps(content, indent=1, default=str) + "\n")
+
+
+def _row(stored: dict[str, Any], where: str) -> Row:
+    """Raises FileError for what is none."""
+    as_mapping(stored, where, {part.name: str(part.type) for part in fields(Row)})
+    if foreign := stored.keys() - {part.name for part in fields(Row)}:
+        raise FileError(f"{where}: there is no field {min(foreign)}")
+    for number, trial in enumerate(stored["trials"]):
+        of_trial = {part.name: str(part.type) for part in fields(Trial) if part.name != "confusion"}
+        as_mapping(trial, f"{where}.trials[{number}]", of_trial)
+    return Row(**stored)

@@ -16,16 +16,21 @@ from statistics import fmean, stdev
 from typing import Any, NamedTuple
 
 import numpy as np
-import yaml
 
 from jepa.config.catalogue import Catalogue, conf_folder, flatten
+from jepa.config.files import Fields
 from jepa.config.schema import IRRELEVANT, IRRELEVANT_SECTIONS, show_value
-from jepa.errors import RunError
+from jepa.errors import FileError, RunError
 from jepa.reports.verdict import Column, initial_weights, series, table_columns
-from jepa.runs.metrics import METRICS, Row, read_config, read_json, read_rows
+from jepa.runs.metrics import METRICS, Row, read_config, read_ending, read_json, read_rows
 
 BUDGET_FILE, MEASUREMENT_FOLDER = "budget.json", ".measure"
 FINETUNED = Column("fine-tuned", "probe/finetune_top1")
+OF_BUDGET: Fields = {
+    "seconds": "float | None",
+    "members": "Mapping[str, str] | None",
+    **dict.fromkeys(("steps", "samples_per_s"), "Mapping[str, float] | None"),
+}
 CRITERIA = {
     "collapse/rank": "rank",
     "collapse/rank_centred": "centred rank",
@@ -76,7 +81,7 @@ class RunResult:
         points = [(0.0, 0.0, 0.0)]
         for row in self.rows:
             rate = row.get("perf/samples_per_s", math.nan)
-            if rate > 0 and math.isfinite(rate):
+            if rate > 0 and math.isfinite(rate) and "samples" in row:
                 _, before, seconds = points[-1]
                 points.append((row["step"], row["samples"], seconds + (row["samples"] - before) / rate))
         return points
@@ -166,13 +171,13 @@ def find_runs(folders: Sequence[Path]) -> list[RunResult]:
 
 def _read(folder: Path) -> RunResult:
     try:
-        rows, ended, config = read_rows(folder), read_json(folder / "run.json"), read_config(folder)
-    except (ValueError, yaml.YAMLError) as error:
+        rows, ended, config = read_rows(folder), read_ending(folder), read_config(folder)
+    except FileError as error:
         raise RunError(f"{folder} cannot be read: {error}") from error
     budget, method = _budget(folder)
     return RunResult(
         folder=folder,
-        config={"seed": 0, **config},
+        config=config | {"seed": config.get("seed") or 0},
         rows=rows,
         status=ended.get("status", "running"),
         message=ended.get("message", ""),
@@ -181,10 +186,15 @@ def _read(folder: Path) -> RunResult:
     )
 
 
+def read_budget(folder: Path) -> dict[str, Any]:
+    """budget.json of a comparison, which `jepa.comparison.runs` writes; empty if there is none."""
+    return read_json(folder / BUDGET_FILE, OF_BUDGET)
+
+
 def _budget(folder: Path) -> tuple[dict[str, Any], str]:
     """Budget and name of the method, from the comparison that started the run; both are empty without one."""
     for parent in folder.parents:
-        budget = read_json(parent / BUDGET_FILE)
+        budget = read_budget(parent)
         label = folder.relative_to(parent).as_posix()
         if label in budget.get("members", {}):
             return budget, budget["members"][label]

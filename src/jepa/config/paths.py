@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import glob
-import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
+
+from jepa.config.files import Fields, as_mapping, read_json
 
 ENCODER_FORMAT = "jepa-train encoder 1"
 """`format` in the config.json of an encoder that was exported as safetensors."""
@@ -17,6 +18,18 @@ EXPECTED = (
     "expected a run or checkpoint of jepa-train, a folder of jepa-export or of transformers (ijepa or vjepa2), a file "
     "of I-JEPA or V-JEPA (.pth.tar, .pt), hf:ORG/NAME or timm:NAME"
 )
+
+CLIP_SHAPE = "tuple[PositiveInt, PositiveInt, PositiveInt, PositiveInt]"
+OF_TRANSFORMERS: Fields = {
+    "model_type": f"Literal{list(MODELS)}",
+    "hidden_act": "str | None",
+    "qkv_bias": "bool | None",
+    "layer_norm_eps": "Positive | None",
+    "image_size": "PositiveInt | tuple[PositiveInt, PositiveInt] | None",
+    **dict.fromkeys(("crop_size", "frames_per_clip", "num_channels", "in_chans"), "PositiveInt | None"),
+    "num_attention_heads": "PositiveInt | None",
+}
+"""What is read in the config.json of transformers."""
 
 
 class Source(NamedTuple):
@@ -55,27 +68,18 @@ def shape_of(source: Source) -> tuple[int, int, int, int] | None:
     if source.kind == "run":
         states = (folder / "state.json" for folder in (place, place / "checkpoints" / "last"))
         found = next((path for path in states if path.is_file()), None)
-        return tuple(read_json(found)["clip_shape"]) if found else None
+        return tuple(read_json(found, {"clip_shape": CLIP_SHAPE})["clip_shape"]) if found else None
+    config_file = place / "config.json"
     if source.kind == "exported":
-        return tuple(read_json(place / "config.json")["encoder"]["clip_shape"])
+        node = read_json(config_file, {"encoder": "dict"})["encoder"]
+        return tuple(as_mapping(node, f"{config_file}: encoder", {"clip_shape": CLIP_SHAPE})["clip_shape"])
     if source.kind != "transformers":
         return None
-    config = read_json(place / "config.json")
+    config = read_json(config_file, OF_TRANSFORMERS)
     size = config.get("image_size") or config.get("crop_size") or 224
     height, width = size if isinstance(size, list) else (size, size)
     channels = config.get("num_channels") or config.get("in_chans") or 3
     return channels, config.get("frames_per_clip") or 1, height, width
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Raises ValueError for what is no mapping in JSON."""
-    try:
-        content = json.loads(path.read_text())
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path} cannot be read ({error})") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} holds no mapping")
-    return content
 
 
 def _timm(name: str) -> Source:

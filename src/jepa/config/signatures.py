@@ -150,11 +150,17 @@ def _aliases() -> dict[str, ast.expr]:
     return {ast.unparse(node.targets[0]): node.value for node in nodes if "Annotated" in ast.unparse(node.value)}
 
 
+@cache
+def parsed(text: str) -> ast.expr:
+    """The annotation in a text."""
+    return ast.parse(text, mode="eval").body
+
+
 def _resolved(annotation: ast.expr | None) -> ast.expr | None:
     """Without quotes, and an alias written out."""
     match annotation:
         case ast.Constant(value=str(text)):
-            return _resolved(ast.parse(text, mode="eval").body)
+            return _resolved(parsed(text))
         case ast.Name(id=name):
             return _aliases().get(name, annotation)
     return annotation
@@ -220,7 +226,7 @@ def _fits_generic(name: str, inner: list[ast.expr], value: Any) -> bool:
     if name in ("Optional", "Union"):
         return (name == "Optional" and value is None) or any(fits(option, value) for option in inner)
     if name in DICTS:
-        return isinstance(value, dict)
+        return isinstance(value, dict) and all(all(map(fits, inner, item)) for item in value.items())
     if name not in LISTS:
         return True
     if not isinstance(value, list | tuple):

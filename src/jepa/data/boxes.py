@@ -15,7 +15,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from jepa.config.paths import existing, read_json
+from jepa.config.files import read_json
+from jepa.config.paths import existing
 from jepa.data.decode import SUFFIXES, decode, warn_of_slow_decoding
 from jepa.data.folders import HoldingOut, has_suffix
 from jepa.data.images import NATURAL
@@ -277,7 +278,7 @@ def read_coco(source: Path, pictures: Path) -> tuple[list[Annotated], tuple[str,
 
     Crowds (`iscrowd`) are left out: their box is none of a single thing.
     """
-    content = read_json(source)
+    content = read_json(source, max_bytes=None)
     categories = {entry["id"]: str(entry["name"]) for entry in _entries(source, content, "categories", "id name")}
     boxes: dict[Any, list[Box]] = {
         entry["id"]: [] for entry in _entries(source, content, "images", "id file_name height width")

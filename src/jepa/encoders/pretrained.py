@@ -19,7 +19,8 @@ from torch.utils._python_dispatch import _disable_current_modes, is_in_torch_dis
 from torch.utils.checkpoint import checkpoint
 
 from jepa.config import factory
-from jepa.config.paths import Source, find_source, read_json
+from jepa.config.files import read_json
+from jepa.config.paths import Source, find_source
 from jepa.data.transforms import EvalTransform
 from jepa.encoders.names import TABLE
 from jepa.encoders.published import Weights, download, load_exact, read_weights

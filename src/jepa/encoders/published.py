@@ -19,7 +19,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from jepa.config.paths import ENCODER_FORMAT, EXPECTED, Source, find_source, read_json
+from jepa.config.files import read_json
+from jepa.config.paths import ENCODER_FORMAT, EXPECTED, Source, find_source
 from jepa.data.images import NATURAL
 from jepa.data.loader import first_line
 from jepa.encoders.names import (

@@ -16,6 +16,12 @@ from jepa.runs import checkpoint
 from jepa.runs.checkpoint import CheckpointError
 from jepa.runs.metrics import read_config, read_rows
 
+OF_CONFIG = {
+    **{"name": "str", "seed": "int", "batch_size": "int", "lr": "float"},
+    **dict.fromkeys(("encoder", "mask", "objective", "dataset", "optimizer"), "dict"),
+}
+"""What the card says of a configuration."""
+
 
 class Provenance(NamedTuple):
     """How an encoder was trained."""
@@ -33,7 +39,7 @@ def read_provenance(source: str) -> Provenance:
     except CheckpointError:
         name = Path(source).name if Path(source).exists() else source
         return Provenance(name, {"weights": f"`{name}`"}, "")
-    step, config = checkpoint.peek(folder)["step"], read_config(folder)
+    step, config = checkpoint.peek(folder)["step"], read_config(folder, OF_CONFIG)
     rows = [row for row in read_rows(folder.parent.parent) if row["step"] <= step]
     has_probes = any(name.startswith(("probe/", "collapse/")) for row in rows for name in row)
     results = final_table(rows, initial_weights(config)).terminal() if has_probes else ""
@@ -43,7 +49,7 @@ def read_provenance(source: str) -> Provenance:
 def _facts(config: Mapping[str, Any], step: int) -> dict[str, str]:
     optimizer, weights = _class(config["optimizer"]), config["encoder"].get("weights")
     initial = (
-        {} if weights is None else {"initial weights": weights if weights.startswith("hf:") else Path(weights).name}
+        {} if weights is None else {"initial weights": weights if str(weights).startswith("hf:") else Path(str(weights)).name}
     )
     return initial | {
         "run": f"`{config['name']}`, step {step:,}, seed {config['seed']}",
@@ -63,7 +69,8 @@ def _dataset(node: Mapping[str, Any]) -> str:
     """Class and name of the data set, without a path, since the card may be published."""
     parts = node.get("parts")
     if isinstance(parts, Mapping):
-        return f"{_class(node)} of {', '.join(_dataset(part) for part in parts.values())}"
+        named = (_dataset(part) for part in parts.values() if isinstance(part, Mapping))
+        return f"{_class(node)} of {', '.join(named)}"
     name = node.get("name") or (Path(str(node["path"])).name if node.get("path") else "")
     return f"{_class(node)} {name}".strip()
 

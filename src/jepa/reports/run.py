@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 from markupsafe import Markup
 
+from jepa.errors import FileError
 from jepa.reports.charts import Baseline, Chart, Line, Point, line_chart, number, scatter
 from jepa.reports.page import Table, data_url, image, principal_plane, render
 from jepa.reports.sections import DETECTION, MOTION, SECTIONS, TRAINING, Curve, class_curves
@@ -30,12 +30,12 @@ from jepa.reports.verdict import (
     verdict,
 )
 from jepa.runs.metrics import (
-    CAPTIONS,
     MEDIA,
-    PROVENANCE,
     Row,
+    read_captions,
     read_config,
-    read_json,
+    read_ending,
+    read_provenance,
     read_rows,
     step_of,
     write_atomically,
@@ -63,10 +63,10 @@ def write_report(folder: Path) -> Path:
     """Write FOLDER/report.html from the files of the run; readers see the old report or the new one."""
     folder = Path(folder)
     rows = read_rows(folder)
-    provenance = read_json(folder / PROVENANCE)
-    status, message = _status(provenance, read_json(folder / "run.json"))
+    provenance = read_provenance(folder)
+    status, message = _status(provenance, read_ending(folder))
     config: dict = {}
-    with suppress(yaml.YAMLError):  # edited by hand: it is shown as it is
+    with suppress(FileError):  # edited by hand: it is shown as it is
         config = read_config(folder)
     initial = initial_weights(config)
     judgement = verdict(rows, initial)
@@ -197,7 +197,7 @@ def _panels(folder: Path, initial: str) -> list[Panel]:
     last = max(folder.glob(f"{MEDIA}/step_*"), default=None)
     if last is None:
         return []
-    captions = read_json(last / CAPTIONS)
+    captions = read_captions(last)
     order = {name: index for index, name in enumerate(captions)}
     paths = sorted(last.glob("*.png"), key=lambda path: order.get(path.stem, len(order)))
     panels = [_panel(path, _picture, captions.get(path.stem, ""), initial) for path in paths]
