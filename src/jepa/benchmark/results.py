@@ -131,7 +131,9 @@ class Results:
         as_mapping(stored, path, {"facts": "dict", "rows": "list[dict]"})
         if stored["facts"].get("test") != facts["test"]:
             raise RunError(f"{folder} holds results on other test samples; give another name=, or remove it")
-        rows = [_row(row, f"{path}: rows[{number}]") for number, row in enumerate(stored["rows"])]
+        rows = [
+            _row(row, f"{path}: rows[{number}]", len(facts["classes"])) for number, row in enumerate(stored["rows"])
+        ]
         return cls(folder, facts, {(row.title, row.column): row for row in rows})
 
     def add(self, row: Row) -> None:
@@ -141,11 +143,14 @@ class Results:
         write_atomically(self.folder / RESULTS_FILE, json.dumps(content, indent=1, default=str) + "\n")
 
 
-def _row(stored: dict[str, Any], where: str) -> Row:
+def _row(stored: dict[str, Any], where: str, num_classes: int) -> Row:
     """Raises FileError for what is none."""
     as_mapping(stored, where, {part.name: str(part.type) for part in fields(Row)})
     if foreign := stored.keys() - {part.name for part in fields(Row)}:
         raise FileError(f"{where}: there is no field {min(foreign)}")
+    matrix = stored["confusion"] or [[0] * num_classes] * num_classes
+    if {num_classes} != {len(stored["per_class"]), len(matrix), *map(len, matrix)}:
+        raise FileError(f"{where}: has figures of other classes than the {num_classes} of the data")
     for number, trial in enumerate(stored["trials"]):
         of_trial = {part.name: str(part.type) for part in fields(Trial) if part.name != "confusion"}
         as_mapping(trial, f"{where}.trials[{number}]", of_trial)

@@ -15,6 +15,7 @@ from jepa.config.paths import on_this_machine
 from jepa.data.decode import decode, warn_of_slow_decoding
 from jepa.data.folders import NO_LABEL, VALIDATION_NAMES, HoldingOut, class_names, class_numbers
 from jepa.data.images import NATURAL
+from jepa.data.parquet import open_split
 from jepa.types import Channels
 
 if TYPE_CHECKING:
@@ -93,7 +94,7 @@ def _find_splits(path: str, subset: str | None, known: Sequence[str]) -> dict[st
         raise ValueError(f"dataset.path={path}: {fault}") from fault
     if local is not None:
         files = _parquet_files(local, known)
-        return {s: partial(datasets.load_dataset, "parquet", data_files={s: f}, split=s) for s, f in files.items()}
+        return {s: partial(open_split, datasets.load_dataset, s, f) for s, f in files.items()}
     try:
         names = datasets.get_dataset_split_names(path, config_name=subset)
     except (OSError, ValueError) as fault:

@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from jepa.config.files import MAX_BYTES, parse_json
 from jepa.data.decode import SUFFIXES
 
 log = logging.getLogger(__name__)
@@ -23,6 +24,10 @@ COLUMNS = ("shard", "offset", "size", "key", "label")
 NUM_THREADS = 16
 """that read headers at once: on a file server each one is a journey"""
 LONGEST_LABEL = 100
+LONGEST_PATH = 4096
+"""Number of characters of a member's name that are kept."""
+LONGEST_HEADER = 1 << 20
+"""Size in bytes of a header ahead of a member's own, which holds its long name."""
 BLOCK = 512
 """bytes of a tar header, and what members are filled up to"""
 _UNUSABLE = (OSError, ValueError, EOFError)
@@ -48,13 +53,13 @@ def read_index(shards: Sequence[Path], image_key: str | None, label_key: str) ->
     paths = (shards[0].parent / name, cache / name)
     for path in paths:
         with suppress(*_UNUSABLE):
-            return np.load(path, mmap_mode="r")
+            return _mapped(path)
     for path in paths:
         with suppress(OSError), _one_at_a_time(path.parent):  # the next where this one can't be written
             with suppress(*_UNUSABLE):
-                return np.load(path, mmap_mode="r")  # another rank has written it in the meantime
+                return _mapped(path)  # another rank has written it in the meantime
             _write(path, _read_all(shards, image_key, label_key))
-            return np.load(path, mmap_mode="r")
+            return _mapped(path)
     log.warning("the index of the shards is not kept: neither %s nor %s can be written", *paths)
     return _read_all(shards, image_key, label_key)
 
@@ -67,6 +72,13 @@ def _one_at_a_time(folder: Path) -> Iterator[None]:
         with suppress(OSError):
             fcntl.flock(lock, fcntl.LOCK_EX)
         yield
+
+
+def _mapped(path: Path) -> np.ndarray:
+    rows = np.load(path, mmap_mode="r")
+    if not isinstance(rows, np.ndarray) or rows.dtype.names != COLUMNS or rows.ndim != 1:
+        raise ValueError(f"{path} is no index")
+    return rows
 
 
 def _write(path: Path, rows: np.ndarray) -> None:
@@ -128,9 +140,11 @@ def _label(file: int, members: dict[str, Member], label_key: str) -> bytes:
     member = members.get("cls") or members.get("json")
     if member is None:
         return b""
+    if member.size > MAX_BYTES:
+        raise ValueError(f"{member.name}: has {member.size:,} bytes, too many for a label")
     value: object = os.pread(file, member.size, member.offset)
     try:
-        value = value.decode().strip() if "cls" in members else json.loads(value).get(label_key)
+        value = value.decode().strip() if "cls" in members else parse_json(value, "it").get(label_key)
     except (ValueError, AttributeError) as fault:
         raise ValueError(f"{member.name}: {fault}") from fault
     if not isinstance(value, str | int | None) or len(text := "" if value is None else str(value)) > LONGEST_LABEL:
@@ -148,9 +162,12 @@ def members_of(file: int) -> Iterator[Member]:
         if header[257:262] != b"ustar":
             raise ValueError(f"damaged, or no tar (compressed?): no header at byte {place}; fetch or write it again")
         kind, offset = header[156:157], place + BLOCK
-        digits = header[124:136]  # octal, or above 8 GB a binary number after the byte 0x80
-        size = int.from_bytes(digits[1:], "big") if digits[0] == 0x80 else int(digits.strip(b"\0 ") or b"0", 8)
-        size = int(said.get("size", size))
+        try:
+            size = _size(header[124:136], said)
+            if kind in b"xgLK" and size > LONGEST_HEADER:
+                raise ValueError(f"a header of {size:,} bytes")
+        except ValueError as fault:
+            raise ValueError(f"damaged at byte {place} ({fault}); fetch or write it again") from fault
         if not 0 <= size <= length - offset:
             raise ValueError(f"cut off at byte {length}; fetch or write it again")
         place = offset + -(-size // BLOCK) * BLOCK
@@ -159,7 +176,7 @@ def members_of(file: int) -> Iterator[Member]:
         elif kind in b"0\0":
             name, prefix = header[:100].split(b"\0")[0], header[345:500].split(b"\0")[0]
             whole = prefix + b"/" + name if header[262] == 0 and prefix else name  # POSIX splits a long one
-            yield Member(said.get("path") or os.fsdecode(whole), offset, size)
+            yield Member(said.get("path", "")[:LONGEST_PATH] or os.fsdecode(whole), offset, size)
         if kind not in b"gxLK":
             said = {}
 
@@ -169,9 +186,19 @@ def _said_before(kind: bytes, data: bytes) -> dict[str, str]:
     if kind == b"L":
         return {"path": os.fsdecode(data.rstrip(b"\0"))}
     said: dict[str, str] = {}
-    while data:
-        digits = data.partition(b" ")[0]
-        name, _, value = data[len(digits) + 1 : int(digits) - 1].partition(b"=")
+    place = 0
+    while place < len(data):
+        digits = data[place : place + 20].partition(b" ")[0]
+        end = place + int(digits)
+        if end <= place + len(digits):
+            raise ValueError(f"damaged: a record of {end - place} bytes; fetch or write it again")
+        name, _, value = data[place + len(digits) + 1 : end - 1].partition(b"=")
         said[name.decode()] = os.fsdecode(value)
-        data = data[max(1, int(digits)) :]
+        place = end
     return said
+
+
+def _size(digits: bytes, said: dict[str, str]) -> int:
+    """The size of a member: octal, or above 8 GB a binary number after the byte 0x80, or what was said before."""
+    size = int.from_bytes(digits[1:], "big") if digits[0] == 0x80 else int(digits.strip(b"\0 ") or b"0", 8)
+    return int(said.get("size", size))

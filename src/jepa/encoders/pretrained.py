@@ -18,18 +18,24 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import _disable_current_modes, is_in_torch_dispatch_mode
 from torch.utils.checkpoint import checkpoint
 
-from jepa.config import factory
-from jepa.config.files import read_json
+from jepa.config.files import Fields, as_mapping, read_json
 from jepa.config.paths import Source, find_source
 from jepa.data.transforms import EvalTransform
 from jepa.encoders.names import TABLE
+from jepa.encoders.nodes import build, check_timm, outline
 from jepa.encoders.published import Weights, download, load_exact, read_weights
 from jepa.layers.position import resampled
 from jepa.layers.tokens import gather_tokens, grid_of, make_grid, patch_pair
-from jepa.runs.checkpoint import CheckpointError
+from jepa.runs.checkpoint import CheckpointError, as_checkpoint_errors
 from jepa.suggestions import suggestion
 from jepa.types import ClipShape, PatchGrid, PositiveInt, ShareBelowOne
 
+OF_TIMM: Fields = {"architecture": "str", "model_args": "dict | None", "pretrained_cfg": "dict | None"}
+OF_PRETRAINED: Fields = {
+    "input_size": "tuple[PositiveInt, PositiveInt, PositiveInt] | None",
+    **dict.fromkeys(("mean", "std"), "Sequence[float] | None"),
+}
+"""What is read in config.json of timm."""
 OURS = {"num_classes", "img_size", "in_chans", "drop_path_rate", "dynamic_img_size"}
 """Arguments of timm's models that follow from ours, or that only its classifier needs."""
 
@@ -80,6 +86,7 @@ def _open(
         return _open_timm(source.place, clip_shape, fresh=fresh, values=values or {})
     with _disable_current_modes():
         found = read_weights(source, num_heads=attention_heads)
+        stored = outline(found.node, found.tensors, source, any_clip=clip_shape is not None)
     node = found.node | dict(values or {})
     node["clip_shape"] = list(node["clip_shape"] if clip_shape is None else clip_shape)
     if node["clip_shape"][0] != found.node["clip_shape"][0]:
@@ -87,9 +94,9 @@ def _open(
             f"{source} reads {found.node['clip_shape'][0]} channels, the data set has {node['clip_shape'][0]}: "
             "choose a data set with as many"
         )
-    encoder = factory(node)()
+    encoder = build(node)
     if not fresh:
-        load_exact(encoder, _on_grid(found, encoder), source)
+        load_exact(encoder, _on_grid(found, stored, encoder), source)
     encoder.node = node
     return encoder, found.mean, found.std
 
@@ -101,12 +108,12 @@ def _find(text: str) -> Source:
         raise CheckpointError(str(error)) from error
 
 
-def _on_grid(found: Weights, encoder: Any) -> dict[str, Tensor]:
-    """The tensors, with stored positions resampled for the grid of the encoder."""
+def _on_grid(found: Weights, stored: Any, encoder: Any) -> dict[str, Tensor]:
+    """The tensors, with positions resampled from the grid of the encoder `stored` to that of the encoder."""
     if TABLE not in found.tensors:
         return found.tensors
-    before = factory(found.node | {"depth": 1})().positions.grid
-    return found.tensors | {TABLE: resampled(found.tensors[TABLE], before, encoder.positions.grid)}
+    table = resampled(found.tensors[TABLE], stored.positions.grid, encoder.positions.grid)
+    return found.tensors | {TABLE: table}
 
 
 class TimmEncoder(nn.Module):
@@ -190,12 +197,12 @@ def _open_timm(
     name: str, clip_shape: Sequence[int] | None, *, fresh: bool, values: Mapping[str, Any]
 ) -> tuple[Any, Sequence[float], Sequence[float]]:
     config, folder = _described(name, fresh=fresh)
-    noted = config.get("pretrained_cfg", config)
-    channels, height, width = noted.get("input_size", (3, 224, 224))
+    noted = config.get("pretrained_cfg") or config
+    channels, height, width = noted.get("input_size") or (3, 224, 224)
     encoder = TimmEncoder(
         clip_shape=clip_shape or (channels, 1, height, width),
         architecture=config["architecture"],
-        arguments={key: value for key, value in config.get("model_args", {}).items() if key not in OURS},
+        arguments={key: value for key, value in (config.get("model_args") or {}).items() if key not in OURS},
         folder=None if fresh else folder,
         **values,
     )
@@ -215,7 +222,13 @@ def _described(name: str, *, fresh: bool) -> tuple[dict[str, Any], str | None]:
         if not place:
             raise CheckpointError(f"timm:{name} has no weights; see timm.list_pretrained()")
     folder = place if kind == "local-dir" else download(place)
-    return read_json(Path(folder) / "config.json"), folder
+    path = Path(folder) / "config.json"
+    with as_checkpoint_errors():
+        config = read_json(path, OF_TIMM)
+        as_mapping(config.get("pretrained_cfg") or {}, f"{path}: pretrained_cfg", OF_PRETRAINED)
+        as_mapping(config, path, OF_PRETRAINED)
+    check_timm(config["architecture"], config.get("model_args") or {}, path)
+    return config, folder
 
 
 def _noted(name: str) -> dict[str, Any]:

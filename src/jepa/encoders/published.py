@@ -9,8 +9,9 @@ import json
 import math
 import pickle
 import re
+import struct
 import zipfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,8 +20,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from jepa.config.files import read_json
-from jepa.config.paths import ENCODER_FORMAT, EXPECTED, Source, find_source
+from jepa.config.files import Fields, as_mapping, read_json
+from jepa.config.paths import CLIP_SHAPE, ENCODER_FORMAT, EXPECTED, OF_TRANSFORMERS, Source, find_source
 from jepa.data.images import NATURAL
 from jepa.data.loader import first_line
 from jepa.encoders.names import (
@@ -34,6 +35,7 @@ from jepa.encoders.names import (
     from_foreign,
     name_pairs,
 )
+from jepa.encoders.nodes import check_names, check_node, check_tensors, first_names
 from jepa.runs import checkpoint
 from jepa.runs.checkpoint import CheckpointError
 from jepa.runs.metrics import read_config
@@ -45,8 +47,14 @@ NUM_HEADS_ROTARY = NUM_HEADS | {1408: 22, 1664: 26}
 """Of V-JEPA 2, whose giant encoder has narrower heads."""
 ROTARY_CLIP = (16, 256, 256)
 """Frames, height and width of a clip of V-JEPA 2, which neither weights nor positions tell."""
+OF_PIXELS: Fields = {"mean": "Sequence[float]", "std": "Sequence[float]"}
+OF_PREPROCESSOR: Fields = dict.fromkeys(("image_mean", "image_std"), "Sequence[float] | None")
 NUM_MASK_TOKENS = 2
 """Of a predictor of V-JEPA; that of V-JEPA 2 has more, and its files hold a table of positions that nothing reads."""
+
+_FAULTS = (RuntimeError, EOFError, OSError, ValueError, LookupError, AttributeError, TypeError, ArithmeticError)
+_FAULTS += (AssertionError, MemoryError, struct.error, zipfile.BadZipFile)
+"""What torch raises at pickles that it has not written."""
 
 
 class Weights(NamedTuple):
@@ -58,6 +66,7 @@ class Weights(NamedTuple):
     std: Sequence[float]
 
 
+@checkpoint.as_checkpoint_errors()
 def read_weights(source: Source, *, num_heads: int | None = None) -> Weights:
     """The encoder of a source of any kind but timm's. `num_heads` stands in where a published width is not known.
 
@@ -72,7 +81,11 @@ def read_weights(source: Source, *, num_heads: int | None = None) -> Weights:
         "transformers": _read_transformers,
     }
     path = Path(source.place)
-    return readers[source.kind](path) if source.kind in readers else _read_file(path, num_heads)
+    weights = readers[source.kind](path) if source.kind in readers else _read_file(path, num_heads)
+    channels = weights.node["clip_shape"][0]
+    if {channels} != {len(weights.mean), len(weights.std)}:
+        raise CheckpointError(f"{source}: mean and std of its pixels are not of {channels} channels")
+    return weights
 
 
 def write_encoder(folder: Path, encoder: Any) -> None:
@@ -88,50 +101,30 @@ def write_encoder(folder: Path, encoder: Any) -> None:
 
 def load_exact(encoder: nn.Module, tensors: Mapping[str, Tensor], source: Source) -> None:
     """Load the tensors; CheckpointError where names or shapes are not those of the encoder."""
-    own = encoder.state_dict()
-    _check_names(source, lacking=own.keys() - tensors.keys(), foreign=tensors.keys() - own.keys())
-    differing = [name for name, tensor in own.items() if tensor.shape != tensors[name].shape]
-    if differing:
-        shapes = ", ".join(f"{n} {list(tensors[n].shape)} instead of {list(own[n].shape)}" for n in differing[:3])
-        raise CheckpointError(f"{source} does not fit the encoder that it describes: {shapes}")
+    check_tensors(encoder.state_dict(), tensors, source)
     encoder.load_state_dict(dict(tensors))
-
-
-def check_node(node: Any, source: Path) -> dict[str, Any]:
-    """The node, unless building it would run code that is not an encoder of this package."""
-    target = node.get("_target_") if isinstance(node, Mapping) else None
-    if not str(target).startswith("jepa.encoders.") or _names_targets(node.values()):
-        raise CheckpointError(f"{source}: encoder {target} is not one of jepa.encoders")
-    return dict(node)
-
-
-def _names_targets(values: Iterable[Any]) -> bool:
-    inner = [value for value in values if isinstance(value, Mapping)]
-    lists = [value for value in values if isinstance(value, list | tuple)]
-    return any("_target_" in value or _names_targets(value.values()) for value in inner) or any(
-        map(_names_targets, lists)
-    )
 
 
 def _read_run(path: Path) -> Weights:
     """The encoder of a run folder or a checkpoint; what was trained before checkpoints named it is in its config."""
     found = checkpoint.find(path)
     state = checkpoint.read_state(found)
-    node = state.get("encoder") or read_config(found)["encoder"] | {"clip_shape": state["clip_shape"]}
+    as_mapping(state, found / "state.json", {"backbone": "str", "clip_shape": CLIP_SHAPE, **OF_PIXELS})
+    config = {} if state.get("encoder") else read_config(found, {"encoder": "dict"})
+    node = state.get("encoder") or config["encoder"] | {"clip_shape": state["clip_shape"]}
     tensors = checkpoint.load_model(found, state["backbone"] + ".")
     return Weights(check_node(node, found), tensors, state["mean"], state["std"])
 
 
 def _read_exported(path: Path) -> Weights:
-    config = _json(path / "config.json")
-    if lacking := {"encoder", "mean", "std"} - config.keys():
-        raise CheckpointError(f"{path / 'config.json'} lacks {', '.join(sorted(lacking))}")
+    config = read_json(path / "config.json", {"encoder": "dict", **OF_PIXELS})
     return Weights(check_node(config["encoder"], path), _safetensors(path), config["mean"], config["std"])
 
 
 def _read_transformers(path: Path) -> Weights:
     """A folder of transformers; where config.json is silent, the defaults of IJepaConfig and VJEPA2Config hold."""
-    config, tensors = _json(path / "config.json"), _safetensors(path)
+    stored, tensors = read_json(path / "config.json", OF_TRANSFORMERS), _safetensors(path)
+    config = {name: value for name, value in stored.items() if value is not None}
     kind = config["model_type"]
     if (act := config.get("hidden_act", "gelu")) != "gelu":
         raise CheckpointError(f"{path}: hidden_act={act}; this trunk has the exact gelu alone")
@@ -199,12 +192,13 @@ def _translate(
     wanted = {
         name for ours, theirs in name_pairs(names, max(depth, 1)) if ours != TABLE or needs_table for name in theirs
     }
-    _check_names(path, lacking=wanted - tensors.keys(), foreign=tensors.keys() - wanted)
+    check_names(path, lacking=wanted - tensors.keys(), foreign=tensors.keys() - wanted)
     patch = tensors[f"{names['embed'][0]}.weight"]
     hidden = tensors[names["blocks.{}.mlp.fc1"][0].format(0) + ".weight"]
     table = tensors[names[TABLE][0]] if needs_table else None
-    if hidden.ndim != 2 or (table is not None and (table.ndim != 3 or table.shape[0] != 1)):
-        raise CheckpointError(f"{path}: its tensors have shapes that no encoder of I-JEPA or V-JEPA has")
+    is_odd = patch.ndim not in (4, 5) or hidden.ndim != 2 or not min(*patch.shape, *hidden.shape)
+    if is_odd or (table is not None and (table.ndim != 3 or table.shape[0] != 1)):
+        raise _odd_shapes(path)
     width, channels, *cut = patch.shape
     ratio = len(hidden) / width
     sizes = {
@@ -216,19 +210,14 @@ def _translate(
         "mlp_ratio": ratio if int(width * ratio) == len(hidden) else (len(hidden) + 0.5) / width,
         "norm_eps": 1e-6,
     }
-    return {name: tensor.float() for name, tensor in from_foreign(tensors, names).items()}, sizes
+    try:
+        return {name: tensor.float() for name, tensor in from_foreign(tensors, names).items()}, sizes
+    except (RuntimeError, IndexError) as error:
+        raise _odd_shapes(path) from error
 
 
-def _check_names(source: Any, lacking: Iterable[str], foreign: Iterable[str]) -> None:
-    lacking, foreign = sorted(lacking), sorted(foreign)
-    if lacking:
-        raise CheckpointError(f"{source} lacks {_first_names(lacking)}")
-    if foreign:
-        raise CheckpointError(f"{source} is of another architecture: it also has {_first_names(foreign)}")
-
-
-def _first_names(names: Sequence[str]) -> str:
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+def _odd_shapes(path: Path) -> CheckpointError:
+    return CheckpointError(f"{path}: its tensors have shapes that no encoder of I-JEPA or V-JEPA has")
 
 
 def _zero_biases(tensors: Mapping[str, Tensor], names: Names) -> dict[str, Tensor]:
@@ -246,9 +235,13 @@ def _encoder_in(stored: Mapping[str, Any], path: Path) -> dict[str, Tensor]:
     for name, tensor in found.items():
         if not isinstance(name, str) or not isinstance(tensor, Tensor):
             raise CheckpointError(
-                f"{path} holds neither target_encoder nor encoder, but {_first_names(sorted(map(str, found)))}"
+                f"{path} holds neither target_encoder nor encoder, but {first_names(sorted(map(str, found)))}"
             )
+        if tensor.layout is not torch.strided or tensor.device.type != "cpu" or not tensor.is_floating_point():
+            raise CheckpointError(f"{path}: {name} is no dense tensor of floating point numbers")
         tensors[_strip_prefix(name)] = tensor
+    if (size := sum(tensor.nbytes for tensor in tensors.values())) > path.stat().st_size:
+        raise CheckpointError(f"{path} is damaged: its tensors have {size:,} bytes, more than the file")
     return tensors
 
 
@@ -285,20 +278,25 @@ def _square_grid(table: Tensor, in_time: bool, path: Path) -> tuple[int, int, in
 def _colours(folder: Path, channels: int) -> tuple[Sequence[float], Sequence[float]]:
     """Mean and standard deviation that a preprocessor names, else those of natural images."""
     for name in ("preprocessor_config.json", "video_preprocessor_config.json"):
-        config = _json(folder / name) if (folder / name).is_file() else {}
-        if len(config.get("image_mean", ())) == len(config.get("image_std", ())) == channels:
+        config = read_json(folder / name, OF_PREPROCESSOR) if (folder / name).is_file() else {}
+        if len(config.get("image_mean") or ()) == len(config.get("image_std") or ()) == channels:
             return config["image_mean"], config["image_std"]
     return NATURAL.get(channels, ([0.5] * channels, [0.5] * channels))
 
 
 def _unpickle(path: Path) -> Mapping[str, Any]:
     try:
-        stored = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+        is_zip = zipfile.is_zipfile(path)
+        if is_zip and any(part.compress_type for part in zipfile.ZipFile(path).infolist()):
+            raise CheckpointError(f"{path} is a compressed archive; {EXPECTED}")
+        stored = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
     except pickle.UnpicklingError as error:
         if re.search("GLOBAL|instantiate", str(error)):
             raise CheckpointError(f"{path} names code to run, and is not read: expected tensors alone") from error
         raise CheckpointError(f"{path} is no checkpoint of PyTorch; {EXPECTED}") from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, IndexError, AttributeError) as error:
+    except CheckpointError:
+        raise
+    except _FAULTS as error:
         raise CheckpointError(f"{path} is damaged or no checkpoint of PyTorch ({first_line(error)})") from error
     if not isinstance(stored, Mapping):
         raise CheckpointError(f"{path} holds a {type(stored).__name__}, no named tensors; {EXPECTED}")
@@ -308,23 +306,17 @@ def _unpickle(path: Path) -> Mapping[str, Any]:
 def _safetensors(folder: Path) -> dict[str, Tensor]:
     """All tensors of model.safetensors, or of the files that its index lists."""
     index = folder / "model.safetensors.index.json"
-    files = sorted(set(_json(index).get("weight_map", {}).values())) if index.is_file() else ["model.safetensors"]
+    listed = read_json(index, {"weight_map": "Mapping[str, str]"})["weight_map"].values() if index.is_file() else ()
+    files = sorted(set(listed)) or ["model.safetensors"]
     tensors = {}
     for name in files:
         if Path(name).name != name or not (folder / name).is_file():
             raise CheckpointError(f"{folder} has no {name}; the weights must lie there as safetensors")
         try:
             tensors |= load_file(folder / name)
-        except (SafetensorError, OSError) as error:
+        except (SafetensorError, OSError, ValueError, LookupError, TypeError, RuntimeError) as error:
             raise CheckpointError(f"{folder / name} is damaged ({first_line(error)})") from error
     return tensors
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        return read_json(path)
-    except ValueError as error:
-        raise CheckpointError(f"{error}") from error
 
 
 def download(name: str) -> str:

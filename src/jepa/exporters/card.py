@@ -17,7 +17,10 @@ from jepa.runs.checkpoint import CheckpointError
 from jepa.runs.metrics import read_config, read_rows
 
 OF_CONFIG = {
-    **{"name": "str", "seed": "int", "batch_size": "int", "lr": "float"},
+    "name": "str",
+    "seed": "int",
+    "batch_size": "int",
+    "lr": "float",
     **dict.fromkeys(("encoder", "mask", "objective", "dataset", "optimizer"), "dict"),
 }
 """What the card says of a configuration."""
@@ -49,7 +52,9 @@ def read_provenance(source: str) -> Provenance:
 def _facts(config: Mapping[str, Any], step: int) -> dict[str, str]:
     optimizer, weights = _class(config["optimizer"]), config["encoder"].get("weights")
     initial = (
-        {} if weights is None else {"initial weights": weights if str(weights).startswith("hf:") else Path(str(weights)).name}
+        {}
+        if weights is None
+        else {"initial weights": weights if str(weights).startswith("hf:") else Path(str(weights)).name}
     )
     return initial | {
         "run": f"`{config['name']}`, step {step:,}, seed {config['seed']}",

@@ -16,8 +16,9 @@ from jepa.config import TrainConfig, factory
 from jepa.data.loader import blank_fields
 from jepa.errors import RunError, as_config_errors
 from jepa.layers.attention import choose_attention
+from jepa.layers.shapes import ShapesOnly, fake_init
 from jepa.reports.page import Table
-from jepa.resources.footprint import ShapesOnly, block_sizes, fake_init, measure, state_bytes
+from jepa.resources.footprint import block_sizes, measure, state_bytes
 from jepa.resources.hardware import (
     DISK_GB,
     GIB,

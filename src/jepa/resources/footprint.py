@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import logging
-import warnings
 import weakref
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.optim import Optimizer
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
@@ -22,7 +20,7 @@ from jepa.parallel.strategy import blocks_of
 from jepa.types import Batch, Masks
 
 log = logging.getLogger("torch._subclasses.fake_tensor")
-CAST, NUMBER = torch.ops.aten._to_copy.default, torch.ops.aten._local_scalar_dense.default
+CAST = torch.ops.aten._to_copy.default
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,29 +37,8 @@ class Pass:
     """at the worst moment of both passes, `activations` and `casts` included"""
 
 
-class ShapesOnly(FakeTensorMode):
-    """Inside, tensors have sizes and no numbers: a model of any size is built and run in no memory."""
-
-    def __deepcopy__(self, memo: dict) -> ShapesOnly:
-        return self  # a copied tensor stays of this mode
-
-
 def _silent(record: logging.LogRecord) -> bool:
     return False
-
-
-@contextmanager
-def fake_init(sizes: ShapesOnly) -> Iterator[None]:
-    """For constructors: where weights are drawn until none is out of bounds, none is."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Accessing the data pointer")  # copying a module looks at it
-        with sizes, _Zeros():
-            yield
-
-
-class _Zeros(TorchDispatchMode):
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        return 0 if func is NUMBER else func(*args, **(kwargs or {}))
 
 
 def measure(objective: nn.Module, batch: Batch, masks: Masks, *, bf16: bool, backward: bool = True) -> Pass:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import shutil
 import warnings
@@ -24,14 +25,46 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from jepa.errors import RunError
+from jepa.config.files import Fields, as_mapping, read_json
+from jepa.config.paths import CLIP_SHAPE
+from jepa.errors import FileError, RunError
 from jepa.parallel.session import PeerError, Session
 
 FORMAT = "jepa-train checkpoint 2"
+OF_STATE: Fields = {
+    "step": "NonNegativeInt",
+    "digests": "Mapping[str, str]",
+    "best": "dict | None",
+    "backbone": "str | None",
+    "clip_shape": f"{CLIP_SHAPE} | None",
+    **dict.fromkeys(("mean", "std"), "Sequence[float] | None"),
+    "encoder": "dict | None",
+}
+OF_BEST: Fields = {"metric": "str | None", "value": "float"}
+_FAULTS = (
+    OSError,
+    SafetensorError,
+    ValueError,
+    TypeError,
+    LookupError,
+    AttributeError,
+    ArithmeticError,
+    RecursionError,
+)
+"""What torch's reader raises where the header of a file is not as it writes them."""
 
 
 class CheckpointError(RunError):
     """A checkpoint cannot be used; the message names it and says what to do."""
+
+
+@contextmanager
+def as_checkpoint_errors() -> Iterator[None]:
+    """Raise CheckpointError for FileError."""
+    try:
+        yield
+    except FileError as error:
+        raise CheckpointError(f"{error}") from error
 
 
 class SaveError(CheckpointError):
@@ -199,6 +232,8 @@ def read_state(checkpoint: Path) -> dict:
     """state.json, after all files are read and their digests compared; raises CheckpointError."""
     state = peek(checkpoint)
     for name in state["digests"]:
+        if Path(name).name != name:
+            raise _damaged(checkpoint, f"state.json names {name}, which lies elsewhere")
         if not (checkpoint / name).is_file():
             raise _damaged(checkpoint, f"{name} is missing")
     for name, digest in _digests([checkpoint / name for name in state["digests"]]).items():
@@ -209,12 +244,18 @@ def read_state(checkpoint: Path) -> dict:
 
 def peek(checkpoint: Path) -> dict:
     """state.json without a check of the other files."""
+    path = checkpoint / "state.json"
     try:
-        state = json.loads((checkpoint / "state.json").read_text())
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise _damaged(checkpoint, f"state.json cannot be read ({error})") from error
-    if not isinstance(state, dict) or state.get("format") != FORMAT or not isinstance(state.get("digests"), dict):
-        raise CheckpointError(f"{checkpoint} was not written by this version of jepa-train: expected format '{FORMAT}'")
+        state = read_json(path)
+        if state.get("format") != FORMAT:
+            raise CheckpointError(
+                f"{checkpoint} was not written by this version of jepa-train: expected format '{FORMAT}'"
+            )
+        as_mapping(state, path, OF_STATE)
+        if state.get("best"):
+            as_mapping(state["best"], f"{path}: best", OF_BEST)
+    except FileError as error:
+        raise _damaged(checkpoint, f"{error}") from error
     return state
 
 
@@ -262,6 +303,10 @@ def _stored(checkpoint: Path, prefix: str) -> dict[str, tuple[torch.Size, torch.
 
     with _reading(checkpoint):
         metadata: Any = HuggingFaceStorageReader(str(checkpoint)).read_metadata().state_dict_metadata
+        in_files = sum(path.stat().st_size for path in checkpoint.glob("*.safetensors"))
+        sizes = [math.prod(tensor.size) * tensor.properties.dtype.itemsize for tensor in metadata.values()]
+    if min(sizes, default=0) < 0 or sum(sizes) > in_files:
+        raise _damaged(checkpoint, f"its headers tell of {sum(sizes):,} bytes of tensors, its files have {in_files:,}")
     return {
         name.removeprefix(prefix): (tensor.size, tensor.properties.dtype)
         for name, tensor in metadata.items()
@@ -291,8 +336,8 @@ def _reading(checkpoint: Path) -> Iterator[None]:
 
     try:
         yield
-    except (CheckpointException, OSError, SafetensorError, ValueError) as error:
-        raise _damaged(checkpoint, f"its tensors cannot be read ({error})") from error
+    except (CheckpointException, *_FAULTS, AssertionError) as error:
+        raise _damaged(checkpoint, f"its tensors cannot be read ({' '.join(str(error).split())[:240]})") from error
 
 
 def _damaged(checkpoint: Path, what: str) -> CheckpointError:

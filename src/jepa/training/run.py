@@ -103,7 +103,7 @@ class Run:
             return 0
         checkpoint.restore(path, components.objective, components.optimizer, components.guard, self.session.group)
         state = checkpoint.peek(path)
-        self.best = state["best"]
+        self.best = state.get("best") or {}
         log.info("resuming from %s", path)
         return state["step"]
 
