@@ -18,6 +18,7 @@ import numpy as np
 
 from jepa.config.files import MAX_BYTES, parse_json
 from jepa.data.decode import SUFFIXES
+from jepa.errors import FileError
 
 log = logging.getLogger(__name__)
 COLUMNS = ("shard", "offset", "size", "key", "label")
@@ -144,7 +145,9 @@ def _label(file: int, members: dict[str, Member], label_key: str) -> bytes:
         raise ValueError(f"{member.name}: has {member.size:,} bytes, too many for a label")
     value: object = os.pread(file, member.size, member.offset)
     try:
-        value = value.decode().strip() if "cls" in members else parse_json(value, "it").get(label_key)
+        value = value.decode().strip() if "cls" in members else parse_json(value, member.name).get(label_key)
+    except FileError as fault:
+        raise ValueError(f"{fault}") from fault
     except (ValueError, AttributeError) as fault:
         raise ValueError(f"{member.name}: {fault}") from fault
     if not isinstance(value, str | int | None) or len(text := "" if value is None else str(value)) > LONGEST_LABEL:

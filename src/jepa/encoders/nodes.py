@@ -38,7 +38,7 @@ def check_node(node: Any, source: Path) -> dict[str, Any]:
     Raises CheckpointError otherwise: what a file names is looked up in this folder and never imported.
     """
     target = node.get("_target_") if isinstance(node, Mapping) else None
-    kind, where = encoder_class(target), f"{source}: encoder"
+    kind, where = encoder_class(str(target)), f"{source}: encoder"
     if kind is None:
         raise CheckpointError(
             f"{source}: encoder {target!s:.100} is not one of jepa.encoders, and a file may not name code to run. "
@@ -72,9 +72,9 @@ def check_timm(architecture: str, arguments: Mapping[str, Any], where: object) -
 
 
 @cache
-def encoder_class(target: Any) -> type[nn.Module] | None:
+def encoder_class(target: str) -> type[nn.Module] | None:
     """The class that a dotted name stands for, if it is an nn.Module defined in a file of this folder."""
-    parts = re.fullmatch(r"jepa\.encoders\.(\w+)\.(\w+)", target) if isinstance(target, str) else None
+    parts = re.fullmatch(r"jepa\.encoders\.(\w+)\.(\w+)", target)
     if parts is None or parts[1] not in {module.name for module in pkgutil.iter_modules([str(Path(__file__).parent)])}:
         return None
     module = import_module(f"jepa.encoders.{parts[1]}")
