@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+import math
 import pkgutil
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,6 +15,7 @@ from typing import Any
 
 import timm
 import torch
+from safetensors import SafetensorError, safe_open
 from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
@@ -109,6 +111,15 @@ def outline(node: Mapping[str, Any], tensors: Mapping[str, Tensor], source: obje
     if tables > MAX_POSITION_BYTES:
         raise CheckpointError(f"{source}: clips of {node['clip_shape']} need {tables:,} bytes of positions")
     return encoder
+
+
+def tensor_sizes(path: Path) -> list[int]:
+    """How many numbers each tensor of a safetensors file has, by its header."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return [math.prod(file.get_slice(name).get_shape()) for name in file.keys()]  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path} is damaged ({error})") from error
 
 
 def _one_patch(node: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -22,9 +22,10 @@ from jepa.config.files import Fields, as_mapping, read_json
 from jepa.config.paths import Source, find_source
 from jepa.data.transforms import EvalTransform
 from jepa.encoders.names import TABLE
-from jepa.encoders.nodes import build, check_timm, outline
+from jepa.encoders.nodes import build, check_timm, outline, tensor_sizes
 from jepa.encoders.published import Weights, download, load_exact, read_weights
 from jepa.layers.position import resampled
+from jepa.layers.shapes import ShapesOnly, fake_init
 from jepa.layers.tokens import gather_tokens, grid_of, make_grid, patch_pair
 from jepa.runs.checkpoint import CheckpointError, as_checkpoint_errors
 from jepa.suggestions import suggestion
@@ -36,6 +37,11 @@ OF_PRETRAINED: Fields = {
     **dict.fromkeys(("mean", "std"), "Sequence[float] | None"),
 }
 """What is read in config.json of timm."""
+MAX_FRESH = 1 << 33
+"""Number of weights of the largest model of timm that is built without a file of weights."""
+MAX_DEPTH = 200
+MARGIN = 1 << 24
+"""Number of weights that a model may have beyond those of its file: positions of another size, resampled."""
 OURS = {"num_classes", "img_size", "in_chans", "drop_path_rate", "dynamic_img_size"}
 """Arguments of timm's models that follow from ours, or that only its classifier needs."""
 
@@ -199,10 +205,13 @@ def _open_timm(
     config, folder = _described(name, fresh=fresh)
     noted = config.get("pretrained_cfg") or config
     channels, height, width = noted.get("input_size") or (3, 224, 224)
+    arguments = {key: value for key, value in (config.get("model_args") or {}).items() if key not in OURS}
+    if folder is not None:
+        _check_size(Path(folder), config["architecture"], arguments | {"img_size": (height, width)})
     encoder = TimmEncoder(
         clip_shape=clip_shape or (channels, 1, height, width),
         architecture=config["architecture"],
-        arguments={key: value for key, value in (config.get("model_args") or {}).items() if key not in OURS},
+        arguments=arguments,
         folder=None if fresh else folder,
         **values,
     )
@@ -242,6 +251,19 @@ def _noted(name: str) -> dict[str, Any]:
     except RuntimeError as error:
         raise ValueError(f"timm:{name}: {error}") from error
     return noted.to_dict() if noted else {}
+
+
+def _check_size(folder: Path, architecture: str, arguments: Mapping[str, Any]) -> None:
+    """Raises CheckpointError where config.json describes a model larger than its weights, before it is built."""
+    path = folder / "model.safetensors"
+    sizes = tensor_sizes(path) if path.is_file() else [MAX_FRESH]
+    if arguments.get("depth", 0) > max(len(sizes), MAX_DEPTH):
+        raise CheckpointError(f"timm:{folder}: config.json tells of more blocks than there are tensors")
+    with _disable_current_modes(), torch.random.fork_rng(devices=[]), fake_init(ShapesOnly()):
+        trunk = _create(architecture, None, arguments)
+    count = sum(tensor.numel() for tensor in (*trunk.parameters(), *trunk.buffers()))
+    if count > 2 * sum(sizes) + MARGIN:
+        raise CheckpointError(f"timm:{folder}: config.json tells of {count:,} weights, {path.name} has {sum(sizes):,}")
 
 
 def _create(architecture: str, folder: str | None, arguments: Mapping[str, Any]) -> Any:
