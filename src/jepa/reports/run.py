@@ -233,10 +233,10 @@ def _origin(folder: Path, provenance: Mapping) -> dict[str, Any]:
     """Command, versions and configuration of the run."""
     hints = []
     if "command" in provenance:
-        steps = ", ".join(f"{session['from_step']:,}" for session in provenance["sessions"][1:])
+        steps = ", ".join(f"{session['from_step']:,}" for session in provenance.get("sessions", ())[1:])
         hints += [f"Interrupted, and continued from step {steps}."] if steps else []
-        versions = ", ".join(f"{name} {version}" for name, version in provenance["versions"].items())
-        hints.append(f"{provenance['machine']}; {versions}")
+        versions = ", ".join(f"{name} {version}" for name, version in provenance.get("versions", {}).items())
+        hints.append(f"{provenance.get('machine', 'unknown machine')}; {versions}")
     config = folder / "config.yaml"
-    text = config.read_text(encoding="utf-8") if config.exists() else ""
+    text = config.read_text(encoding="utf-8", errors="replace") if config.exists() else ""
     return {"command": provenance.get("command", ""), "hints": hints, "config": text}

@@ -40,7 +40,7 @@ OF_PROVENANCE: files.Fields = {
     "versions": "Mapping[str, str] | None",
     "sessions": "list[dict] | None",
 }
-OF_SESSION: files.Fields = {"started": "float", "from_step": "int"}
+OF_SESSION: files.Fields = {"started": "Annotated[float, Within(0, 1e10)]", "from_step": "int"}
 
 
 class FolderLogger:
@@ -162,7 +162,7 @@ def read_provenance(folder: Path) -> dict[str, Any]:
     stored = read_json(folder / PROVENANCE, OF_PROVENANCE)
     for number, session in enumerate(stored.get("sessions") or ()):
         files.as_mapping(session, f"{folder / PROVENANCE}: sessions[{number}]", OF_SESSION)
-    return stored
+    return {name: value for name, value in stored.items() if value is not None}
 
 
 def read_captions(folder: Path) -> dict[str, str]:
@@ -211,7 +211,7 @@ def _provenance(folder: Path, config: Mapping[str, Any], run_id: str, resume_ste
     """Command, machine, versions and the sessions of the run; a resumed run keeps its earlier sessions."""
     program = Path(sys.argv[0]).name
     command = [*(["python"] if program.endswith(".py") else []), program, *sys.argv[1:]]
-    sessions = read_provenance(folder).get("sessions") or [] if resume_step is not None else []
+    sessions = read_provenance(folder).get("sessions", []) if resume_step is not None else []
     return {
         "name": str(config.get("name", folder.name)),
         "run_id": run_id,
