@@ -369,3 +369,13 @@ def test_what_is_written_as_json_or_yaml_is_read_alike(value, tmp_path) -> None:
     by_json = refused_or_read(lambda: read_json(tmp_path / "a.json"), "a.json")
     by_yaml = refused_or_read(lambda: read_yaml(tmp_path / "a.yaml"), "a.yaml")
     assert bool(by_json) == bool(by_yaml) or "null byte" in by_yaml or "special characters" in by_yaml
+
+
+@pytest.mark.parametrize("damage", ["cut", "text"])
+def test_parquet_of_images(damage, tmp_path) -> None:
+    from jepa.data.huggingface import HuggingFaceImages
+
+    path = tmp_path / "train.parquet"
+    path.write_bytes(parquet_bytes()[:-20] if damage == "cut" else b"hello")
+    with pytest.raises(ValueError, match=r"train\.parquet: is not readable as parquet"):
+        HuggingFaceImages(path=str(path))
