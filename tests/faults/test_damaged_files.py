@@ -346,7 +346,7 @@ def test_parquet_with_more_rows_than_bytes(tmp_path) -> None:
     rows = pa.nulls(10_000_000, pa.string())
     parquet.write_table(pa.table({"path": rows, "label": rows}), tmp_path / "t.parquet")
     assert (tmp_path / "t.parquet").stat().st_size < 1_000_000
-    with pytest.raises(ValueError, match=r"t\.parquet: .* claims 10,000,000 rows, more than it has bytes"):
+    with pytest.raises(ValueError, match=r"t\.parquet: .* states 10,000,000 rows, more than the file has bytes"):
         read_table(tmp_path / "t.parquet", "dataset.annotations", ["path", "label"])
 
 

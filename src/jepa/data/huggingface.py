@@ -140,7 +140,7 @@ def _open(what: str, load: Callable[[], Any], files: Sequence[str] = ()) -> Any:
     from datasets.exceptions import DatasetsError
     from pyarrow import ArrowException
 
-    columns = column_names(files)
+    columns = column_names(files, what)
     try:
         rows = load()
     except (DatasetsError, ArrowException, *ERRORS) as error:

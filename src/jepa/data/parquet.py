@@ -25,11 +25,11 @@ def read_columns(path: Path, key: str) -> dict[str, list[Any]]:
         return parquet.read_table(path).to_pydict()
 
 
-def column_names(files: Sequence[str]) -> list[list[str]]:
-    """Names of the columns of each file. Raises ValueError that names the first damaged file."""
+def column_names(files: Sequence[str], what: str) -> list[list[str]]:
+    """Names of the columns of each file. Raises ValueError that begins with `what` and names a damaged file."""
 
     def read(file: str) -> list[str]:
-        with _as_value_errors(file):
+        with _as_value_errors(f"{what} cannot be read: {file}"):
             return _column_names(Path(file))
 
     with ThreadPoolExecutor(NUM_THREADS) as pool:

@@ -8,7 +8,7 @@ import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -165,16 +165,12 @@ def members_of(file: int) -> Iterator[Member]:
                 return
             raise ValueError(f"damaged, or no tar (compressed?): no header at byte {position}; fetch or write it again")
         kind, offset, is_ended = header[156:157], position + BLOCK, False
-        with _damaged_at(position):
-            size = _size(header, extended)
-            if kind in b"xgLK" and size > MAX_HEADER_BYTES:
-                raise ValueError(f"an extended header of {size:,} bytes")
+        size = _size(header, extended, position)
         if not 0 <= size <= length - offset:
             raise ValueError(f"cut off at byte {length}; fetch or write it again")
         position = offset + -(-size // BLOCK) * BLOCK
         if kind in b"xLK":
-            with _damaged_at(offset):
-                extended |= _extended(kind, os.pread(file, size, offset))
+            extended |= _extended(kind, os.pread(file, size, offset), offset)
         elif kind in b"01\0":
             name = extended.get("path", "")[:MAX_NAME_LENGTH] or _name(header)
             member = Member(name, offset, size)
@@ -189,19 +185,21 @@ def members_of(file: int) -> Iterator[Member]:
             extended = {}
 
 
-@contextmanager
-def _damaged_at(position: int) -> Iterator[None]:
-    try:
-        yield
-    except ValueError as error:
-        raise ValueError(f"damaged at byte {position} ({error}); fetch or write it again") from error
-
-
-def _size(header: bytes, extended: Mapping[str, str]) -> int:
+def _size(header: bytes, extended: Mapping[str, str], position: int) -> int:
     """Bytes of the member: octal, or above 8 GB a binary number after the byte 0x80."""
     digits = header[124:136]
-    size = int.from_bytes(digits[1:], "big") if digits[0] == 0x80 else int(digits.strip(b"\0 ") or b"0", 8)
-    return int(extended.get("size", size))
+    try:
+        size = int.from_bytes(digits[1:], "big") if digits[0] == 0x80 else int(digits.strip(b"\0 ") or b"0", 8)
+        size = int(extended.get("size", size))
+    except ValueError as error:
+        raise _damaged(position, error) from error
+    if size > MAX_HEADER_BYTES and header[156:157] in b"xgLK":
+        raise _damaged(position, f"an extended header of {size:,} bytes")
+    return size
+
+
+def _damaged(position: int, reason: object) -> ValueError:
+    return ValueError(f"damaged at byte {position} ({reason}); fetch or write it again")
 
 
 def _name(header: bytes) -> str:
@@ -210,7 +208,7 @@ def _name(header: bytes) -> str:
     return os.fsdecode(prefix + b"/" + name if is_posix and prefix else name)
 
 
-def _extended(kind: bytes, data: bytes) -> dict[str, str]:
+def _extended(kind: bytes, data: bytes, position: int) -> dict[str, str]:
     """Fields ahead of a member's own header: its long name or link (GNU), or records "LENGTH KEY=VALUE" (POSIX)."""
     if kind in b"LK":
         return {"path" if kind == b"L" else "linkpath": os.fsdecode(data.rstrip(b"\0"))}
@@ -218,10 +216,13 @@ def _extended(kind: bytes, data: bytes) -> dict[str, str]:
     start = 0
     while start < len(data):
         digits = data[start : start + 20].partition(b" ")[0]
-        end = start + int(digits)
+        try:
+            end = start + int(digits)
+            name, _, value = data[start + len(digits) + 1 : end - 1].partition(b"=")
+            fields[name.decode()] = os.fsdecode(value)
+        except ValueError as error:
+            raise _damaged(position + start, error) from error
         if end <= start + len(digits):
-            raise ValueError(f"a record of {end - start} bytes")
-        name, _, value = data[start + len(digits) + 1 : end - 1].partition(b"=")
-        fields[name.decode()] = os.fsdecode(value)
+            raise _damaged(position + start, f"a record of {end - start} bytes")
         start = end
     return fields
