@@ -205,9 +205,9 @@ def test_a_file_tells_timm_a_name_of_its_list_and_plain_sizes(change, reason, tm
         ({"model_args": {"checkpoint_path": "x"}}, "checkpoint_path is no argument"),
         ({"pretrained_cfg": {"input_size": [3, "a", 4]}}, "input_size takes"),
         ({"pretrained_cfg": {"mean": 3}}, "mean takes"),
-        ({"model_args": {"depth": 10**9}}, "more blocks than there are tensors"),
-        ({"model_args": {"depth": 1, "embed_dim": 1 << 24, "num_heads": 2}}, "tells of .* weights"),
-        ({"pretrained_cfg": {"input_size": [3, 1 << 20, 1 << 20]}}, "tells of .* weights"),
+        ({"model_args": {"depth": 10**9}}, "more blocks than the file has tensors"),
+        ({"model_args": {"depth": 1, "embed_dim": 1 << 24, "num_heads": 2}}, "describes .* weights"),
+        ({"pretrained_cfg": {"input_size": [3, 1 << 20, 1 << 20]}}, "describes .* weights"),
     ],
 )
 def test_a_folder_of_timm_with_other_types_or_sizes_is_refused(change, reason, tmp_path) -> None:
@@ -236,7 +236,7 @@ def test_a_checkpoint_may_not_claim_larger_tensors_than_its_files_hold(tmp_path)
     tensors = load_file(shard)
     claims = {name: {"saved_offsets": [1 << 40] * tensor.ndim} for name, tensor in tensors.items()}
     save_file(tensors, shard, metadata={"DCP_SHARDING_INFO": json.dumps(claims), "DCP_VERSION": "1.0"})
-    with pytest.raises(CheckpointError, match=r"its headers tell of .* bytes of tensors"):
+    with pytest.raises(CheckpointError, match=r"its headers state .* bytes of tensors"):
         load_model(checkpoint)
 
 

@@ -173,12 +173,10 @@ def members_of(file: int) -> Iterator[Member]:
             extended |= _extended(kind, os.pread(file, size, offset), offset)
         elif kind in b"01\0":
             name = extended.get("path", "")[:MAX_NAME_LENGTH] or _name(header)
-            member = Member(name, offset, size)
-            if kind == b"1":
-                target = extended.get("linkpath", "")[:MAX_NAME_LENGTH] or os.fsdecode(header[157:257].split(b"\0")[0])
-                if target not in earlier:
-                    raise ValueError(f"{name} is a hard link to {target}, which is not in front of it in the tar")
-                member = earlier[target]._replace(name=name)
+            target = extended.get("linkpath", "")[:MAX_NAME_LENGTH] or os.fsdecode(header[157:257].split(b"\0")[0])
+            if kind == b"1" and target not in earlier:
+                raise ValueError(f"{name} is a hard link to {target}, which is not in front of it in the tar")
+            member = earlier[target]._replace(name=name) if kind == b"1" else Member(name, offset, size)
             earlier[name] = member
             yield member
         if kind not in b"gxLK":
