@@ -34,7 +34,9 @@ def plain(value: Any) -> Any:
     return [plain(item) for item in value] if isinstance(value, list | tuple) else value
 
 
-@pytest.mark.parametrize(("path", "node"), list(nodes()), ids=lambda value: value.stem if isinstance(value, Path) else "")
+@pytest.mark.parametrize(
+    ("path", "node"), list(nodes()), ids=lambda value: value.stem if isinstance(value, Path) else ""
+)
 def test_defaults_of_the_constructor_are_those_of_the_configuration(path: Path, node: dict[str, Any]) -> None:
     parameters = inspect.signature(resolve_name(node["_target_"])).parameters
     defaults = {name: parameter.default for name, parameter in parameters.items() if name in node}

@@ -125,7 +125,13 @@ def test_every_step_hides_other_tokens_of_the_same_samples(tmp_path: Path, mask:
     [
         [*IMAGES, "augment.crop_scale=[0.3,1.0]", "augment.flip=false"],
         [*CLIPS, "augment.crop_scale=[0.3,1.0]", "augment.flip=false"],
-        [*IMAGES, "augment.crop_scale=[1.0,1.0]", "augment.crop_aspect=[1.0,1.0]", "augment.flip=false", "augment.jitter=1"],
+        [
+            *IMAGES,
+            "augment.crop_scale=[1.0,1.0]",
+            "augment.crop_aspect=[1.0,1.0]",
+            "augment.flip=false",
+            "augment.jitter=1",
+        ],
     ],
     ids=["crops of images", "crops of clips", "colours"],
 )
@@ -146,7 +152,12 @@ def test_every_sample_is_mirrored_in_some_steps_and_not_in_others(tmp_path: Path
 
 def test_the_crops_of_pictures_with_boxes_are_others_for_every_generator() -> None:
     augment = BoxAugment(
-        image_size=(16, 16), crop_scale=(0.3, 1.0), crop_aspect=(0.75, 4 / 3), flip=True, mean=(0.5,) * 3, std=(0.25,) * 3
+        image_size=(16, 16),
+        crop_scale=(0.3, 1.0),
+        crop_aspect=(0.75, 4 / 3),
+        flip=True,
+        mean=(0.5,) * 3,
+        std=(0.25,) * 3,
     )
     pixels = torch.randint(0, 256, (2, 3, 1, 24, 24), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
     fields = {"labels": torch.full((2,), -1), "boxes": torch.tensor([[[2.0, 3.0, 20.0, 21.0, 0.0]]] * 2)}
