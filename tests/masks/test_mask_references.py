@@ -94,7 +94,9 @@ def block_by_loops(masker: BlockMasker, row: Tensor, shapes: tuple[Any, Any]) ->
     attempts = row[: 4 * (masker.num_targets + 1) * 2].unflatten(0, (4, masker.num_targets + 1, 2))
 
     def place(draw: Tensor, shape: tuple[int, int]) -> list[int]:
-        corner = [int(draw[axis] * (size - side + 1)) for axis, (size, side) in enumerate(zip(grid_size, shape))]
+        corner = [
+            int(draw[axis] * (size - side + 1)) for axis, (size, side) in enumerate(zip(grid_size, shape, strict=True))
+        ]
         return rectangle(*corner, shape, grid.w)
 
     grid_size = (grid.h, grid.w)

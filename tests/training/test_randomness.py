@@ -1,4 +1,4 @@
-"""What a step draws: masks, crops, flips, colours and dropped paths are others in every step, and the same for the same step."""
+"""Masks, crops, flips, colours and dropped paths: others in every step, and the same for the same step."""
 
 from __future__ import annotations
 
