@@ -56,10 +56,12 @@ class Recorder(nn.Module):
         super().__init__()
         self.objective = objective
         self.calls: list[tuple[Masks, Tensor, Tensor, int]] = []
+        self.keeps_graph: list[bool] = []
 
-    def forward(self, batch: Any, masks: Masks) -> Any:
+    def forward(self, batch: Any, masks: Masks, *grad_cache: Any) -> Any:
         self.calls.append((masks, batch.clips.clone(), torch.rand(8), torch.initial_seed()))
-        return self.objective(batch, masks)
+        self.keeps_graph.append(torch.is_grad_enabled())
+        return self.objective(batch, masks, *grad_cache)
 
 
 def small_run(folder: Path, *overrides: str) -> Run:
@@ -209,3 +211,14 @@ def test_ranks_share_the_draws_of_a_batch_and_drop_paths_of_their_own(images: tu
             assert own.masks.targets.equal(whole.masks.targets[rank::2])
             torch.testing.assert_close(own.clips, whole.clips[rank::2], atol=1e-5, rtol=0)
         assert not ranks[0].from_global_state.equal(ranks[1].from_global_state)
+
+
+def test_both_passes_over_micro_batches_drop_the_same_paths_and_the_first_keeps_no_graph(tmp_path: Path) -> None:
+    """Regularisers see the whole batch, so that each micro-batch is computed twice."""
+    run = small_run(tmp_path, *IMAGES, "mask=random", "regularizer=vicreg", "micro_batch_size=2")
+    recorder = Recorder(run.components.objective)
+    one_step(run.plan, replace(run.components, wrapped=recorder), first_batch(run), step=3)
+    numbers = [drawn for _, _, drawn, _ in recorder.calls]
+    assert recorder.keeps_graph == [False, False, True, True]
+    assert number_of_distinct(numbers[:2]) == 2
+    assert all(first.equal(second) for first, second in zip(numbers[:2], numbers[2:], strict=True))
