@@ -83,7 +83,7 @@ def test_accuracy_is_the_share_of_the_labelled_samples_that_are_right(labels: li
 
 @pytest.mark.parametrize("normalizes", [True, False])
 def test_a_hidden_patch_is_drawn_with_its_own_mean_and_deviation(monkeypatch, normalizes: bool) -> None:
-    """A prediction of zeros gives the mean of each patch, one of the targets the patch itself; the rest is as it was."""
+    """A prediction of zeros gives the mean of each patch, one of the targets the patch itself; what is seen stays."""
     objective, batch, masks = MAE(encoder=encoder(), normalize_patches=normalizes, **SMALL), batch_of(4), masks_of(4)
     pixels, targets = patchify_pixels(batch.clips, objective.patch), objective.targets(batch.clips)
 
