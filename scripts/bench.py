@@ -90,7 +90,7 @@ class Bench:
             seed=config.seed,
             num_workers=config.num_workers,
             pin_memory=self.session.device.type == "cuda",
-            canvas=self.components.augment.canvas,
+            short_side=self.components.augment.short_side,
         )
         self.done = 0
 

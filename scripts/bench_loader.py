@@ -31,7 +31,8 @@ from torch import Tensor
 from torchvision.transforms import v2
 from torchvision.transforms.functional import InterpolationMode
 
-from jepa.data.images import NATURAL, ImageFolder
+from jepa.data.folders import IMAGENET_STATS
+from jepa.data.images import ImageFolder
 from jepa.data.loader import batches
 from jepa.data.transforms import Augment
 from jepa.data.videos import VideoFolder
@@ -40,7 +41,7 @@ from jepa.types import RawBatch
 BATCH = 32
 SIZE = (224, 224)
 CROP_SCALE, CROP_ASPECT = (0.3, 1.0), (0.75, 4 / 3)
-MEAN, STD = NATURAL[3]
+MEAN, STD = IMAGENET_STATS[3]
 
 
 def measure_loader(turns: int = 15) -> dict[str, float]:
@@ -86,7 +87,7 @@ def our_pipeline(folder: str) -> Callable[[], Tensor]:
         image_size=SIZE, crop_scale=CROP_SCALE, crop_aspect=CROP_ASPECT, flip=True, mean=MEAN, std=STD
     )  # fmt: skip
     images = ImageFolder(root_path=folder, image_folder="train")
-    stream = batches(images, batch_size=BATCH, seed=0, num_workers=0, canvas=augment.canvas)
+    stream = batches(images, batch_size=BATCH, seed=0, num_workers=0, short_side=augment.short_side)
     generator = torch.Generator().manual_seed(0)
     return lambda: augment(next(stream), generator).clips
 

@@ -10,16 +10,16 @@ from typing import Any
 import torch
 
 from jepa.config import TrainConfig, compose, factory
-from jepa.resources.estimate import make_sizes, needs_of, seconds_text
+from jepa.resources.estimate import FakeModel, model_cost, seconds_text
 from jepa.resources.hardware import (
     GIB,
     GPUS,
     Cluster,
     ModelCost,
     fits,
-    largest_piece,
+    largest_micro_batch,
     memory,
-    share_of,
+    rank_load,
     step_time,
     traffic,
 )
@@ -38,8 +38,8 @@ DATA: Any = SimpleNamespace(channels=3)
 
 
 def main() -> None:
-    needs = {name: needs_of(compose(overrides), DATA, 16, bf16=True) for name, overrides in MODELS.items()}
-    print(models(needs), memories(needs), steps(needs), loaders(needs), masks(), sep="\n\n")
+    cost = {name: model_cost(compose(overrides), DATA, 16, bf16=True) for name, overrides in MODELS.items()}
+    print(models(cost), memories(cost), steps(cost), loaders(cost), masks(), sep="\n\n")
 
 
 def table(head: list[str], rows: list[list[str]]) -> str:
@@ -54,17 +54,17 @@ def global_batch(count: int) -> int:
     return max(2048, 16 * count)
 
 
-def models(needs: dict[str, ModelCost]) -> str:
+def models(cost: dict[str, ModelCost]) -> str:
     head = ["model", "trained", "target encoder", "GFLOPs per sample", "checkpoint, GB", "save at 1 GB/s"]
     rows = []
-    for name, need in needs.items():
+    for name, need in cost.items():
         work, size = (need.forward + need.backward) / 1e9, need.checkpoint / 1e9
         sizes = [f"{need.trained / 1e6:,.0f} M", f"{need.frozen / 1e6:,.0f} M", f"{work:,.0f}", f"{size:.1f}"]
         rows.append([name, *sizes, f"{size:.0f} s"])
     return table(head, rows)
 
 
-def memories(needs: dict[str, ModelCost]) -> str:
+def memories(cost: dict[str, ModelCost]) -> str:
     """Without activations, and how many samples fit beside them."""
     head = [
         "model",
@@ -74,11 +74,11 @@ def memories(needs: dict[str, ModelCost]) -> str:
         "micro-batch in 80, 40, 24 GB",
     ]
     rows = []
-    for name, need in needs.items():
+    for name, need in cost.items():
         for strategy in ("ddp", "fsdp"):
             cells = []
             for count in COUNTS:
-                parts = memory(need, share_of(strategy, count, count, 1), h100(count))
+                parts = memory(need, rank_load(strategy, count, count, 1), h100(count))
                 parts["activations"] = parts["workspace"] = 0.0
                 cells.append(f"{sum(parts.values()) / GIB:.1f}")
             each = f"{(need.activations + need.workspace) / GIB:.3f}"
@@ -92,29 +92,29 @@ GPU_SIZES = ("h100", "a100_40", "rtx4090")
 def most(need: ModelCost, strategy: str, gpu: str) -> str:
     """The largest micro-batch on one of 8 GPUs, a power of two."""
     here = Cluster(gpu=GPUS[gpu], count=8, per_node=8, utilisation=0.4, bf16=True)
-    return str(largest_piece(need, share_of(strategy, 8, 8 * 1024, None), here) or "none")
+    return str(largest_micro_batch(need, rank_load(strategy, 8, 8 * 1024, None), here) or "none")
 
 
-def steps(needs: dict[str, ModelCost]) -> str:
+def steps(cost: dict[str, ModelCost]) -> str:
     head = ["model", "GPUs", "batch", "micro-batch", "computing", "ddp: GB sent, waiting", "fsdp: GB sent, waiting"]
     rows = []
-    for name, need in needs.items():
+    for name, need in cost.items():
         for count in COUNTS:
             here, cells = h100(count), []
-            room = largest_piece(need, share_of("fsdp", count, global_batch(count), None), here)
+            room = largest_micro_batch(need, rank_load("fsdp", count, global_batch(count), None), here)
             for strategy in ("ddp", "fsdp"):
-                share = share_of(strategy, count, global_batch(count), room)
-                computing, waiting = step_time(need, share, here)
-                sent = f"{traffic(need, share, here) / 1e9:.1f}, {seconds_text(waiting) if waiting else '0'}"
-                cells.append(sent if fits(need, share, here) else f"{sent} (does not fit)")
+                load = rank_load(strategy, count, global_batch(count), room)
+                computing, waiting = step_time(need, load, here)
+                sent = f"{traffic(need, load, here) / 1e9:.1f}, {seconds_text(waiting) if waiting else '0'}"
+                cells.append(sent if fits(need, load, here) else f"{sent} (does not fit)")
             rows.append([name, str(count), f"{global_batch(count):,}", str(room), seconds_text(computing), *cells])
     return table(head, rows)
 
 
-def loaders(needs: dict[str, ModelCost]) -> str:
+def loaders(cost: dict[str, ModelCost]) -> str:
     head = ["model", "samples/s per node of 8 H100", "MB/s of decoded pixels"]
     rows = []
-    for name, need in needs.items():
+    for name, need in cost.items():
         config: TrainConfig = compose(MODELS[name])
         rate = 8 * h100(8).flops / (need.forward + need.backward)
         pixels = 3 * config.num_frames * config.image_size**2
@@ -128,7 +128,7 @@ def masks() -> str:
     rows = []
     for name in ("ViT-H/14, 224 px", "ViT-L/16, 16 frames of 256 px"):
         config = compose(MODELS[name])
-        masker = factory(config.mask)(grid=make_sizes(config, DATA).objective.backbone.grid)
+        masker = factory(config.mask)(grid=FakeModel(config, DATA).objective.backbone.grid)
         for count in COUNTS[1:]:
             size = global_batch(count)
             own, spent = torch.arange(0, size, count), []
@@ -138,8 +138,8 @@ def masks() -> str:
                     masker(size, generator(0, step, 0, "masks"), part)
                     times.append(time.perf_counter())
                 spent.append([1e3 * (end - begin) for begin, end in pairwise(times)])
-            whole, share = (min(column) for column in zip(*spent, strict=True))
-            rows.append([f"{type(masker).__name__}, {name}", f"{size:,}", str(count), f"{whole:,.0f}", f"{share:,.1f}"])
+            whole, load = (min(column) for column in zip(*spent, strict=True))
+            rows.append([f"{type(masker).__name__}, {name}", f"{size:,}", str(count), f"{whole:,.0f}", f"{load:,.1f}"])
     return table(head, rows)
 
 

@@ -214,8 +214,14 @@ def test_configuration_side_is_imported_without(names: tuple[str, ...], packages
 def test_source_stays_small() -> None:
     lengths = {path.relative_to(SOURCE).as_posix(): path.read_text().count("\n") for path in FILES}
     assert not {path: length for path, length in lengths.items() if length > 400}
-    assert sum(lengths.values()) < 21_900
+    assert sum(lengths.values()) < 20_800
     assert not {p: n for p, n in lengths.items() if p.startswith("cli/") and n > 90}
+
+
+def test_every_folder_of_tests_has_quick_ones() -> None:
+    folders = {path.parent for path in (ROOT / "tests").glob("*/test_*.py")}
+    quick = {path.parent for path in (ROOT / "tests").glob("*/test_*.py") if "\npytestmark" not in path.read_text()}
+    assert folders == quick
 
 
 def test_functions_stay_small_and_flat() -> None:

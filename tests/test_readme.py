@@ -121,7 +121,7 @@ def jepa_train(arguments: list[str], tiny: list[str], cwd: Path) -> None:
     elif "experiment=cifar10_vit_tiny" in arguments:  # would download the data: its configuration alone is checked
         assert "cifar10" in run([*command, *arguments, "--cfg", "job"], cwd)
     elif "processes=2" in arguments:  # the tests of two ranks start this very command
-        assert Composer().inspect(shrunk(arguments, tiny)).faults == []
+        assert Composer().check(shrunk(arguments, tiny)).errors == []
     else:
         if parquet := [text.partition("=")[2] for text in arguments if text.endswith(".parquet")]:
             write_parquet(cwd / parquet[0])

@@ -1,8 +1,7 @@
-"""The nouns of the project: static geometry, tensors that travel together, and the protocols of the components.
+"""Types that all parts share: patch grid, batches, masks, and the protocols of the components. Without torch.
 
 Legend of shape letters: B batch, C channels, T frames, H W pixels, N tokens of the full grid, K context tokens,
-M target blocks, J tokens of one target block, D width of the encoder. Nothing here imports torch at run time, so that a
-configuration can be checked in a moment.
+M target blocks, J tokens of one target block, D width of the encoder.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Traits:
-    """Attributes that a component may have, each with what holds where it has none of that name."""
+    """Optional attributes of a component with their defaults."""
 
     @classmethod
     def of(cls, component: Any) -> Self:
@@ -29,17 +28,17 @@ class Traits:
 
 @dataclass(frozen=True)
 class Within:
-    """Bounds of a number, or of two numbers of which the smaller comes first; stands in an annotation.
+    """Bounds of a number, or of two numbers in ascending order, as metadata of an annotation.
 
-    Annotations of a component's constructor are checked before torch is imported, and by `jepa.config.build_with`.
+    Annotations of constructors are checked before torch is imported, and by `jepa.config.build_with`.
     """
 
     low: float = -math.inf
     high: float = math.inf
     above: bool = False
-    """whether `low` itself is out of bounds"""
+    """True if `low` itself is out of bounds"""
     below: bool = False
-    """whether `high` itself is out of bounds"""
+    """True if `high` itself is out of bounds"""
 
     def __contains__(self, value: float | Sequence[float]) -> bool:
         if not isinstance(value, int | float):
@@ -64,10 +63,10 @@ PositiveShare = Annotated[float, Within(0, 1, above=True)]
 ShareBelowOne = Annotated[float, Within(0, 1, below=True)]
 Channels = Annotated[int, Literal[1, 3]]
 ScaleRange = Annotated[list[float], Within(0, 1, above=True)]
-"""smallest and largest share of an area"""
+"""Smallest and largest share of an area."""
 
 ClipShape = tuple[int, int, int, int]
-"""(C, T, H, W) of what a data set delivers after augmentation; an image has T = 1."""
+"""(C, T, H, W) of an augmented clip; an image has T = 1."""
 
 
 @dataclass(frozen=True)
@@ -87,81 +86,81 @@ class PatchGrid:
         return self.t * self.h * self.w
 
     def num_context(self, ratio: float) -> int:
-        """Tokens left to the context encoder when the share `ratio` of the grid is hidden from it."""
+        """Number of context tokens if the share `ratio` of the grid is hidden."""
         return self.num_tokens - round(self.num_tokens * ratio)
 
 
 @dataclass(frozen=True)
 class Field:
-    """What a data set says of each sample besides its pixels and its label, e.g. boxes or actions."""
+    """A quantity that each sample has besides pixels and label, e.g. boxes or actions."""
 
     shape: tuple[int, ...] = ()
-    """of one sample, without the leading dimension of a ragged field"""
+    """shape for one sample, without the leading dimension of a ragged field"""
     ragged: bool = False
-    """whether there is a leading dimension whose length varies between samples; a batch pads it with `padding`"""
+    """True if the length of a leading dimension varies between samples; a batch pads it with `padding`"""
     dtype: Literal["float32", "int64"] = "float32"
     padding: float = -1.0
     names: tuple[str, ...] = ()
-    """of the last dimension, e.g. "position/x", "position/y": one probe for what shares the part before the slash"""
+    """names of the last dimension, e.g. "position/x", "position/y"; one probe for each name before the slash"""
 
 
 NO_FIELDS: Mapping[str, Field] = MappingProxyType({})
 
 
 class Sample(NamedTuple):
-    """What a data set delivers: `(clip, label)`, and where it declares `fields`, their values."""
+    """An item of a data set: `(clip, label)`, and the values of the `fields` that it declares."""
 
     clip: Tensor
     """uint8 [C, T, H, W] of any H and W"""
     label: int = -1
-    """-1 where there is none"""
+    """-1 for an unlabelled sample"""
     fields: Mapping[str, Tensor] = MappingProxyType({})
-    """of each declared field the tensor [*shape], or [m, *shape] where it is ragged"""
+    """name of each declared field -> tensor [*shape], ragged [m, *shape]"""
 
 
 class RawBatch(NamedTuple):
-    """What the loader delivers: whole decoded images, before augmentation."""
+    """A batch of the loader: whole decoded images, before augmentation."""
 
     pixels: Tensor
     """uint8 [B, C, T, Hmax, Wmax], each sample in the upper left corner of its canvas"""
     sizes: Tensor
     """long [B, 2]: true height and width of each sample"""
     fields: dict[str, Tensor]
-    """labels: long [B], -1 where there is none; and what else was asked for: [B, *shape], ragged [B, M, *shape]"""
+    """labels: long [B], -1 if unlabelled; requested fields: [B, *shape], ragged [B, M, *shape]"""
     broken: Tensor
-    """long [b]: data set indices that could not be read and were replaced by another sample"""
+    """long [b]: data set indices of unreadable samples, which were replaced by others"""
     parts: Tensor
-    """long [B]: which part of a mixture each sample is of; zeros without"""
+    """long [B]: part of the mixture that each sample is from; zeros without a mixture"""
 
     @property
     def labels(self) -> Tensor:
         return self.fields["labels"]
 
     def map(self, change: Callable[[Tensor], Tensor]) -> RawBatch:
-        """The same batch after `change` of every tensor, e.g. on another device."""
+        """The batch with `change` applied to every tensor, e.g. a move to another device."""
         fields = {name: change(field) for name, field in self.fields.items()}
         return RawBatch(change(self.pixels), change(self.sizes), fields, change(self.broken), change(self.parts))
 
 
 class Batch(NamedTuple):
-    """What an objective sees."""
+    """The input of an objective."""
 
     clips: Tensor
     """float [B, C, T, H, W], normalised"""
     fields: dict[str, Tensor]
-    """labels, and what else the objective needs; as in RawBatch, but of what `clips` show"""
+    """labels and the fields that the objective needs, as in RawBatch, but transformed with the clips"""
     views: int = 1
-    """crops of each sample: rows v, v + 1, ... v + views - 1 show the same one"""
+    """crops of each sample, in consecutive rows"""
     local: Tensor | None = None
-    """float [B / views * local views, C, T, h, w]: smaller crops of each sample, side by side"""
+    """float [B / views * local views, C, T, h, w]: smaller crops of each sample, in consecutive rows"""
 
     @property
     def labels(self) -> Tensor:
-        """long [B], -1 where there is none; for evaluation, never for the loss of a self-supervised objective"""
+        """long [B], -1 if unlabelled; for evaluation, never for the loss of a self-supervised objective"""
         return self.fields["labels"]
 
     def rows(self, start: int, count: int) -> Batch:
-        """The part of so many samples, from sample `start` on."""
+        """The part with `count` samples from sample `start` on."""
         part = slice(start * self.views, (start + count) * self.views)
         local = self.local
         if local is not None:
@@ -172,7 +171,7 @@ class Batch(NamedTuple):
 
 
 class Masks(NamedTuple):
-    """Which tokens are seen and which are predicted: sorted, disjoint, rectangular."""
+    """Indices of context and target tokens: sorted, disjoint, the same number for every sample."""
 
     context: Tensor
     """long [B, K]"""
@@ -181,21 +180,21 @@ class Masks(NamedTuple):
 
     @property
     def hides_some(self) -> bool:
-        """Whether there is anything to predict."""
+        """True if there are tokens to predict."""
         return self.targets.numel() > 0
 
     @property
     def sets(self) -> tuple[Masks, ...]:
-        """The mask sets of each sample, each with sizes of its own; most maskers draw one."""
+        """The mask sets, each with its own K, M and J; most maskers draw one."""
         return (self,)
 
     def map(self, change: Callable[[Tensor], Tensor]) -> Masks:
-        """The same masks after `change` of every tensor, e.g. on another device or of some rows."""
+        """The masks with `change` applied to every tensor, e.g. a selection of rows."""
         return Masks(change(self.context), change(self.targets))
 
 
 class MaskSets(Masks):
-    """Several mask sets of the same samples; read as Masks it is the first of them."""
+    """Several mask sets of the same samples; as Masks it is the first of them."""
 
     _sets: tuple[Masks, ...]
 
@@ -213,22 +212,22 @@ class MaskSets(Masks):
 
 
 class Latents(NamedTuple):
-    """What a regulariser sees of one mask set."""
+    """The input of a regulariser, for one mask set."""
 
     context: Tensor
-    """[B, K, D], of the context encoder"""
+    """[B, K, D]: output of the context encoder"""
     predicted: Tensor
-    """[B, M, J, D], of the predictor"""
+    """[B, M, J, D]: output of the predictor"""
     masks: Masks
     grid: PatchGrid
     views: int
     """as in Batch"""
     local: Latents | None = None
-    """of the smaller crops, with their own number of views"""
+    """latents of the smaller crops, with their own number of views"""
 
 
 class LossOutput(NamedTuple):
-    """A NamedTuple, since DDP(static_graph=True) stops averaging gradients when forward returns a dataclass."""
+    """A NamedTuple, because DDP(static_graph=True) stops averaging gradients if forward returns a dataclass."""
 
     loss: Tensor
     """float32 scalar"""
@@ -239,16 +238,16 @@ class LossOutput(NamedTuple):
 
 
 class Masker(Protocol):
-    """Draws masks on the CPU; everything random comes from the generator. `num_sets`, where there, counts its sets.
+    """Draws masks on the CPU, with all randomness from the generator; optional attribute `num_sets`.
 
-    One that takes a third argument `rows` returns these rows [b] of the batch alone, the same as among all of them.
+    With an optional third argument `rows` [b], it returns only these rows of the masks of the whole batch.
     """
 
     def __call__(self, batch_size: int, generator: Generator) -> Masks: ...
 
 
 class Encoder(Protocol):
-    """A module that maps clips [B, C, T, H, W] to tokens: [B, N, D], or [B, K, D] of the tokens `keep` [B, K]."""
+    """Module: clips [B, C, T, H, W] -> tokens [B, N, D], or only the tokens `keep` [B, K] -> [B, K, D]."""
 
     grid: PatchGrid
     clip_shape: ClipShape
@@ -258,44 +257,44 @@ class Encoder(Protocol):
     def __call__(self, clips: Tensor, keep: Tensor | None = None) -> Tensor: ...
 
     def grid_of(self, clips: Tensor) -> PatchGrid:
-        """The grid of tokens that such clips give; `grid` is that of `clip_shape`."""
+        """The token grid of clips of this size; `grid` is that of `clip_shape`."""
         ...
 
 
 class Predictor(Protocol):
-    """A module that maps context tokens [B, K, D] to predictions [B, M, J, D] on `grid`, with mask token `mask_set`."""
+    """Module: context tokens [B, K, D] -> predictions [B, M, J, D] on `grid`, with mask token `mask_set`."""
 
     def __call__(self, context: Tensor, masks: Masks, grid: PatchGrid | None = None, mask_set: int = 0) -> Tensor: ...
 
 
 class Regularizer(Protocol):
-    """A module: float32 scalar that is already weighted, and its terms before weighting, detached, by name."""
+    """Module: latents -> weighted float32 scalar, and its detached unweighted terms by name."""
 
     def __call__(self, latents: Latents) -> tuple[Tensor, dict[str, Tensor]]: ...
 
 
 class Dataset(Protocol):
-    """Pure in the index: the same index gives the same clip, in any process."""
+    """A map-style data set: the same index gives the same clip in every process."""
 
     classes: tuple[str, ...]
-    """names of the labels; empty when there are none"""
+    """names of the labels; empty if there are none"""
     channels: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
-    """of pixel values in [0, 1], one per channel"""
+    """of pixel values in [0, 1], one for each channel"""
 
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> tuple[Any, ...]:
-        """(clip, label) or a Sample: readers take Sample(*dataset[index]). OSError or RuntimeError when unreadable."""
+        """(clip, label) or a Sample; raises OSError or RuntimeError for an unreadable sample."""
         ...
 
     def describe(self, index: int) -> str:
-        """Where the sample comes from, for messages: a path, or a name and a number."""
+        """Origin of the sample for messages: a path, or a name and a number."""
         ...
 
     def validation(self) -> Dataset | None:
-        """The held-out part that labels are probed on, None when the data set has none."""
+        """The held-out part that probes are evaluated on, None if there is none."""
         ...
 
 
@@ -305,21 +304,21 @@ class DatasetTraits(Traits):
 
     fields: Mapping[str, Field] = field(default_factory=dict)
     labels: Any = None
-    """[n] of all samples, -1 without; None where only reading tells them"""
+    """labels [n] of all samples, -1 if unlabelled; None if they are known only after reading"""
     in_memory: bool = False
-    """whether samples take next to no time to make, so that workers are not worth it"""
+    """True if samples are so fast to make that worker processes are not worth their start"""
     num_frames: int = 1
     source: Callable[[int], int] = lambda index: index
-    """number of what a sample is taken from, e.g. of its video: samples of one source are no test of each other"""
+    """index -> number of its source, e.g. its video; samples of one source are not split into training and test"""
     test: Callable[[], Dataset | None] = lambda: None
-    """the part that a detector is judged on once, at the end of a run"""
+    """the part that a detector is evaluated on once, at the end of a run"""
     index_order: Callable[[int, int], Callable[[int], tuple[int, int]]] | None = None
-    """(batch_size, seed) -> its own order: position in the endless stream -> index and epoch"""
+    """(batch_size, seed) -> order of the data set: position in the endless stream -> (index, epoch)"""
     part_of: Callable[[int], tuple[int, range]] | None = None
-    """number of the part of a mixture that an index belongs to, and that part's indices"""
+    """index -> number of its part in a mixture, and the indices of that part"""
     parts: Sequence[Dataset] = ()
     part_names: tuple[str, ...] = ()
-    probed: Dataset | None = None
+    probe_dataset: Dataset | None = None
     """the part of a mixture that evaluations see"""
 
 
@@ -330,5 +329,5 @@ class ClipDataset(Dataset, Protocol):
     num_frames: int
 
     def draw(self, index: int, seed: int) -> tuple[Any, ...]:
-        """As `self[index]`, which is the same for ever, but somewhere in the video: pure in index and seed."""
+        """As `self[index]`, but at a position in the video that depends on index and seed only."""
         ...

@@ -19,7 +19,6 @@ from torch.nn import functional as F
 from jepa.benchmark.inspect import (
     AttentionRecorder,
     Subject,
-    agreement,
     hardest,
     most_ambiguous,
     observe,
@@ -95,11 +94,10 @@ def pictures_of(encoder, num=3):
 
 
 def subject_of(encoder, *, num_classes=3, num=30, classes=None):
-    """Random features; `num_classes=0` is without labels."""
+    """Random features and predictions."""
 
     def features(seed):
-        labels = torch.arange(num) % num_classes if num_classes else torch.full((num,), -1)
-        return Features(torch.randn(num, 24, generator=seeded(seed)), labels)
+        return Features(torch.randn(num, 24, generator=seeded(seed)), torch.arange(num) % num_classes)
 
     def thumbnails(seed):
         size = (num, encoder.clip_shape[0], 8, 8)
@@ -109,8 +107,7 @@ def subject_of(encoder, *, num_classes=3, num=30, classes=None):
         title="a <b> run", encoder=encoder, train=features(2), test=features(3), pictures=pictures_of(encoder),
         train_thumbnails=thumbnails(4), test_thumbnails=thumbnails(5),
         classes=(classes or tuple(f"class <{n}>" for n in range(num_classes))),
-        probabilities=torch.randn(num, num_classes, generator=seeded(6)).softmax(1) if num_classes else None,
-        facts={"data": "noise & more"}, protocol=["features of <noise>"],
+        probabilities=torch.randn(num, num_classes, generator=seeded(6)).softmax(1), protocol=["features of <noise>"],
     )  # fmt: skip
 
 
@@ -159,7 +156,7 @@ def pages(tmp_path_factory):
     subjects = {
         "images": subject_of(spatial()),
         "clips": subject_of(temporal()),
-        "unlabelled": subject_of(spatial(channels=1), num_classes=0),
+        "grey": subject_of(spatial(channels=1)),
         "many": subject_of(spatial(), num_classes=40, num=80),
     }
     return {name: write_page(tmp_path_factory.mktemp(name), subject) for name, subject in subjects.items()}
@@ -168,7 +165,7 @@ def pages(tmp_path_factory):
 # The page
 
 
-@pytest.mark.parametrize("name", ["images", "clips", "unlabelled", "many"])
+@pytest.mark.parametrize("name", ["images", "clips", "grey", "many"])
 def test_page_is_one_balanced_file_with_every_section_that_asks_nobody_for_anything(pages, name):
     text, reader = pages[name].read_text(), read(pages[name])
     assert tuple(reader.text) == SECTIONS
@@ -178,37 +175,21 @@ def test_page_is_one_balanced_file_with_every_section_that_asks_nobody_for_anyth
     assert {link[1:] for link in reader.links if link.startswith("#")} == set(SECTIONS)
 
 
-@pytest.mark.parametrize("name", ["images", "clips", "many"])
-def test_with_labels_no_section_is_left_out(pages, name):
-    assert "Left out" not in "".join(read(pages[name]).text.values())
-
-
 def test_names_appear_as_they_are(pages):
     text = pages["images"].read_text()
     assert "a &lt;b&gt; run" in text
-    assert "noise &amp; more" in text
     assert "features of &lt;noise&gt;" in text
     assert "class <0>" in read(pages["images"]).text["nearest-neighbours"]
 
 
 def test_no_name_of_a_class_or_a_fact_becomes_markup(tmp_path):
     classes = tuple(f"{HOSTILE}{n}" for n in range(3))
-    subject = replace(
-        subject_of(spatial(), classes=classes), title=HOSTILE, facts={HOSTILE: HOSTILE}, protocol=[HOSTILE]
-    )
+    subject = replace(subject_of(spatial(), classes=classes), title=HOSTILE, protocol=[HOSTILE])
     page = write_page(tmp_path, subject).read_text()
     assert count_as_text(page) > 100
     for title in SECTIONS:
         section = page.split(f'<section id="{title}">')[1].split("</section>")[0]
         assert count_as_text(section) >= 3, title
-
-
-def test_without_labels_what_needs_them_is_left_out_and_says_so(pages):
-    reader = read(pages["unlabelled"])
-    missing = {name for name, text in reader.text.items() if "Left out" in text}
-    assert missing == {"classes", "confusion-matrix", "hardest-pictures", "most-ambiguous-pictures"}
-    assert all(reader.pictures[name] for name in set(SECTIONS) - missing)
-    assert not any(reader.pictures[name] for name in missing)
 
 
 def test_clips_are_shown_as_strips_of_frames_over_maps(pages):
@@ -368,9 +349,12 @@ def test_neighbours_equal_those_of_scikit_learn():
     assert nearest(queries, bank[:3], 5)[0].shape == (300, 3)
 
 
-def test_agreement_counts_neighbours_of_the_same_class_and_leaves_out_what_has_no_label():
-    neighbours = torch.tensor([[0, 1, 3], [2, 0, 3], [1, 1, 1]])
-    assert agreement(neighbours, torch.tensor([0, 1, 1, -1]), torch.tensor([0, 0, -1])) == 0.5
+def test_the_page_has_the_share_of_neighbours_of_the_same_class(pages):
+    subject = subject_of(spatial())
+    bank = NearestNeighbors(n_neighbors=5, metric="cosine", algorithm="brute").fit(subject.train.vectors)
+    neighbours = bank.kneighbors(subject.test.vectors, return_distance=False)
+    share = (subject.train.labels.numpy()[neighbours] == subject.test.labels.numpy()[:, None]).mean()
+    assert f"<dt>neighbours of the same class</dt><dd>{share:.1%}</dd>" in pages["images"].read_text()
 
 
 def test_plane_equals_the_principal_components_of_scikit_learn_up_to_sign():
@@ -384,9 +368,9 @@ def test_plane_equals_the_principal_components_of_scikit_learn_up_to_sign():
 
 def test_hardest_are_the_wrong_ones_the_most_confident_first():
     probabilities = torch.randn(200, 4, generator=seeded()).softmax(1)
-    labels = torch.randint(-1, 4, (200,), generator=seeded(1))
+    labels = torch.randint(0, 4, (200,), generator=seeded(1))
     confidence, predicted = probabilities.max(1)
-    wrong = [i for i in range(200) if labels[i] >= 0 and predicted[i] != labels[i]]
+    wrong = [i for i in range(200) if predicted[i] != labels[i]]
     expected = sorted(wrong, key=lambda i: -float(confidence[i]))
     assert hardest(probabilities, labels, 7).tolist() == expected[:7]
     assert hardest(probabilities, labels, 1000).tolist() == expected
@@ -409,7 +393,6 @@ def test_confusion_equals_that_of_scikit_learn_and_leaves_out_what_has_no_label(
 
 def test_shown_samples_are_of_all_classes_in_turn():
     assert one_per_label_in_turn(torch.tensor([1, 1, 1, 0, 2, 0]), 5) == [3, 0, 4, 5, 1]
-    assert one_per_label_in_turn(torch.full((4,), -1), 3) == [0, 1, 2]
 
 
 def test_of_many_classes_the_most_frequent_are_coloured_and_the_legend_counts_the_others():

@@ -1,6 +1,5 @@
 """The fine-tuned probe: it learns, depends only on its seed, and does not affect the run."""
 
-from contextlib import nullcontext
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -10,11 +9,12 @@ from checked import checked
 from synthetic_features import snapshot_of
 from tiny_agent import agent
 from torch import nn
+from toy_model import CPU
 
 from jepa.errors import Interrupted
 from jepa.evaluation.finetune import FineTuning
 from jepa.evaluation.linear import LinearProbe
-from jepa.evaluation.types import Features, Tuning
+from jepa.evaluation.types import Features
 from jepa.reports.verdict import table_columns, table_rows
 from jepa.runs.checkpoint import find, load_model
 from jepa.runs.metrics import read_rows
@@ -43,19 +43,19 @@ def alike(num, seed):
 
 
 def snapshot_with(backbone, *, labels=None, should_stop=lambda: False, seed=0):
-    (clips, own), (judged, answers) = alike(96, 1), alike(40, 2)
-    own = own if labels is None else labels
+    (clips, train_labels), (val_clips, val_labels) = alike(96, 1), alike(40, 2)
+    train_labels = train_labels if labels is None else labels
 
-    def train(batch_size, generator):
+    def crops(batch_size, generator):
         for rows in torch.randperm(len(clips), generator=generator).split(batch_size):
-            yield clips[rows], own[rows]
+            yield clips[rows], train_labels[rows]
 
-    tuning = Tuning(
-        backbone=backbone, device=torch.device("cpu"), seed=seed, num_train=len(clips), train=train,
-        val=lambda: judged.split(7), autocast=nullcontext, should_stop=should_stop,
+    tuning = SimpleNamespace(
+        encoder=SimpleNamespace(encoder=backbone, session=CPU), seed=seed, should_stop=should_stop, crops=crops,
+        train=SimpleNamespace(split=SimpleNamespace(indices=range(len(clips)))), clips=lambda: val_clips.split(7),
     )  # fmt: skip
     with torch.no_grad():
-        features = [Features(backbone(x).mean(1), y) for x, y in ((clips, own), (judged, answers))]
+        features = [Features(backbone(x).mean(1), y) for x, y in ((clips, train_labels), (val_clips, val_labels))]
     return replace(snapshot_of(*features), tuning=tuning)
 
 
@@ -95,10 +95,10 @@ def test_samples_without_a_label_teach_nothing_and_are_not_judged(caplog):
 
 
 def test_it_is_left_where_the_run_is_to_stop():
-    asked = []
+    calls = []
     with pytest.raises(Interrupted):
-        FineTuning(**SETTINGS)(snapshot_with(Blind(), should_stop=lambda: len(asked) > 3 or asked.append(0)))
-    assert len(asked) == 4
+        FineTuning(**SETTINGS)(snapshot_with(Blind(), should_stop=lambda: len(calls) > 3 or calls.append(0)))
+    assert len(calls) == 4
 
 
 def test_the_rate_warms_up_and_falls_to_zero():
@@ -119,7 +119,7 @@ def test_impossible_values_are_refused_by_name(change):
 def test_it_is_made_before_the_first_and_after_the_last_step():
     tuner, probe = FineTuning(**SETTINGS), LinearProbe()
     run = SimpleNamespace(evaluators=[tuner, probe], plan=SimpleNamespace(total_steps=9))
-    assert [Run._due(run, step) for step in (0, 3, 9)] == [[tuner, probe], [probe], [tuner, probe]]  # type: ignore[arg-type]
+    assert [Run.due_evaluators(run, step) for step in (0, 3, 9)] == [[tuner, probe], [probe], [tuner, probe]]  # type: ignore[arg-type]
 
 
 @pytest.mark.slow

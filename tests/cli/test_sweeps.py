@@ -69,7 +69,7 @@ def test_every_file_goes_with_the_experiment_that_it_names(name: str) -> None:
     whole, unread = sweep_plan.with_sweep_files(composer, composer.parse(arguments)[0])
     assert not unread
     members = list(sweep_plan.member_overrides(composer, whole))
-    assert [error for member in members for error in composer.inspect(member).faults] == []
+    assert [error for member in members for error in composer.check(member).errors] == []
     if "runs" in FILES[name].comment:
         assert FILES[name].comment.endswith(f"; {len(members)} runs")
 

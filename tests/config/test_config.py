@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import importlib
 import inspect
 import os
@@ -71,7 +70,7 @@ def needed_by(group: str, name: str) -> list[str]:
 
 
 def faults(*overrides: str) -> list[str]:
-    return COMPOSER.inspect(overrides).faults
+    return COMPOSER.check(overrides).errors
 
 
 @pytest.mark.parametrize(
@@ -104,13 +103,13 @@ def faults(*overrides: str) -> list[str]:
             "valid: accuracy, attentive, detection, diagnostics, embeddings, finetune, knn, linear, linear_sgd",
         ),
         (["hydra/launcher=slrum"], "hydra/launcher=slrum: no such choice"),
-        (["mask=temporal"], "needs 2 time steps, 1 to see and 1 to predict, the clip has 1: choose a dataset that"),
+        (["mask=temporal"], "needs 2 time steps, 1 of context and 1 to predict, the clip has 1: choose a dataset that"),
         ([*CLIPS, "mask=temporal", "num_frames=1"], "with num_frames=1 and encoder.tubelet_size=2"),
         ([*CLIPS, "mask=temporal", "mask.horizon=8"], "mask.horizon=8 with num_frames=16 (dataset/moving_digits.yaml)"),
-        ([*CLIPS, "mask=temporal", "mask.split=9"], "needs 10 time steps with split=9, 9 to see and 1 to predict"),
+        ([*CLIPS, "mask=temporal", "mask.split=9"], "needs 10 time steps with split=9, 9 of context and 1 to predict"),
         ([*CLIPS, "mask=temporal", "mask.split=0"], "mask.split=0: must be a whole number of at least 1"),
         ([*CLIPS, "mask=temporal", "mask.past=2", "mask.split=3"], "mask.past=2: must be null with split=3"),
-        ([*CLIPS, "mask=temporal", "mask.ratio=2"], "mask.ratio=2: must lie above 0 and be at most 1, or null"),
+        ([*CLIPS, "mask=temporal", "mask.ratio=2"], "mask.ratio=2: must be above 0 and at most 1, or null"),
         ([*CLIPS, "mask=tube", "mask.ratio=0.9999"], "leaves no context"),
         (["mask=multiblock3d", "mask.sets=[]"], "mask.sets=[]: must be a list with at least one mask set"),
         (["mask=multiblock3d", "mask.sets.1.num_blocks=0"], "mask.sets.1.num_blocks=0: must be a whole number"),
@@ -234,7 +233,7 @@ def faults(*overrides: str) -> list[str]:
         ),
         (["objective.target=teacher"], "no such target; valid: ema, stopgrad, none"),
         (["mask=none"], "nothing is hidden that could be predicted; choose a mask, or predictor=projector"),
-        (["predictor=projector"], "it compares views; give it mask=none"),
+        (["predictor=projector"], "but compares views: use mask=none"),
         (["mask=none", "predictor=projector"], "regularisers are the whole loss then, and there is none"),
         (["device=gpu"], "valid: auto, cpu, cuda"),
         (["name=../up"], "names a folder below outputs/"),
@@ -309,7 +308,7 @@ def test_nested_data_sets_are_held_to_their_signatures(tmp_path: Path, monkeypat
         "class Mixture:\n    def __init__(self, *, parts: dict, num_frames: int): ...\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
-    found = Composer(tmp_path / "groups").inspect(["dataset=both", "num_frames=8"]).faults
+    found = Composer(tmp_path / "groups").check(["dataset=both", "num_frames=8"]).errors
     parts, file = "dataset.parts", "(dataset/both.yaml)"
     assert found == [
         f"{parts}.drawn.num_sampels=3 {file}: Shapes has no 'num_sampels'; did you mean \"num_samples\"?",
@@ -335,8 +334,8 @@ def test_a_component_has_the_rules_that_its_class_names_and_no_others(
     )
     monkeypatch.syspath_prepend(tmp_path)
     composer = Composer(tmp_path / "groups")
-    assert composer.inspect(["dataset=mine"]).faults == []
-    assert composer.inspect(["dataset=mine", "dataset.fps=7"]).faults == ["dataset.fps: must be even"]
+    assert composer.check(["dataset=mine"]).errors == []
+    assert composer.check(["dataset=mine", "dataset.fps=7"]).errors == ["dataset.fps: must be even"]
 
 
 def test_what_python_builds_is_checked_by_the_same_annotations() -> None:
@@ -590,9 +589,9 @@ def test_target_that_does_not_exist_is_a_lookup_error(target: str) -> None:
     ],
 )
 def test_values_fit_annotations(annotation: str, good: list, bad: list) -> None:
-    node = ast.parse(annotation, mode="eval").body
-    assert all(signatures.fits(node, value) for value in good)
-    assert not any(signatures.fits(node, value) for value in bad)
+    kind = signatures.annotated_type(annotation)
+    assert all(signatures.fits(kind, value) for value in good)
+    assert not any(signatures.fits(kind, value) for value in bad)
 
 
 @settings(max_examples=20, deadline=None)

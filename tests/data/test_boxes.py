@@ -1,4 +1,4 @@
-"""Pictures with boxes: read from the layouts of Pascal VOC and COCO, tidied, and moved as their pixels are."""
+"""Pictures with boxes: reading Pascal VOC and COCO, invalid boxes, and augmentation of boxes and pixels."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from voc_folder import HEIGHT, WIDTH, picture, voc, write_voc, xml
 
 from jepa.config import Composer
-from jepa.data.box_transforms import NONE, BoxAugment, Letterbox, draw_crop
+from jepa.data.box_transforms import NO_BOX, BoxAugment, Letterbox, draw_crop
 from jepa.data.boxes import COCO
 from jepa.data.loader import batches, downscale, downscale_boxes
 from jepa.types import Field, RawBatch
@@ -76,14 +76,14 @@ def test_coco_turns_corner_and_size_into_edges_and_numbers_classes_by_id(tmp_pat
     assert [dataset[index].fields["boxes"].tolist() for index in range(2)] == [[], [[10, 20, 40, 35, 1]]]
 
 
-def test_images_without_boxes_are_left_out_where_they_are_not_wanted(tmp_path):
+def test_images_without_boxes_are_left_out_unless_keep_empty(tmp_path):
     dataset = voc(write_voc(tmp_path, GOOD, SPLITS), keep_empty=False)
     assert len(dataset) == 1
     with pytest.raises(ValueError, match="none of 1 images has boxes"):
         voc(write_voc(tmp_path, GOOD, {"train": ["b"]}), keep_empty=False, val_split=None)
 
 
-def test_bad_boxes_are_dropped_or_clipped_and_counted_once(tmp_path, caplog):
+def test_invalid_boxes_are_dropped_or_clipped_and_counted_once(tmp_path, caplog):
     bad = xml(
         ("ant", 5, 5, 5, 9),  # no width
         ("ant", 9, 5, 4, 9),  # swapped corners
@@ -100,13 +100,13 @@ def test_bad_boxes_are_dropped_or_clipped_and_counted_once(tmp_path, caplog):
     assert record.message.endswith(str(tmp_path / "Annotations" / "b.xml"))
 
 
-def test_difficult_objects_are_left_out_unless_they_are_wanted(tmp_path):
+def test_difficult_objects_are_left_out_unless_difficult(tmp_path):
     root = write_voc(tmp_path, {"a": xml(("ant", 1, 1, 9, 9), extra="<difficult>1</difficult>")}, {"train": ["a"]})
     assert len(voc(root, val_split=None, classes=["ant"])[0].fields["boxes"]) == 0
     assert len(voc(root, val_split=None, difficult=True)[0].fields["boxes"]) == 1
 
 
-def test_classes_that_are_named_are_the_only_ones_and_keep_their_order(tmp_path, caplog):
+def test_configured_classes_are_the_only_ones_and_keep_their_order(tmp_path, caplog):
     dataset = voc(write_voc(tmp_path, GOOD, SPLITS), classes=["dog", "cow"])
     assert dataset[0].fields["boxes"].tolist() == [[5, 6, 25, 30, 0]]
     assert "1 of classes that are not in dataset.classes dropped" in caplog.text
@@ -118,7 +118,7 @@ def test_a_class_that_only_the_held_out_part_has_is_refused_with_the_file(tmp_pa
         voc(root)
 
 
-def test_the_size_of_an_image_is_read_where_the_annotation_does_not_tell_it(tmp_path):
+def test_the_size_of_an_image_is_read_if_the_annotation_has_none(tmp_path):
     root = write_voc(tmp_path, {"a": xml(("ant", 1, 1, 99, 99), size=None)}, {"train": ["a"]})
     assert voc(root, val_split=None)[0].fields["boxes"].tolist() == [[1, 1, WIDTH, HEIGHT, 0]]
 
@@ -137,12 +137,12 @@ BROKEN = {
 
 
 @pytest.mark.parametrize(("text", "expected"), BROKEN.values(), ids=BROKEN)
-def test_broken_xml_is_named(tmp_path, text, expected):
+def test_the_error_for_broken_xml_has_the_file(tmp_path, text, expected):
     with pytest.raises(ValueError, match=expected):
         voc(write_voc(tmp_path, {"a": text}, {"train": ["a"]}), val_split=None)
 
 
-def test_what_is_missing_in_voc_is_named(tmp_path):
+def test_the_error_for_missing_files_of_voc_has_their_names(tmp_path):
     root = write_voc(tmp_path, GOOD, SPLITS | {"more": ["zebra"]})
     with pytest.raises(ValueError, match=r"no split tset.*tset\.txt.*train\.txt"):
         voc(root, split="tset")
@@ -162,14 +162,14 @@ BAD_JSON = {
 
 
 @pytest.mark.parametrize(("text", "expected"), BAD_JSON.values(), ids=BAD_JSON)
-def test_broken_json_is_named(tmp_path, text, expected):
+def test_the_error_for_broken_json_has_the_file(tmp_path, text, expected):
     root = write_coco(tmp_path, [])
     (root / "all.json").write_text(text)
     with pytest.raises(ValueError, match=expected):
         coco(root)
 
 
-def test_wrong_entries_of_coco_are_named(tmp_path):
+def test_the_error_for_wrong_entries_of_coco_has_their_ids(tmp_path):
     entry = {"id": 4, "image_id": 7, "category_id": 3, "bbox": [1, 2, 3, 4]}
     with pytest.raises(ValueError, match=r"all\.json: annotation 4 is of a category or an image that is not listed"):
         coco(write_coco(tmp_path, [entry | {"category_id": 99}]))
@@ -186,7 +186,7 @@ def test_wrong_entries_of_coco_are_named(tmp_path):
     [
         (["dataset=voc", "dataset.root_path=nowhere"], "nowhere/Annotations"),
         (["dataset=voc", "dataset.split=trian"], "dataset.split=trian: there is no"),
-        (["dataset=voc", "augment.views=2"], "augment.views=2: objective=detect sees one crop"),
+        (["dataset=voc", "augment.views=2"], "augment.views=2: objective=detect takes one crop"),
         (["dataset=voc", "image_size=240"], "240 is not divisible by 32; nearest: 224, 256"),
         (["dataset=voc", "objective.head=yolo"], "objective.head=yolo: no such head"),
         (["dataset=voc", "objective.nms_threshold=2"], "objective.nms_threshold=2: must be from 0 to 1"),
@@ -197,18 +197,18 @@ def test_wrong_entries_of_coco_are_named(tmp_path):
         (["dataset=coco"], "dataset.root_path=./data (dataset/coco.yaml) with dataset.annotations"),
     ],
 )
-def test_what_cannot_be_is_refused_before_torch_is_imported(tmp_path, monkeypatch, overrides, expected):
+def test_invalid_configurations_are_refused_before_torch_is_imported(tmp_path, monkeypatch, overrides, expected):
     write_voc(tmp_path / "data", GOOD, SPLITS)
     monkeypatch.chdir(tmp_path)
-    faults = COMPOSER.inspect(["objective=detect", *overrides]).faults
+    faults = COMPOSER.check(["objective=detect", *overrides]).errors
     assert any(expected in fault for fault in faults), faults
 
 
-def test_only_a_detector_is_judged_by_boxes(tmp_path, monkeypatch):
+def test_only_a_detector_is_evaluated_with_boxes(tmp_path, monkeypatch):
     write_voc(tmp_path / "data", GOOD, SPLITS)
     monkeypatch.chdir(tmp_path)
-    inspected = [COMPOSER.inspect([f"objective={name}", "dataset=voc"]) for name in ("detect", "jepa")]
-    assert [found.faults for found in inspected] == [[], []]
+    inspected = [COMPOSER.check([f"objective={name}", "dataset=voc"]) for name in ("detect", "jepa")]
+    assert [result.errors for result in inspected] == [[], []]
     assert [*inspected[0].config["evaluator"]] == ["detection"]
     assert {"knn", "diagnostics"} <= set(inspected[1].config["evaluator"]) - {"detection"}
 
@@ -222,8 +222,8 @@ def test_batches_hold_the_boxes_of_their_samples(tmp_path):
     assert raw.fields["boxes"].shape == (2, 2, 5)
     full = raw.fields["boxes"][raw.fields["boxes"][:, :, 4].amax(dim=1) >= 0]
     assert full.tolist() == [dataset[0].fields["boxes"].tolist()]
-    assert (raw.fields["boxes"] == NONE).all(dim=2).sum() == 2
-    half = next(batches(dataset, batch_size=2, seed=0, num_workers=0, fields=dataset.fields, canvas=HEIGHT // 2))
+    assert (raw.fields["boxes"] == NO_BOX).all(dim=2).sum() == 2
+    half = next(batches(dataset, batch_size=2, seed=0, num_workers=0, fields=dataset.fields, short_side=HEIGHT // 2))
     assert half.sizes.tolist() == [[HEIGHT // 2, WIDTH // 2]] * 2
     is_box = raw.fields["boxes"][:, :, 4] >= 0
     assert torch.equal(half.fields["boxes"][is_box][:, :4], raw.fields["boxes"][is_box][:, :4] / 2)
@@ -231,7 +231,7 @@ def test_batches_hold_the_boxes_of_their_samples(tmp_path):
 
 
 @pytest.mark.parametrize("size", [(40, 60), (20, 300)])
-def test_boxes_follow_pictures_that_are_reduced_or_cut(size):
+def test_boxes_follow_pictures_that_are_downscaled_or_cut(size):
     clip = torch.zeros(1, 1, *size, dtype=torch.uint8)
     left = size[1] // 2 - 8
     clip[..., 8:16, left : left + 16] = 255
@@ -255,33 +255,33 @@ def augment(**changes) -> BoxAugment:
     return BoxAugment(**(values | {"mean": GREY, "std": (1.0, 1.0, 1.0)} | changes))
 
 
-def drawn(count: int, sizes: tuple[int, int] = (90, 120)) -> RawBatch:
-    """Black pictures with a white rectangle each, its box, and a row that is no box."""
+def raw_batch(count: int, sizes: tuple[int, int] = (90, 120)) -> RawBatch:
+    """Black pictures with a white rectangle each, its box, and a row of padding."""
     pixels = torch.zeros(count, 3, 1, *sizes, dtype=torch.uint8)
-    boxes = torch.full((count, 2, 5), NONE)
+    boxes = torch.full((count, 2, 5), NO_BOX)
     for number in range(count):
         left, top = 10 + 7 * number % 60, 5 + 11 * number % 50
         pixels[number, :, :, top : top + 30, left : left + 40] = 255
         boxes[number, 0] = torch.tensor([left, top, left + 40, top + 30, number % 3])
-    none = torch.zeros(count, dtype=torch.long)
-    return RawBatch(pixels, torch.tensor([sizes] * count), {"labels": none - 1, "boxes": boxes}, none[:0], none)
+    zeros = torch.zeros(count, dtype=torch.long)
+    return RawBatch(pixels, torch.tensor([sizes] * count), {"labels": zeros - 1, "boxes": boxes}, zeros[:0], zeros)
 
 
 def seeded(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def test_boxes_are_moved_exactly_as_their_pixels_are():
-    raw = drawn(24)
+def test_boxes_are_moved_exactly_as_their_pixels():
+    raw = raw_batch(24)
     batch = augment()(raw, seeded())
     widths = set()
-    for clip, (box, none) in zip(batch.clips, batch.fields["boxes"], strict=True):
-        seen = clip[0, 0] > 0
-        assert none[4] == NONE
-        if box[4] == NONE:
-            assert seen.sum() <= 2 * 64
+    for clip, (box, padding) in zip(batch.clips, batch.fields["boxes"], strict=True):
+        is_white = clip[0, 0] > 0
+        assert padding[4] == NO_BOX
+        if box[4] == NO_BOX:
+            assert is_white.sum() <= 2 * 64
             continue
-        assert extent(seen) == pytest.approx(box[:4].tolist(), abs=1)
+        assert extent(is_white) == pytest.approx(box[:4].tolist(), abs=1)
         widths.add(round(float(box[2] - box[0])))
     assert len(widths) > 5
     assert torch.equal(batch.fields["boxes"][0, :, 4], raw.fields["boxes"][0, :, 4])
@@ -289,7 +289,7 @@ def test_boxes_are_moved_exactly_as_their_pixels_are():
 
 @pytest.mark.parametrize("sizes", [(90, 120), (40, 200), (200, 40)])
 def test_boxes_lie_inside_of_the_picture_and_never_in_its_margin(sizes):
-    raw = drawn(16, (200, 200))._replace(sizes=torch.tensor([sizes] * 16))
+    raw = raw_batch(16, (200, 200))._replace(sizes=torch.tensor([sizes] * 16))
     raw.pixels[:] = 200
     raw.fields["boxes"][:, 0, :4] = torch.tensor([0.0, 0.0, sizes[1], sizes[0]])
     batch = augment(crop_scale=(1.0, 1.0))(raw, seeded())
@@ -297,35 +297,35 @@ def test_boxes_lie_inside_of_the_picture_and_never_in_its_margin(sizes):
         assert extent(clip[0, 0] != 0) == pytest.approx(box[:4].tolist())
 
 
-def test_a_mirrored_mirror_is_the_picture_itself():
-    raw, whole = drawn(1), augment(crop_scale=(1.0, 1.0), crop_aspect=(1.0, 1.0), image_size=(90, 120))
+def test_flipping_twice_gives_the_picture_itself():
+    raw, whole = raw_batch(1), augment(crop_scale=(1.0, 1.0), crop_aspect=(1.0, 1.0), image_size=(90, 120))
     clip, boxes = raw.pixels[0].float(), raw.fields["boxes"][0]
-    mirror = whole.placing((90, 120), [0.0, 0.0, 0.0, 0.0, 0.0])
-    assert mirror.is_mirrored
+    flip = whole.crop_box((90, 120), [0.0, 0.0, 0.0, 0.0, 0.0])
+    assert flip.is_flipped
     once, twice = torch.zeros_like(clip), torch.zeros_like(clip)
-    moved = draw_crop(once, raw.pixels[0], boxes, mirror)
+    moved = draw_crop(once, raw.pixels[0], boxes, flip)
     assert not torch.equal(moved[0], boxes[0])
-    back = draw_crop(twice, once.to(torch.uint8), moved, mirror)
+    back = draw_crop(twice, once.to(torch.uint8), moved, flip)
     assert torch.equal(twice, clip)
     assert torch.equal(back[0], boxes[0])
 
 
 def test_a_sample_depends_neither_on_the_batch_nor_on_its_ranks():
-    raw, change = drawn(4), augment(jitter=1.0)
+    raw, change = raw_batch(4), augment(jitter=1.0)
     whole = change(raw, seeded())
-    few = raw.map(lambda tensor: tensor[:2])
-    part = change(few, seeded())
+    first_rows = raw.map(lambda tensor: tensor[:2])
+    part = change(first_rows, seeded())
     assert torch.equal(part.clips, whole.clips[:2])
     assert torch.equal(part.fields["boxes"], whole.fields["boxes"][:2])
-    odd = raw.map(lambda tensor: tensor[1::2])
-    own = change(odd, seeded(), lambda numbers: numbers[1::2], 2)
-    assert torch.equal(own.clips, whole.clips[1::2])
-    assert torch.equal(own.fields["boxes"], whole.fields["boxes"][1::2])
+    odd_rows = raw.map(lambda tensor: tensor[1::2])
+    odd = change(odd_rows, seeded(), lambda numbers: numbers[1::2], 2)
+    assert torch.equal(odd.clips, whole.clips[1::2])
+    assert torch.equal(odd.fields["boxes"], whole.fields["boxes"][1::2])
     assert not torch.equal(change(raw, seeded(1)).fields["boxes"], whole.fields["boxes"])
 
 
-def test_what_is_cut_off_is_no_box():
-    raw = drawn(32)
+def test_boxes_outside_of_the_crop_get_no_class():
+    raw = raw_batch(32)
     raw.fields["boxes"][:, 0, :4] = torch.tensor([0.0, 0.0, 12.0, 9.0])  # in a corner
     batch = augment(crop_scale=(0.3, 0.3))(raw, seeded())
     is_box = batch.fields["boxes"][:, 0, 4] >= 0
@@ -334,8 +334,8 @@ def test_what_is_cut_off_is_no_box():
     assert (sides[is_box] >= 1).all()
 
 
-def test_whole_pictures_keep_their_proportions_and_give_boxes_back():
-    raw, whole = drawn(3), Letterbox(image_size=(48, 64), mean=GREY, std=(1.0, 1.0, 1.0))
+def test_a_letterbox_keeps_the_aspect_ratio_and_restores_boxes():
+    raw, whole = raw_batch(3), Letterbox(image_size=(48, 64), mean=GREY, std=(1.0, 1.0, 1.0))
     pictures = [raw.pixels[0], raw.pixels[1][..., :60], raw.pixels[2][..., :50, :]]
     clips = whole(pictures)
     assert clips.shape == (3, 3, 1, 48, 64)

@@ -1,4 +1,4 @@
-"""The embedded data set."""
+"""Shapes: determinism, balance and statistics."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 from checked import checked
 from torch import Tensor
 
-from jepa.data.embedded import KINDS, REACH, Shapes
+from jepa.data.embedded import KINDS, MAX_RADIUS, Shapes
 
 SIDE = 32
 
@@ -29,7 +29,7 @@ def test_a_picture_is_pure_in_seed_and_index() -> None:
     assert not first[0][0].equal(Shapes(side=SIDE, seed=4)[0][0])
 
 
-def test_what_a_reader_does_to_a_picture_stays_with_him() -> None:
+def test_changing_a_returned_picture_does_not_change_the_data_set() -> None:
     dataset = Shapes(side=SIDE)
     clip, _ = dataset[5]
     before = clip.clone()
@@ -52,7 +52,7 @@ def test_the_side_changes_the_resolution_and_nothing_else() -> None:
     assert torch.corrcoef(torch.stack([reduced.flatten(), coarse.flatten()]))[0, 1] > 0.98
 
 
-def test_the_kinds_take_turns() -> None:
+def test_the_kinds_alternate() -> None:
     dataset = Shapes(num_samples=5 * len(KINDS), side=8)
     labels = torch.tensor([dataset[index][1] for index in range(len(dataset))])
     assert torch.bincount(labels).tolist() == [5] * len(dataset.classes)
@@ -65,23 +65,23 @@ def test_the_held_out_part_shows_other_pictures_of_the_same_kinds() -> None:
     assert held_out is not None
     assert held_out.validation() is None
     assert (len(held_out), held_out.classes) == (100, dataset.classes)
-    seen = {dataset[index][0].numpy().tobytes() for index in range(len(dataset))}
-    others = {held_out[index][0].numpy().tobytes() for index in range(len(held_out))}
-    assert len(seen) == 200
-    assert len(others) == 100
-    assert not seen & others
+    training = {dataset[index][0].numpy().tobytes() for index in range(len(dataset))}
+    validation = {held_out[index][0].numpy().tobytes() for index in range(len(held_out))}
+    assert len(training) == 200
+    assert len(validation) == 100
+    assert not training & validation
 
 
-@pytest.mark.parametrize(("name", "field"), KINDS)
-def test_every_kind_covers_the_same_area_and_stays_within_reach(name: str, field) -> None:
-    ruler = np.linspace(-2, 2, 801, dtype=np.float32)
-    x, y = np.meshgrid(ruler, ruler)
+@pytest.mark.parametrize("field", KINDS)
+def test_every_kind_covers_the_same_area_and_stays_within_its_circle(field) -> None:
+    pixels = np.linspace(-2, 2, 801, dtype=np.float32)
+    x, y = np.meshgrid(pixels, pixels)
     inside = field(x, y) < 0
-    assert inside.mean() * 16 == pytest.approx(np.pi, rel=0.02), name
-    assert np.hypot(x, y)[inside].max() < REACH, name
+    assert inside.mean() * 16 == pytest.approx(np.pi, rel=0.02)
+    assert np.hypot(x, y)[inside].max() < MAX_RADIUS
 
 
-def test_the_mean_colour_says_nothing_of_the_kind() -> None:
+def test_the_mean_colour_is_independent_of_the_kind() -> None:
     dataset = Shapes(side=SIDE)
     means = pictures(dataset, 600).mean(dim=(1, 2, 3))
     by_kind = means.unflatten(0, (-1, len(KINDS)))  # [60, kinds]
@@ -90,8 +90,8 @@ def test_the_mean_colour_says_nothing_of_the_kind() -> None:
 
 
 def test_normalised_pixels_stay_within_two_of_zero() -> None:
-    drawn = pictures(Shapes(side=SIDE), 50)
-    normalised = (drawn - torch.tensor(Shapes.mean)[:, None, None]) / torch.tensor(Shapes.std)[:, None, None]
+    sample = pictures(Shapes(side=SIDE), 50)
+    normalised = (sample - torch.tensor(Shapes.mean)[:, None, None]) / torch.tensor(Shapes.std)[:, None, None]
     assert normalised.abs().max() < 2
     assert normalised.std() > 1
 

@@ -1,4 +1,4 @@
-"""Folders of numbered images as videos: order, clips, held-out folders and what a table says of the frames."""
+"""Folders of numbered images as videos: order, clips, held-out folders and quantities from a table."""
 
 import pickle
 import shutil
@@ -27,7 +27,7 @@ def dataset(root: Path, **arguments) -> FrameFolders:
     return checked(FrameFolders, **{"num_frames": 4, "root_path": str(root), "val_ratio": 0.0} | arguments)
 
 
-def shown(clip: torch.Tensor) -> list[int]:
+def values(clip: torch.Tensor) -> list[int]:
     return clip[0, :, 0, 0].tolist()
 
 
@@ -35,8 +35,8 @@ def test_frames_come_in_the_order_of_their_numbers(tmp_path):
     write(tmp_path / "a", range(5, 13), "frame_{}.png")  # frame_10 before frame_9 by letters
     clip, label, _ = dataset(tmp_path)[0]
     assert (clip.dtype, tuple(clip.shape), label) == (torch.uint8, (3, 4, 6, 8), -1)
-    assert shown(clip) == [5, 6, 7, 8]
-    assert shown(dataset(tmp_path)[1][0]) == [9, 10, 11, 12]
+    assert values(clip) == [5, 6, 7, 8]
+    assert values(dataset(tmp_path)[1][0]) == [9, 10, 11, 12]
     assert dataset(tmp_path).describe(1) == f"{tmp_path}/a from frame 4 on"
 
 
@@ -44,33 +44,33 @@ def test_frames_come_in_the_order_of_their_numbers(tmp_path):
 def test_clips_begin_every_hop_frames(tmp_path, hop, firsts):
     write(tmp_path / "a")
     videos = dataset(tmp_path, stride=2, hop=hop)
-    assert [shown(videos[i][0])[0] for i in range(len(videos))] == firsts
-    assert all(shown(videos[i][0]) == [n, n + 2, n + 4, n + 6] for i, n in enumerate(firsts))
+    assert [values(videos[i][0])[0] for i in range(len(videos))] == firsts
+    assert all(values(videos[i][0]) == [n, n + 2, n + 4, n + 6] for i, n in enumerate(firsts))
 
 
 def test_draws_reach_every_frame_and_stay_in_their_folder(tmp_path):
     write(tmp_path / "a", range(11))
     write(tmp_path / "b", range(100, 109))
     videos = dataset(tmp_path)
-    drawn = {shown(videos.draw(i, seed)[0])[0] for i in range(len(videos)) for seed in range(50)}
-    assert drawn == {*range(8), *range(100, 106)}
-    assert shown(videos.draw(1, 3)[0]) == shown(videos.draw(1, 3)[0])
+    first_frames = {values(videos.draw(i, seed)[0])[0] for i in range(len(videos)) for seed in range(50)}
+    assert first_frames == {*range(8), *range(100, 106)}
+    assert values(videos.draw(1, 3)[0]) == values(videos.draw(1, 3)[0])
     assert isinstance(videos, ClipDataset)
 
 
-def test_gaps_and_numbers_that_come_twice_are_said(tmp_path, caplog):
+def test_gaps_and_duplicate_numbers_are_warned_of(tmp_path, caplog):
     write(tmp_path / "a", [0, 1, 2, 5, 6])
     write(tmp_path / "b", [*range(4)])
     write(tmp_path / "b", [2], "{}.bmp")
     dataset(tmp_path)
     lines = [record.getMessage() for record in caplog.records]
     assert lines == [
-        f"{tmp_path}/a: 5 frames from 0.png to 6.png, 2 numbers are lacking",
-        f"{tmp_path}/b: 5 frames from 0.png to 3.png, some numbers come twice",
+        f"{tmp_path}/a: 5 frames from 0.png to 6.png, 2 numbers are missing",
+        f"{tmp_path}/b: 5 frames from 0.png to 3.png, some numbers occur twice",
     ]
 
 
-def test_classes_are_the_folders_above_and_short_folders_are_left_out_and_counted(tmp_path, caplog):
+def test_parent_folders_are_classes_and_short_folders_are_left_out_and_counted(tmp_path, caplog):
     write(tmp_path / "run" / "a", range(4))
     write(tmp_path / "walk" / "b", range(9))
     write(tmp_path / "walk" / "c", range(3))
@@ -142,7 +142,7 @@ def test_frames_of_other_sizes_make_a_broken_sample(tmp_path):
         ({"annotations": "steps.csv", "columns": ["x/angle"]}, "angle must be numbers"),
     ],
 )
-def test_what_cannot_be_is_refused(tmp_path, arguments, message):
+def test_invalid_arguments_are_refused(tmp_path, arguments, message):
     write(tmp_path / "a")
     write(tmp_path / "b")
     (tmp_path / "steps.csv").write_text("file,angle\na/0.png,left\n")
@@ -157,7 +157,7 @@ def test_frames_without_a_number_are_refused(tmp_path):
         dataset(tmp_path)
 
 
-@pytest.mark.skipif(not (SHARED / "driving-rc-4k.tar").is_file(), reason="driving-rc-4k.tar is not here")
+@pytest.mark.skipif(not (SHARED / "driving-rc-4k.tar").is_file(), reason="needs driving-rc-4k.tar")
 def test_real_episodes_are_read_with_their_steering(tmp_path):
     shutil.unpack_archive(SHARED / "driving-rc-4k.tar", tmp_path)
     videos = FrameFolders(
@@ -166,19 +166,19 @@ def test_real_episodes_are_read_with_their_steering(tmp_path):
     )  # fmt: skip
     held_out = videos.validation()
     assert held_out is not None
-    assert len(videos.part.folders) + len(held_out.part.folders) == 6
+    assert len(videos.folders) + len(held_out.folders) == 6
     assert videos[3][0].shape == (3, 16, 120, 160)
-    measured = torch.stack([videos[i].fields["quantities"] for i in range(len(videos))])
-    assert measured.isfinite().all()
-    assert (measured.std(0) > 0.01).all()
+    quantities = torch.stack([videos[i].fields["quantities"] for i in range(len(videos))])
+    assert quantities.isfinite().all()
+    assert (quantities.std(0) > 0.01).all()
 
 
-def test_a_frame_without_a_row_is_unknown_and_a_table_of_other_paths_refused(tmp_path):
+def test_a_frame_without_a_row_is_nan_and_a_table_with_other_paths_is_refused(tmp_path):
     write(tmp_path / "frames" / "a", range(8), "{:03d}.png")
     arguments = {"image_folder": "frames", "annotations": "steps.csv", "columns": ["wheel/angle"], "val_ratio": 0.0}
     (tmp_path / "steps.csv").write_text("file,angle\na/000.png,1.5\n")
     videos = dataset(tmp_path, num_frames=4, **arguments)
     assert videos[0].fields["quantities"].isnan().tolist() == [True]
     (tmp_path / "steps.csv").write_text("file,angle\nframes/a/000.png,1.5\n")
-    with pytest.raises(ValueError, match=r"paths as frames/a/000\.png, none is .* as a/000\.png"):
+    with pytest.raises(ValueError, match=r"paths such as frames/a/000\.png, none is .* such as a/000\.png"):
         dataset(tmp_path, num_frames=4, **arguments)

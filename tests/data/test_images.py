@@ -1,4 +1,4 @@
-"""Decoding of whatever lies in a folder, and the data sets of images."""
+"""Decoding of image formats, and the data sets of images."""
 
 import io
 import logging
@@ -18,7 +18,7 @@ from jepa.data.huggingface import HuggingFaceImages
 from jepa.data.images import ImageFolder, TorchvisionImages
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
-CIFAR = pytest.mark.skipif(not (SHARED / "cifar10").is_dir(), reason="the CIFAR-10 parquet files are not here")
+CIFAR = pytest.mark.skipif(not (SHARED / "cifar10").is_dir(), reason="the CIFAR-10 parquet files are missing")
 
 
 def gradient(height: int = 24, width: int = 32) -> Image.Image:
@@ -52,7 +52,7 @@ def folder_of_two_classes(root: Path, parts: tuple[str, ...] = ("train",), image
 
 @pytest.mark.parametrize("kind", ["PNG", "BMP", "TIFF", "PPM", "GIF", "WEBP"])
 @pytest.mark.parametrize("mode", ["RGB", "L", "P", "RGBA", "1"])
-def test_lossless_formats_decode_to_the_pixels_that_were_saved(kind, mode):
+def test_lossless_formats_decode_to_the_saved_pixels(kind, mode):
     image = gradient().convert("RGB" if (kind, mode) == ("PPM", "P") else mode)  # PPM has no palettes
     options = {"lossless": True} if kind == "WEBP" else {}
     data = encode(image, kind, **options)
@@ -66,7 +66,7 @@ def test_jpeg_decodes_as_pillow_does(mode):
     assert difference.abs().max() <= 2
 
 
-def test_pillow_reads_all_where_torchvision_has_no_decoders_and_it_is_said(tmp_path, monkeypatch, caplog):
+def test_without_decoders_of_torchvision_pillow_reads_all_with_a_warning(tmp_path, monkeypatch, caplog):
     monkeypatch.setattr("jepa.data.decode._FAST", {})
     images = ImageFolder(root_path=str(folder_of_two_classes(tmp_path)), image_folder="train")
     assert "images are decoded by Pillow, which takes longer" in caplog.text
@@ -81,7 +81,7 @@ def test_sixteen_bits_keep_their_upper_eight(kind):
     assert torch.equal(decoded[:, 0], torch.from_numpy((values >> 8).astype(np.uint8)).expand(3, 64, 64))
 
 
-def test_one_channel_is_grey():
+def test_one_channel_gives_grey():
     grey = decode(encode(gradient(), "PNG"), channels=1)
     reference = torch.from_numpy(np.array(gradient().convert("L")))
     assert grey.shape == (1, 1, 24, 32)
@@ -89,11 +89,11 @@ def test_one_channel_is_grey():
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "TIFF", "WEBP", "PNG"])
-def test_images_stand_upright_by_their_orientation_tag(kind):
+def test_images_are_rotated_by_their_orientation_tag(kind):
     exif = Image.Exif()
-    exif[0x0112] = 6  # to be turned by 90 degrees
-    turned = decode(encode(gradient(16, 40), kind, exif=exif))
-    assert turned.shape[-2:] == (40, 16)
+    exif[0x0112] = 6  # rotate by 90 degrees
+    upright = decode(encode(gradient(16, 40), kind, exif=exif))
+    assert upright.shape[-2:] == (40, 16)
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 300), (300, 1)])
@@ -130,7 +130,7 @@ def test_folders_are_classes_in_sorted_order_and_other_files_are_left_out(tmp_pa
     assert any(images.describe(i).endswith("train/cat/deep/er/UPPER.JPG") for i in range(7))
 
 
-def test_a_sample_is_a_uint8_clip_of_one_frame_and_its_path_is_told(tmp_path):
+def test_a_sample_is_a_uint8_clip_of_one_frame_described_by_its_path(tmp_path):
     images = ImageFolder(root_path=str(folder_of_two_classes(tmp_path)), image_folder="train")
     clip, label = images[1]
     assert (clip.dtype, clip.shape, label) == (torch.uint8, (3, 1, 21, 30), 0)
@@ -144,7 +144,7 @@ def test_a_flat_folder_is_unlabelled(tmp_path):
     assert (images.classes, len(images), images[2][1]) == ((), 3, -1)
 
 
-def test_the_held_out_part_is_found_beside_the_images_and_announced(tmp_path, caplog):
+def test_the_held_out_part_beside_the_images_is_used_and_logged(tmp_path, caplog):
     root = folder_of_two_classes(tmp_path, ("train", "test"))
     with caplog.at_level(logging.INFO):
         held_out = ImageFolder(root_path=str(root), image_folder="train").validation()
@@ -162,7 +162,7 @@ def test_a_held_out_part_keeps_the_label_numbers_of_the_training_part(tmp_path):
     assert held_out[0][1] == 1
 
 
-def test_a_test_folder_without_the_same_classes_is_not_taken(tmp_path):
+def test_a_test_folder_without_the_same_classes_is_not_used(tmp_path):
     root = folder_of_two_classes(tmp_path)
     write(root / "test" / "0.jpg")
     assert ImageFolder(root_path=str(root), image_folder="train").validation() is None
@@ -170,19 +170,19 @@ def test_a_test_folder_without_the_same_classes_is_not_taken(tmp_path):
     assert ImageFolder(root_path=str(root), image_folder="train").validation() is None
 
 
-def test_foreign_classes_in_a_named_held_out_part_are_refused(tmp_path):
+def test_unknown_classes_in_a_configured_held_out_part_are_refused(tmp_path):
     root = folder_of_two_classes(tmp_path)
     write(root / "other" / "bird" / "0.jpg")
     with pytest.raises(ValueError, match="bird"):
         ImageFolder(root_path=str(root), image_folder="train", val_folder="other")
 
 
-def test_a_missing_folder_is_refused_with_what_was_looked_for_and_what_is_there(tmp_path):
+def test_the_error_for_a_missing_folder_has_its_path_and_the_existing_folders(tmp_path):
     root = folder_of_two_classes(tmp_path)
-    with pytest.raises(ValueError, match=r"image_folder") as refusal:
+    with pytest.raises(ValueError, match=r"image_folder") as error:
         ImageFolder(root_path=str(root), image_folder="trian")
-    assert str(root / "trian") in str(refusal.value)
-    assert "train/" in str(refusal.value)
+    assert str(root / "trian") in str(error.value)
+    assert "train/" in str(error.value)
     with pytest.raises(ValueError, match=str(tmp_path)):
         ImageFolder(root_path=str(tmp_path / "a" / "b"), image_folder="train")
 
@@ -268,20 +268,20 @@ def test_labels_may_be_strings_and_may_be_missing(tmp_path, hf, no_network):
         ({"path": "./nowhere"}, r"there is no /.*nowhere"),
     ],
 )
-def test_what_is_not_there_is_refused_by_its_key(tmp_path, hf, no_network, arguments, message):
+def test_the_error_for_a_missing_column_split_or_file_has_the_key(tmp_path, hf, no_network, arguments, message):
     hf.Dataset.from_dict(rows(2, label=[0, 1], boxes=[[1], [2]])).to_parquet(tmp_path / "x.parquet")
     with pytest.raises(ValueError, match=message):
         HuggingFaceImages(**{"path": str(tmp_path / "x.parquet")} | arguments)
 
 
-def test_a_missing_package_is_named_with_its_extra(monkeypatch):
+def test_the_error_for_a_missing_package_has_the_extra(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "datasets", None)
     with pytest.raises(ValueError, match=r"pip install 'jepa-train\[hf\]'"):
         HuggingFaceImages(path="anything")
 
 
 @CIFAR
-def test_the_parquet_files_of_cifar10_just_work(hf, no_network):
+def test_the_parquet_files_of_cifar10_are_read_without_further_arguments(hf, no_network):
     images = HuggingFaceImages(path=str(SHARED / "cifar10"))
     held_out = images.validation()
     assert held_out is not None
@@ -296,7 +296,7 @@ def write_idx(path: Path, values: np.ndarray) -> None:
     path.write_bytes(struct.pack(f">{1 + values.ndim}i", 0x800 + values.ndim, *values.shape) + values.tobytes())
 
 
-def test_torchvision_sets_are_clips_in_memory_with_their_test_part_held_out(tmp_path):
+def test_torchvision_data_sets_are_clips_in_memory_with_their_test_part_held_out(tmp_path):
     digits = np.random.default_rng(0).integers(0, 256, (5, 28, 28), dtype=np.uint8)
     for part, count in (("train", 5), ("t10k", 2)):
         write_idx(tmp_path / "MNIST" / "raw" / f"{part}-images-idx3-ubyte", digits[:count])
@@ -311,7 +311,7 @@ def test_torchvision_sets_are_clips_in_memory_with_their_test_part_held_out(tmp_
     assert images.in_memory
 
 
-def test_a_torchvision_set_that_is_not_there_is_refused_by_name_and_folder(tmp_path):
+def test_the_error_for_a_missing_torchvision_data_set_has_name_and_folder(tmp_path):
     with pytest.raises(ValueError, match=f"cifar10.*download=false: not in {tmp_path}"):
         TorchvisionImages(name="cifar10", root_path=str(tmp_path), download=False)
     with pytest.raises(ValueError, match=r'name=cifar: no such name; did you mean "cifar10".*valid: cifar10, cifar100'):

@@ -1,4 +1,4 @@
-"""The endless loader: order, resume, broken samples, workers."""
+"""The loader: order, resuming, broken samples, workers."""
 
 import logging
 import multiprocessing
@@ -48,7 +48,7 @@ class Seeds(Numbers):
         return super().__getitem__(index)[0], torch.initial_seed() % 2**62
 
 
-class Suicide(Numbers):
+class KilledWorker(Numbers):
     def __getitem__(self, index):
         os.kill(os.getpid(), signal.SIGKILL)
         raise AssertionError
@@ -62,9 +62,9 @@ class Pids(Numbers):
 def labels(dataset, steps: int, **arguments) -> list[list[int]]:
     defaults = {"batch_size": 4, "seed": 0, "num_workers": 0}
     stream = batches(dataset, **defaults | arguments)
-    taken = [batch.labels.tolist() for batch in islice(stream, steps)]
+    batch_labels = [batch.labels.tolist() for batch in islice(stream, steps)]
     stream.close()
-    return taken
+    return batch_labels
 
 
 def flat(lists: list[list[int]]) -> list[int]:
@@ -75,10 +75,10 @@ def tensors(batch: RawBatch) -> list[torch.Tensor]:
     return [batch.pixels, batch.sizes, *batch.fields.values(), batch.broken, batch.parts]
 
 
-def test_every_epoch_shows_every_sample_once_in_an_order_of_its_own():
-    seen = flat(labels(Numbers(10), 5))  # two epochs; batches run across their border
-    assert sorted(seen[:10]) == sorted(seen[10:]) == list(range(10))
-    assert seen[:10] != seen[10:]
+def test_every_epoch_is_another_permutation_of_all_samples():
+    order = flat(labels(Numbers(10), 5))  # two epochs; the third batch is of both
+    assert sorted(order[:10]) == sorted(order[10:]) == list(range(10))
+    assert order[:10] != order[10:]
 
 
 def test_the_seed_decides_the_order():
@@ -93,13 +93,13 @@ def test_starting_at_a_step_continues_the_uninterrupted_run(first_step):
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 4])
-def test_the_ranks_together_see_the_same_samples_for_any_world_size(world_size):
-    alone = labels(Numbers(17), 6, batch_size=8)
+def test_the_ranks_together_read_the_same_samples_for_any_world_size(world_size):
+    single = labels(Numbers(17), 6, batch_size=8)
     ranks = [
         labels(Numbers(17), 6, batch_size=8 // world_size, rank=rank, world_size=world_size)
         for rank in range(world_size)
     ]
-    assert [sorted(flat(list(parts))) for parts in zip(*ranks, strict=True)] == [sorted(batch) for batch in alone]
+    assert [sorted(flat(list(parts))) for parts in zip(*ranks, strict=True)] == [sorted(batch) for batch in single]
 
 
 def test_workers_do_not_change_the_batches():
@@ -110,7 +110,7 @@ def test_workers_do_not_change_the_batches():
     workers.close()
 
 
-def test_samples_of_all_sizes_share_a_canvas_and_keep_their_size():
+def test_samples_of_different_sizes_are_padded_and_keep_their_size():
     batch = next(batches(Numbers(8, sizes=((4, 6), (9, 2))), batch_size=8, seed=0, num_workers=0))
     assert batch.pixels.shape == (8, 3, 1, 9, 6)
     assert batch.pixels.dtype == torch.uint8
@@ -120,36 +120,36 @@ def test_samples_of_all_sizes_share_a_canvas_and_keep_their_size():
         assert pixels.sum() == pixels[..., :height, :width].sum()
 
 
-def test_images_larger_than_the_canvas_are_reduced_to_it():
+def test_images_with_a_larger_short_side_are_downscaled():
     dataset = Numbers(4, sizes=((40, 60), (12, 8)))
-    batch = next(batches(dataset, batch_size=4, seed=0, num_workers=0, canvas=10))
+    batch = next(batches(dataset, batch_size=4, seed=0, num_workers=0, short_side=10))
     assert {tuple(size) for size in batch.sizes.tolist()} == {(10, 15), (12, 8)}
 
 
 @pytest.mark.parametrize(("size", "expected"), [((8, 300), (8, 40)), ((300, 20), (40, 10)), ((1, 1), (1, 1))])
-def test_a_panorama_keeps_its_middle(size, expected):
+def test_a_panorama_keeps_its_centre(size, expected):
     clip = torch.zeros(3, 1, *size, dtype=torch.uint8)
     clip[..., size[0] // 2, size[1] // 2] = 255
-    small = downscale(clip, canvas=10)
+    small = downscale(clip, short_side=10)
     assert small.shape[-2:] == expected
     peak = small[0, 0].flatten().argmax().item()
     assert abs(peak // expected[1] - expected[0] // 2) <= 1
     assert abs(peak % expected[1] - expected[1] // 2) <= 1
 
 
-def test_reduction_is_antialiased():
+def test_downscaling_is_antialiased():
     stripes = (torch.arange(64) % 2 * 255).to(torch.uint8).expand(3, 1, 64, 64)
-    assert (downscale(stripes, canvas=16)[..., 1:-1].float() - 127.5).abs().max() <= 1
+    assert (downscale(stripes, short_side=16)[..., 1:-1].float() - 127.5).abs().max() <= 1
 
 
-def test_a_broken_sample_is_replaced_by_the_next_that_can_be_read_and_reported():
+def test_a_broken_sample_is_reported_and_replaced_by_the_next_readable_one():
     dataset = Numbers(10, broken=(2, 3, 9))
     batch = next(batches(dataset, batch_size=10, seed=0, num_workers=0))
     assert sorted(batch.labels.tolist()) == [0, 0, 1, 4, 4, 4, 5, 6, 7, 8]
     assert set(batch.broken.tolist()) == {2, 3, 9}
 
 
-class Told(Numbers):
+class WithFields(Numbers):
     """Sample i has i % 3 of the ragged `marks` [m, 2] and one `action` [3], all of value i."""
 
     fields = {
@@ -164,52 +164,52 @@ class Told(Numbers):
 
 @pytest.mark.parametrize("num_workers", [0, 1])
 def test_declared_fields_are_stacked_or_padded_to_the_longest(num_workers):
-    stream = batches(Told(9), batch_size=9, seed=0, num_workers=num_workers, fields=Told.fields)
+    stream = batches(WithFields(9), batch_size=9, seed=0, num_workers=num_workers, fields=WithFields.fields)
     batch = next(stream)
     stream.close()
     marks, action = batch.fields["marks"], batch.fields["action"]
     assert (marks.shape, marks.dtype) == ((9, 2, 2), torch.float32)
     assert (action.shape, action.dtype) == ((9, 3), torch.int64)
-    for index, rows, own in zip(batch.labels.tolist(), marks, action, strict=True):
+    for index, rows, values in zip(batch.labels.tolist(), marks, action, strict=True):
         assert rows.tolist() == [[index] * 2] * (index % 3) + [[-7, -7]] * (2 - index % 3)
-        assert own.tolist() == [index] * 3
+        assert values.tolist() == [index] * 3
 
 
-def test_only_the_fields_that_are_asked_for_are_delivered():
-    some = {"action": Told.fields["action"]}
-    assert next(batches(Told(4), batch_size=4, seed=0, num_workers=0)).fields.keys() == {"labels"}
-    assert next(batches(Told(4), batch_size=4, seed=0, num_workers=0, fields=some)).fields.keys() == {
+def test_only_the_requested_fields_are_delivered():
+    fields = {"action": WithFields.fields["action"]}
+    assert next(batches(WithFields(4), batch_size=4, seed=0, num_workers=0)).fields.keys() == {"labels"}
+    assert next(batches(WithFields(4), batch_size=4, seed=0, num_workers=0, fields=fields)).fields.keys() == {
         "labels",
         "action",
     }
 
 
 @pytest.mark.parametrize(
-    ("field", "found"), [(Field(shape=(4,)), r"shape \[3\]"), (Field(ragged=True, shape=(3,)), r"shape \[3\]")]
+    ("field", "actual"), [(Field(shape=(4,)), r"shape \[3\]"), (Field(ragged=True, shape=(3,)), r"shape \[3\]")]
 )
-def test_a_field_of_another_shape_than_declared_is_refused(field, found):
-    with pytest.raises(DataError, match=f"action.*{found}"):
-        next(batches(Told(4), batch_size=4, seed=0, num_workers=0, fields={"action": field}))
+def test_a_field_of_another_shape_than_declared_is_refused(field, actual):
+    with pytest.raises(DataError, match=f"action.*{actual}"):
+        next(batches(WithFields(4), batch_size=4, seed=0, num_workers=0, fields={"action": field}))
 
 
 def test_a_declared_field_that_a_sample_lacks_is_refused():
     with pytest.raises(DataError, match=r"reward.*has none"):
-        next(batches(Told(4), batch_size=4, seed=0, num_workers=0, fields={"reward": Field()}))
+        next(batches(WithFields(4), batch_size=4, seed=0, num_workers=0, fields={"reward": Field()}))
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])
-def test_data_of_which_nothing_can_be_read_is_an_error_that_names_a_sample(num_workers):
+def test_the_error_for_unreadable_data_names_a_sample(num_workers):
     stream = batches(Numbers(10, broken=tuple(range(10))), batch_size=4, seed=0, num_workers=num_workers)
     with pytest.raises(DataError, match=r"10 samples in a row.*number \d: cannot read number \d$"):
         next(stream)
 
 
-def test_each_broken_sample_is_warned_of_once_with_its_place_and_reason(caplog):
+def test_each_broken_sample_is_warned_of_once_with_its_name_and_reason(caplog):
     broken = BrokenSamples(Numbers(1000, broken=(7, 8)))
     with caplog.at_level(logging.WARNING):
         for indices in ([7, 7], [], [8, 7]):
-            broken.note(torch.tensor(indices, dtype=torch.long))
-    assert broken.count == 2
+            broken.add(torch.tensor(indices, dtype=torch.long))
+    assert len(broken.indices) == 2
     assert [record.getMessage() for record in caplog.records] == [
         f"skipped number {index}: cannot read number {index}" for index in (7, 8)
     ]
@@ -217,10 +217,10 @@ def test_each_broken_sample_is_warned_of_once_with_its_place_and_reason(caplog):
 
 def test_more_than_one_percent_broken_stops_the_run():
     broken = BrokenSamples(Numbers(200, broken=(7, 8, 9)))
-    broken.note(torch.tensor([7, 8]))
-    broken.note(torch.tensor([7]))
+    broken.add(torch.tensor([7, 8]))
+    broken.add(torch.tensor([7]))
     with pytest.raises(DataError, match=r"3 of 200 samples.*number 9"):
-        broken.note(torch.tensor([9]))
+        broken.add(torch.tensor([9]))
 
 
 def test_a_data_set_smaller_than_the_batch_is_refused_with_both_numbers_before_anything_is_read():
@@ -234,7 +234,7 @@ def test_impossible_arguments_are_refused(arguments):
         batches(Numbers(50), **{"batch_size": 2, "seed": 0} | arguments)
 
 
-def test_cheap_data_need_no_workers_and_others_get_a_core_each(monkeypatch):
+def test_data_in_memory_need_no_workers_and_others_get_a_core_each(monkeypatch):
     dataset = Numbers(4)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(12)), raising=False)
     assert choose_num_workers(dataset) == 8
@@ -248,12 +248,12 @@ def test_cheap_data_need_no_workers_and_others_get_a_core_each(monkeypatch):
     assert choose_num_workers(dataset) == 0
 
 
-def test_what_goes_to_a_worker_can_be_pickled():
-    reader = pickle.loads(pickle.dumps(_BatchReader(Numbers(8), canvas=10)))
+def test_the_reader_of_a_worker_can_be_pickled():
+    reader = pickle.loads(pickle.dumps(_BatchReader(Numbers(8), short_side=10)))
     assert reader[[(3, 0), (5, 0)]].labels.tolist() == [3, 5]
 
 
-def test_workers_of_all_ranks_have_seeds_of_their_own():
+def test_workers_of_all_ranks_have_different_seeds():
     seeds = {
         seed
         for rank in range(2)
@@ -262,7 +262,7 @@ def test_workers_of_all_ranks_have_seeds_of_their_own():
     assert len(seeds) == 4
 
 
-def test_the_global_random_state_is_left_alone():
+def test_the_global_random_state_is_unchanged():
     torch.manual_seed(0)
     expected = torch.rand(3)
     torch.manual_seed(0)
@@ -282,11 +282,11 @@ def test_no_worker_outlives_the_iterator(end):
 
 def test_a_killed_worker_is_an_error_and_not_a_hang():
     with pytest.raises(DataError, match="num_workers"):
-        next(batches(Suicide(10), batch_size=2, seed=0, num_workers=1))
+        next(batches(KilledWorker(10), batch_size=2, seed=0, num_workers=1))
 
 
 @pytest.mark.parametrize("name", ["INT", "USR1", "TERM"])
-def test_a_worker_outlives_signals_to_the_whole_job(name):
+def test_a_worker_ignores_signals_to_the_whole_job(name):
     stream = batches(Pids(400), batch_size=2, seed=0, num_workers=1)
     (pid,) = set(next(stream).labels.tolist())
     subprocess.run(["kill", f"-{name}", str(pid)], check=True)
@@ -295,7 +295,7 @@ def test_a_worker_outlives_signals_to_the_whole_job(name):
     stream.close()
 
 
-def test_a_worker_ends_when_its_parent_says_so():
+def test_a_worker_ends_when_its_parent_terminates_it():
     stream = batches(Pids(40), batch_size=2, seed=0, num_workers=1)
     (pid,) = set(next(stream).labels.tolist())
     worker = next(child for child in multiprocessing.active_children() if child.pid == pid)

@@ -1,4 +1,4 @@
-"""The embedded clips: pure, told apart by colour, and moving as they say."""
+"""Moving digits: determinism, colours, and quantities that agree with the pixels."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 from checked import checked
 from torch import Tensor
 
-from jepa.data.moving_digits import COOL, STROKES, WARM, MovingDigits, fly, stamp, write
+from jepa.data.moving_digits import COOL, STROKES, WARM, MovingDigits, stamp, trajectories, write
 from jepa.types import ClipDataset
 
 SIDE = 32
@@ -23,7 +23,7 @@ def digits(num_frames: int = 8, **changes: Any) -> MovingDigits:
 
 
 def boxes(frames: Tensor) -> Tensor:
-    """bool [T, H, W] -> [T, 2, 2]: first and last column, first and last row that show something"""
+    """bool [T, H, W] -> [T, 2, 2]: bounds of the non-zero columns and rows"""
     spans = []
     for frame in frames:
         lines = [frame.any(dim=axis).nonzero() for axis in (0, 1)]  # columns, rows
@@ -31,20 +31,20 @@ def boxes(frames: Tensor) -> Tensor:
     return torch.stack(spans)
 
 
-def measured(dataset: MovingDigits, index: int) -> Tensor:
+def quantities(dataset: MovingDigits, index: int) -> Tensor:
     return dataset[index].fields["quantities"]
 
 
-def test_it_is_a_measured_data_set_of_clips() -> None:
+def test_it_is_a_data_set_of_clips_with_quantities() -> None:
     dataset = digits()
     assert isinstance(dataset, ClipDataset)
-    assert measured(dataset, 0).shape == (len(dataset.fields["quantities"].names),)
+    assert quantities(dataset, 0).shape == (len(dataset.fields["quantities"].names),)
     assert dataset.fields["quantities"].names[:2] == ("position/x1", "position/y1")
     assert dataset.fields["quantities"].names[-1] == "velocity/y2"
 
 
 @pytest.mark.parametrize(("frames", "side"), [(1, 16), (8, 32), (16, 100)])
-def test_clips_have_the_frames_and_the_side_asked_for(frames: int, side: int) -> None:
+def test_clips_have_the_configured_frames_and_side(frames: int, side: int) -> None:
     dataset = digits(frames, side=side)
     for clip, label, _ in (dataset[13], dataset.draw(13, 5)):
         assert clip.shape == (3, frames, side, side)
@@ -58,21 +58,21 @@ def test_a_clip_is_pure_in_seed_and_index() -> None:
     for index in range(20):
         assert first[index][0].equal(backwards[index][0])
         assert first.draw(index, 7)[0].equal(second.draw(index, 7)[0])
-        assert measured(first, index).equal(measured(second, index))
+        assert quantities(first, index).equal(quantities(second, index))
     assert not first[0][0].equal(digits(seed=4)[0][0])
 
 
-def test_what_is_drawn_flies_elsewhere_but_is_the_same_pair() -> None:
+def test_a_draw_moves_the_same_digits_differently() -> None:
     dataset = digits(1, side=64)
     for index in range(6):
         clips = [dataset[index][0], *(dataset.draw(index, seed)[0] for seed in (0, 1, 2**62))]
         assert len({clip.numpy().tobytes() for clip in clips}) == 4
-        for channel in (0, 2):  # drawn as strong, apart from where in a pixel an edge falls and where digits overlap
+        for channel in (0, 2):  # equal brightness except for subpixel shifts and overlaps
             strength = torch.tensor([clip[channel].float().sum() for clip in clips])
             assert strength.max() < 1.15 * strength.min()
 
 
-def test_fewer_frames_are_the_beginning_of_the_same_flight() -> None:
+def test_a_shorter_clip_is_the_beginning_of_a_longer_one() -> None:
     long, short = digits(16), digits(5)
     assert long[4][0][:, :5].equal(short[4][0])
     assert long.draw(4, 9)[0][:, :5].equal(short.draw(4, 9)[0])
@@ -83,7 +83,7 @@ def test_the_side_changes_the_resolution_and_nothing_else() -> None:
     for index in range(5):
         reduced = torch.nn.functional.avg_pool2d(fine[index][0].float(), 4)
         assert (reduced - coarse[index][0]).abs().mean() < 2
-        torch.testing.assert_close(measured(fine, index), measured(coarse, index), atol=1e-6, rtol=0)
+        torch.testing.assert_close(quantities(fine, index), quantities(coarse, index), atol=1e-6, rtol=0)
 
 
 def test_the_first_digit_is_warm_and_the_second_cool() -> None:
@@ -96,7 +96,7 @@ def test_the_first_digit_is_warm_and_the_second_cool() -> None:
         assert blue[0] <= clip[2].max() <= blue[1]
 
 
-def test_the_digits_take_turns_and_the_second_says_nothing_of_the_first() -> None:
+def test_the_digits_alternate() -> None:
     dataset = digits(1, side=16)
     assert torch.bincount(torch.tensor([dataset[index][1] for index in range(50)])).tolist() == [5] * 10
     assert "3, clip 13 of the training" in dataset.describe(13)
@@ -109,10 +109,10 @@ def test_the_held_out_part_shows_other_clips() -> None:
     assert held_out is not None
     assert held_out.validation() is None
     assert (len(held_out), held_out.classes, held_out.num_frames) == (100, dataset.classes, 2)
-    seen = {dataset[index][0].numpy().tobytes() for index in range(200)}
-    others = {held_out[index][0].numpy().tobytes() for index in range(100)}
-    assert len(seen | others) == 300
-    assert not measured(held_out, 0).equal(measured(dataset, 0))
+    training = {dataset[index][0].numpy().tobytes() for index in range(200)}
+    validation = {held_out[index][0].numpy().tobytes() for index in range(100)}
+    assert len(training | validation) == 300
+    assert not quantities(held_out, 0).equal(quantities(dataset, 0))
 
 
 def test_positions_and_velocities_are_those_of_the_pixels_in_the_last_frame() -> None:
@@ -122,7 +122,7 @@ def test_positions_and_velocities_are_those_of_the_pixels_in_the_last_frame() ->
     for index in range(30):
         clip, values = (
             dataset[index][0],
-            measured(dataset, index).unflatten(0, (2, 2, 2)),
+            quantities(dataset, index).unflatten(0, (2, 2, 2)),
         )  # kind, digit, axis
         for digit, channel in ((0, 0), (1, 2)):
             spans = boxes(clip[channel] > 100).double()  # [T, axis, edge]
@@ -132,16 +132,16 @@ def test_positions_and_velocities_are_those_of_the_pixels_in_the_last_frame() ->
             centre = spans.mean(dim=-1) / side  # [T, axis]
             step = centre[-1] - centre[-2]
             speed = values[1, digit]
-            flew = (step - speed).abs() < 0.012  # in sides: an edge is seen to about a pixel
+            straight = (step - speed).abs() < 0.012  # in picture sides; an edge is known to about a pixel
             bounced = step.abs() < speed.abs() + 0.012
             at_wall = torch.minimum(values[0, digit], 1 - values[0, digit]) < 0.09
-            assert (flew | (at_wall & bounced)).all()
+            assert (straight | (at_wall & bounced)).all()
 
 
 def test_digits_reflect_at_the_walls() -> None:
     rng = np.random.default_rng(0)
     pair = (write(3, 64, WARM, rng), write(8, 64, COOL, rng))
-    position, velocity = fly(pair, 200, (0.1, 0.3), rng)
+    position, velocity = trajectories(pair, 200, (0.1, 0.3), rng)
     free = np.stack([glyph.free for glyph in pair])
     assert position.min() >= 0
     assert position.max() <= 1
@@ -153,18 +153,18 @@ def test_digits_reflect_at_the_walls() -> None:
     assert 0.1 < (~straight).mean() < 0.9
 
 
-def test_at_the_default_speed_a_digit_covers_a_good_part_of_its_range_in_sixteen_frames() -> None:
+def test_at_the_default_speed_a_digit_covers_half_of_its_range_in_sixteen_frames() -> None:
     dataset = digits(16)
-    way = []
+    distances = []
     for index in range(200):
-        velocity = measured(dataset, index).unflatten(0, (2, 2, 2))[1].abs()
+        velocity = quantities(dataset, index).unflatten(0, (2, 2, 2))[1].abs()
         free = torch.from_numpy(np.stack([glyph.free for glyph in dataset._glyphs(index)]))
-        way.append((velocity / free * 15).mean())
-    assert 1 / 3 < torch.stack(way).mean() < 2 / 3
+        distances.append((velocity / free * 15).mean())
+    assert 1 / 3 < torch.stack(distances).mean() < 2 / 3
 
 
 @pytest.mark.parametrize("digit", range(10))
-def test_a_digit_fills_the_box_that_it_says_wherever_it_is(digit: int) -> None:
+def test_a_digit_fills_its_bounding_box_at_any_position(digit: int) -> None:
     for seed in range(3):
         glyph = write(digit, 64, WARM, np.random.default_rng(seed))
         canvas = np.zeros((3, 2, 90, 90), dtype=np.uint8)
@@ -172,9 +172,9 @@ def test_a_digit_fills_the_box_that_it_says_wherever_it_is(digit: int) -> None:
         stamp(canvas, glyph, centres)
         for frame, centre in zip(torch.from_numpy(canvas[0]) > 100, centres, strict=True):
             (span,) = boxes(frame[None]).double().numpy()
-            reach = (1 - glyph.free) * 64 / 2
-            assert np.abs(span[:, 0] - (centre - reach)).max() < 1
-            assert np.abs(span[:, 1] - (centre + reach)).max() < 1
+            half = (1 - glyph.free) * 64 / 2
+            assert np.abs(span[:, 0] - (centre - half)).max() < 1
+            assert np.abs(span[:, 1] - (centre + half)).max() < 1
 
 
 def test_a_shift_by_whole_pixels_shows_the_same_digit_and_a_smaller_one_keeps_its_ink() -> None:
@@ -187,17 +187,17 @@ def test_a_shift_by_whole_pixels_shows_the_same_digit_and_a_smaller_one_keeps_it
 
 
 def test_the_ten_digits_look_different() -> None:
-    looks = []
+    pictures = []
     for digit in range(10):
         canvas = np.zeros((3, 1, 64, 64), dtype=np.uint8)
         stamp(canvas, write(digit, 64, WARM, np.random.default_rng(1)), np.array([[32.0, 32.0]]))
-        looks.append(canvas[0, 0].astype(float) / 255)
-    for number, look in enumerate(looks):
-        for other in looks[number + 1 :]:
-            assert np.minimum(look, other).sum() < 0.85 * np.maximum(look, other).sum()
+        pictures.append(canvas[0, 0].astype(float) / 255)
+    for number, picture in enumerate(pictures):
+        for other in pictures[number + 1 :]:
+            assert np.minimum(picture, other).sum() < 0.85 * np.maximum(picture, other).sum()
 
 
-def test_strokes_stay_in_their_box_and_move_in_small_pieces_on_curves() -> None:
+def test_strokes_stay_in_their_box_and_have_no_empty_segment() -> None:
     for strokes in STROKES:
         points = np.concatenate(strokes)
         assert np.abs(points[:, 0]).max() <= 0.65

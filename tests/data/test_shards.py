@@ -1,4 +1,4 @@
-"""Tar shards: their index, their order, which keeps the reads together, and what is said of damaged ones."""
+"""Tar shards: index, order of the samples, and errors for damaged files."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from jepa.data.images import ImageFolder
 from jepa.data.loader import batches
 from jepa.data.mixture import Mixture
 from jepa.data.shard_index import members_of
-from jepa.data.shards import Shards, WindowShuffle
+from jepa.data.shards import Shards, window_shuffle
 from jepa.runs.metrics import read_rows
 
 Sample = dict[str, bytes]
@@ -71,7 +71,7 @@ def value_of(clip: torch.Tensor) -> int:
     return int(clip[0, 0, 0, 0])
 
 
-# --- which files ---
+# --- patterns ---
 
 
 @pytest.mark.parametrize(
@@ -85,7 +85,7 @@ def value_of(clip: torch.Tensor) -> int:
         ("", ["train-000", "train-001", "train-002", "val-000", "val-001"]),
     ],
 )
-def test_shards_are_named_by_braces_globs_folders_and_files(tmp_path, pattern, expected):
+def test_shards_are_given_by_braces_globs_folders_and_files(tmp_path, pattern, expected):
     for name in ("train-000", "train-001", "train-002", "val-000", "val-001"):
         (tmp_path / f"{name}.tar").touch()
     assert [path.stem for path in find_shards(str(tmp_path / pattern))] == expected
@@ -110,17 +110,17 @@ def test_missing_and_compressed_shards_are_named(tmp_path):
         find_shards(f"{tmp_path}/nothing*")
 
 
-def test_a_brace_that_the_shell_has_expanded_is_warned_of(tmp_path, caplog):
+def test_a_brace_expanded_by_the_shell_is_warned_of(tmp_path, caplog):
     write_shards(tmp_path, (4, 4))
     Shards(shards=f"{tmp_path}/train-001.tar")
     assert "one of 2 that are numbered alike; a shell expands braces" in caplog.text
 
 
-# --- what is in them ---
+# --- samples ---
 
 
 @pytest.mark.parametrize("tar_format", [tarfile.GNU_FORMAT, tarfile.PAX_FORMAT, tarfile.USTAR_FORMAT])
-def test_headers_read_as_tarfile_reads_them(tmp_path, tar_format):
+def test_headers_are_read_as_by_tarfile(tmp_path, tar_format):
     names = ["short", "deep/er/" + "n" * 80, "f" * 60 + "/" + "g" * 90]
     names += [] if tar_format == tarfile.USTAR_FORMAT else ["x" * 300, "schön/ñandú"]
     path = write_shard(
@@ -132,7 +132,7 @@ def test_headers_read_as_tarfile_reads_them(tmp_path, tar_format):
         assert [tuple(member) for member in members_of(file.fileno())] == expected
 
 
-def test_what_gnu_tar_writes_of_a_folder_is_read(tmp_path):
+def test_an_archive_of_gnu_tar_is_read(tmp_path):
     for number in range(3):
         for suffix, data in numbered(number, 1)[f"{number:05d}"].items():
             path = tmp_path / "cat" / f"{number}.{suffix}"
@@ -184,7 +184,7 @@ def test_members_need_no_order_and_only_the_first_dot_ends_a_key(tmp_path):
 
 
 def labelled(folder: Path, *labels: object, **options) -> list[object]:
-    """What becomes of labels: bytes are of a cls, others of a json."""
+    """Labels and classes of a data set with these labels: bytes in a cls, others in a json."""
     suffixes = [("cls", x) if isinstance(x, bytes) else ("json", json.dumps({"label": x}).encode()) for x in labels]
     samples = {f"{n}": {"png": png(n), suffix: data} for n, (suffix, data) in enumerate(suffixes)}
     data = Shards(shards=str(write_shard(folder / "a.tar", samples)), **options)
@@ -204,7 +204,7 @@ def test_labels_are_numbers_or_names_of_cls_or_json(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("label", "told"),
+    ("label", "message"),
     [
         ([1, 2], r"0.json: the label is '\[1, 2\]'"),
         ("a caption " * 20, "0.json: the label is 'a caption"),
@@ -212,8 +212,8 @@ def test_labels_are_numbers_or_names_of_cls_or_json(tmp_path):
         (b"\xff", "0.cls: 'utf-8' codec"),
     ],
 )
-def test_what_is_no_label_is_refused(tmp_path, label, told):
-    with pytest.raises(ValueError, match=told):
+def test_invalid_labels_are_refused(tmp_path, label, message):
+    with pytest.raises(ValueError, match=message):
         labelled(tmp_path, label)
 
 
@@ -226,7 +226,7 @@ def test_labels_beyond_the_classes_are_refused(tmp_path):
 # --- the held-out part ---
 
 
-def test_shards_of_a_usual_name_are_held_out(tmp_path):
+def test_shards_with_a_default_name_are_held_out(tmp_path):
     write_shards(write_shards(tmp_path, (4, 3)), (2,), "val")
     for pattern in ("", "*.tar", "train-{000..001}.tar"):
         data = Shards(shards=str(tmp_path / pattern))
@@ -238,7 +238,7 @@ def test_shards_of_a_usual_name_are_held_out(tmp_path):
     assert len(Shards(shards=str(tmp_path / "apart" / "train")).validation() or ()) == 3
 
 
-def test_held_out_shards_can_be_named_and_are_never_trained_on(tmp_path):
+def test_configured_held_out_shards_are_never_trained_on(tmp_path):
     write_shards(tmp_path, (4, 3, 2))
     data = Shards(shards=str(tmp_path), val_shards=str(tmp_path / "train-001.tar"))
     held_out = data.validation()
@@ -251,7 +251,7 @@ def test_held_out_shards_can_be_named_and_are_never_trained_on(tmp_path):
         Shards(shards=str(tmp_path), val_shards=str(tmp_path))
 
 
-def test_held_out_shards_without_labels_are_not_taken_unasked(tmp_path):
+def test_held_out_shards_without_labels_are_used_only_if_configured(tmp_path):
     write_shards(tmp_path, (4,))
     write_shard(tmp_path / "test-0.tar", {"0": {"png": png(0)}})
     assert Shards(shards=str(tmp_path)).validation() is None
@@ -262,12 +262,12 @@ def test_held_out_shards_without_labels_are_not_taken_unasked(tmp_path):
 
 
 @pytest.mark.parametrize("cut", [100, 512, 700, 2048, -10240, -9000])
-def test_a_shard_that_is_cut_off_is_named_with_the_byte(tmp_path, cut):
+def test_the_error_for_a_truncated_shard_has_its_name_and_the_byte(tmp_path, cut):
     path = write_shards(tmp_path, (8, 8)) / "train-001.tar"
     path.write_bytes(path.read_bytes()[:cut])
-    with pytest.raises(ValueError, match=f"train-001.tar: cut off at byte {path.stat().st_size}") as fault:
+    with pytest.raises(ValueError, match=f"train-001.tar: cut off at byte {path.stat().st_size}") as error:
         Shards(shards=str(tmp_path))
-    assert "train-000" not in str(fault.value)
+    assert "train-000" not in str(error.value)
 
 
 def test_damaged_headers_and_other_files_are_refused(tmp_path):
@@ -292,8 +292,8 @@ def test_no_damage_to_a_header_hangs_or_raises_anything_but_value_error(tmp_path
     write_shard(path, {"n" * 120: {"png": b"x" * 700}, "é": {"cls": b"1"}}, tarfile.PAX_FORMAT)
     damaged = bytearray(path.read_bytes())
     for _ in range(data.draw(st.integers(1, 4))):
-        place = data.draw(st.integers(0, 4095))
-        damaged[place] = data.draw(st.sampled_from(b"-0179\x00\x80\xff x="))
+        position = data.draw(st.integers(0, 4095))
+        damaged[position] = data.draw(st.sampled_from(b"-0179\x00\x80\xff x="))
     path.write_bytes(damaged)
     with open(path, "rb") as file, suppress(ValueError):
         members = list(members_of(file.fileno()))
@@ -301,7 +301,7 @@ def test_no_damage_to_a_header_hangs_or_raises_anything_but_value_error(tmp_path
 
 
 @pytest.mark.parametrize(
-    ("samples", "told"),
+    ("samples", "message"),
     [
         ({"a": {"txt": b"x", "json": b"{}"}}, r"no images in it \(dataset.image_key\), but json, txt"),
         ({"a": {"mp4": b"x"}}, "videos are read from files: dataset=videofolder"),
@@ -311,9 +311,9 @@ def test_no_damage_to_a_header_hangs_or_raises_anything_but_value_error(tmp_path
         ({"./a": {"png": b"x"}, "a": {"png": b"y"}}, "a.png is in it twice"),
     ],
 )
-def test_shards_that_cannot_be_used_are_refused(tmp_path, samples, told):
+def test_shards_that_cannot_be_used_are_refused(tmp_path, samples, message):
     write_shard(tmp_path / "a.tar", samples)
-    with pytest.raises(ValueError, match=f"a.tar: .*{told}" if "twice" not in told else told):
+    with pytest.raises(ValueError, match=f"a.tar: .*{message}" if "twice" not in message else message):
         Shards(shards=str(tmp_path))
 
 
@@ -329,7 +329,7 @@ def test_samples_without_a_readable_image_are_counted_and_replaced(tmp_path):
     assert sorted(batch.pixels[:, 0, 0, 0, 0].tolist()) == [0, 1, 3, 3, 4, 6, 6, 7]
 
 
-def test_a_shard_that_shrinks_under_a_run_is_told(tmp_path):
+def test_a_shard_that_shrinks_during_a_run_is_an_error(tmp_path):
     path = write_shards(tmp_path, (8,)) / "train-000.tar"
     data = Shards(shards=str(tmp_path))
     os.truncate(path, 540)
@@ -337,14 +337,14 @@ def test_a_shard_that_shrinks_under_a_run_is_told(tmp_path):
         data[0]
 
 
-# --- the file of the index ---
+# --- the index file ---
 
 
 def indices_in(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.glob(".index-*.npy"))
 
 
-def test_headers_are_read_once_and_again_where_a_shard_has_changed(tmp_path, caplog):
+def test_headers_are_read_once_and_again_if_a_shard_changes(tmp_path, caplog):
     caplog.set_level(logging.INFO)
     write_shards(tmp_path, (3, 3))
     first = Shards(shards=str(tmp_path))
@@ -356,7 +356,7 @@ def test_headers_are_read_once_and_again_where_a_shard_has_changed(tmp_path, cap
     assert caplog.text.count("reading the headers") == 2
 
 
-def test_a_damaged_index_is_made_anew(tmp_path):
+def test_a_damaged_index_is_rebuilt(tmp_path):
     write_shards(tmp_path, (3, 3))
     expected = Shards(shards=str(tmp_path)).index.tolist()
     path = tmp_path / indices_in(tmp_path)[0]
@@ -366,7 +366,7 @@ def test_a_damaged_index_is_made_anew(tmp_path):
         assert Shards(shards=str(tmp_path)).index.tolist() == expected
 
 
-def test_beside_shards_that_cannot_be_written_to_the_cache_is_used(tmp_path, monkeypatch, caplog):
+def test_the_cache_holds_the_index_if_the_folder_of_the_shards_cannot_be_written(tmp_path, monkeypatch, caplog):
     write_shards(tmp_path / "shards", (3, 3))
     (tmp_path / "shards" / ".index.lock").mkdir()  # also root can't write a folder
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
@@ -378,18 +378,18 @@ def test_beside_shards_that_cannot_be_written_to_the_cache_is_used(tmp_path, mon
     assert "can be written" in caplog.text
 
 
-def test_many_that_come_at_once_read_the_headers_once(tmp_path, caplog):
+def test_concurrent_readers_read_the_headers_once(tmp_path, caplog):
     caplog.set_level(logging.INFO)
     write_shards(tmp_path, (20, 20, 20))
     with ThreadPoolExecutor(6) as pool:
-        found = list(pool.map(lambda _: Shards(shards=str(tmp_path)).index.tolist(), range(6)))
-    assert all(rows == found[0] for rows in found)
+        indices = list(pool.map(lambda _: Shards(shards=str(tmp_path)).index.tolist(), range(6)))
+    assert all(rows == indices[0] for rows in indices)
     assert caplog.text.count("reading the headers") == 1
     assert not list(tmp_path.glob("*.part"))
 
 
-def test_processes_share_few_descriptors(tmp_path, monkeypatch):
-    monkeypatch.setattr("jepa.data.shards.MOST_OPEN", 2)
+def test_few_files_are_open_at_a_time(tmp_path, monkeypatch):
+    monkeypatch.setattr("jepa.data.shards.MAX_OPEN_FILES", 2)
     write_shards(tmp_path, (1,) * 6)
     data = Shards(shards=str(tmp_path))
     before = len(os.listdir("/proc/self/fd")) if sys.platform == "linux" else 0
@@ -411,33 +411,33 @@ COUNTS = st.lists(st.integers(0, 9), min_size=1, max_size=9).filter(any)
 @settings(max_examples=60, deadline=None)
 def test_every_epoch_is_a_permutation_that_reads_few_shards_at_a_time(counts, width, seed):
     total = sum(counts)
-    take = WindowShuffle(np.array(counts), width, seed).take
+    at = window_shuffle(np.array(counts), width, seed)
     shard_of = np.repeat(np.arange(len(counts)), counts)
     for epoch in range(3):
-        taken = [take(epoch * total + offset) for offset in range(total)]
-        assert sorted(index for index, _ in taken) == list(range(total))
-        assert {e for _, e in taken} == {epoch}
-        first_seen = list(dict.fromkeys(shard_of[[index for index, _ in taken]].tolist()))
-        spans = [[i for i, (index, _) in enumerate(taken) if shard_of[index] == shard] for shard in first_seen]
+        samples = [at(epoch * total + offset) for offset in range(total)]
+        assert sorted(index for index, _ in samples) == list(range(total))
+        assert {e for _, e in samples} == {epoch}
+        order = list(dict.fromkeys(shard_of[[index for index, _ in samples]].tolist()))
+        spans = [[i for i, (index, _) in enumerate(samples) if shard_of[index] == shard] for shard in order]
         open_at_once = [sum(span[0] <= i <= span[-1] for span in spans) for i in range(total)]
         assert max(open_at_once) <= width
 
 
 @given(COUNTS, st.integers(1, 10), st.lists(st.integers(0, 200), min_size=1, max_size=20))
 @settings(max_examples=60, deadline=None)
-def test_any_position_is_dealt_without_those_before_it(counts, width, positions):
+def test_any_position_is_computed_without_those_before_it(counts, width, positions):
     counts = np.array(counts)
-    walked = WindowShuffle(counts, width, seed=1)
-    whole = [walked.take(position) for position in range(201)]
-    jumping = WindowShuffle(counts, width, seed=1)
-    assert [jumping.take(position) for position in positions] == [whole[position] for position in positions]
-    assert [WindowShuffle(counts, width, seed=1).take(p) for p in positions[:3]] == [whole[p] for p in positions[:3]]
+    in_order = window_shuffle(counts, width, seed=1)
+    whole = [in_order(position) for position in range(201)]
+    direct = window_shuffle(counts, width, seed=1)
+    assert [direct(position) for position in positions] == [whole[position] for position in positions]
+    assert [window_shuffle(counts, width, seed=1)(p) for p in positions[:3]] == [whole[p] for p in positions[:3]]
 
 
-def test_epochs_and_seeds_have_orders_of_their_own_and_windows_other_shards():
+def test_epochs_and_seeds_have_different_orders_and_windows():
     counts = np.full(8, 10)
     orders = {
-        tuple(WindowShuffle(counts, 2, seed).take(e * 80 + p)[0] for p in range(80)) for seed in (0, 1) for e in (0, 1)
+        tuple(window_shuffle(counts, 2, seed)(e * 80 + p)[0] for p in range(80)) for seed in (0, 1) for e in (0, 1)
     }
     windows = {frozenset(index // 10 for index in order[:20]) for order in orders}
     assert len(orders) == 4
@@ -446,12 +446,12 @@ def test_epochs_and_seeds_have_orders_of_their_own_and_windows_other_shards():
 
 
 def test_within_a_window_all_samples_are_mixed():
-    take = WindowShuffle(np.full(4, 500), 2, seed=0).take
-    places = np.array([take(p)[0] for p in range(1000)])
-    shards = places // 500
+    at = window_shuffle(np.full(4, 500), 2, seed=0)
+    indices = np.array([at(p)[0] for p in range(1000)])
+    shards = indices // 500
     halves = [np.mean(part == shards[0]) for part in (shards[:500], shards[500:])]
     assert all(abs(half - 0.5) < 0.07 for half in halves)  # three standard deviations of 500 draws
-    assert abs(np.corrcoef(places % 500, np.arange(1000))[0, 1]) < 0.1
+    assert abs(np.corrcoef(indices % 500, np.arange(1000))[0, 1]) < 0.1
 
 
 @pytest.fixture
@@ -459,46 +459,46 @@ def uneven(tmp_path) -> Shards:
     return Shards(shards=str(write_shards(tmp_path, (5, 1, 9, 4, 12))), shuffle_shards=2)
 
 
-def values(data: Shards, steps: int, **arguments) -> list[list[int]]:
+def batch_values(data: Shards, steps: int, **arguments) -> list[list[int]]:
     defaults: dict[str, Any] = {"batch_size": 4, "seed": 0, "num_workers": 0}
     stream = batches(data, **defaults | arguments)
-    taken = [batch.pixels[:, 0, 0, 0, 0].tolist() for batch in islice(stream, steps)]
+    values = [batch.pixels[:, 0, 0, 0, 0].tolist() for batch in islice(stream, steps)]
     stream.close()
-    return taken
+    return values
 
 
 @pytest.mark.parametrize("first_step", [0, 1, 7, 8, 31])
-def test_a_run_that_starts_at_a_step_goes_on_as_if_it_had_not_stopped(uneven, first_step):
-    assert values(uneven, 3, first_step=first_step) == values(uneven, first_step + 3)[first_step:]
+def test_a_run_resumed_at_a_step_reads_the_same_batches(uneven, first_step):
+    assert batch_values(uneven, 3, first_step=first_step) == batch_values(uneven, first_step + 3)[first_step:]
 
 
 @pytest.mark.parametrize("world_size", [2, 4])
-def test_ranks_share_out_each_step_of_the_same_order(uneven, world_size):
-    alone = values(uneven, 12)
-    share = partial(values, uneven, 12, batch_size=4 // world_size, world_size=world_size)
+def test_ranks_divide_each_step_of_the_same_order(uneven, world_size):
+    alone = batch_values(uneven, 12)
+    share = partial(batch_values, uneven, 12, batch_size=4 // world_size, world_size=world_size)
     ranks = [share(rank=rank) for rank in range(world_size)]
     assert [[x for row in zip(*parts, strict=True) for x in row] for parts in zip(*ranks, strict=True)] == alone
-    assert sorted(x for batch in values(uneven, 31) for x in batch) == sorted(4 * list(range(31)))
+    assert sorted(x for batch in batch_values(uneven, 31) for x in batch) == sorted(4 * list(range(31)))
 
 
 def test_workers_do_not_change_the_batches(uneven):
-    assert values(uneven, 12, num_workers=2, first_step=3) == values(uneven, 12, first_step=3)
+    assert batch_values(uneven, 12, num_workers=2, first_step=3) == batch_values(uneven, 12, first_step=3)
 
 
-def test_shards_are_a_part_of_a_mixture_and_stay_together_in_it(tmp_path):
+def test_samples_of_a_shard_stay_together_in_a_mixture(tmp_path):
     write_shards(tmp_path / "a", (10,) * 6)
     write_shards(tmp_path / "b", (10,) * 3)
     parts = {name: partial(Shards, shards=str(tmp_path / name), shuffle_shards=1) for name in "ab"}
     mixed = Mixture(num_frames=1, parts=parts, weights={"a": 2, "b": 1}, probe="b")
-    take = mixed.index_order(4, seed=0)
-    own = [index for index in (take(p)[0] for p in range(150)) if index < 60][:60]
-    assert sorted(own) == list(range(60))
-    assert all(len({index // 10 for index in own[k : k + 10]}) == 1 for k in range(0, 60, 10))
+    at = mixed.index_order(4, seed=0)
+    part = [index for index in (at(p)[0] for p in range(150)) if index < 60][:60]
+    assert sorted(part) == list(range(60))
+    assert all(len({index // 10 for index in part[k : k + 10]}) == 1 for k in range(0, 60, 10))
     assert mixed.describe(61) == f"{tmp_path}/b/train-000.tar: 00001"
 
 
 @pytest.mark.slow
-def test_a_run_trains_on_shards_and_is_probed_on_those_held_out(tmp_path, tiny):
+def test_a_run_trains_on_shards_and_is_probed_on_the_held_out_ones(tmp_path, tiny):
     write_shards(write_shards(tmp_path / "shards", (12, 7, 20)), (16,), "val")
     pattern = f'dataset.shards="{tmp_path}/shards/train-{{000..002}}.tar"'
     arguments = ["dataset=webdataset", pattern, "dataset.shuffle_shards=2", "logger=none", "precision=fp32"]

@@ -1,4 +1,4 @@
-"""Crops, resampling and normalisation on whole batches."""
+"""Crops, resampling and normalisation of batches."""
 
 import math
 
@@ -26,8 +26,8 @@ def raw_batch(sizes: list[tuple[int, int]], frames: int = 1) -> RawBatch:
     pixels = torch.zeros(len(sizes), 3, frames, height, width, dtype=torch.uint8)
     for index, (h, w) in enumerate(sizes):
         pixels[index, ..., :h, :w] = smooth(3, frames, h, w, seed=index)
-    labels, none = torch.full((len(sizes),), -1), torch.empty(0, dtype=torch.long)
-    return RawBatch(pixels, torch.tensor(sizes), {"labels": labels}, none, torch.zeros_like(labels))
+    labels, broken = torch.full((len(sizes),), -1), torch.empty(0, dtype=torch.long)
+    return RawBatch(pixels, torch.tensor(sizes), {"labels": labels}, broken, torch.zeros_like(labels))
 
 
 def augment(**changes) -> Augment:
@@ -39,15 +39,15 @@ def seeded(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def drawn(sizes: torch.Tensor, **changes) -> tuple[torch.Tensor, torch.Tensor]:
+def random_boxes(sizes: torch.Tensor, **changes) -> tuple[torch.Tensor, torch.Tensor]:
     """Boxes and flips of `augment(**changes)` with the first generator."""
-    made = augment(**changes)
+    transform = augment(**changes)
     uniform = torch.rand(len(sizes), BOX_DRAWS, generator=seeded())
-    return draw_boxes(sizes, uniform, made.crop_scale, made.crop_aspect)
+    return draw_boxes(sizes, uniform, transform.crop_scale, transform.crop_aspect)
 
 
 def boxes_of(sizes: list[tuple[int, int]], **changes) -> torch.Tensor:
-    return drawn(torch.tensor(sizes), **changes)[0]
+    return random_boxes(torch.tensor(sizes), **changes)[0]
 
 
 SIZES = [(37, 50), (50, 37), (64, 64), (1, 1), (10, 100), (5, 3), (33, 48), (90, 20)]
@@ -75,7 +75,7 @@ def test_boxes_follow_scale_and_aspect_independently():
     assert torch.corrcoef(torch.stack([share, aspect, top + height / 2, left + width / 2])).triu(1).abs().max() < 0.06
 
 
-def test_places_are_uniform_and_reach_every_edge():
+def test_positions_are_uniform_and_reach_every_edge():
     top, left, height, width = boxes_of([(20, 30)] * 4000, crop_scale=(0.5, 0.9)).unbind(1)
     for start, length, size in ((top, height, 20), (left, width, 30)):
         assert (start == 0).any()
@@ -84,12 +84,12 @@ def test_places_are_uniform_and_reach_every_edge():
         assert (start / (size - length).clamp(min=1))[free].mean() == pytest.approx(0.5, abs=0.03)
 
 
-def test_where_no_box_fits_the_largest_central_one_is_taken():
+def test_if_no_box_fits_the_largest_central_one_is_used():
     boxes = boxes_of([(10, 1000), (1000, 10)], crop_scale=(0.9, 1.0), crop_aspect=(0.5, 2.0))
     assert boxes.tolist() == [[0, 490, 10, 20], [490, 0, 20, 10]]
 
 
-def test_every_image_has_a_box_of_its_own():
+def test_every_image_has_its_own_box():
     assert len(set(map(tuple, boxes_of([(200, 200)] * 64).tolist()))) > 60
 
 
@@ -106,21 +106,21 @@ def test_the_generator_decides_everything():
     assert not torch.equal(augment()(raw, seeded(1)).clips, augment()(raw, seeded(2)).clips)
 
 
-def test_half_of_the_images_are_mirrored_unless_flip_is_false():
+def test_half_of_the_images_are_flipped_unless_flip_is_false():
     raw = raw_batch([(24, 32)] * 400)
     raw = raw._replace(pixels=raw.pixels[:1].expand(400, -1, -1, -1, -1))
     whole = {"crop_scale": (1.0, 1.0), "crop_aspect": (4 / 3, 4 / 3)}
     plain = augment(**whole, flip=False)(raw, seeded()).clips
     mixed = augment(**whole)(raw, seeded()).clips
     assert (plain == plain[:1]).all()
-    mirrored = (mixed == plain.flip(-1)).flatten(1).all(1)
-    assert (mirrored | (mixed == plain).flatten(1).all(1)).all()
-    assert 160 < mirrored.sum() < 240
+    flipped = (mixed == plain.flip(-1)).flatten(1).all(1)
+    assert (flipped | (mixed == plain).flatten(1).all(1)).all()
+    assert 160 < flipped.sum() < 240
 
 
 @pytest.mark.parametrize("frames", [1, 2])
 @pytest.mark.parametrize("size", [(24, 32), (80, 64)])
-def test_views_are_crops_of_their_own_of_one_sample_side_by_side(size, frames):
+def test_views_are_independent_crops_of_one_sample_side_by_side(size, frames):
     raw = raw_batch([(37, 40), size], frames)
     views = augment(views=3)(raw, seeded()).clips
     repeated = raw.map(lambda tensor: tensor.repeat_interleave(3, dim=0))
@@ -150,7 +150,7 @@ def test_views_of_a_sample_do_not_depend_on_the_batch_size():
 
 @pytest.mark.parametrize("size", [(24, 32), (80, 64)])
 def test_all_frames_of_a_clip_share_one_box(size):
-    """A clip of one image repeated stays still, and a frame does not depend on its neighbours."""
+    """A repeated image gives a constant clip, and a frame does not depend on its neighbours."""
     raw = raw_batch([size, (37, 50)], frames=3)
     clips = augment()(raw, seeded()).clips
     for frame in range(3):
@@ -169,7 +169,7 @@ def test_normalisation_is_that_of_the_data_set():
 @pytest.mark.parametrize("size", [(24, 32), (96, 64), (7, 5)])
 def test_the_two_routes_agree_to_one_grey_level(size, frames):
     raw = raw_batch([(37, 50), (64, 41), (64, 64), (9, 9)], frames)
-    boxes, flips = drawn(raw.sizes)
+    boxes, flips = random_boxes(raw.sizes)
     singly = resample_singly(raw.pixels, boxes, size, flips, None)
     densely = resample_densely(raw.pixels, boxes, size, flips, None)
     assert singly.shape == (4, 3, frames, *size)
@@ -178,7 +178,7 @@ def test_the_two_routes_agree_to_one_grey_level(size, frames):
 
 def test_the_dense_route_equals_float_resampling_of_each_crop():
     raw = raw_batch([(37, 50), (64, 41), (64, 64)])
-    boxes, _ = drawn(raw.sizes)
+    boxes, _ = random_boxes(raw.sizes)
     densely = resample_densely(raw.pixels, boxes, (24, 32), None, None)
     for clip, frame, (top, left, height, width) in zip(
         densely, raw.pixels[:, :, 0].float(), boxes.tolist(), strict=True
@@ -191,44 +191,44 @@ def test_the_dense_route_equals_float_resampling_of_each_crop():
 
 def test_the_dense_route_in_pieces_is_the_same(monkeypatch):
     raw = raw_batch([(37, 50), (64, 41), (64, 64)])
-    boxes, flips = drawn(raw.sizes)
+    boxes, flips = random_boxes(raw.sizes)
     whole = resample_densely(raw.pixels, boxes, (24, 32), flips, None)
     monkeypatch.setitem(CHUNK, "cpu", 2 * raw.pixels[0].numel())
     torch.testing.assert_close(resample_densely(raw.pixels, boxes, (24, 32), flips, None), whole, atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize("route", [resample_singly, resample_densely])
-def test_what_lies_outside_the_box_is_never_seen(route):
+def test_pixels_outside_the_box_have_no_influence(route):
     raw = raw_batch([(64, 64)])
     boxes = torch.tensor([[10, 12, 30, 40]])
-    seen = route(raw.pixels, boxes, (24, 32), None, None)
+    cropped = route(raw.pixels, boxes, (24, 32), None, None)
     other = torch.full_like(raw.pixels, 255)
     other[..., 10:40, 12:52] = raw.pixels[..., 10:40, 12:52]
-    assert torch.equal(route(other, boxes, (24, 32), None, None), seen)
+    assert torch.equal(route(other, boxes, (24, 32), None, None), cropped)
 
 
-def test_the_canvas_is_the_least_of_which_no_crop_is_enlarged():
-    canvas = augment(image_size=(224, 224), crop_scale=(0.3, 1.0)).canvas
-    assert canvas == 409
-    assert boxes_of([(canvas, canvas)] * 2000, crop_aspect=(1.0, 1.0))[:, 2:].min() >= 224
+def test_at_the_short_side_no_crop_is_enlarged():
+    side = augment(image_size=(224, 224), crop_scale=(0.3, 1.0)).short_side
+    assert side == 409
+    assert boxes_of([(side, side)] * 2000, crop_aspect=(1.0, 1.0))[:, 2:].min() >= 224
 
 
 def test_small_images_take_the_dense_route_and_clips_and_large_images_the_other(monkeypatch):
-    taken = []
+    routes = []
     for name in ("resample_singly", "resample_densely"):
-        monkeypatch.setattr(f"jepa.data.transforms.{name}", lambda pixels, *_, name=name: taken.append(name) or pixels)
+        monkeypatch.setattr(f"jepa.data.transforms.{name}", lambda pixels, *_, name=name: routes.append(name) or pixels)
     for size, frames in (((32, 32), 1), ((200, 300), 1), ((32, 32), 2)):
         augment()(raw_batch([size], frames), seeded())
-    assert taken == ["resample_densely", "resample_singly", "resample_singly"]
+    assert routes == ["resample_densely", "resample_singly", "resample_singly"]
 
 
-def test_evaluation_keeps_an_image_that_has_the_right_size():
+def test_evaluation_does_not_change_an_image_of_the_right_size():
     images = smooth(2, 3, 24, 32)
     transform = EvalTransform(image_size=(24, 32), mean=MEAN, std=STD)
     assert torch.equal(transform.pictures(images)[:, :, 0], images)
 
 
-def test_evaluation_takes_the_central_part_of_the_right_aspect():
+def test_evaluation_crops_the_centre_with_the_right_aspect_ratio():
     image = torch.zeros(3, 60, 200, dtype=torch.uint8)
     image[..., 70:130] = smooth(3, 60, 60)
     transform = EvalTransform(image_size=(60, 60), mean=MEAN, std=STD)
@@ -250,7 +250,7 @@ def test_evaluation_takes_batches_clips_and_lists_alike():
     assert transform([smooth(3, 9, 90), smooth(3, 33, 21)]).shape == (2, 3, 1, 24, 32)
 
 
-def test_evaluation_sees_every_frame_of_a_clip_as_it_would_see_an_image():
+def test_evaluation_treats_every_frame_of_a_clip_as_an_image():
     clips = smooth(2, 3, 4, 40, 50)
     transform = EvalTransform(image_size=(24, 32), mean=MEAN, std=STD)
     expected = torch.stack([transform(clips[:, :, frame])[:, :, 0] for frame in range(4)], dim=2)
@@ -271,8 +271,8 @@ def test_evaluation_is_its_pictures_normalised():
 def test_evaluation_and_an_augmentation_that_does_nothing_agree():
     raw = raw_batch([(48, 64)] * 2)
     still = augment(crop_scale=(1.0, 1.0), crop_aspect=(4 / 3, 4 / 3), flip=False)(raw, seeded()).clips
-    seen = EvalTransform(image_size=(24, 32), mean=MEAN, std=STD)(raw.pixels)
-    assert (still - seen).abs().max() <= 1.01 / (255 * min(STD))
+    evaluated = EvalTransform(image_size=(24, 32), mean=MEAN, std=STD)(raw.pixels)
+    assert (still - evaluated).abs().max() <= 1.01 / (255 * min(STD))
 
 
 @pytest.mark.parametrize(
@@ -284,7 +284,7 @@ def test_evaluation_and_an_augmentation_that_does_nothing_agree():
         ([], "empty list"),
     ],
 )
-def test_evaluation_refuses_what_it_cannot_read(images, message):
+def test_evaluation_refuses_invalid_images(images, message):
     with pytest.raises(ValueError, match=message):
         EvalTransform(image_size=(8, 8), mean=MEAN, std=STD)(images)
 
@@ -298,6 +298,6 @@ def test_evaluation_refuses_what_it_cannot_read(images, message):
         {"mean": (0.5,)},
     ],
 )
-def test_impossible_augmentations_are_refused(changes):
+def test_invalid_augmentations_are_refused(changes):
     with pytest.raises(ValueError, match=next(iter(changes))):
         augment(**changes)

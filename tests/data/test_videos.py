@@ -1,4 +1,4 @@
-"""Clips of video files and of frame folders: which frames, whatever the file is, and what is said of bad ones."""
+"""Clips of video files: choice of the frames, formats, decoders, and errors for damaged files."""
 
 import os
 import pickle
@@ -97,29 +97,29 @@ def dataset(root: Path, **arguments) -> VideoFolder:
 
 
 @pytest.mark.parametrize(
-    ("length", "place", "expected"),
+    ("length", "start", "expected"),
     [(10, 0.0, [0, 2, 4]), (10, 0.999, [5, 7, 9]), (10, 0.5, [3, 5, 7]), (5, 0.9, [0, 2, 4]), (3, 0.9, [0, 2, 2])],
 )
-def test_a_clip_lies_inside_the_video_at_its_place(length, place, expected):
-    assert frame_positions(length, 3, 2, place, "hold") == expected
+def test_a_clip_lies_inside_the_video_at_its_start(length, start, expected):
+    assert frame_positions(length, 3, 2, start, "hold") == expected
 
 
-def test_a_short_video_begins_again_or_is_left_out():
+def test_a_short_video_is_looped_or_skipped():
     assert frame_positions(3, 5, 1, 0.3, "loop") == [0, 1, 2, 0, 1]
     with pytest.raises(OSError, match="3 frames are shorter"):
         frame_positions(3, 5, 1, 0.3, "skip")
 
 
-def test_places_are_spread_evenly_and_drawn_uniformly():
+def test_starts_are_even_or_uniformly_random():
     assert [even_start(i, 4) for i in range(4)] == [0.125, 0.375, 0.625, 0.875]
-    drawn = np.array([random_start(index, seed) for index in range(30) for seed in range(30)])
-    assert drawn.min() >= 0
-    assert drawn.max() < 1
-    assert np.abs(np.histogram(drawn, 10, (0, 1))[0] - 90).max() < 40
+    starts = np.array([random_start(index, seed) for index in range(30) for seed in range(30)])
+    assert starts.min() >= 0
+    assert starts.max() < 1
+    assert np.abs(np.histogram(starts, 10, (0, 1))[0] - 90).max() < 40
 
 
 @both
-def test_stride_chooses_frames_by_number_and_the_centre_is_evaluated(tmp_path, decoder):
+def test_stride_chooses_frames_by_number_in_the_centre(tmp_path, decoder):
     write(tmp_path / "a.mkv")
     clip, label = dataset(tmp_path, stride=3, decoder=decoder)[0]
     assert (clip.dtype, tuple(clip.shape), label) == (torch.uint8, (3, 4, 32, 48), -1)
@@ -136,15 +136,15 @@ def test_fps_chooses_frames_by_their_times(tmp_path, decoder):
     times = [0, 100, 150, 400, 450, 1000, 1050, 1100, 1150, 1200]  # 10 frames in 1.3 seconds
     write(tmp_path / "variable" / "a.mkv", count=10, times=times)
     videos = dataset(tmp_path / "variable", fps=4, decoder=decoder)
-    shown = {tuple(numbers(videos.draw(0, seed)[0])) for seed in range(40)}
+    clips = {tuple(numbers(videos.draw(0, seed)[0])) for seed in range(40)}
     begins = (np.arange(5) + 0.5) * 0.13 + 0.25 * np.arange(4)[:, None]  # in the middle of an average frame
     expected = {tuple((np.searchsorted(times, 1000 * begin, side="right") - 1).tolist()) for begin in begins.T}
-    assert shown <= expected
-    assert len(shown) > 1
+    assert clips <= expected
+    assert len(clips) > 1
 
 
 @both
-def test_a_draw_is_pure_in_index_and_seed_and_goes_everywhere(tmp_path, decoder):
+def test_a_draw_is_pure_in_index_and_seed_and_reaches_every_start(tmp_path, decoder):
     write(tmp_path / "a.mkv")
     videos = dataset(tmp_path, stride=4, decoder=decoder)
     assert torch.equal(videos.draw(0, 5)[0], videos.draw(0, 5)[0])
@@ -168,35 +168,35 @@ def test_a_draw_is_pure_in_index_and_seed_and_goes_everywhere(tmp_path, decoder)
         ("variable.mkv", {"times": [n * n * 7 + 20 for n in range(20)]}),
     ],
 )
-def test_both_decoders_give_the_frames_that_were_written(tmp_path, monkeypatch, name, options):
+def test_both_decoders_give_the_written_frames(tmp_path, monkeypatch, name, options):
     path = str(write(tmp_path / name, **options))
-    found = {}
+    results = {}
 
-    def look(video: Video) -> tuple[torch.Tensor, int, float]:
+    def read(video: Video) -> tuple[torch.Tensor, int, float]:
         times = np.linspace(video.begin, video.end - 1e-3, 9).tolist()
         clip = torch.cat([video.at([0, 5, 10, 15]), video.at([18, 3, 3]), video.frames_at_seconds(times)])
         return clip, video.num_frames, round(video.begin, 2)
 
     for decoder in ["pyav", *(["torchcodec"] if torchcodec_works() and name != "open_gop.mkv" else [])]:
-        found[decoder] = read_video(path, [decoder], look)
-    assert numbers(found["pyav"][0].transpose(0, 1))[:7] == [0, 5, 10, 15, 18, 3, 3]
-    for clip, *facts in found.values():
-        assert facts == list(found["pyav"][1:])
-        assert (found["pyav"][0].int() - clip.int()).abs().max() <= 2
-    monkeypatch.setattr(video_decode, "CACHED_BYTES", 0)  # as a file too long for its packets to be kept
-    again, *facts = read_video(path, ["pyav"], look)
-    assert torch.equal(again, found["pyav"][0])
-    assert facts == list(found["pyav"][1:])
+        results[decoder] = read_video(path, [decoder], read)
+    assert numbers(results["pyav"][0].transpose(0, 1))[:7] == [0, 5, 10, 15, 18, 3, 3]
+    for clip, *facts in results.values():
+        assert facts == list(results["pyav"][1:])
+        assert (results["pyav"][0].int() - clip.int()).abs().max() <= 2
+    monkeypatch.setattr(video_decode, "CACHED_BYTES", 0)  # as for a long file, whose packets are not cached
+    again, *facts = read_video(path, ["pyav"], read)
+    assert torch.equal(again, results["pyav"][0])
+    assert facts == list(results["pyav"][1:])
 
 
-def test_the_last_frame_is_read_where_one_decoder_misses_it(tmp_path):
+def test_the_last_frame_is_read_if_one_decoder_misses_it(tmp_path):
     decoders = [*(["torchcodec"] if torchcodec_works() else []), "pyav"]
     clip = read_video(str(write(tmp_path / "a.mkv", **OPEN_GOP)), decoders, lambda video: video.at([19]))
     assert numbers(clip.transpose(0, 1)) == [19]
 
 
 @both
-def test_a_turned_video_stands_upright(tmp_path, decoder):
+def test_a_rotated_video_is_decoded_upright(tmp_path, decoder):
     if shutil.which("ffmpeg") is None and os.environ.get("CI") != "true":
         pytest.skip("FFmpeg's program is not installed")
     write(tmp_path / "a.mp4", codec="libx264", pixels="yuv420p")
@@ -209,13 +209,13 @@ def test_a_turned_video_stands_upright(tmp_path, decoder):
 
 def test_grey_is_the_weighted_mean(tmp_path):
     write(tmp_path / "a.mkv")
-    colour, bleak = dataset(tmp_path)[0][0], dataset(tmp_path, channels=1)[0][0]
-    assert bleak.shape == (1, 4, 32, 48)
-    assert (bleak.int() - colour[:1].int()).abs().max() <= 1  # the pictures have no colour
+    colour, grey = dataset(tmp_path)[0][0], dataset(tmp_path, channels=1)[0][0]
+    assert grey.shape == (1, 4, 32, 48)
+    assert (grey.int() - colour[:1].int()).abs().max() <= 1  # the pictures have no colour
     assert to_grey(torch.tensor([255, 0, 0], dtype=torch.uint8).view(1, 3, 1, 1)).item() == 76
 
 
-def test_folders_are_classes_and_the_held_out_part_is_found(tmp_path):
+def test_folders_are_classes_and_the_folder_test_is_held_out(tmp_path):
     for part, label in (("train", "run"), ("train", "walk"), ("test", "walk")):
         write(tmp_path / part / label / "a.mkv", 5)
     videos = dataset(tmp_path, video_folder="train")
@@ -227,7 +227,7 @@ def test_folders_are_classes_and_the_held_out_part_is_found(tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["csv", "parquet"])
-def test_a_table_names_files_and_labels(tmp_path, kind):
+def test_a_table_gives_files_and_labels(tmp_path, kind):
     for name in ("a", "b", "deep/c"):
         write(tmp_path / "clips" / f"{name}.mkv", 5)
     columns = {"path": ["deep/c.mkv", "a.mkv", "b.mkv"], "label": ["walk", "", "run"]}
@@ -254,7 +254,7 @@ def test_a_table_names_files_and_labels(tmp_path, kind):
         ("path,label\na.mkv\n", r"the line a\.mkv has 1 values, the first line 2"),
     ],
 )
-def test_a_wrong_table_is_refused(tmp_path, text, message):
+def test_an_invalid_table_is_refused(tmp_path, text, message):
     write(tmp_path / "a.mkv", 5)
     (tmp_path / "all.csv").write_text(text)
     with pytest.raises(ValueError, match=message):
@@ -265,7 +265,7 @@ def test_a_wrong_table_is_refused(tmp_path, text, message):
     ("short", "expected"), [("hold", [0, 1, 2, 2]), ("loop", [0, 1, 2, 0])]
 )  # fmt: skip
 @both
-def test_short_videos_are_counted_in_one_line_and_filled_up(tmp_path, caplog, decoder, short, expected):
+def test_short_videos_are_counted_in_one_line_and_padded(tmp_path, caplog, decoder, short, expected):
     write(tmp_path / "a.mkv", 3)
     write(tmp_path / "b.mkv", 9)
     videos = dataset(tmp_path, short=short, decoder=decoder)
@@ -278,7 +278,7 @@ def test_short_videos_are_counted_in_one_line_and_filled_up(tmp_path, caplog, de
     )
 
 
-def test_short_videos_can_be_left_out(tmp_path, caplog):
+def test_short_videos_can_be_skipped(tmp_path, caplog):
     write(tmp_path / "a.mkv", 3)
     write(tmp_path / "b.mkv", 9)
     videos = dataset(tmp_path, short="skip")
@@ -302,13 +302,13 @@ def damaged(folder: Path) -> None:
 def test_a_damaged_file_raises_oserror_with_one_line(tmp_path, decoder):
     damaged(tmp_path)
     for name in ("half.mp4", "nothing.mp4", "text.mkv", "audio.mp4", "absent.mp4"):
-        with pytest.raises(OSError, match=r"^[^\n]+$") as refusal:
+        with pytest.raises(OSError, match=r"^[^\n]+$") as error:
             read_video(str(tmp_path / name), [decoder], len)
-        assert ".cpp" not in str(refusal.value)
+        assert ".cpp" not in str(error.value)
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])
-def test_damaged_files_are_skipped_and_counted_and_end_a_run_that_has_no_other(tmp_path, caplog, num_workers):
+def test_damaged_files_are_skipped_and_counted_and_too_many_are_an_error(tmp_path, caplog, num_workers):
     damaged(tmp_path)
     with pytest.raises(ValueError, match=r"none of 4 videos can be read; the first is .*audio\.mp4: it has no video"):
         dataset(tmp_path)
@@ -318,7 +318,7 @@ def test_damaged_files_are_skipped_and_counted_and_end_a_run_that_has_no_other(t
     assert batch.pixels.shape == (5, 3, 4, 32, 48)
     assert set(batch.broken.tolist()) == {0, 1, 2, 3}
     with pytest.raises(DataError, match="4 of 5 samples can't be read"):
-        BrokenSamples(videos).note(batch.broken)
+        BrokenSamples(videos).add(batch.broken)
     assert "audio.mp4: it has no video stream" in caplog.text
 
 
@@ -330,11 +330,11 @@ def test_sizes_may_be_mixed_in_one_folder(tmp_path):
     assert sorted(batch.sizes.tolist()) == [[32, 48], [64, 20]]
 
 
-def test_a_rate_above_the_files_is_refused_with_file_and_rate(tmp_path):
+def test_an_fps_above_the_rate_of_the_files_is_refused(tmp_path):
     write(tmp_path / "a.mkv", rate=10)
     with pytest.raises(ValueError, match=r"dataset\.fps=25: 1 of 1 videos .* at least 10; the first is .*a\.mkv, 10"):
         dataset(tmp_path, fps=25)
-    assert len(dataset(tmp_path, fps=10.05)) == 1  # 30 of 29.97 is meant
+    assert len(dataset(tmp_path, fps=10.05)) == 1  # as 30 for 29.97
 
 
 def test_one_slow_file_among_many_is_a_broken_sample(tmp_path):
@@ -359,13 +359,13 @@ def test_one_slow_file_among_many_is_a_broken_sample(tmp_path):
         ({"channels": 4}, r"channels=4"),
     ],
 )
-def test_what_cannot_be_is_refused(tmp_path, arguments, message):
+def test_invalid_arguments_are_refused(tmp_path, arguments, message):
     write(tmp_path / "a.mkv", 5)
     with pytest.raises(ValueError, match=message):
         dataset(tmp_path, **arguments)
 
 
-def test_the_fallback_is_announced_with_its_reason(monkeypatch, caplog):
+def test_the_fallback_is_logged_with_its_reason(monkeypatch, caplog):
     monkeypatch.setitem(sys.modules, "av", None)
     if torchcodec_works():
         assert choose_decoders("auto") == ("torchcodec",)
@@ -377,7 +377,7 @@ def test_the_fallback_is_announced_with_its_reason(monkeypatch, caplog):
         choose_decoders("auto")
 
 
-def test_a_library_without_ffmpeg_is_not_taken(monkeypatch):
+def test_torchcodec_without_ffmpeg_is_not_used(monkeypatch):
     torchcodec = pytest.importorskip("torchcodec")
     monkeypatch.setattr(torchcodec, "ffmpeg_major_version", None)
     assert choose_decoders("auto") == ("pyav",)
@@ -385,7 +385,7 @@ def test_a_library_without_ffmpeg_is_not_taken(monkeypatch):
         choose_decoders("torchcodec")
 
 
-def test_each_epoch_draws_another_place_and_a_step_can_be_repeated(tmp_path):
+def test_each_epoch_draws_other_starts_and_a_step_can_be_repeated(tmp_path):
     for name in "abcd":
         write(tmp_path / f"{name}.mkv", 25)
     stream = batches(dataset(tmp_path), batch_size=4, seed=0, num_workers=0)
@@ -396,7 +396,7 @@ def test_each_epoch_draws_another_place_and_a_step_can_be_repeated(tmp_path):
     assert torch.equal(again.pixels, epochs[5].pixels)
 
 
-@pytest.mark.skipif(not (SHARED / "driving-turn.tar").is_file(), reason="driving-turn.tar is not here")
+@pytest.mark.skipif(not (SHARED / "driving-turn.tar").is_file(), reason="needs driving-turn.tar")
 @both
 def test_real_videos_are_read(tmp_path, decoder):
     shutil.unpack_archive(SHARED / "driving-turn.tar", tmp_path)

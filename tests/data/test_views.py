@@ -1,4 +1,4 @@
-"""Smaller crops beside whole views: how they are cut, handed on, compared, and what of them is refused."""
+"""Local views (multi-crop): cropping, batches, objectives, and refused configurations."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def local(batch: Batch) -> Tensor:
 SMALL = {"views": 2, "local_views": 3, "local_scale": (0.05, 0.2), "local_size": (16, 8)}
 
 
-def test_smaller_crops_stand_side_by_side_and_are_pure_in_the_generator() -> None:
+def test_local_views_are_side_by_side_and_depend_on_the_generator_alone() -> None:
     batch = augment(**SMALL)(raw(), seeded())
     assert batch.clips.shape == (8, 3, 1, 32, 32)
     assert local(batch).shape == (12, 3, 1, 16, 8)
@@ -65,16 +65,16 @@ def test_smaller_crops_stand_side_by_side_and_are_pure_in_the_generator() -> Non
     assert batch.labels.tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
 
 
-def test_a_sample_and_its_small_crops_do_not_depend_on_the_batch_size() -> None:
-    some, made = raw(), augment(**SMALL, jitter=1.0)
-    few = some.map(lambda tensor: tensor[:2])
-    whole, part = made(some, seeded()), made(few, seeded())
+def test_a_sample_and_its_local_views_do_not_depend_on_the_batch_size() -> None:
+    batch, transform = raw(), augment(**SMALL, jitter=1.0)
+    first_rows = batch.map(lambda tensor: tensor[:2])
+    whole, part = transform(batch, seeded()), transform(first_rows, seeded())
     torch.testing.assert_close(part.clips, whole.clips[:4])
     torch.testing.assert_close(local(part), local(whole)[:6])
 
 
-def test_small_crops_show_the_share_that_they_are_asked_for() -> None:
-    """Each pixel of a ramp says its place, so the range of a crop is its extent."""
+def test_local_views_have_the_configured_scale() -> None:
+    """The value of a ramp is the position, so the range of a crop is its extent."""
     ramp = torch.linspace(0, 255, 256).to(torch.uint8).expand(64, 3, 1, 256, 256)
     labels = torch.zeros(64).long()
     flat = RawBatch(ramp, torch.full((64, 2), 256), {"labels": labels}, torch.empty(0).long(), labels)
@@ -84,7 +84,7 @@ def test_small_crops_show_the_share_that_they_are_asked_for() -> None:
     torch.testing.assert_close(extent, torch.full_like(extent, 0.3 * 15 / 16), atol=0.01, rtol=0)
 
 
-def test_half_of_the_image_in_whole_patches_is_the_usual_size() -> None:
+def test_the_default_size_is_half_of_the_image_in_whole_patches() -> None:
     assert local_size(None, (32, 32), (4, 4)) == (16, 16)
     assert local_size(None, (96, 64), (16, 8)) == (48, 32)
     assert local_size(None, (28, 28), (4, 4)) == (16, 16)
@@ -109,18 +109,18 @@ def test_rows_of_a_batch_keep_each_sample_with_its_crops() -> None:
 
 
 def latents(global_views: Tensor, local_views: Tensor | None) -> Latents:
-    """[b, V, D] and [b, L, D]: latents of one token that are these"""
+    """[b, V, D], [b, L, D] -> Latents with one token of these values for each view"""
 
-    def one(views: Tensor, inner: Latents | None = None) -> Latents:
+    def single_token(views: Tensor, inner: Latents | None = None) -> Latents:
         tokens = views.flatten(0, 1)[:, None]
         masks = Masks(torch.zeros(len(tokens), 1).long(), torch.zeros(len(tokens), 0, 0).long())
         return Latents(tokens, tokens[:, None], masks, PatchGrid(1, 1, 1), views.shape[1], inner)
 
-    return one(global_views, None if local_views is None else one(local_views))
+    return single_token(global_views, None if local_views is None else single_token(local_views))
 
 
 @pytest.mark.parametrize("of", ["context", "predicted"])
-def test_all_views_are_drawn_to_the_mean_of_the_whole_ones(of: Any) -> None:
+def test_all_views_are_compared_with_the_mean_of_the_global_ones(of: Any) -> None:
     whole, small = (torch.randn(5, views, 4, generator=seeded(views)) for views in (2, 3))
     loss, _ = CrossView(of=of)(latents(whole, small))
     every = torch.cat([whole, small], dim=1)
@@ -128,20 +128,20 @@ def test_all_views_are_drawn_to_the_mean_of_the_whole_ones(of: Any) -> None:
     torch.testing.assert_close(loss, torch.as_tensor(expected / 25))
 
 
-def test_one_whole_view_may_be_the_centre_of_small_ones() -> None:
+def test_a_single_global_view_may_be_the_centre_of_local_ones() -> None:
     whole, small = torch.randn(3, 1, 4, generator=seeded()), torch.randn(3, 2, 4, generator=seeded(1))
     loss, _ = CrossView()(latents(whole, small))
     torch.testing.assert_close(loss, 2 / 3 * (small - whole).square().mean())
 
 
 @pytest.mark.parametrize("regularizer", [SIGReg(num_slices=8), VICReg(invariance=1.0)], ids=["sigreg", "vicreg"])
-def test_small_crops_are_views_like_others_to_the_rest(regularizer: Any) -> None:
+def test_local_views_are_views_like_others_to_other_regularizers(regularizer: Any) -> None:
     whole, small = torch.randn(9, 2, 4, generator=seeded()), torch.randn(9, 3, 4, generator=seeded(1))
-    found = []
-    for given in (latents(whole, small), latents(torch.cat([whole, small], dim=1), None)):
+    losses = []
+    for views in (latents(whole, small), latents(torch.cat([whole, small], dim=1), None)):
         torch.manual_seed(0)
-        found.append(regularizer(given)[0])
-    torch.testing.assert_close(*found)
+        losses.append(regularizer(views)[0])
+    torch.testing.assert_close(*losses)
     assert torch.equal(pool_views(latents(whole, small), "predicted"), torch.cat([whole, small], dim=1))
 
 
@@ -166,7 +166,7 @@ def test_the_objective_is_the_formula_of_lejepa_on_the_projected_views() -> None
     torch.testing.assert_close(model(batch, masks).loss, expected)
 
 
-def test_small_crops_reach_the_gradient_and_follow_their_samples_in_micro_batches() -> None:
+def test_local_views_have_gradients_and_follow_their_samples_in_micro_batches() -> None:
     batch = augment(**SMALL | {"local_size": (16, 16)})(raw(), seeded())
     masks = NoMask(grid=PatchGrid(1, 4, 4))(8, seeded())
     losses = []
@@ -181,7 +181,7 @@ def test_small_crops_reach_the_gradient_and_follow_their_samples_in_micro_batche
 
 
 @pytest.mark.parametrize("encoder", [SpatialEncoder, TemporalEncoder])
-def test_encoders_take_small_crops_with_positions_counted_from_the_corner(encoder: Any) -> None:
+def test_encoders_encode_local_views_with_positions_counted_from_the_corner(encoder: Any) -> None:
     sizes = {"patch_size": 8, "embed_dim": 16, "depth": 1, "num_heads": 2}
     torch.manual_seed(0)
     large = encoder(clip_shape=(3, 1, 32, 32), **sizes)
@@ -207,14 +207,14 @@ def test_encoders_take_small_crops_with_positions_counted_from_the_corner(encode
         (["dataset=mnist", "augment.grayscale=0.1"], "augment.grayscale=0.1: the pictures are grey already"),
     ],
 )
-def test_what_cannot_be_is_refused_with_its_reason(overrides: list[str], expected: str) -> None:
+def test_invalid_configurations_are_refused_with_the_reason(overrides: list[str], expected: str) -> None:
     with pytest.raises(ConfigError) as error:
         compose(overrides)
     assert len(error.value.errors) == 1
     assert expected in error.value.errors[0]
 
 
-def test_lejepa_is_another_choice_away_from_other_regularizers() -> None:
+def test_the_regularizer_of_lejepa_can_be_replaced() -> None:
     config = compose(["experiment=lejepa_cifar10", "regularizer=vicreg", "augment.local_views=0"])
     assert list(config.regularizer) == ["vicreg"]
 
@@ -235,7 +235,7 @@ def test_lejepa_is_another_choice_away_from_other_regularizers() -> None:
     ],
     ids=["lejepa", "ema", "sigreg", "vicreg"],
 )
-def test_methods_are_one_override_apart_and_train(overrides: list[str], tmp_path: Path, tiny: list[str]) -> None:
+def test_methods_differ_in_overrides_and_train(overrides: list[str], tmp_path: Path, tiny: list[str]) -> None:
     small = [text for text in tiny if not text.startswith(("predictor", "encoder.patch_size"))]
     config = compose([*overrides, *small, "dataset=shapes", "dataset.side=32", "logger=none", "evaluator=diagnostics"])
     assert train(config, tmp_path / "run") == 0

@@ -1,4 +1,4 @@
-"""Weights of others: names that go both ways, files that are read or refused, and the same function afterwards."""
+"""Published weights: translated names, accepted and refused files, and equality with the original models."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def tensors_of(encoder) -> dict[str, torch.Tensor]:
     ],
     ids=["published-image", "published-clip", "ijepa", "vjepa2"],
 )
-def test_what_is_renamed_for_others_is_renamed_back(names, encoder, patch) -> None:
+def test_names_are_translated_in_both_directions(names, encoder, patch) -> None:
     ours = tensors_of(encoder)
     theirs = to_foreign(ours, names, patch)
     back = from_foreign(theirs | {"head.weight": torch.ones(1)}, names)
@@ -62,7 +62,7 @@ def test_published_names_are_those_of_timm() -> None:
         torch.testing.assert_close(encoder(images), vit.forward_features(images))
 
 
-def test_a_tensor_that_is_lacking_is_named() -> None:
+def test_a_missing_tensor_is_named() -> None:
     theirs = to_foreign(tensors_of(SpatialEncoder(**IMAGE)), IJEPA, (3, 8, 4))
     del theirs["encoder.layer.1.attention.attention.key.bias"]
     with pytest.raises(KeyError, match=r"encoder\.layer\.1\.attention\.attention\.key\.bias"):
@@ -89,18 +89,18 @@ def theirs(tmp_path_factory) -> dict[str, tuple[Path, nn.Module]]:
         "patch_size": 8, "frames_per_clip": 6, "tubelet_size": 3, "in_chans": 1, "layer_norm_eps": 0.03,
         "pred_hidden_size": 12, "pred_num_attention_heads": 2, "pred_num_hidden_layers": 1,
     }  # fmt: skip
-    made = {
+    models = {
         "ijepa": tf.IJepaModel(tf.IJepaConfig(**image)),
         "no-bias": tf.IJepaModel(tf.IJepaConfig(**image | {"qkv_bias": False}), add_pooling_layer=True),
         "classifier": tf.IJepaForImageClassification(tf.IJepaConfig(**image)),
         "vjepa2": tf.VJEPA2Model(tf.VJEPA2Config(**clip)),
     }
     folder = tmp_path_factory.mktemp("transformers")
-    for name, model in made.items():
+    for name, model in models.items():
         for parameter in model.parameters():
             nn.init.normal_(parameter, std=0.2)
         model.eval().save_pretrained(folder / name, max_shard_size="20KB" if name == "vjepa2" else "1GB")
-    return {name: (folder / name, getattr(model, "ijepa", model)) for name, model in made.items()}
+    return {name: (folder / name, getattr(model, "ijepa", model)) for name, model in models.items()}
 
 
 @pytest.mark.parametrize("name", ["ijepa", "no-bias", "classifier"])
@@ -130,13 +130,13 @@ def changed_config(folder: Path, into: Path, **values) -> Path:
     return into
 
 
-def test_an_activation_that_the_trunk_does_not_have_is_refused(theirs, tmp_path) -> None:
+def test_an_unsupported_activation_is_refused(theirs, tmp_path) -> None:
     with pytest.raises(CheckpointError, match=r"hidden_act=gelu_new.*exact gelu"):
         open_encoder(changed_config(theirs["ijepa"][0], tmp_path / "new", hidden_act="gelu_new"))
 
 
 @torch.no_grad()
-def test_colours_are_those_of_the_preprocessor_where_there_is_one(theirs, tmp_path) -> None:
+def test_pixel_statistics_are_those_of_the_preprocessor_if_there_is_one(theirs, tmp_path) -> None:
     folder = changed_config(theirs["ijepa"][0], tmp_path / "coloured")
     (folder / "preprocessor_config.json").write_text('{"image_mean": [0.1, 0.2, 0.3], "image_std": [1.0, 0.5, 0.25]}')
     clips = open_encoder(folder).transform(torch.full((1, 3, 32, 48), 255, dtype=torch.uint8))
@@ -153,7 +153,7 @@ def vit(**sizes) -> VisionTransformer:
 
 
 def save(path: Path, encoder: dict[str, torch.Tensor], prefix: str = "module.", **others) -> Path:
-    """As a training saves it, with other weights in the context encoder."""
+    """As I-JEPA and V-JEPA save it, with different weights in the context encoder."""
     named = {f"{prefix}{name}": tensor for name, tensor in encoder.items()}
     wrong = {name: tensor + 1 for name, tensor in named.items()}
     torch.save({"encoder": wrong, "target_encoder": named, "epoch": 3, "scaler": None, **others}, path)
@@ -169,7 +169,7 @@ def test_a_file_of_ijepa_is_the_function_of_its_target_encoder(tmp_path) -> None
 
 
 def clip_tensors(grid: PatchGrid, table: bool) -> tuple[dict[str, torch.Tensor], nn.Conv3d]:
-    """As in V-JEPA half the width of the positions tells the time, first; 16 tokens can be three square grids."""
+    """As in V-JEPA the first half of a position encodes the time; 16 tokens fit three square grids."""
     embed = nn.Conv3d(3, 192, (2, 4, 4), (2, 4, 4))
     tensors = {name: tensor for name, tensor in vit().state_dict().items() if not name.startswith(("pos", "patch"))}
     tensors |= {f"patch_embed.proj.{name}": tensor for name, tensor in embed.state_dict().items()}
@@ -181,7 +181,7 @@ def clip_tensors(grid: PatchGrid, table: bool) -> tuple[dict[str, torch.Tensor],
 
 
 @torch.no_grad()
-def test_a_file_of_vjepa_is_the_same_function_on_the_grid_that_its_positions_tell(tmp_path) -> None:
+def test_a_file_of_vjepa_is_the_same_function_on_the_grid_of_its_positions(tmp_path) -> None:
     tensors, embed = clip_tensors(PatchGrid(4, 2, 2), table=True)
     predictor = {f"module.backbone.mask_tokens.{number}": torch.zeros(1, 1, 8) for number in range(2)}
     encoder = open_encoder(save(tmp_path / "v.pth.tar", tensors, "module.backbone.", predictor=predictor))
@@ -192,13 +192,13 @@ def test_a_file_of_vjepa_is_the_same_function_on_the_grid_that_its_positions_tel
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("has_idle_table", [False, True])
-def test_a_file_of_vjepa2_is_the_function_of_the_model_in_transformers(theirs, has_idle_table, tmp_path) -> None:
+@pytest.mark.parametrize("has_unused_table", [False, True])
+def test_a_file_of_vjepa2_is_the_function_of_the_model_in_transformers(theirs, has_unused_table, tmp_path) -> None:
     folder, model = theirs["vjepa2"]
     saved = {k: v for path in folder.glob("*.safetensors") for k, v in load_file(path).items()}
     tensors = to_foreign(from_foreign(saved, VJEPA2), PUBLISHED, (1, 3, 8, 8))
     predictor = {}
-    if has_idle_table:  # the published files have one, and ten mask tokens
+    if has_unused_table:  # the published files have one, and ten mask tokens
         tensors["pos_embed"] = noise(1, 64, 36)
         predictor = {f"module.backbone.mask_tokens.{number}": torch.zeros(1, 1, 8) for number in range(10)}
     path = save(tmp_path / "vitl.pt", tensors, "module.backbone.", predictor=predictor)
@@ -260,7 +260,7 @@ REFUSED = {
     ),
     "table": (lambda p: save(p, bare(pos_embed=torch.ones(1, 15, 192))), "15 positions"),
     "nothing": (lambda p: p, "does not exist; expected a run"),
-    "folder": (lambda p: p.mkdir() or p, "no weights that are known here"),
+    "folder": (lambda p: p.mkdir() or p, "no known weights"),
     "bert": (lambda p: in_folder(p, {"model_type": "bert"}), "says model_type=bert"),
     "timm": (lambda p: in_folder(p, {"architecture": "vit"}), "write timm:local-dir"),
     "no weights": (lambda p: in_folder(p, {"model_type": "ijepa"}), r"has no model\.safetensors"),
@@ -271,7 +271,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_what_is_no_encoder_is_refused_by_name(name, tmp_path, monkeypatch) -> None:
+def test_sources_without_an_encoder_are_refused_by_name(name, tmp_path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     make, reason = REFUSED[name]
     path = make(tmp_path / "source")
@@ -289,7 +289,7 @@ def test_a_model_that_is_not_on_this_machine_is_refused_at_once() -> None:
 
 
 @torch.no_grad()
-def test_an_encoder_is_written_and_read_again_without_what_it_came_from(tmp_path) -> None:
+def test_an_encoder_is_written_and_read_again_without_its_source(tmp_path) -> None:
     source = save(tmp_path / "vit.pth.tar", bare())
     encoder = open_encoder(source)
     write_encoder(tmp_path / "out", encoder)
@@ -329,6 +329,6 @@ def test_positions_are_resampled_once_for_another_clip_shape(tmp_path) -> None:
     torch.testing.assert_close(larger(images), open_encoder(path)(images))
 
 
-def test_pictures_of_other_channels_are_refused(tmp_path) -> None:
+def test_images_of_other_channels_are_refused(tmp_path) -> None:
     with pytest.raises(ValueError, match="reads 3 channels, the data set has 1"):
         open_encoder(save(tmp_path / "vit.pth.tar", bare()), clip_shape=(1, 1, 16, 16))

@@ -106,7 +106,7 @@ def test_positions_are_neither_learnt_nor_stored() -> None:
     assert encoder.positions.table.dtype == torch.float32
 
 
-def test_residual_outputs_start_smaller_the_deeper_they_are() -> None:
+def test_initial_residual_outputs_are_scaled_down_with_depth() -> None:
     encoder = make_encoder(embed_dim=128, depth=4)
     for number, block in enumerate(encoder.blocks, start=1):
         for name, scale in {"attn.qkv": 1.0, "mlp.fc1": 1.0, "attn.proj": 2 * number, "mlp.fc2": 2 * number}.items():
@@ -168,12 +168,12 @@ def test_refuses_sizes_that_do_not_fit(changes: dict[str, Any], message: str) ->
 def test_refuses_clips_that_patches_do_not_divide_or_of_other_channels() -> None:
     with pytest.raises(ValueError, match="image height 20 is not divisible by the patch's 8"):
         make_encoder()(torch.zeros(1, 3, 20, 24))
-    with pytest.raises(ValueError, match=r"reads 3 channels, got clips of \(1, 24, 24\)"):
+    with pytest.raises(ValueError, match=r"takes 3 channels, got clips of \(1, 24, 24\)"):
         make_encoder()(torch.zeros(1, 1, 24, 24))
 
 
 def test_a_picture_of_another_size_has_the_positions_of_its_own_grid() -> None:
-    """What an encoder made for that size would say with the same weights."""
+    """The reference is an encoder built for that size with the same weights."""
     encoder = make_encoder()
     other = make_encoder(clip_shape=(3, 1, 32, 8))
     other.load_state_dict(encoder.state_dict())
@@ -189,7 +189,7 @@ def test_weights_start_as_usual_at_the_usual_width() -> None:
     assert block.get_parameter("attn.qkv.weight").std().item() == pytest.approx(0.02, rel=0.1)
 
 
-def test_a_clip_is_seen_frame_by_frame() -> None:
+def test_the_frames_of_a_clip_are_encoded_one_by_one() -> None:
     encoder = make_encoder(clip_shape=(3, 4, 16, 24))
     clips = random_clips(encoder)
     frames = torch.cat([encoder(clips[:, :, t]) for t in range(4)], dim=1)
@@ -197,16 +197,16 @@ def test_a_clip_is_seen_frame_by_frame() -> None:
     torch.testing.assert_close(encoder(clips, keep=torch.arange(24).flip(0).expand(2, 24)), frames.flip(1))
 
 
-def test_kept_tokens_see_those_kept_of_their_own_frame() -> None:
+def test_kept_tokens_attend_to_the_kept_tokens_of_their_own_frame() -> None:
     encoder = make_encoder(clip_shape=(3, 3, 16, 24))
     clips = random_clips(encoder)
     keep = torch.tensor([[0, 2, 5, 6, 8, 12], [1, 7, 9, 10, 11, 17]])  # 6 tokens a frame
-    told = encoder(clips, keep=keep)
+    tokens = encoder(clips, keep=keep)
     for b in range(2):
         for t in range(3):
             chosen = keep[b] // 6 == t
             alone = encoder(clips[b : b + 1, :, t], keep=keep[b : b + 1, chosen] % 6)
-            torch.testing.assert_close(told[b : b + 1, chosen], alone)
+            torch.testing.assert_close(tokens[b : b + 1, chosen], alone)
 
 
 def test_frames_may_be_of_any_number() -> None:

@@ -1,4 +1,4 @@
-"""The temporal encoder: tubelets of any clip, images among them, and positions that follow from places alone."""
+"""The temporal encoder: tubelets of clips and images of any size, and their positions."""
 
 from __future__ import annotations
 
@@ -79,14 +79,14 @@ def test_an_image_is_a_clip_whose_frame_fills_a_tubelet(position: str) -> None:
 
 
 @POSITIONS
-def test_an_encoder_built_for_images_places_them_as_the_first_step_of_a_clip(position: str) -> None:
+def test_an_image_has_the_positions_of_the_first_step_of_a_clip(position: str) -> None:
     of_images, of_clips = make_encoder(position=position, clip_shape=(3, 1, 16, 24)), make_encoder(position=position)
     image = random_clips(3, 1, 16, 24)
     assert of_images(image).equal(of_clips(image))
 
 
-def test_without_time_it_would_be_the_spatial_encoder_with_rotary_positions_apart() -> None:
-    """One frame a tubelet and no turning at all: the trunk, the patches and the initial weights are the same."""
+def test_without_time_and_positions_it_equals_the_spatial_encoder() -> None:
+    """One frame per tubelet and no rotation: blocks, patches and initial weights are the same."""
     encoder = make_encoder(clip_shape=(3, 1, 16, 24), tubelet_size=1, position="rope")
     torch.manual_seed(0)
     sizes = {name: value for name, value in SIZES.items() if name != "clip_shape"}
@@ -107,7 +107,7 @@ def test_keeping_every_token_changes_nothing_and_order_is_kept(position: str) ->
 
 
 @POSITIONS
-def test_hidden_pixels_cannot_reach_the_tokens_and_others_can_from_any_time(position: str) -> None:
+def test_tokens_depend_on_the_kept_patches_of_all_times_and_on_no_others(position: str) -> None:
     encoder, clips = make_encoder(position=position), random_clips().requires_grad_()
     encoder(clips, keep=torch.tensor([[0, 10], [1, 5]]))[:, 0].sin().sum().backward()
     assert clips.grad is not None
@@ -120,8 +120,8 @@ def test_hidden_pixels_cannot_reach_the_tokens_and_others_can_from_any_time(posi
 def test_the_order_of_frames_matters(position: str) -> None:
     encoder, clips = make_encoder(position=position), random_clips(3, 8, 16, 24)
     shuffled = clips.unflatten(2, (4, 2))[:, :, [2, 0, 3, 1]].flatten(2, 3)  # tubelets stay whole
-    told = encoder(clips).unflatten(1, (4, 6))[:, [2, 0, 3, 1]]
-    assert (encoder(shuffled).unflatten(1, (4, 6)) - told).abs().max() > 1e-2
+    permuted = encoder(clips).unflatten(1, (4, 6))[:, [2, 0, 3, 1]]
+    assert (encoder(shuffled).unflatten(1, (4, 6)) - permuted).abs().max() > 1e-2
 
 
 @pytest.mark.parametrize("position", ["sincos", "rope"])
@@ -154,7 +154,7 @@ def test_rotary_tables_are_computed_once_and_shared_by_all_blocks() -> None:
 
 
 @POSITIONS
-def test_evaluation_of_a_new_size_does_not_spoil_training_on_it(position: str) -> None:
+def test_a_size_first_seen_in_inference_mode_can_be_trained_on(position: str) -> None:
     encoder, clips = make_encoder(position=position), random_clips(3, 10, 8, 8)
     with torch.inference_mode():
         encoder(clips)
@@ -163,7 +163,7 @@ def test_evaluation_of_a_new_size_does_not_spoil_training_on_it(position: str) -
 
 
 @pytest.mark.parametrize("position", ["sincos", "rope"])
-def test_the_trunk_runs_in_the_dtype_of_autocast(position: str) -> None:
+def test_the_blocks_run_in_the_dtype_of_autocast(position: str) -> None:
     encoder, clips = make_encoder(position=position), random_clips()
     with torch.autocast("cpu", torch.bfloat16):
         low = encoder(clips)
@@ -193,6 +193,6 @@ def test_refuses_sizes_that_do_not_fit(changes: dict[str, Any], message: str) ->
     ("shape", "message"),
     [((3, 5, 16, 24), "num_frames 5"), ((3, 4, 16, 20), "image width 20"), ((1, 4, 16, 24), "3 channels")],
 )
-def test_refuses_clips_that_it_cannot_cut(shape: tuple, message: str) -> None:
+def test_refuses_clips_that_do_not_fit_the_patches(shape: tuple, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make_encoder()(random_clips(*shape))

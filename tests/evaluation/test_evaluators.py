@@ -36,7 +36,7 @@ def test_knn_equals_an_independent_weighted_vote():
     assert measured == pytest.approx(expected)
 
 
-def test_knn_does_not_see_the_length_of_a_vector():
+def test_knn_does_not_depend_on_the_norm_of_a_vector():
     train, val = clusters(100), clusters(40, seed=5)
     scaled = Features(train.vectors * torch.rand(100, 1, generator=seeded()).add(0.1), train.labels)
     knn = KNN(k=5, temperature=0.07)
@@ -48,9 +48,9 @@ def test_knn_uses_all_samples_when_there_are_fewer_than_k():
     assert KNN(k=20, temperature=0.07)(snapshot_of(train, val)).metrics["probe/knn_top1"] == 100
 
 
-@pytest.mark.parametrize(("k", "temperature", "named"), [(0, 0.07, "k=0"), (5, 0.0, "temperature=0.0")])
-def test_knn_refuses_impossible_values_by_name(k, temperature, named):
-    with pytest.raises(ValueError, match=named):
+@pytest.mark.parametrize(("k", "temperature", "message"), [(0, 0.07, "k=0"), (5, 0.0, "temperature=0.0")])
+def test_knn_refuses_impossible_values_by_name(k, temperature, message):
+    with pytest.raises(ValueError, match=message):
         checked(KNN, k=k, temperature=temperature)
 
 
@@ -70,7 +70,7 @@ def test_the_linear_probe_equals_logistic_regression_of_sklearn_at_the_same_l2(l
     np.testing.assert_allclose(centred.numpy(), reference.intercept_ - reference.intercept_.mean(), atol=1e-5)
 
 
-def test_the_probe_as_it_runs_scores_like_sklearn_with_the_chosen_l2():
+def test_the_linear_probe_scores_like_sklearn_at_the_chosen_l2():
     train, val = clusters(600, dim=16, spread=1.5), clusters(300, dim=16, spread=1.5, seed=5)
     measured = LinearProbe()(snapshot_of(train, val)).metrics["probe/linear_top1"]
     train, val = standardise(train, val)
@@ -86,12 +86,12 @@ def test_the_l2_weight_is_chosen_without_the_validation_samples():
     assert chosen[0] in L2_GRID
 
 
-def test_the_linear_probe_does_not_see_shift_or_scale_of_a_dimension():
+def test_the_linear_probe_does_not_depend_on_shift_or_scale_of_a_dimension():
     train, val = clusters(200, spread=2.0), clusters(100, spread=2.0, seed=5)
     factor, shift = torch.logspace(-2, 2, 8), torch.linspace(-5, 5, 8)
-    moved = [Features(part.vectors * factor + shift, part.labels) for part in (train, val)]
+    transformed = [Features(part.vectors * factor + shift, part.labels) for part in (train, val)]
     probe = LinearProbe()
-    before, after = (probe(snapshot_of(*parts)).metrics["probe/linear_top1"] for parts in ((train, val), moved))
+    before, after = (probe(snapshot_of(*parts)).metrics["probe/linear_top1"] for parts in ((train, val), transformed))
     assert before == pytest.approx(after, abs=1.01)
 
 
@@ -106,7 +106,7 @@ def test_a_constant_dimension_changes_nothing():
 
 @pytest.mark.parametrize("label", [-1, 2])
 @pytest.mark.parametrize("probe", [KNN(k=5, temperature=0.07), LinearProbe()], ids=["knn", "linear"])
-def test_without_two_classes_a_probe_is_skipped_and_says_why_once(probe, label, caplog):
+def test_without_two_classes_a_probe_is_skipped_with_one_warning(probe, label, caplog):
     parts = [Features(torch.randn(20, 8, generator=seeded()), torch.full((20,), label)) for _ in range(2)]
     probe = type(probe)(**({"k": 5, "temperature": 0.07} if isinstance(probe, KNN) else {}))
     with caplog.at_level(logging.WARNING):
@@ -190,12 +190,12 @@ def test_the_gain_is_one_minus_the_error_over_that_of_the_trivial_predictor():
     assert "predict/gain" not in Diagnostics()(snapshot_of(clusters(30), clusters(20), diagnosis={})).metrics
 
 
-def test_coverage_counts_the_samples_in_which_a_token_is_context_or_target():
+def test_coverage_is_the_share_of_samples_in_which_a_token_is_context_or_target():
     context = torch.tensor([[0, 1], [0, 2]])
     targets = torch.tensor([[[4, 5], [5, 6]], [[5, 6], [6, 7]]])
-    seen, asked = coverage(Masks(context, targets), GRID)
-    assert seen.tolist() == [1.0, 0.5, 0.5] + [0.0] * 13
-    assert asked.tolist() == [0.0] * 4 + [0.5, 1.0, 1.0, 0.5] + [0.0] * 8
+    context_share, target_share = coverage(Masks(context, targets), GRID)
+    assert context_share.tolist() == [1.0, 0.5, 0.5] + [0.0] * 13
+    assert target_share.tolist() == [0.0] * 4 + [0.5, 1.0, 1.0, 0.5] + [0.0] * 8
     metrics = Diagnostics()(snapshot_of(clusters(30), clusters(20), masks=masks_of(500))).metrics
     assert metrics["mask/context_tokens"] == 4
     assert 0.15 < metrics["mask/coverage_context_min"] <= 0.25 <= metrics["mask/coverage_context_max"] < 0.35
@@ -205,13 +205,13 @@ def test_coverage_counts_the_samples_in_which_a_token_is_context_or_target():
 # pictures and tables
 
 
-def test_an_overlay_shows_the_context_untouched_tints_targets_and_darkens_the_rest():
+def test_an_overlay_keeps_the_context_tints_targets_and_darkens_the_rest():
     image = torch.full((1, 3, 8, 8), 200, dtype=torch.uint8)
-    shown = mask_overlay(image, torch.tensor([[0]]), torch.tensor([[[3], [15]]]), GRID)
-    assert shown.dtype == torch.uint8
-    assert (shown[0, :, :2, :2] == 200).all()
-    assert (shown[0, :, 2:4, 2:4] == 40).all()
-    first, second = shown[0, :, 0, 7], shown[0, :, 7, 7]
+    overlay = mask_overlay(image, torch.tensor([[0]]), torch.tensor([[[3], [15]]]), GRID)
+    assert overlay.dtype == torch.uint8
+    assert (overlay[0, :, :2, :2] == 200).all()
+    assert (overlay[0, :, 2:4, 2:4] == 40).all()
+    first, second = overlay[0, :, 0, 7], overlay[0, :, 7, 7]
     assert first[0] > first[2]
     assert second[2] > second[0]
 
@@ -229,11 +229,11 @@ def test_equal_tokens_have_equal_colours_and_different_ones_differ():
 
 
 @pytest.mark.parametrize("channels", [1, 2, 3, 5])
-def test_any_number_of_channels_can_be_shown(channels):
+def test_any_number_of_channels_becomes_rgb(channels):
     images = torch.randint(0, 256, (2, channels, 4, 4), generator=seeded(), dtype=torch.uint8)
-    shown = to_rgb(images)
-    assert shown.shape == (2, 3, 4, 4)
-    assert (shown[:, : min(channels, 3)] == images[:, :3]).all()
+    rgb = to_rgb(images)
+    assert rgb.shape == (2, 3, 4, 4)
+    assert (rgb[:, : min(channels, 3)] == images[:, :3]).all()
 
 
 def test_tiles_of_a_montage_are_the_images():
@@ -254,9 +254,9 @@ def test_every_picture_is_rgb_and_large_enough_to_read(grid, channels):
         clusters(30), clusters(20), grid=grid, pictures=pictures,
         tokens=torch.randn(5, grid.num_tokens, 8, generator=seeded()), masks=masks_of(32, grid=PatchGrid(1, 2, 5)),
     )  # fmt: skip
-    shown = [*Diagnostics()(snapshot).pictures, *Embeddings(rows=10)(snapshot).pictures]
-    assert [picture.name for picture in shown] == ["masks", "features", "coverage", "neighbours"]
-    for picture in shown:
+    drawn = [*Diagnostics()(snapshot).pictures, *Embeddings(rows=10)(snapshot).pictures]
+    assert [picture.name for picture in drawn] == ["masks", "features", "coverage", "neighbours"]
+    for picture in drawn:
         assert picture.pixels.dtype == torch.uint8
         assert picture.pixels.shape[2] == 3
         assert min(picture.pixels.shape[:2]) >= 96
@@ -265,10 +265,10 @@ def test_every_picture_is_rgb_and_large_enough_to_read(grid, channels):
 
 def test_the_neighbours_are_the_most_similar_others():
     vectors = torch.tensor([[1.0, 0.0], [0.0, 1.0], [2.0, 0.1], [0.1, 3.0], [-1.0, 0.0]])
-    assert nearest(vectors[:2], vectors, 2, others=True)[0].tolist() == [[2, 3], [3, 2]]
+    assert nearest(vectors[:2], vectors, 2, exclude_self=True)[0].tolist() == [[2, 3], [3, 2]]
 
 
-def test_the_table_has_as_many_rows_as_asked_with_names_and_thumbnails():
+def test_the_embedding_table_has_the_configured_rows_with_names_and_thumbnails():
     val = clusters(20)
     table = Embeddings(rows=7)(snapshot_of(clusters(30), val)).tables[0]
     assert table.vectors.shape == (7, 8)

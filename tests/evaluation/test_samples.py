@@ -1,4 +1,4 @@
-"""Samples in order and shuffled, kept or read again, with their fields; unreadable ones; the stop between batches."""
+"""Samples in order and shuffled, cached or read again, with fields; unreadable samples; stop between batches."""
 
 import pytest
 import torch
@@ -14,7 +14,7 @@ def samples_of(dataset, batch_size=4, **options):
     return Samples(split=split, reduce=Crop().pictures, batch_size=batch_size, **options)
 
 
-def test_images_are_decoded_once_where_they_fit_and_the_batches_stay_the_same():
+def test_images_are_decoded_once_if_they_fit_in_memory_and_batches_stay_the_same():
     for limit, num_read in ((1 << 30, 10), (100, 20)):
         dataset = Images(10)
         samples = samples_of(dataset, max_bytes=limit)
@@ -34,7 +34,7 @@ def test_unreadable_samples_are_left_out_and_named_once(caplog):
     ]
 
 
-def test_when_nothing_can_be_read_the_run_stops_with_a_name():
+def test_a_split_without_readable_samples_is_an_error_that_names_the_first():
     samples = samples_of(Images(3, broken=(0, 1, 2)), batch_size=2)
     with pytest.raises(RunError, match="no validation sample can be read; the first: picture 0: cut short"):
         list(samples.batches())
@@ -51,18 +51,18 @@ def test_shuffled_samples_are_all_samples_in_another_order_each_time():
         assert not torch.equal(*passes)
 
 
-def test_kept_samples_and_those_read_again_are_shuffled_alike():
-    kept, again = (samples_of(Images(9), max_bytes=limit) for limit in (1 << 20, 0))
+def test_cached_and_reread_samples_are_shuffled_alike():
+    cached, reread = (samples_of(Images(9), max_bytes=limit) for limit in (1 << 20, 0))
     for _ in range(2):
-        for one, two in zip(kept.batches(), again.batches(), strict=True):
+        for one, two in zip(cached.batches(), reread.batches(), strict=True):
             assert all(torch.equal(a, b) for a, b in zip(one[:3], two[:3], strict=True))
-    one, two = (torch.cat([batch.rows for batch in samples.shuffled(2, seeded(3))]) for samples in (kept, again))
+    one, two = (torch.cat([batch.rows for batch in samples.shuffled(2, seeded(3))]) for samples in (cached, reread))
     assert torch.equal(one, two)
     assert one.sort().values.tolist() == list(range(9))
 
 
-def test_samples_that_are_shuffled_first_are_read_once_where_they_fit():
-    for limit, num_read in ((1 << 20, 10), (100, 4 + 2 * 10)):  # a first batch says that they do not
+def test_samples_that_are_shuffled_first_are_read_once_if_they_fit_in_memory():
+    for limit, num_read in ((1 << 20, 10), (100, 4 + 2 * 10)):  # the first batch shows that they do not fit
         dataset = Images(10)
         samples = samples_of(dataset, max_bytes=limit)
         rng = seeded()
@@ -86,7 +86,7 @@ def test_fields_stay_with_their_samples():
         assert samples.rows.tolist() == [0, 1, 2, 4, 5, 6, 7, 8, 9]
 
 
-def test_work_is_interrupted_where_it_is_asked_to_stop():
+def test_progress_raises_interrupted_once_should_stop_is_true():
     done = []
 
     def work():

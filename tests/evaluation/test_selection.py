@@ -1,4 +1,4 @@
-"""Criteria without labels against closed forms and an independent formula; and which metric decides."""
+"""Criteria without labels against closed forms and an independent formula; the selection metric."""
 
 import json
 import logging
@@ -27,7 +27,7 @@ def crops(**changes):
     return Augment(image_size=(16, 16), mean=(0.5,) * 3, std=(0.25,) * 3, **(values | changes))
 
 
-def prober_of(dataset, **changes):
+def snapshotter_of(dataset, **changes):
     values = {
         "dataset": dataset, "transform": Crop(), "masker": random_masker, "session": CPU, "batch_size": 8,
         "train_samples": 30, "val_samples": 12, "seed": 0, "evaluators": [Selection(**SIZES)], "crops": crops,
@@ -49,14 +49,14 @@ def test_lidar_equals_an_independent_formula():
     assert lidar(views) == pytest.approx(np.exp(-(shares * np.log(shares)).sum()), rel=1e-6)
 
 
-def test_lidar_counts_the_directions_that_tell_images_apart():
+def test_lidar_counts_the_directions_that_separate_images():
     for num in (1, 3):
         corners = torch.cat([torch.eye(8)[:num], -torch.eye(8)[:num]])  # [2 num, 8]
         noise = 0.1 * torch.cat([torch.eye(8), -torch.eye(8)])  # the same in every direction
         assert lidar(corners[:, None] + noise) == pytest.approx(num, rel=1e-6)
 
 
-def test_lidar_is_low_where_crops_differ_most_along_what_tells_images_apart():
+def test_lidar_is_low_if_crops_vary_most_along_the_directions_that_separate_images():
     strong, weak = torch.zeros(50, 4, 2), torch.zeros(50, 4, 2)
     strong[:], weak[:] = torch.randn(50, 1, 2, generator=seeded()), torch.randn(50, 1, 2, generator=seeded())
     strong += 0.01 * torch.randn(50, 4, 2, generator=seeded(1))
@@ -71,17 +71,17 @@ def test_lidar_of_equal_crops_is_the_rank_of_the_images_and_of_equal_images_one(
     assert lidar(torch.ones(10, 3, 5)) == 1.0
 
 
-def test_lidar_does_not_see_rotation_or_shift():
+def test_lidar_is_invariant_to_rotation_and_shift():
     views = torch.randn(30, 4, 5, generator=seeded()).double()
-    turn = torch.linalg.qr(torch.randn(5, 5, generator=seeded(1)).double())[0]
-    assert lidar(views @ turn + 3) == pytest.approx(lidar(views), rel=1e-6)
+    rotation = torch.linalg.qr(torch.randn(5, 5, generator=seeded(1)).double())[0]
+    assert lidar(views @ rotation + 3) == pytest.approx(lidar(views), rel=1e-6)
 
 
 # alpha
 
 
 @pytest.mark.parametrize("alpha", [0.5, 1.0, 2.5])
-def test_a_power_law_is_found(alpha):
+def test_power_law_recovers_the_exponent(alpha):
     values = torch.arange(1, 201).double() ** -alpha
     assert power_law(values) == pytest.approx(alpha, rel=1e-6)
     values[:3] *= 10  # the first directions do not count
@@ -95,7 +95,7 @@ def test_the_spectrum_is_that_of_the_covariance():
     assert len(spectrum(vectors[:4])) == 3
 
 
-def test_too_few_directions_have_no_exponent():
+def test_too_few_eigenvalues_have_no_exponent():
     assert power_law(torch.tensor([1.0, 0.5, 0.0, 0.0])) is None
     assert power_law(torch.zeros(50)) is None
 
@@ -104,27 +104,27 @@ def test_too_few_directions_have_no_exponent():
 
 
 def test_crops_are_the_same_at_each_evaluation_and_depend_on_the_seed():
-    prober, objective = prober_of(Images(50)), Toy()
-    first, second = (prober.snapshot(step, objective).views for step in (0, 9))
+    snapshotter, objective = snapshotter_of(Images(50)), Toy()
+    first, second = (snapshotter.snapshot(step, objective).views for step in (0, 9))
     assert first.shape == (10, 3, 8)
     assert torch.equal(first, second)
-    assert not torch.equal(first, prober_of(Images(50), seed=1).snapshot(0, objective).views)
+    assert not torch.equal(first, snapshotter_of(Images(50), seed=1).snapshot(0, objective).views)
     assert not torch.equal(first[:, 0], first[:, 1])
 
 
 def test_crops_change_nothing_else_of_a_snapshot():
     objective = Toy()
-    plain = prober_of(Images(50), evaluators=[]).snapshot(0, objective)
-    viewed = prober_of(Images(50)).snapshot(0, objective)
+    plain = snapshotter_of(Images(50), evaluators=[]).snapshot(0, objective)
+    with_views = snapshotter_of(Images(50)).snapshot(0, objective)
     assert plain.views is None
-    assert torch.equal(plain.val.vectors, viewed.val.vectors)
-    assert torch.equal(plain.masks.context, viewed.masks.context)
-    assert plain.diagnosis == viewed.diagnosis
+    assert torch.equal(plain.val.vectors, with_views.val.vectors)
+    assert torch.equal(plain.masks.context, with_views.masks.context)
+    assert plain.diagnosis == with_views.diagnosis
 
 
-def test_both_criteria_are_measured_and_only_on_features():
+def test_both_criteria_are_reported_and_only_for_features():
     evaluator = Selection(**SIZES)
-    snapshot = prober_of(Images(50)).snapshot(0, Toy())
+    snapshot = snapshotter_of(Images(50)).snapshot(0, Toy())
     wide = replace(snapshot, val=snapshot.val._replace(vectors=torch.randn(60, 40, generator=seeded())))
     assert set(evaluator(wide).metrics) == {"select/lidar", "select/alpha"}
     assert evaluator(replace(wide, views=None)).metrics == {}
@@ -132,17 +132,17 @@ def test_both_criteria_are_measured_and_only_on_features():
 
 
 @pytest.mark.parametrize(
-    ("change", "named"), [({"num_views": 1}, "num_views=1"), ({"view_scale": (0.0, 1.0)}, "view_")]
+    ("change", "message"), [({"num_views": 1}, "num_views=1"), ({"view_scale": (0.0, 1.0)}, "view_")]
 )
-def test_impossible_values_are_refused_by_name(change, named):
-    with pytest.raises(ValueError, match=named):
+def test_impossible_values_are_refused_by_name(change, message):
+    with pytest.raises(ValueError, match=message):
         checked(Selection, **(SIZES | change))
 
 
-# which metric decides
+# the selection metric
 
 
-def test_the_metric_that_decides_is_the_chosen_one_or_the_first_known():
+def test_the_selection_metric_is_the_configured_one_or_the_first_known():
     names = ["predict/gain", "probe/knn_top1", "select/lidar"]
     assert selection_metric(names, None) == "probe/knn_top1"
     assert selection_metric(names, "select/*") == "select/lidar"
@@ -150,7 +150,7 @@ def test_the_metric_that_decides_is_the_chosen_one_or_the_first_known():
     assert selection_metric(["train/loss"], None) is None
 
 
-def test_a_sweeper_gets_the_last_value_of_the_trained_encoder():
+def test_a_sweep_gets_the_last_value_of_the_trained_encoder():
     rows = [{"step": 0, "probe/knn_top1": 9.0, "select/lidar": 1.0}, {"step": 5, "probe/knn_top1": 7.0}, {"step": 6}]
     assert last_selection_value(rows, None) == 7.0
     assert last_selection_value(rows, "select/lidar") is None
@@ -158,7 +158,7 @@ def test_a_sweeper_gets_the_last_value_of_the_trained_encoder():
 
 
 @pytest.mark.slow
-def test_best_follows_the_chosen_metric_and_an_unknown_one_is_named_once(tmp_path, caplog):
+def test_best_follows_the_configured_metric_and_an_unknown_one_is_warned_of_once(tmp_path, caplog):
     from tiny_agent import agent
 
     options = ["steps=6", "eval_every=2", "save_every=2", "evaluator=[knn,selection]"]
@@ -168,6 +168,6 @@ def test_best_follows_the_chosen_metric_and_an_unknown_one_is_named_once(tmp_pat
     assert state["best"]["metric"] == "select/lidar"
     with caplog.at_level(logging.WARNING):
         agent(tmp_path / "other", *options, "evaluation.judge=probe/nothing").train()
-    told = [record.getMessage() for record in caplog.records if "judge" in record.getMessage()]
-    assert len(told) == 1
-    assert "select/lidar" in told[0]
+    messages = [record.getMessage() for record in caplog.records if "judge" in record.getMessage()]
+    assert len(messages) == 1
+    assert "select/lidar" in messages[0]

@@ -1,4 +1,4 @@
-"""Which samples the probes see, and snapshots that leave no trace in the training."""
+"""Splits of the probes, and snapshots that do not affect the training."""
 
 import pytest
 import torch
@@ -14,7 +14,7 @@ from jepa.evaluation.splits import probe_splits
 EVALUATORS = (KNN(k=5, temperature=0.07), LinearProbe(), Diagnostics(), Embeddings(rows=10))
 
 
-def prober_of(dataset, **changes):
+def snapshotter_of(dataset, **changes):
     values = {
         "dataset": dataset, "transform": Crop(), "masker": random_masker, "session": CPU,
         "batch_size": 8, "train_samples": 30, "val_samples": 12, "seed": 0,
@@ -31,7 +31,7 @@ def test_without_a_validation_set_the_validation_samples_are_held_out_of_the_tra
     assert "held out of the training set" in split.protocol
 
 
-def test_a_validation_set_is_used_where_there_is_one():
+def test_a_validation_set_is_used_if_there_is_one():
     held_out = Images(10)
     split = probe_splits(Images(50, held_out=held_out), train_samples=30, val_samples=12, seed=0)
     assert split.val.dataset is held_out
@@ -65,27 +65,27 @@ def test_impossible_splits_are_refused_by_name():
 
 def test_a_snapshot_holds_the_pooled_tokens_of_the_backbone():
     dataset, objective = Images(50), Toy()
-    prober = prober_of(dataset)
-    snapshot = prober.snapshot(7, objective)
-    pictures = torch.stack([dataset[index][0][..., :16] for index in prober.splits.val.indices])
+    snapshotter = snapshotter_of(dataset)
+    snapshot = snapshotter.snapshot(7, objective)
+    pictures = torch.stack([dataset[index][0][..., :16] for index in snapshotter.splits.val.indices])
     with torch.no_grad():
         tokens = objective.eval().backbone(pictures.float() / 255)
     assert snapshot.step == 7
     torch.testing.assert_close(snapshot.val.vectors, tokens.mean(1))
     torch.testing.assert_close(snapshot.tokens, tokens[:8])
     assert torch.equal(snapshot.pictures, pictures[:8])
-    assert snapshot.val.labels.tolist() == [index % 3 for index in prober.splits.val.indices]
+    assert snapshot.val.labels.tolist() == [index % 3 for index in snapshotter.splits.val.indices]
     assert snapshot.train.vectors.shape == (30, 8)
     assert snapshot.thumbnails.shape == (12, 3, 32, 32)
     assert torch.equal(snapshot.thumbnails[:, :, ::2, ::2], pictures[:, :, 0])
 
 
-def test_a_snapshot_leaves_modes_and_random_state_as_they_were():
+def test_a_snapshot_restores_modes_and_random_state():
     objective = Toy()
     objective.train()
     objective.frozen.eval()
     before = torch.get_rng_state()
-    snapshot = prober_of(Images(50)).snapshot(0, objective)
+    snapshot = snapshotter_of(Images(50)).snapshot(0, objective)
     for evaluator in EVALUATORS:
         evaluator(snapshot)
     assert torch.equal(torch.get_rng_state(), before)
@@ -95,29 +95,29 @@ def test_a_snapshot_leaves_modes_and_random_state_as_they_were():
 
 
 def test_two_snapshots_of_one_encoder_are_equal():
-    prober, objective = prober_of(Images(50)), Toy()
-    first, second = prober.snapshot(0, objective), prober.snapshot(9, objective)
+    snapshotter, objective = snapshotter_of(Images(50)), Toy()
+    first, second = snapshotter.snapshot(0, objective), snapshotter.snapshot(9, objective)
     assert torch.equal(first.val.vectors, second.val.vectors)
     assert torch.equal(first.masks.context, second.masks.context)
     assert first.diagnosis == second.diagnosis
 
 
-def test_the_diagnosis_is_the_mean_over_validation_samples_with_masks_of_their_own():
-    prober, objective = prober_of(Images(50)), Toy()
-    snapshot = prober.snapshot(0, objective)
-    assert [len(batch.labels) for batch, _ in objective.seen] == [8, 4]
-    assert torch.equal(objective.seen[1][1].context, prober.masks.context[8:12])
+def test_the_diagnosis_is_the_mean_over_validation_samples_each_with_its_masks():
+    snapshotter, objective = snapshotter_of(Images(50)), Toy()
+    snapshot = snapshotter.snapshot(0, objective)
+    assert [len(batch.labels) for batch, _ in objective.calls] == [8, 4]
+    assert torch.equal(objective.calls[1][1].context, snapshotter.masks.context[8:12])
     assert snapshot.diagnosis["error"] == pytest.approx(snapshot.val.labels.float().mean().item())
 
 
-def test_raw_pixels_are_probed_like_features_under_names_of_their_own():
-    prober = prober_of(Images(50))
-    snapshot = prober.snapshot(0, Toy())
-    baselines = prober.baselines(snapshot, EVALUATORS)
+def test_raw_pixels_are_probed_like_features_under_baseline_names():
+    snapshotter = snapshotter_of(Images(50))
+    snapshot = snapshotter.snapshot(0, Toy())
+    baselines = snapshotter.baselines(snapshot, EVALUATORS)
     assert set(baselines) == {"baseline/pixels_knn_top1", "baseline/pixels_linear_top1", "baseline/pixels_rank"}
     pixels = [
-        torch.stack([prober.splits.train.dataset[index][0][..., :16] for index in part.indices]).flatten(1) / 255
-        for part in prober.splits[:2]
+        torch.stack([snapshotter.splits.train.dataset[index][0][..., :16] for index in part.indices]).flatten(1) / 255
+        for part in snapshotter.splits[:2]
     ]
     votes = knn_votes(pixels[1], pixels[0], snapshot.train.labels, num_classes=3, k=5, temperature=0.07)
     expected = 100 * (votes.argmax(1) == snapshot.val.labels).float().mean().item()
@@ -125,13 +125,13 @@ def test_raw_pixels_are_probed_like_features_under_names_of_their_own():
 
 
 def test_every_evaluator_states_its_protocol():
-    prober = prober_of(Images(50))
-    assert all(len(one.protocol) > 40 for one in (prober, *EVALUATORS))
-    assert "30 samples of the training set" in prober.protocol
+    snapshotter = snapshotter_of(Images(50))
+    assert all(len(part.protocol) > 40 for part in (snapshotter, *EVALUATORS))
+    assert "30 samples of the training set" in snapshotter.protocol
     assert "the 5 nearest" in EVALUATORS[0].protocol
 
 
-def test_a_probe_is_not_judged_on_clips_of_videos_that_it_was_fitted_on():
+def test_validation_clips_are_of_other_videos_than_training_clips():
     class Clips(Images):
         def source(self, index):
             return index // 4

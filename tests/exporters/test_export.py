@@ -32,21 +32,21 @@ from jepa.runs.checkpoint import FORMAT
 
 SIZES: dict[str, Any] = {"patch_size": 8, "embed_dim": 24, "depth": 1, "num_heads": 2}
 
-WITHOUT_US = """\
+RUN_SNIPPETS = """\
 import sys
 sys.modules["jepa"] = None
 import torch
-found = {}
+results = {}
 for name in sys.argv[1:]:
     space = {}
     exec(open(name + ".py").read(), space)
-    kept = ("images", "pixels", "tokens", "features")
-    found[name] = {key: torch.as_tensor(space[key]) for key in kept if key in space}
-torch.save(found, "found.pt")
+    variables = ("images", "pixels", "tokens", "features")
+    results[name] = {key: torch.as_tensor(space[key]) for key in variables if key in space}
+torch.save(results, "results.pt")
 """
 
 
-def made(kind: type, clip_shape: tuple[int, ...], **changes: Any) -> Any:
+def encoder_of(kind: type, clip_shape: tuple[int, ...], **changes: Any) -> Any:
     """A random encoder whose output depends on every tensor; the channel statistics of its transform differ."""
     torch.manual_seed(0)
     encoder = kind(clip_shape=clip_shape, **(SIZES | changes))
@@ -59,18 +59,24 @@ def made(kind: type, clip_shape: tuple[int, ...], **changes: Any) -> Any:
 
 
 CASES: dict[str, tuple[str, Any]] = {
-    "timm_wide": ("timm", lambda: made(SpatialEncoder, (1, 1, 16, 24), patch_size=(8, 4), depth=2)),
-    "timm_frames": ("timm", lambda: made(SpatialEncoder, (3, 4, 16, 16), mlp_ratio=2.5)),
-    "transformers_images": ("transformers", lambda: made(SpatialEncoder, (3, 1, 16, 16), position="table", depth=2)),
-    "transformers_wide": ("transformers", lambda: made(SpatialEncoder, (1, 1, 24, 16), norm_eps=1e-3)),
-    "transformers_clips": ("transformers", lambda: made(TemporalEncoder, (3, 4, 16, 16), position="vjepa2", depth=2)),
-    "onnx": ("onnx", lambda: made(SpatialEncoder, (3, 1, 16, 24))),
-    "program_clips": ("torch_export", lambda: made(TemporalEncoder, (1, 4, 16, 24), position="rope")),
+    "timm_wide": ("timm", lambda: encoder_of(SpatialEncoder, (1, 1, 16, 24), patch_size=(8, 4), depth=2)),
+    "timm_frames": ("timm", lambda: encoder_of(SpatialEncoder, (3, 4, 16, 16), mlp_ratio=2.5)),
+    "transformers_images": (
+        "transformers",
+        lambda: encoder_of(SpatialEncoder, (3, 1, 16, 16), position="table", depth=2),
+    ),
+    "transformers_wide": ("transformers", lambda: encoder_of(SpatialEncoder, (1, 1, 24, 16), norm_eps=1e-3)),
+    "transformers_clips": (
+        "transformers",
+        lambda: encoder_of(TemporalEncoder, (3, 4, 16, 16), position="vjepa2", depth=2),
+    ),
+    "onnx": ("onnx", lambda: encoder_of(SpatialEncoder, (3, 1, 16, 24))),
+    "program_clips": ("torch_export", lambda: encoder_of(TemporalEncoder, (1, 4, 16, 24), position="rope")),
 }
 
 
 @pytest.fixture(scope="module")
-def here(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def workdir(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """The current folder, to which the paths in snippets are relative."""
     with pytest.MonkeyPatch.context() as patch:
         folder = tmp_path_factory.mktemp("exports")
@@ -79,41 +85,41 @@ def here(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 @pytest.fixture(scope="module")
-def exports(here: Path) -> dict[str, tuple[Any, Exported]]:
+def exports(workdir: Path) -> dict[str, tuple[Any, Exported]]:
     encoders = {name: (format, make()) for name, (format, make) in CASES.items()}
-    return {n: (encoder, export_encoder(encoder, format, here / n)) for n, (format, encoder) in encoders.items()}
+    return {n: (encoder, export_encoder(encoder, format, workdir / n)) for n, (format, encoder) in encoders.items()}
 
 
 @pytest.fixture(scope="module")
-def elsewhere(here: Path, exports: dict[str, tuple[Any, Exported]]) -> tuple[dict[str, dict[str, Tensor]], str]:
+def without_jepa(workdir: Path, exports: dict[str, tuple[Any, Exported]]) -> tuple[dict[str, dict[str, Tensor]], str]:
     """Tensors and output of the printed programs in a process that cannot import jepa."""
     for name, (_, done) in exports.items():
-        (here / f"{name}.py").write_text(done.snippet)
-    command = [sys.executable, "-I", "-c", WITHOUT_US, *exports]
-    result = subprocess.run(command, capture_output=True, text=True, check=False, cwd=here)
+        (workdir / f"{name}.py").write_text(done.snippet)
+    command = [sys.executable, "-I", "-c", RUN_SNIPPETS, *exports]
+    result = subprocess.run(command, capture_output=True, text=True, check=False, cwd=workdir)
     assert result.returncode == 0, result.stderr
-    return torch.load(here / "found.pt"), result.stdout + result.stderr
+    return torch.load(workdir / "results.pt"), result.stdout + result.stderr
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
-def test_printed_program_computes_our_tokens_where_our_package_is_missing(name: str, exports, elsewhere) -> None:
-    encoder, found = exports[name][0], elsewhere[0][name]
-    pixels = found["images" if name.startswith("timm") else "pixels"]
+def test_printed_program_computes_our_tokens_without_our_package(name: str, exports, without_jepa) -> None:
+    encoder, variables = exports[name][0], without_jepa[0][name]
+    pixels = variables["images" if name.startswith("timm") else "pixels"]
     pixels = pixels.transpose(1, 2) if name == "transformers_clips" else pixels
     with torch.no_grad():
-        torch.testing.assert_close(found["tokens"], encoder(pixels), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(variables["tokens"], encoder(pixels), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.slow
-def test_timms_forward_is_the_mean_token(elsewhere) -> None:
-    found = elsewhere[0]["timm_wide"]
-    torch.testing.assert_close(found["features"], found["tokens"].mean(1))
+def test_timms_forward_is_the_mean_token(without_jepa) -> None:
+    variables = without_jepa[0]["timm_wide"]
+    torch.testing.assert_close(variables["features"], variables["tokens"].mean(1))
 
 
 @pytest.mark.slow
-def test_nothing_is_new_or_left_over_when_a_folder_is_loaded(elsewhere) -> None:
-    assert not re.search("newly|missing|unexpected|mismatch", elsewhere[1], re.IGNORECASE)
+def test_a_folder_is_loaded_without_missing_or_unexpected_tensors(without_jepa) -> None:
+    assert not re.search("newly|missing|unexpected|mismatch", without_jepa[1], re.IGNORECASE)
 
 
 @pytest.mark.parametrize(
@@ -135,12 +141,12 @@ def test_an_encoder_of_timm_goes_back_to_timm(architecture: str, tmp_path: Path)
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["onnx", "program_clips"])
-def test_the_batch_of_a_program_is_free(name: str, exports) -> None:
+def test_a_program_takes_any_batch_size(name: str, exports) -> None:
     encoder, done = exports[name]
-    form = export_format(CASES[name][0])
-    pixels = torch.randn(5, *form.input_shape(encoder), generator=torch.Generator().manual_seed(1))
+    implementation = export_format(CASES[name][0])
+    pixels = torch.randn(5, *implementation.input_shape(encoder), generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
-        torch.testing.assert_close(form.load(done.folder)(pixels), encoder(pixels), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(implementation.load(done.folder)(pixels), encoder(pixels), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.slow
@@ -158,12 +164,12 @@ def test_processors_do_what_our_transform_does(exports) -> None:
     image = torch.randint(0, 256, (1, 3, 30, 30), generator=generator, dtype=torch.uint8)
     clip = torch.randint(0, 256, (1, 4, 3, 30, 30), generator=generator, dtype=torch.uint8)
     of_images, of_clips = (exports[f"transformers_{kind}"] for kind in ("images", "clips"))
-    one_grey_level = {"atol": 1.01 / 255 / 0.2, "rtol": 0}
+    tolerance = {"atol": 1.01 / 255 / 0.2, "rtol": 0}  # one grey level
     theirs = AutoImageProcessor.from_pretrained(of_images[1].folder)(image, return_tensors="pt")["pixel_values"]
-    torch.testing.assert_close(theirs, of_images[0].transform(image)[:, :, 0], **one_grey_level)
+    torch.testing.assert_close(theirs, of_images[0].transform(image)[:, :, 0], **tolerance)
     processor = AutoVideoProcessor.from_pretrained(of_clips[1].folder)
     theirs = processor([clip[0]], return_tensors="pt")["pixel_values_videos"]
-    torch.testing.assert_close(theirs.transpose(1, 2), of_clips[0].transform(clip.transpose(1, 2)), **one_grey_level)
+    torch.testing.assert_close(theirs.transpose(1, 2), of_clips[0].transform(clip.transpose(1, 2)), **tolerance)
 
 
 @pytest.mark.slow
@@ -172,8 +178,8 @@ def test_timm_gets_the_statistics_of_the_pixels(exports) -> None:
     assert (config["mean"], config["std"], config["input_size"]) == ([0.5, 0.4, 0.3], [0.2, 0.3, 0.25], [3, 16, 16])
 
 
-def test_what_does_not_compute_the_same_leaves_all_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    encoder = made(SpatialEncoder, (3, 1, 16, 16))
+def test_a_wrong_export_leaves_earlier_files_unchanged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    encoder = encoder_of(SpatialEncoder, (3, 1, 16, 16))
     folder = export_encoder(encoder, "timm", tmp_path / "old").folder
     before = {path.name: path.stat().st_size for path in folder.iterdir()}
     rename = timm_export.to_foreign
@@ -190,26 +196,26 @@ def test_what_does_not_compute_the_same_leaves_all_as_it_was(tmp_path: Path, mon
     assert {path.name: path.stat().st_size for path in folder.iterdir()} == before
 
 
-def test_what_cannot_be_written_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_write_leaves_no_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: Any) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(timm_export, "write_json", full)
     with pytest.raises(RunError, match="No space left"):
-        export_encoder(made(SpatialEncoder, (3, 1, 16, 16)), "timm", tmp_path / "x")
+        export_encoder(encoder_of(SpatialEncoder, (3, 1, 16, 16)), "timm", tmp_path / "x")
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(
     ("format", "encoder", "reason"),
     [
-        ("timm", made(TemporalEncoder, (3, 4, 16, 16)), "use onnx or torch_export"),
-        ("transformers", made(TemporalEncoder, (3, 4, 16, 16)), "encoder.position=vjepa2"),
-        ("transformers", made(TemporalEncoder, (3, 4, 16, 24), position="vjepa2"), "16x24"),
-        ("pickle", made(SpatialEncoder, (3, 1, 16, 16)), "valid: safetensors, timm"),
+        ("timm", encoder_of(TemporalEncoder, (3, 4, 16, 16)), "use onnx or torch_export"),
+        ("transformers", encoder_of(TemporalEncoder, (3, 4, 16, 16)), "encoder.position=vjepa2"),
+        ("transformers", encoder_of(TemporalEncoder, (3, 4, 16, 24), position="vjepa2"), "16x24"),
+        ("pickle", encoder_of(SpatialEncoder, (3, 1, 16, 16)), "valid: safetensors, timm"),
     ],
 )
-def test_what_a_format_cannot_take_is_refused_with_a_way_out(
+def test_an_unsupported_encoder_is_refused_with_an_alternative(
     format: str, encoder: Any, reason: str, tmp_path: Path
 ) -> None:
     with pytest.raises(ConfigError, match=reason):
@@ -217,18 +223,18 @@ def test_what_a_format_cannot_take_is_refused_with_a_way_out(
     assert not list(tmp_path.iterdir())
 
 
-def test_an_earlier_export_is_replaced_and_nothing_else(tmp_path: Path) -> None:
-    encoder = made(SpatialEncoder, (3, 1, 16, 16))
+def test_only_an_earlier_export_is_replaced(tmp_path: Path) -> None:
+    encoder = encoder_of(SpatialEncoder, (3, 1, 16, 16))
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("all of it")
     export_encoder(encoder, "timm", tmp_path / "export")
-    export_encoder(made(SpatialEncoder, (1, 1, 16, 16)), "timm", tmp_path / "export")
+    export_encoder(encoder_of(SpatialEncoder, (1, 1, 16, 16)), "timm", tmp_path / "export")
     assert '"in_chans": 1' in (tmp_path / "export" / "config.json").read_text()
     (tmp_path / "export" / "notes.txt").write_text("of mine")
-    for name, kept in {"mine": "thesis.txt", "export": "notes.txt"}.items():
+    for name, file in {"mine": "thesis.txt", "export": "notes.txt"}.items():
         with pytest.raises(ConfigError, match=name):
             export_encoder(encoder, "timm", tmp_path / name)
-        assert (tmp_path / name / kept).exists()
+        assert (tmp_path / name / file).exists()
 
 
 def run_folder(tmp_path: Path) -> Path:
@@ -263,7 +269,7 @@ def test_provenance_says_how_the_checkpoint_was_trained_and_no_path(tmp_path: Pa
     assert "private" not in text
 
 
-def test_card_says_what_it_is_and_how_to_load_it_where_it_lies(exports) -> None:
+def test_card_says_what_it_is_and_how_to_load_it_from_the_folder(exports) -> None:
     done = exports["timm_frames"][1]
     text = (done.folder / "README.md").read_text()
     head = yaml.safe_load(text.split("---")[1])
@@ -282,10 +288,10 @@ def test_card_says_what_it_is_and_how_to_load_it_where_it_lies(exports) -> None:
         ("onnx", 'InferenceSession("./model.onnx")'),
     ],
 )
-def test_card_of_a_repository_loads_from_there_where_the_library_can(name: str, call: str, exports) -> None:
+def test_card_of_a_repository_loads_from_there_if_the_library_can(name: str, call: str, exports) -> None:
     encoder, done = exports[name]
-    form = export_format(CASES[name][0])
-    assert call in card(encoder, form, read_provenance(str(done.folder)), done.difference, "me/encoder")
+    implementation = export_format(CASES[name][0])
+    assert call in card(encoder, implementation, read_provenance(str(done.folder)), done.difference, "me/encoder")
 
 
 def test_no_fact_of_a_run_becomes_markup_or_a_column_of_the_card(exports) -> None:
@@ -306,7 +312,7 @@ def test_no_fact_of_a_run_becomes_markup_or_a_column_of_the_card(exports) -> Non
         (["push_to_hub=my encoder"], "OWNER/NAME"),
     ],
 )
-def test_what_cannot_be_exported_is_refused_before_anything_is_opened(
+def test_wrong_settings_are_refused_before_anything_is_opened(
     overrides: list[str], fault: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run_folder(tmp_path)
@@ -318,20 +324,20 @@ def test_what_cannot_be_exported_is_refused_before_anything_is_opened(
 
 
 @pytest.fixture(scope="module")
-def source(here: Path) -> str:
+def source(workdir: Path) -> str:
     """Source of an encoder for the command."""
-    encoder = made(SpatialEncoder, (3, 1, 16, 16))
+    encoder = encoder_of(SpatialEncoder, (3, 1, 16, 16))
     encoder.node = {"_target_": "jepa.encoders.spatial.SpatialEncoder", "clip_shape": [3, 1, 16, 16], **SIZES}
-    return export_encoder(encoder, "safetensors", here / "source").snippet.split('"')[1]
+    return export_encoder(encoder, "safetensors", workdir / "source").snippet.split('"')[1]
 
 
 def test_our_own_folder_is_what_the_printed_program_loads(source: str) -> None:
     pixels = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
-        torch.testing.assert_close(open_encoder(source)(pixels), made(SpatialEncoder, (3, 1, 16, 16))(pixels))
+        torch.testing.assert_close(open_encoder(source)(pixels), encoder_of(SpatialEncoder, (3, 1, 16, 16))(pixels))
 
 
-def test_command_says_what_it_wrote_how_well_and_how_to_load_it(source: str, here: Path, capsys) -> None:
+def test_command_says_what_it_wrote_how_well_and_how_to_load_it(source: str, workdir: Path, capsys) -> None:
     assert main([f"run={source}", "format=timm", "output=deploy"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert "deploy: README.md" in lines[0]
@@ -342,15 +348,15 @@ def test_command_says_what_it_wrote_how_well_and_how_to_load_it(source: str, her
     assert space["tokens"].shape == (2, 4, 24)
 
 
-def test_command_fails_in_one_sentence_where_parity_is_broken(source: str, here: Path, capsys, monkeypatch) -> None:
+def test_command_fails_in_one_sentence_if_parity_fails(source: str, workdir: Path, capsys, monkeypatch) -> None:
     monkeypatch.setattr(export, "TOLERANCE", -1.0)
     assert main([f"run={source}", "format=timm", "output=broken"]) == 1
     assert re.fullmatch(r"jepa-export: format=timm: .* nothing was kept\n", capsys.readouterr().err)
-    assert not (here / "broken").exists()
+    assert not (workdir / "broken").exists()
 
 
-def test_command_refuses_with_status_2_and_explains_every_key(source: str, here: Path, capsys) -> None:
-    (here / "mine").write_text("")
+def test_command_refuses_with_status_2_and_explains_every_key(source: str, workdir: Path, capsys) -> None:
+    (workdir / "mine").write_text("")
     assert main([f"run={source}", "format=tim", "output=mine"]) == 2
     printed = capsys.readouterr().err
     assert all(word in printed for word in ("2 errors", 'did you mean "timm"?', "mine is a file"))
@@ -375,12 +381,12 @@ def test_a_new_repository_is_private_and_gets_the_whole_folder(exports, monkeypa
     calls: list[dict[str, Any]] = []
 
     class Hub:
-        def create_repo(self, name: str, **given: Any) -> str:
-            calls.append({"name": name} | given)
+        def create_repo(self, name: str, **options: Any) -> str:
+            calls.append({"name": name} | options)
             return f"hub/{name}"
 
-        def upload_folder(self, **given: Any) -> None:
-            calls.append(given)
+        def upload_folder(self, **options: Any) -> None:
+            calls.append(options)
 
     monkeypatch.setattr("huggingface_hub.HfApi", Hub)
     folder = exports["timm_frames"][1].folder

@@ -1,4 +1,4 @@
-"""A small model and data set that record how they are called."""
+"""A small model and data set that record their calls."""
 
 import torch
 from torch import nn
@@ -52,16 +52,16 @@ class Crop:
 
 
 class Toy(Objective):
-    """A convolution as backbone; records how it was called."""
+    """A convolution as backbone; records its calls."""
 
     def __init__(self):
         super().__init__()
         self.backbone = Backbone()
         self.frozen = nn.Dropout(0.5).eval()
-        self.seen = []
+        self.calls = []
 
     def diagnose(self, batch, masks):
-        self.seen.append((batch, masks))
+        self.calls.append((batch, masks))
         return {"error": batch.labels.float().mean(), "trivial_error": torch.tensor(2.0)}
 
 

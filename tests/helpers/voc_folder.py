@@ -22,8 +22,8 @@ def xml(*boxes: tuple, size: tuple[int, int] | None = (HEIGHT, WIDTH), extra: st
         f"<ymax>{bottom}</ymax></bndbox></object>"
         for name, left, top, right, bottom in boxes
     )
-    told = f"<size><width>{size[1]}</width><height>{size[0]}</height></size>" if size else ""
-    return f"<annotation>{told}{objects}</annotation>"
+    size_tag = f"<size><width>{size[1]}</width><height>{size[0]}</height></size>" if size else ""
+    return f"<annotation>{size_tag}{objects}</annotation>"
 
 
 def write_voc(root: Path, images: dict[str, str], splits: dict[str, list[str]]) -> Path:

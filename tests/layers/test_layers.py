@@ -1,4 +1,4 @@
-"""Tokens, positions, initial weights and attention: the parts that encoder and predictor share."""
+"""Tokens, positions and attention, which encoders and predictors share."""
 
 from __future__ import annotations
 
@@ -23,21 +23,21 @@ CPU = torch.device("cpu")
 
 
 @pytest.mark.parametrize("shape", [(5,), (2, 3), (1, 1)])
-def test_take_gives_each_sample_the_tokens_at_its_own_indices(shape: tuple[int, ...]) -> None:
+def test_gather_tokens_selects_the_tokens_of_each_sample_at_its_own_indices(shape: tuple[int, ...]) -> None:
     generator = torch.Generator().manual_seed(0)
     tokens = torch.randn(3, 7, 4, generator=generator)
     indices = torch.randint(7, (3, *shape), generator=generator)
     assert gather_tokens(tokens, indices).equal(torch.stack([tokens[b][indices[b]] for b in range(3)]))
 
 
-def test_take_sends_gradients_back_to_the_tokens_it_took() -> None:
+def test_gather_tokens_sends_gradients_to_the_selected_tokens() -> None:
     tokens = torch.zeros(1, 4, 2, requires_grad=True)
     gather_tokens(tokens, torch.tensor([[[1, 3], [3, 3]]])).sum().backward()
     assert tokens.grad is not None
     assert tokens.grad[0, :, 0].tolist() == [0, 1, 0, 3]
 
 
-def test_a_patch_holds_the_pixels_at_its_place_in_the_grid() -> None:
+def test_a_patch_has_the_pixels_at_its_position_in_the_grid() -> None:
     grid = PatchGrid(2, 3, 4)
     clips = torch.randn(2, 3, 2 * 2, 3 * 4, 4 * 5, generator=torch.Generator().manual_seed(0))
     patches = patchify(clips, (2, 4, 5))
@@ -68,7 +68,7 @@ def test_positions_follow_the_published_formula() -> None:
 
 @given(height=st.integers(2, 8), width=st.integers(2, 8))
 @settings(max_examples=20, deadline=None)
-def test_similarity_of_positions_depends_on_their_distance_alone(height: int, width: int) -> None:
+def test_similarity_of_positions_depends_only_on_their_distance(height: int, width: int) -> None:
     positions = sincos(PatchGrid(1, height, width), 32).unflatten(0, (height, width))
     torch.testing.assert_close(
         (positions[:-1, :-1] * positions[1:, 1:]).sum(-1),
@@ -103,35 +103,33 @@ def test_a_larger_grid_keeps_the_positions_of_a_smaller_one(small: tuple, more: 
 
 
 def test_positions_of_another_grid_are_those_of_a_module_built_for_it() -> None:
-    here, there = PatchGrid(2, 2, 3), PatchGrid(1, 3, 2)
+    grid, other_grid = PatchGrid(2, 2, 3), PatchGrid(1, 3, 2)
     tokens, indices = torch.randn(2, 6, 12), torch.tensor([[0, 5, 2], [1, 1, 4]])
     for kind in ("sincos", "rope"):
-        here_positions, there_positions = (
-            Positions(grid=grid, width=12, kind=kind, in_time=True) for grid in (here, there)
-        )
-        assert here_positions.add(tokens, there).equal(there_positions.add(tokens, there))
-        rope = [p.rope(tokens, there, indices) for p in (here_positions, there_positions)]
+        both = [Positions(grid=built_for, width=12, kind=kind, in_time=True) for built_for in (grid, other_grid)]
+        assert both[0].add(tokens, other_grid).equal(both[1].add(tokens, other_grid))
+        rope = [positions.rope(tokens, other_grid, indices) for positions in both]
         assert (rope[0] is None) == (rope[1] is None) == (kind == "sincos")
         if rope[0] is not None:
             assert rope[0].equal(rope[1])
 
 
 def logits(q: Tensor, k: Tensor, table: Tensor) -> Tensor:
-    """[d], [d], [N, 2, d] -> [N, N]: what the query says of the key, for all pairs of their places."""
+    """Query [d], key [d], table [N, 2, d] -> [N, N]: logits for all pairs of positions."""
     rope = table.movedim(1, 0)[:, None, :, None, None]  # [2, 1, N, 1, 1, d]
     pair = torch.stack([q, k])[None, None, :, None].expand(1, len(table), 2, 1, -1)
-    q_turned, k_turned = apply_rope(pair, rope)[0, :, :, 0].unbind(1)
-    return q_turned @ k_turned.T
+    q_rotated, k_rotated = apply_rope(pair, rope)[0, :, :, 0].unbind(1)
+    return q_rotated @ k_rotated.T
 
 
-def test_rotary_logits_depend_on_the_difference_of_places_alone() -> None:
+def test_rotary_logits_depend_only_on_the_difference_of_positions() -> None:
     grid = PatchGrid(3, 4, 5)
     q, k = torch.randn(2, 20, generator=torch.Generator().manual_seed(0)).double()
-    told = logits(q, k, rope_table(grid, 20).double()).flatten()
-    places = torch.stack(coordinates(grid), dim=1)
-    _, kind = (places[:, None] - places).flatten(0, 1).unique(dim=0, return_inverse=True)
-    means = torch.zeros(int(kind.max()) + 1).double().scatter_reduce_(0, kind, told, "mean", include_self=False)
-    torch.testing.assert_close(told, means[kind], rtol=1e-5, atol=1e-5)
+    values = logits(q, k, rope_table(grid, 20).double()).flatten()
+    positions = torch.stack(coordinates(grid), dim=1)
+    _, kind = (positions[:, None] - positions).flatten(0, 1).unique(dim=0, return_inverse=True)
+    means = torch.zeros(int(kind.max()) + 1).double().scatter_reduce_(0, kind, values, "mean", include_self=False)
+    torch.testing.assert_close(values, means[kind], rtol=1e-5, atol=1e-5)
     assert means.std() > 0.1
 
 
@@ -145,7 +143,7 @@ def test_a_rotation_is_the_product_of_complex_numbers() -> None:
     torch.testing.assert_close(apply_rope(x, rope), expected)
 
 
-def test_published_pairing_tiles_the_frequencies_and_agrees_where_there_is_one() -> None:
+def test_interleaved_rope_tiles_the_frequencies_and_is_equal_for_a_single_one() -> None:
     grid = PatchGrid(2, 2, 2)
     assert rope_table(grid, 8, interleaved=True).equal(rope_table(grid, 8)), "one frequency an axis"
     ours, theirs = (
@@ -162,7 +160,7 @@ def test_rotation_keeps_the_length_of_queries() -> None:
 
 
 @pytest.mark.parametrize("fused", [True, False])
-def test_a_block_whose_turns_are_none_at_all_is_timms_block(fused: bool) -> None:
+def test_a_block_with_zero_rotations_is_timms_block(fused: bool) -> None:
     torch.manual_seed(0)
     (block,) = make_blocks(width=24, depth=1, num_heads=2, mlp_ratio=2.0)
     timms = Block(24, 2, mlp_ratio=2.0, qkv_bias=True)
@@ -170,10 +168,10 @@ def test_a_block_whose_turns_are_none_at_all_is_timms_block(fused: bool) -> None
     tokens, bias = torch.randn(2, 8, 24), block_bias(2, 2, 3, CPU, torch.float32)
     for attention in (block.get_submodule("attn"), timms.attn):
         attention.fused_attn = fused  # pyright: ignore[reportArgumentType]
-    still = torch.stack([torch.ones(8, 12), torch.zeros(8, 12)])[:, None, :, None, None]
+    no_rotation = torch.stack([torch.ones(8, 12), torch.zeros(8, 12)])[:, None, :, None, None]
     for mask in (None, bias):
         assert block(tokens, mask).equal(timms(tokens, mask))
-        torch.testing.assert_close(block(tokens, mask, rope=still), timms(tokens, mask))
+        torch.testing.assert_close(block(tokens, mask, rope=no_rotation), timms(tokens, mask))
 
 
 @pytest.mark.parametrize(
@@ -190,12 +188,12 @@ def test_a_block_whose_turns_are_none_at_all_is_timms_block(fused: bool) -> None
         (lambda: count_parts(3, 8, "image width", "patch", "this"), r"change this \(nearest: 8\)"),
     ],
 )
-def test_refuses_what_cannot_be_described(refused: Callable[[], object], message: str) -> None:
+def test_impossible_sizes_are_refused(refused: Callable[[], object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         refused()
 
 
-def test_tokens_see_those_of_their_own_group() -> None:
+def test_tokens_attend_to_their_own_group() -> None:
     bias = same_group(torch.tensor([[0, 0, 1], [2, 0, 2]]), torch.float32)
     no = -math.inf
     assert bias[0, 0].tolist() == [[0, 0, no], [0, 0, no], [no, no, 0]]
@@ -204,14 +202,14 @@ def test_tokens_see_those_of_their_own_group() -> None:
 
 @given(num_context=st.integers(1, 6), num_blocks=st.integers(1, 4), block_size=st.integers(1, 5))
 @settings(max_examples=40, deadline=None)
-def test_a_block_sees_the_context_and_itself(num_context: int, num_blocks: int, block_size: int) -> None:
-    owner = [0] * num_context + [m for m in range(1, num_blocks + 1) for _ in range(block_size)]
-    expected = [[0.0 if key in (0, query) else -math.inf for key in owner] for query in owner]
+def test_a_block_attends_to_the_context_and_to_itself(num_context: int, num_blocks: int, block_size: int) -> None:
+    groups = [0] * num_context + [m for m in range(1, num_blocks + 1) for _ in range(block_size)]
+    expected = [[0.0 if key in (0, query) else -math.inf for key in groups] for query in groups]
     bias = block_bias(num_context, num_blocks, block_size, CPU, torch.float32)
     assert bias.tolist() == expected
 
 
-def test_a_bias_first_made_for_an_evaluation_serves_training() -> None:
+def test_a_bias_cached_in_inference_mode_can_be_used_in_training() -> None:
     arguments = (block_bias, 2, 1, 2, CPU, torch.float32)
     with torch.inference_mode():
         bias = cached_table(*arguments)
@@ -241,7 +239,7 @@ def test_both_attention_kernels_compute_the_same_function() -> None:
     ("device", "dtype", "fused"),
     [("cpu", torch.bfloat16, False), ("cpu", torch.float32, True), ("cuda", torch.bfloat16, True)],
 )
-def test_only_bfloat16_on_the_cpu_leaves_fused_attention(device: str, dtype: torch.dtype, fused: bool) -> None:
+def test_attention_is_fused_except_for_bfloat16_on_the_cpu(device: str, dtype: torch.dtype, fused: bool) -> None:
     blocks = make_blocks(width=8, depth=2, num_heads=2, mlp_ratio=2.0).append(
         CrossAttentionBlock(width=8, num_heads=2, mlp_ratio=2.0)
     )

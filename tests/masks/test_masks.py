@@ -1,4 +1,4 @@
-"""Masks: exact, disjoint, unbiased on any grid, and a function of the generator alone."""
+"""Masks: exact sizes, disjoint, unbiased on any grid, and a function of the generator alone."""
 
 import random
 import re
@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
 from jepa.config import factory
-from jepa.config.rules import mask_faults
+from jepa.config.rules import mask_errors
 from jepa.masks.block import BlockMasker
 from jepa.masks.geometry import BlockGeometry, block_shape, show_grid
 from jepa.masks.sampling import smallest, smallest_and_largest, uniform_rows
@@ -24,7 +24,7 @@ from jepa.training.loop import draw_masks
 from jepa.types import Masks, PatchGrid
 
 CONF = Path(__file__).parents[2] / "conf" / "mask"
-MASKS = sorted(path.stem for path in CONF.glob("*.yaml") if path.stem != "none")  # which hides nothing
+MASKS = sorted(path.stem for path in CONF.glob("*.yaml") if path.stem != "none")  # none hides nothing
 SIZES = [(4, 4), (6, 6), (7, 5), (14, 14), (32, 32), (4, 16), (8, 24), (16, 4)]
 IMAGES = [PatchGrid(1, *size) for size in SIZES]
 CLIPS = [PatchGrid(2, 4, 4), PatchGrid(4, 6, 6), PatchGrid(3, 7, 5), PatchGrid(8, 14, 14), PatchGrid(16, 4, 16)]
@@ -34,7 +34,7 @@ each_mask = pytest.mark.parametrize("name", MASKS)
 
 
 def each_mask_on(grids: list[PatchGrid], names: list[str] = MASKS):
-    """Every pair of a mask and a grid; a single step has no past to tell the future from."""
+    """Every pair of a mask and a grid, except temporal masks of a single time step."""
     pairs = [(name, grid) for name in names for grid in grids if name != "temporal" or grid.t > 1]
     return pytest.mark.parametrize(("name", "grid"), pairs, ids=[f"{name}-{show_grid(grid)}" for name, grid in pairs])
 
@@ -55,9 +55,8 @@ def seeded(seed: int) -> torch.Generator:
 
 
 def covered(tokens: torch.Tensor, num_tokens: int) -> torch.Tensor:
-    """[B, ...] -> [B, N] bool: which tokens appear in a row."""
-    hit = torch.zeros(len(tokens), num_tokens, dtype=torch.bool)
-    return hit.scatter_(1, tokens.flatten(1), True)
+    """[B, ...] -> [B, N] bool: True for tokens that appear in the row."""
+    return torch.zeros(len(tokens), num_tokens, dtype=torch.bool).scatter_(1, tokens.flatten(1), True)
 
 
 def assert_valid(masks: Masks, num_tokens: int, num_context: int) -> None:
@@ -87,11 +86,11 @@ def assert_equal(first: Masks, second: Masks) -> None:
 
 
 def coverage(masker, grid: PatchGrid, seeds: int, batch_size: int = 1024) -> Iterator[tuple[str, torch.Tensor]]:
-    """For context and targets: how often each token is in one of the mask sets, float [t, h, w]."""
+    """For context and targets: the frequency of each token in the mask sets, float [t, h, w]."""
     draws = [masker(batch_size, seeded(seed)).sets for seed in range(seeds)]
     for part in ("context", "targets"):
-        hits = [covered(getattr(masks, part), grid.num_tokens).float().mean(0) for sets in draws for masks in sets]
-        yield part, torch.stack(hits).mean(0).unflatten(0, (grid.t, grid.h, grid.w))
+        covers = [covered(getattr(masks, part), grid.num_tokens).float().mean(0) for sets in draws for masks in sets]
+        yield part, torch.stack(covers).mean(0).unflatten(0, (grid.t, grid.h, grid.w))
 
 
 @each_mask_on(IMAGES + CLIPS)
@@ -122,7 +121,7 @@ def test_the_masks_of_the_ranks_are_rows_of_the_whole(name, grid, views, world_s
     for rank in range(world_size):
         session, generator = Session(torch.device("cpu"), bf16=False, rank=rank, world_size=world_size), seeded(3)
         part = draw_masks(masker, 24 * views, generator, session.local_row_indices(24, views))
-        assert_equal(part, whole.map(lambda tokens, take=session: take.rows(tokens, views)))
+        assert_equal(part, whole.map(lambda tokens, take=session: take.local_rows(tokens, views)))
         assert generator.get_state().equal(whole_generator.get_state())
         shares.append(len(part.sets[0].context))
     assert shares == [24 * views // world_size] * world_size
@@ -140,7 +139,7 @@ def test_a_masker_that_draws_all_rows_only_serves_several_ranks_too():
     num_numbers=st.integers(1, 700),
     rows=st.sets(st.integers(0, 8), min_size=1).map(sorted),
 )
-def test_rows_of_random_numbers_are_those_of_torch_and_leave_its_state(before, num_numbers, rows):
+def test_selected_rows_equal_those_of_all_and_the_generator_ends_in_the_same_state(before, num_numbers, rows):
     generator, other = seeded(before), seeded(before)
     torch.rand(before, generator=generator)
     torch.rand(before, generator=other)
@@ -194,35 +193,35 @@ def test_every_time_step_is_seen_and_predicted_equally_often(name, grid):
 few_or_many_equals = settings(max_examples=60, deadline=None, derandomize=True)
 
 
-def rows_of_keys(data: st.DataObject) -> torch.Tensor:
+def score_rows(data: st.DataObject) -> torch.Tensor:
     rows = st.lists(st.integers(0, data.draw(st.sampled_from([1, 3, 1000]))), min_size=7, max_size=7)
     return torch.tensor(data.draw(st.lists(rows, min_size=1, max_size=4)), dtype=torch.float32)
 
 
 @few_or_many_equals
 @given(st.data())
-def test_the_smallest_keys_are_picked_in_raster_order_even_among_equal_ones(data):
-    keys = rows_of_keys(data)
+def test_the_smallest_scores_are_chosen_in_raster_order_even_among_equal_ones(data):
+    scores = score_rows(data)
     number = data.draw(st.integers(1, 7))
-    places = smallest(keys, number)
-    assert places.dtype == torch.int64
-    assert (places.diff(dim=1) > 0).all()
-    assert keys.gather(1, places).sort(dim=1).values.equal(keys.sort(dim=1).values[:, :number])
+    indices = smallest(scores, number)
+    assert indices.dtype == torch.int64
+    assert (indices.diff(dim=1) > 0).all()
+    assert scores.gather(1, indices).sort(dim=1).values.equal(scores.sort(dim=1).values[:, :number])
 
 
 @few_or_many_equals
 @given(st.data())
-def test_both_ends_are_picked_without_a_place_in_common(data):
-    keys = rows_of_keys(data)
+def test_the_smallest_and_the_largest_scores_are_disjoint(data):
+    scores = score_rows(data)
     num_first = data.draw(st.integers(1, 6))
     num_last = data.draw(st.integers(1, 7 - num_first))
-    first, last = smallest_and_largest(keys, num_first, num_last)
-    in_order = keys.sort(dim=1).values
-    assert keys.gather(1, first).sort(dim=1).values.equal(in_order[:, :num_first])
-    assert keys.gather(1, last).sort(dim=1).values.equal(in_order[:, -num_last:])
+    first, last = smallest_and_largest(scores, num_first, num_last)
+    in_order = scores.sort(dim=1).values
+    assert scores.gather(1, first).sort(dim=1).values.equal(in_order[:, :num_first])
+    assert scores.gather(1, last).sort(dim=1).values.equal(in_order[:, -num_last:])
     both = torch.cat([first, last], dim=1).sort(dim=1).values
     assert (both.diff(dim=1) > 0).all()
-    assert all((places.diff(dim=1) > 0).all() for places in (first, last))
+    assert all((indices.diff(dim=1) > 0).all() for indices in (first, last))
 
 
 @on_images
@@ -268,12 +267,12 @@ def test_coverage_agrees_with_a_slow_reference(ratio):
     draws = [masker(8, seeded(seed)) for seed in range(1500)]
     for part, sets in zip(("context", "targets"), zip(*reference, strict=True), strict=True):
         expected = torch.tensor([sum(token in chosen for chosen in sets) / len(sets) for token in range(48)])
-        found = torch.cat([covered(getattr(masks, part), 48) for masks in draws]).float().mean(0)
-        torch.testing.assert_close(found, expected, atol=0.04, rtol=0)
+        frequency = torch.cat([covered(getattr(masks, part), 48) for masks in draws]).float().mean(0)
+        torch.testing.assert_close(frequency, expected, atol=0.04, rtol=0)
 
 
 def slow_draw(size, draw, attempts=1):
-    """Context block and union of the targets as sets, in plain loops; places are drawn anew for each attempt."""
+    """Context block and union of the targets as sets, in plain loops; positions are drawn anew for each attempt."""
     height, width = size
 
     def block(scale, aspect):
@@ -335,7 +334,7 @@ def test_without_a_ratio_about_nine_draws_in_ten_leave_the_context_free(size):
 def test_impossible_blocks_are_refused_with_value_and_bound(values, named):
     with pytest.raises(ValueError, match=named):
         build("block", (14, 14), **values)
-    faults = mask_faults({**node("block"), **values}, PatchGrid(1, 14, 14))
+    faults = mask_errors({**node("block"), **values}, PatchGrid(1, 14, 14))
     assert any(fault.startswith(key) for fault in faults for key in values)
 
 
@@ -343,7 +342,7 @@ def test_impossible_blocks_are_refused_with_value_and_bound(values, named):
 def test_a_random_mask_without_context_or_target_is_refused(ratio):
     with pytest.raises(ValueError, match=f"ratio={ratio}"):
         build("random", (4, 4), ratio=ratio)
-    assert mask_faults({**node("random"), "ratio": ratio}, PatchGrid(1, 4, 4))
+    assert mask_errors({**node("random"), "ratio": ratio}, PatchGrid(1, 4, 4))
 
 
 @pytest.mark.parametrize("ratio", [0.75, None])
@@ -370,8 +369,8 @@ scales = st.tuples(st.floats(0.02, 1.0), st.floats(0.02, 1.0)).map(sorted)
     target_aspect=st.tuples(st.floats(0.2, 5.0), st.floats(0.2, 5.0)).map(sorted),
     context_scale=scales,
 )
-def test_what_the_check_lets_pass_can_be_drawn(grid, **values):
-    if mask_faults({**node("block"), **values}, grid):
+def test_configurations_that_pass_the_check_can_be_drawn(grid, **values):
+    if mask_errors({**node("block"), **values}, grid):
         with pytest.raises(ValueError, match="="):
             BlockMasker(grid=grid, **values)
         return
@@ -388,7 +387,7 @@ def test_the_check_needs_no_torch():
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
-def test_the_masker_of_the_guide_for_contributors_is_one(tmp_path, monkeypatch):
+def test_the_masker_in_contributing_returns_valid_masks(tmp_path, monkeypatch):
     guide = (Path(__file__).parents[2] / "CONTRIBUTING.md").read_text()
     (code,) = re.findall(r"```python\n# checkerboard.py\n(.*?)```", guide, re.DOTALL)
     (tmp_path / "checkerboard.py").write_text(code)

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jepa.config.rules import mask_faults
+from jepa.config.rules import mask_errors
 from jepa.masks.geometry import CuboidGeometry, TemporalGeometry
 from jepa.masks.multiblock3d import MultiBlock3DMasker
 from jepa.masks.random import RandomMasker
@@ -53,8 +53,8 @@ def test_the_past_comes_strictly_before_the_future(grid, values):
         masks = masker(32, seeded(seed))
         split = splits(masks, grid)
         assert (steps(masks.context, grid).amax(1) < split).all()
-        ahead = torch.arange(masker.horizon)[None, :, None]
-        assert (steps(masks.targets, grid) == split[:, None, None] + ahead).all()
+        offsets = torch.arange(masker.horizon)[None, :, None]
+        assert (steps(masks.targets, grid) == split[:, None, None] + offsets).all()
 
 
 @on_grids
@@ -73,33 +73,33 @@ def test_a_fixed_split_keeps_the_whole_past():
 
 @pytest.mark.parametrize(("values", "first", "last"), [({}, 4, 7), ({"horizon": 3}, 4, 5), ({"past": 1}, 1, 7)])
 def test_all_splits_are_drawn_equally_often(values, first, last):
-    drawn = splits(TemporalMasker(grid=GRID, **values)(6000, seeded(3)), GRID).bincount(minlength=8).float() / 6000
+    frequency = splits(TemporalMasker(grid=GRID, **values)(6000, seeded(3)), GRID).bincount(minlength=8) / 6000
     expected = torch.zeros(8)
     expected[first : last + 1] = 1 / (last - first + 1)
-    assert (drawn - expected).abs().max() < 6 * (0.25 / 6000) ** 0.5
-    assert drawn[expected == 0].sum() == 0
+    assert (frequency - expected).abs().max() < 6 * (0.25 / 6000) ** 0.5
+    assert frequency[expected == 0].sum() == 0
 
 
-def test_a_long_past_is_thinned_alike_over_all_of_its_space_and_time():
+def test_a_long_past_is_thinned_evenly_over_space_and_time():
     masks = TemporalMasker(grid=GRID, past=2)(8000, seeded(4))
     split = splits(masks, GRID)
     for length in range(2, 8):
         rows = masks.context[split == length]
-        seen = torch.zeros(len(rows), GRID.num_tokens).scatter_(1, rows, 1.0).mean(0)[: length * 15]
-        assert (seen - 2 / length).abs().max() < 6 * (0.25 / len(rows)) ** 0.5
+        frequency = torch.zeros(len(rows), GRID.num_tokens).scatter_(1, rows, 1.0).mean(0)[: length * 15]
+        assert (frequency - 2 / length).abs().max() < 6 * (0.25 / len(rows)) ** 0.5
 
 
 def test_a_share_of_each_future_step_is_drawn_from_all_of_it():
     masks = TemporalMasker(grid=GRID, horizon=2, split=6, ratio=0.4)(4000, seeded(5))
     assert masks.targets.shape == (4000, 2, 6)
     assert (masks.targets.diff(dim=-1) > 0).all()
-    drawn = torch.zeros(4000, GRID.num_tokens).scatter_(1, masks.targets.flatten(1), 1.0).mean(0)
-    assert (drawn[6 * 15 :] - 0.4).abs().max() < 6 * (0.25 / 4000) ** 0.5
+    frequency = torch.zeros(4000, GRID.num_tokens).scatter_(1, masks.targets.flatten(1), 1.0).mean(0)
+    assert (frequency[6 * 15 :] - 0.4).abs().max() < 6 * (0.25 / 4000) ** 0.5
     assert TemporalMasker(grid=GRID, ratio=0.001)(2, seeded(0)).targets.shape == (2, 1, 1)
 
 
 @pytest.mark.parametrize(("values", "named"), [
-    ({"horizon": 8}, r"horizon=8 needs 9 time steps, 1 to see and 8 to predict, the clip has 8"),
+    ({"horizon": 8}, r"horizon=8 needs 9 time steps, 1 of context and 8 to predict, the clip has 8"),
     ({"horizon": 4, "split": 5}, r"horizon=4 needs 9 time steps with split=5"),
     ({"horizon": 4, "past": 5}, r"horizon=4 needs 9 time steps with past=5"),
     ({"horizon": 0}, r"horizon=0 must be"),
@@ -110,10 +110,10 @@ def test_a_share_of_each_future_step_is_drawn_from_all_of_it():
     ({"ratio": 0}, r"ratio=0 must"),
     ({"ratio": 1.2}, r"ratio=1.2 must"),
 ])  # fmt: skip
-def test_impossible_futures_are_refused_with_value_and_bound(values, named):
+def test_impossible_temporal_masks_are_refused_with_value_and_bound(values, named):
     with pytest.raises(ValueError, match=named):
         TemporalMasker(grid=GRID, **values)
-    assert len(mask_faults(temporal_node(**values), GRID)) == 1
+    assert len(mask_errors(temporal_node(**values), GRID)) == 1
 
 
 def test_an_image_has_no_future():
@@ -129,8 +129,8 @@ def test_an_image_has_no_future():
     past=st.none() | st.integers(0, 6),
     ratio=st.none() | st.floats(0.01, 1.0),
 )
-def test_the_futures_that_the_check_lets_pass_can_be_drawn(grid, **values):
-    if mask_faults(temporal_node(**values), grid):
+def test_temporal_masks_that_pass_the_check_can_be_drawn(grid, **values):
+    if mask_errors(temporal_node(**values), grid):
         with pytest.raises(ValueError, match="="):
             TemporalMasker(grid=grid, **values)
         return
@@ -178,14 +178,14 @@ def test_a_block_of_one_size_loses_nothing_and_lies_anywhere():
     first = masks.targets[:, 0, 0]
     offsets = torch.tensor([0, 1, 6, 7, 30, 31, 36, 37])
     assert (masks.targets[:, 0] == first[:, None] + offsets).all()
-    places = first.bincount(minlength=grid.num_tokens).unflatten(0, (4, 5, 6))
-    assert (places[:3, :4, :5] > 0).all()
-    assert places[:3, :4, :5].sum() == 4000
-    assert (places[:3, :4, :5] / 4000 - 1 / 60).abs().max() < 6 * (1 / 60 / 4000) ** 0.5
+    counts = first.bincount(minlength=grid.num_tokens).unflatten(0, (4, 5, 6))
+    assert (counts[:3, :4, :5] > 0).all()
+    assert counts[:3, :4, :5].sum() == 4000
+    assert (counts[:3, :4, :5] / 4000 - 1 / 60).abs().max() < 6 * (1 / 60 / 4000) ** 0.5
 
 
 def slow_union(grid: PatchGrid, values: dict, draw: random.Random) -> set[tuple[int, int, int]]:
-    """The places that the blocks of a set cover, in plain loops."""
+    """Positions (step, row, column) that the blocks of a set cover, in plain loops."""
     hidden = set()
     for _ in range(values["num_blocks"]):
         area, aspect = draw.uniform(*values["spatial_scale"]) * grid.h * grid.w, draw.uniform(*values["aspect"])
@@ -203,7 +203,7 @@ def slow_union(grid: PatchGrid, values: dict, draw: random.Random) -> set[tuple[
 
 
 @pytest.mark.parametrize("values", [*VJEPA, VJEPA[0] | {"temporal_scale": (0.3, 0.8)}], ids=["8", "2", "short"])
-def test_about_nine_unions_in_ten_have_the_targets_and_nine_leave_the_context(values):
+def test_about_nine_draws_in_ten_have_enough_targets_and_nine_in_ten_enough_context(values):
     grid, draw = PatchGrid(4, 9, 9), random.Random(5)
     num_context, num_targets = CuboidGeometry.of(grid, values).counts()
     sizes = [len(slow_union(grid, values, draw)) for _ in range(400)]
@@ -226,8 +226,8 @@ def test_coverage_of_a_mask_set_agrees_with_a_slow_reference(values):
             counts[1, draw.sample(sorted(hidden), num_targets)] += 1
     masks = MultiBlock3DMasker(grid=grid, sets=[values])(6000, seeded(1))
     for expected, tokens in zip(counts / fitting, (masks.context, masks.targets[:, 0]), strict=True):
-        found = torch.zeros(6000, grid.num_tokens).scatter_(1, tokens, 1.0).mean(0)
-        torch.testing.assert_close(found, expected, atol=0.07, rtol=0)
+        frequency = torch.zeros(6000, grid.num_tokens).scatter_(1, tokens, 1.0).mean(0)
+        torch.testing.assert_close(frequency, expected, atol=0.07, rtol=0)
 
 
 def test_each_mask_set_has_sizes_of_its_own():
@@ -251,10 +251,10 @@ def test_each_mask_set_has_sizes_of_its_own():
     ([VJEPA[1], VJEPA[0] | {"temporal_scale": [0.0, 1.0]}], r"sets.1.temporal_scale=\[0.0, 1.0\] must be"),
     ([cuboid(1.0, 1.0)], r"sets.0.spatial_scale=\[1.0, 1.0\] leaves no context with num_blocks=1"),
 ])  # fmt: skip
-def test_impossible_mask_sets_are_refused_with_place_value_and_bound(sets, named):
+def test_impossible_mask_sets_are_refused_with_key_value_and_bound(sets, named):
     with pytest.raises(ValueError, match=named):
         MultiBlock3DMasker(grid=GRID, sets=sets)
-    assert len(mask_faults(sets_node(sets), GRID)) == 1
+    assert len(mask_errors(sets_node(sets), GRID)) == 1
 
 
 scales = st.tuples(st.floats(0.02, 1.0), st.floats(0.02, 1.0)).map(sorted)
@@ -271,8 +271,8 @@ mask_sets = st.fixed_dictionaries({
     grid=st.builds(PatchGrid, st.integers(1, 4), st.integers(1, 9), st.integers(1, 9)),
     sets=st.lists(mask_sets, min_size=1, max_size=2),
 )
-def test_the_mask_sets_that_the_check_lets_pass_can_be_drawn(grid, sets):
-    if mask_faults(sets_node(sets), grid):
+def test_mask_sets_that_pass_the_check_can_be_drawn(grid, sets):
+    if mask_errors(sets_node(sets), grid):
         with pytest.raises(ValueError, match="="):
             MultiBlock3DMasker(grid=grid, sets=sets)
         return

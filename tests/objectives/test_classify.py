@@ -24,7 +24,7 @@ from jepa.evaluation.types import Features
 from jepa.objectives.classify import Classification
 from jepa.optim import parameter_groups, set_schedule
 from jepa.reports.verdict import Verdict, collapse_alarm, verdict
-from jepa.resources.estimate import needs_of
+from jepa.resources.estimate import model_cost
 from jepa.runs.metrics import read_rows
 from jepa.training.assemble import check_labels, make_dataset
 from jepa.types import Batch, Masks
@@ -54,16 +54,16 @@ def probabilities(objective: Classification, clips: torch.Tensor) -> np.ndarray:
 
 def test_loss_is_the_cross_entropy_of_smoothed_labels() -> None:
     objective, batch = make(label_smoothing=0.2), sample()
-    found = probabilities(objective, batch.clips)
-    plain = log_loss(batch.labels, found, labels=range(4))
-    uniform = -np.log(found).mean()
+    predicted = probabilities(objective, batch.clips)
+    plain = log_loss(batch.labels, predicted, labels=range(4))
+    uniform = -np.log(predicted).mean()
     assert objective(batch, NONE).loss.item() == pytest.approx(0.8 * plain + 0.2 * uniform, rel=1e-5)
 
 
 def test_samples_without_a_label_do_not_count() -> None:
     objective, batch = make(), sample(labels=(0, -1, 2, -1, 1, 0))
-    known = batch.labels >= 0
-    alone = Batch(batch.clips[known], {"labels": batch.labels[known]})
+    has_label = batch.labels >= 0
+    alone = Batch(batch.clips[has_label], {"labels": batch.labels[has_label]})
     assert objective(batch, NONE).loss.item() == pytest.approx(objective(alone, NONE).loss.item(), rel=1e-6)
     nothing = objective(sample(labels=(-1,) * B), NONE).loss
     nothing.backward()
@@ -98,11 +98,11 @@ def test_the_rate_of_a_block_is_a_power_of_the_decay() -> None:
     set_schedule(optimizer, lr=1.0, weight_decay=0.1)
     rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
     decays = {id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
-    found = {name: rates[id(p)] for name, p in objective.named_parameters()}
-    assert len(found) == len(rates)
-    assert found["classifier.classify.weight"] == found["classifier.encoder.norm.weight"] == 1
-    assert [found[f"classifier.encoder.blocks.{block}.mlp.fc1.weight"] for block in range(3)] == [1 / 8, 1 / 4, 1 / 2]
-    assert found["classifier.encoder.embed.weight"] == 1 / 16
+    by_name = {name: rates[id(p)] for name, p in objective.named_parameters()}
+    assert len(by_name) == len(rates)
+    assert by_name["classifier.classify.weight"] == by_name["classifier.encoder.norm.weight"] == 1
+    assert [by_name[f"classifier.encoder.blocks.{block}.mlp.fc1.weight"] for block in range(3)] == [1 / 8, 1 / 4, 1 / 2]
+    assert by_name["classifier.encoder.embed.weight"] == 1 / 16
     weights = dict(objective.named_parameters())
     assert decays[id(weights["classifier.encoder.embed.weight"])] == 0.1
     assert decays[id(weights["classifier.encoder.embed.bias"])] == 0
@@ -120,7 +120,7 @@ def test_a_frozen_encoder_stays_as_it_is_and_drops_no_path() -> None:
     assert objective.classifier.classify.bias.abs().sum() > 0
 
 
-def test_the_average_follows_and_is_what_is_judged() -> None:
+def test_the_average_follows_the_weights_and_is_evaluated() -> None:
     objective, batch = make(momentum=0.9), sample()
     assert objective.average is not None
     assert objective.backbone is objective.average.encoder
@@ -154,12 +154,12 @@ def test_an_attentive_head_reads_where_a_mean_sees_nothing() -> None:
 def test_the_query_of_an_attentive_head_does_not_decay_and_a_frozen_encoder_leaves_it_learning() -> None:
     objective, batch = make(pooling="attentive", freeze=True).train(), sample()
     objective(batch, NONE).loss.backward()
-    learnt = {name for name, p in objective.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
-    assert {"classifier.query_tokens", "classifier.reader.attn.kv.weight", "classifier.classify.weight"} <= learnt
-    assert not any(name.startswith("classifier.encoder.") for name in learnt)
+    trained = {name for name, p in objective.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
+    assert {"classifier.query_tokens", "classifier.reader.attn.kv.weight", "classifier.classify.weight"} <= trained
+    assert not any(name.startswith("classifier.encoder.") for name in trained)
     groups = parameter_groups(objective, objective.lr_scales())
-    still = {id(p) for group in groups if not group["decays"] for p in group["params"]}
-    assert id(objective.classifier.query_tokens) in still
+    without_decay = {id(p) for group in groups if not group["decays"] for p in group["params"]}
+    assert id(objective.classifier.query_tokens) in without_decay
 
 
 def test_clips_are_classified_too() -> None:
@@ -179,7 +179,7 @@ def test_clips_are_classified_too() -> None:
         ({"momentum": 1.0}, "momentum=1.0"),
     ],
 )
-def test_what_it_cannot_do_is_refused(changes: dict[str, Any], expected: str) -> None:
+def test_invalid_values_are_refused(changes: dict[str, Any], expected: str) -> None:
     options: dict[str, Any] = {"encoder": SpatialEncoder(clip_shape=IMAGE, **SIZES), "classes": CLASSES} | changes
     with pytest.raises(ValueError, match=expected):
         checked(Classification, **options)
@@ -195,19 +195,19 @@ def test_accuracies_are_those_of_scikit_learn() -> None:
     random = torch.Generator().manual_seed(0)
     labels = torch.randint(12, (60,), generator=random).clamp(max=7)  # the last one is the largest
     labels[:5] = -1
-    answers = torch.randn(60, 12, generator=random)
+    logits = torch.randn(60, 12, generator=random)
     features = Features(torch.zeros(60, 4), labels)
-    snapshot = replace(snapshot_of(features, features), logits=answers, classes=tuple("abcdefghijkl"))
-    found, (labels, answers) = Accuracy()(snapshot), (labels[5:], answers[5:])
-    assert found.metrics == {
-        "probe/classifier_top1": pytest.approx(100 * accuracy_score(labels, answers.argmax(1))),
-        "probe/classifier_balanced": pytest.approx(100 * balanced_accuracy_score(labels, answers.argmax(1))),
-        "probe/classifier_top5": pytest.approx(100 * top_k_accuracy_score(labels, answers, k=5, labels=range(12))),
+    snapshot = replace(snapshot_of(features, features), logits=logits, classes=tuple("abcdefghijkl"))
+    evaluation, (labels, logits) = Accuracy()(snapshot), (labels[5:], logits[5:])
+    assert evaluation.metrics == {
+        "probe/classifier_top1": pytest.approx(100 * accuracy_score(labels, logits.argmax(1))),
+        "probe/classifier_balanced": pytest.approx(100 * balanced_accuracy_score(labels, logits.argmax(1))),
+        "probe/classifier_top5": pytest.approx(100 * top_k_accuracy_score(labels, logits, k=5, labels=range(12))),
     }
-    assert "Not among the samples: g, i, j, k, l." in found.pictures[0].caption
+    assert "Not among the samples: g, i, j, k, l." in evaluation.pictures[0].caption
 
 
-def test_features_that_gather_by_class_are_no_collapse() -> None:
+def test_features_clustered_by_class_are_no_collapse() -> None:
     start, end = {"step": 0, "collapse/std": 1, "collapse/cosine": 0}, {"step": 9, "collapse/std": 0.01}
     rows = [start, end | {"collapse/cosine": 0.999}]
     assert collapse_alarm(rows) is not None
@@ -249,9 +249,9 @@ def test_a_run_is_better_than_chance_and_resumes_bit_by_bit(tmp_path: Path) -> N
     options = [*SHAPES, "steps=40", "save_every=20", "eval_every=100", "lr=6e-3"]
     options += ["objective.mixup=0.2", "objective.momentum=0.8"]
     options += ["dataset.num_samples=64", "objective.layer_decay=1.0", "objective.label_smoothing=0.0"]
-    found = JEPAAgent(JEPAConfig(*options), folder=tmp_path / "whole").train()
-    assert found["probe/classifier_top1"] > 16, "chance is 10, with a standard error of 2"
-    assert found["probe/classifier_top5"] > found["probe/classifier_top1"]
+    metrics = JEPAAgent(JEPAConfig(*options), folder=tmp_path / "whole").train()
+    assert metrics["probe/classifier_top1"] > 16, "chance is 10, with a standard error of 2"
+    assert metrics["probe/classifier_top5"] > metrics["probe/classifier_top1"]
 
     class Cut(RuntimeError):
         pass
@@ -363,6 +363,6 @@ def test_a_part_without_labels_is_refused(train: list[int], held_out: list[int],
 def test_what_fine_tuning_needs_can_be_estimated(pretrained: Path) -> None:
     weights = ["encoder=pretrained", f"encoder.weights={pretrained}", "objective.freeze=true"]
     config = compose([*(text for text in SHAPES if not text.startswith("encoder")), *weights])
-    needs = needs_of(config, make_dataset(config), 4, bf16=False)
+    needs = model_cost(config, make_dataset(config), 4, bf16=False)
     assert needs.trained == 2 * 32 + 33 * 10, "norm and head"
     assert needs.frozen == needs.encoder

@@ -1,4 +1,4 @@
-"""A detector on a plain ViT: its pyramid, its losses, what it finds, how it is judged, and its runs."""
+"""A detector on a plain ViT: its pyramid, losses, detections, metrics and runs."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from jepa.encoders.spatial import SpatialEncoder
 from jepa.errors import Interrupted
 from jepa.evaluation.box_snapshot import DetectionSnapshotter
 from jepa.evaluation.detection import Detection, precisions
-from jepa.evaluation.pictures import outlined
+from jepa.evaluation.pictures import draw_boxes
 from jepa.evaluation.types import BoxSnapshot, Detections
 from jepa.layers.pyramid import STRIDES, SimpleFeaturePyramid
 from jepa.objectives.detect import Detector
@@ -43,7 +43,7 @@ def detector(head: str = "faster_rcnn", *, patch: int = PATCH, side: int = SIDE,
 
 
 def sample(count: int = 2) -> Batch:
-    """Noise, a few boxes in it, and a last row that is none."""
+    """Noise with three boxes in each image and a last row of padding."""
     random = torch.Generator().manual_seed(1)
     corners = torch.randint(0, 30, (count, 4, 2), generator=random).float()
     boxes = torch.cat([corners, corners + 8 + torch.randint(0, 20, (count, 4, 2), generator=random)], dim=2)
@@ -73,7 +73,7 @@ def test_the_levels_have_strides_of_a_quarter_to_two_patches(grid):
 
 
 def test_a_level_sees_the_tokens_at_its_own_place():
-    """What a token changes lies around it, a neighbour further, by the convolution of 3x3, and nowhere else."""
+    """A token changes its own cells and, by the 3x3 convolution, their neighbours, and nothing else."""
     pyramid, tokens = SimpleFeaturePyramid(input_dim=12, width=6), torch.randn(1, 12, 6, 6)
     other = tokens.clone()
     other[:, :, 2, 4] += 1
@@ -85,12 +85,12 @@ def test_a_level_sees_the_tokens_at_its_own_place():
 
 
 @pytest.mark.parametrize("patch", [8, 12, 14])
-def test_regions_are_cut_out_where_they_are_also_where_patches_are_no_power_of_two(patch):
+def test_proposals_are_pooled_at_their_position_also_if_the_patch_is_no_power_of_two(patch):
     model = detector(patch=patch, side=6 * patch, smallest_anchor=0.0625)
     levels = {}
     for number, stride in enumerate(STRIDES):
-        place = torch.arange(6 / stride) * stride * patch  # torchvision takes the corner of a cell for its middle
-        levels[str(number)] = place.expand(1, 1, len(place), -1)
+        x = torch.arange(6 / stride) * stride * patch  # torchvision takes the corner of a cell for its middle
+        levels[str(number)] = x.expand(1, 1, len(x), -1)
     boxes = torch.tensor([[1.0, 1, 1.5, 2], [1, 1, 3, 3], [1, 1, 4, 4], [0, 0, 3.5, 4]]) * patch
     pool = model.detector.roi_heads.box_roi_pool
     assert len(set(pool.map_levels([boxes]).tolist())) == 3
@@ -114,11 +114,11 @@ def test_an_encoder_whose_grid_has_no_pyramid_is_refused():
 
 
 @pytest.mark.parametrize("head", ["faster_rcnn", "fcos"])
-def test_rows_that_are_no_box_carry_no_loss(head):
+def test_padding_rows_do_not_change_the_loss(head):
     model, batch = detector(head), sample()
     boxes = batch.fields["boxes"]
-    nonsense = torch.tensor([60.0, 60, 2, 2, -1]).expand(2, 3, 5)
-    more = with_boxes(batch, torch.cat([nonsense, boxes], dim=1))
+    padding = torch.tensor([60.0, 60, 2, 2, -1]).expand(2, 3, 5)
+    more = with_boxes(batch, torch.cat([padding, boxes], dim=1))
     fewer = with_boxes(batch, boxes[:, :3])
     assert loss_of(model, batch) == loss_of(model, more) == loss_of(model, fewer)
     assert loss_of(model, batch) != loss_of(model, with_boxes(batch, boxes[:, :2]))
@@ -151,26 +151,26 @@ def test_a_frozen_encoder_stays_as_it_is_and_in_eval_mode():
     assert detector().train().encoder.training
 
 
-def test_blocks_near_the_pictures_learn_slower_where_that_is_asked_for():
+def test_layer_decay_scales_the_learning_rate_by_depth():
     model = detector(layer_decay=0.5)
     groups = parameter_groups(model, model.lr_scales())
     scales = {id(weights): group["scale"] for group in groups for weights in group["params"]}
-    found = {name: scales[id(weights)] for name, weights in model.named_parameters()}
-    assert [found[f"encoder.blocks.{block}.mlp.fc1.weight"] for block in range(2)] == [1 / 4, 1 / 2]
-    assert found["encoder.embed.weight"] == 1 / 8
-    assert {scale for name, scale in found.items() if not name.startswith("encoder.")} == {1.0}
+    by_name = {name: scales[id(weights)] for name, weights in model.named_parameters()}
+    assert [by_name[f"encoder.blocks.{block}.mlp.fc1.weight"] for block in range(2)] == [1 / 4, 1 / 2]
+    assert by_name["encoder.embed.weight"] == 1 / 8
+    assert {scale for name, scale in by_name.items() if not name.startswith("encoder.")} == {1.0}
     with pytest.raises(ValueError, match="layer_decay=0"):
         detector(layer_decay=0.0)
 
 
-def test_it_finds_what_torchvision_finds_from_pictures_that_need_no_change():
+def test_detections_equal_those_of_torchvisions_own_pipeline():
     """Two routes: ours, and a FasterRCNN with torchvision's own transform over a backbone that makes the same maps."""
 
     class Maps(nn.Module):
         out_channels = 32
 
         def forward(self, pictures):
-            return dict(model.look(pictures[:, :, None])[0].tensors)
+            return dict(model.extract(pictures[:, :, None])[0].tensors)
 
     model, batch = detector(score_threshold=0.0).eval(), sample()
     heads = model.detector
@@ -182,8 +182,7 @@ def test_it_finds_what_torchvision_finds_from_pictures_that_need_no_change():
     theirs.transform = GeneralizedRCNNTransform(SIDE, SIDE, [0.0] * 3, [1.0] * 3, size_divisible=SIDE)
     with torch.no_grad():
         expected = theirs([*batch.clips[:, :, 0]])
-    found = model.find(batch.clips)
-    for ours, other in zip(found, expected, strict=True):
+    for ours, other in zip(model.detect(batch.clips), expected, strict=True):
         assert len(ours) > 10
         torch.testing.assert_close(ours[:, :4], other["boxes"])
         torch.testing.assert_close(ours[:, 5], other["scores"])
@@ -192,7 +191,7 @@ def test_it_finds_what_torchvision_finds_from_pictures_that_need_no_change():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("head", ["faster_rcnn", "fcos"])
-def test_it_learns_to_find_a_box(head):
+def test_it_learns_to_detect_a_box(head):
     """A bright rectangle on each picture, of one of two classes by its colour."""
     model = detector(head, side=32, depth=1, smallest_anchor=0.25).train()
     clips, boxes = torch.zeros(4, 3, 1, 32, 32), torch.zeros(4, 1, 5)
@@ -205,8 +204,8 @@ def test_it_learns_to_find_a_box(head):
         optimizer.zero_grad()
         loss_of(model, batch).backward()
         optimizer.step()
-    found = [Detections(rows, own) for rows, own in zip(model.eval().find(clips), boxes, strict=True)]
-    assert precisions(found, CLASSES, "detect/")["detect/map50"] > 90
+    detections = [Detections(*pair) for pair in zip(model.eval().detect(clips), boxes, strict=True)]
+    assert precisions(detections, CLASSES, "detect/")["detect/map50"] > 90
 
 
 # selection
@@ -241,17 +240,17 @@ def test_average_precision_of_a_hand_worked_case():
 
 
 def test_a_data_set_of_one_class_has_its_precision_too():
-    found = [Detections(rows((*NEAR, 0, 0.9)), rows((*NEAR, 0)))]
-    assert precisions(found, ("cell",), "detect/") == pytest.approx(
+    detections = [Detections(rows((*NEAR, 0, 0.9)), rows((*NEAR, 0)))]
+    assert precisions(detections, ("cell",), "detect/") == pytest.approx(
         {f"detect/{name}": 100.0 for name in ("map", "map50", "map75", "ap50_cell")}
     )
 
 
-def test_findings_where_nothing_is_annotated_give_no_number():
+def test_detections_without_annotations_give_no_metric():
     assert precisions([Detections(rows((*NEAR, 0, 0.9)), torch.zeros(0, 5))], CLASSES, "detect/") == {}
 
 
-def test_the_test_part_has_names_of_its_own_and_pictures_show_what_is_sure():
+def test_the_test_part_has_its_own_metrics_and_pictures_show_high_scores_only():
     both = Detections(rows((*NEAR, 0, 0.9), (*FAR, 1, 0.1)), rows((*NEAR, 0)))
     grey = torch.full((3, 320, 500), 90, dtype=torch.uint8)
     snapshot = BoxSnapshot(9, CLASSES, [both], [both], [grey], is_finite=True)
@@ -261,13 +260,14 @@ def test_the_test_part_has_names_of_its_own_and_pictures_show_what_is_sure():
     left, right = picture.pixels.split(picture.pixels.shape[1] // 2, dim=1)
     frames = [((side == torch.tensor([230, 60, 50])).all(dim=2)).sum().item() for side in (left, right)]
     assert frames[1] > frames[0] > 200  # the same frame twice, the right one with a score beside the name
-    assert not (picture.pixels == torch.tensor([40, 120, 230])).all(dim=2).any()  # the colour of what is not sure
+    assert not (picture.pixels == torch.tensor([40, 120, 230])).all(dim=2).any()  # the colour of low scores
     with pytest.raises(ValueError, match="shown_score=2"):
         checked(Detection, shown_score=2.0)
 
 
 def test_a_frame_is_drawn_on_the_edges_of_its_box():
-    drawn = outlined(torch.zeros(3, 60, 80, dtype=torch.uint8), torch.tensor([[20.0, 30, 60, 50]]), [""], [(255, 0, 0)])
+    boxes = torch.tensor([[20.0, 30, 60, 50]])
+    drawn = draw_boxes(torch.zeros(3, 60, 80, dtype=torch.uint8), boxes, [""], [(255, 0, 0)])
     red = drawn[0] > 0
     assert red[30:51, 20:61].sum() >= red.sum() - 20
     assert red[30, 30:60].all()
@@ -278,7 +278,7 @@ def test_a_frame_is_drawn_on_the_edges_of_its_box():
 class Oracle(nn.Module):
     """Finds a box in the middle of every clip."""
 
-    def find(self, clips):
+    def detect(self, clips):
         assert not self.training
         return [torch.tensor([[8.0, 8, 24, 24, 0, 1.0]])] * len(clips)
 
@@ -308,8 +308,8 @@ def test_a_snapshot_has_the_validation_part_and_at_the_end_the_test_part(three_p
     prober, model = prober_of(three_parts), Oracle().train()
     begin, end = (prober.snapshot(step, model) for step in (0, 4))
     assert (len(begin.val), len(begin.test), len(end.test)) == (2, 0, 1)
-    assert end.val[0].found.tolist() == [[16, 16, 48, 48, 0, 1]]
-    assert end.val[0].annotated.tolist() == [[16, 16, 48, 40, 0]]
+    assert end.val[0].predictions.tolist() == [[16, 16, 48, 48, 0, 1]]
+    assert end.val[0].ground_truth.tolist() == [[16, 16, 48, 40, 0]]
     assert end.pictures[0].shape == (3, 40, 60)
     assert model.training
     assert "2 whole pictures of the validation part, and 1 test pictures" in prober.protocol
@@ -323,7 +323,7 @@ def test_unreadable_pictures_are_left_out_and_named_once(three_parts, caplog):
     assert sum("evaluation leaves out" in record.message for record in caplog.records) == 1
 
 
-def test_an_evaluation_stops_where_it_is_asked_to_and_weights_that_blew_up_are_told(three_parts):
+def test_an_evaluation_can_be_stopped_and_reports_weights_that_are_not_finite(three_parts):
     with pytest.raises(Interrupted):
         prober_of(three_parts).snapshot(0, Oracle(), should_stop=lambda: True)
     blown = nn.Linear(1, 1)
@@ -331,14 +331,14 @@ def test_an_evaluation_stops_where_it_is_asked_to_and_weights_that_blew_up_are_t
     assert not prober_of(three_parts).snapshot(0, blown).is_finite
 
 
-def test_without_a_held_out_part_there_is_nothing_to_judge(tmp_path):
+def test_without_a_held_out_part_evaluators_are_refused(tmp_path):
     dataset = voc(write_voc(tmp_path, {"a": xml(("ant", 1, 1, 9, 9))}, {"train": ["a"]}), val_split=None)
     with pytest.raises(ValueError, match="no held-out part"):
         prober_of(dataset, evaluators=[Detection()])
     assert prober_of(dataset).num_samples == 0
 
 
-def test_table_and_verdict_speak_of_detections():
+def test_table_and_verdict_name_the_detection_metrics():
     table = [
         {"step": 0, "detect/map50": 0.4, "detect/map": 0.1},
         {"step": 9, "detect/map50": 62.5, "detect/map": 31.0, "detect/test_map50": 60.0},
@@ -347,9 +347,9 @@ def test_table_and_verdict_speak_of_detections():
     assert lines[0].split() == ["mAP", "mAP@.5", "test", "mAP@.5"]
     assert lines[1].split() == ["untrained", "detector", "0.1", "%", "0.4", "%", "-"]
     assert lines[2].startswith("trained detector, step 9")
-    judged = verdict(table)
-    assert judged.word == "learning"
-    assert judged.reason == "the mAP@.5 is at 62.5 %, 62.1 points above the start's 0.4 %"
+    result = verdict(table)
+    assert result.word == "learning"
+    assert result.reason == "the mAP@.5 is at 62.5 %, 62.1 points above the start's 0.4 %"
     assert verdict([table[0], table[0] | {"step": 9}]).reason.endswith("0.4 %: train longer, or change lr")
     assert selection_metric(table[1], None) == "detect/map50"
 
@@ -400,7 +400,7 @@ def test_a_run_logs_losses_and_precisions_and_shows_boxes(finished):
 
 
 @pytest.mark.slow
-def test_a_run_that_was_stopped_goes_on_to_the_same_weights(data, finished, tmp_path):
+def test_a_resumed_run_ends_with_the_same_weights(data, finished, tmp_path):
     parted = tmp_path / "parted"
     shutil.copytree(finished, parted, symlinks=True)
     shutil.rmtree(parted / "checkpoints" / "step_00000004")
@@ -413,7 +413,7 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_weights(data, finished, tmp_
     assert [name for name in one if not torch.equal(one[name], two[name])] == []
 
 
-def test_pieces_of_a_batch_train_and_leave_a_frozen_encoder_alone(data, tmp_path):
+def test_micro_batches_train_the_head_and_leave_a_frozen_encoder_alone(data, tmp_path):
     agent(
         data, tmp_path, "objective.freeze=true", "micro_batch_size=2", "evaluator=[]", "save_every=1", "steps=2"
     ).train()
@@ -423,7 +423,7 @@ def test_pieces_of_a_batch_train_and_leave_a_frozen_encoder_alone(data, tmp_path
     assert {"pyramid.levels.0.1.weight", "detector.rpn.head.cls_logits.weight"} <= changed
 
 
-def test_other_objectives_take_the_pictures_and_leave_the_boxes(data, tmp_path):
+def test_other_objectives_train_on_the_images_and_ignore_the_boxes(data, tmp_path):
     small = [text for text in RUN if not text.startswith(("objective", "dataset.test"))]
     changes = ["objective=mae", "objective.decoder_depth=1", "mask=random", "evaluator=[diagnostics]", "steps=1"]
     JEPAAgent(JEPAConfig(*small, f"dataset.root_path={data}", *changes), folder=tmp_path).train()

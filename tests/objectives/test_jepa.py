@@ -76,33 +76,31 @@ def test_loss_compares_predictions_with_normalised_target_tokens(
 
 
 @pytest.mark.parametrize(("loss", "formula"), [("mse", np.square), ("smooth_l1", smooth_l1)])
-def test_the_context_is_compared_too_where_it_is_given_weight(
-    loss: str, formula: Callable[[np.ndarray], np.ndarray]
-) -> None:
+def test_context_weight_adds_the_loss_on_context_tokens(loss: str, formula: Callable[[np.ndarray], np.ndarray]) -> None:
     objective, (batch, masks) = make_objective(loss=loss, context_weight=0.3), sample()
     move(objective.context_encoder)
     with torch.no_grad():
         tokens = objective.target_encoder(batch.clips).numpy()
         context = objective.context_encoder(batch.clips, keep=masks.context)
-        said = objective.predictor(context, masks, predict_context=True).numpy()
+        predictions = objective.predictor(context, masks, predict_context=True).numpy()
     tokens = (tokens - tokens.mean(-1, keepdims=True)) / np.sqrt(tokens.var(-1, keepdims=True) + 1e-5)
-    places = np.concatenate([masks.context.numpy(), masks.targets.flatten(1).numpy()], axis=1)
-    distances = formula(said - np.take_along_axis(tokens, places[..., None], axis=1))
-    predict_context, of_targets = distances[:, :K].mean(), distances[:, K:].mean()
+    indices = np.concatenate([masks.context.numpy(), masks.targets.flatten(1).numpy()], axis=1)
+    distances = formula(predictions - np.take_along_axis(tokens, indices[..., None], axis=1))
+    context_loss, target_loss = distances[:, :K].mean(), distances[:, K:].mean()
     output = objective(batch, masks)
-    assert output.loss.item() == pytest.approx(of_targets + 0.3 * predict_context, rel=1e-4)
-    assert output.metrics["prediction"].item() == pytest.approx(of_targets, rel=1e-4)
-    assert output.metrics["context_prediction"].item() == pytest.approx(predict_context, rel=1e-4)
+    assert output.loss.item() == pytest.approx(target_loss + 0.3 * context_loss, rel=1e-4)
+    assert output.metrics["prediction"].item() == pytest.approx(target_loss, rel=1e-4)
+    assert output.metrics["context_prediction"].item() == pytest.approx(context_loss, rel=1e-4)
 
 
 @pytest.mark.parametrize("predictor", ["apart", "cross_attention"])
-def test_only_the_joint_predictor_says_something_of_the_context(predictor: str) -> None:
+def test_context_weight_needs_the_joint_predictor(predictor: str) -> None:
     with pytest.raises(ValueError, match=r"objective\.context_weight=0\.5 needs predictor=transformer, joint=true"):
         make_objective(predictor, context_weight=0.5)
 
 
 @pytest.mark.parametrize("predictor", PREDICTORS)
-def test_gradients_reach_every_learner_and_nobody_who_follows(predictor: str) -> None:
+def test_gradients_reach_encoder_and_predictor_but_not_the_target_encoder(predictor: str) -> None:
     objective, (batch, masks) = make_objective(predictor), sample()
     move(objective)
     objective(batch, masks).loss.backward()
@@ -217,7 +215,7 @@ def test_buffers_of_the_target_encoder_are_copied() -> None:
 
 
 class Constant(nn.Module):
-    """Predicts the same for all, or what it is told to."""
+    """Returns the constructor argument, expanded to the shape of the targets."""
 
     def __init__(self, answer: Tensor) -> None:
         super().__init__()
@@ -232,16 +230,16 @@ def test_diagnosis_compares_with_the_mean_target() -> None:
     targets = objective.targets(objective.encode_targets(batch.clips), masks)
     mean, variance = targets.mean(dim=(0, 1, 2)), targets.flatten(0, 2).var(dim=0, correction=0).mean()
     objective.predictor = Constant(mean)
-    told = objective.diagnose(batch, masks)
-    torch.testing.assert_close(told["error"], told["trivial_error"])
-    torch.testing.assert_close(told["trivial_error"], variance)
-    torch.testing.assert_close(told["target_std"], targets.flatten(0, 2).std(dim=0).mean())
+    diagnosis = objective.diagnose(batch, masks)
+    torch.testing.assert_close(diagnosis["error"], diagnosis["trivial_error"])
+    torch.testing.assert_close(diagnosis["trivial_error"], variance)
+    torch.testing.assert_close(diagnosis["target_std"], targets.flatten(0, 2).std(dim=0).mean())
     objective.predictor = Constant(targets)
     assert objective.diagnose(batch, masks)["error"] == 0
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_diagnosis_leaves_no_trace(training: bool) -> None:
+def test_diagnosis_leaves_modes_and_gradients_alone(training: bool) -> None:
     objective, (batch, masks) = make_objective(drop_path=0.9).train(training), sample()
     first, second = objective.diagnose(batch, masks), objective.diagnose(batch, masks)
     assert first == second
@@ -275,8 +273,8 @@ def test_learns_to_predict_better_than_the_mean(predictor: str) -> None:
         objective(batch, masks).loss.backward()
         optimizer.step()
         optimizer.zero_grad()
-    told = objective.diagnose(batch, masks)
-    assert told["error"] < 0.5 * told["trivial_error"]
+    diagnosis = objective.diagnose(batch, masks)
+    assert diagnosis["error"] < 0.5 * diagnosis["trivial_error"]
 
 
 @pytest.mark.parametrize(("target", "learns_from_targets"), [("stopgrad", False), ("none", True)])
@@ -286,16 +284,16 @@ def test_without_a_momentum_encoder_the_context_encoder_gives_the_targets(
     objective, (batch, masks) = make_objective(target=target), sample()
     encoder = objective.context_encoder
     objective(batch, masks).loss.backward()
-    found = [p.grad.clone() for p in encoder.parameters() if p.grad is not None]
+    gradients = [p.grad.clone() for p in encoder.parameters() if p.grad is not None]
     objective.zero_grad()
-    told = encoder(batch.clips)
-    told = told if learns_from_targets else told.detach()
+    tokens = encoder(batch.clips)
+    tokens = tokens if learns_from_targets else tokens.detach()
     index = masks.targets.flatten(1)[..., None].expand(-1, -1, D)
-    wanted = F.layer_norm(told.gather(1, index), (D,)).unflatten(1, (M, J))
+    targets = F.layer_norm(tokens.gather(1, index), (D,)).unflatten(1, (M, J))
     predicted = objective.predictor(encoder(batch.clips, keep=masks.context), masks)
-    (predicted - wanted).square().mean().backward()
+    (predicted - targets).square().mean().backward()
     expected = [p.grad for p in encoder.parameters() if p.grad is not None]
-    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(gradients, expected)
 
 
 @pytest.mark.parametrize("target", ["stopgrad", "none"])
@@ -334,7 +332,7 @@ def test_a_projector_maps_the_mean_token() -> None:
     assert projector(tokens, masks).shape == (B, 1, 1, 4)
 
 
-def test_no_mask_shows_every_token_in_order() -> None:
+def test_no_mask_has_every_token_as_context_in_order() -> None:
     masks = NoMask(grid=PatchGrid(2, 2, 3))(B, torch.Generator())
     assert masks.context.tolist() == [list(range(12))] * B
     assert masks.targets.shape == (B, 0, 0)

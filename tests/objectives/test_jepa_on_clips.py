@@ -20,8 +20,8 @@ ENCODERS = {"temporal": (TemporalEncoder, {"tubelet_size": 2}), "spatial": (Spat
 
 def make_objective(kind: str = "temporal", num_mask_tokens: int = 1, **changes: Any) -> JEPA:
     torch.manual_seed(0)
-    build, own = ENCODERS[kind]
-    encoder = build(clip_shape=(3, T, 16, 16), patch_size=8, embed_dim=D, depth=2, num_heads=2, **own)
+    build, options = ENCODERS[kind]
+    encoder = build(clip_shape=(3, T, 16, 16), patch_size=8, embed_dim=D, depth=2, num_heads=2, **options)
     predictor = TransformerPredictor(
         grid=encoder.grid, embed_dim=D, num_heads=2, width=24, depth=2, num_mask_tokens=num_mask_tokens
     )
@@ -41,12 +41,12 @@ def random_masks(grid: PatchGrid, num_context: int, num_targets: int, seed: int)
     return Masks(context.sort(dim=1).values, targets.sort(dim=1).values.unsqueeze(1))
 
 
-def future(grid: PatchGrid, splits: Tensor, horizon: int) -> Masks:
+def future_masks(grid: PatchGrid, splits: Tensor, horizon: int) -> Masks:
     """Context: all of the step before the split and a bit of the first; targets: the steps that follow."""
-    places = grid.h * grid.w
-    step = torch.arange(places)
-    context = torch.cat([step[:1].expand(len(splits), -1), (splits[:, None] - 1) * places + step], dim=1)
-    blocks = (splits[:, None, None] + torch.arange(horizon)[:, None]) * places + step
+    num_patches = grid.h * grid.w
+    step = torch.arange(num_patches)
+    context = torch.cat([step[:1].expand(len(splits), -1), (splits[:, None] - 1) * num_patches + step], dim=1)
+    blocks = (splits[:, None, None] + torch.arange(horizon)[:, None]) * num_patches + step
     return Masks(context, blocks)
 
 
@@ -74,27 +74,28 @@ def test_every_mask_set_trains_a_mask_token_of_its_own() -> None:
 
 
 @pytest.mark.parametrize("kind", ENCODERS)
-def test_copying_is_judged_against_the_last_step_seen(kind: str) -> None:
+def test_copying_repeats_the_last_step_of_the_context(kind: str) -> None:
     objective, batch = make_objective(kind), clips()
     grid = objective.context_encoder.grid
-    masks = future(grid, torch.tensor([1, 2, 2]), horizon=2)
-    told = objective.diagnose(batch, masks)
+    masks = future_masks(grid, torch.tensor([1, 2, 2]), horizon=2)
+    diagnosis = objective.diagnose(batch, masks)
     latents = torch.nn.functional.layer_norm(objective.target_encoder(batch.clips), (D,)).unflatten(1, (grid.t, -1))
-    wanted = torch.stack([latents[row, s : s + 2] for row, s in enumerate((1, 2, 2))])  # [B, 2, h * w, D]
-    seen = torch.stack([latents[row, s - 1] for row, s in enumerate((1, 2, 2))])[:, None]
+    targets = torch.stack([latents[row, s : s + 2] for row, s in enumerate((1, 2, 2))])  # [B, 2, h * w, D]
+    copies = torch.stack([latents[row, s - 1] for row, s in enumerate((1, 2, 2))])[:, None]
     for horizon in (1, 2):
-        error = (seen[:, 0] - wanted[:, horizon - 1]).square().mean()
-        torch.testing.assert_close(told[f"copy_error_h{horizon}"], error)
-        mean = wanted[:, horizon - 1].mean(dim=(0, 1))
-        torch.testing.assert_close(told[f"trivial_error_h{horizon}"], (wanted[:, horizon - 1] - mean).square().mean())
-    torch.testing.assert_close(told["copy_error"], (seen - wanted).square().mean())
-    torch.testing.assert_close(told["error"], (told["error_h1"] + told["error_h2"]) / 2)
+        future = targets[:, horizon - 1]
+        error = (copies[:, 0] - future).square().mean()
+        torch.testing.assert_close(diagnosis[f"copy_error_h{horizon}"], error)
+        trivial_error = (future - future.mean(dim=(0, 1))).square().mean()
+        torch.testing.assert_close(diagnosis[f"trivial_error_h{horizon}"], trivial_error)
+    torch.testing.assert_close(diagnosis["copy_error"], (copies - targets).square().mean())
+    torch.testing.assert_close(diagnosis["error"], (diagnosis["error_h1"] + diagnosis["error_h2"]) / 2)
 
 
-def test_there_is_nothing_to_copy_where_targets_are_not_ahead() -> None:
+def test_no_copy_error_unless_the_targets_are_in_the_future() -> None:
     objective = make_objective()
-    told = objective.diagnose(clips(), random_masks(objective.context_encoder.grid, 5, 9, seed=2))
-    assert set(told) == {"error", "trivial_error", "target_std"}
+    diagnosis = objective.diagnose(clips(), random_masks(objective.context_encoder.grid, 5, 9, seed=2))
+    assert set(diagnosis) == {"error", "trivial_error", "target_std"}
 
 
 def test_images_among_clips_are_predicted_on_their_own_grid() -> None:
@@ -102,14 +103,13 @@ def test_images_among_clips_are_predicted_on_their_own_grid() -> None:
     masks = random_masks(PatchGrid(1, 2, 2), 1, 2, seed=4)
     alone = make_objective()
     assert objective(batch, masks).loss.isfinite()
-    told = alone.target_encoder(batch.clips)
-    assert told.shape == (B, 4, D)
+    assert alone.target_encoder(batch.clips).shape == (B, 4, D)
 
 
 def test_a_future_frame_does_not_reach_its_own_prediction() -> None:
     objective, batch = make_objective("temporal"), clips()
     batch.clips.requires_grad_()
-    objective(batch, future(objective.context_encoder.grid, torch.tensor([2, 2, 2]), horizon=2)).loss.backward()
+    objective(batch, future_masks(objective.context_encoder.grid, torch.tensor([2, 2, 2]), horizon=2)).loss.backward()
     touched = batch.clips.grad.abs().sum(dim=(0, 1, 3, 4)) > 0  # [T]
     assert touched.tolist() == [True] * 4 + [False] * 4
 

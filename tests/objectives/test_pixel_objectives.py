@@ -1,4 +1,4 @@
-"""Autoencoder, VAE and MAE: their losses against independent formulas, what they show, and what they refuse."""
+"""Autoencoder, VAE and MAE: their losses against independent formulas, their pictures, and their errors."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def patches_by_hand(clip: np.ndarray, size: tuple[int, int, int]) -> np.ndarray:
     ])  # fmt: skip
 
 
-def test_a_patch_is_what_one_token_of_the_encoder_shows() -> None:
+def test_a_patch_has_the_extent_of_one_token_of_the_encoder() -> None:
     assert token_extent(image_encoder()) == (1, 4, 8)
     assert token_extent(clip_encoder()) == (2, 4, 4)
 
@@ -94,7 +94,7 @@ def test_mae_loss_is_the_error_of_the_hidden_patches(normalize: bool) -> None:
     assert output.loss.item() == pytest.approx(total / count, rel=1e-5)
 
 
-def test_mae_sees_nothing_of_the_hidden_patches() -> None:
+def test_mae_predictions_do_not_depend_on_the_hidden_patches() -> None:
     objective, batch, masks = make(MAE), sample(), some_masks(12)
     before = objective.predict(objective.encoder(batch.clips, keep=masks.context), batch.clips, masks, 0)
     unseen = torch.ones(B, 12, dtype=torch.bool).scatter(1, masks.context, False)
@@ -128,19 +128,19 @@ def test_the_decoder_puts_context_tokens_in_their_places() -> None:
 @pytest.mark.parametrize("bottleneck", ["pooled", "tokens"])
 def test_autoencoder_loss_is_the_mean_squared_error_of_the_pixels(bottleneck: str) -> None:
     objective, batch = make(Autoencoder, latent_dim=3, bottleneck=bottleneck), sample()
-    drawn = objective.pictures(batch, NONE)["reconstruction"]
-    expected = np.mean((drawn.numpy() - batch.clips.numpy()) ** 2)
+    reconstruction = objective.pictures(batch, NONE)["reconstruction"]
+    expected = np.mean((reconstruction.numpy() - batch.clips.numpy()) ** 2)
     assert objective(batch, NONE).loss.item() == pytest.approx(expected, rel=1e-5)
 
 
-def test_a_pooled_bottleneck_lets_nothing_through_but_one_latent() -> None:
+def test_a_pooled_bottleneck_has_one_latent_per_clip() -> None:
     objective = make(Autoencoder, latent_dim=3)
     assert objective.encode(sample().clips)[1].shape == (B, 1, 3)
     assert make(Autoencoder, latent_dim=3, bottleneck="tokens").encode(sample().clips)[1].shape == (B, 12, 3)
 
 
 @pytest.mark.slow
-def test_an_autoencoder_learns_a_few_images_by_heart() -> None:
+def test_an_autoencoder_overfits_a_few_images() -> None:
     objective, batch = make(Autoencoder, latent_dim=4), sample()
     batch = batch._replace(clips=batch.clips.mean(dim=(2, 4), keepdim=True).mul(5).expand_as(batch.clips))  # stripes
     optimizer = torch.optim.Adam(objective.parameters(), lr=3e-3)
@@ -160,13 +160,13 @@ def test_vae_loss_is_the_scaled_evidence_lower_bound(bottleneck: str, beta: floa
     loss = objective(batch, NONE).loss.item()
     torch.manual_seed(7)
     mean, log_variance = posterior(objective.encode(batch.clips)[1])
-    told = Independent(Normal(mean, (log_variance / 2).exp()), 2)
-    latents = mean + told.base_dist.scale * torch.randn_like(mean)
-    drawn = Independent(Normal(objective.draw(latents, batch.clips), 1.0), 4)
+    posterior_normal = Independent(Normal(mean, (log_variance / 2).exp()), 2)
+    latents = mean + posterior_normal.base_dist.scale * torch.randn_like(mean)
+    likelihood = Independent(Normal(objective.to_clips(latents, batch.clips), 1.0), 4)
     prior = Independent(Normal(torch.zeros_like(mean), torch.ones_like(mean)), 2)
     num_pixels = batch.clips[0].numel()
     constant = num_pixels / 2 * np.log(2 * np.pi)
-    bound = drawn.log_prob(batch.clips).mean() - beta * kl_divergence(told, prior).mean() + constant
+    bound = likelihood.log_prob(batch.clips).mean() - beta * kl_divergence(posterior_normal, prior).mean() + constant
     assert loss == pytest.approx(-2 / num_pixels * bound.item(), rel=1e-5)
 
 
@@ -199,9 +199,9 @@ def test_pictures_have_the_shape_of_the_clips_and_all_weights_learn(kind: Any, e
     masks = some_masks(objective.encoder.grid.num_tokens)
     objective(batch, masks).loss.backward()
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in objective.parameters())
-    shown = objective.pictures(batch, masks)
-    assert "reconstruction" in shown
-    assert {tuple(clips.shape[1:]) for clips in shown.values()} == {shape}
+    pictures = objective.pictures(batch, masks)
+    assert "reconstruction" in pictures
+    assert {tuple(clips.shape[1:]) for clips in pictures.values()} == {shape}
 
 
 def test_an_encoder_of_clips_rebuilds_images_too() -> None:
@@ -212,15 +212,15 @@ def test_an_encoder_of_clips_rebuilds_images_too() -> None:
         assert objective(batch, some_masks(6, 3)).loss.isfinite()
 
 
-def test_mae_shows_what_is_seen_as_it_is_and_hides_the_rest() -> None:
+def test_mae_pictures_show_visible_patches_unchanged_and_hide_the_others() -> None:
     objective, batch, masks = make(MAE), sample(), some_masks(12)
-    shown = objective.pictures(batch, masks)
-    seen, rebuilt = (patchify_pixels(shown[name], (1, 4, 8)) for name in ("masked", "reconstruction"))
+    pictures = objective.pictures(batch, masks)
+    masked, rebuilt = (patchify_pixels(pictures[name], (1, 4, 8)) for name in ("masked", "reconstruction"))
     original = patchify_pixels(batch.clips, (1, 4, 8))
     index = masks.context[..., None].expand(-1, -1, original.shape[-1])
-    assert torch.equal(seen.gather(1, index), original.gather(1, index))
+    assert torch.equal(masked.gather(1, index), original.gather(1, index))
     assert torch.equal(rebuilt.gather(1, index), original.gather(1, index))
-    assert (seen.abs().sum(-1) > 0).sum(dim=1).tolist() == [K] * B
+    assert (masked.abs().sum(-1) > 0).sum(dim=1).tolist() == [K] * B
 
 
 def trivial(targets: Tensor, weights: Tensor) -> float:
@@ -247,6 +247,6 @@ def test_the_trivial_error_is_that_of_the_mean_target() -> None:
         (MAE, {"decoder_width": 9}, "objective.decoder_width=9"),
     ],
 )
-def test_what_cannot_be_is_refused_by_its_key(kind: Any, changes: dict, key: str) -> None:
+def test_invalid_values_are_refused_by_their_key(kind: Any, changes: dict, key: str) -> None:
     with pytest.raises(ValueError, match=key):
         make(kind, **changes)

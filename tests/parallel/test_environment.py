@@ -1,4 +1,4 @@
-"""Which of how many processes this is, from the variables of torchrun and Slurm; how many are started otherwise."""
+"""Rank and world size from the variables of torchrun and Slurm, and the number of processes that are started."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 
 from jepa.config import compose
 from jepa.errors import RunError
-from jepa.parallel import environment as place
+from jepa.parallel import environment as module
 from jepa.parallel.environment import ProcessInfo, process_info, rendezvous, requeue
 from jepa.training.launch import num_processes
 
@@ -19,7 +19,7 @@ SRUN = {
 TORCHRUN = {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}
 
 
-def test_srun_and_torchrun_tell_the_place() -> None:
+def test_srun_and_torchrun_give_rank_and_world_size() -> None:
     assert process_info(SRUN) == ProcessInfo(rank=5, world_size=8, local_rank=1, local_size=4)
     assert process_info(TORCHRUN) == ProcessInfo(rank=3, world_size=4, local_rank=1, local_size=2)
     assert process_info(SRUN | TORCHRUN) == process_info(TORCHRUN), "torchrun inside of srun"
@@ -33,7 +33,7 @@ def test_one_process_is_not_one_of_several(environ: dict[str, str]) -> None:
 @pytest.mark.parametrize(
     "environ", [{"RANK": "0"}, {"WORLD_SIZE": "2"}, TORCHRUN | {"RANK": "4"}, TORCHRUN | {"RANK": "one"}]
 )
-def test_half_a_place_is_refused_with_the_variables(environ: dict[str, str]) -> None:
+def test_incomplete_variables_are_refused_with_the_variables(environ: dict[str, str]) -> None:
     with pytest.raises(RunError, match=r"RANK=|WORLD_SIZE="):
         process_info(environ)
 
@@ -49,30 +49,30 @@ def test_the_port_follows_from_the_job_and_its_step() -> None:
 def test_an_unknown_node_name_is_replaced_by_slurms_address(monkeypatch, resolves: bool, address: str) -> None:
     name = "localhost" if resolves else "no-such-node.invalid"
     printed = {"hostnames": f"{name}\nn2\n", "node": "NodeName=n1 NodeAddr=10.0.0.7 NodeHostName=x\n"}
-    monkeypatch.setattr(place.shutil, "which", lambda _: "/bin/scontrol")
+    monkeypatch.setattr(module.shutil, "which", lambda _: "/bin/scontrol")
     monkeypatch.setattr(
-        place.subprocess, "run", lambda command, **_: subprocess.CompletedProcess(command, 0, printed[command[2]], "")
+        module.subprocess, "run", lambda command, **_: subprocess.CompletedProcess(command, 0, printed[command[2]], "")
     )
     assert rendezvous(SRUN)[0] == address
 
 
 @pytest.mark.parametrize(("state", "is_requeued"), [("RUNNING", True), ("CANCELLED", False), ("COMPLETING", False)])
 def test_a_job_that_was_cancelled_is_not_requeued(monkeypatch, state: str, is_requeued: bool) -> None:
-    asked = []
+    commands = []
 
     def run(command: list[str], **_: object) -> subprocess.CompletedProcess:
-        asked.append(command[1:])
+        commands.append(command[1:])
         return subprocess.CompletedProcess(command, 0, f"JobId=71 JobState={state} Reason=None", "")
 
-    monkeypatch.setattr(place.shutil, "which", lambda _: "/bin/scontrol")
-    monkeypatch.setattr(place.subprocess, "run", run)
-    monkeypatch.setattr(place.time, "sleep", lambda _: None)
+    monkeypatch.setattr(module.shutil, "which", lambda _: "/bin/scontrol")
+    monkeypatch.setattr(module.subprocess, "run", run)
+    monkeypatch.setattr(module.time, "sleep", lambda _: None)
     requeue(SRUN)
-    assert (["requeue", "71"] in asked) == is_requeued
+    assert (["requeue", "71"] in commands) == is_requeued
 
 
 def test_outside_of_slurm_nothing_is_requeued(monkeypatch) -> None:
-    monkeypatch.setattr(place.subprocess, "run", lambda *_, **__: pytest.fail("no job, no command"))
+    monkeypatch.setattr(module.subprocess, "run", lambda *_, **__: pytest.fail("no job, no command"))
     requeue({})
 
 
@@ -85,7 +85,7 @@ def test_outside_of_slurm_nothing_is_requeued(monkeypatch) -> None:
         (["strategy=single"], {}, 1),
     ],
 )
-def test_processes_are_started_where_nobody_else_has(overrides: list[str], environ: dict, count: int) -> None:
+def test_processes_are_started_unless_torchrun_has(overrides: list[str], environ: dict, count: int) -> None:
     assert num_processes(compose(overrides), environ) == count
 
 

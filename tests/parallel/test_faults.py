@@ -1,4 +1,4 @@
-"""Jobs of two ranks that are killed, starved of disk and misled, and that go on as if nothing had happened."""
+"""Jobs of two ranks that are killed, run out of disk space or read bad data, and resume exactly."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ as_root = pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small disk ne
 
 
 class Job:
-    """jepa-train with two ranks; whatever belongs to it carries a mark of its own in its environment."""
+    """jepa-train with two ranks; all its processes have a mark in their environment."""
 
     def __init__(self, folder: Path, *overrides: str, before: tuple[str, ...] = ()) -> None:
         self.mark = secrets.token_hex(8)
@@ -71,15 +71,15 @@ class Job:
         return [line for line in self.output.splitlines() if line.startswith("jepa-train: ")]
 
     def pids(self, rank: int | None = None) -> list[int]:
-        """Of all that are alive, or of those of a rank."""
-        wanted = {f"JEPA_TEST_JOB={self.mark}"} | ({f"RANK={rank}"} if rank is not None else set())
-        found = []
+        """Process ids of the job, or of one rank, that are alive."""
+        variables = {f"JEPA_TEST_JOB={self.mark}"} | ({f"RANK={rank}"} if rank is not None else set())
+        pids = []
         for folder in Path("/proc").glob("[0-9]*"):
             with suppress(OSError):
-                is_wanted = wanted <= set((folder / "environ").read_text(errors="replace").split("\0"))
-                if is_wanted and (folder / "stat").read_text().rpartition(")")[2].split()[0] != "Z":
-                    found.append(int(folder.name))
-        return found
+                is_of_job = variables <= set((folder / "environ").read_text(errors="replace").split("\0"))
+                if is_of_job and (folder / "stat").read_text().rpartition(")")[2].split()[0] != "Z":
+                    pids.append(int(folder.name))
+        return pids
 
     def signal_all(self, signum: int) -> None:
         for pid in self.pids():
@@ -87,7 +87,7 @@ class Job:
                 os.kill(pid, signum)
 
     def wait_until(self, condition: Callable[[], bool], seconds: float = LIMIT, pause: float = 0.02) -> float:
-        """The seconds that it took; fails where the job ends before."""
+        """Wait and return the seconds; fails if the job ends before."""
         begun = time.monotonic()
         while not condition():
             assert self.process.poll() is None, self.output
@@ -96,7 +96,7 @@ class Job:
         return time.monotonic() - begun
 
     def wait_for_end_of_all(self, seconds: float) -> float:
-        """The seconds until no process of the job is left."""
+        """Wait until no process of the job is left; returns the seconds."""
         begun = time.monotonic()
         self.process.wait(seconds)
         while self.pids():
@@ -122,7 +122,7 @@ def started(folder: Path, *overrides: str, before: tuple[str, ...] = ()) -> Iter
 
 
 def last_step(folder: Path) -> int:
-    """Of the steps in the log."""
+    """The last step in metrics.jsonl, 0 without one."""
     rows = steps_with("train/loss", folder)
     return rows[-1] if rows else 0
 
@@ -135,8 +135,8 @@ def steps_with(name: str, folder: Path) -> list[int]:
 
 
 def saved_step(folder: Path) -> int:
-    found = latest(folder)
-    return 0 if found is None else read_json(found / "state.json")["step"]
+    last = latest(folder)
+    return 0 if last is None else read_json(last / "state.json")["step"]
 
 
 def losses(folder: Path) -> dict[int, float]:
@@ -174,11 +174,11 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Undisturbed:
 
 
 @dataclass
-class Fall:
+class Ending:
     """How a job ended."""
 
     saved_before: int
-    """the newest whole checkpoint at the moment of the fall"""
+    """the newest whole checkpoint when the fault happened"""
     saved_after: int
     reached: int
     status: int
@@ -187,21 +187,21 @@ class Fall:
 
 
 @dataclass
-class Ordeal:
+class Survivor:
     folder: Path
-    falls: dict[str, Fall]
+    endings: dict[str, Ending]
     """by what happened, one after the other on the same folder"""
 
 
-Blow = Callable[[Job, Path], None]
+Fault = Callable[[Job, Path], None]
 
 
-def fall(folder: Path, blow: Blow) -> Fall:
+def run_until(folder: Path, fault: Fault) -> Ending:
     with started(folder, *LONG) as job:
-        blow(job, folder)
+        fault(job, folder)
         before, reached = saved_step(folder), last_step(folder)
         seconds = job.wait_for_end_of_all(LIMIT)
-        return Fall(before, saved_step(folder), reached, job.process.returncode, seconds, job.complaints)
+        return Ending(before, saved_step(folder), reached, job.process.returncode, seconds, job.complaints)
 
 
 def kill_rank(job: Job, folder: Path) -> None:
@@ -232,7 +232,7 @@ def terminate_in_evaluation(job: Job, folder: Path) -> None:
     job.process.terminate()
 
 
-BLOWS: dict[str, Blow] = {
+FAULTS: dict[str, Fault] = {
     "rank": kill_rank,
     "parent": kill_parent,
     "save": kill_all_in_a_save,
@@ -241,16 +241,16 @@ BLOWS: dict[str, Blow] = {
 
 
 @pytest.fixture(scope="module")
-def ordeal(tmp_path_factory: pytest.TempPathFactory) -> Ordeal:
-    """A run that suffers all blows, and ends on a host of another name whose clock went wrong."""
-    folder = tmp_path_factory.mktemp("ordeal") / "run"
-    falls = {name: fall(folder, blow) for name, blow in BLOWS.items()}
+def survivor(tmp_path_factory: pytest.TempPathFactory) -> Survivor:
+    """A run that suffers all faults, and ends on a host of another name whose clock went wrong."""
+    folder = tmp_path_factory.mktemp("survivor") / "run"
+    endings = {name: run_until(folder, fault) for name, fault in FAULTS.items()}
     for path in (folder, *folder.rglob("*")):
         os.utime(path, (4e9, 4e9), follow_symlinks=False)
     before = ("unshare", "--uts", "sh", "-c", 'hostname "no.such-host" && exec "$@"', "sh") if can_rename() else ()
     with started(folder, *LONG, before=before) as job:
         assert job.finish() == 0, job.output
-    return Ordeal(folder, falls)
+    return Survivor(folder, endings)
 
 
 def can_rename() -> bool:
@@ -258,39 +258,41 @@ def can_rename() -> bool:
 
 
 def test_a_run_that_was_killed_at_every_turn_ends_with_the_weights_of_an_undisturbed_one(
-    ordeal: Ordeal, undisturbed: Undisturbed
+    survivor: Survivor, undisturbed: Undisturbed
 ) -> None:
-    assert_same_weights(ordeal.folder, undisturbed.folder)
-    assert losses(ordeal.folder) == losses(undisturbed.folder)
-    assert read_json(ordeal.folder / "run.json")["status"] == "finished"
+    assert_same_weights(survivor.folder, undisturbed.folder)
+    assert losses(survivor.folder) == losses(undisturbed.folder)
+    assert read_json(survivor.folder / "run.json")["status"] == "finished"
 
 
-def test_a_rank_that_is_killed_ends_the_job_soon_and_is_named_first(ordeal: Ordeal) -> None:
-    end = ordeal.falls["rank"]
+def test_a_rank_that_is_killed_ends_the_job_soon_and_is_named_first(survivor: Survivor) -> None:
+    end = survivor.endings["rank"]
     assert end.status == 128 + signal.SIGKILL
     assert end.seconds < SOON
     assert end.complaints[0].startswith("jepa-train: rank 1 was ended by SIGKILL")
 
 
-def test_the_ranks_end_where_their_parent_is_killed(ordeal: Ordeal) -> None:
-    end = ordeal.falls["parent"]
+def test_the_ranks_end_where_their_parent_is_killed(survivor: Survivor) -> None:
+    end = survivor.endings["parent"]
     assert end.status == -signal.SIGKILL
     assert end.seconds < SOON
     assert end.saved_after >= end.reached
 
 
-def test_a_job_killed_in_a_save_loses_at_most_the_steps_since_the_last_one(ordeal: Ordeal) -> None:
-    end = ordeal.falls["save"]
+def test_a_job_killed_in_a_save_loses_at_most_the_steps_since_the_last_one(survivor: Survivor) -> None:
+    end = survivor.endings["save"]
     assert end.reached - end.saved_after <= 5
     assert end.saved_after >= end.saved_before
 
 
-def test_a_signal_in_an_evaluation_of_two_ranks_stops_soon_and_saves_and_it_is_made_up_for(ordeal: Ordeal) -> None:
-    end = ordeal.falls["evaluation"]
+def test_an_evaluation_of_two_ranks_that_a_signal_interrupts_is_repeated_later(
+    survivor: Survivor,
+) -> None:
+    end = survivor.endings["evaluation"]
     assert end.status == 128 + signal.SIGTERM
     assert end.seconds < SOON
     assert (end.reached, end.saved_after) == (80, 80)
-    assert steps_with(EVALUATION_TIME, ordeal.folder) == [0, 80, 100]
+    assert steps_with(EVALUATION_TIME, survivor.folder) == [0, 80, 100]
 
 
 def test_a_second_job_of_two_ranks_is_refused_with_one_message(undisturbed: Undisturbed) -> None:
@@ -319,7 +321,9 @@ SHORT = [*TINY, "steps=20", "eval_every=20", "save_every=5"]
 
 
 @as_root
-def test_a_full_disk_is_told_keeps_the_last_checkpoint_and_once_there_is_room_the_run_goes_on(tmp_path: Path) -> None:
+def test_a_full_disk_is_reported_and_the_run_resumes_when_there_is_space(
+    tmp_path: Path,
+) -> None:
     with mounted(tmp_path / "disk", 1.0) as disk:
         folder = disk / "run"
         with started(folder, *SHORT, "keep=10") as job:
@@ -372,7 +376,7 @@ def test_what_one_process_saved_two_ranks_with_shards_load_and_the_reverse(tmp_p
     assert len(list((shards / "checkpoints" / "step_00000015").glob("*.safetensors"))) == 2
 
 
-def test_data_that_fail_on_one_rank_are_told_once_by_that_rank(tmp_path: Path) -> None:
+def test_data_that_fail_on_one_rank_are_reported_once_by_that_rank(tmp_path: Path) -> None:
     with started(tmp_path / "run", *SHORT, "dataset._target_=faulty_data.UnreadableOnOneRank") as job:
         assert job.finish() == 1, job.output
     assert job.output.count("the cable is out") == 1, job.output
@@ -381,7 +385,7 @@ def test_data_that_fail_on_one_rank_are_told_once_by_that_rank(tmp_path: Path) -
     assert "rank 1" in job.complaints[0]
 
 
-def test_python_is_told_where_the_processes_that_it_started_fail(
+def test_python_raises_where_the_processes_that_it_started_fail(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for status in (1, 128 + signal.SIGKILL):

@@ -77,9 +77,9 @@ def losses(run_folder: Path) -> list[float]:
 
 
 def state(slurm: Slurm, job: str) -> str:
-    found = re.search(r"JobState=(\w+)", slurm("scontrol", "show", "job", job))
-    assert found is not None
-    return found[1]
+    match = re.search(r"JobState=(\w+)", slurm("scontrol", "show", "job", job))
+    assert match is not None
+    return match[1]
 
 
 def in_queue(slurm: Slurm, job: str, folder: Path) -> None:
@@ -108,7 +108,7 @@ def test_submitted_training_over_two_nodes_is_that_of_one_process(
     assert losses(tmp_path / "outputs/ranks") == pytest.approx(losses(tmp_path / "outputs/alone"), abs=1e-5)
     assert len(losses(tmp_path / "outputs/ranks")) == 4
     assert (tmp_path / "outputs/ranks/report.html").exists()
-    assert printed_by_jobs(tmp_path).count("evaluating the untrained encoder") == 2, "only rank 0 speaks"
+    assert printed_by_jobs(tmp_path).count("evaluating the untrained encoder") == 2, "only rank 0 prints"
 
 
 def test_time_limit_sends_a_job_back_to_the_queue_and_scancel_ends_it(
@@ -125,12 +125,12 @@ def test_time_limit_sends_a_job_back_to_the_queue_and_scancel_ends_it(
     slurm("scancel", job)
     wait_for(lambda: state(slurm, job) == "CANCELLED", tmp_path)
     wait_for(lambda: json.loads((run_folder / "run.json").read_text())["status"] == "stopped", tmp_path)
-    known = finished_steps(run_folder)
-    assert known == list(range(1, len(known) + 1)), "no step is lost and none is made twice"
+    steps_done = finished_steps(run_folder)
+    assert steps_done == list(range(1, len(steps_done) + 1)), "no step is lost and none is made twice"
     assert state(slurm, job) == "CANCELLED"
 
 
-def test_preempted_job_saves_and_goes_on_when_its_place_is_free(
+def test_preempted_job_saves_and_goes_on_when_its_node_is_free(
     slurm: Slurm, options: list[str], tmp_path: Path
 ) -> None:
     run_folder = tmp_path / "outputs/low"
@@ -142,8 +142,8 @@ def test_preempted_job_saves_and_goes_on_when_its_place_is_free(
     steps = len(finished_steps(run_folder))
     wait_for(lambda: len(finished_steps(run_folder)) > steps, tmp_path)
     slurm("scancel", job)
-    known = finished_steps(run_folder)
-    assert known == list(range(1, len(known) + 1))
+    steps_done = finished_steps(run_folder)
+    assert steps_done == list(range(1, len(steps_done) + 1))
 
 
 def test_sweep_makes_a_job_of_each_member_and_ends_with_their_table(
@@ -152,10 +152,10 @@ def test_sweep_makes_a_job_of_each_member_and_ends_with_their_table(
     keys = ["name=swept", "lr=1e-4,1e-3,1e30", "hydra.launcher.cpus_per_task=1", "hydra.launcher.partition=low"]
     job = slurm("sbatch", "--parsable", str(SCRIPTS / "sweep.sh"), *options, *keys, cwd=tmp_path).strip()
     wait_for(lambda: state(slurm, job) in ("COMPLETED", "FAILED"), tmp_path)
-    told = (tmp_path / f"sweep-{job}.out").read_text()
-    assert state(slurm, job) == "FAILED", told
-    rows = re.findall(r"^lr=\S+(?= .* 1$)", told, re.MULTILINE)
-    assert sorted(rows) == ["lr=0.0001", "lr=0.001"], told
-    (failed,) = re.findall(r"^jepa-train: (.*) failed: .*not finite", told, re.MULTILINE)
+    output = (tmp_path / f"sweep-{job}.out").read_text()
+    assert state(slurm, job) == "FAILED", output
+    rows = re.findall(r"^lr=\S+(?= .* 1$)", output, re.MULTILINE)
+    assert sorted(rows) == ["lr=0.0001", "lr=0.001"], output
+    (failed,) = re.findall(r"^jepa-train: (.*) failed: .*not finite", output, re.MULTILINE)
     assert failed == "outputs/swept/lr=1e+30"
     assert len(list((tmp_path / "outputs/swept/.submitit").glob("*/*_log.out"))) == 3

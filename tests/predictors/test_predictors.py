@@ -1,4 +1,4 @@
-"""Predictors: each target block is told from the context alone, whatever the other blocks are."""
+"""Predictors: each target block is predicted from the context alone, whatever the other blocks are."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from jepa.types import Masks, PatchGrid
 
 GRID = PatchGrid(1, 4, 6)
 CLIP_GRID = PatchGrid(4, 3, 2)
-"""as many tokens"""
+"""A grid with the same number of tokens."""
 B, K, M, J, D = 2, 5, 3, 4, 16
 Predictor = TransformerPredictor | CrossAttentionPredictor
 AnyPredictor = TypeVar("AnyPredictor", TransformerPredictor, CrossAttentionPredictor)
@@ -26,7 +26,7 @@ AnyPredictor = TypeVar("AnyPredictor", TransformerPredictor, CrossAttentionPredi
 def joint(**changes: Any) -> TransformerPredictor:
     sizes: dict[str, Any] = {"grid": GRID, "embed_dim": D, "num_heads": 2, "width": 12, "depth": 3, "mlp_ratio": 2.0}
     torch.manual_seed(0)
-    return at_large(checked(TransformerPredictor, **(sizes | changes)))
+    return with_large_weights(checked(TransformerPredictor, **(sizes | changes)))
 
 
 def apart(**changes: Any) -> TransformerPredictor:
@@ -36,33 +36,33 @@ def apart(**changes: Any) -> TransformerPredictor:
 def cross(**changes: Any) -> CrossAttentionPredictor:
     sizes: dict[str, Any] = {"grid": GRID, "embed_dim": D, "num_heads": 2, "width": 12, "depth": 3, "mlp_ratio": 2.0}
     torch.manual_seed(0)
-    return at_large(checked(CrossAttentionPredictor, **(sizes | changes)))
+    return with_large_weights(checked(CrossAttentionPredictor, **(sizes | changes)))
 
 
-def at_large(predictor: AnyPredictor) -> AnyPredictor:
-    """Weights far from the small initial ones, in float64, so that every dependence shows."""
+def with_large_weights(predictor: AnyPredictor) -> AnyPredictor:
+    """Weights larger than the initial ones, in float64, so that every dependence is visible."""
     for parameter in predictor.double().parameters():
         nn.init.normal_(parameter, std=0.5)
     return predictor
 
 
-def turning(**changes: Any) -> TransformerPredictor:
+def rope(**changes: Any) -> TransformerPredictor:
     return joint(**({"position": "rope", "grid": CLIP_GRID} | changes))
 
 
-def turning_apart(**changes: Any) -> TransformerPredictor:
-    return turning(joint=False, **changes)
+def rope_apart(**changes: Any) -> TransformerPredictor:
+    return rope(joint=False, **changes)
 
 
-def in_time(**changes: Any) -> CrossAttentionPredictor:
+def cross_on_clips(**changes: Any) -> CrossAttentionPredictor:
     return cross(**({"grid": CLIP_GRID} | changes))
 
 
-def joint_in_time(**changes: Any) -> TransformerPredictor:
+def joint_on_clips(**changes: Any) -> TransformerPredictor:
     return joint(**({"grid": CLIP_GRID} | changes))
 
 
-KINDS = pytest.mark.parametrize("make", [joint, apart, cross, turning, turning_apart, in_time, joint_in_time])
+KINDS = pytest.mark.parametrize("make", [joint, apart, cross, rope, rope_apart, cross_on_clips, joint_on_clips])
 Make = Callable[..., Predictor]
 
 
@@ -70,8 +70,8 @@ def sample() -> tuple[Tensor, Masks]:
     generator = torch.Generator().manual_seed(1)
     order = torch.stack([torch.randperm(GRID.num_tokens, generator=generator) for _ in range(B)])
     context, rest = order[:, :K].sort(dim=1).values, order[:, K:]
-    places = torch.randint(rest.shape[1], (B, M * J), generator=generator)
-    targets = rest.gather(1, places).unflatten(1, (M, J)).sort(dim=2).values
+    columns = torch.randint(rest.shape[1], (B, M * J), generator=generator)
+    targets = rest.gather(1, columns).unflatten(1, (M, J)).sort(dim=2).values
     return torch.randn(B, K, D, generator=generator, dtype=torch.float64), Masks(context, targets)
 
 
@@ -80,7 +80,7 @@ def only(masks: Masks, *blocks: int) -> Masks:
 
 
 def attend(block: Any, x: Tensor, keys: Tensor) -> Tensor:
-    """One pre-norm block [S, W] whose queries `x` see `keys` [R, W], written out head by head."""
+    """One pre-norm block [S, W] whose queries `x` attend to `keys` [R, W], head by head."""
     weight, bias = block.attn.qkv.weight.chunk(3), block.attn.qkv.bias.chunk(3)
     q = block.norm1(x) @ weight[0].T + bias[0]
     k, v = (block.norm1(keys) @ weight[i].T + bias[i] for i in (1, 2))
@@ -92,9 +92,9 @@ def attend(block: Any, x: Tensor, keys: Tensor) -> Tensor:
     return x + block.mlp(block.norm2(x))
 
 
-def one_block(predictor: TransformerPredictor, context: Tensor, seen: Tensor, hidden: Tensor) -> Tensor:
-    """[K, D], [K], [J] -> [J, D]: the joint rule for a single block of a single sample."""
-    stream = predictor.embed(context) + predictor.positions.table[seen]
+def one_block(predictor: TransformerPredictor, context: Tensor, visible: Tensor, hidden: Tensor) -> Tensor:
+    """[K, D], [K], [J] -> [J, D]: the joint pass for a single block of a single sample"""
+    stream = predictor.embed(context) + predictor.positions.table[visible]
     block_stream = predictor.mask_tokens[0] + predictor.positions.table[hidden]
     for block in predictor.blocks:
         new = attend(block, block_stream, torch.cat([stream, block_stream]))
@@ -102,7 +102,7 @@ def one_block(predictor: TransformerPredictor, context: Tensor, seen: Tensor, hi
     return predictor.project(predictor.norm(block_stream))
 
 
-def test_joint_pass_equals_each_block_apart_when_the_context_sees_only_itself() -> None:
+def test_joint_pass_equals_separate_passes_in_which_the_context_attends_to_itself() -> None:
     predictor = joint()
     context, masks = sample()
     results = []
@@ -125,8 +125,8 @@ def test_joint_pass_equals_each_block_apart_when_the_context_sees_only_itself() 
     torch.testing.assert_close(results[0], results[1], rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize("make", [joint, joint_in_time])
-def test_what_the_joint_pass_says_of_the_context_does_not_depend_on_the_blocks(make: Make) -> None:
+@pytest.mark.parametrize("make", [joint, joint_on_clips])
+def test_context_predictions_of_the_joint_pass_do_not_depend_on_the_blocks(make: Make) -> None:
     predictor, (context, masks) = make(), sample()
     both = predictor(context, masks, predict_context=True)
     assert both.shape == (B, K + M * J, D)
@@ -144,7 +144,7 @@ def test_a_block_does_not_depend_on_the_other_blocks(make: Make) -> None:
 
 
 @KINDS
-def test_the_order_of_context_tokens_is_of_no_account(make: Make) -> None:
+def test_the_order_of_context_tokens_does_not_matter(make: Make) -> None:
     predictor, (context, masks) = make(), sample()
     shuffled = predictor(context.flip(1), masks._replace(context=masks.context.flip(1)))
     torch.testing.assert_close(shuffled, predictor(context, masks))
@@ -158,7 +158,7 @@ def test_predictions_come_in_the_order_of_their_indices(make: Make) -> None:
 
 
 @KINDS
-def test_samples_do_not_meet(make: Make) -> None:
+def test_samples_do_not_affect_each_other(make: Make) -> None:
     predictor, (context, masks) = make(), sample()
     torch.testing.assert_close(
         predictor(context[:1], Masks(*(part[:1] for part in masks))), predictor(context, masks)[:1]
@@ -166,7 +166,7 @@ def test_samples_do_not_meet(make: Make) -> None:
 
 
 @KINDS
-def test_every_context_token_and_every_parameter_matters(make: Make) -> None:
+def test_every_context_token_and_parameter_gets_a_gradient(make: Make) -> None:
     predictor, (context, masks) = make(), sample()
     predictor(context.requires_grad_(), masks).sin().sum().backward()
     assert context.grad is not None
@@ -175,27 +175,27 @@ def test_every_context_token_and_every_parameter_matters(make: Make) -> None:
 
 
 @KINDS
-def test_positions_tell_one_axis_from_another(make: Make) -> None:
+def test_positions_distinguish_the_axes(make: Make) -> None:
     predictor, (context, masks) = make(), sample()
     predictor.positions.table = predictor.positions.table.unflatten(0, (4, 6)).transpose(0, 1).flatten(0, 1)
     assert (predictor(context, masks) - make()(context, masks)).abs().max() > 1e-3
 
 
-def test_repeated_context_sees_the_mask_tokens_of_its_block_and_joint_context_does_not() -> None:
+def test_repeated_context_attends_to_the_mask_tokens_of_its_block_and_joint_context_does_not() -> None:
     context, masks = sample()
     shallow, deep = (make(depth=depth)(context, masks) for depth, make in ((1, joint), (2, joint)))
     torch.testing.assert_close(shallow, apart(depth=1)(context, masks))
     assert (deep - apart(depth=2)(context, masks)).abs().max() > 1e-3
 
 
-def test_turned_tokens_meet_alike_in_both_forms() -> None:
+def test_rope_gives_the_same_attention_in_joint_and_separate_passes() -> None:
     context, masks = sample()
-    torch.testing.assert_close(turning(depth=1)(context, masks), turning_apart(depth=1)(context, masks))
+    torch.testing.assert_close(rope(depth=1)(context, masks), rope_apart(depth=1)(context, masks))
 
 
 @pytest.mark.parametrize("position", ["rope", "vjepa2"])
-def test_rotary_predictions_depend_on_differences_of_places_alone(position: str) -> None:
-    predictor, (context, masks) = turning(position=position), sample()
+def test_rope_predictions_depend_only_on_relative_positions(position: str) -> None:
+    predictor, (context, masks) = rope(position=position), sample()
     wide = PatchGrid(6, 7, 5)
 
     def moved(indices: Tensor, by: tuple[int, int, int]) -> Tensor:
@@ -204,32 +204,32 @@ def test_rotary_predictions_depend_on_differences_of_places_alone(position: str)
 
     expected = predictor(context, masks)
     for by in ((0, 0, 0), (2, 0, 0), (1, 4, 3)):
-        elsewhere = Masks(moved(masks.context, by), moved(masks.targets, by))
-        torch.testing.assert_close(predictor(context, elsewhere, wide), expected, rtol=1e-4, atol=1e-4)
+        moved_masks = Masks(moved(masks.context, by), moved(masks.targets, by))
+        torch.testing.assert_close(predictor(context, moved_masks, wide), expected, rtol=1e-4, atol=1e-4)
 
 
 @KINDS
-def test_another_grid_is_as_if_the_predictor_had_been_built_for_it(make: Make) -> None:
+def test_predictions_on_another_grid_equal_those_of_a_predictor_built_for_it(make: Make) -> None:
     predictor, (context, masks) = make(), sample()
     other = PatchGrid(3, 2, 4)
     predictor.positions.float()
-    told = predictor(context, masks, other)
-    torch.testing.assert_close(told, make(grid=other)(context, masks))
-    assert (told - predictor(context, masks)).abs().max() > 1e-3
+    predicted = predictor(context, masks, other)
+    torch.testing.assert_close(predicted, make(grid=other)(context, masks))
+    assert (predicted - predictor(context, masks)).abs().max() > 1e-3
 
 
 @KINDS
-def test_each_mask_set_has_a_token_of_its_own(make: Make) -> None:
+def test_each_mask_set_has_its_own_mask_token(make: Make) -> None:
     predictor, (context, masks) = make(num_mask_tokens=3), sample()
-    told = [predictor(context, masks, mask_set=number) for number in range(3)]
-    assert min((told[a] - told[b]).abs().max() for a, b in ((0, 1), (0, 2), (1, 2))) > 1e-3
-    told[1].sin().sum().backward()
+    predicted = [predictor(context, masks, mask_set=number) for number in range(3)]
+    assert min((predicted[a] - predicted[b]).abs().max() for a, b in ((0, 1), (0, 2), (1, 2))) > 1e-3
+    predicted[1].sin().sum().backward()
     assert predictor.mask_tokens.grad is not None
     assert predictor.mask_tokens.grad.any(dim=1).tolist() == [False, True, False]
 
 
 @pytest.mark.parametrize("kind", [TransformerPredictor, CrossAttentionPredictor])
-def test_mask_tokens_do_not_decay(kind: type[Predictor]) -> None:
+def test_mask_tokens_have_no_weight_decay(kind: type[Predictor]) -> None:
     predictor = kind(grid=GRID, embed_dim=D, num_heads=2, width=12, num_mask_tokens=2)
     decays = {id(p): group["decays"] for group in parameter_groups(predictor) for p in group["params"]}
     assert not decays[id(predictor.mask_tokens)]
@@ -251,7 +251,7 @@ def test_repeated_context_is_full_attention_over_context_and_one_block() -> None
         torch.testing.assert_close(predictor(context, masks)[b, 0], expected)
 
 
-def test_cross_attention_queries_do_not_meet_within_a_block() -> None:
+def test_cross_attention_queries_of_a_block_do_not_affect_each_other() -> None:
     predictor, (context, masks) = cross(), sample()
     together = predictor(context, masks)
     for j in range(J):
@@ -260,7 +260,7 @@ def test_cross_attention_queries_do_not_meet_within_a_block() -> None:
 
 
 @KINDS
-def test_blocks_of_many_sizes_may_follow_each_other(make: Make) -> None:
+def test_block_sizes_may_change_between_calls(make: Make) -> None:
     predictor, (context, masks) = make(), sample()
     expected = predictor(context, masks)
     for size in (1, 2, 3):
@@ -269,7 +269,7 @@ def test_blocks_of_many_sizes_may_follow_each_other(make: Make) -> None:
 
 
 @pytest.mark.parametrize("kind", [TransformerPredictor, CrossAttentionPredictor])
-def test_residual_outputs_start_smaller_the_deeper_they_are(kind: type[Predictor]) -> None:
+def test_initial_residual_outputs_are_scaled_down_with_depth(kind: type[Predictor]) -> None:
     torch.manual_seed(0)
     predictor = kind(grid=GRID, embed_dim=D, num_heads=2, width=128, depth=3)
     for number, block in enumerate(predictor.blocks, start=1):

@@ -1,4 +1,4 @@
-"""Two processes with half of the batch each give the value and the gradient of one process with all of it."""
+"""Two ranks with half of the batch each give the value and the gradient of one process with all of it."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ NUM_SAMPLES, WIDTH = 8, 4
 
 
 class Embed(nn.Module):
-    """A weight that every latent depends on, and one regulariser."""
+    """A linear layer that makes all latents, and one regulariser."""
 
     def __init__(self, name: str) -> None:
         super().__init__()
@@ -41,9 +41,9 @@ class Embed(nn.Module):
         }[name]
         self.views = 2 if name in ("vicreg-views", "cross_view-crops") else 1
 
-    def forward(self, inputs: Tensor, places: Tensor) -> Tensor:
+    def forward(self, inputs: Tensor, tokens: Tensor) -> Tensor:
         context = self.linear(inputs)
-        masks = Masks(places, places[:, None])
+        masks = Masks(tokens, tokens[:, None])
         return self.regularizer(Latents(context, context[:, None], masks, PatchGrid(3, 2, 2), self.views))[0]
 
 
@@ -58,10 +58,10 @@ def batch() -> tuple[Tensor, Tensor]:
     return inputs, torch.cat([early, rest])
 
 
-def judge(module: nn.Module, inputs: Tensor, places: Tensor, seed: int) -> tuple[Tensor, Tensor]:
-    """Value and gradient of the weight."""
+def penalty_and_gradient(module: nn.Module, inputs: Tensor, tokens: Tensor, seed: int) -> tuple[Tensor, Tensor]:
+    """Value of the penalty and its gradient with respect to the weight."""
     torch.manual_seed(seed)
-    value = module(inputs, places)
+    value = module(inputs, tokens)
     value.backward()
     (weight,) = module.parameters()
     assert weight.grad is not None
@@ -70,25 +70,25 @@ def judge(module: nn.Module, inputs: Tensor, places: Tensor, seed: int) -> tuple
 
 def work(rank: int, folder: str) -> None:
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
     part = slice(rank * NUM_SAMPLES // 2, (rank + 1) * NUM_SAMPLES // 2)
-    inputs, places = (tensor[part] for tensor in batch())
-    found: dict[str, tuple] = {name: judge(Embed(name), inputs, places, seed=rank) for name in NAMES}
-    for _, gradient in found.values():  # as DDP, whose import takes longer than the test
+    inputs, tokens = (tensor[part] for tensor in batch())
+    results: dict[str, tuple] = {name: penalty_and_gradient(Embed(name), inputs, tokens, seed=rank) for name in NAMES}
+    for _, gradient in results.values():  # like DDP, which takes longer to import than the test
         dist.all_reduce(gradient)
         gradient /= 2
-    own = torch.tensor([1.0, 10.0]) * (rank + 1)
-    own.requires_grad_()
-    total = sum_over_ranks(own)
+    values = torch.tensor([1.0, 10.0]) * (rank + 1)
+    values.requires_grad_()
+    total = sum_over_ranks(values)
     (total * torch.tensor([1.0, rank])).sum().backward()
-    found["collectives"] = (
+    results["collectives"] = (
         total.detach(),
-        own.grad,
-        mean_over_ranks(own).detach(),
-        same_on_all_ranks(own),
-        own.detach(),
+        values.grad,
+        mean_over_ranks(values).detach(),
+        same_on_all_ranks(values),
+        values.detach(),
     )
-    torch.save(found, f"{folder}/rank{rank}.pt")
+    torch.save(results, f"{folder}/rank{rank}.pt")
     dist.destroy_process_group()
 
 
@@ -101,25 +101,25 @@ def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_two_ranks_equal_one_with_the_joined_batch(name: str, two_ranks: list[dict]) -> None:
-    value, gradient = judge(Embed(name), *batch(), seed=0)
+    value, gradient = penalty_and_gradient(Embed(name), *batch(), seed=0)
     assert value > 0
-    torch.testing.assert_close(torch.stack([found[name][0] for found in two_ranks]).mean(), value)
-    for found in two_ranks:
-        torch.testing.assert_close(found[name][1], gradient)
+    torch.testing.assert_close(torch.stack([results[name][0] for results in two_ranks]).mean(), value)
+    for results in two_ranks:
+        torch.testing.assert_close(results[name][1], gradient)
 
 
-def test_sums_and_their_gradients_go_over_the_ranks(two_ranks: list[dict]) -> None:
-    for rank, found in enumerate(two_ranks):
-        total, gradient, mean, shared, own = found["collectives"]
+def test_collectives_and_their_gradients_sum_over_ranks(two_ranks: list[dict]) -> None:
+    for rank, results in enumerate(two_ranks):
+        total, gradient, mean, shared, values = results["collectives"]
         assert total.tolist() == [3.0, 30.0]
         assert gradient.tolist() == [2.0, 1.0]
         assert mean.tolist() == [1.5, 15.0]
         assert shared.tolist() == [1.0, 10.0]
         assert not shared.requires_grad
-        assert own.tolist() == [1.0 + rank, 10.0 * (1 + rank)], "what was given stays as it was"
+        assert values.tolist() == [1.0 + rank, 10.0 * (1 + rank)], "the input is unchanged"
 
 
-def test_one_process_talks_to_nobody() -> None:
+def test_collectives_of_a_single_process_return_their_input() -> None:
     values = torch.randn(3, requires_grad=True)
     assert world_size() == 1
     assert sum_over_ranks(values) is values

@@ -1,4 +1,4 @@
-"""What a run is said to need: counted on tensors without numbers, and agreeing with those that have some."""
+"""The estimate of a run: counted on fake tensors, in agreement with real ones and with closed forms."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from jepa.cli.train import main
 from jepa.config import Composer, compose
 from jepa.resources.advice import memory_advice
-from jepa.resources.estimate import estimate, make_sizes, needs_of
+from jepa.resources.estimate import FakeModel, estimate, model_cost
 from jepa.resources.footprint import Pass, block_sizes, measure, state_bytes
 from jepa.resources.hardware import (
     GIB,
@@ -25,9 +25,9 @@ from jepa.resources.hardware import (
     ModelCost,
     RankLoad,
     fits,
-    largest_piece,
+    largest_micro_batch,
     memory,
-    share_of,
+    rank_load,
     step_time,
     traffic,
 )
@@ -45,12 +45,12 @@ MODELS = (
     ["regularizer=vicreg"],
     ["objective.target=stopgrad"],
 )
-NEEDS = ModelCost(
+COST = ModelCost(
     encoder=90_000_000,
     trained=100_000_000,
     frozen=90_000_000,
     block=7_000_000,
-    rest=3_000_000,
+    outside_blocks=3_000_000,
     state=8,
     forward=5e10,
     backward=5e10,
@@ -60,7 +60,7 @@ NEEDS = ModelCost(
 )
 
 
-def with_numbers(config: Any, samples: int) -> Pass:
+def on_real_tensors(config: Any, samples: int) -> Pass:
     objective, masker = make_objective(config, IMAGES, SimpleNamespace(batch_size=samples, total_steps=1))  # pyright: ignore
     clips = torch.zeros(samples, *objective.backbone.clip_shape)
     masks = masker(samples, generator(0, 0, 0, "masks"))
@@ -69,19 +69,19 @@ def with_numbers(config: Any, samples: int) -> Pass:
     )
 
 
-def machines(**changed: Any) -> Cluster:
+def cluster(**changed: Any) -> Cluster:
     values = {"gpu": GPUS["h100"], "count": 8, "per_node": 8, "utilisation": 0.4, "bf16": True}
     return Cluster(**(values | changed))
 
 
 @pytest.mark.parametrize("overrides", MODELS, ids=lambda overrides: ",".join(overrides) or "default")
-def test_tensors_without_numbers_take_what_those_with_numbers_take(overrides: list[str], tiny: list[str]) -> None:
+def test_fake_tensors_cost_what_real_ones_do(overrides: list[str], tiny: list[str]) -> None:
     common = [one for one in tiny if "objective=mae" not in overrides or not one.startswith("predictor")]
     config = compose([*common, *overrides])
-    real, needs = with_numbers(config, 4), needs_of(config, IMAGES, 4, bf16=False)
-    assert (real.forward, real.backward) == (needs.forward * 4, needs.backward * 4)
-    assert real.activations == needs.activations * 4
-    assert real.peak == pytest.approx((needs.activations + needs.workspace) * 4, rel=0.02)
+    real, cost = on_real_tensors(config, 4), model_cost(config, IMAGES, 4, bf16=False)
+    assert (real.forward, real.backward) == (cost.forward * 4, cost.backward * 4)
+    assert real.activations == cost.activations * 4
+    assert real.peak == pytest.approx((cost.activations + cost.workspace) * 4, rel=0.02)
 
 
 def test_flops_of_a_vision_transformer_are_those_of_the_closed_form(tiny: list[str]) -> None:
@@ -89,35 +89,35 @@ def test_flops_of_a_vision_transformer_are_those_of_the_closed_form(tiny: list[s
     config = compose([*tiny, "encoder.depth=3", "predictor=cross_attention"])
     bare = compose([*tiny, "encoder.depth=2", "predictor=cross_attention"])
     width, tokens = 32, 16
-    context = make_sizes(config, IMAGES).masks.context.shape[1]
-    one, two = (needs_of(c, IMAGES, 2, bf16=False) for c in (config, bare))
+    context = FakeModel(config, IMAGES).masks.context.shape[1]
+    one, two = (model_cost(c, IMAGES, 2, bf16=False) for c in (config, bare))
 
     def block(n: int) -> int:
         return 24 * n * width**2 + 4 * n**2 * width
 
     assert one.forward - two.forward == block(tokens) + block(context)
-    # twice the products of the forward pass, and those of the attention weights once more, which are not kept
+    # twice the products of the forward pass, and those of the attention weights once more, which are not stored
     assert one.backward - two.backward == 2 * block(context) + 2 * context**2 * width
 
 
-def test_what_is_kept_grows_with_the_samples(tiny: list[str]) -> None:
+def test_activations_grow_with_the_samples(tiny: list[str]) -> None:
     config = compose(tiny)
-    few, many = (needs_of(config, IMAGES, samples, bf16=True) for samples in (8, 32))
+    few, many = (model_cost(config, IMAGES, samples, bf16=True) for samples in (8, 32))
     assert many.activations == pytest.approx(few.activations, rel=0.02)
     assert many.casts == few.casts > 0
 
 
-def test_checkpointing_keeps_less_and_computes_more(tiny: list[str]) -> None:
-    usual = needs_of(compose([*tiny, "encoder.depth=4"]), IMAGES, 4, bf16=False)
+def test_checkpointing_stores_less_and_computes_more(tiny: list[str]) -> None:
+    stored = model_cost(compose([*tiny, "encoder.depth=4"]), IMAGES, 4, bf16=False)
     config = compose([*tiny, "encoder.depth=4", "encoder.checkpoint_activations=true"])
-    checkpointed = needs_of(config, IMAGES, 4, bf16=False)
-    assert checkpointed.activations < usual.activations
-    assert checkpointed.backward > usual.backward
-    assert checkpointed.workspace > usual.workspace
+    checkpointed = model_cost(config, IMAGES, 4, bf16=False)
+    assert checkpointed.activations < stored.activations
+    assert checkpointed.backward > stored.backward
+    assert checkpointed.workspace > stored.workspace
 
 
 def test_sizes_of_a_giant_take_no_memory() -> None:
-    model = make_sizes(compose(["size=giant", "encoder.patch_size=14"]), IMAGES)
+    model = FakeModel(compose(["size=giant", "encoder.patch_size=14"]), IMAGES)
     assert sum(p.numel() for p in model.objective.backbone.parameters()) == pytest.approx(1011e6, rel=0.01)
     assert {type(p).__name__ for p in model.objective.parameters()} == {"FakeTensor"}
 
@@ -125,15 +125,15 @@ def test_sizes_of_a_giant_take_no_memory() -> None:
 def test_counting_leaves_later_models_as_they_were(tiny: list[str]) -> None:
     config = compose(tiny)
     torch.manual_seed(3)
-    needs_of(config, IMAGES, 2, bf16=False)
+    model_cost(config, IMAGES, 2, bf16=False)
     after = torch.rand(1)
     torch.manual_seed(3)
     assert torch.equal(after, torch.rand(1))
-    assert with_numbers(config, 2).forward > 0
+    assert on_real_tensors(config, 2).forward > 0
 
 
 def test_blocks_and_what_is_outside_are_all_parameters(tiny: list[str]) -> None:
-    model = make_sizes(compose([*tiny, "encoder.depth=3"]), IMAGES)
+    model = FakeModel(compose([*tiny, "encoder.depth=3"]), IMAGES)
     block, rest = block_sizes(model.objective)
     whole = sum(p.numel() for p in model.objective.parameters())
     predictor = sum(p.numel() for p in model.objective.predictor.blocks.parameters())
@@ -147,17 +147,17 @@ def test_optimizer_state_is_that_of_adam_or_of_none() -> None:
 
 
 @given(st.integers(1, 2048), st.sampled_from(["ddp", "fsdp"]))
-def test_what_a_rank_sends_is_that_of_rings(ranks: int, strategy: str) -> None:
-    share = RankLoad(strategy=strategy, ranks=ranks, size=8, piece=4)
+def test_traffic_of_a_rank_is_that_of_rings(ranks: int, strategy: str) -> None:
+    load = RankLoad(strategy=strategy, ranks=ranks, samples=8, micro_batch_size=4)
     moved = (ranks - 1) / ranks
     expected = 2 * moved * 4 * 100e6
     if strategy == "fsdp":
         expected = 2 * moved * (2 * 190e6 + 2 * 100e6 + 4 * 100e6)
-    assert traffic(NEEDS, share, machines(count=ranks)) == pytest.approx(expected)
+    assert traffic(COST, load, cluster(count=ranks)) == pytest.approx(expected)
 
 
 def test_shards_take_their_part_and_a_few_whole_blocks() -> None:
-    whole, shards = (memory(NEEDS, share_of(name, 64, 512, None), machines(count=64)) for name in ("ddp", "fsdp"))
+    whole, shards = (memory(COST, rank_load(name, 64, 512, None), cluster(count=64)) for name in ("ddp", "fsdp"))
     for part in ("weights", "target encoder", "gradients", "optimizer"):
         assert shards[part] == pytest.approx(whole[part] / 64)
     assert shards["communication"] == 2 * (3 * 7e6 + 3e6) + 8 * 7e6
@@ -166,50 +166,50 @@ def test_shards_take_their_part_and_a_few_whole_blocks() -> None:
 
 
 @given(st.sampled_from(["single", "ddp", "fsdp"]), st.integers(1, 8), st.floats(1, 100))
-def test_largest_piece_fits_and_the_next_divisor_does_not(strategy: str, ranks: int, gib: float) -> None:
-    here = machines(gpu=replace(GPUS["h100"], memory_gib=gib), count=ranks)
-    share = share_of(strategy, ranks, 840, None)
-    found = largest_piece(NEEDS, share, here)
-    larger = [size for size in range(found + 1, share.size + 1) if share.size % size == 0]
-    assert not found or fits(NEEDS, replace(share, piece=found), here)
-    assert not larger or not fits(NEEDS, replace(share, piece=larger[0]), here)
+def test_largest_micro_batch_fits_and_the_next_divisor_does_not(strategy: str, ranks: int, gib: float) -> None:
+    gpus = cluster(gpu=replace(GPUS["h100"], memory_gib=gib), count=ranks)
+    load = rank_load(strategy, ranks, 840, None)
+    largest = largest_micro_batch(COST, load, gpus)
+    larger = [size for size in range(largest + 1, load.samples + 1) if load.samples % size == 0]
+    assert not largest or fits(COST, replace(load, micro_batch_size=largest), gpus)
+    assert not larger or not fits(COST, replace(load, micro_batch_size=larger[0]), gpus)
 
 
 def test_time_is_work_over_rate_and_communication_hides_behind_it() -> None:
-    here = machines()
-    computing, waiting = step_time(NEEDS, share_of("ddp", 8, 4096, 64), here)
+    gpus = cluster()
+    computing, waiting = step_time(COST, rank_load("ddp", 8, 4096, 64), gpus)
     assert computing == pytest.approx(512 * 1e11 / (0.4 * 989e12))
     assert waiting == 0
-    slow = machines(gpu=replace(GPUS["h100"], link_gb=1))
+    slow = cluster(gpu=replace(GPUS["h100"], link_gb=1))
     sent = 2 * 7 / 8 * 4 * 100e6 / (0.8 * 1e9)
-    assert step_time(NEEDS, share_of("ddp", 8, 4096, 64), slow)[1] == pytest.approx(sent - 64 * 5e10 / here.flops)
+    assert step_time(COST, rank_load("ddp", 8, 4096, 64), slow)[1] == pytest.approx(sent - 64 * 5e10 / gpus.flops)
 
 
 def test_gpus_of_a_node_share_the_network_of_the_node() -> None:
-    assert machines().bus == 0.8 * 450e9
-    assert machines(count=16).bus == 0.8 * 400e9
-    assert machines(count=16, per_node=1).bus == 0.8 * 50e9
+    assert cluster().bus == 0.8 * 450e9
+    assert cluster(count=16).bus == 0.8 * 400e9
+    assert cluster(count=16, per_node=1).bus == 0.8 * 50e9
 
 
-def test_command_says_what_is_needed_and_makes_no_folder(
+def test_command_prints_the_estimate_and_makes_no_folder(
     tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.argv", ["jepa-train"])
-    with suppress(SystemExit):  # of status 0, or it would not have told
+    with suppress(SystemExit):  # of status 0, or nothing would be printed
         assert main([*tiny, "estimate=true", "hardware.count=2", "hardware.gpu=a100", "strategy=fsdp"]) == 0
-    told = capsys.readouterr().out
+    output = capsys.readouterr().out
     for words in ("calculated, not measured: 2 x a100", "fsdp*", "largest micro_batch_size", "checkpoint", "samples/s"):
-        assert words in told
+        assert words in output
     assert not list(tmp_path.iterdir())
 
 
-def test_every_phase_is_told(tiny: list[str]) -> None:
+def test_every_phase_is_printed(tiny: list[str]) -> None:
     phases = "phases=[{share:0.5},{share:0.5,image_size:64}]"
-    told = estimate(compose([*tiny, "steps=10", phases, "hardware.count=1"]))
-    assert told.count("5 in all") == 2
-    assert "phase 2 of 2" in told
-    assert "all phases" in told
+    text = estimate(compose([*tiny, "steps=10", phases, "hardware.count=1"]))
+    assert text.count("5 in all") == 2
+    assert "phase 2 of 2" in text
+    assert "all phases" in text
 
 
 @pytest.mark.parametrize(
@@ -224,7 +224,7 @@ def test_every_phase_is_told(tiny: list[str]) -> None:
     ],
 )
 def test_impossible_hardware_is_refused(overrides: list[str], expected: str) -> None:
-    assert any(expected in fault for fault in Composer().inspect(overrides).faults)
+    assert any(expected in fault for fault in Composer().check(overrides).errors)
 
 
 def session(**changed: Any) -> Any:
@@ -232,24 +232,24 @@ def session(**changed: Any) -> Any:
     return SimpleNamespace(**(values | changed))
 
 
-def test_advice_names_what_helps_with_the_memory_it_would_take() -> None:
+def test_advice_names_each_change_with_its_memory() -> None:
     config = compose(["batch_size=512", "encoder.depth=4"])
-    told = memory_advice(config, IMAGES, session(world_size=2, strategy="ddp"), 16 * GIB)
+    advice = memory_advice(config, IMAGES, session(world_size=2, strategy="ddp"), 16 * GIB)
     for key in ("micro_batch_size=", "precision=bf16", "encoder.checkpoint_activations=true", "strategy=fsdp"):
-        assert key in told
-    taken = [float(word.rstrip(")").split(" GiB")[0]) for word in told.replace("(same result, ", "(").split("(")[1:]]
-    before = float(told.split("takes ")[1].split(" of")[0])
-    assert len(taken) == 4
-    assert max(taken) < before
+        assert key in advice
+    gib = [float(word.rstrip(")").split(" GiB")[0]) for word in advice.replace("(same result, ", "(").split("(")[1:]]
+    before = float(advice.split("takes ")[1].split(" of")[0])
+    assert len(gib) == 4
+    assert max(gib) < before
 
 
 def test_advice_names_no_change_that_was_made_already(tiny: list[str]) -> None:
     config = compose([*tiny, "micro_batch_size=1", "encoder.checkpoint_activations=true"])
-    told = memory_advice(config, IMAGES, session(bf16=True), 2**30)
-    assert "a smaller encoder" in told
-    assert not any(key in told for key in ("micro_batch_size", "precision", "checkpoint", "fsdp"))
+    advice = memory_advice(config, IMAGES, session(bf16=True), 2**30)
+    assert "a smaller encoder" in advice
+    assert not any(key in advice for key in ("micro_batch_size", "precision", "checkpoint", "fsdp"))
 
 
-def test_advice_has_no_numbers_where_the_model_needs_its_own(tiny: list[str]) -> None:
+def test_advice_has_no_numbers_where_the_model_cannot_be_traced(tiny: list[str]) -> None:
     config = replace(compose(tiny), encoder={"_target_": "torch.nn.Identity"})
     assert memory_advice(config, IMAGES, session(), 2**30).startswith("out of memory: try micro_batch_size=2, ")

@@ -50,15 +50,15 @@ def writer(folder, *, keep=100, asynchronous=False):
 
 
 def write(folder, step, value=1.0, *, keep=100, asynchronous=False, links=("last",), steps=1):
-    made = writer(folder, keep=keep, asynchronous=asynchronous)
-    made.save(
+    checkpoints = writer(folder, keep=keep, asynchronous=asynchronous)
+    checkpoints.save(
         step=step,
         tensors=checkpoint.training_tensors(*parts(value, steps=steps)),
         config="seed: 3\n",
         state={"best": {"value": -1.5, "step": 0}},
         links=links,
     )
-    made.finish()
+    checkpoints.finish()
     return checkpoint.checkpoint_folder(folder, step)
 
 
@@ -66,12 +66,12 @@ def write(folder, step, value=1.0, *, keep=100, asynchronous=False, links=("last
 @pytest.mark.parametrize("fused", [False, True])
 def test_a_resumed_run_has_the_saved_state(tmp_path, asynchronous, fused):
     write(tmp_path, 7, 2.5, asynchronous=asynchronous, steps=3)
-    found = checkpoint.latest(tmp_path)
-    assert checkpoint.read_state(found)["step"] == 7
-    assert checkpoint.read_state(found)["best"] == {"value": -1.5, "step": 0}
-    assert read_config(found) == {"seed": 3}
+    last = checkpoint.latest(tmp_path)
+    assert checkpoint.read_state(last)["step"] == 7
+    assert checkpoint.read_state(last)["best"] == {"value": -1.5, "step": 0}
+    assert read_config(last) == {"seed": 3}
     saved, fresh = parts(2.5, steps=3, fused=fused), parts(9.0, fused=fused)
-    checkpoint.restore(found, *fresh)
+    checkpoint.restore(last, *fresh)
     for one, other in zip(saved, fresh, strict=True):
         torch.testing.assert_close(one.state_dict(), other.state_dict(), rtol=1e-6, atol=1e-6)
     for model, optimizer, _ in (saved, fresh):
@@ -94,13 +94,13 @@ def test_another_model_is_refused_by_name(tmp_path):
 
 def test_an_asynchronous_save_holds_what_was_there_at_the_call(tmp_path):
     model, optimizer, guard = parts(1.0, steps=1)
-    made = writer(tmp_path, asynchronous=True)
+    checkpoints = writer(tmp_path, asynchronous=True)
     tensors = checkpoint.training_tensors(model, optimizer, guard)
     before = model.weight.detach().clone()
-    made.save(step=1, tensors=tensors, config="", state={})
+    checkpoints.save(step=1, tensors=tensors, config="", state={})
     with torch.no_grad():
         model.weight.fill_(77)
-    made.finish()
+    checkpoints.finish()
     assert torch.equal(checkpoint.load_model(checkpoint.find(tmp_path))["weight"], before)
 
 

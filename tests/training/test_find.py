@@ -43,17 +43,17 @@ def falling(lr):
 # the rule for the learning rate
 
 
-def test_where_the_features_collapse_the_loss_is_not_believed():
-    found = choose(curve(falling, spread=lambda lr: 1 / (1 + lr / 1e-4)))
-    assert 1e-4 <= found.lr <= 2e-4
-    assert "spread" in found.reason
-    assert found.limits["settled"] > found.lr
+def test_the_spread_decides_where_the_features_collapse():
+    choice = choose(curve(falling, spread=lambda lr: 1 / (1 + lr / 1e-4)))
+    assert 1e-4 <= choice.lr <= 2e-4
+    assert "spread" in choice.reason
+    assert choice.limits["settled"] > choice.lr
 
 
-def test_where_they_do_not_the_loss_decides():
-    found = choose(curve(falling))
-    assert 9e-3 <= found.lr <= 2e-2
-    assert "collapse" not in found.limits
+def test_the_loss_decides_where_the_features_do_not_collapse():
+    choice = choose(curve(falling))
+    assert 9e-3 <= choice.lr <= 2e-2
+    assert "collapse" not in choice.limits
     turned = choose(curve(lambda lr: falling(lr) + 10 * lr))
     assert turned.limits["turn"] > turned.limits["settled"] >= turned.lr
 
@@ -64,7 +64,7 @@ def test_a_scale_or_shift_of_the_curves_changes_nothing():
     assert choose(points).lr == choose(other).lr
 
 
-def test_nothing_is_chosen_where_nothing_was_learned_or_seen():
+def test_nothing_is_chosen_without_a_falling_loss_or_with_few_points():
     assert choose(curve(lambda lr: 1 + lr)) is None
     assert choose(curve(falling)[:9]) is None
 
@@ -88,13 +88,13 @@ def test_the_smallest_of_the_fastest_sizes_is_taken():
 @pytest.mark.slow
 def test_lr_is_found_with_its_table_and_chart_beside_the_run(small, capsys):
     assert main(["lr", *small, "--steps", "40", "--low", "1e-4"]) in (0, 1)
-    told = capsys.readouterr().out
-    assert "spread" in told
-    found = json.loads(Path("outputs/small-find-lr/find.json").read_text())
-    assert len(found["points"]) <= 40
-    assert found["points"][0]["lr"] == pytest.approx(1e-4)
-    if found["found"]:
-        assert f"lr={found['found']['lr']:g}" in told.split("jepa-train")[1]
+    output = capsys.readouterr().out
+    assert "spread" in output
+    result = json.loads(Path("outputs/small-find-lr/find.json").read_text())
+    assert len(result["points"]) <= 40
+    assert result["points"][0]["lr"] == pytest.approx(1e-4)
+    if result["found"]:
+        assert f"lr={result['found']['lr']:g}" in output.split("jepa-train")[1]
     assert "<svg" in Path("outputs/small-find-lr/find.html").read_text()
     assert os.listdir("outputs") == ["small-find-lr"]
 
@@ -119,13 +119,13 @@ def test_the_range_test_ends_where_the_loss_is_not_finite(small, monkeypatch):
 @pytest.mark.slow
 def test_the_fastest_micro_batch_keeps_the_batch(small, capsys):
     assert main(["batch", *small]) == 0
-    told = capsys.readouterr().out
-    found = json.loads(Path("outputs/small-find-batch/find.json").read_text())
-    assert [trial["size"] for trial in found["trials"]] == divisors(12)
-    command = told.split("jepa-train")[1].split()
-    assert f"micro_batch_size={found['found']}" in command
+    output = capsys.readouterr().out
+    result = json.loads(Path("outputs/small-find-batch/find.json").read_text())
+    assert [trial["size"] for trial in result["trials"]] == divisors(12)
+    command = output.split("jepa-train")[1].split()
+    assert f"micro_batch_size={result['found']}" in command
     assert "batch_size=12" in command
-    assert "table: outputs/small-find-batch/find.html" in told
+    assert "table: outputs/small-find-batch/find.html" in output
 
 
 def out_of_memory_above(limit, monkeypatch):
@@ -141,16 +141,16 @@ def out_of_memory_above(limit, monkeypatch):
     monkeypatch.setattr(JEPA, "forward", limited)
 
 
-def test_what_does_not_fit_is_said_and_nothing_larger_is_tried(small, monkeypatch, capsys):
+def test_a_size_that_does_not_fit_is_reported_and_no_larger_one_is_tried(small, monkeypatch, capsys):
     out_of_memory_above(3, monkeypatch)
     assert main(["batch", *small]) == 0
-    found = json.loads(Path("outputs/small-find-batch/find.json").read_text())
-    assert [trial["size"] for trial in found["trials"]] == [1, 2, 3, 4]
-    assert found["found"] <= 3
+    result = json.loads(Path("outputs/small-find-batch/find.json").read_text())
+    assert [trial["size"] for trial in result["trials"]] == [1, 2, 3, 4]
+    assert result["found"] <= 3
     assert "out of memory" in capsys.readouterr().out
 
 
-def test_where_no_sample_fits_the_status_is_one(small, monkeypatch, capsys):
+def test_the_status_is_one_if_no_sample_fits(small, monkeypatch, capsys):
     out_of_memory_above(0, monkeypatch)
     assert main(["batch", *small]) == 1
     assert "not even one sample fits" in capsys.readouterr().err
@@ -160,9 +160,9 @@ def test_where_no_sample_fits_the_status_is_one(small, monkeypatch, capsys):
 def test_the_largest_batch_comes_with_its_learning_rate(small, monkeypatch, capsys):
     out_of_memory_above(48, monkeypatch)
     assert main(["batch", *small, "lr=1e-3", "--largest"]) == 0
-    told = capsys.readouterr().out
-    assert "batch_size=48 is the largest tried that fits" in told
-    assert "lr=0.002" in told
+    output = capsys.readouterr().out
+    assert "batch_size=48 is the largest tried that fits" in output
+    assert "lr=0.002" in output
 
 
 def test_on_a_cpu_the_search_ends_before_the_memory_does(small, monkeypatch):
@@ -174,7 +174,7 @@ def test_on_a_cpu_the_search_ends_before_the_memory_does(small, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [
         (["lr", "epohcs=3", "image_size=225"], "jepa-find: 2 errors in the configuration"),
         (["lr", "--low", "1"], "needs 10 steps or more and 0 < low < high"),
@@ -184,10 +184,10 @@ def test_on_a_cpu_the_search_ends_before_the_memory_does(small, monkeypatch):
         ),
     ],
 )
-def test_a_wrong_command_is_refused(arguments, told, capsys, tmp_path, monkeypatch):
+def test_a_wrong_command_is_refused(arguments, message, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert main(arguments) == 2
-    assert told in capsys.readouterr().err
+    assert message in capsys.readouterr().err
     assert os.listdir() == []
 
 
@@ -195,14 +195,14 @@ def test_a_wrong_command_is_refused(arguments, told, capsys, tmp_path, monkeypat
 def test_refusals_come_without_torch(tmp_path):
     program = "import sys; from jepa.cli.find import main; assert main(['lr', 'nonsense=1']) == 2"
     check = "assert not {'torch', 'numpy', 'timm'} & set(sys.modules)"
-    found = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", f"{program}; {check}"], cwd=tmp_path, capture_output=True, text=True, check=False
     )
-    assert found.returncode == 0, found.stderr
+    assert process.returncode == 0, process.stderr
 
 
 @pytest.mark.slow
-def test_ctrl_c_leaves_with_what_was_found(small, monkeypatch, capsys):
+def test_ctrl_c_keeps_the_result_so_far(small, monkeypatch, capsys):
     from jepa.objectives.jepa import JEPA
 
     after = JEPA.after_step

@@ -1,4 +1,4 @@
-"""Data of a new kind: a data set and an objective of a user's own, and two YAML files beside them."""
+"""A data set with a field of its own and an objective that learns from it, each with its YAML file."""
 
 from __future__ import annotations
 
@@ -89,14 +89,14 @@ def test_actions_belong_to_the_frames_that_were_drawn(own: Path, monkeypatch: py
 
     dataset: Any = walks.Walks(num_frames=5)
     stream = batches(dataset, batch_size=16, seed=0, num_workers=0, fields=dataset.fields)
-    taken = list(islice(stream, 5))  # more than an epoch
+    stored = list(islice(stream, 5))  # more than an epoch
     stream.close()
-    for batch in taken:
-        places = batch.pixels[:, 0].flatten(2).argmax(dim=2)  # [B, T]
-        steps = torch.stack([(places // 32).diff(dim=1), (places % 32).diff(dim=1)], dim=2)
+    for batch in stored:
+        positions = batch.pixels[:, 0].flatten(2).argmax(dim=2)  # [B, T]
+        steps = torch.stack([(positions // 32).diff(dim=1), (positions % 32).diff(dim=1)], dim=2)
         wrapped = (steps + 16) % 32 - 16
         assert torch.equal(wrapped.float(), batch.fields["actions"])
-    assert not torch.equal(taken[0].fields["actions"], taken[4].fields["actions"])
+    assert not torch.equal(stored[0].fields["actions"], stored[4].fields["actions"])
 
 
 def test_an_objective_that_is_no_objective_is_refused_by_name(own: Path) -> None:

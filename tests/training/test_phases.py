@@ -86,12 +86,12 @@ def stop_at(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """A signal arrives in the middle of step `step`, counted from 1."""
     after_step = JEPA.after_step
 
-    def told(self: JEPA, number: int) -> dict[str, float]:
+    def interrupted(self: JEPA, number: int) -> dict[str, float]:
         if number + 1 == step:
             signal.raise_signal(signal.SIGTERM)
         return after_step(self, number)
 
-    monkeypatch.setattr(JEPA, "after_step", told)
+    monkeypatch.setattr(JEPA, "after_step", interrupted)
 
 
 def test_a_signal_in_the_last_step_finishes_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -118,7 +118,7 @@ def test_an_evaluation_that_a_signal_cuts_short_is_made_up_for(
     def interrupted(self: Samples, *arguments: object, **more: object):
         calls.append(None)
         for number, batch in enumerate(batches(self, *arguments, **more)):
-            if number == 1 and len(known := tokens_by_step(tmp_path / "run")) == at // 4 and at not in known:
+            if number == 1 and len(measured := tokens_by_step(tmp_path / "run")) == at // 4 and at not in measured:
                 signal.raise_signal(signal.SIGTERM)
             yield batch
 

@@ -1,4 +1,4 @@
-"""What is said of the time that a training takes."""
+"""The printed time that a training takes, or has left."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from types import SimpleNamespace
 
 import pytest
 
-from jepa.resources.measured import GOES, PATIENCE_FOR_GOES, _seconds
+from jepa.resources.measured import REPEAT_SECONDS, REPEATS, _seconds
 from jepa.training.progress import Progress, duration
 
 
 def times_left(capsys: pytest.CaptureFixture[str], rates: list[float]) -> list[str]:
-    """Of a hundred steps of 8 samples, after every five steps of which this is the rate."""
+    """The printed times left in a run of 100 steps of 8 samples; `rates` are samples/s of every five steps."""
     with Progress(0, 100, 8) as progress:
         for number, rate in enumerate(rates, 1):
             progress.show(5 * number, {"perf/samples_per_s": rate, "train/loss": 1.0, "perf/data_wait": 0.0})
@@ -30,17 +30,17 @@ def test_the_time_left_follows_a_machine_that_becomes_slow(capsys: pytest.Captur
 
 
 @pytest.mark.parametrize(
-    ("seconds", "expected"), [([0.2, 0.01, 0.05], 0.01), ([PATIENCE_FOR_GOES + 1, 0.01], PATIENCE_FOR_GOES + 1)]
+    ("seconds", "expected"), [([0.2, 0.01, 0.05], 0.01), ([REPEAT_SECONDS + 1, 0.01], REPEAT_SECONDS + 1)]
 )
-def test_a_step_costs_what_its_quickest_go_took(
+def test_the_cost_of_a_step_is_its_shortest_time(
     seconds: list[float], expected: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = [0.0]
     monkeypatch.setattr(time, "perf_counter", lambda: clock[0])
-    goes = iter([*seconds, *[9.0] * GOES])
+    durations = iter([*seconds, *[9.0] * REPEATS])
 
     def work() -> None:
-        clock[0] += next(goes)
+        clock[0] += next(durations)
 
     alone = SimpleNamespace(device=SimpleNamespace(type="cpu"), gather=lambda value: [value])
     assert _seconds(work, alone) == pytest.approx(expected)

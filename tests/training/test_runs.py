@@ -1,4 +1,4 @@
-"""Whole runs: what they leave behind, how they stop, and that they go on as if they had not."""
+"""Whole runs: the files that they write, how they stop, and that they resume exactly."""
 
 import json
 import os
@@ -138,7 +138,7 @@ def test_a_checkpoint_that_names_foreign_code_is_refused(finished, tmp_path):
     config = (copy / "config.yaml").read_text().replace("jepa.encoders.spatial.SpatialEncoder", "os.system")
     (copy / "config.yaml").write_text(config)
     state = json.loads((copy / "state.json").read_text())
-    del state["digests"]["config.yaml"], state["encoder"]  # as before checkpoints said how their encoder is built
+    del state["digests"]["config.yaml"], state["encoder"]  # as in checkpoints without the node of the encoder
     (copy / "state.json").write_text(json.dumps(state))
     with pytest.raises(CheckpointError, match=r"os\.system"):
         load_encoder(copy)

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -46,14 +47,14 @@ def hog(pictures: Tensor) -> Tensor:
         raise RunError("hog needs scikit-image: pip install 'jepa-train[eval]', or leave hog out of floors") from error
     middle = pictures[:, :, pictures.shape[2] // 2].permute(0, 2, 3, 1).numpy()  # [b, H, W, C]
     cell = max(2, min(pictures.shape[-2:]) // CELLS)
-    vectors: Sequence = [
+    vectors = [
         feature.hog(
             image, orientations=ORIENTATIONS, pixels_per_cell=(cell, cell), cells_per_block=(BLOCK, BLOCK),
             block_norm="L2-Hys", channel_axis=-1,
         )
         for image in middle
     ]  # fmt: skip
-    return torch.stack([torch.as_tensor(vector, dtype=torch.float32) for vector in vectors])
+    return torch.from_numpy(np.stack(vectors)).float()
 
 
 BASELINES: dict[str, tuple[Callable[[Tensor], Tensor], str]] = {"pixels": (raw_pixels, PIXELS), "hog": (hog, HOG)}

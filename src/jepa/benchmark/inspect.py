@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from itertools import zip_longest
 from typing import Any, NamedTuple
@@ -13,9 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from jepa.evaluation.embeddings import label_name
-from jepa.evaluation.frozen import evaluating
-from jepa.evaluation.pictures import frames_shown
+from jepa.evaluation.frozen import eval_mode
+from jepa.evaluation.pictures import frame_indices
 from jepa.evaluation.probe import confusion_counts
 from jepa.evaluation.types import Features
 from jepa.layers.attention import choose_attention
@@ -39,31 +38,17 @@ class Subject:
     train_thumbnails: Tensor
     """uint8 [n, C, h, w]: the training samples, middle frames of clips"""
     test_thumbnails: Tensor
-    classes: tuple[str, ...] = ()
-    probabilities: Tensor | None = None
-    """float [n, classes]: predictions of a linear probe for the test samples; None without a probe"""
-    facts: Mapping[str, str] = field(default_factory=dict)
-    """additional names and values for the top of the page"""
-    protocol: Sequence[str] = ()
+    classes: tuple[str, ...]
+    """names of all labels"""
+    probabilities: Tensor
+    """float [n, classes]: predictions of a linear probe for the test samples"""
+    protocol: Sequence[str]
     """sentences on how features and probe were computed"""
 
-    @property
-    def is_labelled(self) -> bool:
-        return bool((self.test.labels >= 0).any() and (self.train.labels >= 0).any())
-
-    @property
-    def num_classes(self) -> int:
-        return max(len(self.classes), int(max(self.train.labels.max(), self.test.labels.max())) + 1)
-
     @cached_property
-    def confusion(self) -> Tensor | None:
-        """long [classes, classes], label by prediction of the probe; None without probe or labels"""
-        if self.probabilities is None or not self.is_labelled:
-            return None
-        return confusion_counts(self.probabilities.argmax(dim=1), self.test.labels, self.num_classes)
-
-    def class_name(self, label: int) -> str:
-        return label_name(label, self.classes)
+    def confusion(self) -> Tensor:
+        """long [classes, classes], label by prediction of the probe"""
+        return confusion_counts(self.probabilities.argmax(dim=1), self.test.labels, len(self.classes))
 
 
 class Attention(NamedTuple):
@@ -135,15 +120,15 @@ def observe(encoder: Any, pictures: Tensor) -> Observed:
     encoder's position encoding and normalisation.
     """
     device = next(encoder.parameters()).device
+    grid = encoder.grid_of(encoder.transform(pictures[:1].to(device)))
     tokens, maps = [], []
-    with evaluating(encoder):
+    with eval_mode(encoder):
         choose_attention(encoder, device, torch.float32)
         for picture in pictures:
             clip = encoder.transform(picture[None].to(device))
             with AttentionRecorder() as recorder:
                 tokens.append(encoder(clip).float().cpu())
-            maps.append(_maps(recorder.call, encoder.grid_of(clip), encoder))
-    grid = encoder.grid_of(encoder.transform(pictures[:1].to(device)))
+            maps.append(_maps(recorder.call, grid, encoder))
     if reason := next((values for values in maps if isinstance(values, str)), ""):
         return Observed(torch.cat(tokens), grid, query_patches(grid), reason)
     stacks: list[Any] = [
@@ -178,23 +163,16 @@ def _maps(call: AttentionCall | None, grid: PatchGrid, encoder: Any) -> Attentio
 
 def query_patches(grid: PatchGrid) -> tuple[int, ...]:
     """Up to three tokens of a time step in the middle: the centre, and one to the upper left and lower right of it."""
-    steps = frames_shown(grid.t)
+    steps = frame_indices(grid.t)
     start = steps[len(steps) // 2] * grid.h * grid.w
     patches = [(quarter * grid.h // 4) * grid.w + quarter * grid.w // 4 for quarter in (2, 1, 3)]
     return tuple(dict.fromkeys(start + patch for patch in patches))
 
 
-def agreement(neighbours: Tensor, train: Tensor, test: Tensor) -> float:
-    """Neighbours [n, k], labels [m], [n] -> share of neighbours of the same class; unlabelled samples do not count."""
-    labels = train[neighbours]
-    is_labelled = (labels >= 0) & (test[:, None] >= 0)
-    return float((labels == test[:, None])[is_labelled].float().mean())
-
-
 def hardest(probabilities: Tensor, labels: Tensor, count: int) -> Tensor:
     """[n, classes], [n] -> indices of at most `count` wrong predictions, the most confident first."""
     confidence, predicted = probabilities.max(dim=1)
-    wrong = ((predicted != labels) & (labels >= 0)).nonzero()[:, 0]
+    wrong = (predicted != labels).nonzero()[:, 0]
     return wrong[confidence[wrong].argsort(descending=True, stable=True)[:count]]
 
 

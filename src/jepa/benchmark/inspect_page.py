@@ -14,19 +14,20 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from jepa.benchmark.inspect import (
-    Observed,
-    Subject,
-    agreement,
-    hardest,
-    most_ambiguous,
-    observe,
-    one_per_label_in_turn,
-)
+from jepa.benchmark.inspect import Observed, Subject, hardest, most_ambiguous, observe, one_per_label_in_turn
 from jepa.benchmark.report import MAX_CONFUSION_CLASSES, bar, draw_confusion
-from jepa.evaluation.pictures import enlarge, film, fit, frames_shown, heat, montage, principal_colours, to_rgb
+from jepa.evaluation.pictures import (
+    enlarge,
+    frame_indices,
+    frame_tiles,
+    heatmap,
+    montage,
+    principal_colours,
+    resize_nearest,
+    to_rgb,
+)
 from jepa.evaluation.probe import nearest
-from jepa.reports.charts import WIDTH, Scale, mark_class, mark_styles, scatter
+from jepa.reports.charts import WIDTH, linear_scale, mark_class, mark_styles, scatter
 from jepa.reports.page import Table, data_url, image, principal_plane, render
 from jepa.runs.metrics import write_atomically
 from jepa.types import PatchGrid
@@ -47,7 +48,6 @@ MAX_PICTURE_SIDE = 128
 """Longer side of a picture on the page, in pixels."""
 PHOTO_BYTES = 12_000
 """Size of a PNG in bytes above which the picture is stored as JPEG."""
-WITHOUT_PROBE = "Left out: it needs the answers of a linear probe, and labels in both parts of the data set."
 
 
 class Tile(NamedTuple):
@@ -62,11 +62,9 @@ class Tile(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Section:
-    """An introduction, and the pictures, tables and plots under it."""
+    """An introduction, and the pictures, tables and plots under it; if there are none, `lead` is the reason."""
 
     lead: str
-    is_left_out: bool = False
-    """Whether `lead` is the reason why the section is empty."""
     rows: Sequence[Sequence[Tile]] = ()
     has_strips: bool = False
     """Whether rows are frames side by side, with the maps of a clip under them instead of beside them."""
@@ -101,26 +99,22 @@ def _facts(subject: Subject, observed: Observed, neighbours: Tensor) -> dict[str
     encoder: Any = subject.encoder
     grid = observed.grid
     parameters = sum(weight.numel() for weight in encoder.parameters())
-    facts = {
+    same_class = subject.train.labels[neighbours] == subject.test.labels[:, None]
+    return {
         "encoder": type(encoder).__name__,
         "width, depth": f"{encoder.embed_dim}, {len(getattr(encoder, 'blocks', ())) or 'unknown'}",
         "parameters": f"{parameters / 1e6:.3g} million",
         "patches": f"{grid.t}x" * (grid.t > 1) + f"{grid.h}x{grid.w}",
         "training samples": f"{len(subject.train.labels):,}",
         "test samples": f"{len(subject.test.labels):,}",
-        **subject.facts,
+        "neighbours of the same class": f"{float(same_class.float().mean()):.1%}",
+        "linear probe, top-1": f"{subject.confusion.trace() / subject.confusion.sum():.1%}",
     }
-    if subject.is_labelled:
-        share = agreement(neighbours, subject.train.labels, subject.test.labels)
-        facts["neighbours of the same class"] = f"{share:.1%}"
-    if (counts := subject.confusion) is not None:
-        facts["linear probe, top-1"] = f"{counts.trace() / counts.sum():.1%}"
-    return facts
 
 
 def feature_maps(subject: Subject, observed: Observed) -> Section:
     if not observed.tokens.isfinite().all():
-        return _left_out("The features are not finite.")
+        return Section(lead="The features are not finite.")
     colours, shares = principal_colours(observed.tokens, observed.grid)  # [P, 3, t, h, w]
     lead = (
         "Each patch in the colour of its features: their first three principal components over all these pictures are "
@@ -133,7 +127,7 @@ def feature_maps(subject: Subject, observed: Observed) -> Section:
 def attention_maps(subject: Subject, observed: Observed) -> Section:
     attention, grid = observed.attention, observed.grid
     if isinstance(attention, str):
-        return _left_out(attention)
+        return Section(lead=attention)
     lead = (
         "Attention of the last block, mean over its heads. Colours run from dark (none) to bright (the maximum of the "
         "map); the number is the attention to the brightest patch as a multiple of the mean. First the attention that "
@@ -146,20 +140,16 @@ def attention_maps(subject: Subject, observed: Observed) -> Section:
         if attention.class_token is not None:
             maps.append(("class token", attention.class_token[index], None))
         maps += [("query", values, query) for values, query in zip(query_maps, observed.queries, strict=True)]
-        rows.append([(f"{name} {_peak(values):.1f}x", _heat_map(values, grid, query)) for name, values, query in maps])
+        rows.append([_heat_map(name, values, grid, query) for name, values, query in maps])
     return _with_pictures(subject, lead, rows)
 
 
-def _peak(values: Tensor) -> float:
-    """The largest value as a multiple of the mean."""
-    return float(values.max() / values.mean().clamp_min(1e-12))
-
-
-def _heat_map(values: Tensor, grid: PatchGrid, query: int | None) -> Tensor:
-    """[t, h, w] -> uint8 [t, 3, H, W] with a frame around the query patch"""
-    frames = enlarge(heat(values / values.max().clamp_min(1e-12)))
+def _heat_map(name: str, values: Tensor, grid: PatchGrid, query: int | None) -> tuple[str, Tensor]:
+    """[t, h, w] -> the name with the peak as a multiple of the mean, uint8 [t, 3, H, W] with the query framed."""
+    title = f"{name} {float(values.max() / values.mean().clamp_min(1e-12)):.1f}x"
+    frames = enlarge(heatmap(values / values.max().clamp_min(1e-12)))
     if query is None:
-        return frames
+        return title, frames
     side = frames.shape[-1] // grid.w
     edge = max(2, side // 8)
     step, top, left = query // (grid.h * grid.w), query // grid.w % grid.h * side, query % grid.w * side
@@ -167,39 +157,37 @@ def _heat_map(values: Tensor, grid: PatchGrid, query: int | None) -> Tensor:
     inside = patch[:, edge:-edge, edge:-edge].clone()
     patch[:] = torch.tensor(FRAME_COLOUR, dtype=torch.uint8)[:, None, None]
     patch[:, edge:-edge, edge:-edge] = inside
-    return frames
+    return title, frames
 
 
 def _with_pictures(subject: Subject, lead: str, rows: Sequence[Sequence[tuple[str, Tensor]]]) -> Section:
     """A row for each of the first pictures: the picture, then its named maps uint8 [t, 3, H, W]."""
     cards = []
     for picture, label, maps in zip(subject.pictures, subject.test.labels.tolist(), rows, strict=False):
-        name = subject.class_name(label)
+        name = subject.classes[label]
         if picture.shape[1] == 1:
             cards.append([_tile(small(picture[:, 0]), name), *(_tile(values[0], text) for text, values in maps)])
             continue
-        frames = enlarge(torch.stack([small(frame) for frame in film(picture)]))
-        steps = [frame * len(maps[0][1]) // picture.shape[1] for frame in frames_shown(picture.shape[1])]
-        strips = [(text, fit(values[steps], frames.shape[-2:])) for text, values in maps]
-        cards.append([_strip(images, text) for text, images in [(name, frames), *strips]])
+        frames = enlarge(torch.stack([small(frame) for frame in frame_tiles(picture)]))
+        steps = [frame * len(maps[0][1]) // picture.shape[1] for frame in frame_indices(picture.shape[1])]
+        strips = [(text, resize_nearest(values[steps], frames.shape[-2:])) for text, values in maps]
+        pictures = [(montage([images]).permute(2, 0, 1), text) for text, images in [(name, frames), *strips]]
+        cards.append([_tile(picture, text) for picture, text in pictures])
     return Section(lead=lead, rows=cards, has_strips=subject.pictures.shape[2] > 1)
 
 
 def neighbour_rows(subject: Subject, neighbours: Tensor, similarity: Tensor) -> Section:
     lead = (
         "Each row starts with a test picture, followed by the training pictures with the most similar features "
-        "(cosine), best first."
+        "(cosine), best first. Green ones are of its class, red ones of another."
     )
-    if subject.is_labelled:
-        lead += " Green ones are of its class, red ones of another."
     rows = []
     for query in one_per_label_in_turn(subject.test.labels, NUM_QUERIES):
         label = int(subject.test.labels[query])
-        tiles = [_tile(small(subject.test_thumbnails[query]), subject.class_name(label))]
+        tiles = [_tile(small(subject.test_thumbnails[query]), subject.classes[label])]
         for index, cosine in zip(neighbours[query].tolist(), similarity[query].tolist(), strict=True):
             other = int(subject.train.labels[index])
-            tone = "" if label < 0 or other < 0 else "good" if other == label else "bad"
-            text = f"{subject.class_name(other)} {cosine:.3f}"
+            text, tone = f"{subject.classes[other]} {cosine:.3f}", "good" if other == label else "bad"
             tiles.append(_tile(small(subject.train_thumbnails[index]), text, tone=tone))
         rows.append(tiles)
     return Section(lead=lead, rows=rows)
@@ -211,10 +199,10 @@ def embedding(subject: Subject) -> Section:
     rows = torch.linspace(0, num - 1, min(num, MAX_DOTS)).round().long()
     vectors = subject.test.vectors[rows]
     if len(vectors) < 3 or not vectors.isfinite().all():
-        return _left_out("There are fewer than three test samples, or their features are not finite.")
+        return Section(lead="There are fewer than three test samples, or their features are not finite.")
     plane, shares = principal_plane(vectors.numpy())
     points = [(x, y) for x, y in plane.tolist()]
-    names = [subject.class_name(label) for label in subject.test.labels[rows].tolist()]
+    names = [subject.classes[label] for label in subject.test.labels[rows].tolist()]
     lead = (
         f"The features of {len(rows):,} test samples on their two main directions ({shares[0]:.0%} and {shares[1]:.0%} "
         "of the variance); labels under the pointer. Samples that are close here may differ in other directions."
@@ -228,33 +216,26 @@ def _thumbnails_in_plane(thumbnails: Tensor, points: Sequence[tuple[float, float
     """An SVG of the thumbnails that do not overlap, framed in the colour of their class."""
     styles = mark_styles(names)
     end = WIDTH - THUMBNAIL_SIDE
-    x, y = (Scale(min(v), max(v) if max(v) > min(v) else min(v) + 1, 0, end) for v in zip(*points, strict=True))
-    corners: list[tuple[float, float]] = []
-    svg = Markup('<svg viewBox="-2 -2 {0} {0}" role="img" aria-label="thumbnails in the plane">').format(WIDTH + 4)
+    x, y = (linear_scale(values, 0, end) for values in zip(*points, strict=True))
+    pictures: list[tuple[float, float, str, str, str]] = []
     for picture, point, name in zip(thumbnails, points, names, strict=True):
         left, top = x(point[0]), end - y(point[1])
-        if all(max(abs(left - a), abs(top - b)) > THUMBNAIL_SIDE + 2 for a, b in corners):
-            corners.append((left, top))
-            box = Markup('x="{0:.1f}" y="{1:.1f}" width="{2}" height="{2}"').format(left, top, THUMBNAIL_SIDE)
-            svg += Markup(
-                '<g><title>{}</title><image {box} href="{}"/><rect class="edge {}" {box}/></g>'
-            ).format(name, _encode(small(picture)), mark_class(styles[name]), box=box)  # fmt: skip
-    return svg + Markup("</svg>")
+        if all(max(abs(left - a), abs(top - b)) > THUMBNAIL_SIDE + 2 for a, b, *_ in pictures):
+            pictures.append((left, top, name, _encode(small(picture)), mark_class(styles[name])))
+    return render("thumbnails.html", side=WIDTH + 4, size=THUMBNAIL_SIDE, pictures=pictures)
 
 
 def class_bars(subject: Subject) -> Section:
     """Recall of each class, the worst first."""
-    if (counts := subject.confusion) is None:
-        return _left_out(WITHOUT_PROBE)
-    totals = counts.sum(dim=1)
-    recalls = counts.diag() / totals.clamp_min(1)
+    totals = subject.confusion.sum(dim=1)
+    recalls = subject.confusion.diag() / totals.clamp_min(1)
     order = [index for index in recalls.argsort(stable=True).tolist() if totals[index]]
     lead = f"Share of the test samples of a class that the linear probe predicts correctly, of {len(order)} classes"
     if len(order) > MAX_BARS:
         order = [*order[: MAX_BARS - BEST_BARS], *order[-BEST_BARS:]]
         lead += f" the worst {MAX_BARS - BEST_BARS} and the best {BEST_BARS}"
     rows = [
-        [subject.class_name(index), bar(100 * recall, f"{recall:.0%}"), f"{int(totals[index]):,}"]
+        [subject.classes[index], bar(100 * recall, f"{recall:.0%}"), f"{int(totals[index]):,}"]
         for index, recall in ((index, float(recalls[index])) for index in order)
     ]
     table = Table(heads=["", "recall", "test samples"], rows=rows, text_columns={1})
@@ -262,14 +243,13 @@ def class_bars(subject: Subject) -> Section:
 
 
 def confusion_matrix(subject: Subject) -> Section:
-    if (counts := subject.confusion) is None:
-        return _left_out(WITHOUT_PROBE)
+    counts = subject.confusion
     lead = "Predictions of the linear probe: a row for each true class, a column for each predicted class."
     if len(counts) <= MAX_CONFUSION_CLASSES:
-        matrix = draw_confusion(counts.tolist(), list(map(subject.class_name, range(len(counts)))))
+        matrix = draw_confusion(counts.tolist(), subject.classes)
     else:
         shares = counts / counts.sum(dim=1, keepdim=True).clamp_min(1)
-        matrix = image(_encode(enlarge(heat(shares[None]), MATRIX_SIDE)[0]), "confusion matrix")
+        matrix = image(_encode(enlarge(heatmap(shares[None]), MATRIX_SIDE)[0]), "confusion matrix")
         lead += " The colour is the share of the true class, from dark (none) to bright (all)."
     card = Markup('<div class="card scroll">{}</div>').format(matrix)
     return Section(lead=lead, cards=[card, _most_frequent_confusions(subject, counts)])
@@ -282,7 +262,7 @@ def _most_frequent_confusions(subject: Subject, counts: Tensor) -> Markup:
         label, predicted = divmod(index, len(counts))
         if times := int(wrong[label, predicted]):
             share = times / int(counts[label].sum())
-            rows.append([subject.class_name(label), subject.class_name(predicted), f"{times:,}", f"{share:.0%}"])
+            rows.append([subject.classes[label], subject.classes[predicted], f"{times:,}", f"{share:.0%}"])
     if not rows:
         return Markup('<div class="card"><p class="empty">The probe makes no mistake.</p></div>')
     heads = ["true class", "predicted class", "times", "of the class"]
@@ -291,51 +271,35 @@ def _most_frequent_confusions(subject: Subject, counts: Tensor) -> Markup:
 
 def hardest_pictures(subject: Subject) -> Section:
     """The wrong predictions with the highest confidence."""
-    if subject.probabilities is None or not subject.is_labelled:
-        return _left_out(WITHOUT_PROBE)
     rows = hardest(subject.probabilities, subject.test.labels, NUM_MISTAKES)
     if not len(rows):
-        return _left_out("The probe makes no mistake.")
+        return Section(lead="The probe makes no mistake.")
     lead = "The wrong predictions of which the linear probe is most confident: its prediction, then the label."
-    return Section(lead=lead, tiles=_prediction_tiles(subject, subject.probabilities, rows, num_classes=1, tone="bad"))
+    return Section(lead=lead, tiles=_prediction_tiles(subject, rows, num_classes=1, tone="bad"))
 
 
 def ambiguous_pictures(subject: Subject) -> Section:
     """The samples whose two likeliest classes have nearly equal probabilities."""
-    if subject.probabilities is None or subject.probabilities.shape[1] < 2:
-        return _left_out(WITHOUT_PROBE)
     rows = most_ambiguous(subject.probabilities, NUM_MISTAKES)
     lead = "The pictures whose two likeliest classes are nearly equally likely to the linear probe."
-    return Section(lead=lead, tiles=_prediction_tiles(subject, subject.probabilities, rows, num_classes=2))
+    return Section(lead=lead, tiles=_prediction_tiles(subject, rows, num_classes=2))
 
 
-def _prediction_tiles(
-    subject: Subject, probabilities: Tensor, rows: Tensor, *, num_classes: int, tone: str = ""
-) -> list[Tile]:
+def _prediction_tiles(subject: Subject, rows: Tensor, *, num_classes: int, tone: str = "") -> list[Tile]:
     """Test pictures with their likeliest classes and the label."""
     tiles = []
     for row in rows.tolist():
-        best = probabilities[row].topk(num_classes)
+        best = subject.probabilities[row].topk(num_classes)
         answers = zip(best.indices.tolist(), best.values.tolist(), strict=True)
-        texts = [f"{subject.class_name(index)} {probability:.0%}" for index, probability in answers]
-        label = int(subject.test.labels[row])
-        texts += [f"is {subject.class_name(label)}"] if label >= 0 else []
+        texts = [f"{subject.classes[index]} {probability:.0%}" for index, probability in answers]
+        texts.append(f"is {subject.classes[int(subject.test.labels[row])]}")
         tiles.append(_tile(small(subject.test_thumbnails[row]), *texts, tone=tone))
     return tiles
-
-
-def _left_out(reason: str) -> Section:
-    return Section(lead=reason, is_left_out=True)
 
 
 def _tile(pixels: Tensor, *texts: str, tone: str = "") -> Tile:
     """uint8 [3, h, w] -> a picture with these lines of text"""
     return Tile(_encode(pixels), texts, tone)
-
-
-def _strip(frames: Tensor, text: str) -> Tile:
-    """uint8 [F, 3, h, w] -> the frames side by side"""
-    return Tile(_encode(montage([frames]).permute(2, 0, 1)), [text])
 
 
 def _encode(pixels: Tensor) -> str:

@@ -22,17 +22,17 @@ from jepa.benchmark.inspect_page import write_page
 from jepa.benchmark.report import write
 from jepa.benchmark.results import Results, Row, Trial, summary, trial
 from jepa.config import EvalConfig, as_config_errors, build_with, factory
-from jepa.config.command_rules import FLOORS, OF_VECTORS, as_list, evaluator_of
+from jepa.config.command_rules import BASELINES, VECTOR_TASKS, as_list, evaluator_of
 from jepa.config.view import pair_of
 from jepa.data.transforms import Augment, EvalTransform
 from jepa.encoders.pretrained import open_encoder
 from jepa.errors import ConfigError
 from jepa.evaluation.finetune import FineTuning
-from jepa.evaluation.frozen import FrozenEncoder, tuning_of
+from jepa.evaluation.frozen import FrozenEncoder, Tuning
 from jepa.evaluation.linear import LinearProbe
 from jepa.evaluation.probe import ClassProbe, Prediction, ProbeTask, select
 from jepa.evaluation.samples import Reduce, Samples, thumbnails
-from jepa.evaluation.splits import LabelledSplit, LabelledSplits, few_shot_rows, labelled_splits
+from jepa.evaluation.splits import LabelledSplit, few_shot_rows, labelled_splits
 from jepa.evaluation.types import EvaluatorTraits, Features
 from jepa.layers.attention import choose_attention
 from jepa.parallel.session import Session, open_session
@@ -59,7 +59,7 @@ class Entry:
     """name of the baseline; empty for a trained encoder"""
 
     def supports(self, task: str) -> bool:
-        return task in OF_VECTORS or not self.baseline or (self.baseline == "untrained" and task != "inspect")
+        return task in VECTOR_TASKS or not self.baseline or (self.baseline == "untrained" and task != "inspect")
 
 
 def evaluate(config: EvalConfig) -> Path:
@@ -137,11 +137,34 @@ class Benchmark:
         log.info("%s, %s: %s, %.1f s", row.title, row.column, accuracy, sum(seconds.values()))
 
     def _inspect(self, entry: Entry, folder: Path) -> None:
-        representation = self.open(entry, self.config.seed)
-        assert isinstance(representation, FrozenEncoder)
+        """Write inspect.html; test samples come in a random order that is always the same."""
+        encoder, (train_split, test_split, *_) = self.open(entry, self.config.seed), self.splits
+        assert isinstance(encoder, FrozenEncoder)
+        train, test = (self.cache.features(entry.title, encoder, split) for split in (train_split, test_split))
+        thumbnail = partial(_thumbnails, encoder.transform)
+        train_thumbnails, test_thumbnails = (
+            self._read(split, thumbnail, "encoding pictures") for split in (train_split, test_split)
+        )
+        probe = LinearProbe()
+        prediction = probe.predict(ProbeTask(train, test, len(self.splits.classes), device=self.session.device))
+        assert prediction.probabilities is not None
+        order = torch.randperm(len(test.labels), generator=torch.Generator().manual_seed(0))
+        readable = torch.tensor([row for row, i in enumerate(test_split.indices) if i not in test_split.broken])
+        pictures = self._read(test_split.take(readable[order[:NUM_PICTURES]]), encoder.reduce)
         if sum(not other.baseline for other in self.entries) > 1:
             folder /= entry.title.replace("/", "-")
-        print(f"inspection: {inspect(folder, entry.title, representation, self.splits, self.cache)}", flush=True)
+        folder.mkdir(parents=True, exist_ok=True)
+        subject = Subject(
+            title=entry.title, encoder=encoder.encoder, train=train, test=select(test, order), pictures=pictures,
+            train_thumbnails=train_thumbnails, test_thumbnails=test_thumbnails[order], classes=self.splits.classes,
+            probabilities=prediction.probabilities[order],
+            protocol=[f"data: {self.splits.description}", f"features: {encoder.description}", f"probe: {probe.method}"],
+        )  # fmt: skip
+        print(f"inspection: {write_page(folder, subject)}", flush=True)
+
+    def _read(self, split: LabelledSplit, reduce: Reduce, title: str = "") -> Tensor:
+        samples = Samples(split=split, reduce=reduce, batch_size=self.config.batch_size, title=title)
+        return torch.cat([batch.values for batch in samples.batches()])
 
     def open(self, entry: Entry, seed: int) -> Baseline | FrozenEncoder:
         """The representation of an entry; an untrained encoder depends on the seed."""
@@ -208,7 +231,7 @@ class Benchmark:
             yield f"{config.image_size} px"
         if task != "finetune" and config.layers > 1:
             yield f"{config.layers} layers"
-        if task in OF_VECTORS and config.pooling != "mean":
+        if task in VECTOR_TASKS and config.pooling != "mean":
             yield config.pooling
 
     def _seeds(self, entry: Entry, task: str) -> list[int]:
@@ -234,9 +257,9 @@ class Benchmark:
 
     def _trial(self, entry: Entry, probe: ClassProbe, seed: int) -> tuple[Trial, int, str]:
         """The trial, the number of independent test samples, and a note on unreadable samples."""
-        train, test, shots = self.splits.train, self.splits.test, self.config.shots
-        if shots:
-            train = train.take(few_shot_rows(train.labels, shots, seed, self.splits.classes))
+        train, test, classes, *_ = self.splits
+        if self.config.shots:
+            train = train.take(few_shot_rows(train.labels, self.config.shots, seed, classes))
         representation = self.open(entry, seed)
         if isinstance(probe, FineTuning):
             assert isinstance(representation, FrozenEncoder)
@@ -247,35 +270,28 @@ class Benchmark:
             train_features, test_features = (
                 self.cache.features(entry.title, representation, split, max_tokens) for split in (train, test)
             )
-            prediction = probe.predict(self._task(train_features, test_features, seed))
+            task = ProbeTask(train_features, test_features, len(classes), seed, self.session.device)
+            prediction = probe.predict(task)
             labels, num_train = test_features.labels, len(train_features.labels)
         unread = {"training": len(train.labels) - num_train, "test": len(test.labels) - len(labels)}
         counts = ", ".join(f"{count:,} {name}" for name, count in unread.items() if count)
         note = f"note: could not be read and left out: {counts}" if counts else ""
-        result = trial(prediction.predicted, labels, train.labels, len(self.splits.classes), seed, prediction.chosen)
+        result = trial(prediction.predicted, labels, train.labels, len(classes), seed, prediction.chosen)
         return result, min(test.num_sources, len(labels)), note
-
-    def _task(self, train: Features, test: Features, seed: int) -> ProbeTask:
-        return ProbeTask(train, test, len(self.splits.classes), seed, self.session.device)
 
     def _tune(
         self, encoder: FrozenEncoder, probe: FineTuning, train: LabelledSplit, test: LabelledSplit, seed: int
     ) -> tuple[Prediction, Tensor, int]:
         """The prediction, the rows of readable test samples and the number of readable training samples."""
+        options: dict[str, Any] = {"batch_size": self.config.batch_size, "max_bytes": MAX_CACHED_BYTES}
         train_samples, test_samples = (
-            Samples(
-                split=split, reduce=encoder.reduce, batch_size=self.config.batch_size, max_bytes=MAX_CACHED_BYTES,
-                title="reading",
-            )
-            for split in (train, test)
-        )  # fmt: skip
-        size, normalise = encoder.transform.image_size, encoder.transform.normalise
-        crops: dict[str, Any] = asdict(self.config.augment)
-        augment = Augment(image_size=size, mean=normalise.mean, std=normalise.std, **crops)
-        tuning = tuning_of(encoder, train_samples, test_samples, augment, seed)
+            Samples(split=split, reduce=encoder.reduce, title="reading", **options) for split in (train, test)
+        )
+        normalise, crops = encoder.transform.normalise, asdict(self.config.augment)
+        augment = Augment(image_size=encoder.transform.image_size, mean=normalise.mean, std=normalise.std, **crops)
         empty = torch.empty(0, encoder.encoder.embed_dim)
-        task = self._task(Features(empty, train.labels), Features(empty, test.labels), seed)
-        predicted = probe.tune(tuning, task)
+        task = ProbeTask(Features(empty, train.labels), Features(empty, test.labels), len(self.splits.classes))
+        predicted = probe.tune(Tuning(encoder, train_samples, test_samples, augment, seed), task)
         num_train = sum(index not in train.broken for index in train.indices)
         return Prediction(predicted), test_samples.rows, num_train
 
@@ -308,53 +324,18 @@ class Benchmark:
 
 def _entries(config: EvalConfig) -> Iterator[Entry]:
     """Baselines first, then the runs in their order."""
-    runs = [run for run in as_list(config.run) if run not in FLOORS]
-    for baseline in FLOORS:
+    runs = [run for run in as_list(config.run) if run not in BASELINES]
+    for baseline in BASELINES:
         if baseline not in config.floors and baseline not in as_list(config.run):
             continue
         if baseline == "hog" and find_spec("skimage") is None:
             log.warning("hog is left out: it needs scikit-image, pip install 'jepa-train[eval]'")
         elif runs or baseline != "untrained":
             yield Entry(baseline, runs[0] if runs else "", baseline)
-    titles = [_title(run) for run in runs]
+    names = [run.rstrip("/").rpartition("outputs/")[2].removesuffix("/checkpoints/last") or run for run in runs]
+    titles = [run if ":" in run else name for run, name in zip(runs, names, strict=True)]
     for run, title in zip(runs, titles, strict=True):
         yield Entry(title if titles.count(title) == 1 else run, run)
-
-
-def _title(run: str) -> str:
-    """The name of a run; other sources as they are written."""
-    if ":" in run:
-        return run
-    return run.rstrip("/").rpartition("outputs/")[2].removesuffix("/checkpoints/last") or run
-
-
-def inspect(folder: Path, title: str, encoder: FrozenEncoder, splits: LabelledSplits, cache: FeatureCache) -> Path:
-    """Write FOLDER/inspect.html; test samples come in a random order that is always the same."""
-    train, test = (cache.features(title, encoder, split) for split in splits[:2])
-    train_thumbnails, test_thumbnails = (
-        _read(split, partial(_thumbnails, encoder.transform), cache.batch_size, "encoding pictures")
-        for split in splits[:2]
-    )
-    probe = LinearProbe()
-    prediction = probe.predict(ProbeTask(train, test, len(splits.classes), device=encoder.session.device))
-    assert prediction.probabilities is not None
-    order = torch.randperm(len(test.labels), generator=torch.Generator().manual_seed(0))
-    readable = torch.tensor([row for row, index in enumerate(splits.test.indices) if index not in splits.test.broken])
-    first = splits.test.take(readable[order[:NUM_PICTURES]])
-    pictures = _read(first, encoder.reduce, NUM_PICTURES)
-    folder.mkdir(parents=True, exist_ok=True)
-    subject = Subject(
-        title=title, encoder=encoder.encoder, train=train, test=select(test, order), pictures=pictures,
-        train_thumbnails=train_thumbnails, test_thumbnails=test_thumbnails[order], classes=splits.classes,
-        probabilities=prediction.probabilities[order],
-        protocol=(f"data: {splits.description}", f"features: {encoder.description}", f"probe: {probe.method}"),
-    )  # fmt: skip
-    return write_page(folder, subject)
-
-
-def _read(split: LabelledSplit, reduce: Reduce, batch_size: int, title: str = "") -> Tensor:
-    samples = Samples(split=split, reduce=reduce, batch_size=batch_size, title=title)
-    return torch.cat([batch.values for batch in samples.batches()])
 
 
 def _thumbnails(transform: EvalTransform, clips: Sequence[Tensor]) -> Tensor:

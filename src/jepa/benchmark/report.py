@@ -69,13 +69,9 @@ def protocol(results: Results) -> list[str]:
             users.setdefault(sentence, []).append(row)
     lines = []
     for sentence, rows in sorted(users.items(), key=lambda item: _rank(item[0])):
-        names: list[str] = []
-        if sentence.startswith("data"):
-            names = [row.column for row in rows]
-        elif sentence.startswith("features"):
-            names = [row.title for row in rows]
-        is_general = not names or len(rows) == len(results.rows)
-        lines.append(sentence if is_general else f"{sentence} [{', '.join(dict.fromkeys(names))}]")
+        names = dict.fromkeys(row.column if sentence.startswith("data") else row.title for row in rows)
+        is_general = not sentence.startswith(("data", "features")) or len(rows) == len(results.rows)
+        lines.append(sentence if is_general else f"{sentence} [{', '.join(names)}]")
     return lines
 
 

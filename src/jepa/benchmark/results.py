@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from jepa.errors import RunError
-from jepa.evaluation.probe import balanced, confusion_counts, is_uneven, top1
+from jepa.evaluation.probe import balanced, confusion_counts, is_imbalanced, top1
 from jepa.runs.metrics import read_json, write_atomically
 
 RESULTS_FILE = "eval.json"
@@ -70,13 +70,9 @@ class Row:
 
 def wilson(accuracy: float, num: int) -> tuple[float, float]:
     """The 95 % score interval in percent of an accuracy on `num` samples (Wilson 1927)."""
-    share = accuracy / 100
-    centre = (share + NORMAL_QUANTILE**2 / (2 * num)) / (1 + NORMAL_QUANTILE**2 / num)
-    half = (
-        NORMAL_QUANTILE
-        / (1 + NORMAL_QUANTILE**2 / num)
-        * math.sqrt(share * (1 - share) / num + NORMAL_QUANTILE**2 / (4 * num**2))
-    )
+    share, z = accuracy / 100, NORMAL_QUANTILE
+    centre = (share + z**2 / (2 * num)) / (1 + z**2 / num)
+    half = z / (1 + z**2 / num) * math.sqrt(share * (1 - share) / num + z**2 / (4 * num**2))
     return 100 * max(0.0, centre - half), 100 * min(1.0, centre + half)
 
 
@@ -84,7 +80,7 @@ def trial(
     predicted: Tensor, labels: Tensor, train_labels: Tensor, num_classes: int, seed: int, chosen: Mapping
 ) -> Trial:
     """The trial with predictions [n] for test samples with labels [n]."""
-    uneven = is_uneven(torch.cat([train_labels, labels]))
+    uneven = is_imbalanced(torch.cat([train_labels, labels]))
     return Trial(
         seed=seed, top1=top1(predicted, labels), balanced=balanced(predicted, labels) if uneven else None,
         chosen=dict(chosen), confusion=confusion_counts(predicted, labels, num_classes).tolist(),

@@ -67,7 +67,7 @@ def _train(config: TrainConfig, folder: Path, is_member: bool) -> int:
         with quick_imports():
             from jepa.resources import estimate
 
-        return estimate.tell(config, folder) if rank() == 0 else 0
+        return estimate.print_estimate(config, folder) if rank() == 0 else 0
     if is_member and rank() == 0:
         (folder / FAILURE).unlink(missing_ok=True)
     if is_member and _is_finished(folder, config):

@@ -32,7 +32,7 @@ def preflight(arguments: Sequence[str]) -> tuple[list[str], Sweep | None, dict]:
     overrides: list[str] = flags.overrides
     parsed, syntax_errors = composer.parse(overrides)
     errors += syntax_errors
-    settings, sweep, config = list(composer.settings), None, {}
+    settings, sweep, config = list(composer.hydra_defaults), None, {}
     if plugin_errors := [*missing_plugins(composer, parsed)]:
         errors += plugin_errors
     elif flags.multirun or any(override.input_line == "hydra.mode=MULTIRUN" for override in parsed):
@@ -41,7 +41,7 @@ def preflight(arguments: Sequence[str]) -> tuple[list[str], Sweep | None, dict]:
     else:
         sweep_files = [o for o in parsed if o.key_or_group == "sweep" and o.value() is not None]
         errors += [f"{o.input_line}: starts several runs, which needs --multirun" for o in sweep_files]
-        config, config_errors = composer.inspect([o.input_line or "" for o in parsed])
+        config, config_errors = composer.check([o.input_line or "" for o in parsed])
         errors += config_errors
     if flags.cfg:
         errors = [error for error in errors if not error.endswith("=VALUE")]  # --cfg also shows missing values
@@ -63,7 +63,4 @@ def as_checked() -> dict[str, Any]:
     hydra = HydraConfig.get()
     folders = [source.path for source in hydra.runtime.config_sources if source.provider == "command-line"]
     composer = Composer(folders[0] if folders else None, hydra.job.config_name or "train")
-    config, errors = composer.inspect(list(hydra.overrides.task))
-    if errors:
-        raise ConfigError(errors)
-    return config
+    return composer.compose(list(hydra.overrides.task))

@@ -49,7 +49,7 @@ def plan_sweep(composer: Composer, parsed: Sequence[Override], settings: list[st
     folders, member_folders, config = [], [], {}
     for member in member_overrides(composer, overrides):
         label = ",".join(sorted(text for text in member if text.partition("=")[0] in swept))
-        config, member_errors = composer.inspect(member, sweep_folder=label)
+        config, member_errors = composer.check(member, sweep_folder=label)
         errors += member_errors
         folders.append(Path(str(sweep_dir).replace("${name}", str(config.get("name")))))
         member_folders.append(folders[-1] / label)

@@ -150,7 +150,7 @@ def _candidates(method: str, parsed: Sequence[Any], composer: Composer) -> Itera
         overrides = list(zip(parsed, texts, strict=True))
         choices = tuple(text for override, text in overrides if composer.is_group(override))
         if choices not in configs:
-            configs[choices] = composer.inspect(choices).config
+            configs[choices] = composer.check(choices).config
         yield Candidate(method, overrides, configs[choices])
 
 
@@ -171,9 +171,7 @@ def _check(candidate: Candidate, comparison: str, all_keys: set[str], composer: 
     parts = [*filter(None, [method]), *sorted(varied.values())]
     label = ",".join(parts)
     overrides = [*texts, f"name={override_literal(f'{comparison}/{label}'.rstrip('/'))}"]
-    complete, errors = composer.inspect(overrides)
-    if errors:
-        raise ConfigError(errors)
+    complete = composer.compose(overrides)
     folder = Path("outputs") / comparison / label
     return Member(
         label=label,
@@ -189,10 +187,7 @@ def _check(candidate: Candidate, comparison: str, all_keys: set[str], composer: 
 
 def _objective_keys(config: Mapping[str, Any]) -> set[str]:
     """Dotted keys of the objective's arguments."""
-    try:
-        signature = signatures.read(config["objective"]["_target_"])
-    except (LookupError, TypeError):
-        return set()
+    signature = signatures.read_if_known((config.get("objective") or {}).get("_target_"))
     return {f"objective.{name}" for name in signature.parameters} if signature else set()
 
 

@@ -16,12 +16,16 @@ from markupsafe import Markup
 from jepa.comparison.results import Comparison, Correlation, Method, Spread, spread
 from jepa.config.catalogue import Choice, conf_folder
 from jepa.reports.charts import NUM_COLOURS, Baseline, Chart, Line, line_chart, number
-from jepa.reports.page import Table, bullets, data_url, image, render
-from jepa.reports.verdict import Column, series
+from jepa.reports.page import Table, bullets, picture, render
+from jepa.reports.verdict import NOT_MEASURED, series
 from jepa.runs.metrics import MEDIA, write_atomically
 from jepa.training.progress import duration
 
-COSTS = ("steps", "samples", "time", "samples/s", "memory", "seeds")
+COSTS = {
+    "steps": "{:,.0f}".format, "samples": "{:,.0f}".format, "time": duration, "samples/s": number,
+    "memory": "{:.2f} GiB".format,
+}  # fmt: skip
+"""Heads of the columns of `costs` with the formats of their values."""
 WANDB = conf_folder() / "logger" / "wandb.yaml"
 AXES = {"step": "Over steps", "sample": "Over samples seen", "second": "Over training time"}
 BOLD = "Bold: ahead of every other row by more than both deviations."
@@ -46,32 +50,24 @@ def table(comparison: Comparison, *, with_predicted: bool = True) -> Table:
     titles = [[method.label, method.predicts] for method in comparison.methods]
     titles += [[title, "nothing"] for title, _ in comparison.baselines]
     values = [*map(comparison.values, comparison.methods), *(values for _, values in comparison.baselines)]
-    costs = [*map(_format_costs, comparison.methods), *[["-"] * len(COSTS) for _ in comparison.baselines]]
-    first = 2 if with_predicted else 1
+    heads = [*COSTS, "seeds"]
+    costs = [*map(_format_costs, comparison.methods), *[[NOT_MEASURED] * len(heads) for _ in comparison.baselines]]
+    first, columns = 2 if with_predicted else 1, comparison.columns
+    cells = [
+        [column.cell(v.mean, v.deviation) if v else NOT_MEASURED for column, v in zip(columns, row, strict=True)]
+        for row in values
+    ]
     return Table(
-        heads=[*["", "predicts"][:first], *(column.head for column in comparison.columns), *COSTS],
-        rows=[
-            [*title[:first], *map(_format_cell, row, comparison.columns), *cost]
-            for title, row, cost in zip(titles, values, costs, strict=True)
-        ],
+        heads=[*["", "predicts"][:first], *(column.head for column in columns), *heads],
+        rows=[[*title[:first], *row, *cost] for title, row, cost in zip(titles, cells, costs, strict=True)],
         text_columns={1} if with_predicted else (),
         best={(row, first + column) for column, row in enumerate(comparison.leaders()) if row is not None},
     )
 
 
-def _format_cell(value: Spread | None, column: Column) -> str:
-    if value is None:
-        return "-"
-    return f"{value.mean:.1f}" + (f" ± {value.deviation:.1f}" if value.deviation is not None else "") + column.unit
-
-
 def _format_costs(method: Method) -> list[str]:
-    formats = {
-        "steps": "{:,.0f}".format, "samples": "{:,.0f}".format, "seconds": duration, "samples_per_s": number,
-        "memory_gib": "{:.2f} GiB".format,
-    }  # fmt: skip
-    cells = [formats[name](value.mean) if value else "-" for name, value in costs(method).items()]
-    return [*cells, str(len(method.runs))]
+    values = zip(COSTS.values(), costs(method).values(), strict=True)
+    return [*(text(value.mean) if value else NOT_MEASURED for text, value in values), str(len(method.runs))]
 
 
 def costs(method: Method) -> dict[str, Spread | None]:
@@ -118,13 +114,15 @@ def _selection(correlations: Sequence[Correlation]) -> Table:
 
 def numbers(comparison: Comparison) -> dict[str, Any]:
     """All values of the table without rounding, for programs."""
-    metrics = [column.metric for column in comparison.columns]
     rows = {m.label: comparison.values(m) for m in comparison.methods} | dict(comparison.baselines)
     return {
         "budget": comparison.budget,
         "notes": list(comparison.notes),
-        "values": {title: dict(zip(metrics, map(_plain, row), strict=True)) for title, row in rows.items()},
-        "costs": {m.label: {name: _plain(v) for name, v in costs(m).items()} for m in comparison.methods},
+        "values": {
+            title: {column.metric: v and v._asdict() for column, v in zip(comparison.columns, row, strict=True)}
+            for title, row in rows.items()
+        },
+        "costs": {m.label: {name: v and v._asdict() for name, v in costs(m).items()} for m in comparison.methods},
         "predicts": {method.label: method.predicts for method in comparison.methods},
         "runs": {m.label: {str(run.folder): run.config["seed"] for run in m.runs} for m in comparison.methods},
         "left_out": dict(comparison.left_out),
@@ -134,10 +132,6 @@ def numbers(comparison: Comparison) -> dict[str, Any]:
             for c in comparison.correlations
         ],
     }  # fmt: skip
-
-
-def _plain(value: Spread | None) -> dict[str, Any] | None:
-    return None if value is None else value._asdict()
 
 
 def html(comparison: Comparison, folder: Path, name: str) -> str:
@@ -184,8 +178,7 @@ def _pictures(methods: Sequence[Method]) -> list[tuple[str, Markup]]:
         run = min(method.runs, key=lambda run: run.config["seed"])
         last = max(run.folder.glob(f"{MEDIA}/step_*"), default=None)
         title = f"{method.label}, seed {run.config['seed']}"
-        paths = sorted(last.glob("reconstruction*.png")) if last else ()
-        pictures += [(title, image(data_url(path.read_bytes()), path.stem)) for path in paths]
+        pictures += [(title, picture(path)) for path in (sorted(last.glob("reconstruction*.png")) if last else ())]
     return pictures
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import product
@@ -25,7 +25,6 @@ from jepa.reports.verdict import Column, initial_weights, series, table_columns
 from jepa.runs.metrics import METRICS, Row, read_config, read_json, read_rows
 
 BUDGET_FILE, MEASUREMENT_FOLDER = "budget.json", ".measure"
-FINETUNED = Column("fine-tuned", "probe/finetune_top1")
 CRITERIA = {
     "collapse/rank": "rank",
     "collapse/rank_centred": "centred rank",
@@ -98,12 +97,9 @@ class Method:
     """what its objective predicts, in words"""
     runs: Sequence[RunResult]
 
-    def over_seeds(self, value: Callable[[RunResult], float | None]) -> Spread | None:
-        return spread(value(run) for run in self.runs)
-
-    @cached_property
-    def seeds(self) -> list[int]:
-        return sorted(run.config["seed"] for run in self.runs)
+    def last(self, metric: str) -> Spread | None:
+        """The last values of the runs."""
+        return spread(run.last(metric) for run in self.runs)
 
 
 class Correlation(NamedTuple):
@@ -132,7 +128,7 @@ class Comparison:
         return [column for column in self.columns if column.metric.startswith("probe/")]
 
     def values(self, method: Method) -> list[Spread | None]:
-        return [method.over_seeds(lambda run, name=column.metric: run.last(name)) for column in self.columns]
+        return [method.last(column.metric) for column in self.columns]
 
     def leaders(self) -> list[int | None]:
         """For each probe the row (methods, then baselines) that exceeds all others by more than both deviations."""
@@ -171,14 +167,9 @@ def _read(folder: Path) -> RunResult:
         raise RunError(f"{folder} cannot be read: {error}") from error
     budget, method = _budget(folder)
     return RunResult(
-        folder=folder,
-        config={"seed": 0, **config},
-        rows=rows,
-        status=ended.get("status", "running"),
-        message=ended.get("message", ""),
-        method=method,
-        budget_seconds=budget.get("seconds"),
-    )
+        folder=folder, config={"seed": 0, **config}, rows=rows, status=ended.get("status", "running"),
+        message=ended.get("message", ""), method=method, budget_seconds=budget.get("seconds"),
+    )  # fmt: skip
 
 
 def _budget(folder: Path) -> tuple[dict[str, Any], str]:
@@ -198,10 +189,9 @@ def compare(runs: Sequence[RunResult], left_out: Sequence[tuple[str, str]] = ())
     left_out = [*reasons.items(), *left_out]
     if not finished:
         raise RunError(f"none of the runs is finished, so there is nothing to compare: {_with_reasons(left_out)}")
-    columns = _columns([row for run in finished for row in run.rows])
+    columns = table_columns([row for run in finished for row in run.rows])
     methods = _methods(finished)
-    first = columns[0].metric
-    methods.sort(key=lambda m: -(value.mean if (value := m.over_seeds(lambda run: run.last(first))) else -math.inf))
+    methods.sort(key=lambda method: -(value.mean if (value := method.last(columns[0].metric)) else -math.inf))
     return Comparison(
         columns=columns, methods=methods, baselines=_baselines(finished, columns), left_out=left_out,
         budget=_describe_budget(methods), notes=_notes(methods, left_out),
@@ -211,14 +201,6 @@ def compare(runs: Sequence[RunResult], left_out: Sequence[tuple[str, str]] = ())
 
 def _with_reasons(left_out: Sequence[tuple[str, str]]) -> str:
     return "; ".join(f"{folder} ({reason})" for folder, reason in left_out)
-
-
-def _columns(rows: Sequence[Row]) -> list[Column]:
-    columns = table_columns(rows)
-    is_measured = any(FINETUNED.metric in row for row in rows)
-    if is_measured and FINETUNED.metric not in {column.metric for column in columns}:
-        columns.insert(-1, FINETUNED)
-    return columns
 
 
 def _methods(runs: Sequence[RunResult]) -> list[Method]:
@@ -304,7 +286,7 @@ def _notes(methods: Sequence[Method], left_out: Sequence[tuple[str, str]]) -> li
     if any(len(method.runs) == 1 for method in methods):
         notes.append("A method with one seed has no spread: small differences from it mean nothing.")
     for method in methods:
-        if len(set(method.seeds)) < len(method.seeds):
+        if len({run.config["seed"] for run in method.runs}) < len(method.runs):
             notes.append(f"{method.label}: more than one run has the same seed, so the spread is too small.")
     settings = [method.runs[0].settings for method in methods]
     differing = {

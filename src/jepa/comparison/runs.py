@@ -33,9 +33,6 @@ class TrainProcesses:
         self.signum = 0
         self._process: subprocess.Popen | None = None
 
-    def print_line(self, text: str) -> None:
-        print(text, flush=True)
-
     def receive(self, signum: int, frame: FrameType | None) -> None:
         self.signum = signum
         if self._process is not None and self._process.poll() is None:
@@ -55,7 +52,7 @@ class TrainProcesses:
             for line in map(str.rstrip, self._process.stdout):
                 tail.append(line)
                 if not quiet:
-                    self.print_line(line)
+                    print(line, flush=True)
         return self._process.returncode, list(tail)
 
 
@@ -69,30 +66,30 @@ def run_all(
     for number, member in enumerate(members, start=1):
         if processes.signum:
             break
-        processes.print_line(f"== {number}/{len(members)} {member.label}{' is finished' * member.is_finished} ==")
+        print(f"== {number}/{len(members)} {member.label}{' is finished' * member.is_finished} ==", flush=True)
         if member.is_finished:
             continue
         if member.dropped:
-            processes.print_line(f"its objective does not use {', '.join(member.dropped)}: left out")
+            print(f"its objective does not use {', '.join(member.dropped)}: left out", flush=True)
         status, tail = _run(folder, member, budget, processes)
         if status and not processes.signum:
             failed[str(member.folder)] = f"exit status {status}"
             lines = "".join(f"\n  | {line}" for line in tail)
-            processes.print_line(f"{member.label} failed with exit status {status}; its last lines:{lines}")
+            print(f"{member.label} failed with exit status {status}; its last lines:{lines}", flush=True)
     return failed
 
 
 def _run(folder: Path, member: Member, budget: dict[str, Any], processes: TrainProcesses) -> tuple[int, list[str]]:
-    if budget["seconds"] is not None and member.method not in budget["steps"]:
-        status, tail = _measure(folder, member, budget, processes)
-        if status:
-            return status, tail
-    folder.mkdir(parents=True, exist_ok=True)
-    write_atomically(folder / BUDGET_FILE, json.dumps(budget, indent=1))
-    overrides = member.overrides
+    overrides = list(member.overrides)
     if budget["seconds"] is not None:
+        if member.method not in budget["steps"]:
+            status, tail = _measure(folder, member, budget, processes)
+            if status:
+                return status, tail
         overrides = [text for text in overrides if not text.startswith("steps=")]
         overrides.append(f"steps={budget['steps'][member.method]}")
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomically(folder / BUDGET_FILE, json.dumps(budget, indent=1))
     return processes.train(overrides)
 
 
@@ -116,7 +113,6 @@ def _measure(folder: Path, member: Member, budget: dict[str, Any], processes: Tr
     rate = harmonic_mean(rates)
     steps = max(1, round(budget["seconds"] * rate / size))
     budget["steps"][member.method], budget["samples_per_s"][member.method] = steps, rate
-    processes.print_line(
-        f"{member.method}: {rate:.1f} samples/s, so {steps:,} steps of {size} fill {budget['seconds']:g} s"
-    )
+    fill = f"{steps:,} steps of {size} fill {budget['seconds']:g} s"
+    print(f"{member.method}: {rate:.1f} samples/s, so {fill}", flush=True)
     return 0, []

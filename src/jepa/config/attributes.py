@@ -1,4 +1,4 @@
-"""JEPAConfig: the configuration of `jepa-train` by attribute, for Python."""
+"""JEPAConfig: the configuration of `jepa-train` as Python attributes."""
 
 from __future__ import annotations
 
@@ -14,28 +14,27 @@ from jepa.suggestions import suggestion
 
 
 class UnknownKeyError(ConfigError, AttributeError):
-    """There is no such key; an AttributeError too, so that `hasattr` works."""
+    """There is no such key; also an AttributeError, so that `hasattr` works."""
 
 
 class JEPAConfig:
-    """Keys and groups as attributes; a wrong key or choice is refused at once, a wrong value by `compose`.
+    """Keys and groups as attributes; a wrong key or choice raises an error at once, a wrong value in `compose`.
 
-    `JEPAConfig("mask=block", "encoder.depth=6", epochs=3)` takes overrides as on the command line and keys by name. A
-    key of a section can be given without it where only one section has it: `config.root_path` is
-    `config.dataset.root_path`. The order of assignments does not matter; what was not assigned reads as its default.
+    `JEPAConfig("mask=block", "encoder.depth=6", epochs=3)` takes overrides as on the command line and keys by name. The
+    section of a key may be omitted if no other section has the key: `config.root_path` is `config.dataset.root_path`.
+    The order of assignments does not matter; an unassigned key reads as its default.
     """
 
     def __init__(self, *overrides: str, config_dir: str | os.PathLike | None = None, **values: Any) -> None:
         composer = Composer(config_dir)
-        parsed, faults = composer.parse(overrides)
-        if faults:
-            raise ConfigError(faults)
-        groups = composer.catalogue.groups
-        keys = {*(key for key, _ in flatten(composer.default([]))), *composer.catalogue.keys, *groups}
+        parsed, errors = composer.parse(overrides)
+        if errors:
+            raise ConfigError(errors)
+        keys = {*dict(flatten(composer.default([]))), *composer.catalogue.keys, *composer.catalogue.groups}
         keys |= {override.key_or_group for override in parsed if override.is_add() or override.is_force_add()}
-        sections = {key.rsplit(".", cut)[0] for key in keys for cut in range(1, key.count(".") + 1)}
-        known = {key for key in keys | sections if not key.endswith("_target_")}
-        self.__dict__.update({"_composer": composer, "_dir": config_dir, "_known": known, "_values": {}, "_texts": {}})
+        keys |= {key.rsplit(".", cut)[0] for key in keys for cut in range(1, key.count(".") + 1)}
+        keys = {key for key in keys if not key.endswith("_target_")}
+        self.__dict__.update({"_composer": composer, "_dir": config_dir, "_keys": keys, "_values": {}, "_texts": {}})
         for override in parsed:
             self._set(self._path(override.key_or_group), override.value(), override.input_line)
         for name, value in values.items():
@@ -43,11 +42,11 @@ class JEPAConfig:
 
     @property
     def overrides(self) -> list[str]:
-        """The arguments of `jepa-train` that mean the same."""
+        """The equivalent arguments of `jepa-train`."""
         return list(self._texts.values())
 
     def compose(self) -> TrainConfig:
-        """The checked configuration, equal to that of the command line. Raises ConfigError with all faults."""
+        """The checked configuration, equal to that of the command line. Raises ConfigError with all errors."""
         return compose(self.overrides, self._dir)
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -59,7 +58,7 @@ class JEPAConfig:
         return self._get(self._path(name))
 
     def __dir__(self) -> Iterator[str]:
-        yield from {"compose", "overrides", *(key.partition(".")[0] for key in self._known)}
+        yield from {"compose", "overrides", *(key.partition(".")[0] for key in self._keys)}
 
     def __repr__(self) -> str:
         return f"JEPAConfig({', '.join(map(repr, self.overrides))})"
@@ -68,19 +67,17 @@ class JEPAConfig:
         value = value._value() if isinstance(value, Section) else value
         text = text or f"{path}={override_literal(value)}"
         if path in self._composer.catalogue.groups:
-            parsed, faults = self._composer.parse([text])
-            faults += [fault for override in parsed if (fault := self._composer.choice_fault(override))]
-            if faults:
-                raise ConfigError(faults)
+            parsed, errors = self._composer.parse([text])
+            errors += filter(None, map(self._composer.choice_error, parsed))
+            if errors:
+                raise ConfigError(errors)
         self._values[path], self._texts[path] = value, text
 
     def _get(self, path: str) -> Any:
-        if any(key.startswith(f"{path}.") for key in self._known):
-            return Section(self, path)
-        return self._read(path)
+        return Section(self, path) if any(key.startswith(f"{path}.") for key in self._keys) else self._read(path)
 
     def _read(self, path: str) -> Any:
-        """What was assigned, or what the choices made so far say."""
+        """The assigned value, else the default with the present choices."""
         if path in self._values:
             return self._values[path]
         groups = self._composer.catalogue.groups
@@ -95,18 +92,20 @@ class JEPAConfig:
         return {key: self._read(f"{path}.{key}") for key in value} if isinstance(value, dict) else value
 
     def _path(self, name: str, section: str = "") -> str:
-        """The dotted key that an attribute stands for. Raises UnknownKeyError with the nearest ones."""
+        """The dotted key of an attribute. Raises UnknownKeyError with the nearest keys."""
         path = f"{section}{name}"
-        inside = [key for key in self._known if key.endswith(f".{name}") and key.startswith(section)]
-        if path in self._known or len(inside) == 1:
-            return path if path in self._known else inside[0]
-        if inside:
-            raise UnknownKeyError([f"{path}: which of {', '.join(sorted(inside))}?"])
-        raise UnknownKeyError([f'there is no key "{path}"{suggestion(path, self._known)}'])
+        if path in self._keys:
+            return path
+        matches = sorted(key for key in self._keys if key.endswith(f".{name}") and key.startswith(section))
+        if len(matches) == 1:
+            return matches[0]
+        if matches:
+            raise UnknownKeyError([f"{path}: which of {', '.join(matches)}?"])
+        raise UnknownKeyError([f'there is no key "{path}"{suggestion(path, self._keys)}'])
 
 
 class Section:
-    """A group or section of a JEPAConfig: its keys are attributes, and it equals the name of what was chosen."""
+    """A group or section of a JEPAConfig: its keys are attributes, and it compares equal to the name of the choice."""
 
     def __init__(self, config: JEPAConfig, path: str) -> None:
         self.__dict__.update({"_config": config, "_prefix": f"{path}."})
@@ -120,8 +119,8 @@ class Section:
         return self._config._get(self._config._path(name, self._prefix))
 
     def __dir__(self) -> Iterator[str]:
-        inside = (key.removeprefix(self._prefix) for key in self._config._known if key.startswith(self._prefix))
-        yield from {key.partition(".")[0] for key in inside}
+        keys = (key.removeprefix(self._prefix) for key in self._config._keys if key.startswith(self._prefix))
+        yield from {key.partition(".")[0] for key in keys}
 
     def __eq__(self, other: object) -> bool:
         return self._value() == (other._value() if isinstance(other, Section) else other)

@@ -1,4 +1,4 @@
-"""What the configuration folders offer: groups, their choices, every key, and the name nearest to a wrong one."""
+"""The contents of the configuration folders: groups, their choices and every key."""
 
 from __future__ import annotations
 
@@ -12,13 +12,12 @@ from typing import Any
 import yaml
 
 COMPARISONS = "compare"
-
 GLOBAL_GROUPS = {"experiment", "sweep", "compare"}
 """Groups whose files set keys of all others."""
 
 
 def conf_folder() -> Path:
-    """conf/ inside an installed wheel, or at the top of a checkout."""
+    """conf/ inside the installed package, or at the top of a checkout."""
     package = Path(__file__).resolve().parents[1]
     return next(path for path in (package / "conf", package.parents[1] / "conf") if (path / "train.yaml").is_file())
 
@@ -41,19 +40,19 @@ class Choice:
 
     @cached_property
     def comment(self) -> str:
-        """The first comment line that is neither a directive to Hydra nor the command of an experiment."""
+        """The first comment line that is neither a Hydra directive nor the command of an experiment."""
         lines = (line.lstrip("# ").rstrip() for line in self.text.splitlines() if line.startswith("#"))
         return next((line for line in lines if line and not line.startswith(("@package", "jepa-train"))), "")
 
     @cached_property
     def package(self) -> str:
-        """Where the content goes: the group itself, or what the header says."""
+        """Key that the content is placed under: that of the header, by default the group."""
         header = re.search(r"^#\s*@package\s+(\S+)", self.text, re.MULTILINE)
         return self.group if header is None else header[1].removeprefix("_global_").strip(".")
 
     @cached_property
     def values(self) -> dict[str, Any]:
-        """Dotted key -> value, as written in the file; empty where the file cannot be read as YAML."""
+        """Dotted key -> value, as written in the file; empty if it is no valid YAML."""
         try:
             content = yaml.load(self.text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
         except yaml.YAMLError:
@@ -63,9 +62,9 @@ class Choice:
 
 
 class Catalogue:
-    """All choices of the folders; where two folders have the same file, the first wins, as it does for Hydra.
+    """All choices of the folders; of two files with the same name the first counts, as in Hydra.
 
-    conf/compare/ holds lists of runs for jepa-compare, which are no choice of a run.
+    conf/compare/ is left out: it holds lists of runs for jepa-compare.
     """
 
     def __init__(self, folders: Sequence[Path]) -> None:
@@ -79,7 +78,7 @@ class Catalogue:
 
     @cached_property
     def keys(self) -> dict[str, list[Choice]]:
-        """Every key that a choice sets -> the choices that set it; `GLOBAL_GROUPS`, which repeat keys, are left out."""
+        """Dotted key -> the choices that set it, without `GLOBAL_GROUPS`, which repeat the keys of others."""
         keys: dict[str, list[Choice]] = {}
         for choice in (choice for group in self.groups.values() for choice in group.values()):
             if choice.group in GLOBAL_GROUPS or choice.group.startswith("hydra"):
@@ -91,7 +90,7 @@ class Catalogue:
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Leaves of a tree under dotted names; an empty section is a leaf."""
+    """(dotted key, value) of every leaf; an empty section is a leaf."""
     for key, value in values.items():
         path = f"{prefix}.{key}" if prefix else str(key)
         if isinstance(value, Mapping) and value:
@@ -100,8 +99,16 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
             yield path, value
 
 
+def components(values: Any, prefix: str = "") -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Every node with a `_target_` inside a mapping under its dotted key, also those inside other nodes."""
+    for key, node in values.items() if isinstance(values, Mapping) else ():
+        if isinstance(node, Mapping) and "_target_" in node:
+            yield f"{prefix}{key}", node
+        yield from components(node, f"{prefix}{key}.")
+
+
 def find(values: Any, path: str, default: Any = None) -> Any:
-    """The value under a dotted name; numbers in it count the items of a list."""
+    """The value of a dotted key; numbers in it are indices of lists."""
     for part in path.split("."):
         if isinstance(values, Mapping) and part in values:
             values = values[part]

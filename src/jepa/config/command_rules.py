@@ -1,20 +1,21 @@
-"""What must hold between the keys of `jepa-eval`. Without torch."""
+"""Rules between the keys of `jepa-eval` and of `jepa-export`. Without torch."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from jepa.config.paths import find_source
-from jepa.config.view import ConfigView, Rule, pair_of
+from jepa.config.view import ConfigView, Rule, check_size
 from jepa.suggestions import suggestion
 
-FLOORS = ("pixels", "hog", "untrained")
+BASELINES = ("pixels", "hog", "untrained")
 TASKS = ("knn", "linear", "attentive", "finetune", "inspect")
-OF_VECTORS = ("knn", "linear")
+VECTOR_TASKS = ("knn", "linear")
 """Tasks that need neither tokens nor weights."""
 
 
@@ -23,148 +24,145 @@ def as_list(value: Any) -> list[Any]:
 
 
 def evaluator_of(task: str, solver: str | None) -> str | None:
-    """Its name in the configuration; None of a task that is none."""
+    """Name of the evaluator of a task in the configuration; None for `inspect` and unknown tasks."""
     if task == "linear" and solver == "sgd":
         return "linear_sgd"
     return task if task in TASKS and task != "inspect" else None
 
 
-def _tasks(checked: ConfigView) -> Iterator[str]:
-    yield from _each(checked, "task", TASKS)
+def _baselines(view: ConfigView) -> Iterator[str]:
+    if view["floors"]:
+        yield from _valid_words(view, "floors", BASELINES)
 
 
-def _floors(checked: ConfigView) -> Iterator[str]:
-    if checked["floors"]:
-        yield from _each(checked, "floors", FLOORS)
-
-
-def _each(checked: ConfigView, key: str, valid: tuple[str, ...]) -> Iterator[str]:
-    words, known = as_list(checked[key]), f"valid: {', '.join(valid)}"
+def _valid_words(view: ConfigView, key: str, valid: tuple[str, ...]) -> Iterator[str]:
+    words, hint = as_list(view[key]), f"valid: {', '.join(valid)}"
     if not words:
-        yield f"{checked.show(key)}: names nothing; {known}"
+        yield f"{view.describe(key)}: names nothing; {hint}"
     for word in words:
         if word not in valid:
-            yield f"{checked.show(key)}: no such {key} {word!r}{suggestion(str(word), valid)}; {known}"
+            yield f"{view.describe(key)}: no such {key} {word!r}{suggestion(str(word), valid)}; {hint}"
 
 
-def _runs(checked: ConfigView) -> Iterator[str]:
-    tasks, runs = as_list(checked["task"]), as_list(checked["run"])
-    encoders = [run for run in runs if run not in FLOORS]
+def _runs(view: ConfigView) -> Iterator[str]:
+    tasks, runs, key = as_list(view["task"]), as_list(view["run"]), view.describe("run")
+    encoders = [run for run in runs if run not in BASELINES]
     if not runs:
-        yield f"{checked.show('run')}: names nothing to judge"
+        yield f"{key}: names nothing to judge"
     for run in encoders:
         if not isinstance(run, str):
-            yield f"{checked.show('run')}: {run!r} is no path; give the path of a run"
-        elif fault := _source_fault(run):
-            yield f"{checked.show('run')}: {fault}"
+            yield f"{key}: {run!r} is no path; give the path of a run"
+        elif error := _source_error(run):
+            yield f"{key}: {error}"
     if "untrained" in runs and not encoders:
-        yield f"{checked.show('run')}: untrained is the architecture of a run, and no run is beside it"
-    needs_encoder = [task for task in tasks if task in TASKS and task not in OF_VECTORS]
+        yield f"{key}: untrained is the architecture of a run, and no run is beside it"
+    needs_encoder = [task for task in tasks if task in TASKS and task not in VECTOR_TASKS]
     if runs and not encoders and needs_encoder:
-        both = f"{checked.show('task')} with {checked.show('run')}"
-        yield f"{both}: {needs_encoder[0]} needs an encoder; use knn or linear"
-    if runs and not encoders and "image_size" not in checked:
-        yield f"{checked.show('run')}: image_size must be given where no encoder says what it sees"
+        yield f"{view.describe('task', 'run')}: {needs_encoder[0]} needs an encoder; use knn or linear"
+    if runs and not encoders and "image_size" not in view:
+        yield f"{key}: image_size must be given where no encoder says what it sees"
     if "hog" in runs and find_spec("skimage") is None:
-        yield f"{checked.show('run')}: hog needs scikit-image: pip install 'jepa-train[eval]'"
+        yield f"{key}: hog needs scikit-image: pip install 'jepa-train[eval]'"
 
 
-def _source_fault(run: str) -> str | None:
-    """Why nothing can be read from there; None where it looks well."""
+def _source_error(run: str) -> str | None:
+    """Why nothing can be read from a source; None if it exists."""
     try:
         find_source(run)
     except ValueError as error:
         path = Path(run).expanduser()
         if ":" in run or path.exists():
             return f"{error}"
-        beside = [f"{path.parent / one.name}" for one in path.parent.iterdir()] if path.parent.is_dir() else []
-        return f"{error}; or one of {', '.join(FLOORS)}{suggestion(run, [*sorted(beside), *FLOORS])}"
+        siblings = sorted(str(sibling) for sibling in path.parent.iterdir()) if path.parent.is_dir() else []
+        return f"{error}; or one of {', '.join(BASELINES)}{suggestion(run, [*siblings, *BASELINES])}"
     return None
 
 
-def _shots(checked: ConfigView) -> Iterator[str]:
-    shots = checked["shots"]
+def _shots(view: ConfigView) -> Iterator[str]:
+    shots = view["shots"]
     if not (0 < shots < 1 or (isinstance(shots, int) and shots >= 1)):
-        yield f"{checked.show('shots')}: must be a share above 0 and below 1, or a whole number of samples per class"
+        yield f"{view.describe('shots')}: must be a share above 0 and below 1, or a whole number of samples per class"
 
 
-def _size(checked: ConfigView) -> Iterator[str]:
-    checked["task"]
-    if pair_of(checked["image_size"]) is None:
-        yield f"{checked.show('image_size')}: takes a number of pixels, or [height, width]"
+def _image_size(view: ConfigView) -> Iterator[str]:
+    if "task" in view:
+        yield from check_size(view, "image_size")
 
 
-def _evaluators(checked: ConfigView) -> Iterator[str]:
-    """A task is an evaluator that has to be there."""
-    needed = [evaluator_of(task, checked.get("solver")) for task in as_list(checked["task"])]
-    missing = [name for name in needed if name and name not in (checked.config.get("evaluator") or ())]
+def _evaluators(view: ConfigView) -> Iterator[str]:
+    """The evaluator of each task is in the configuration."""
+    names = [evaluator_of(task, view.get("solver")) for task in as_list(view["task"])]
+    missing = [name for name in names if name and name not in (view.config.get("evaluator") or ())]
     if missing:
-        yield f"{checked.show('task')}: evaluator={missing[0]} is not among those chosen; leave evaluator out"
+        yield f"{view.describe('task')}: evaluator={missing[0]} is not among those chosen; leave evaluator out"
 
 
-OF_EVAL: tuple[Rule, ...] = (_tasks, _floors, _runs, _shots, _size, _evaluators)
+EVAL_RULES: tuple[Rule, ...] = (
+    *(partial(_valid_words, key="task", valid=TASKS), _baselines, _runs, _shots, _image_size, _evaluators),
+)
 
 FORMATS = ("safetensors", "timm", "transformers", "onnx", "torch_export")
 
 MARK = "<!-- written by jepa-export; a folder with this line is replaced when it is exported again -->"
-"""a line of the README.md of every export"""
+"""A line of the README.md of every export."""
 
-WRITTEN = {
+EXPORT_FILES = {
     *("README.md", "config.json", "model.safetensors", "preprocessor_config.json", "video_preprocessor_config.json"),
     *("model.onnx", "model.onnx.data", "model.pt2"),
 }
-"""all that an export may consist of"""
+"""Names of all files that an export may contain."""
 
 
 def output_folder(run: str, format: str, output: str | None) -> Path | None:
-    """Where to write: export/FORMAT in the run's folder unless `output` says so; None where there is no run folder."""
+    """The folder to write: `output`, else export/FORMAT in the run's folder; None if there is no run folder."""
     if output is not None:
         return Path(output).expanduser()
-    place = Path(run).expanduser()
-    if (place / "checkpoints").is_dir():
-        return place / "export" / format
-    return place.parent.parent / "export" / format if place.parent.name == "checkpoints" else None
+    path = Path(run).expanduser()
+    if (path / "checkpoints").is_dir():
+        return path / "export" / format
+    return path.parent.parent / "export" / format if path.parent.name == "checkpoints" else None
 
 
-def why_not(folder: Path) -> str:
-    """Why an export must not be written there; empty where nothing else would be lost."""
+def overwrite_error(folder: Path) -> str:
+    """Why an export must not be written there; empty if only an earlier export would be lost."""
     if not folder.exists():
         return ""
     if not folder.is_dir():
         return f"{folder} is a file; give a folder that does not exist yet"
-    found = {path.name for path in folder.iterdir()}
-    if not found:
+    names = {path.name for path in folder.iterdir()}
+    if not names:
         return ""
     card = folder / "README.md"
     if card.is_file() and MARK in card.read_text(encoding="utf-8", errors="replace"):
-        foreign = sorted(found - WRITTEN)
+        foreign = sorted(names - EXPORT_FILES)
         return f"{folder} holds more than an export ({', '.join(foreign[:3])}); remove it" if foreign else ""
     return f"{folder} is not empty and not from jepa-export; give another folder"
 
 
-def _format(checked: ConfigView) -> Iterator[str]:
-    if (format := checked["format"]) not in FORMATS:
-        yield f"{checked.show('format')}: no such format{suggestion(str(format), FORMATS)}; valid: {', '.join(FORMATS)}"
+def _format(view: ConfigView) -> Iterator[str]:
+    if (format := view["format"]) not in FORMATS:
+        valid = f"{suggestion(str(format), FORMATS)}; valid: {', '.join(FORMATS)}"
+        yield f"{view.describe('format')}: no such format{valid}"
 
 
-def _places(checked: ConfigView) -> Iterator[str]:
-    """What is exported is an encoder, as far as names and small files tell, and nothing is lost where it goes."""
-    format, run = checked["format"], str(checked["run"])
+def _export_paths(view: ConfigView) -> Iterator[str]:
+    """The source is an encoder, judging by names and small files, and the export overwrites nothing else."""
+    format, run = view["format"], str(view["run"])
     try:
         find_source(run)
     except ValueError as error:
-        yield f"{checked.show('run')}: {error}"
+        yield f"{view.describe('run')}: {error}"
         return
-    folder = output_folder(run, format, checked.get("output"))
+    folder = output_folder(run, format, view.get("output"))
     if folder is None:
-        yield f"{checked.show('run')}: has no run folder to write into; give output=FOLDER"
-    elif reason := why_not(folder):
-        yield f"{checked.show('output') if 'output' in checked else 'output'}: {reason}"
+        yield f"{view.describe('run')}: has no run folder to write into; give output=FOLDER"
+    elif error := overwrite_error(folder):
+        yield f"{view.describe('output') if 'output' in view else 'output'}: {error}"
 
 
-def _hub(checked: ConfigView) -> Iterator[str]:
-    if not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", checked["push_to_hub"]):
-        yield f"{checked.show('push_to_hub')}: takes OWNER/NAME of a repository on the Hugging Face hub"
+def _hub(view: ConfigView) -> Iterator[str]:
+    if not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", view["push_to_hub"]):
+        yield f"{view.describe('push_to_hub')}: takes OWNER/NAME of a repository on the Hugging Face hub"
 
 
-OF_EXPORTS: tuple[Rule, ...] = (_format, _places, _hub)
+EXPORT_RULES: tuple[Rule, ...] = (_format, _export_paths, _hub)

@@ -1,4 +1,4 @@
-"""Where weights and data can be read from, told by names and small files, without torch."""
+"""Sources of weights and data, recognised by names and small files, without torch."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 ENCODER_FORMAT = "jepa-train encoder 1"
-"""`format` in the config.json of an encoder that was exported as safetensors."""
+"""`format` in the config.json of an encoder exported as safetensors."""
 MODELS = ("ijepa", "vjepa2")
-"""`model_type` in the config.json of transformers."""
+"""Supported values of `model_type` in the config.json of transformers."""
 EXPECTED = (
     "expected a run or checkpoint of jepa-train, a folder of jepa-export or of transformers (ijepa or vjepa2), a file "
     "of I-JEPA or V-JEPA (.pth.tar, .pt), hf:ORG/NAME or timm:NAME"
@@ -22,15 +22,15 @@ EXPECTED = (
 class Source(NamedTuple):
     kind: str
     """run, exported, transformers, file, hub or timm"""
-    place: str
-    """a path; of the hub ORG/NAME; of timm what `timm.create_model` takes"""
+    location: str
+    """a path; for hub ORG/NAME; for timm the name that `timm.create_model` takes"""
 
     def __str__(self) -> str:
-        return {"hub": "hf:", "timm": "timm:"}.get(self.kind, "") + self.place
+        return {"hub": "hf:", "timm": "timm:"}.get(self.kind, "") + self.location
 
 
 def find_source(text: str) -> Source:
-    """What a name or path stands for. Raises ValueError with what is there and what was expected."""
+    """The source that a name or path stands for. Raises ValueError with what exists and what was expected."""
     if text.startswith("timm:"):
         return _timm(text.removeprefix("timm:"))
     if text.startswith("hf:"):
@@ -47,20 +47,17 @@ def find_source(text: str) -> Source:
 
 
 def shape_of(source: Source) -> tuple[int, int, int, int] | None:
-    """(C, T, H, W) of the clips that it was trained on; None where only the weights, or nobody, would tell.
-
-    Raises ValueError where a file that should tell cannot be read.
-    """
-    place = Path(source.place)
+    """(C, T, H, W) of the training clips; None if no small file holds it. Raises ValueError for an unreadable file."""
+    path = Path(source.location)
     if source.kind == "run":
-        states = (folder / "state.json" for folder in (place, place / "checkpoints" / "last"))
-        found = next((path for path in states if path.is_file()), None)
-        return tuple(read_json(found)["clip_shape"]) if found else None
+        states = (folder / "state.json" for folder in (path, path / "checkpoints" / "last"))
+        state = next((file for file in states if file.is_file()), None)
+        return tuple(read_json(state)["clip_shape"]) if state else None
     if source.kind == "exported":
-        return tuple(read_json(place / "config.json")["encoder"]["clip_shape"])
+        return tuple(read_json(path / "config.json")["encoder"]["clip_shape"])
     if source.kind != "transformers":
         return None
-    config = read_json(place / "config.json")
+    config = read_json(path / "config.json")
     size = config.get("image_size") or config.get("crop_size") or 224
     height, width = size if isinstance(size, list) else (size, size)
     channels = config.get("num_channels") or config.get("in_chans") or 3
@@ -68,7 +65,7 @@ def shape_of(source: Source) -> tuple[int, int, int, int] | None:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Raises ValueError for what is no mapping in JSON."""
+    """The mapping in a JSON file. Raises ValueError for anything else."""
     try:
         content = json.loads(path.read_text())
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
@@ -82,14 +79,11 @@ def _timm(name: str) -> Source:
     if name.startswith("local-dir:"):
         path = Path(name.removeprefix("local-dir:")).expanduser()
         if not (path / "config.json").is_file() or "architecture" not in read_json(path / "config.json"):
-            raise ValueError(
-                f"{path.absolute()} is no folder of timm: it has no config.json that names an architecture"
-            )
+            raise ValueError(f"{path.absolute()} is no folder of timm: no config.json in it names an architecture")
         return Source("timm", f"local-dir:{path}")
     if not re.fullmatch(r"(hf-hub:[\w.-]+/)?[\w.-]+(@[\w.-]+)?", name):
-        raise ValueError(
-            f"timm:{name} names no model of timm; expected timm:NAME, timm:local-dir:FOLDER or timm:hf-hub:ID"
-        )
+        expected = "timm:NAME, timm:local-dir:FOLDER or timm:hf-hub:ID"
+        raise ValueError(f"timm:{name} names no model of timm; expected {expected}")
     return Source("timm", name)
 
 
@@ -97,7 +91,7 @@ def _folder(path: Path) -> Source:
     if any((path / name).exists() for name in ("state.json", "checkpoints", "run.json")):
         return Source("run", str(path))
     if not (path / "config.json").is_file():
-        raise ValueError(f"{path.absolute()} holds no weights that are known here; {EXPECTED}")
+        raise ValueError(f"{path.absolute()} holds no known weights; {EXPECTED}")
     config = read_json(path / "config.json")
     if config.get("format") == ENCODER_FORMAT:
         return Source("exported", str(path))
@@ -110,25 +104,22 @@ def _folder(path: Path) -> Source:
 
 
 def existing(path: Path, key: str, kind: str = "") -> Path:
-    """The path, of the `kind` "folder" or any. Raises ValueError that begins with `key` and says what is there."""
+    """The path; `kind` "folder" accepts only folders. Raises ValueError with `key` and the contents of the parent."""
     if path.is_dir() if kind else path.exists():
         return path
     raise ValueError(f"{key}: there is no {f'{kind} {path}'.strip()}; {content(path)}")
 
 
 def content(path: Path) -> str:
-    """What a folder holds; where it does not exist, the nearest one above it."""
+    """Text with the contents of a folder or, if it does not exist, of its nearest existing parent."""
     folder = next(parent for parent in (path, *path.parents) if parent.is_dir())
     names = sorted(entry.name + "/" * entry.is_dir() for entry in folder.iterdir() if not entry.name.startswith("."))
-    shown = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
-    return f"{folder} holds {shown or 'nothing'}"
+    listing = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
+    return f"{folder} holds {listing or 'nothing'}"
 
 
 def on_this_machine(text: str) -> Path | None:
-    """A path that exists; None for a name on the hub, which has at most one slash and no dot in front.
-
-    Raises ValueError, without key and value, for what is no such name.
-    """
+    """An existing path; None for a name on the hub. Raises ValueError, without key and value, for anything else."""
     path = Path(text).expanduser().absolute()
     if path.exists():
         return path
@@ -138,38 +129,36 @@ def on_this_machine(text: str) -> Path | None:
 
 
 def find_shards(pattern: str) -> list[Path]:
-    """The files of `train-{000..146}.tar`, of a glob, of a folder (its .tar), or one; absolute, each once.
+    """Absolute paths of `train-{000..146}.tar`, a glob, the .tar files of a folder, or one file; each once.
 
     Raises ValueError with a sentence that has neither key nor value.
     """
-    named = [Path(name).expanduser().absolute() for name in _expand(pattern)]
-    found = list(dict.fromkeys(file for path in named for file in _files(path)))
-    missing = [path for path in found if not path.is_file()]
+    paths = [Path(name).expanduser().absolute() for name in _expand(pattern)]
+    shards = list(dict.fromkeys(file for path in paths for file in _files(path)))
+    missing = [path for path in shards if not path.is_file()]
     if missing:
-        count = f" ({len(missing)} of {len(found)} are missing)" if len(found) > 1 else ""
+        count = f" ({len(missing)} of {len(shards)} are missing)" if len(shards) > 1 else ""
         raise ValueError(f"there is no {missing[0]}{count}")
-    if not found:
+    if not shards:
         raise ValueError("no .tar file is there")
-    other = next((path for path in found if path.suffix != ".tar"), None)
-    if other is not None:
-        raise ValueError(f"{other} is no .tar; unpack what is compressed (gunzip), no sample can be read out of it")
-    return found
+    if others := [path for path in shards if path.suffix != ".tar"]:
+        raise ValueError(f"{others[0]} is no .tar; unpack compressed files (gunzip), their samples cannot be read")
+    return shards
 
 
 def _expand(pattern: str) -> Iterator[str]:
-    """Every {a,b} and {00..12} written out, as a shell does."""
+    """Brace expansion as in a shell, for {a,b} and {00..12}."""
     braces = re.search(r"\{([^{}]*)\}", pattern)
     if braces is None:
         yield pattern
         return
-    bounds = re.fullmatch(r"(\d+)\.\.(\d+)", braces[1])
-    for choice in _numbers(bounds[1], bounds[2]) if bounds else braces[1].split(","):
+    choices = braces[1].split(",")
+    if bounds := re.fullmatch(r"(\d+)\.\.(\d+)", braces[1]):
+        first, last = bounds.groups()
+        width = max(len(first), len(last)) if first.startswith("0") else 0
+        choices = [str(number).zfill(width) for number in range(int(first), int(last) + 1)]
+    for choice in choices:
         yield from _expand(f"{pattern[: braces.start()]}{choice}{pattern[braces.end() :]}")
-
-
-def _numbers(first: str, last: str) -> Iterator[str]:
-    width = max(len(first), len(last)) if first.startswith("0") else 0
-    return (str(number).zfill(width) for number in range(int(first), int(last) + 1))
 
 
 def _files(path: Path) -> list[Path]:

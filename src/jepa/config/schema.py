@@ -1,4 +1,4 @@
-"""What our own code reads of a configuration, and the error that lists what is wrong with one."""
+"""Dataclasses of the configurations, and how two configurations are compared."""
 
 from __future__ import annotations
 
@@ -11,22 +11,14 @@ import yaml
 
 from jepa.config import signatures
 from jepa.config.catalogue import conf_folder, find, flatten
-from jepa.types import (
-    NonNegativeInt,
-    Positive,
-    PositiveInt,
-    PositiveShare,
-    ScaleRange,
-    Share,
-    Within,
-)
+from jepa.types import NonNegativeInt, Positive, PositiveInt, PositiveShare, ScaleRange, Share, Within
 
 IRRELEVANT = {
     *("log_every", "eval_every", "save_every", "save_async", "keep", "num_workers", "resume", "name"),
     *("device", "strategy", "processes", "micro_batch_size", "estimate"),
 }
 IRRELEVANT_SECTIONS = {"logger", "evaluator", "evaluation", "hardware"}
-"""What may change when a run is resumed, because its result does not depend on it."""
+"""Keys and sections that may change when a run is resumed, because its result does not depend on them."""
 
 
 @dataclass(kw_only=True)
@@ -40,7 +32,7 @@ class CropConfig:
 
 @dataclass(kw_only=True)
 class AugmentConfig(CropConfig):
-    """And several crops of each, and colours."""
+    """Several crops of each image, and changes of their colours."""
 
     views: PositiveInt
     jitter: Annotated[float, Within(0, 2.5)]
@@ -54,7 +46,7 @@ class AugmentConfig(CropConfig):
 
 @dataclass(kw_only=True)
 class EvaluationConfig:
-    """How many samples the evaluators look at."""
+    """Samples of the evaluations during training, and the metric that selects the best checkpoint."""
 
     train_samples: PositiveInt
     val_samples: PositiveInt
@@ -65,7 +57,7 @@ class EvaluationConfig:
 
 @dataclass(kw_only=True)
 class HardwareConfig:
-    """What `estimate=true` reckons with."""
+    """The machine that `estimate=true` assumes."""
 
     gpu: str
     count: PositiveInt
@@ -75,7 +67,7 @@ class HardwareConfig:
 
 @dataclass(kw_only=True)
 class TrainConfig:
-    """What our own code reads; conf/train.yaml explains every key and holds its default."""
+    """The configuration of `jepa-train`; conf/train.yaml explains every key and holds its default."""
 
     name: str
     epochs: PositiveInt
@@ -119,7 +111,7 @@ class TrainConfig:
 
 @dataclass(kw_only=True)
 class EvalConfig:
-    """What `jepa-eval` reads; conf/eval.yaml explains every key and holds its default."""
+    """The configuration of `jepa-eval`; conf/eval.yaml explains every key and holds its default."""
 
     run: Any
     task: Any
@@ -147,7 +139,7 @@ class EvalConfig:
 
 @dataclass(kw_only=True)
 class ExportConfig:
-    """What `jepa-export` reads; conf/export.yaml explains every key and holds its default."""
+    """The configuration of `jepa-export`; conf/export.yaml explains every key and holds its default."""
 
     run: str
     format: str
@@ -161,40 +153,30 @@ def to_yaml(config: TrainConfig) -> str:
 
 
 def changed_keys(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """Dotted keys in which two runs differ, each with both values; what does not change the result is left out.
+    """Dotted keys that change the result of a run and differ between two configurations, each with both values.
 
-    So is a key that a later version has added and that stands at its default, which is to do as before.
+    A key that only `new` has is left out at its default, which must not change earlier results.
     """
     before, after = dict(flatten(old)), dict(flatten(new))
     changed = [key for key in dict.fromkeys([*before, *after]) if before.get(key, "-") != after.get(key, "-")]
     changed = [key for key in changed if key not in IRRELEVANT and key.partition(".")[0] not in IRRELEVANT_SECTIONS]
-    added = [key for key in changed if key not in before]
-    standard = dict(flatten(yaml.safe_load((conf_folder() / "train.yaml").read_text()))) if added else {}
-    idle = {key for key in added if (key in standard and standard[key] == after[key]) or _is_default(key, old, new)}
+    defaults = dict(flatten(yaml.safe_load((conf_folder() / "train.yaml").read_text()))) if changed else {}
     return [
-        f"{key}: {show_value(before.get(key, 'absent'))} -> {show_value(after.get(key, 'absent'))}"
-        for key in changed
-        if key not in idle
-    ]
+        f"{key}: {show_value(before.get(key, 'absent'))} -> {show_value(after.get(key, 'absent'))}" for key in changed
+        if key in before or not (defaults.get(key, ...) == after[key] or _is_default(key, old, new))
+    ]  # fmt: skip
 
 
 def _is_default(key: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
-    """Whether a component that both runs have is given in `new` what its constructor takes by itself."""
+    """True if both configurations have a component and `key` in `new` is the default of its constructor."""
     path, _, name = key.rpartition(".")
     nodes = [find(config, path) if path else None for config in (old, new)]
     targets = [node.get("_target_") if isinstance(node, Mapping) else None for node in nodes]
-    if not isinstance(targets[1], str) or targets[0] != targets[1]:
-        return False
-    signature = signatures.read(targets[1])
-    return (
-        signature is not None
-        and name in signature.parameters
-        and signature.parameters[name].has_default(find(new, key))
-    )
+    signature = signatures.read_if_known(targets[1]) if targets[0] == targets[1] else None
+    parameter = signature.parameters.get(name) if signature else None
+    return parameter is not None and parameter.has_default(find(new, key))
 
 
 def show_value(value: Any) -> str:
-    """A value as one writes it in an override."""
-    if isinstance(value, str):
-        return value
-    return json.dumps(value, separators=(",", ":"), default=str)
+    """A value as written in an override."""
+    return value if isinstance(value, str) else json.dumps(value, separators=(",", ":"), default=str)

@@ -1,29 +1,43 @@
-"""What a constructor takes, read from its source with `ast`: importing it would import torch."""
+"""Parameters of constructors, read from their source with `ast`: importing the source would import torch."""
 
 from __future__ import annotations
 
 import ast
+import builtins
 import importlib.util
-from collections.abc import Iterator
+import typing
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
+from importlib.machinery import PathFinder
 from pathlib import Path
-from typing import Any
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from jepa import types
 from jepa.suggestions import suggestion
 from jepa.types import Within
 
-PLAIN = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "text", "None": "null"}
-LISTS = {"list", "tuple", "Sequence", "List", "Tuple"}
-DICTS = {"dict", "Mapping", "Dict"}
+SCALARS = {int: "a whole number", float: "a number", bool: "true or false", str: "text", NoneType: "null"}
+SEQUENCES = (list, tuple, Sequence)
+UNIONS = (Union, UnionType)
+
+
+class _Names(dict[str, Any]):
+    """Names that annotations may use; any other name stands for a class that every value fits."""
+
+    def __missing__(self, name: str) -> type:
+        return type(name, (), {})
+
+
+NAMES = _Names(vars(builtins) | vars(typing) | vars(types))
 
 
 @dataclass(frozen=True)
 class Parameter:
     name: str
-    annotation: ast.expr | None
+    type: Any
     default: ast.expr | None
 
     @property
@@ -31,7 +45,7 @@ class Parameter:
         return self.default is None
 
     def has_default(self, value: Any) -> bool:
-        """Whether `value`, as YAML gives it, is the default; no other than a literal one is known."""
+        """True if `value`, as YAML gives it, equals the default; False for a default that is no literal."""
         try:
             default = ast.literal_eval(self.default) if self.default is not None else ...
         except ValueError:
@@ -43,83 +57,141 @@ class Parameter:
 class Signature:
     name: str
     parameters: dict[str, Parameter]
-    takes_more: bool
-    """whether it has **kwargs"""
+    has_kwargs: bool
+
+    def accepts(self, name: str) -> bool:
+        return self.has_kwargs or name in self.parameters
 
 
-def fault(annotation: ast.expr | None, name: str, value: Any) -> str | None:
-    """Why a value from YAML cannot be passed as the argument `name`, as the end of a sentence; None where it can."""
-    if fits(annotation, value):
+def value_error(kind: Any, name: str, value: Any) -> str | None:
+    """The end of a sentence on why `value` cannot be passed as the argument `name` of type `kind`; None if it can."""
+    if fits(kind, value):
         return None
-    if broken := _broken_bounds(annotation, value):
-        return broken
-    words = [word for word in _words(annotation) if isinstance(word, str)]
+    if error := _bounds_error(kind, value):
+        return error
+    words = [choice for choice in _choices(kind) if isinstance(choice, str)]
     if words and isinstance(value, str):
         return f"no such {name}{suggestion(value, words)}; valid: {', '.join(words)}"
-    return f"takes {describe(annotation)}, not {show(value)}"
+    return f"takes {describe(kind)}, not {describe_value(value)}"
 
 
-def fits(annotation: ast.expr | None, value: Any) -> bool:
-    """Whether a value from YAML can be passed; what the annotation does not say plainly is let through."""
-    match _resolved(annotation):
-        case ast.Constant(value=None):
-            return value is None
-        case ast.BinOp(left=left, op=ast.BitOr(), right=right):
-            return fits(left, value) or fits(right, value)
-        case ast.Name(id=name) if name in PLAIN or name in LISTS or name in DICTS:
-            return _fits_name(name, value)
-        case ast.Call(func=ast.Name(id="Within")) as call:
-            return value in _bounds(call)
-        case ast.Subscript(value=ast.Name(id=name), slice=inner):
-            return _fits_generic(name, inner.elts if isinstance(inner, ast.Tuple) else [inner], value)
-    return True
+def annotated_type(annotation: ast.expr | str | None) -> Any:
+    """The type that an annotation stands for; Any if there is none, or if it cannot be evaluated without imports."""
+    text = ast.unparse(annotation) if isinstance(annotation, ast.expr) else annotation
+    try:
+        kind = eval(text or "Any", {}, NAMES)
+    except (AttributeError, TypeError, SyntaxError):
+        return Any
+    return annotated_type(kind) if isinstance(kind, str) else kind
 
 
-def describe(annotation: ast.expr | None) -> str:
-    """The annotation in the words of a message: "a whole number or null"."""
-    match resolved := _resolved(annotation):
-        case ast.Constant(value=None):
-            return "null"
-        case ast.BinOp(left=left, op=ast.BitOr(), right=right):
-            return f"{describe(left)} or {describe(right)}"
-        case ast.Name(id=name) if name in PLAIN:
-            return PLAIN[name]
-        case ast.Subscript(value=ast.Name(id="Annotated"), slice=ast.Tuple(elts=[plain, extra])):
-            return describe(plain if isinstance(extra, ast.Call) else extra)
-        case ast.Subscript(value=ast.Name(id="Literal")):
-            return " or ".join(map(str, _words(resolved)))
-        case ast.Subscript(value=ast.Name(id=name), slice=inner) if name in LISTS:
-            return f"a list of {_describe_items(inner)}"
-    return ast.unparse(resolved) if resolved else "anything"
+def _parts(kind: Any) -> tuple[Any, tuple[Any, ...]]:
+    """`list[int]` -> (list, (int,)); `int` -> (int, ())"""
+    return (NoneType if kind is None else get_origin(kind) or kind), get_args(kind)
+
+
+def fits(kind: Any, value: Any) -> bool:
+    """True if a value from YAML can be passed for this type; a type that YAML does not know takes any value."""
+    origin, arguments = _parts(kind)
+    if origin in UNIONS:
+        return any(fits(option, value) for option in arguments)
+    if origin is Annotated:
+        return all(value in part if isinstance(part, Within) else fits(part, value) for part in arguments)
+    if origin is Literal:
+        return value in arguments
+    if origin in (dict, Mapping):
+        return isinstance(value, dict)
+    if origin in SCALARS:
+        accepted = (int, float) if origin is float else origin
+        return isinstance(value, accepted) and (origin is bool or not isinstance(value, bool))
+    if origin not in SEQUENCES:
+        return True
+    if not isinstance(value, list | tuple):
+        return False
+    if origin is tuple and arguments and arguments[-1] is not Ellipsis:
+        return len(value) == len(arguments) and all(map(fits, arguments, value))
+    return all(fits(arguments[0], item) for item in value) if arguments else True
+
+
+def describe(kind: Any) -> str:
+    """The type in the words of a message: "a whole number or null"."""
+    origin, arguments = _parts(kind)
+    if origin in SCALARS:
+        return SCALARS[origin]
+    if origin in UNIONS:
+        return " or ".join(map(describe, arguments))
+    if origin is Annotated:
+        return describe(arguments[0] if isinstance(arguments[1], Within) else arguments[1])
+    if origin is Literal:
+        return " or ".join(map(str, arguments))
+    if origin is tuple and arguments and arguments[-1] is not Ellipsis:
+        return f"a list of {len(arguments)}: {', '.join(map(describe, arguments))}"
+    if origin in SEQUENCES and arguments:
+        return f"a list of {describe(arguments[0]).removeprefix('a ').replace('number', 'numbers')}"
+    return getattr(kind, "__name__", str(kind))
+
+
+def describe_value(value: Any) -> str:
+    """A value of the wrong type, in a message."""
+    if isinstance(value, str):
+        return f"the text {value!r}"
+    return "null" if value is None else f"{str(value).lower() if isinstance(value, bool) else value}"
+
+
+def _bounds_error(kind: Any, value: Any) -> str | None:
+    """What a value of the right type must be, if it is out of the bounds of its annotation."""
+    origin, arguments = _parts(kind)
+    if origin in UNIONS:
+        return next(filter(None, (_bounds_error(option, value) for option in arguments)), None)
+    if origin in SEQUENCES and arguments and isinstance(value, list | tuple):
+        errors = (_bounds_error(arguments[0], item) for item in value)
+        return next((f"each {error}" for error in errors if error), None)
+    if origin is not Annotated or not isinstance(bounds := arguments[1], Within):
+        return None
+    if not fits(arguments[0], value) or value in bounds:
+        return None
+    if isinstance(value, list | tuple):
+        return f"must be two numbers, the smaller first, {bounds}"
+    return "must not be negative" if bounds == Within(0) else f"must be {bounds}"
+
+
+def _choices(kind: Any) -> list[Any]:
+    """All options of the literals in a type."""
+    origin, arguments = _parts(kind)
+    if origin is Literal:
+        return list(arguments)
+    return [choice for part in arguments for choice in _choices(part)] if origin in (*UNIONS, Annotated) else []
 
 
 @cache
 def read(target: str) -> Signature | None:
-    """The constructor behind a `_target_`; None when its source says nothing (compiled, built at run time).
+    """The constructor behind a `_target_`; None if its source cannot be read (compiled, or made at run time).
 
-    Raises LookupError with a sentence when there is no such module or name.
+    Raises LookupError with a sentence if there is no such module or name.
     """
-    found = _find(target)
-    if found is None:
-        return None
-    parameters, takes_more = _parameters_of(*found)
-    return None if parameters is None else Signature(found[0].name, {p.name: p for p in parameters}, takes_more)
+    definition = _find(target)
+    signature = _signature(*definition) if definition else None
+    return replace(signature, name=definition[0].name) if definition and signature else None
+
+
+def read_if_known(target: Any) -> Signature | None:
+    """As `read`, but None also if there is no such target."""
+    with suppress(LookupError):
+        return read(target) if isinstance(target, str) else None
 
 
 @cache
 def traits(target: str) -> dict[str, Any]:
-    """The literals in the body of a class and of its first bases, by name; empty where the source says nothing.
+    """Literals in the body of a class and of its first bases, by name; of other dicts the keys; empty if unreadable.
 
-    With them a component says what it needs and which rules hold for it; of a dict that is no literal the keys count.
-    Classes of torch say nothing of this, and the files of their bases are long.
+    They declare what a component needs and its rules. Classes of torch declare nothing and have long base classes.
     """
     if target.startswith("torch."):
         return {}
-    try:
-        found = _find(target)
-    except LookupError:
-        return {}
-    return _literals(*found) if found else {}
+    with suppress(LookupError):
+        definition = _find(target)
+        return _literals(*definition) if definition else {}
+    return {}
 
 
 def _find(target: str) -> tuple[ast.ClassDef | ast.FunctionDef, Path] | None:
@@ -143,129 +215,18 @@ def _literals(node: ast.ClassDef | ast.FunctionDef, path: Path) -> dict[str, Any
     return values
 
 
-@cache
-def _aliases() -> dict[str, ast.expr]:
-    """The annotations that `jepa.types` gives a name, as `PositiveInt`."""
-    nodes = [node for node in _tree(Path(types.__file__)).body if isinstance(node, ast.Assign)]
-    return {ast.unparse(node.targets[0]): node.value for node in nodes if "Annotated" in ast.unparse(node.value)}
-
-
-def _resolved(annotation: ast.expr | None) -> ast.expr | None:
-    """Without quotes, and an alias written out."""
-    match annotation:
-        case ast.Constant(value=str(text)):
-            return _resolved(ast.parse(text, mode="eval").body)
-        case ast.Name(id=name):
-            return _aliases().get(name, annotation)
-    return annotation
-
-
-def _bounds(call: ast.Call) -> Within:
-    named = {keyword.arg or "": ast.literal_eval(keyword.value) for keyword in call.keywords}
-    return Within(*map(ast.literal_eval, call.args), **named)
-
-
-def _broken_bounds(annotation: ast.expr | None, value: Any) -> str | None:
-    """What a value of the right type must be, where it is out of the bounds of an annotation."""
-    match _resolved(annotation):
-        case ast.BinOp(left=left, op=ast.BitOr(), right=right):
-            return _broken_bounds(left, value) or _broken_bounds(right, value)
-        case ast.Subscript(value=ast.Name(id="Annotated"), slice=ast.Tuple(elts=[plain, ast.Call() as call])):
-            if not fits(plain, value) or fits(call, value):
-                return None
-            if isinstance(value, list | tuple):
-                return f"must be two numbers, the smaller first, {_bounds(call)}"
-            return "must not be negative" if _bounds(call) == Within(0) else f"must be {_bounds(call)}"
-        case ast.Subscript(value=ast.Name(id=name), slice=inner) if name in LISTS and isinstance(value, list | tuple):
-            item = inner.elts[0] if isinstance(inner, ast.Tuple) else inner
-            broken = (_broken_bounds(item, part) for part in value)
-            return next((f"each {sentence}" for sentence in broken if sentence), None)
-    return None
-
-
-def _words(annotation: ast.expr | None) -> list[Any]:
-    """All that the literals in an annotation offer."""
-    match _resolved(annotation):
-        case ast.BinOp(left=left, op=ast.BitOr(), right=right):
-            return _words(left) + _words(right)
-        case ast.Subscript(value=ast.Name(id="Annotated"), slice=ast.Tuple(elts=[_, extra])):
-            return _words(extra)
-        case ast.Subscript(value=ast.Name(id="Literal"), slice=inner):
-            return [ast.literal_eval(word) for word in (inner.elts if isinstance(inner, ast.Tuple) else [inner])]
-    return []
-
-
-def show(value: Any) -> str:
-    """A value of the wrong type, in a message."""
-    if isinstance(value, str):
-        return f"the text {value!r}"
-    return "null" if value is None else f"{str(value).lower() if isinstance(value, bool) else value}"
-
-
-def _fits_name(name: str, value: Any) -> bool:
-    if name in LISTS:
-        return isinstance(value, list | tuple)
-    if name in DICTS:
-        return isinstance(value, dict)
-    if name == "bool" or isinstance(value, bool):
-        return name == "bool" and isinstance(value, bool)
-    return isinstance(value, {"int": int, "float": (int, float), "str": str, "None": type(None)}[name])
-
-
-def _fits_generic(name: str, inner: list[ast.expr], value: Any) -> bool:
-    if name == "Literal":
-        return any(value == ast.literal_eval(option) for option in inner)
-    if name == "Annotated":
-        return all(fits(part, value) for part in inner)
-    if name in ("Optional", "Union"):
-        return (name == "Optional" and value is None) or any(fits(option, value) for option in inner)
-    if name in DICTS:
-        return isinstance(value, dict)
-    if name not in LISTS:
-        return True
-    if not isinstance(value, list | tuple):
-        return False
-    if name.lower() == "tuple" and not _is_ellipsis(inner[-1]):
-        return len(value) == len(inner) and all(map(fits, inner, value))
-    return all(fits(inner[0], item) for item in value)
-
-
-def _describe_items(inner: ast.expr) -> str:
-    if isinstance(inner, ast.Tuple) and not _is_ellipsis(inner.elts[-1]):
-        return f"{len(inner.elts)}: {', '.join(describe(item) for item in inner.elts)}"
-    item = describe(inner.elts[0] if isinstance(inner, ast.Tuple) else inner)
-    return item.removeprefix("a ").replace("number", "numbers")
-
-
-def _is_ellipsis(node: ast.expr) -> bool:
-    return isinstance(node, ast.Constant) and node.value is Ellipsis
-
-
 def _module_of(parts: list[str]) -> tuple[Path | None, list[str]]:
-    """The file of the longest prefix that is a module, and the names that are left."""
+    """The file of the longest prefix that is a module, found without importing any, and the remaining names."""
     spec = importlib.util.find_spec(parts[0])
     if spec is None:
         raise LookupError(f"there is no package {parts[0]!r} in this environment")
-    if not spec.submodule_search_locations:
-        return (Path(spec.origin) if spec.origin else None), parts[1:]
-    folders = [Path(folder) for folder in spec.submodule_search_locations]
     for number, part in enumerate(parts[1:], start=1):
-        module = _submodule(folders, part)
+        folders = spec.submodule_search_locations
+        module = PathFinder.find_spec(part, folders) if folders else None
         if module is None:
-            return _submodule(folders, "__init__"), parts[number:]
-        if module.name != "__init__.py":
-            return module, parts[number + 1 :]
-        folders = [module.parent]
+            return (Path(spec.origin) if spec.origin else None), parts[number:]
+        spec = module
     raise LookupError(f"{'.'.join(parts)} is a module, not a class or function")
-
-
-def _submodule(folders: list[Path], name: str) -> Path | None:
-    for folder in folders:
-        candidates = (folder / f"{name}.py", folder / name / "__init__.py", *folder.glob(f"{name}.*.so"))
-        found = next((path for path in candidates if path.is_file()), None)
-        if found:
-            return found
-    return None
 
 
 @cache
@@ -274,7 +235,7 @@ def _tree(path: Path) -> ast.Module:
 
 
 def _definition(path: Path, name: str) -> tuple[ast.ClassDef | ast.FunctionDef, Path] | None:
-    """The class or function called `name` in a module, followed through its imports; None when it is made otherwise."""
+    """The class or function `name` of a module, followed through its imports; None if it is made in another way."""
     defined, is_open = [], False
     for node in _statements(_tree(path)):
         if isinstance(node, ast.ClassDef | ast.FunctionDef):
@@ -313,37 +274,34 @@ def _bound(node: ast.stmt) -> set[str]:
 
 
 def _imported_module(path: Path, node: ast.ImportFrom) -> Path | None:
+    parts = (node.module or "__init__").split(".")
     if node.level:
-        folder = path.parents[node.level - 1]
-        for part in (node.module or "").split(".")[:-1]:
-            folder = folder / part
-        return _submodule([folder], (node.module or "__init__").rpartition(".")[2])
+        spec = PathFinder.find_spec(parts[-1], [str(path.parents[node.level - 1].joinpath(*parts[:-1]))])
+        return Path(spec.origin) if spec and spec.origin else None
     try:
-        module, rest = _module_of([*(node.module or "").split("."), "_"])
+        module, names = _module_of([*parts, "_"])
     except LookupError:
         return None
-    return module if rest == ["_"] else None
+    return module if names == ["_"] else None
 
 
-def _parameters_of(node: ast.ClassDef | ast.FunctionDef, path: Path) -> tuple[list[Parameter] | None, bool]:
+def _signature(node: ast.ClassDef | ast.FunctionDef, path: Path) -> Signature | None:
     if isinstance(node, ast.FunctionDef):
-        return _arguments(node, skip=0)
+        return _from_arguments(node, skip=0)
     init = next((item for item in node.body if isinstance(item, ast.FunctionDef) and item.name == "__init__"), None)
     if init is not None:
-        return _arguments(init, skip=1)
-    inherited = _inherited(node, path)
-    if not _is_dataclass(node):
-        return inherited if node.bases else ([], False)
-    own = [
-        _field(item) for item in node.body if isinstance(item, ast.AnnAssign) and "ClassVar" not in ast.unparse(item)
-    ]
-    fields = {parameter.name: parameter for parameter in [*(inherited[0] or []), *own]}
-    return list(fields.values()), inherited[1]
-
-
-def _inherited(node: ast.ClassDef, path: Path) -> tuple[list[Parameter] | None, bool]:
+        return _from_arguments(init, skip=1)
     base = _base(node, path)
-    return _parameters_of(*base) if base else (None, False)
+    inherited = _signature(*base) if base else None
+    if not any("dataclass" in ast.unparse(decorator) for decorator in node.decorator_list):
+        return inherited if node.bases else Signature(node.name, {}, has_kwargs=False)
+    fields = (item for item in node.body if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name))
+    parameters = {
+        item.target.id: Parameter(item.target.id, annotated_type(item.annotation), item.value)  # pyright: ignore
+        for item in fields if "ClassVar" not in ast.unparse(item)
+    }  # fmt: skip
+    inherited = inherited or Signature(node.name, {}, has_kwargs=False)
+    return replace(inherited, parameters=inherited.parameters | parameters)
 
 
 def _base(node: ast.ClassDef | ast.FunctionDef, path: Path) -> tuple[ast.ClassDef | ast.FunctionDef, Path] | None:
@@ -353,22 +311,10 @@ def _base(node: ast.ClassDef | ast.FunctionDef, path: Path) -> tuple[ast.ClassDe
         return _definition(path, node.bases[0].id)
 
 
-def _is_dataclass(node: ast.ClassDef) -> bool:
-    return any("dataclass" in ast.unparse(decorator) for decorator in node.decorator_list)
-
-
-def _field(node: ast.AnnAssign) -> Parameter:
-    assert isinstance(node.target, ast.Name)
-    return Parameter(node.target.id, node.annotation, node.value)
-
-
-def _arguments(node: ast.FunctionDef, skip: int) -> tuple[list[Parameter], bool]:
+def _from_arguments(node: ast.FunctionDef, skip: int) -> Signature:
     arguments = node.args
-    plain = [*arguments.posonlyargs, *arguments.args]
-    defaults = [*[None] * (len(plain) - len(arguments.defaults)), *arguments.defaults]
-    positional = [Parameter(a.arg, a.annotation, default) for a, default in zip(plain, defaults, strict=True)][skip:]
-    keyword = [
-        Parameter(a.arg, a.annotation, default)
-        for a, default in zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True)
-    ]
-    return positional + keyword, arguments.kwarg is not None
+    positional = [*arguments.posonlyargs, *arguments.args]
+    defaults = [*[None] * (len(positional) - len(arguments.defaults)), *arguments.defaults, *arguments.kw_defaults]
+    pairs = list(zip([*positional, *arguments.kwonlyargs], defaults, strict=True))[skip:]
+    parameters = {a.arg: Parameter(a.arg, annotated_type(a.annotation), default) for a, default in pairs}
+    return Signature(node.name, parameters, arguments.kwarg is not None)

@@ -1,4 +1,4 @@
-"""Pictures with boxes in them, from folders in the layouts of Pascal VOC and COCO."""
+"""Pictures with boxes, from folders in the layouts of Pascal VOC and COCO."""
 
 from __future__ import annotations
 
@@ -6,29 +6,31 @@ import logging
 import math
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 from xml.etree import ElementTree
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import ExifTags, Image
 
 from jepa.config.paths import existing, read_json
-from jepa.data.decode import SUFFIXES, decode, warn_of_slow_decoding
-from jepa.data.folders import HoldingOut, has_suffix
-from jepa.data.images import NATURAL
+from jepa.data.decode import SUFFIXES, decode
+from jepa.data.folders import FileDataset, has_suffix
 from jepa.types import Channels, Field, Sample
 
 log = logging.getLogger(__name__)
 NO_AREA = "without area dropped"
 OUTSIDE = "outside of the image dropped"
 CLIPPED = "clipped at the image's edge"
-FOREIGN = "of classes that are not in dataset.classes dropped"
+OTHER_CLASS = "of classes that are not in dataset.classes dropped"
+EDGES = ("xmin", "ymin", "xmax", "ymax")
+MIN_TRANSPOSED = 5
+"""Smallest EXIF orientation that exchanges height and width."""
 
 
-class _BoxFolder(HoldingOut):
+class _BoxFolder(FileDataset):
     """Images with the field boxes: float32 [m, 5], left, top, right, bottom in pixels and class of each box.
 
     Degenerate boxes (no area or swapped corners) and boxes wholly outside of the image are dropped, others are clipped
@@ -40,31 +42,29 @@ class _BoxFolder(HoldingOut):
     test_part: Self | None = None
 
     def __init__(self, *, channels: int, keep_empty: bool, is_subset: bool) -> None:
-        warn_of_slow_decoding()
-        self.channels = channels
-        self.mean, self.std = NATURAL[channels]
+        super().__init__(channels)
         self.keep_empty, self.is_subset = keep_empty, is_subset
 
-    def _take(self, images: Sequence[Annotated]) -> None:
-        """Store these images; with `is_subset`, boxes of other classes are dropped, else refused."""
+    def _load(self, images: Sequence[Annotated]) -> None:
+        """Store these images; boxes of unknown classes are dropped with `is_subset`, else refused."""
         numbers = {name: number for number, name in enumerate(self.classes)}
         problems, first, samples = Counter(), None, []
         for image in images:
-            tidy, image_problems = _tidy(image, numbers, self.is_subset)
+            boxes, image_problems = _valid_boxes(image, numbers, self.is_subset)
             problems += image_problems
             first = first or (image.source if image_problems else None)
-            if len(tidy) or self.keep_empty:
-                samples.append((image, tidy))
+            if boxes or self.keep_empty:
+                samples.append((image, boxes))
         if problems:
             counts = ", ".join(f"{count} {problem}" for problem, count in problems.items())
             log.warning("boxes of %d images: %s; the first is in %s", len(images), counts, first)
         if not samples:
             raise ValueError(f"dataset: none of {len(images)} images{'' if self.keep_empty else ' has boxes'} is left")
         # arrays, since lists would be copied into every worker, page by page
-        self.paths = np.array([str(image.image) for image, _ in samples])
+        self.paths = np.array([str(image.path) for image, _ in samples])
         self.sizes = np.array([image.size for image, _ in samples])
-        self.ends = np.cumsum([len(tidy) for _, tidy in samples])
-        self.rows = np.concatenate([np.array(tidy, dtype=np.float32).reshape(-1, 5) for _, tidy in samples])
+        self.ends = np.cumsum([len(boxes) for _, boxes in samples])
+        self.rows = np.array([box for _, boxes in samples for box in boxes], dtype=np.float32).reshape(-1, 5)
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -86,16 +86,16 @@ class _BoxFolder(HoldingOut):
         return self.test_part
 
 
-def _tidy(image: Annotated, numbers: dict[str, int], is_subset: bool) -> tuple[list[tuple[float, ...]], Counter]:
-    """Edges and class of the valid boxes, and the number of boxes with each problem."""
+def _valid_boxes(image: Annotated, numbers: dict[str, int], is_subset: bool) -> tuple[list[tuple[float, ...]], Counter]:
+    """Edges and class of each valid box, and the number of boxes with each problem."""
     boxes, problems = [], Counter()
     for box in image.boxes:
         if box.name not in numbers and not is_subset:
             raise ValueError(
-                f"{image.source}: has the class {box.name}, which the training part has not; name the classes that "
-                f"count with dataset.classes=[{','.join([*numbers, box.name])}]"
+                f"{image.source}: has the class {box.name}, which the training part has not; list the classes to use "
+                f"with dataset.classes=[{','.join([*numbers, box.name])}]"
             )
-        edges, problem = _clipped(box, image.size) if box.name in numbers else (None, FOREIGN)
+        edges, problem = _clipped(box, image.size) if box.name in numbers else (None, OTHER_CLASS)
         if problem:
             problems[problem] += 1
         if edges is not None:
@@ -104,7 +104,7 @@ def _tidy(image: Annotated, numbers: dict[str, int], is_subset: bool) -> tuple[l
 
 
 def _clipped(box: Box, size: tuple[int, int]) -> tuple[tuple[float, ...] | None, str | None]:
-    """The box inside of the image and what was wrong with it."""
+    """The part of the box inside of the image, and its problem."""
     left, top, right, bottom = box.edges
     height, width = size
     if not (left < right and top < bottom and all(map(math.isfinite, box.edges))):
@@ -118,8 +118,8 @@ def _clipped(box: Box, size: tuple[int, int]) -> tuple[tuple[float, ...] | None,
 class VOC(_BoxFolder):
     """Pascal VOC (Everingham et al. 2010): Annotations/NAME.xml, JPEGImages/NAME.jpg, ImageSets/Main/SPLIT.txt.
 
-    `classes` are numbered as given, or all of the training part in alphabetical order. `difficult` keeps the objects
-    that are marked so.
+    `classes` are numbered in the given order; by default they are all classes of the training part in alphabetical
+    order. `difficult=True` keeps the objects marked as difficult.
     """
 
     rules = ("jepa.data.rules.voc",)
@@ -140,9 +140,9 @@ class VOC(_BoxFolder):
         root = Path(root_path).expanduser().absolute()
         images = read_voc(root, split, difficult=difficult)
         self.classes = tuple(classes or sorted({box.name for image in images for box in image.boxes}))
-        self._take(images)
+        self._load(images)
         self.held_out, self.test_part = (
-            None if name is None else self._apart(read_voc(root, name, difficult=difficult))
+            None if name is None else self._part(read_voc(root, name, difficult=difficult))
             for name in (val_split, test_split)
         )
 
@@ -150,7 +150,7 @@ class VOC(_BoxFolder):
 class COCO(_BoxFolder):
     """COCO (Lin et al. 2014): a JSON of annotations and a folder of images for each part, both in `root_path`.
 
-    `classes` are numbered as given, or all categories of the training part in the order of their ids.
+    `classes` are numbered in the given order; by default they are all categories in the order of their ids.
     """
 
     rules = ("jepa.data.rules.coco",)
@@ -173,33 +173,25 @@ class COCO(_BoxFolder):
         root = Path(root_path).expanduser().absolute()
         samples, names = read_coco(root / annotations, existing(root / images, "dataset.images"))
         self.classes = tuple(classes or names)
-        self._take(samples)
+        self._load(samples)
         self.held_out, self.test_part = (
-            None if file is None else self._apart(read_coco(root / file, root / folder)[0])
+            None if file is None else self._part(read_coco(root / file, root / folder)[0])
             for file, folder in ((val_annotations, val_images or images), (test_annotations, test_images or images))
         )
 
 
-EDGES = ("xmin", "ymin", "xmax", "ymax")
-
-EXIF_ORIENTATION = 0x0112
-
-FIRST_TURNED = 5
-"""the first of the orientations in which height and width change places"""
-
-
 class Box(NamedTuple):
-    edges: tuple[float, float, float, float]
+    edges: tuple[float, ...]
     """left, top, right, bottom in pixels from the upper left corner of the image"""
     name: str
 
 
 class Annotated(NamedTuple):
-    """An image and what is annotated in it."""
+    """An image and its boxes."""
 
-    image: Path
+    path: Path
     source: Path
-    """the file that says so"""
+    """file with the annotation"""
     size: tuple[int, int]
     """height and width"""
     boxes: Sequence[Box]
@@ -212,98 +204,90 @@ def read_voc(root: Path, split: str | None, *, difficult: bool) -> list[Annotate
     """
     folder = existing(root / "Annotations", "dataset.root_path")
     pictures = existing(root / "JPEGImages", "dataset.root_path")
-    images = {Path(entry.name).stem: entry.path for entry in os.scandir(pictures) if has_suffix(entry.name, SUFFIXES)}
-    names = sorted(path.stem for path in folder.glob("*.xml")) if split is None else _listed(root, split)
-    found = []
-    for name in names:
+    paths = {Path(entry.name).stem: entry.path for entry in os.scandir(pictures) if has_suffix(entry.name, SUFFIXES)}
+    images = []
+    for name in sorted(path.stem for path in folder.glob("*.xml")) if split is None else _names_in_split(root, split):
         source = folder / f"{name}.xml"
         if not source.is_file():
             raise ValueError(f"dataset: {name} is in the split {split}, but there is no {source}")
-        if name not in images:
+        if name not in paths:
             raise ValueError(f"{source}: there is no image {pictures / name} with one of {' '.join(SUFFIXES)}")
-        found.append(_voc_file(source, Path(images[name]), difficult))
-    return found
+        images.append(_read_voc_file(source, Path(paths[name]), difficult))
+    return images
 
 
-def _listed(root: Path, split: str) -> list[str]:
-    """The names in a list; a second column, as in the lists of a class, is not looked at."""
+def _names_in_split(root: Path, split: str) -> list[str]:
+    """The first column; the lists of a single class have a second one."""
     path = existing(root / "ImageSets" / "Main" / f"{split}.txt", f"dataset: no split {split}")
     return [line.split()[0] for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
 
 
-def _voc_file(source: Path, image: Path, difficult: bool) -> Annotated:
+def _read_voc_file(source: Path, path: Path, difficult: bool) -> Annotated:
     try:
         root = ElementTree.parse(source).getroot()
-    except ElementTree.ParseError as fault:
-        raise ValueError(f"{source}: is not readable as XML: {fault}") from fault
+    except ElementTree.ParseError as error:
+        raise ValueError(f"{source}: is not readable as XML: {error}") from error
     objects = [o for o in root.iter("object") if difficult or (o.findtext("difficult") or "0").strip() != "1"]
     boxes = [
-        Box(tuple(_number(source, o, f"bndbox/{edge}") for edge in EDGES), _text(source, o, "name"))  # pyright: ignore
+        Box(tuple(_value(source, o, f"bndbox/{edge}", float) for edge in EDGES), _value(source, o, "name", str))
         for o in objects
     ]
-    height, width = (root.findtext(f"size/{side}") or "" for side in ("height", "width"))
-    is_told = height.strip().isdecimal() and width.strip().isdecimal() and int(height) and int(width)
-    return Annotated(image, source, (int(height), int(width)) if is_told else _size_of(image), boxes)
+    size = [(root.findtext(f"size/{side}") or "").strip() for side in ("height", "width")]
+    has_size = all(text.isdecimal() and int(text) for text in size)
+    return Annotated(path, source, (int(size[0]), int(size[1])) if has_size else _image_size(path), boxes)
 
 
-def _text(source: Path, node: ElementTree.Element, tag: str) -> str:
+def _value(source: Path, node: ElementTree.Element, tag: str, convert: Callable[[str], Any]) -> Any:
     text = (node.findtext(tag) or "").strip()
     if not text:
         raise ValueError(f"{source}: an object has no {tag}")
-    return text
-
-
-def _number(source: Path, node: ElementTree.Element, tag: str) -> float:
-    text = _text(source, node, tag)
     try:
-        return float(text)
-    except ValueError as fault:
-        raise ValueError(f"{source}: an object has {tag} {text!r}, which is no number") from fault
+        return convert(text)
+    except ValueError as error:
+        raise ValueError(f"{source}: an object has {tag} {text!r}, which is no number") from error
 
 
-def _size_of(image: Path) -> tuple[int, int]:
-    """From the header of the file, upright as it is decoded."""
+def _image_size(path: Path) -> tuple[int, int]:
+    """Height and width of the upright image, from the header of the file."""
     try:
-        with Image.open(image) as opened:
-            width, height = opened.size
-            is_turned = opened.getexif().get(EXIF_ORIENTATION, 1) >= FIRST_TURNED
-    except OSError as fault:
-        raise ValueError(f"{image}: is not readable as an image: {fault}") from fault
-    return (width, height) if is_turned else (height, width)
+        with Image.open(path) as image:
+            width, height = image.size
+            is_transposed = image.getexif().get(ExifTags.Base.Orientation, 1) >= MIN_TRANSPOSED
+    except OSError as error:
+        raise ValueError(f"{path}: is not readable as an image: {error}") from error
+    return (width, height) if is_transposed else (height, width)
 
 
 def read_coco(source: Path, pictures: Path) -> tuple[list[Annotated], tuple[str, ...]]:
     """The images of an annotation file, and the names of all its categories in the order of their ids.
 
-    Crowds (`iscrowd`) are left out: their box is none of a single thing.
+    Crowds (`iscrowd`) are left out: their boxes hold several objects.
     """
     content = read_json(source)
     categories = {entry["id"]: str(entry["name"]) for entry in _entries(source, content, "categories", "id name")}
-    boxes: dict[Any, list[Box]] = {
-        entry["id"]: [] for entry in _entries(source, content, "images", "id file_name height width")
-    }
+    entries = list(_entries(source, content, "images", "id file_name height width"))
+    boxes: dict[Any, list[Box]] = {entry["id"]: [] for entry in entries}
     for entry in _entries(source, content, "annotations", "image_id category_id bbox"):
         if entry["category_id"] not in categories or entry["image_id"] not in boxes:
             raise ValueError(f"{source}: annotation {entry.get('id')} is of a category or an image that is not listed")
         if not entry.get("iscrowd"):
             boxes[entry["image_id"]].append(Box(_edges(source, entry), categories[entry["category_id"]]))
-    found = []
-    for entry in content["images"]:
-        image = pictures / entry["file_name"]
-        if not image.is_file():
-            raise ValueError(f"{source}: there is no image {image}")
-        found.append(Annotated(image, source, (entry["height"], entry["width"]), boxes[entry["id"]]))
-    return found, tuple(categories[key] for key in sorted(categories))
+    images = []
+    for entry in entries:
+        path = pictures / entry["file_name"]
+        if not path.is_file():
+            raise ValueError(f"{source}: there is no image {path}")
+        images.append(Annotated(path, source, (entry["height"], entry["width"]), boxes[entry["id"]]))
+    return images, tuple(categories[key] for key in sorted(categories))
 
 
-def _edges(source: Path, entry: dict) -> tuple[float, float, float, float]:
-    """bbox is left, top, width, height"""
+def _edges(source: Path, entry: dict) -> tuple[float, ...]:
+    """left, top, right, bottom from the bbox (left, top, width, height)"""
     try:
         left, top, width, height = map(float, entry["bbox"])
-    except (TypeError, ValueError) as fault:
-        raise ValueError(
-            f"{source}: annotation {entry.get('id')} has bbox {entry['bbox']}, not four numbers"
-        ) from fault
+    except (TypeError, ValueError) as error:
+        name = f"{source}: annotation {entry.get('id')}"
+        raise ValueError(f"{name} has bbox {entry['bbox']}, not four numbers") from error
     return left, top, left + width, top + height
 
 
@@ -311,7 +295,7 @@ def _entries(source: Path, content: dict, section: str, keys: str) -> Iterator[d
     if not isinstance(content.get(section), list):
         raise ValueError(f"{source}: has no list of {section}")
     for entry in content[section]:
-        lacking = [key for key in keys.split() if not isinstance(entry, dict) or key not in entry]
-        if lacking:
-            raise ValueError(f"{source}: an entry of {section} has no {lacking[0]}")
+        missing = [key for key in keys.split() if not isinstance(entry, dict) or key not in entry]
+        if missing:
+            raise ValueError(f"{source}: an entry of {section} has no {missing[0]}")
         yield entry

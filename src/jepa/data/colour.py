@@ -1,4 +1,4 @@
-"""Colours of whole batches, drawn apart for every row and shared by all frames of a clip (SimCLR, Chen et al. 2020)."""
+"""Colour augmentation of batches, drawn for each row and shared by all frames of a clip (SimCLR, Chen et al. 2020)."""
 
 from __future__ import annotations
 
@@ -6,20 +6,22 @@ import torch
 from torch import Tensor
 
 NUM_DRAWS = 9
-"""number of uniform random numbers for each row: whether and how it is jittered, grey, blurred, solarised"""
+"""Number of uniform random numbers for each row, for jitter, grayscale, blur and solarisation."""
 LUMA = (0.2989, 0.587, 0.114)
-JITTER_SHARE = 0.8
+"""Weights of red, green and blue in the brightness."""
+JITTER_RATIO = 0.8
+"""Share of the rows that are jittered."""
 BLUR_SIGMA = (0.1, 2.0)
+"""Bounds of the standard deviation of the blur, in pixels."""
 
 
 class Colour:
-    """float [R, C, T, H, W] of 0 to 255, uniform [R, NUM_DRAWS] -> the same size: what SimCLR and LeJEPA do to colours.
+    """float [R, C, T, H, W] of 0 to 255, uniform [R, NUM_DRAWS] -> [R, C, T, H, W]: colours of SimCLR and LeJEPA.
 
-    `jitter` changes four rows of five: brightness, contrast and saturation by factors of up to 1 +- 0.4 jitter, then
-    the hue by up to 0.1 jitter turns; 1 is the strength of BYOL and of SimCLR on CIFAR-10, 2 that of SimCLR on
-    ImageNet. The order is fixed, torchvision's is random. The other three are shares of the rows that become grey, are
-    blurred (a Gaussian of 0.1 to 2 pixels), or are inverted above half of the brightness. Pictures that are not of
-    three channels have no saturation and no hue.
+    `jitter` changes brightness, contrast and saturation by factors of up to 1 +- 0.4 jitter, then the hue by up to 0.1
+    jitter turns; 1 is the strength of BYOL and of SimCLR on CIFAR-10, 2 that of SimCLR on ImageNet. The order is fixed,
+    torchvision's is random. `grayscale`, `blur` and `solarize` are the shares of rows that become grey, are blurred
+    with a Gaussian, or are inverted above half of the brightness. Saturation and hue need three channels.
     """
 
     def __init__(self, *, channels: int, jitter: float, grayscale: float, blur: float, solarize: float) -> None:
@@ -33,12 +35,12 @@ class Colour:
 
     def __call__(self, clips: Tensor, uniform: Tensor) -> Tensor:
         columns = uniform[..., None, None, None, None].unbind(1)  # [R, 1, 1, 1, 1] each
-        jittered, *moves, grey, blurred, width, solarised = columns
+        jittered, *changes, grey, blurred, width, solarised = columns
         if self.jitter:
             strengths = (0.4, 0.4, 0.4, 0.1)
             steps = [
-                (2 * move - 1) * strength * self.jitter * (jittered < JITTER_SHARE)
-                for move, strength in zip(moves, strengths, strict=True)
+                (2 * change - 1) * strength * self.jitter * (jittered < JITTER_RATIO)
+                for change, strength in zip(changes, strengths, strict=True)
             ]
             clips = jitter(clips, brightness=1 + steps[0], contrast=1 + steps[1], saturation=1 + steps[2], hue=steps[3])
         if self.grayscale:
@@ -52,25 +54,25 @@ class Colour:
 
 
 def jitter(clips: Tensor, *, brightness: Tensor, contrast: Tensor, saturation: Tensor, hue: Tensor) -> Tensor:
-    """[R, C, T, H, W] of 0 to 255 and four of [R, 1, 1, 1, 1] -> [R, C, T, H, W]; the hue in turns."""
+    """[R, C, T, H, W] of 0 to 255, three factors and a hue in turns [R, 1, 1, 1, 1] each -> [R, C, T, H, W]"""
     clips = (clips * brightness).clamp_(0, 255)
     clips = luma(clips).mean(dim=(1, 2, 3, 4), keepdim=True).lerp(clips, contrast).clamp_(0, 255)
     if clips.shape[1] != 3:
         return clips
     clips = luma(clips).lerp(clips, saturation).clamp_(0, 255)
-    return turn_hue(clips, hue)
+    return rotate_hue(clips, hue)
 
 
 def luma(clips: Tensor) -> Tensor:
-    """[R, C, T, H, W] -> [R, 1, T, H, W]: the brightness of three colours, the mean of any other channels."""
+    """[R, C, T, H, W] -> [R, 1, T, H, W]: the brightness of RGB, the mean for other numbers of channels."""
     if clips.shape[1] != 3:
         return clips.mean(dim=1, keepdim=True)
     red, green, blue = clips.split(1, dim=1)
     return (LUMA[0] * red).add_(green, alpha=LUMA[1]).add_(blue, alpha=LUMA[2])
 
 
-def turn_hue(clips: Tensor, turn: Tensor) -> Tensor:
-    """[R, 3, T, H, W], [R, 1, 1, 1, 1] -> [R, 3, T, H, W]: the hue of HSV moved by a share of the colour circle.
+def rotate_hue(clips: Tensor, turns: Tensor) -> Tensor:
+    """[R, 3, T, H, W], [R, 1, 1, 1, 1] -> [R, 3, T, H, W]: the hue of HSV rotated by a number of turns.
 
     A colour is max - chroma * clamp(min(k, 4 - k), 0, 1) with k = hue + 5, 3 and 1 for red, green and blue, modulo 6.
     """
@@ -79,19 +81,19 @@ def turn_hue(clips: Tensor, turn: Tensor) -> Tensor:
     chroma = highest - lowest
     per_chroma = 1 / chroma.clamp(min=1e-6)
     hue = torch.where(highest == green, 2 + (blue - red) * per_chroma, 4 + (red - green) * per_chroma)
-    hue = torch.where(highest == red, (green - blue) * per_chroma, hue) + 6 * turn
+    hue = torch.where(highest == red, (green - blue) * per_chroma, hue) + 6 * turns
     phase = (hue + torch.tensor([5.0, 3.0, 1.0], device=clips.device).view(3, 1, 1, 1)).remainder_(6)
     return highest - chroma * torch.minimum(phase, 4 - phase).clamp_(0, 1)
 
 
 def blur(clips: Tensor, sigma: Tensor) -> Tensor:
-    """[R, C, T, H, W], [R] -> [R, C, T, H, W]: a Gaussian of so many pixels that sees the picture alone."""
+    """[R, C, T, H, W], [R] -> [R, C, T, H, W]: Gaussian with `sigma` pixels, renormalised at the edges."""
     rows, columns = (_gaussian(sigma, side) for side in clips.shape[-2:])
     return torch.einsum("rih,rcthw,rjw->rctij", rows, clips, columns)
 
 
 def _gaussian(sigma: Tensor, side: int) -> Tensor:
-    """[R] -> [R, side, side]; the identity where sigma is 0"""
+    """[R] -> [R, side, side]; the identity if sigma is 0"""
     pixels = torch.arange(side, device=sigma.device)
     distance = (pixels[:, None] - pixels) / sigma.clamp(min=0.01)[:, None, None]
     weights = (-distance.square() / 2).exp()

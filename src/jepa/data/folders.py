@@ -1,12 +1,14 @@
-"""Files in folders: classes by sub-folder, and the held-out part beside them."""
+"""Data sets of files: classes by sub-folder or table, and the held-out part."""
 
 from __future__ import annotations
 
 import copy
 import csv
+import fcntl
 import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
@@ -14,35 +16,55 @@ import numpy as np
 from torchvision.datasets.folder import make_dataset
 
 from jepa.config.paths import existing
+from jepa.data.decode import warn_of_slow_decoding
 
 log = logging.getLogger(__name__)
 VALIDATION_NAMES = ("validation", "valid", "val", "test")
-"""of a folder or a split that is taken for the held-out part where none is named, in this order"""
+"""Default names of the folder or split with the held-out part, in order of preference."""
 NO_LABEL = {"", "-1"}
-"""texts of a sample without a label"""
+"""Texts of a missing label."""
+IMAGENET_STATS = {3: ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)), 1: ((0.449,), (0.226,))}
+"""Mean and standard deviation of ImageNet's pixels in [0, 1], by the number of channels."""
 
 
-class HoldingOut:
-    """A data set that can hold a part of itself out; `_take` takes what a part consists of."""
+class FileDataset:
+    """Base of the data sets of files; `_load` of a subclass stores the samples of one part."""
 
     held_out: Self | None = None
-    _take: Callable[..., None]
+    _load: Callable[..., None]
+
+    def __init__(self, channels: int, *, has_videos: bool = False) -> None:
+        if not has_videos:
+            warn_of_slow_decoding()
+        self.channels = channels
+        self.mean, self.std = IMAGENET_STATS[channels]
 
     def validation(self) -> Self | None:
         return self.held_out
 
-    def _apart(self, *part: Any) -> Self:
-        other = copy.copy(self)
-        other._take(*part)
-        return other
+    def _part(self, *samples: Any) -> Self:
+        """A data set with the same settings and other samples."""
+        part = copy.copy(self)
+        part._load(*samples)
+        return part
 
 
 class Files(NamedTuple):
     folder: Path
     paths: np.ndarray
-    """in the folder, as an array: a list of strings would be copied into every worker, page by page"""
+    """bytes [n], relative to `folder`; a list of strings would be copied into every worker, page by page"""
     labels: np.ndarray
-    """-1 without"""
+    """long [n], -1 where there is none"""
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold the lock of a file, which is created; on a file system without locks nobody waits."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as file:
+        with suppress(OSError):
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def has_suffix(path: str, suffixes: tuple[str, ...]) -> bool:
@@ -56,56 +78,52 @@ def sub_folders(folder: Path) -> list[str]:
 
 
 def class_folders(folder: Path, suffixes: tuple[str, ...]) -> tuple[str, ...]:
-    """Names of the sub-folders that hold such files, at any depth."""
+    """Names of the sub-folders with such files at any depth."""
     walks = {name: (f for *_, files in os.walk(folder / name) for f in files) for name in sub_folders(folder)}
     return tuple(name for name, files in walks.items() if any(has_suffix(f, suffixes) for f in files))
 
 
 def scan(folder: Path, classes: Sequence[str], suffixes: tuple[str, ...]) -> Files:
-    """All such files with the numbers of their classes, or without classes those in the folder itself."""
+    """All such files in the folders of `classes`; without classes, the files in the folder itself."""
     if classes:
         indices = {name: index for index, name in enumerate(classes)}
-        found = make_dataset(folder, indices, is_valid_file=lambda p: has_suffix(p, suffixes), allow_empty=True)
+        samples = make_dataset(folder, indices, is_valid_file=lambda p: has_suffix(p, suffixes), allow_empty=True)
     else:
-        entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
-        found = [(entry.path, -1) for entry in entries if has_suffix(entry.path, suffixes)]
-    names = [os.fsencode(os.path.relpath(path, folder)) for path, _ in found]
-    return Files(folder, np.array(names, dtype=bytes), np.array([label for _, label in found], dtype=np.int64))
+        names = sorted(name for name in os.listdir(folder) if has_suffix(name, suffixes))
+        samples = [(os.path.join(folder, name), -1) for name in names]
+    paths = [os.fsencode(os.path.relpath(path, folder)) for path, _ in samples]
+    return Files(folder, np.array(paths, dtype=bytes), np.array([label for _, label in samples], dtype=np.int64))
 
 
 def held_out_files(
     folder: Path, root: Path, val_folder: str | None, classes: tuple[str, ...], suffixes: tuple[str, ...]
 ) -> Files | None:
-    """The files of `root`/`val_folder`, or of a folder beside `folder` with a usual name and no other classes."""
+    """The files of `root`/`val_folder`, or of a sibling of `folder` with a default name and no other classes."""
     if val_folder is not None:
-        named = existing(root / val_folder, "dataset.val_folder", "folder")
-        unknown = sorted(set(class_folders(named, suffixes)) - set(classes))
-        if unknown:
+        sibling = existing(root / val_folder, "dataset.val_folder", "folder")
+        if unknown := sorted(set(class_folders(sibling, suffixes)) - set(classes)):
             raise ValueError(f"dataset.val_folder={val_folder} has classes that are not in {folder}: {unknown}")
-        return scan(named, classes, suffixes)
-    for candidate in _siblings(folder):
-        found = class_folders(candidate, suffixes)
-        if not set(found) <= set(classes) or bool(found) != bool(classes):
+        return scan(sibling, classes, suffixes)
+    for sibling in (folder.parent / name for name in VALIDATION_NAMES):
+        if sibling == folder or not sibling.is_dir():
             continue
-        files = scan(candidate, classes, suffixes)
+        sibling_classes = class_folders(sibling, suffixes)
+        if not set(sibling_classes) <= set(classes) or bool(sibling_classes) != bool(classes):
+            continue
+        files = scan(sibling, classes, suffixes)
         if len(files.paths):
-            log.info("held-out part: %s (name another with dataset.val_folder)", candidate)
+            log.info("held-out part: %s (name another with dataset.val_folder)", sibling)
             return files
     return None
 
 
-def _siblings(folder: Path) -> Iterator[Path]:
-    beside = (folder.parent / name for name in VALIDATION_NAMES)
-    return (candidate for candidate in beside if candidate != folder and candidate.is_dir())
-
-
 def read_table(path: Path, key: str, columns: Sequence[str]) -> dict[str, list[Any]]:
-    """The columns by name; raises ValueError where the file or one of `columns` is lacking."""
+    """All columns by name; raises ValueError if the file or one of `columns` is missing."""
     if not path.is_file():
         raise ValueError(f"{key}: there is no file {path}")
     table = _parquet(path, key) if path.suffix == ".parquet" else _csv(path)
-    if lacking := [name for name in columns if name not in table]:
-        raise ValueError(f"{key}={path}: no column {', '.join(lacking)}; its first line names {', '.join(table)}")
+    if missing := [name for name in columns if name not in table]:
+        raise ValueError(f"{key}={path}: no column {', '.join(missing)}; its first line names {', '.join(table)}")
     return table
 
 
@@ -120,13 +138,13 @@ def _csv(path: Path) -> dict[str, list[Any]]:
 def _parquet(path: Path, key: str) -> dict[str, list[Any]]:
     try:
         from pyarrow import parquet
-    except ImportError as fault:
-        raise ValueError(f"{key}={path}: parquet files need pip install 'jepa-train[hf]'") from fault
+    except ImportError as error:
+        raise ValueError(f"{key}={path}: parquet files need pip install 'jepa-train[hf]'") from error
     return parquet.read_table(path).to_pydict()
 
 
 def class_names(labels: Iterable[str]) -> tuple[str, ...]:
-    """The numbers up to the largest where all labels are whole numbers, or else the names that occur."""
+    """All numbers up to the largest if every label is a whole number, else the sorted labels."""
     names = set(labels) - NO_LABEL
     if not all(map(str.isdecimal, names)):
         return tuple(sorted(names))
@@ -134,16 +152,16 @@ def class_names(labels: Iterable[str]) -> tuple[str, ...]:
 
 
 def class_numbers(labels: Sequence[str], classes: Sequence[str], where: str, numbered: bool = False) -> np.ndarray:
-    """Long [n], -1 where there is none: a label is the name of a class or, where they are `numbered`, also its number.
+    """Class numbers, long [n], -1 for a missing label; with `numbered` a label may be the number of its class.
 
-    Raises ValueError for what is neither.
+    Raises ValueError for unknown labels.
     """
     numbers = {name: number for number, name in enumerate(classes)}
     if numbered:
         digits = {str(number): number for number in range(len(classes))}
         numbers = numbers | digits if all(map(str.isdecimal, classes)) else digits | numbers
     plain = {text: str(int(text)) if text.isdecimal() and text not in numbers else text for text in set(labels)}
-    found = {text: numbers.get(key) for text, key in plain.items()} | dict.fromkeys(NO_LABEL, -1)
-    if unknown := sorted(text for text, number in found.items() if number is None):
+    by_label = {text: numbers.get(key) for text, key in plain.items()} | dict.fromkeys(NO_LABEL, -1)
+    if unknown := sorted(text for text, number in by_label.items() if number is None):
         raise ValueError(f"{where}: labels that are not among the {len(classes)} classes: {unknown[:5]}")
-    return np.array([found[text] for text in labels], dtype=np.int64)
+    return np.array([by_label[text] for text in labels], dtype=np.int64)

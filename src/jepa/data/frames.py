@@ -1,4 +1,4 @@
-"""Clips of folders of numbered images, with what a table says of each frame."""
+"""Clips from folders of numbered images, with quantities of each frame from a table."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -15,34 +14,22 @@ from torch import Tensor
 
 from jepa.config.paths import content, existing
 from jepa.data.clips import num_start_positions, random_start, short_videos_warning
-from jepa.data.decode import SUFFIXES, decode, warn_of_slow_decoding
-from jepa.data.folders import HoldingOut, has_suffix, read_table, sub_folders
-from jepa.data.images import NATURAL
+from jepa.data.decode import SUFFIXES, decode
+from jepa.data.folders import FileDataset, has_suffix, read_table, sub_folders
 from jepa.types import Channels, Field, NonNegativeInt, PositiveInt, Sample, ShareBelowOne
 
 log = logging.getLogger(__name__)
 
 
-class ClipIndex(NamedTuple):
-    """The folders of a part, their frames in sequence, and the clips in them."""
+class FrameFolders(FileDataset):
+    """Clips of `num_frames` frames, `stride` apart, from the folders of numbered images in `root_path`/`image_folder`.
 
-    folders: tuple[str, ...]
-    names: np.ndarray
-    """file names of all frames, as bytes"""
-    starts: np.ndarray
-    """long [folders + 1]: offset of each folder's first frame in `names`"""
-    clips: np.ndarray
-    """long [n, 2]: folder and first frame in it"""
-
-
-class FrameFolders(HoldingOut):
-    """Clips of `num_frames` frames, `stride` apart, of the folders of numbered images in `root_path`/`image_folder`.
-
-    A clip begins every `hop` frames (None: where the one before ends); `self[index]` is that clip and `draw` begins up
-    to `hop` frames later. Folders lie there as VIDEO or, with labels, as CLASS/VIDEO. The held-out part are the folders
-    `val_folders`, or the last `val_ratio` of them. `annotations` is a table in `root_path` whose column `file_column`
+    A clip begins every `hop` frames (None: where the previous one ends); `draw` begins up to `hop` frames later. The
+    folders are VIDEO or, with labels, CLASS/VIDEO. The held-out part consists of the folders `val_folders`, by default
+    of the last share `val_ratio` of all folders. `annotations` is a table in `root_path` whose column `file_column`
     has the path of each frame in `image_folder`; "steering/angle" in `columns` is its column angle, a quantity of the
-    probe steering. It is that of the frame `lag` frames before the middle of the clip: the delay of the images.
+    probe steering. The quantities are those of the frame `lag` frames before the middle of the clip, to compensate for
+    a delay of the images.
     """
 
     rules = ("jepa.data.rules.folders",)
@@ -53,53 +40,48 @@ class FrameFolders(HoldingOut):
         annotations: str | None = None, file_column: str = "file", columns: Sequence[str] = (),
         lag: NonNegativeInt = 0, channels: Channels = 3,
     ) -> None:  # fmt: skip
-        warn_of_slow_decoding()
+        super().__init__(channels)
         self.num_frames, self.stride, self.lag = num_frames, stride, lag
         self.hop = hop or (num_frames - 1) * stride + 1
-        self.channels = channels
-        self.mean, self.std = NATURAL[channels]
         root = Path(root_path).expanduser().absolute()
         self.folder = existing(root / image_folder, "dataset.image_folder", "folder")
         folders = _video_folders(self.folder)
         self.classes = tuple(sorted({os.path.dirname(name) for name in folders} - {""}))
         held_out = _held_out(folders, val_folders, val_ratio)
-        self._take([name for name in folders if name not in held_out])
+        self._load([name for name in folders if name not in held_out])
         quantities = Field(shape=(len(columns),), names=tuple(columns))
         self.fields = {"quantities": quantities} if annotations and columns else {}
         self.table = _read_table(root / annotations, file_column, columns) if annotations else {}
-        if self.table and not any(self._name(folder, 0) in self.table for folder in range(len(self.part.folders))):
+        if self.table and not any(self._name(folder, 0) in self.table for folder in range(len(self.folders))):
             raise ValueError(
-                f"dataset.annotations={annotations}: its column {file_column} has paths as {next(iter(self.table))}, "
-                f"none is a folder's first frame, as {self._name(0, 0)}"
+                f"dataset.annotations={annotations}: its column {file_column} has paths such as "
+                f"{next(iter(self.table))}, none is a folder's first frame, such as {self._name(0, 0)}"
             )
-        self.held_out = self._apart(held_out) if held_out else None
+        self.held_out = self._part(held_out) if held_out else None
 
     def __len__(self) -> int:
-        return len(self.part.clips)
+        return len(self.clips)
 
     def __getitem__(self, index: int) -> Sample:
-        """A clip [C, T, H, W] with its quantities; raises OSError or RuntimeError when a frame can't be read."""
-        folder, first = self.part.clips[index].tolist()
-        return self._clip(folder, first)
+        """A clip [C, T, H, W] with its quantities; raises OSError or RuntimeError if a frame cannot be read."""
+        return self._clip(*self.clips[index].tolist())
 
     def draw(self, index: int, seed: int) -> Sample:
-        folder, first = self.part.clips[index].tolist()
-        num_starts = num_start_positions(self._length(folder), self.num_frames, self.stride) - first
+        folder, first = self.clips[index].tolist()
+        length = int(self.starts[folder + 1] - self.starts[folder])
+        num_starts = num_start_positions(length, self.num_frames, self.stride) - first
         return self._clip(folder, first + int(random_start(index, seed) * min(self.hop, num_starts)))
 
     def describe(self, index: int) -> str:
-        folder, first = self.part.clips[index].tolist()
-        return f"{self.folder / self.part.folders[folder]} from frame {first} on"
+        folder, first = self.clips[index].tolist()
+        return f"{self.folder / self.folders[folder]} from frame {first} on"
 
     def _quantities(self, folder: int, first: int) -> Tensor:
-        """float32 [Q], of the frame `lag` frames before the middle one; of the folder's first where it begins later.
-
-        nan where the table has no row for it.
-        """
+        """float32 [Q] of the frame `lag` frames before the middle, at least the folder's first; nan without a row."""
         frame = max(0, first + (self.num_frames - 1) * self.stride // 2 - self.lag)
         name = self._name(folder, frame)
-        unknown = np.full(self.fields["quantities"].shape, np.nan, dtype=np.float32)
-        return torch.tensor(self.table.get(name, unknown))
+        missing = np.full(self.fields["quantities"].shape, np.nan, dtype=np.float32)
+        return torch.tensor(self.table.get(name, missing))
 
     def _clip(self, folder: int, first: int) -> Sample:
         frames = []
@@ -108,55 +90,50 @@ class FrameFolders(HoldingOut):
             frames.append(decode(path.read_bytes(), channels=self.channels))
             if frames[-1].shape != frames[0].shape:
                 raise OSError(f"{path} is of another size than the frames before it")
-        name = os.path.dirname(self.part.folders[folder])
+        name = os.path.dirname(self.folders[folder])
         label = self.classes.index(name) if name else -1
         return Sample(torch.cat(frames, dim=1), label, {key: self._quantities(folder, first) for key in self.fields})
 
     def _name(self, folder: int, frame: int) -> str:
-        return f"{self.part.folders[folder]}/{os.fsdecode(bytes(self.part.names[self.part.starts[folder] + frame]))}"
+        return f"{self.folders[folder]}/{os.fsdecode(bytes(self.names[self.starts[folder] + frame]))}"
 
-    def _length(self, folder: int) -> int:
-        return int(self.part.starts[folder + 1] - self.part.starts[folder])
-
-    def _take(self, folders: Sequence[str]) -> None:
+    def _load(self, folders: Sequence[str]) -> None:
         """Index all clips of these folders; warns of missing numbers and of folders that are too short."""
         names = [_numbered(self.folder / folder) for folder in folders]
         num_starts = [num_start_positions(len(frames), self.num_frames, self.stride) for frames in names]
         clips = [(number, first) for number, count in enumerate(num_starts) for first in range(0, count, self.hop)]
+        clip = f"{self.num_frames} frames at stride {self.stride}"
         if short := sum(count <= 0 for count in num_starts):
-            clip = f"{self.num_frames} frames at stride {self.stride}"
             log.warning("%s: %s", self.folder, short_videos_warning(short, len(folders), len(folders), clip, "skip"))
         if not clips:
-            raise ValueError(
-                f"no clip of {self.num_frames} frames at stride {self.stride} in {self.folder}; lower them"
-            )
-        starts = np.cumsum([0, *map(len, names)])
-        joined = np.array([os.fsencode(name) for frames in names for name in frames], dtype=bytes)
-        self.part = ClipIndex(tuple(folders), joined, starts, np.array(clips))
+            raise ValueError(f"no clip of {clip} in {self.folder}; lower num_frames or stride")
+        self.folders = tuple(folders)
+        self.names = np.array([os.fsencode(name) for frames in names for name in frames], dtype=bytes)
+        self.starts = np.cumsum([0, *map(len, names)])  # [folders + 1], offset of each folder's first frame
+        self.clips = np.array(clips)  # [n, 2], folder and first frame in it
 
 
 def _read_table(path: Path, file_column: str, columns: Sequence[str]) -> dict[str, np.ndarray]:
-    """Quantities float32 [Q] by the frame's path."""
+    """Quantities float32 [Q] by path of the frame."""
     names = [column.rpartition("/")[2] for column in columns]
     table = read_table(path, "dataset.annotations", (file_column, *names))
     try:
         values = np.array([table[name] for name in names], dtype=np.float32).T
-    except ValueError as fault:
-        raise ValueError(f"{path}: {', '.join(names)} must be numbers: {fault}") from fault
+    except ValueError as error:
+        raise ValueError(f"{path}: {', '.join(names)} must be numbers: {error}") from error
     return dict(zip(table[file_column], values, strict=True)) if names else {}
 
 
 def _video_folders(root: Path) -> list[str]:
     """Folders with images, as VIDEO or CLASS/VIDEO."""
-    found = [name for name in sub_folders(root) if _images(root / name)]
-    classes = [name for name in sub_folders(root) if name not in found]
-    inner = [
-        f"{label}/{name}" for label in classes for name in sub_folders(root / label) if _images(root / label / name)
-    ]
-    if bool(found) == bool(inner):
-        what = "both VIDEO/IMAGE.jpg and CLASS/VIDEO/IMAGE.jpg" if found else "no folder of images"
-        raise ValueError(f"dataset.image_folder: {root} holds {what}; {content(root)}")
-    return found or inner
+    videos = [name for name in sub_folders(root) if _images(root / name)]
+    classes = [name for name in sub_folders(root) if name not in videos]
+    labelled = [f"{label}/{name}" for label in classes for name in sub_folders(root / label)]
+    labelled = [name for name in labelled if _images(root / name)]
+    if bool(videos) == bool(labelled):
+        layout = "both VIDEO/IMAGE.jpg and CLASS/VIDEO/IMAGE.jpg" if videos else "no folder of images"
+        raise ValueError(f"dataset.image_folder: {root} holds {layout}; {content(root)}")
+    return videos or labelled
 
 
 def _images(folder: Path) -> list[str]:
@@ -172,15 +149,15 @@ def _numbered(folder: Path) -> list[str]:
     names.sort(key=lambda name: (numbers[name], name))
     span = numbers[names[-1]] - numbers[names[0]] + 1
     if span != len(names):
-        what = f"{span - len(names)} numbers are lacking" if span > len(names) else "some numbers come twice"
-        log.warning("%s: %d frames from %s to %s, %s", folder, len(names), names[0], names[-1], what)
+        problem = f"{span - len(names)} numbers are missing" if span > len(names) else "some numbers occur twice"
+        log.warning("%s: %d frames from %s to %s, %s", folder, len(names), names[0], names[-1], problem)
     return names
 
 
-def _held_out(folders: Sequence[str], named: Sequence[str] | None, ratio: float) -> list[str]:
-    if named is None:
+def _held_out(folders: Sequence[str], val_folders: Sequence[str] | None, ratio: float) -> list[str]:
+    if val_folders is None:
         count = max(1, round(ratio * len(folders))) if ratio and len(folders) > 1 else 0
         return list(folders[len(folders) - count :])
-    if unknown := sorted(set(named) - set(folders)):
+    if unknown := sorted(set(val_folders) - set(folders)):
         raise ValueError(f"dataset.val_folders: no folders {unknown}; there are {', '.join(folders[:8])}")
-    return list(named)
+    return list(val_folders)

@@ -12,23 +12,22 @@ import numpy as np
 from torch import Tensor
 
 from jepa.config.paths import on_this_machine
-from jepa.data.decode import decode, warn_of_slow_decoding
-from jepa.data.folders import NO_LABEL, VALIDATION_NAMES, HoldingOut, class_names, class_numbers
-from jepa.data.images import NATURAL
+from jepa.data.decode import decode
+from jepa.data.folders import NO_LABEL, VALIDATION_NAMES, FileDataset, class_names, class_numbers
 from jepa.types import Channels
 
 if TYPE_CHECKING:
     import datasets
 
 LABEL_NAMES = ("label", "labels", "fine_label", "class", "target")
-"""of a column that is taken for the label where none is named, in this order"""
+"""Default names of the label column, in order of preference."""
 
 
-class HuggingFaceImages(HoldingOut):
-    """A data set of the Hugging Face hub, or local parquet files: one, or a folder of them named after their splits.
+class HuggingFaceImages(FileDataset):
+    """A data set of the Hugging Face hub, a local parquet file, or a folder of parquet files named after their splits.
 
-    `path` is the name on the hub or the local path; `val=None` takes a split of a usual name as the held-out part;
-    columns that are None are found by their type and name.
+    `path` is the name on the hub or the local path; `val=None` takes a split with a default name as the held-out part;
+    columns that are None are detected by type and name.
     """
 
     rules = ("jepa.data.rules.local_or_hub",)
@@ -44,25 +43,21 @@ class HuggingFaceImages(HoldingOut):
         label_column: str | None = None,
         channels: Channels = 3,
     ) -> None:
-        warn_of_slow_decoding()
-        splits = _find_splits(path, subset, known=(train, *filter(None, [val]), *VALIDATION_NAMES))
-        if train not in splits:
-            raise ValueError(f"dataset.train={train}: {path} has no such split, but {', '.join(splits)}")
-        if val is not None and val not in splits:
-            raise ValueError(f"dataset.val={val}: {path} has no such split, but {', '.join(splits)}")
-        others = [name for name in VALIDATION_NAMES if name in splits and name != train]
-        val = val or next(iter(others), None)
+        super().__init__(channels)
+        splits = _find_splits(path, subset, names=(train, *filter(None, [val]), *VALIDATION_NAMES))
+        for key, split in (("train", train), ("val", val)):
+            if split is not None and split not in splits:
+                raise ValueError(f"dataset.{key}={split}: {path} has no such split, but {', '.join(splits)}")
+        val = val or next((name for name in VALIDATION_NAMES if name in splits and name != train), None)
         self.path = path
-        self.channels = channels
-        self.mean, self.std = NATURAL[channels]
         rows = splits[train]()
         self.image_column = _image_column(rows, image_column)
         self.label_column = _label_column(rows, label_column)
         self.classes = _class_names(rows, self.label_column)
-        self._take(train, rows)
-        self.held_out = None if val is None else self._apart(val, splits[val]())
+        self._load(train, rows)
+        self.held_out = None if val is None else self._part(val, splits[val]())
 
-    def _take(self, split: str, rows: datasets.Dataset) -> None:
+    def _load(self, split: str, rows: datasets.Dataset) -> None:
         self.split, self.rows = split, rows
         self.labels = _labels(rows, self.label_column, self.classes)
 
@@ -70,8 +65,8 @@ class HuggingFaceImages(HoldingOut):
         return len(self.labels)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        """uint8 [C, 1, H, W] and its label; raises OSError or RuntimeError when it can't be read."""
-        # the arrow table itself: ten times faster than a row of `datasets`, and no decoding but ours
+        """uint8 [C, 1, H, W] and its label; raises OSError or RuntimeError if it cannot be read."""
+        # the arrow table itself: ten times faster than a row of `datasets`, and without its decoding
         image = self.rows.data.column(self.image_column)[index].as_py()
         return decode(_encoded(image), channels=self.channels), int(self.labels[index])
 
@@ -81,35 +76,36 @@ class HuggingFaceImages(HoldingOut):
         return f"{self.path} split {self.split} row {index}" + (f" ({name})" if name else "")
 
 
-def _find_splits(path: str, subset: str | None, known: Sequence[str]) -> dict[str, Callable[[], datasets.Dataset]]:
-    """How to open each split, by its name; a local path never uses the network."""
+def _find_splits(path: str, subset: str | None, names: Sequence[str]) -> dict[str, Callable[[], datasets.Dataset]]:
+    """Functions that open the splits, by name of the split; a local path never uses the network."""
     try:
         import datasets
-    except ImportError as fault:
-        raise ValueError("dataset=hf needs the package datasets: pip install 'jepa-train[hf]'") from fault
+    except ImportError as error:
+        raise ValueError("dataset=hf needs the package datasets: pip install 'jepa-train[hf]'") from error
     try:
         local = on_this_machine(path)
-    except ValueError as fault:
-        raise ValueError(f"dataset.path={path}: {fault}") from fault
+    except ValueError as error:
+        raise ValueError(f"dataset.path={path}: {error}") from error
     if local is not None:
-        files = _parquet_files(local, known)
+        files = _parquet_files(local, names)
         return {s: partial(datasets.load_dataset, "parquet", data_files={s: f}, split=s) for s, f in files.items()}
     try:
-        names = datasets.get_dataset_split_names(path, config_name=subset)
-    except (OSError, ValueError) as fault:
-        raise ValueError(f"dataset.path={path}: is not here, and the hub gives no such data set: {fault}") from fault
-    return {name: partial(datasets.load_dataset, path, name=subset, split=name) for name in map(str, names)}
+        splits = datasets.get_dataset_split_names(path, config_name=subset)
+    except (OSError, ValueError) as error:
+        message = f"dataset.path={path}: is not on this machine, and the hub has no such data set: {error}"
+        raise ValueError(message) from error
+    return {split: partial(datasets.load_dataset, path, name=subset, split=split) for split in map(str, splits)}
 
 
-def _parquet_files(path: Path, known: Sequence[str]) -> dict[str, list[str]]:
-    """Files of each split: the name of a file or of its folder begins with the split's; others belong to the first."""
+def _parquet_files(path: Path, names: Sequence[str]) -> dict[str, list[str]]:
+    """Files of each split, by the first word of the name of the file or its folder; others are of the first split."""
     files = [path] if path.is_file() else sorted(path.rglob("*.parquet"))
     if not files:
         raise ValueError(f"dataset.path={path}: no .parquet file in it")
     splits: dict[str, list[str]] = {}
     for file in files:
         words = [re.split(r"[-_.]", name)[0] for name in (file.name, file.parent.name)]
-        split = next((word for word in words if word in known and path.is_dir()), known[0])
+        split = next((word for word in words if word in names and path.is_dir()), names[0])
         splits.setdefault(split, []).append(str(file))
     return splits
 
@@ -117,19 +113,16 @@ def _parquet_files(path: Path, known: Sequence[str]) -> dict[str, list[str]]:
 def _image_column(rows: datasets.Dataset, column: str | None) -> str:
     if column is not None:
         return _existing_column(rows, column, "dataset.image_column")
-    found = [name for name, feature in rows.features.items() if _holds_images(feature)]
-    if not found:
+    images = [name for name, feature in rows.features.items() if _holds_images(feature)]
+    if not images:
         raise ValueError(f"no column of images found; name one with dataset.image_column: {_columns(rows)}")
-    return found[0]
+    return images[0]
 
 
 def _holds_images(feature: Any) -> bool:
-    kind = type(feature).__name__
-    return (
-        kind == "Image"
-        or (isinstance(feature, dict) and "bytes" in feature)
-        or getattr(feature, "dtype", "") == "binary"
-    )
+    if isinstance(feature, dict):
+        return "bytes" in feature
+    return type(feature).__name__ == "Image" or getattr(feature, "dtype", "") == "binary"
 
 
 def _label_column(rows: datasets.Dataset, column: str | None) -> str | None:
@@ -150,11 +143,10 @@ def _columns(rows: datasets.Dataset) -> str:
 
 
 def _class_names(rows: datasets.Dataset, column: str | None) -> tuple[str, ...]:
-    """From the column's own names, from a second column `<label>_name`, or the values themselves."""
+    """From the feature's names, from the column `<label>_name`, or from the labels themselves."""
     if column is None:
         return ()
-    names = getattr(rows.features[column], "names", None)
-    if names:
+    if names := getattr(rows.features[column], "names", None):
         return tuple(names)
     kind = str(getattr(rows.features[column], "dtype", "list"))
     if not re.match("string|large_string|u?int|bool", kind):
@@ -168,7 +160,7 @@ def _class_names(rows: datasets.Dataset, column: str | None) -> tuple[str, ...]:
 
 
 def _labels(rows: datasets.Dataset, column: str | None, classes: Sequence[str]) -> np.ndarray:
-    """Long [n], -1 where there is none."""
+    """Class numbers, long [n], -1 for a missing label."""
     if column is None:
         return np.full(len(rows), -1)
     are_names = "string" in str(rows.features[column].dtype)
@@ -182,7 +174,7 @@ def _texts(rows: datasets.Dataset, column: str) -> list[str]:
 
 
 def _encoded(image: Any) -> bytes:
-    """From {bytes, path} or bytes."""
+    """The bytes of {bytes, path} or of bytes."""
     data = image.get("bytes") or Path(image["path"]).read_bytes() if isinstance(image, dict) else image
     if not isinstance(data, bytes):
         raise OSError(f"no encoded image but {type(data).__name__}")

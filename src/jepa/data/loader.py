@@ -8,7 +8,8 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from functools import lru_cache
 from itertools import count
 from typing import Any
 
@@ -26,16 +27,20 @@ from jepa.seeding import derive_seed, generator
 from jepa.types import NO_FIELDS, ClipDataset, Dataset, DatasetTraits, Field, RawBatch, Sample
 
 log = logging.getLogger(__name__)
+Order = Callable[[int], tuple[int, int]]
+"""Position in the endless sequence of samples -> sample index and epoch."""
 UNREADABLE = (OSError, RuntimeError)
-"""what a data set raises for a sample that can't be read"""
-MOST_BROKEN = 0.01
-"""the share of a data set that may be broken"""
-LONGEST_SIDE = 4
-"""of a sample, in canvases: what is longer is cut at both ends, since all samples of a batch share its canvas"""
+"""Exceptions that a data set raises for a sample that cannot be read."""
+MAX_BROKEN_RATIO = 0.01
+"""Largest share of a data set that may be unreadable."""
+MAX_ATTEMPTS = 100
+"""Number of samples tried in a row before reading gives up."""
+MAX_ASPECT = 4
+"""Largest side of a sample in multiples of `short_side`; its ends are cut off, since they enlarge the whole batch."""
 
 
 class DataError(RunError):
-    """The data can't be used as they are; the message says what to do."""
+    """The data cannot be used as they are; the message says what to do."""
 
 
 def batches(
@@ -48,54 +53,54 @@ def batches(
     rank: int = 0,
     world_size: int = 1,
     pin_memory: bool = False,
-    canvas: int | None = None,
+    short_side: int | None = None,
     fields: Mapping[str, Field] = NO_FIELDS,
 ) -> Generator[RawBatch, None, None]:
-    """Batches of `batch_size` samples for this rank, from step `first_step` on, for ever.
+    """Batches of `batch_size` samples for this rank, from step `first_step` on, without end.
 
-    Every epoch is a permutation of its own, and the ranks share out each step's samples: their union is the same for
-    any number of ranks. Clips start at another frame of their video in each epoch. Samples whose shorter side is
-    above `canvas` are reduced to it. `fields` are those of the data set that are delivered besides the labels.
-    `num_workers=None` chooses.
-    Closing the iterator ends the workers. Raises ValueError at once, DataError where data or workers fail.
+    Every epoch is another permutation, and each step's samples are divided among the ranks: together they are the same
+    for any number of ranks. Clips start at another frame of their video in each epoch. Samples are downscaled so that
+    their shorter side is at most `short_side`. `fields` are the fields delivered besides the labels.
+    `num_workers=None` chooses the number. Closing the iterator ends the workers.
+    Raises ValueError at once, DataError if data or workers fail.
     """
     if min(batch_size, world_size) < 1 or not 0 <= rank < world_size:
         raise ValueError(
             f"batch_size={batch_size}, rank={rank}, world_size={world_size}: expected 0 <= rank < world_size"
         )
-    if len(dataset) < batch_size * world_size:
+    total = batch_size * world_size
+    if len(dataset) < total:
         raise ValueError(
-            f"the data set has {len(dataset)} samples, fewer than batch_size={batch_size * world_size}; "
+            f"the data set has {len(dataset)} samples, fewer than batch_size={total}; "
             f"lower batch_size to {len(dataset)} or less, or add data"
         )
+    index_order = DatasetTraits.of(dataset).index_order
+    at = infinite_order(len(dataset), seed) if index_order is None else index_order(total, seed)
+    steps = ([at(step * total + row) for row in range(rank, total, world_size)] for step in count(first_step))
+    requests = ([(index, derive_seed(seed, epoch, index, "draw")) for index, epoch in step] for step in steps)
+    reader = _BatchReader(dataset, short_side, fields)
     num_workers = choose_num_workers(dataset) if num_workers is None else num_workers
-    loader = DataLoader(
-        _BatchReader(dataset, canvas, fields),
-        sampler=_Sampler(
-            dataset, batch_size * world_size, seed, range(rank, batch_size * world_size, world_size), first_step
-        ),
-        batch_size=None,
-        collate_fn=_unchanged,
-        num_workers=num_workers,
-        pin_memory=pin_memory,
-        worker_init_fn=_ignore_job_signals,
-        generator=generator(seed, first_step, rank, "workers"),
-    )
-    return _iterate(loader)
+    return _iterate(_loader(reader, requests, num_workers, generator(seed, first_step, rank, "workers"), pin_memory))
 
 
 def read_in_order(reader: TorchDataset, lists: Iterable[list[int]], num_workers: int) -> Generator[Any, None, None]:
-    """`reader[some]` of one list after the other, made in workers; a text that it returns becomes a DataError."""
-    loader = DataLoader(
+    """`reader[indices]` for each list of indices, computed in workers; a str result is raised as a DataError."""
+    return _iterate(_loader(reader, lists, num_workers, torch.Generator()))  # the global generator is not used
+
+
+def _loader(
+    reader: TorchDataset, lists: Iterable[list], num_workers: int, random: torch.Generator, pin_memory: bool = False
+) -> DataLoader:
+    return DataLoader(
         reader,
         sampler=lists,
         batch_size=None,
-        collate_fn=_unchanged,
+        collate_fn=_identity,
         num_workers=num_workers,
+        pin_memory=pin_memory,
         worker_init_fn=_ignore_job_signals,
-        generator=torch.Generator(),  # the global one stays as it is
+        generator=random,
     )
-    return _iterate(loader)
 
 
 def choose_num_workers(dataset: Dataset) -> int:
@@ -106,7 +111,7 @@ def choose_num_workers(dataset: Dataset) -> int:
     return max(0, min(8, num_cores() // (process.local_size if process else 1) - 1))
 
 
-def _iterate(loader: DataLoader) -> Generator[RawBatch, None, None]:
+def _iterate(loader: DataLoader) -> Generator[Any, None, None]:
     previous = multiprocessing.active_children()
     iterator: Any = iter(loader)
     workers = [child for child in multiprocessing.active_children() if child not in previous]
@@ -115,144 +120,122 @@ def _iterate(loader: DataLoader) -> Generator[RawBatch, None, None]:
             if isinstance(batch, str):
                 raise DataError(batch)
             yield batch
-    except RuntimeError as fault:
-        if not str(fault).startswith("DataLoader worker"):
+    except RuntimeError as error:
+        if not str(error).startswith("DataLoader worker"):
             raise
         raise DataError(
-            f"{fault} It was killed from outside, often for want of memory: lower num_workers (num_workers=0 reads "
+            f"{error} It was killed from outside, often for lack of memory: lower num_workers (num_workers=0 reads "
             "in the main process), or give the container more shared memory (--shm-size)"
-        ) from fault
+        ) from error
     finally:
         if workers:
-            iterator._shutdown_workers()  # otherwise left to the garbage collector, which a traceback holds off
+            iterator._shutdown_workers()  # the garbage collector would do it too late: a traceback keeps the iterator
         for worker in workers:
             worker.join(timeout=30)
 
 
-class InfiniteOrder:
-    """A sequence without end: entry p is number p % n of epoch p // n's permutation of n samples."""
+def infinite_order(num_samples: int, seed: int, stream: str = "order") -> Order:
+    """Position p -> number p % n of the permutation of the n samples in epoch p // n, and that epoch."""
 
-    def __init__(self, num_samples: int, seed: int, stream: str = "order") -> None:
-        self.num_samples = num_samples
-        self.seed = seed
-        self.stream = stream
-        self._epoch, self._order = -1, np.empty(0, dtype=np.int64)
+    @lru_cache(maxsize=1)
+    def permutation(epoch: int) -> np.ndarray:
+        return torch.randperm(num_samples, generator=generator(seed, epoch, 0, stream)).numpy()
 
-    def take(self, position: int) -> tuple[int, int]:
-        """Sample index and epoch at a position of the sequence."""
-        epoch, offset = divmod(position, self.num_samples)
-        if epoch != self._epoch:
-            random = generator(self.seed, epoch, 0, self.stream)
-            self._epoch, self._order = epoch, torch.randperm(self.num_samples, generator=random).numpy()
-        return int(self._order[offset]), epoch
+    def at(position: int) -> tuple[int, int]:
+        epoch, offset = divmod(position, num_samples)
+        return int(permutation(epoch)[offset]), epoch
 
-
-class _Sampler:
-    """Lists of (index, seed), one for each step, in the data set's own order if it has an `index_order`."""
-
-    def __init__(self, dataset: Dataset, batch_size: int, seed: int, share: range, first_step: int) -> None:
-        index_order = DatasetTraits.of(dataset).index_order
-        self.take = InfiniteOrder(len(dataset), seed).take if index_order is None else index_order(batch_size, seed)
-        self.batch_size = batch_size
-        self.seed = seed
-        self.share = share
-        self.first_step = first_step
-
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        for step in count(self.first_step):
-            samples = (self.take(step * self.batch_size + row) for row in self.share)
-            yield [(index, derive_seed(self.seed, epoch, index, "draw")) for index, epoch in samples]
+    return at
 
 
 class _BatchReader(TorchDataset[RawBatch | str]):
     """The data set of a worker: a list of (index, seed) -> RawBatch, or the message of a DataError."""
 
-    PATIENCE = 100
-    """unreadable samples in a row"""
-
-    def __init__(self, dataset: Dataset, canvas: int | None, fields: Mapping[str, Field] = NO_FIELDS) -> None:
+    def __init__(self, dataset: Dataset, short_side: int | None, fields: Mapping[str, Field] = NO_FIELDS) -> None:
         self.dataset: Any = dataset
-        self.draws = isinstance(dataset, ClipDataset)
-        self.part_of = DatasetTraits.of(dataset).part_of or self._only_part
-        self.canvas = canvas
+        self.has_clips = isinstance(dataset, ClipDataset)
+        self.part_of = DatasetTraits.of(dataset).part_of or self._single_part
+        self.short_side = short_side
         self.fields = dict(fields)
 
-    def __getitem__(self, places: list[tuple[int, int]]) -> RawBatch | str:
+    def __getitem__(self, requests: list[tuple[int, int]]) -> RawBatch | str:
         broken: list[int] = []
         try:
-            samples = [self._read(index, seed, broken) for index, seed in places]
+            samples = [self._read(index, seed, broken) for index, seed in requests]
             columns = {name: _column(name, field, samples) for name, field in self.fields.items()}
-        except DataError as fault:
-            return str(fault)
+        except DataError as error:
+            return str(error)
         labels = torch.tensor([sample.label for sample in samples])
-        pixels, sizes = _on_canvas([sample.clip for sample in samples])
-        parts = torch.tensor([self.part_of(index)[0] for index, _ in places])
+        pixels, sizes = _pad([sample.clip for sample in samples])
+        parts = torch.tensor([self.part_of(index)[0] for index, _ in requests])
         return RawBatch(pixels, sizes, {"labels": labels, **columns}, torch.tensor(broken, dtype=torch.long), parts)
 
     def _read(self, index: int, seed: int, broken: list[int]) -> Sample:
         """The sample, or the next readable one of its part; appends unreadable indices to `broken`."""
         reason = ""
         _, part = self.part_of(index)
-        for surplus in range(min(self.PATIENCE, len(part))):
-            candidate = part[(index - part.start + surplus) % len(part)]
+        for attempt in range(min(MAX_ATTEMPTS, len(part))):
+            candidate = part[(index - part.start + attempt) % len(part)]
             try:
-                sample = Sample(*(self.dataset.draw(candidate, seed) if self.draws else self.dataset[candidate]))
-            except UNREADABLE as fault:
+                sample = Sample(*(self.dataset.draw(candidate, seed) if self.has_clips else self.dataset[candidate]))
+            except UNREADABLE as error:
                 broken.append(candidate)
-                reason = f"{self.dataset.describe(candidate)}: {first_line(fault)}"
+                reason = f"{self.dataset.describe(candidate)}: {first_line(error)}"
                 continue
-            return sample if self.canvas is None else self._reduce(sample, self.canvas)
-        raise DataError(f"{min(self.PATIENCE, len(part))} samples in a row can't be read; the last was {reason}")
+            return sample if self.short_side is None else _downscale_sample(sample, self.short_side)
+        raise DataError(f"{min(MAX_ATTEMPTS, len(part))} samples in a row can't be read; the last was {reason}")
 
-    def _only_part(self, index: int) -> tuple[int, range]:
+    def _single_part(self, index: int) -> tuple[int, range]:
         return 0, range(len(self.dataset))
 
-    def _reduce(self, sample: Sample, canvas: int) -> Sample:
-        size = sample.clip.shape[-2:]
-        moved = {name: MOVED[name](sample.fields[name], size, canvas) for name in MOVED.keys() & sample.fields.keys()}
-        return Sample(downscale(sample.clip, canvas), sample.label, {**sample.fields, **moved})
+
+def _downscale_sample(sample: Sample, short_side: int) -> Sample:
+    size = sample.clip.shape[-2:]
+    names = FIELD_DOWNSCALERS.keys() & sample.fields.keys()
+    scaled = {name: FIELD_DOWNSCALERS[name](sample.fields[name], size, short_side) for name in names}
+    return Sample(downscale(sample.clip, short_side), sample.label, {**sample.fields, **scaled})
 
 
-def downscale(clip: Tensor, canvas: int) -> Tensor:
-    """[C, T, H, W] -> the same reduced, antialiased, so that the shorter side is at most `canvas`.
+def downscale(clip: Tensor, short_side: int) -> Tensor:
+    """[C, T, H, W] -> [C, T, h, w], antialiased: the shorter side at most `short_side`, never enlarged.
 
-    What is longer than `LONGEST_SIDE` canvases loses both ends.
+    A side longer than `MAX_ASPECT * short_side` is cut at both ends.
     """
-    size, margins = _bounds(clip.shape[-2:], canvas)
+    size, margins = _scaled_size_and_margins(clip.shape[-2:], short_side)
     if size != [*clip.shape[-2:]]:
         clip = interpolate(clip.transpose(0, 1), size, mode="bilinear", antialias=True).transpose(0, 1)
     for dim, margin in zip((-2, -1), margins, strict=True):
-        clip = clip.narrow(dim, margin, min(clip.shape[dim], LONGEST_SIDE * canvas))
+        clip = clip.narrow(dim, margin, min(clip.shape[dim], MAX_ASPECT * short_side))
     return clip
 
 
-def downscale_boxes(boxes: Tensor, size: Sequence[int], canvas: int) -> Tensor:
+def downscale_boxes(boxes: Tensor, size: Sequence[int], short_side: int) -> Tensor:
     """[m, 5], (height, width) of the picture -> the boxes [m, 5] in the picture that `downscale` returns."""
-    (height, width), (top, left) = _bounds(size, canvas)
+    (height, width), (top, left) = _scaled_size_and_margins(size, short_side)
     ratios = torch.tensor([width / size[1], height / size[0]] * 2 + [1.0])
     return boxes * ratios - torch.tensor([left, top, left, top, 0.0])
 
 
-def _bounds(size: Sequence[int], canvas: int) -> tuple[list[int], list[int]]:
-    """The height and width that a picture is reduced to, and how much of them is cut off at the top and left."""
-    ratio = canvas / min(size)
-    reduced = [max(canvas, round(side * ratio)) for side in size] if ratio < 1 else [*size]
-    return reduced, [max(0, side - LONGEST_SIDE * canvas) // 2 for side in reduced]
+def _scaled_size_and_margins(size: Sequence[int], short_side: int) -> tuple[list[int], list[int]]:
+    """Height and width after scaling, and the pixels to cut off at the top and at the left."""
+    ratio = short_side / min(size)
+    scaled = [max(short_side, round(side * ratio)) for side in size] if ratio < 1 else [*size]
+    return scaled, [max(0, side - MAX_ASPECT * short_side) // 2 for side in scaled]
 
 
-MOVED: Mapping[str, Callable[[Tensor, Sequence[int], int], Tensor]] = {"boxes": downscale_boxes}
-"""Fields that hold positions in the picture: (value, size, canvas) -> the value after `downscale`."""
+FIELD_DOWNSCALERS: Mapping[str, Callable[[Tensor, Sequence[int], int], Tensor]] = {"boxes": downscale_boxes}
+"""Fields that hold positions in the picture: (value, size, short_side) -> the value after `downscale`."""
 
 
-def _on_canvas(clips: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+def _pad(clips: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     """[C, T, H, W] each -> `RawBatch.pixels` and `RawBatch.sizes`"""
     sizes = torch.tensor([clip.shape[-2:] for clip in clips])
     channels, frames = clips[0].shape[:2]
     height, width = sizes.amax(dim=0).tolist()
     # channels last, as decoders deliver and as the uint8 resampling kernel reads three times faster
     pixels = _zeros((len(clips), frames, height, width, channels)).permute(0, 4, 1, 2, 3)  # [B, C, T, H, W]
-    for canvas, clip in zip(pixels, clips, strict=True):
-        canvas[..., : clip.shape[-2], : clip.shape[-1]] = clip
+    for padded, clip in zip(pixels, clips, strict=True):
+        padded[..., : clip.shape[-2], : clip.shape[-1]] = clip
     return pixels, sizes
 
 
@@ -261,8 +244,8 @@ def _column(name: str, field: Field, samples: Sequence[Sample]) -> Tensor:
     values = [sample.fields.get(name) for sample in samples]
     for value in values:
         if value is None or value.shape[field.ragged :] != field.shape:
-            found = "none" if value is None else f"the shape {[*value.shape]}"
-            raise DataError(f"the data set declares {name} as {field}, and a sample of it has {found}")
+            actual = "none" if value is None else f"the shape {[*value.shape]}"
+            raise DataError(f"the data set declares {name} as {field}, and a sample of it has {actual}")
     values = [value.to(getattr(torch, field.dtype)) for value in values if value is not None]
     return pad_sequence(values, batch_first=True, padding_value=field.padding) if field.ragged else torch.stack(values)
 
@@ -282,7 +265,7 @@ def _zeros(shape: tuple[int, ...]) -> Tensor:
     return torch.empty(0, dtype=torch.uint8).set_(storage).unflatten(0, shape)
 
 
-def _unchanged(batch: Any) -> Any:
+def _identity(batch: Any) -> Any:
     return batch
 
 
@@ -302,36 +285,32 @@ def _exit_on_sigterm_of_parent() -> None:
 
 
 class BrokenSamples:
-    """Counts the distinct unreadable samples of a data set and warns of each one once."""
+    """The distinct unreadable samples of a data set; warns of each one once."""
 
     def __init__(self, dataset: Dataset) -> None:
         self.dataset = dataset
         self.indices: set[int] = set()
 
-    @property
-    def count(self) -> int:
-        return len(self.indices)
-
-    def note(self, broken: Tensor) -> None:
-        """long [b] of indices; raises DataError when more than `MOST_BROKEN` of the data set turns out to be broken."""
+    def add(self, broken: Tensor) -> None:
+        """long [b] of indices; raises DataError if more than `MAX_BROKEN_RATIO` of the data set is broken."""
         new = [index for index in dict.fromkeys(broken.tolist()) if index not in self.indices]
         for index in new:
             self.indices.add(index)
             log.warning("skipped %s: %s", self.dataset.describe(index), self._reason(index))
-        if new and self.count > MOST_BROKEN * len(self.dataset):
+        if new and len(self.indices) > MAX_BROKEN_RATIO * len(self.dataset):
             raise DataError(
-                f"{self.count} of {len(self.dataset)} samples can't be read, more than {MOST_BROKEN:.0%}: the last was "
-                f"{self.dataset.describe(new[-1])}. Repair or remove them (the log names each one)"
+                f"{len(self.indices)} of {len(self.dataset)} samples can't be read, more than {MAX_BROKEN_RATIO:.0%}: "
+                f"the last was {self.dataset.describe(new[-1])}. Repair or remove them (the log names each one)"
             )
 
     def _reason(self, index: int) -> str:
         try:
             self.dataset[index]
-        except UNREADABLE as fault:
-            return first_line(fault)
-        return "could not be read at first"
+        except UNREADABLE as error:
+            return first_line(error)
+        return "could not be read the first time"
 
 
-def first_line(fault: BaseException) -> str:
-    """The message of an exception without what some libraries append to it."""
-    return (str(fault).splitlines() or [type(fault).__name__])[0]
+def first_line(error: BaseException) -> str:
+    """First line of the exception's message, or the name of its class."""
+    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -1,4 +1,4 @@
-"""What must hold of the files of a data set, as its class names it; the constructors check the same. Without torch."""
+"""Configuration checks of the data sets' files, without torch; the constructors check the same."""
 
 from __future__ import annotations
 
@@ -9,62 +9,66 @@ from jepa.config.paths import content, existing, find_shards, on_this_machine
 from jepa.config.view import ConfigView
 
 
-def folders(checked: ConfigView, path: str) -> Iterator[str]:
-    """Folders of files by class, and the held-out part beside them."""
-    keys = [key for key in ("image_folder", "video_folder", "val_folder") if f"{path}.{key}" in checked]
-    file = "VIDEO.mp4" if "video_folder" in keys else "IMAGE.jpg"
-    for fault in _missing(checked, path, ((key, checked[f"{path}.{key}"]) for key in keys), "folder"):
-        yield f"{fault}; expected CLASS/{file} in it, or {file} without labels"
+def folders(view: ConfigView, path: str) -> Iterator[str]:
+    """The folders of files and of the held-out part exist."""
+    names = _values(view, path, ("image_folder", "video_folder", "val_folder"))
+    file = "VIDEO.mp4" if "video_folder" in names else "IMAGE.jpg"
+    for error in _missing(view, path, names.items(), "folder"):
+        yield f"{error}; expected CLASS/{file} in it, or {file} without labels"
 
 
-def voc(checked: ConfigView, path: str) -> Iterator[str]:
-    keys = [key for key in ("split", "val_split", "test_split") if f"{path}.{key}" in checked]
-    lists = [(key, f"ImageSets/Main/{checked[f'{path}.{key}']}.txt") for key in keys]
-    yield from _missing(checked, path, [("root_path", "Annotations"), ("root_path", "JPEGImages"), *lists])
+def voc(view: ConfigView, path: str) -> Iterator[str]:
+    splits = _values(view, path, ("split", "val_split", "test_split"))
+    lists = [(key, f"ImageSets/Main/{split}.txt") for key, split in splits.items()]
+    yield from _missing(view, path, [("root_path", "Annotations"), ("root_path", "JPEGImages"), *lists])
 
 
-def coco(checked: ConfigView, path: str) -> Iterator[str]:
-    keys = (f"{part}{kind}" for part in ("", "val_", "test_") for kind in ("annotations", "images"))
-    yield from _missing(checked, path, ((k, checked[f"{path}.{k}"]) for k in keys if f"{path}.{k}" in checked))
+def coco(view: ConfigView, path: str) -> Iterator[str]:
+    keys = [f"{part}{kind}" for part in ("", "val_", "test_") for kind in ("annotations", "images")]
+    yield from _missing(view, path, _values(view, path, keys).items())
 
 
-def download(checked: ConfigView, path: str) -> Iterator[str]:
-    """Without a download the data lie in `root_path`; some data sets have no colours."""
-    if checked.get("augment.grayscale", 0) > 0 and checked[f"{path}.name"] in ("mnist", "fashion_mnist"):
-        yield f"{checked.show('augment.grayscale')}: the pictures are grey already; set it to 0"
-    if not checked[f"{path}.download"]:
-        faults = _missing(checked, path, [("root_path", "")], "folder")
-        yield from (f"{fault}; {path}.download=true fetches the data" for fault in faults)
+def download(view: ConfigView, path: str) -> Iterator[str]:
+    """Without a download `root_path` exists; grey data sets cannot be made grey."""
+    if view.get("augment.grayscale", 0) > 0 and view[f"{path}.name"] in ("mnist", "fashion_mnist"):
+        yield f"{view.describe('augment.grayscale')}: the pictures are grey already; set it to 0"
+    if not view[f"{path}.download"]:
+        errors = _missing(view, path, [("root_path", "")], "folder")
+        yield from (f"{error}; {path}.download=true fetches the data" for error in errors)
 
 
-def local_or_hub(checked: ConfigView, path: str) -> Iterator[str]:
+def local_or_hub(view: ConfigView, path: str) -> Iterator[str]:
     try:
-        on_this_machine(checked[f"{path}.path"])
-    except ValueError as fault:
-        yield f"{checked.show(f'{path}.path')}: {fault}"
+        on_this_machine(view[f"{path}.path"])
+    except ValueError as error:
+        yield f"{view.describe(f'{path}.path')}: {error}"
 
 
-def shards(checked: ConfigView, path: str) -> Iterator[str]:
-    for key in filter(checked.__contains__, (f"{path}.shards", f"{path}.val_shards")):
+def shards(view: ConfigView, path: str) -> Iterator[str]:
+    for key in filter(view.__contains__, (f"{path}.shards", f"{path}.val_shards")):
         try:
-            find_shards(checked[key])
-        except ValueError as fault:
-            yield f"{checked.show(key)}: {fault}; {content(Path(checked[key]).expanduser().absolute().parent)}"
+            find_shards(view[key])
+        except ValueError as error:
+            yield f"{view.describe(key)}: {error}; {content(Path(view[key]).expanduser().absolute().parent)}"
 
 
-def frame_rate(checked: ConfigView, path: str) -> Iterator[str]:
-    if f"{path}.fps" in checked and checked[f"{path}.stride"] != 1:
-        both = f"{checked.show(f'{path}.fps')} with {checked.show(f'{path}.stride')}"
+def frame_rate(view: ConfigView, path: str) -> Iterator[str]:
+    if f"{path}.fps" in view and view[f"{path}.stride"] != 1:
+        both = f"{view.describe(f'{path}.fps')} with {view.describe(f'{path}.stride')}"
         yield f"{both}: give one of them; frames are chosen by time or by number"
 
 
-def _missing(checked: ConfigView, path: str, places: Iterable[tuple[str, str]], kind: str = "") -> Iterator[str]:
-    """The first of the pairs of a key and a name in `root_path` that is not there."""
-    root = Path(checked[f"{path}.root_path"]).expanduser().absolute()
-    for key, name in places:
-        shown = dict.fromkeys(checked.show(f"{path}.{k}") for k in ("root_path", key))
+def _values(view: ConfigView, path: str, keys: Iterable[str]) -> dict[str, str]:
+    return {key: view[f"{path}.{key}"] for key in keys if f"{path}.{key}" in view}
+
+
+def _missing(view: ConfigView, path: str, files: Iterable[tuple[str, str]], kind: str = "") -> Iterator[str]:
+    """An error for the first of the `files` (key, name in `root_path`) that does not exist."""
+    root = Path(view[f"{path}.root_path"]).expanduser().absolute()
+    for key, name in files:
+        settings = dict.fromkeys(view.describe(f"{path}.{k}") for k in ("root_path", key))
         try:
-            existing(root / name, " with ".join(shown), kind)
-        except ValueError as fault:
-            yield str(fault)
+            existing(root / name, " with ".join(settings), kind)
+        except ValueError as error:
+            yield str(error)
             return

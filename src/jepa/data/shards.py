@@ -1,11 +1,12 @@
-"""Labelled images in tar shards of the WebDataset layout, in an order that keeps the reads together."""
+"""Labelled images in tar shards of the WebDataset layout, in an order that reads few shards at a time."""
 
 from __future__ import annotations
 
 import logging
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -13,25 +14,26 @@ import torch
 from torch import Tensor
 
 from jepa.config.paths import find_shards
-from jepa.data.decode import decode, warn_of_slow_decoding
-from jepa.data.folders import VALIDATION_NAMES, HoldingOut, class_names, class_numbers
-from jepa.data.images import NATURAL
+from jepa.data.decode import decode
+from jepa.data.folders import VALIDATION_NAMES, FileDataset, class_names, class_numbers
+from jepa.data.loader import Order
 from jepa.data.shard_index import read_index
 from jepa.seeding import generator
 from jepa.types import Channels, PositiveInt
 
 log = logging.getLogger(__name__)
-MOST_OPEN = 64
-"""open files in each process"""
+MAX_OPEN_FILES = 64
+"""Number of open shards in each process."""
 
 
-class Shards(HoldingOut):
+class Shards(FileDataset):
     """Images in tar files: members that share a name up to its first dot are one sample.
 
-    `shards` is a brace pattern, a glob, a folder or a file; so is `val_shards`, the held-out part, of which None takes
-    files or a folder of a usual name beside them. The image is the member `image_key`, None the one of a usual suffix;
-    the label is the member cls, or the field `label_key` of the member json: a number or a name. A classes.txt beside
-    the shards names the classes. Samples are dealt out of `shuffle_shards` shards at a time, None of all.
+    `shards` is a brace pattern, a glob, a folder or a file, and so is `val_shards`, the held-out part; None takes files
+    or a folder with a default name beside the shards. The image is the member with the suffix `image_key`, by default
+    any image suffix; the label, a number or a name, is the member cls or the field `label_key` of the member json. A
+    classes.txt beside the shards names the classes. Samples are shuffled among `shuffle_shards` shards at a time; None
+    shuffles among all.
     """
 
     rules = ("jepa.data.rules.shards",)
@@ -40,20 +42,18 @@ class Shards(HoldingOut):
         self, *, shards: str, val_shards: str | None = None, shuffle_shards: PositiveInt | None = 16,
         image_key: str | None = None, label_key: str = "label", channels: Channels = 3,
     ) -> None:  # fmt: skip
-        warn_of_slow_decoding()
-        self.channels, self.shuffle_shards = channels, shuffle_shards
-        self.mean, self.std = NATURAL[channels]
-        paths = _find("dataset.shards", shards)
-        named = None if val_shards is None else _find("dataset.val_shards", val_shards)
-        paths, held_out = _parts(paths, named)
+        super().__init__(channels)
+        self.shuffle_shards = shuffle_shards
+        val_paths = None if val_shards is None else _find("dataset.val_shards", val_shards)
+        paths, held_out = _split(_find("dataset.shards", shards), val_paths)
         index = read_index(paths, image_key, label_key)
         self.classes = _class_names(paths[0].parent / "classes.txt", index["label"])
-        self._take(paths, index)
+        self._load(paths, index)
         if held_out:
-            part = self._apart(held_out, read_index(held_out, image_key, label_key))
-            self.held_out = part if named or (part.labels.max() >= 0) == bool(self.classes) else None
+            part = self._part(held_out, read_index(held_out, image_key, label_key))
+            self.held_out = part if val_paths or (part.labels.max() >= 0) == bool(self.classes) else None
 
-    def _take(self, paths: list[Path], index: np.ndarray) -> None:
+    def _load(self, paths: list[Path], index: np.ndarray) -> None:
         self.paths, self.index = paths, index
         names, rows = np.unique(index["label"], return_inverse=True)
         texts = [label.decode() for label in names.tolist()]
@@ -64,7 +64,7 @@ class Shards(HoldingOut):
         return len(self.labels)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        """uint8 [C, 1, H, W] and its label, -1 without; raises OSError or RuntimeError when it can't be read."""
+        """uint8 [C, 1, H, W] and its label, or -1; raises OSError or RuntimeError if it cannot be read."""
         shard, offset, size = self.index[["shard", "offset", "size"]][index].tolist()
         if size < 0:
             raise OSError("has no image")
@@ -77,44 +77,41 @@ class Shards(HoldingOut):
         row = self.index[index]
         return f"{self.paths[row['shard']]}: {os.fsdecode(bytes(row['key']))}"
 
-    def index_order(self, batch_size: int, seed: int) -> Callable[[int], tuple[int, int]]:
+    def index_order(self, batch_size: int, seed: int) -> Order:
         """Position -> index and epoch, for batches of any size."""
         counts = np.bincount(self.index["shard"], minlength=len(self.paths))
-        return WindowShuffle(counts, self.shuffle_shards or len(counts), seed).take
+        return window_shuffle(counts, self.shuffle_shards or len(counts), seed)
 
 
-class WindowShuffle:
-    """Epochs over shards of `counts` samples: the shards in a drawn order, and `width` of them at a time shuffled."""
+def window_shuffle(counts: np.ndarray, width: int, seed: int) -> Order:
+    """Epochs over shards of `counts` samples: random order of shards, samples shuffled within `width` shards."""
+    total, starts = int(counts.sum()), np.cumsum(counts) - counts
 
-    def __init__(self, counts: np.ndarray, width: int, seed: int) -> None:
-        self.counts, self.width, self.seed = counts, width, seed
-        self.starts = np.cumsum(counts) - counts
-        self._epoch = self._window = -1
-        self._shards, self._ends, self._order = (np.empty(0, np.int64) for _ in range(3))
+    @lru_cache(maxsize=1)
+    def shards_of(epoch: int) -> tuple[np.ndarray, np.ndarray]:
+        """The shards in random order, and the offset at which each window of `width` shards ends."""
+        shards = torch.randperm(len(counts), generator=generator(seed, epoch, 0, "shards")).numpy()
+        return shards, np.add.reduceat(counts[shards], range(0, len(counts), width)).cumsum()
 
-    def take(self, position: int) -> tuple[int, int]:
-        epoch, offset = divmod(position, int(self.counts.sum()))
-        if epoch != self._epoch:
-            random = generator(self.seed, epoch, 0, "shards")
-            self._shards = torch.randperm(len(self.counts), generator=random).numpy()
-            self._ends = np.add.reduceat(self.counts[self._shards], range(0, len(self.counts), self.width)).cumsum()
-            self._epoch, self._window = epoch, -1
-        window = int(np.searchsorted(self._ends, offset, side="right"))
-        if window != self._window:
-            self._shuffle(window)
-        return int(self._order[offset - int(self._ends[window])]), epoch  # counted from the end of the window
+    @lru_cache(maxsize=1)
+    def samples_of(epoch: int, window: int) -> np.ndarray:
+        shards = shards_of(epoch)[0][window * width :][:width]
+        ranges = zip(starts[shards].tolist(), counts[shards].tolist(), strict=True)
+        samples = np.concatenate([np.arange(start, start + count) for start, count in ranges])
+        random = generator(seed, epoch, window, "order in shards")
+        return samples[torch.randperm(len(samples), generator=random).numpy()]
 
-    def _shuffle(self, window: int) -> None:
-        shards = self._shards[window * self.width :][: self.width]
-        starts, counts = self.starts[shards].tolist(), self.counts[shards].tolist()
-        samples = np.concatenate([np.arange(begin, begin + n) for begin, n in zip(starts, counts, strict=True)])
-        random = generator(self.seed, self._epoch, window, "order in shards")
-        self._order = samples[torch.randperm(len(samples), generator=random).numpy()]
-        self._window = window
+    def at(position: int) -> tuple[int, int]:
+        epoch, offset = divmod(position, total)
+        ends = shards_of(epoch)[1]
+        window = int(np.searchsorted(ends, offset, side="right"))
+        return int(samples_of(epoch, window)[offset - int(ends[window])]), epoch  # counted from the end of the window
+
+    return at
 
 
 class _OpenFiles:
-    """The `MOST_OPEN` shards that were read last; a process that is spawned opens its own."""
+    """Keeps the `MAX_OPEN_FILES` most recently read shards open; a spawned process opens its own files."""
 
     def __init__(self, paths: Sequence[Path]) -> None:
         self.paths = paths
@@ -123,10 +120,10 @@ class _OpenFiles:
     def read(self, shard: int, size: int, offset: int) -> bytes:
         file = self._open.pop(shard, None)
         if file is None:
-            if len(self._open) >= MOST_OPEN:
+            if len(self._open) >= MAX_OPEN_FILES:
                 os.close(self._open.pop(next(iter(self._open))))
             file = os.open(self.paths[shard], os.O_RDONLY)
-        self._open[shard] = file  # the last of the dictionary
+        self._open[shard] = file  # last in the dictionary: most recent
         return os.pread(file, size, offset)
 
     def __reduce__(self) -> tuple[type[_OpenFiles], tuple[Sequence[Path]]]:
@@ -139,27 +136,27 @@ class _OpenFiles:
 
 def _find(key: str, pattern: str) -> list[Path]:
     try:
-        found = find_shards(pattern)
-    except ValueError as fault:
-        raise ValueError(f"{key}={pattern}: {fault}") from fault
-    alike = list(found[0].parent.glob(re.sub(r"\d", "?", found[0].name)))
-    if len(found) == 1 < len(alike):
-        hint = f"one of {len(alike)} that are numbered alike; a shell expands braces that are not in quotes"
+        paths = find_shards(pattern)
+    except ValueError as error:
+        raise ValueError(f"{key}={pattern}: {error}") from error
+    siblings = list(paths[0].parent.glob(re.sub(r"\d", "?", paths[0].name)))
+    if len(paths) == 1 < len(siblings):
+        hint = f"one of {len(siblings)} that are numbered alike; a shell expands braces that are not in quotes"
         log.warning("%s=%s: %s", key, pattern, hint)
-    return found
+    return paths
 
 
-def _parts(paths: list[Path], held_out: list[Path] | None) -> tuple[list[Path], list[Path]]:
-    """Training and held-out shards, none of which is in both; what is named as if held out is not trained on."""
-    usual = [path for path in paths if _first_word(path) in VALIDATION_NAMES]
-    if held_out is None and len(usual) < len(paths):
+def _split(paths: list[Path], held_out: list[Path] | None) -> tuple[list[Path], list[Path]]:
+    """Disjoint training and held-out shards; shards with a name of a held-out part are not trained on."""
+    val_named = [path for path in paths if _first_word(path) in VALIDATION_NAMES]
+    if held_out is None and len(val_named) < len(paths):
         folder = paths[0].parent
         choices = [sorted(p for p in folder.glob("*.tar") if _first_word(p) == name) for name in VALIDATION_NAMES]
         choices += [sorted((folder.parent / name).glob("*.tar")) for name in VALIDATION_NAMES]
         held_out = next(filter(None, choices), [])
         if held_out:
             log.info("held-out part: %s and %d more (or dataset.val_shards)", held_out[0], len(held_out) - 1)
-        return [path for path in paths if path not in usual], held_out
+        return [path for path in paths if path not in val_named], held_out
     training = [path for path in paths if path not in (held_out or ())]
     if not training:
         raise ValueError("dataset.val_shards: the held-out shards are all the shards there are")
@@ -171,11 +168,11 @@ def _first_word(path: Path) -> str:
 
 
 def _class_names(file: Path, labels: np.ndarray) -> tuple[str, ...]:
-    """The lines of the file where it is there, or else the numbers up to the largest, or the names that occur."""
+    """The lines of the file if it exists, else the class names derived from the labels."""
     if file.is_file():
         return tuple(line.strip() for line in file.read_text().splitlines() if line.strip())
-    found = [label.decode() for label in np.unique(labels).tolist()]
-    largest = max((int(label) for label in found if label.isdecimal()), default=-1)
+    texts = [label.decode() for label in np.unique(labels).tolist()]
+    largest = max((int(text) for text in texts if text.isdecimal()), default=-1)
     if largest >= max(10_000, len(labels)):
         raise ValueError(f"dataset.shards: the label {largest} is no class of {len(labels)} samples; see label_key")
-    return class_names(found)
+    return class_names(texts)

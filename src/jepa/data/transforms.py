@@ -1,4 +1,4 @@
-"""From decoded uint8 images to what the encoder sees: crops of their own for every sample, in batch, on their device.
+"""From decoded uint8 images to the encoder's input: random crops of each sample, computed in batch on their device.
 
 Resampling is bilinear with antialiasing, the default of torchvision's RandomResizedCrop on Pillow images and of I-JEPA.
 """
@@ -16,16 +16,20 @@ from jepa.data.colour import Colour
 from jepa.types import Batch, RawBatch
 
 ATTEMPTS = 10
-"""draws of a box before the largest central one is taken, as in torchvision's RandomResizedCrop"""
+"""Random boxes tried before the largest central one is taken, as in torchvision's RandomResizedCrop."""
 BOX_DRAWS = 2 * ATTEMPTS + 3
-"""uniform numbers that a crop needs: areas and aspect ratios, row, column, mirror"""
+"""Number of uniform random numbers of a crop: areas, aspect ratios, row, column, flip."""
+SMALL_SIDE = 40
+"""Largest side in pixels up to which the dense route is faster on a CPU (measured on images; never on clips)."""
+CHUNK = {"cpu": 2**17, "accelerator": 2**26}
+"""Pixel values processed at a time as float32: they fit into a core's cache, or take 256 MB."""
 
 
 class Augment:
     """(RawBatch, generator) -> Batch on its device: random resized crop, flip, colours, normalise.
 
-    The boxes are those of torchvision's RandomResizedCrop, drawn apart for every sample, each of its `views` and each
-    of its `local_views`, which are smaller crops (multi-crop, Caron et al. 2020); rows v * views to
+    The boxes are those of torchvision's RandomResizedCrop, drawn independently for each of the `views` and
+    `local_views` of a sample; the latter are smaller crops (multi-crop, Caron et al. 2020). Rows v * views to
     v * views + views - 1 show sample v. All frames of a clip share one box and one change of colours. Sample i does not
     depend on the batch size. Everything random comes from the CPU generator.
     """
@@ -63,8 +67,8 @@ class Augment:
         self.colour = Colour(channels=len(mean), jitter=jitter, grayscale=grayscale, blur=blur, solarize=solarize)
 
     @property
-    def canvas(self) -> int:
-        """The longest shorter side of a decoded image of which the smallest crop is not enlarged."""
+    def short_side(self) -> int:
+        """Shorter side of a decoded image at which the smallest crop is just not enlarged."""
         side = max(self.image_size) / math.sqrt(self.crop_scale[0])
         local = max(self.local_size) / math.sqrt(self.local_scale[0]) if self.local_views else 0
         return math.ceil(max(side, local))
@@ -72,7 +76,7 @@ class Augment:
     def __call__(
         self, raw: RawBatch, generator: Generator, rows: Callable[[Tensor], Tensor] | None = None, parts: int = 1
     ) -> Batch:
-        """Where `raw` is one of `parts` equal parts of the batch, `rows` takes its own of the numbers drawn for all."""
+        """`raw` is one of `parts` equal parts of the batch; `rows` selects its rows of the whole batch's numbers."""
         num_crops, num_draws = self.views + self.local_views, BOX_DRAWS + self.colour.num_draws
         uniform = torch.rand(len(raw.sizes) * parts, num_crops, num_draws, generator=generator)
         uniform = (uniform if rows is None else rows(uniform)).to(raw.sizes.device, non_blocking=True)
@@ -92,28 +96,32 @@ class Augment:
         if not self.colour.num_draws:
             return resample(raw.pixels, boxes, size, flips, self.normalise)
         clips = resample(raw.pixels, boxes, size, flips)
-        rows = max(1, CHUNK["cpu" if clips.device.type == "cpu" else "accelerator"] // clips[0].numel())
+        rows = _rows_per_chunk(clips.device, clips[0].numel())
         for part, draws in zip(clips.split(rows), uniform[:, BOX_DRAWS:].split(rows), strict=True):
             part.copy_(self.normalise(self.colour(part, draws)))
         return clips
 
 
+def _rows_per_chunk(device: torch.device, row_size: int) -> int:
+    return max(1, CHUNK["cpu" if device.type == "cpu" else "accelerator"] // row_size)
+
+
 def draw_boxes(
     sizes: Tensor, uniform: Tensor, crop_scale: tuple[float, float], crop_aspect: tuple[float, float]
 ) -> tuple[Tensor, Tensor]:
-    """[B, 2], [B, BOX_DRAWS or more] -> long [B, 4] (top, left, height, width), and bool [B]: whether to mirror."""
+    """[B, 2], [B, BOX_DRAWS or more] -> long [B, 4] (top, left, height, width), and bool [B]: whether to flip."""
     scale, aspect = uniform[:, : 2 * ATTEMPTS].unflatten(1, (2, ATTEMPTS)).unbind(1)  # [B, ATTEMPTS] each
     size = sizes.float()
     area = size.prod(1, keepdim=True) * _between(crop_scale, scale)
     ratio = _between((math.log(crop_aspect[0]), math.log(crop_aspect[1])), aspect).exp()
-    tried = torch.stack([(area / ratio).sqrt().round(), (area * ratio).sqrt().round()], dim=-1)  # [B, ATTEMPTS, 2]
-    fits = ((tried >= 1) & (tried <= size[:, None])).all(dim=-1)
-    first = tried[torch.arange(len(sizes), device=sizes.device), fits.int().argmax(dim=1)]  # [B, 2]
-    found = fits.any(dim=1, keepdim=True)
-    shape = torch.where(found, first, _central(size, crop_aspect))
+    candidates = torch.stack([(area / ratio).sqrt().round(), (area * ratio).sqrt().round()], dim=-1)  # [B, ATTEMPTS, 2]
+    fits = ((candidates >= 1) & (candidates <= size[:, None])).all(dim=-1)
+    first = candidates[torch.arange(len(sizes), device=sizes.device), fits.int().argmax(dim=1)]  # [B, 2]
+    any_fits = fits.any(dim=1, keepdim=True)
+    shape = torch.where(any_fits, first, _central(size, crop_aspect))
     margin = size - shape
-    anywhere = uniform[:, 2 * ATTEMPTS : BOX_DRAWS - 1]  # [B, 2]
-    corner = torch.where(found, (anywhere * (margin + 1)).floor().minimum(margin), (margin / 2).floor())
+    relative = uniform[:, 2 * ATTEMPTS : BOX_DRAWS - 1]  # [B, 2]
+    corner = torch.where(any_fits, (relative * (margin + 1)).floor().minimum(margin), (margin / 2).floor())
     return torch.cat([corner, shape], dim=1).long(), uniform[:, BOX_DRAWS - 1] < 0.5
 
 
@@ -122,7 +130,7 @@ def _between(bounds: tuple[float, float], uniform: Tensor) -> Tensor:
 
 
 def _central(size: Tensor, aspect: tuple[float, float]) -> Tensor:
-    """[B, 2] -> [B, 2]: the largest height and width within the bounds of the aspect ratio."""
+    """[B, 2] -> [B, 2]: the largest height and width with an aspect ratio within the bounds."""
     height, width = size.unbind(1)
     widest = torch.minimum(width, (height * aspect[1]).round().clamp(min=1))
     tallest = torch.minimum(height, (width / aspect[0]).round().clamp(min=1))
@@ -130,7 +138,7 @@ def _central(size: Tensor, aspect: tuple[float, float]) -> Tensor:
 
 
 class EvalTransform:
-    """uint8 images or clips of any size -> float [B, C, T, H, W]: the central part, resized and normalised.
+    """uint8 images or clips of any size -> float [B, C, T, H, W]: centre crop, resized and normalised.
 
     Takes [C, H, W], [B, C, H, W], [B, C, T, H, W] or a list of [C, H, W] or [C, T, H, W] of any sizes.
     """
@@ -144,16 +152,14 @@ class EvalTransform:
         return self.normalise(self.pictures(images).float())
 
     def pictures(self, images: Tensor | Sequence[Tensor]) -> Tensor:
-        """The same before normalising: uint8 [B, C, T, H, W]."""
-        if isinstance(images, Tensor):
-            return self._central_part(_as_clips(images))
-        if not images:
-            raise ValueError("an empty list of images; expected at least one")
-        if len({image.shape for image in images}) == 1:
-            return self._central_part(_as_clips(torch.stack(list(images))))  # eight times faster for small ones
-        return torch.cat([self._central_part(_as_clips(image[None])) for image in images])
-
-    def _central_part(self, clips: Tensor) -> Tensor:
+        """The images before normalisation: uint8 [B, C, T, H, W]."""
+        if not isinstance(images, Tensor):
+            if not images:
+                raise ValueError("an empty list of images; expected at least one")
+            if len({image.shape for image in images}) > 1:
+                return torch.cat([self.pictures(image[None]) for image in images])
+            images = torch.stack(list(images))  # eight times faster for small ones
+        clips = _as_clips(images)
         channels = len(self.normalise.shift)
         if clips.dtype != torch.uint8:
             raise ValueError(f"images of type {clips.dtype}; expected uint8 pixels from 0 to 255, before normalising")
@@ -174,14 +180,14 @@ def _as_clips(images: Tensor) -> Tensor:
 
 
 def _central_box(size: Sequence[int], target: tuple[int, int]) -> tuple[int, int, int, int]:
-    """The largest box of the target's aspect ratio: what resizing the shorter side and cropping the centre keeps."""
+    """(top, left, height, width) of the largest central box with the target's aspect ratio."""
     ratio = min(size[0] / target[0], size[1] / target[1])
-    height, width = (min(have, max(1, round(side * ratio))) for have, side in zip(size, target, strict=True))
+    height, width = (min(limit, max(1, round(side * ratio))) for limit, side in zip(size, target, strict=True))
     return (size[0] - height) // 2, (size[1] - width) // 2, height, width
 
 
 class Normalise:
-    """float [..., C, T, H, W] of 0 to 255 -> (x / 255 - mean) / std, in place."""
+    """float [..., C, T, H, W] of 0 to 255 -> (x / 255 - mean) / std, in place"""
 
     def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
         if len(mean) != len(std) or min(std) <= 0:
@@ -200,12 +206,6 @@ class Normalise:
         return pixels.nan_to_num_().round_().clamp_(0, 255).to(torch.uint8)
 
 
-SMALL_CANVAS = 40
-"""on a CPU, the dense products are the faster route up to images of this size (measured); for clips they never are"""
-CHUNK = {"cpu": 2**17, "accelerator": 2**26}
-"""canvas values that the dense route holds as float32 at a time: what fits into a core's cache, and 256 MB"""
-
-
 def resample(
     pixels: Tensor,
     boxes: Tensor,
@@ -215,12 +215,11 @@ def resample(
 ) -> Tensor:
     """uint8 [B, C, T, H, W], [B V, 4], bool [B V] -> float [B V, C, T, h, w]: each sample's V boxes, resized.
 
-    Two routes that agree to one grey level, both with antialiasing: torchvision's and torch's uint8 kernel sample by
-    sample where a CPU has clips or large images, and two batched products with the weights of the separable filter
-    elsewhere.
+    Both routes are antialiased and agree to one grey level: on a CPU torch's uint8 kernel sample by sample for clips
+    and large images, elsewhere two batched products with the weights of the separable filter.
     """
-    frames, *canvas = pixels.shape[2:]
-    if pixels.device.type == "cpu" and (frames > 1 or max(canvas) > SMALL_CANVAS):
+    frames, *sides = pixels.shape[2:]
+    if pixels.device.type == "cpu" and (frames > 1 or max(sides) > SMALL_SIDE):
         return resample_singly(pixels, boxes, size, flips, normalise)
     return resample_densely(pixels, boxes, size, flips, normalise)
 
@@ -228,11 +227,11 @@ def resample(
 def resample_singly(
     pixels: Tensor, boxes: Tensor, size: tuple[int, int], flips: Tensor | None, normalise: Normalise | None
 ) -> Tensor:
-    """As `resample`; each image is finished while it is in the cache."""
+    """As `resample`, sample by sample; each one is normalised while it is in the cache."""
     clips = torch.empty(len(boxes), *pixels.shape[1:3], *size)
-    flipped = [False] * len(boxes) if flips is None else flips.tolist()
+    flips_list = [False] * len(boxes) if flips is None else flips.tolist()
     sources = (frames for frames in pixels.transpose(1, 2) for _ in range(len(boxes) // len(pixels)))
-    for clip, frames, box, flip in zip(clips, sources, boxes.tolist(), flipped, strict=True):
+    for clip, frames, box, flip in zip(clips, sources, boxes.tolist(), flips_list, strict=True):
         top, left, height, width = box
         crop = frames[..., top : top + height, left : left + width]  # [T, C, height, width]
         resized = interpolate(crop, size, mode="bilinear", antialias=True)
@@ -245,16 +244,16 @@ def resample_singly(
 def resample_densely(
     pixels: Tensor, boxes: Tensor, size: tuple[int, int], flips: Tensor | None, normalise: Normalise | None
 ) -> Tensor:
-    """As `resample`; no loop over samples and no host synchronisation."""
+    """As `resample`, without a loop over samples or a host synchronisation."""
     views = len(boxes) // len(pixels)
     clips = torch.empty(len(boxes), *pixels.shape[1:3], *size, device=pixels.device)
-    samples = max(1, CHUNK["cpu" if pixels.device.type == "cpu" else "accelerator"] // (views * pixels[0].numel()))
+    samples = _rows_per_chunk(pixels.device, views * pixels[0].numel())
     for start in range(0, len(pixels), samples):
         part = slice(start * views, (start + samples) * views)
         sources = pixels[start : start + samples, None].expand(-1, views, -1, -1, -1, -1).flatten(0, 1)
         rows = filter_weights(boxes[part, 0], boxes[part, 2], pixels.shape[-2], size[0])
-        mirrored = None if flips is None else flips[part]
-        columns = filter_weights(boxes[part, 1], boxes[part, 3], pixels.shape[-1], size[1], mirrored)
+        part_flips = None if flips is None else flips[part]
+        columns = filter_weights(boxes[part, 1], boxes[part, 3], pixels.shape[-1], size[1], part_flips)
         clips[part] = _separable(sources, rows, columns)
         if normalise is not None:
             normalise(clips[part])
@@ -271,7 +270,7 @@ def _separable(pixels: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
 
 
 def filter_weights(start: Tensor, length: Tensor, num_in: int, num_out: int, flips: Tensor | None = None) -> Tensor:
-    """[B], [B], bool [B] -> [B, num_out, num_in]: triangles, widened where they shrink, that see the box alone."""
+    """[B], [B], bool [B] -> [B, num_out, num_in]: antialiased bilinear weights, zero outside of the box."""
     start, length = start.float()[:, None], length.float()[:, None]
     ratio = length / num_out
     radius = ratio.clamp(min=1)

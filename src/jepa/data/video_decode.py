@@ -1,4 +1,4 @@
-"""Frames of video files as uint8 tensors, by torchcodec or PyAV: the same pixels."""
+"""Frames of video files as uint8 tensors, decoded by torchcodec or PyAV to the same pixels."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ import os
 import re
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import closing
 from itertools import dropwhile
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -19,58 +20,45 @@ from jepa.data.loader import first_line
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 SUFFIXES = (".mp4", ".mkv", ".avi", ".mov", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv", ".flv", ".ogv", ".3gp")
-"""suffixes of video files"""
+"""Suffixes of video files."""
 CACHED_BYTES = 2**23
-"""largest size in bytes of a file whose packets PyAV keeps in memory after indexing it"""
+"""Largest size in bytes of a file whose packets PyAV keeps in memory after indexing it."""
 _DECODE_ERRORS = (RuntimeError, ValueError, IndexError, OSError)
-"""exceptions of both libraries on damaged files"""
-
-
-class Video(Protocol):
-    """An open file: `num_frames` frames from `begin` to `end`, in seconds."""
-
-    num_frames: int
-    begin: float
-    end: float
-
-    def at(self, indices: Sequence[int]) -> Tensor:
-        """uint8 [T, 3, H, W], the frames of these numbers"""
-        ...
-
-    def frames_at_seconds(self, seconds: Sequence[float]) -> Tensor:
-        """uint8 [T, 3, H, W], the frames on the screen at these times"""
-        ...
+"""Exceptions of both libraries on damaged files."""
 
 
 def read_video(path: str, decoders: Sequence[str], read: Callable[[Video], T]) -> T:
-    """The result of `read` on the open file; raises OSError with one line where no decoder can read it.
+    """The result of `read` on the open file, decoded in one thread by the first of `decoders` that succeeds.
 
-    The decoders are tried in order. One thread decodes.
+    Raises OSError with one line if none does.
     """
     reasons = []
     for decoder in decoders:
         try:
-            with _DECODERS[decoder](path) as video:
+            with closing(_DECODERS[decoder](path)) as video:
                 return read(video)
-        except _DECODE_ERRORS as fault:
-            reasons.append(_reason(fault, path))
+        except _DECODE_ERRORS as error:
+            reasons.append(_reason(error, path))
     raise OSError(reasons[0])
 
 
 def choose_decoders(decoder: str) -> tuple[str, ...]:
-    """`auto` is PyAV, the faster one, and torchcodec; a warning says why PyAV is absent, ValueError why both are."""
-    absent = {name: _why_absent(name) for name in (_DECODERS if decoder == "auto" else [decoder])}
-    found = tuple(name for name, reason in absent.items() if reason is None)
-    if not found:
-        reasons = "; ".join(f"{name}: {reason}" for name, reason in absent.items())
+    """The decoders that can be imported; `auto` prefers PyAV, the faster one, to torchcodec.
+
+    Warns if PyAV is missing; raises ValueError if no decoder is left.
+    """
+    reasons = {name: _import_error(name) for name in (_DECODERS if decoder == "auto" else [decoder])}
+    available = tuple(name for name, reason in reasons.items() if reason is None)
+    if not available:
+        details = "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
         remedy = "pip install 'jepa-train[video]', and FFmpeg for torchcodec (apt install ffmpeg)"
-        raise ValueError(f"dataset.decoder={decoder}: videos can't be read; {reasons}. Needed: {remedy}")
-    if absent.get("pyav"):
-        log.warning("videos are read with torchcodec, since PyAV can't be loaded: %s", absent["pyav"])
-    return found
+        raise ValueError(f"dataset.decoder={decoder}: videos can't be read; {details}. Needed: {remedy}")
+    if reasons.get("pyav"):
+        log.warning("videos are read with torchcodec, since PyAV can't be loaded: %s", reasons["pyav"])
+    return available
 
 
-def _why_absent(decoder: str) -> str | None:
+def _import_error(decoder: str) -> str | None:
     try:
         if decoder == "pyav":
             import av  # noqa: F401
@@ -79,20 +67,20 @@ def _why_absent(decoder: str) -> str | None:
 
             if getattr(torchcodec, "ffmpeg_major_version", "unknown") is None:
                 return f"no FFmpeg libraries for it (apt install ffmpeg), or not made for torch {torch.__version__}"
-    except (ImportError, OSError, RuntimeError) as fault:
-        return first_line(fault)
+    except (ImportError, OSError, RuntimeError) as error:
+        return first_line(error)
     return None
 
 
-def _reason(fault: BaseException, path: str) -> str:
+def _reason(error: BaseException, path: str) -> str:
     """The error in one line, without the path and the line of the library's source."""
-    line = getattr(fault, "strerror", None) or first_line(fault)
+    line = getattr(error, "strerror", None) or first_line(error)
     line = re.sub(r"^\w+, \S+\.cpp:\d+, ", "", line.replace(f"{path} ", ""))
     return "it has no video stream" if line.startswith("The best video stream") else line
 
 
 class TorchcodecVideo:
-    """Exact in time: torchcodec scans the file when it opens it."""
+    """As PyAVVideo, by torchcodec, which scans the file when it opens it."""
 
     def __init__(self, path: str) -> None:
         from torchcodec.decoders import VideoDecoder  # pyright: ignore[reportPrivateImportUsage]
@@ -104,10 +92,7 @@ class TorchcodecVideo:
         if not self.num_frames or not self.end > self.begin:
             raise OSError("its video stream is empty")
 
-    def __enter__(self) -> Video:
-        return self
-
-    def __exit__(self, *_: object) -> None:
+    def close(self) -> None:
         del self.decoder
 
     def at(self, indices: Sequence[int]) -> Tensor:
@@ -142,61 +127,56 @@ class PyAVVideo:
         self._index(self.packets or packets)
 
     def _index(self, packets: Iterable[Any]) -> None:
-        """Times of all frames and of the key frames, from the packets' heads."""
-        heads = [
+        """Times of all frames and of the key frames, from the packets' headers."""
+        headers = [
             (p.pts, _decoding_time(p), p.is_keyframe, p.duration)
             for p in packets
             if p.size and p.pts is not None and not p.is_discard
         ]
-        if not heads:
+        if not headers:
             raise OSError("its video stream is empty")
-        heads.sort(key=lambda head: head[0])
-        self.times = [shown for shown, *_ in heads]
-        self.keys = [(shown, decoded) for shown, decoded, is_key, _ in heads if is_key] or [heads[0][:2]]
-        self.num_frames = len(heads)
+        headers.sort(key=lambda header: header[0])
+        self.times = [time for time, *_ in headers]
+        self.keys = [(time, decoded) for time, decoded, is_key, _ in headers if is_key] or [headers[0][:2]]
+        self.num_frames = len(headers)
         tick = float(self.stream.time_base)
-        last = heads[-1][3] or (self.times[-1] - self.times[0]) / max(1, self.num_frames - 1)
+        last = headers[-1][3] or (self.times[-1] - self.times[0]) / max(1, self.num_frames - 1)
         self.begin, self.end = self.times[0] * tick, (self.times[-1] + (last or 1)) * tick
 
-    def __enter__(self) -> Video:
-        return self
-
-    def __exit__(self, *_: object) -> None:
+    def close(self) -> None:
         self.container.close()
 
     def at(self, indices: Sequence[int]) -> Tensor:
-        order = sorted({self.times[index] for index in indices})
-        found: dict[int, np.ndarray] = {}
-        for begin, requested in self._by_key_frame(order).items():
-            found |= self._decode(begin, requested, skip=True)
-        if missing := set(order) - set(found):
-            found |= self._decode(self.keys[0][1], missing, skip=False)
-        if missing := set(order) - set(found):
+        """uint8 [T, 3, H, W], the frames with these numbers"""
+        times = sorted({self.times[index] for index in indices})
+        by_key_frame: dict[int, set[int]] = {}
+        for time in times:
+            number = max(0, bisect_right(self.keys, time, key=lambda key: key[0]) - 1)
+            by_key_frame.setdefault(self.keys[number][1], set()).add(time)
+        pictures: dict[int, np.ndarray] = {}
+        for begin, requested in by_key_frame.items():
+            pictures |= self._decode(begin, requested, skip=True)
+        if missing := set(times) - set(pictures):
+            pictures |= self._decode(self.keys[0][1], missing, skip=False)
+        if missing := set(times) - set(pictures):
             raise OSError(f"the frame at {min(missing) * float(self.stream.time_base):.3f} s can't be decoded")
-        return torch.from_numpy(np.stack([found[self.times[i]] for i in indices])).permute(0, 3, 1, 2)
+        return torch.from_numpy(np.stack([pictures[self.times[i]] for i in indices])).permute(0, 3, 1, 2)
 
     def frames_at_seconds(self, seconds: Sequence[float]) -> Tensor:
+        """uint8 [T, 3, H, W], the frames displayed at these times"""
         ticks = np.asarray(seconds) / float(self.stream.time_base) + 1e-6
         return self.at((np.searchsorted(self.times, ticks, side="right") - 1).clip(min=0).tolist())
 
-    def _by_key_frame(self, order: Sequence[int]) -> dict[int, set[int]]:
-        """Times of frames by the decoding time of the key frame before them."""
-        groups: dict[int, set[int]] = {}
-        for time in order:
-            number = max(0, bisect_right(self.keys, time, key=lambda key: key[0]) - 1)
-            groups.setdefault(self.keys[number][1], set()).add(time)
-        return groups
-
     def _decode(self, begin: int, requested: set[int], skip: bool) -> dict[int, np.ndarray]:
-        """uint8 [H, W, 3] by time"""
-        found = {}
+        """uint8 [H, W, 3] by time, of the requested times; decodes from the key frame at `begin` on."""
+        pictures = {}
         for packet in self._packets_from(begin):
             is_needed = not skip or packet.pts is None or packet.pts in requested
             self.context.skip_frame = "DEFAULT" if is_needed else "NONREF"
-            found |= {frame.pts: self._picture(frame) for frame in packet.decode() if frame.pts in requested}
-            if len(found) == len(requested):
+            pictures |= {frame.pts: self._picture(frame) for frame in packet.decode() if frame.pts in requested}
+            if len(pictures) == len(requested):
                 break
-        return found
+        return pictures
 
     def _packets_from(self, begin: int) -> Iterable[Any]:
         if not self.packets:
@@ -206,7 +186,7 @@ class PyAVVideo:
         return dropwhile(lambda packet: _decoding_time(packet) != begin, self.packets)
 
     def _picture(self, frame: Any) -> np.ndarray:
-        """uint8 [H, W, 3], a view where the frame is not turned"""
+        """uint8 [H, W, 3], a view unless the frame is rotated"""
         width, height = self.size
         plane: Any = self.reformatter.reformat(frame, width, height, "rgb24", threads=1).planes[0]
         picture = np.ndarray((height, width, 3), np.uint8, plane, strides=(plane.line_size, 3, 1))
@@ -217,4 +197,6 @@ def _decoding_time(packet: Any) -> int:
     return packet.pts if packet.dts is None else packet.dts
 
 
+Video = PyAVVideo | TorchcodecVideo
+"""An open file with `num_frames` frames from `begin` to `end`, in seconds."""
 _DECODERS: dict[str, Any] = {"pyav": PyAVVideo, "torchcodec": TorchcodecVideo}

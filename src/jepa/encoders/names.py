@@ -1,7 +1,7 @@
-"""How others call the tensors of our encoders: tables that are read in both directions.
+"""Names of the encoders' tensors in other code bases, and the translation in both directions.
 
-Ours have one name for query, key and value together, a linear layer that embeds flattened patches [D, C*t*h*w], and
-positions [N, D]; others have a convolution [D, C, (t,) h, w] and positions [1, N, D].
+Our encoders have one projection for query, key and value, a linear layer that embeds flattened patches [D, C*t*h*w],
+and positions [N, D]; others have a convolution [D, C, (t,) h, w] and positions [1, N, D].
 """
 
 from __future__ import annotations
@@ -13,17 +13,16 @@ import torch
 from torch import Tensor
 
 Names = Mapping[str, tuple[str, ...]]
-"""Our module, or the table of positions, -> theirs; {} is the number of the block, from 0. Three are joined in ours."""
+"""Our module, or the table of positions -> foreign modules, of which several are concatenated into ours.
+
+{} is the number of the block, from 0.
+"""
 TABLE = "positions.table"
+_BLOCK = ("norm1", "attn.qkv", "attn.proj", "norm2", "mlp.fc1", "mlp.fc2")
 PUBLISHED: Names = {
     "embed": ("patch_embed.proj",),
     TABLE: ("pos_embed",),
-    "blocks.{}.norm1": ("blocks.{}.norm1",),
-    "blocks.{}.attn.qkv": ("blocks.{}.attn.qkv",),
-    "blocks.{}.attn.proj": ("blocks.{}.attn.proj",),
-    "blocks.{}.norm2": ("blocks.{}.norm2",),
-    "blocks.{}.mlp.fc1": ("blocks.{}.mlp.fc1",),
-    "blocks.{}.mlp.fc2": ("blocks.{}.mlp.fc2",),
+    **{f"blocks.{{}}.{module}": (f"blocks.{{}}.{module}",) for module in _BLOCK},
     "norm": ("norm",),
 }
 """The published files of I-JEPA, V-JEPA and V-JEPA 2, and timm's VisionTransformer."""
@@ -31,11 +30,7 @@ IJEPA: Names = {
     "embed": ("embeddings.patch_embeddings.projection",),
     TABLE: ("embeddings.position_embeddings",),
     "blocks.{}.norm1": ("encoder.layer.{}.layernorm_before",),
-    "blocks.{}.attn.qkv": (
-        "encoder.layer.{}.attention.attention.query",
-        "encoder.layer.{}.attention.attention.key",
-        "encoder.layer.{}.attention.attention.value",
-    ),
+    "blocks.{}.attn.qkv": tuple(f"encoder.layer.{{}}.attention.attention.{x}" for x in ("query", "key", "value")),
     "blocks.{}.attn.proj": ("encoder.layer.{}.attention.output.dense",),
     "blocks.{}.norm2": ("encoder.layer.{}.layernorm_after",),
     "blocks.{}.mlp.fc1": ("encoder.layer.{}.intermediate.dense",),
@@ -46,11 +41,7 @@ IJEPA: Names = {
 VJEPA2: Names = {
     "embed": ("encoder.embeddings.patch_embeddings.proj",),
     "blocks.{}.norm1": ("encoder.layer.{}.norm1",),
-    "blocks.{}.attn.qkv": (
-        "encoder.layer.{}.attention.query",
-        "encoder.layer.{}.attention.key",
-        "encoder.layer.{}.attention.value",
-    ),
+    "blocks.{}.attn.qkv": tuple(f"encoder.layer.{{}}.attention.{x}" for x in ("query", "key", "value")),
     "blocks.{}.attn.proj": ("encoder.layer.{}.attention.proj",),
     "blocks.{}.norm2": ("encoder.layer.{}.norm2",),
     "blocks.{}.mlp.fc1": ("encoder.layer.{}.mlp.fc1",),
@@ -61,51 +52,46 @@ VJEPA2: Names = {
 
 
 def to_foreign(tensors: Mapping[str, Tensor], names: Names, patch: Sequence[int]) -> dict[str, Tensor]:
-    """Our tensors by their names; `patch` is (C, h, w) or (C, t, h, w). KeyError where one is lacking.
+    """Our tensors by foreign names; `patch` is (C, h, w) or (C, t, h, w). Raises KeyError if one is missing.
 
-    Positions are among them where `names` has some and `tensors` too, under the name `TABLE`.
+    Positions are included if both `names` and `tensors` have them.
     """
-    found = {}
-    for ours, theirs in name_pairs(names, count_blocks(tensors, "blocks.{}.")):
-        if ours == TABLE and ours not in tensors:
+    foreign = {}
+    for our_name, foreign_names in name_pairs(names, count_blocks(tensors, PUBLISHED)):  # named as our blocks
+        if our_name == TABLE and our_name not in tensors:
             continue
-        tensor = tensors[ours]
-        if ours == TABLE:
+        tensor = tensors[our_name]
+        if our_name == TABLE:
             tensor = tensor[None]
-        elif ours == "embed.weight":
+        elif our_name == "embed.weight":
             tensor = tensor.unflatten(1, tuple(patch))
-        found |= zip(theirs, tensor.chunk(len(theirs)), strict=True)
-    return {name: tensor.contiguous() for name, tensor in found.items()}
+        foreign |= zip(foreign_names, tensor.chunk(len(foreign_names)), strict=True)
+    return {name: tensor.contiguous() for name, tensor in foreign.items()}
 
 
 def from_foreign(tensors: Mapping[str, Tensor], names: Names) -> dict[str, Tensor]:
-    """Their tensors by our names; what is not in the table is left out. KeyError where one is lacking."""
-    found = {}
-    for ours, theirs in name_pairs(names, count_blocks(tensors, block_prefix(names))):
-        if ours == TABLE and theirs[0] not in tensors:
+    """Foreign tensors by our names, without those that `names` does not list. Raises KeyError if one is missing."""
+    ours = {}
+    for our_name, foreign_names in name_pairs(names, count_blocks(tensors, names)):
+        if our_name == TABLE and foreign_names[0] not in tensors:
             continue
-        tensor = torch.cat([tensors[name] for name in theirs])
-        if ours == TABLE:
+        tensor = torch.cat([tensors[name] for name in foreign_names])
+        if our_name == TABLE:
             tensor = tensor[0]
-        found[ours] = tensor.flatten(1) if ours == "embed.weight" else tensor
-    return found
+        ours[our_name] = tensor.flatten(1) if our_name == "embed.weight" else tensor
+    return ours
 
 
 def name_pairs(names: Names, depth: int) -> Iterator[tuple[str, tuple[str, ...]]]:
-    """Our name of every tensor of an encoder of `depth` blocks, and theirs."""
-    for ours, theirs in names.items():
-        for number in range(depth) if "{}" in ours else (0,):
-            for leaf in ("",) if ours == TABLE else (".weight", ".bias"):
-                yield ours.format(number) + leaf, tuple(name.format(number) + leaf for name in theirs)
+    """Our name and the foreign names of every tensor of an encoder of `depth` blocks."""
+    for our_module, foreign_modules in names.items():
+        for number in range(depth) if "{}" in our_module else (0,):
+            for leaf in ("",) if our_module == TABLE else (".weight", ".bias"):
+                yield our_module.format(number) + leaf, tuple(name.format(number) + leaf for name in foreign_modules)
 
 
-def block_prefix(names: Names) -> str:
-    """How their blocks are called, as "encoder.layer.{}."."""
-    return names["blocks.{}.norm1"][0].partition("{}")[0] + "{}."
-
-
-def count_blocks(tensors: Iterable[str], block: str) -> int:
-    """How many blocks there are, by the highest number in a name that begins as `block`."""
-    before, _, after = block.partition("{}")
-    numbers = (re.match(rf"{re.escape(before)}(\d+){re.escape(after)}", name) for name in tensors)
-    return max((int(match[1]) + 1 for match in numbers if match), default=0)
+def count_blocks(tensors: Iterable[str], names: Names) -> int:
+    """Number of blocks among tensors with foreign names."""
+    prefix = re.escape(names["blocks.{}.norm1"][0].partition("{}")[0])
+    matches = (re.match(rf"{prefix}(\d+)\.", name) for name in tensors)
+    return max((int(match[1]) + 1 for match in matches if match), default=0)

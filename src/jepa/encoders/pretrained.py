@@ -1,4 +1,4 @@
-"""Encoders that begin with weights: ours, published ones translated into ours, and those of timm, wrapped."""
+"""Encoders with pretrained weights: ours, published ones translated into ours, and wrapped models of timm."""
 
 from __future__ import annotations
 
@@ -22,31 +22,32 @@ from jepa.config import factory
 from jepa.config.paths import Source, find_source, read_json
 from jepa.data.transforms import EvalTransform
 from jepa.encoders.names import TABLE
-from jepa.encoders.published import Weights, download, load_exact, read_weights
-from jepa.layers.position import resampled
-from jepa.layers.tokens import gather_tokens, grid_of, make_grid, patch_pair
+from jepa.encoders.published import Weights, as_checkpoint_errors, download, load_exact, read_weights
+from jepa.layers.position import resample
+from jepa.layers.tokens import as_pair, gather_tokens, grid_of, make_grid
 from jepa.runs.checkpoint import CheckpointError
 from jepa.suggestions import suggestion
 from jepa.types import ClipShape, PatchGrid, PositiveInt, ShareBelowOne
 
-OURS = {"num_classes", "img_size", "in_chans", "drop_path_rate", "dynamic_img_size"}
-"""Arguments of timm's models that follow from ours, or that only its classifier needs."""
+DERIVED = {"num_classes", "img_size", "in_chans", "drop_path_rate", "dynamic_img_size"}
+"""Arguments of timm's models that follow from ours, or that only the classifier needs."""
 
 
 def open_encoder(
     source: str | os.PathLike, *, clip_shape: Sequence[int] | None = None, fresh: bool = False
 ) -> nn.Module:
-    """Any encoder, in eval mode, on the CPU: [B, C, T, H, W] or [B, C, H, W] -> tokens [B, N, D].
+    """An encoder from any source, in eval mode, on the CPU: [B, C, T, H, W] or [B, C, H, W] -> tokens [B, N, D].
 
     `source` is a run folder or a checkpoint, a folder that jepa-export or transformers wrote (IJepaModel, VJEPA2Model),
     a published file of I-JEPA, V-JEPA or V-JEPA 2, hf:ORG/NAME, or timm:NAME. `.transform` makes clips from uint8
-    images of any size, `.node` builds the bare encoder without the source, `.num_prefix_tokens` counts tokens that are
-    no patches and are not given back. `clip_shape` (C, T, H, W) is other than the one it was trained on, `fresh` leaves
-    the weights random. Raises CheckpointError for what is damaged or no encoder; only encoders of this package and of
-    timm are built, so that no source can name code to run.
+    images of any size, `.node` is the configuration that builds the encoder without the source, `.num_prefix_tokens`
+    is the number of class and register tokens, which are not returned. `clip_shape` (C, T, H, W) replaces the one of
+    its training, `fresh` leaves the weights random. Raises CheckpointError for a damaged source or one without an
+    encoder. Only encoders of this package and of timm are built, so that no source can name code to run.
     """
-    found = _find(os.fspath(source))
-    encoder, mean, std = _open(found, clip_shape, fresh=fresh)
+    with as_checkpoint_errors():
+        resolved = find_source(os.fspath(source))
+    encoder, mean, std = _open(resolved, clip_shape, fresh=fresh)
     encoder.transform = EvalTransform(image_size=encoder.clip_shape[2:], mean=mean, std=std)
     return encoder.eval()
 
@@ -60,7 +61,7 @@ def pretrained_encoder(
     drop_path: ShareBelowOne = 0.0,
     checkpoint_activations: bool = False,
 ) -> nn.Module:
-    """The encoder of `weights`, a source as in `open_encoder`, to be trained further on clips of `clip_shape`."""
+    """The encoder of `weights`, a source of `open_encoder`, for further training on clips of `clip_shape`."""
     values = {"drop_path": drop_path, "checkpoint_activations": checkpoint_activations}
     return _open(find_source(weights), clip_shape, fresh=fresh, attention_heads=attention_heads, values=values)[0]
 
@@ -73,47 +74,40 @@ def _open(
     attention_heads: int | None = None,
     values: Mapping[str, Any] | None = None,
 ) -> tuple[Any, Sequence[float], Sequence[float]]:
-    """The encoder, without numbers where tensors have none, and mean and standard deviation of what it has seen."""
+    """The encoder, with fake tensors in a fake mode, and mean and standard deviation of its training data."""
     fresh = fresh or is_in_torch_dispatch_mode()
     if source.kind == "timm":
-        return _open_timm(source.place, clip_shape, fresh=fresh, values=values or {})
+        return _open_timm(source.location, clip_shape, fresh=fresh, values=values or {})
     with _disable_current_modes():
-        found = read_weights(source, num_heads=attention_heads)
-    node = found.node | dict(values or {})
+        weights = read_weights(source, num_heads=attention_heads)
+    node = weights.node | dict(values or {})
     node["clip_shape"] = list(node["clip_shape"] if clip_shape is None else clip_shape)
-    if node["clip_shape"][0] != found.node["clip_shape"][0]:
+    if node["clip_shape"][0] != weights.node["clip_shape"][0]:
         raise ValueError(
-            f"{source} reads {found.node['clip_shape'][0]} channels, the data set has {node['clip_shape'][0]}: "
+            f"{source} reads {weights.node['clip_shape'][0]} channels, the data set has {node['clip_shape'][0]}: "
             "choose a data set with as many"
         )
     encoder = factory(node)()
     if not fresh:
-        load_exact(encoder, _on_grid(found, encoder), source)
+        load_exact(encoder, _resample_positions(weights, encoder), source)
     encoder.node = node
-    return encoder, found.mean, found.std
+    return encoder, weights.mean, weights.std
 
 
-def _find(text: str) -> Source:
-    try:
-        return find_source(text)
-    except ValueError as error:
-        raise CheckpointError(str(error)) from error
-
-
-def _on_grid(found: Weights, encoder: Any) -> dict[str, Tensor]:
+def _resample_positions(weights: Weights, encoder: Any) -> dict[str, Tensor]:
     """The tensors, with stored positions resampled for the grid of the encoder."""
-    if TABLE not in found.tensors:
-        return found.tensors
-    before = factory(found.node | {"depth": 1})().positions.grid
-    return found.tensors | {TABLE: resampled(found.tensors[TABLE], before, encoder.positions.grid)}
+    if TABLE not in weights.tensors:
+        return weights.tensors
+    stored_grid = factory(weights.node | {"depth": 1})().positions.grid
+    return weights.tensors | {TABLE: resample(weights.tensors[TABLE], stored_grid, encoder.positions.grid)}
 
 
 class TimmEncoder(nn.Module):
-    """A Vision Transformer of timm: class and register tokens see and are seen, patches are what is given back.
+    """A Vision Transformer of timm, which returns only the patch tokens, not class and register tokens.
 
-    `architecture` is a name of timm, `arguments` go to its constructor; its weights are those of `folder`, of the
-    layout that timm and jepa-export write, or random. Positions are resampled as timm does it. It sees single images:
-    the frames of a clip apart, and it hides tokens of images alone.
+    `architecture` is a name of timm, `arguments` go to its constructor. The weights come from `folder`, in the layout
+    of timm and jepa-export, or are random. Positions are resampled as in timm. It encodes the frames of a clip one by
+    one, and `keep` is supported for images only.
     """
 
     def __init__(
@@ -129,13 +123,13 @@ class TimmEncoder(nn.Module):
         super().__init__()
         channels, frames, height, width = clip_shape
         if frames > 1:
-            raise ValueError(f"timm:{architecture} sees single images, got num_frames={frames}: use num_frames=1")
-        given = {"img_size": (height, width), "in_chans": channels, "drop_path_rate": drop_path}
-        trunk = _create(architecture, folder, {**(arguments or {}), **given})
-        trunk.blocks = nn.ModuleList(trunk.blocks)  # as the blocks of other trunks, which are sharded one by one
+            raise ValueError(f"timm:{architecture} takes single images, got num_frames={frames}: use num_frames=1")
+        derived = {"img_size": (height, width), "in_chans": channels, "drop_path_rate": drop_path}
+        trunk = _create(architecture, folder, {**(arguments or {}), **derived})
+        trunk.blocks = nn.ModuleList(trunk.blocks)  # like those of our encoders, so that FSDP shards each block
         trunk.reset_classifier(0, "")
         self.clip_shape: ClipShape = (channels, frames, height, width)
-        self.patch_size = patch_pair(trunk.patch_embed.patch_size)
+        self.patch_size = as_pair(trunk.patch_embed.patch_size)
         self.grid = make_grid((frames, height, width), self.patch_size)
         self.embed_dim: int = trunk.embed_dim
         self.num_heads: int = trunk.get_submodule("blocks.0.attn").num_heads
@@ -159,7 +153,7 @@ class TimmEncoder(nn.Module):
         """[B, C, T, H, W] or [B, C, H, W] -> [B, N, D]; with `keep` [B, K] only those tokens: [B, K, D]."""
         grid = self.grid_of(clips)
         if keep is not None and grid.t > 1:
-            raise ValueError(f"timm's encoders hide tokens of single images, got clips of {grid.t} frames")
+            raise ValueError(f"encoders of timm take masks only for single images, got clips of {grid.t} frames")
         images = clips if clips.ndim == 4 else rearrange(clips, "b c t h w -> (b t) c h w")
         tokens = self._run(images, keep)
         return rearrange(tokens, "(b t) n d -> b (t n) d", t=grid.t)
@@ -173,12 +167,12 @@ class TimmEncoder(nn.Module):
         if keep is not None:
             tokens = torch.cat([tokens[:, :prefix], gather_tokens(tokens[:, prefix:], keep)], dim=1)
             rope = None if rope is None else rope[keep][:, None]  # [B, 1, K, 2 head_dim]
-        tokens, given = trunk.norm_pre(tokens), {} if rope is None else {"rope": rope}
+        tokens, options = trunk.norm_pre(tokens), {} if rope is None else {"rope": rope}
         for block in trunk.blocks:
             if self.checkpoint_activations and torch.is_grad_enabled():
-                tokens = checkpoint(block, tokens, **given, use_reentrant=False)
+                tokens = checkpoint(block, tokens, **options, use_reentrant=False)
             else:
-                tokens = block(tokens, **given)
+                tokens = block(tokens, **options)
         return trunk.fc_norm(trunk.norm(tokens[:, prefix:]))
 
     def grid_of(self, clips: Tensor) -> PatchGrid:
@@ -188,52 +182,52 @@ class TimmEncoder(nn.Module):
 def _open_timm(
     name: str, clip_shape: Sequence[int] | None, *, fresh: bool, values: Mapping[str, Any]
 ) -> tuple[Any, Sequence[float], Sequence[float]]:
-    config, folder = _described(name, fresh=fresh)
-    noted = config.get("pretrained_cfg", config)
-    channels, height, width = noted.get("input_size", (3, 224, 224))
+    config, folder = _read_timm_config(name, fresh=fresh)
+    preset = config.get("pretrained_cfg", config)
+    channels, height, width = preset.get("input_size", (3, 224, 224))
     encoder = TimmEncoder(
         clip_shape=clip_shape or (channels, 1, height, width),
         architecture=config["architecture"],
-        arguments={key: value for key, value in config.get("model_args", {}).items() if key not in OURS},
+        arguments={key: value for key, value in config.get("model_args", {}).items() if key not in DERIVED},
         folder=None if fresh else folder,
         **values,
     )
-    unknown = [0.5] * encoder.clip_shape[0]
-    mean, std = (noted[key] if len(noted.get(key) or ()) == len(unknown) else unknown for key in ("mean", "std"))
+    default = [0.5] * encoder.clip_shape[0]
+    mean, std = (preset[key] if len(preset.get(key) or ()) == len(default) else default for key in ("mean", "std"))
     return encoder, mean, std
 
 
-def _described(name: str, *, fresh: bool) -> tuple[dict[str, Any], str | None]:
-    """What config.json of timm says of a model, and the folder of its weights, unless it is `fresh` and needs none."""
-    kind, _, place = name.rpartition(":")
+def _read_timm_config(name: str, *, fresh: bool) -> tuple[dict[str, Any], str | None]:
+    """config.json of a model of timm, and the folder of its weights, None if it is `fresh` and needs none."""
+    kind, _, location = name.rpartition(":")
     if not kind:
-        noted = _noted(name)
+        pretrained_cfg = _registry_entry(name)
         if fresh:
-            return {"architecture": name.partition(".")[0], "pretrained_cfg": noted}, None
-        place = noted.get("hf_hub_id") or ""
-        if not place:
+            return {"architecture": name.partition(".")[0], "pretrained_cfg": pretrained_cfg}, None
+        location = pretrained_cfg.get("hf_hub_id") or ""
+        if not location:
             raise CheckpointError(f"timm:{name} has no weights; see timm.list_pretrained()")
-    folder = place if kind == "local-dir" else download(place)
+    folder = location if kind == "local-dir" else download(location)
     return read_json(Path(folder) / "config.json"), folder
 
 
-def _noted(name: str) -> dict[str, Any]:
-    """What timm knows of a model of its own. Raises ValueError where there is no such model."""
+def _registry_entry(name: str) -> dict[str, Any]:
+    """The pretrained_cfg of a model in timm's registry. Raises ValueError if there is no such model."""
     architecture = name.partition(".")[0]
     if not timm.is_model(architecture):
-        meant = suggestion(architecture, timm.list_models())
-        raise ValueError(f"timm:{name}: timm {timm.__version__} has no such model{meant}")
+        hint = suggestion(architecture, timm.list_models())
+        raise ValueError(f"timm:{name}: timm {timm.__version__} has no such model{hint}")
     try:
-        noted = timm.get_pretrained_cfg(name)
+        pretrained_cfg = timm.get_pretrained_cfg(name)
     except RuntimeError as error:
         raise ValueError(f"timm:{name}: {error}") from error
-    return noted.to_dict() if noted else {}
+    return pretrained_cfg.to_dict() if pretrained_cfg else {}
 
 
 def _create(architecture: str, folder: str | None, arguments: Mapping[str, Any]) -> Any:
     """A plain Vision Transformer of timm. Raises ValueError for other models, CheckpointError for wrong weights."""
     if folder is not None and not (Path(folder) / "model.safetensors").is_file():
-        raise CheckpointError(f"{folder} has no model.safetensors; the weights must lie there as safetensors")
+        raise CheckpointError(f"{folder} has no model.safetensors; the weights must be there as safetensors")
     name = architecture if folder is None else f"local-dir:{folder}"
     try:
         trunk = timm.create_model(name, pretrained=folder is not None, dynamic_img_size=True, **arguments)
@@ -245,5 +239,5 @@ def _create(architecture: str, folder: str | None, arguments: Mapping[str, Any])
         kinds = f"{type(trunk).__name__} with {type(trunk.patch_embed).__name__}"
         raise ValueError(f"timm:{architecture} is no plain Vision Transformer but {kinds}")
     if getattr(trunk, "rope_mixed", False):
-        raise ValueError(f"timm:{architecture} turns every block by positions of its own, which is not supported")
+        raise ValueError(f"timm:{architecture} has learned rotary positions in each block, which are not supported")
     return trunk

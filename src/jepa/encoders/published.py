@@ -1,6 +1,6 @@
-"""Reads encoders that others have trained, and translates them into a configuration and tensors of ours.
+"""Reads encoders trained with other code, and translates them into a configuration and tensors of ours.
 
-Nothing is run that a file names: pickles are read with `weights_only`, the rest is JSON and safetensors.
+No code that a file names is run: pickles are read with `weights_only`, the rest is JSON and safetensors.
 """
 
 from __future__ import annotations
@@ -10,7 +10,8 @@ import math
 import pickle
 import re
 import zipfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,143 +21,128 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from jepa.config.paths import ENCODER_FORMAT, EXPECTED, Source, find_source, read_json
-from jepa.data.images import NATURAL
+from jepa.data.folders import IMAGENET_STATS
 from jepa.data.loader import first_line
-from jepa.encoders.names import (
-    IJEPA,
-    PUBLISHED,
-    TABLE,
-    VJEPA2,
-    Names,
-    block_prefix,
-    count_blocks,
-    from_foreign,
-    name_pairs,
-)
+from jepa.encoders.names import IJEPA, PUBLISHED, TABLE, VJEPA2, Names, count_blocks, from_foreign, name_pairs
+from jepa.layers.tokens import as_pair
 from jepa.runs import checkpoint
 from jepa.runs.checkpoint import CheckpointError
 from jepa.runs.metrics import read_config
 
 SPATIAL, TEMPORAL = "jepa.encoders.spatial.SpatialEncoder", "jepa.encoders.temporal.TemporalEncoder"
 NUM_HEADS = {192: 3, 384: 6, 768: 12, 1024: 16, 1280: 16, 1408: 16, 1664: 16}
-"""Width of a published encoder -> heads of its attention, which its file does not tell."""
+"""Width of a published encoder -> number of attention heads, which its file does not contain."""
 NUM_HEADS_ROTARY = NUM_HEADS | {1408: 22, 1664: 26}
-"""Of V-JEPA 2, whose giant encoder has narrower heads."""
+"""The same for V-JEPA 2, whose giant encoder has narrower heads."""
 ROTARY_CLIP = (16, 256, 256)
-"""Frames, height and width of a clip of V-JEPA 2, which neither weights nor positions tell."""
+"""Frames, height and width of a clip of V-JEPA 2, which its files do not contain."""
 NUM_MASK_TOKENS = 2
-"""Of a predictor of V-JEPA; that of V-JEPA 2 has more, and its files hold a table of positions that nothing reads."""
+"""Mask tokens of V-JEPA's predictor. V-JEPA 2 has more, and its files contain a table of positions that is not used."""
 
 
 class Weights(NamedTuple):
     node: dict[str, Any]
-    """Builds the bare encoder, `clip_shape` included."""
+    """Configuration of the encoder, including `clip_shape`."""
     tensors: dict[str, Tensor]
-    """By our names."""
+    """Tensors by our names."""
     mean: Sequence[float]
     std: Sequence[float]
 
 
 def read_weights(source: Source, *, num_heads: int | None = None) -> Weights:
-    """The encoder of a source of any kind but timm's. `num_heads` stands in where a published width is not known.
+    """Reads an encoder from any source but timm. `num_heads` is needed for files of a width that is not published.
 
-    Raises CheckpointError, naming the source, for what is damaged, of another architecture or no encoder at all.
+    Raises CheckpointError, naming the source, if it is damaged, of another architecture or contains no encoder.
     """
     if source.kind == "hub":
-        folder = download(source.place)
-        source = _found(str(folder), f"{source}: ")
-    readers: dict[str, Callable[[Path], Weights]] = {
-        "run": _read_run,
-        "exported": _read_exported,
-        "transformers": _read_transformers,
-    }
-    path = Path(source.place)
+        folder = download(source.location)
+        with as_checkpoint_errors(f"{source}: "):
+            source = find_source(folder)
+    readers = {"run": _read_run, "exported": _read_exported, "transformers": _read_transformers}
+    path = Path(source.location)
     return readers[source.kind](path) if source.kind in readers else _read_file(path, num_heads)
 
 
 def write_encoder(folder: Path, encoder: Any) -> None:
-    """config.json and model.safetensors, which `read_weights` reads; `encoder` is what `open_encoder` gives."""
+    """Writes an encoder of `open_encoder` as config.json and model.safetensors, which `read_weights` reads."""
     normalise = encoder.transform.normalise
     config = {"format": ENCODER_FORMAT, "encoder": encoder.node, "mean": normalise.mean, "std": normalise.std}
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(config, indent=1))
-    save_file(
-        {name: tensor.contiguous() for name, tensor in encoder.state_dict().items()}, folder / "model.safetensors"
-    )
+    tensors = {name: tensor.contiguous() for name, tensor in encoder.state_dict().items()}
+    save_file(tensors, folder / "model.safetensors")
 
 
 def load_exact(encoder: nn.Module, tensors: Mapping[str, Tensor], source: Source) -> None:
-    """Load the tensors; CheckpointError where names or shapes are not those of the encoder."""
-    own = encoder.state_dict()
-    _check_names(source, lacking=own.keys() - tensors.keys(), foreign=tensors.keys() - own.keys())
-    differing = [name for name, tensor in own.items() if tensor.shape != tensors[name].shape]
+    """Loads the tensors; raises CheckpointError if their names or shapes are not those of the encoder."""
+    state = encoder.state_dict()
+    _check_names(source, missing=state.keys() - tensors.keys(), unexpected=tensors.keys() - state.keys())
+    differing = [name for name, tensor in state.items() if tensor.shape != tensors[name].shape]
     if differing:
-        shapes = ", ".join(f"{n} {list(tensors[n].shape)} instead of {list(own[n].shape)}" for n in differing[:3])
+        shapes = ", ".join(f"{n} {list(tensors[n].shape)} instead of {list(state[n].shape)}" for n in differing[:3])
         raise CheckpointError(f"{source} does not fit the encoder that it describes: {shapes}")
     encoder.load_state_dict(dict(tensors))
 
 
 def check_node(node: Any, source: Path) -> dict[str, Any]:
-    """The node, unless building it would run code that is not an encoder of this package."""
+    """The node; raises CheckpointError if building it would run code other than an encoder of this package."""
     target = node.get("_target_") if isinstance(node, Mapping) else None
-    if not str(target).startswith("jepa.encoders.") or _names_targets(node.values()):
+    if not str(target).startswith("jepa.encoders.") or any(map(_names_target, node.values())):
         raise CheckpointError(f"{source}: encoder {target} is not one of jepa.encoders")
     return dict(node)
 
 
-def _names_targets(values: Iterable[Any]) -> bool:
-    inner = [value for value in values if isinstance(value, Mapping)]
-    lists = [value for value in values if isinstance(value, list | tuple)]
-    return any("_target_" in value or _names_targets(value.values()) for value in inner) or any(
-        map(_names_targets, lists)
-    )
+def _names_target(value: Any) -> bool:
+    """Whether a mapping anywhere in `value` has the key _target_."""
+    if isinstance(value, Mapping):
+        return "_target_" in value or any(map(_names_target, value.values()))
+    return isinstance(value, list | tuple) and any(map(_names_target, value))
 
 
 def _read_run(path: Path) -> Weights:
-    """The encoder of a run folder or a checkpoint; what was trained before checkpoints named it is in its config."""
-    found = checkpoint.find(path)
-    state = checkpoint.read_state(found)
-    node = state.get("encoder") or read_config(found)["encoder"] | {"clip_shape": state["clip_shape"]}
-    tensors = checkpoint.load_model(found, state["backbone"] + ".")
-    return Weights(check_node(node, found), tensors, state["mean"], state["std"])
+    """Reads a run folder or a checkpoint; old checkpoints have the encoder's node only in their configuration."""
+    folder = checkpoint.find(path)
+    state = checkpoint.read_state(folder)
+    node = state.get("encoder") or read_config(folder)["encoder"] | {"clip_shape": state["clip_shape"]}
+    tensors = checkpoint.load_model(folder, state["backbone"] + ".")
+    return Weights(check_node(node, folder), tensors, state["mean"], state["std"])
 
 
 def _read_exported(path: Path) -> Weights:
-    config = _json(path / "config.json")
-    if lacking := {"encoder", "mean", "std"} - config.keys():
-        raise CheckpointError(f"{path / 'config.json'} lacks {', '.join(sorted(lacking))}")
-    return Weights(check_node(config["encoder"], path), _safetensors(path), config["mean"], config["std"])
+    config = _read_json(path / "config.json")
+    if missing := {"encoder", "mean", "std"} - config.keys():
+        raise CheckpointError(f"{path / 'config.json'} lacks {', '.join(sorted(missing))}")
+    return Weights(check_node(config["encoder"], path), _read_safetensors(path), config["mean"], config["std"])
 
 
 def _read_transformers(path: Path) -> Weights:
-    """A folder of transformers; where config.json is silent, the defaults of IJepaConfig and VJEPA2Config hold."""
-    config, tensors = _json(path / "config.json"), _safetensors(path)
+    """Reads a folder of transformers; missing keys have the defaults of IJepaConfig and VJEPA2Config."""
+    config, tensors = _read_json(path / "config.json"), _read_safetensors(path)
     kind = config["model_type"]
     if (act := config.get("hidden_act", "gelu")) != "gelu":
-        raise CheckpointError(f"{path}: hidden_act={act}; this trunk has the exact gelu alone")
-    tensors = {name.removeprefix(f"{kind}."): tensor for name, tensor in tensors.items()}  # inside a classifier
-    names, others = {
+        raise CheckpointError(f"{path}: hidden_act={act}; our encoders support only the exact gelu")
+    tensors = {name.removeprefix(f"{kind}."): tensor for name, tensor in tensors.items()}  # prefix in a classifier
+    names, ignored = {
         "ijepa": (IJEPA, ("pooler.", "classifier.", "embeddings.mask_token")),
         "vjepa2": (VJEPA2, ("predictor.", "pooler.", "classifier.")),
     }[kind]
-    tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith(others)}
+    tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith(ignored)}
     if config.get("qkv_bias") is False:
         tensors |= _zero_biases(tensors, names)
-    ours, sizes = _translate(tensors, names, path, needs_table=kind == "ijepa")
+    translated, sizes = _translate(tensors, names, path, needs_table=kind == "ijepa")
     sizes |= {"norm_eps": config.get("layer_norm_eps", 1e-12 if kind == "ijepa" else 1e-6)}
     heads, channels = config.get("num_attention_heads", 12 if kind == "ijepa" else 16), sizes.pop("channels")
     if kind == "ijepa":
-        size = config.get("image_size", 224)
-        height, width = (size, size) if isinstance(size, int) else size
-        node = {"_target_": SPATIAL, "clip_shape": [channels, 1, height, width], "position": "table"}
+        clip = [1, *as_pair(config.get("image_size", 224))]
+        node = {"_target_": SPATIAL, "clip_shape": [channels, *clip], "position": "table"}
     else:
-        clip = [channels, config.get("frames_per_clip", 64), *[config.get("crop_size", 256)] * 2]
-        node = {"_target_": TEMPORAL, "clip_shape": clip, "position": "vjepa2"}
-    return Weights(node | sizes | {"num_heads": heads}, ours, *_colours(path, channels))
+        clip = [config.get("frames_per_clip", 64), *as_pair(config.get("crop_size", 256))]
+        node = {"_target_": TEMPORAL, "clip_shape": [channels, *clip], "position": "vjepa2"}
+    return Weights(node | sizes | {"num_heads": heads}, translated, *_pixel_statistics(path, channels))
 
 
 def _read_file(path: Path, num_heads: int | None) -> Weights:
-    """A file that I-JEPA, V-JEPA or V-JEPA 2 has saved; of images where patches have no depth in time."""
+    """Reads a file of I-JEPA, V-JEPA or V-JEPA 2; it is an encoder of images if its patches have no time axis."""
     stored = _unpickle(path)
     tensors = _encoder_in(stored, path)
     patch = tensors.get("patch_embed.proj.weight")
@@ -165,51 +151,46 @@ def _read_file(path: Path, num_heads: int | None) -> Weights:
     is_rotary = patch.ndim == 5 and ("pos_embed" not in tensors or _has_rotary_predictor(stored))
     if is_rotary:
         tensors.pop("pos_embed", None)
-    ours, sizes = _translate(tensors, PUBLISHED, path, needs_table=not is_rotary)
+    translated, sizes = _translate(tensors, PUBLISHED, path, needs_table=not is_rotary)
     width, channels = sizes["embed_dim"], sizes.pop("channels")
-    known = NUM_HEADS_ROTARY if is_rotary else NUM_HEADS
-    if (heads := num_heads or known.get(width)) is None:
+    num_heads = num_heads or (NUM_HEADS_ROTARY if is_rotary else NUM_HEADS).get(width)
+    if num_heads is None:
         raise CheckpointError(
-            f"{path}: a width of {width} is of no published encoder, and the file does not tell the heads of its "
-            "attention; give encoder.attention_heads"
+            f"{path}: a width of {width} is of no published encoder, and the file does not contain the number of "
+            "attention heads; give encoder.attention_heads"
         )
-    if is_rotary:
-        grid, clip = None, list(ROTARY_CLIP)
-    else:
-        grid = _square_grid(ours[TABLE], patch.ndim == 5, path)
-        clip = [
-            grid[0] * sizes.get("tubelet_size", 1),
-            *(n * p for n, p in zip(grid[1:], sizes["patch_size"], strict=True)),
-        ]
+    clip = ROTARY_CLIP
+    if not is_rotary:
+        grid, patch_size = _square_grid(translated[TABLE], patch.ndim == 5, path), sizes["patch_size"]
+        clip = (grid[0] * sizes.get("tubelet_size", 1), grid[1] * patch_size[0], grid[2] * patch_size[1])
     node = {
         "_target_": SPATIAL if patch.ndim == 4 else TEMPORAL,
         "clip_shape": [channels, *clip],
         "position": "vjepa2" if is_rotary else "table",
-        "num_heads": heads,
+        "num_heads": num_heads,
     }
-    return Weights(node | sizes, ours, *_colours(path.parent, channels))
+    return Weights(node | sizes, translated, *_pixel_statistics(path.parent, channels))
 
 
 def _translate(
     tensors: Mapping[str, Tensor], names: Names, path: Path, *, needs_table: bool
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Tensors by our names, and the sizes that their shapes tell."""
-    depth = count_blocks(tensors, block_prefix(names))
-    wanted = {
-        name for ours, theirs in name_pairs(names, max(depth, 1)) if ours != TABLE or needs_table for name in theirs
-    }
-    _check_names(path, lacking=wanted - tensors.keys(), foreign=tensors.keys() - wanted)
+    """Tensors by our names, and the sizes that follow from their shapes."""
+    depth = count_blocks(tensors, names)
+    pairs = name_pairs(names, max(depth, 1))
+    required = {name for ours, foreign in pairs if ours != TABLE or needs_table for name in foreign}
+    _check_names(path, missing=required - tensors.keys(), unexpected=tensors.keys() - required)
     patch = tensors[f"{names['embed'][0]}.weight"]
     hidden = tensors[names["blocks.{}.mlp.fc1"][0].format(0) + ".weight"]
     table = tensors[names[TABLE][0]] if needs_table else None
     if hidden.ndim != 2 or (table is not None and (table.ndim != 3 or table.shape[0] != 1)):
         raise CheckpointError(f"{path}: its tensors have shapes that no encoder of I-JEPA or V-JEPA has")
-    width, channels, *cut = patch.shape
+    width, channels, *extent = patch.shape
     ratio = len(hidden) / width
     sizes = {
         "channels": channels,
-        "patch_size": list(cut[-2:]),
-        **({"tubelet_size": cut[0]} if len(cut) == 3 else {}),
+        "patch_size": list(extent[-2:]),
+        **({"tubelet_size": extent[0]} if len(extent) == 3 else {}),
         "embed_dim": width,
         "depth": depth,
         "mlp_ratio": ratio if int(width * ratio) == len(hidden) else (len(hidden) + 0.5) / width,
@@ -218,12 +199,12 @@ def _translate(
     return {name: tensor.float() for name, tensor in from_foreign(tensors, names).items()}, sizes
 
 
-def _check_names(source: Any, lacking: Iterable[str], foreign: Iterable[str]) -> None:
-    lacking, foreign = sorted(lacking), sorted(foreign)
-    if lacking:
-        raise CheckpointError(f"{source} lacks {_first_names(lacking)}")
-    if foreign:
-        raise CheckpointError(f"{source} is of another architecture: it also has {_first_names(foreign)}")
+def _check_names(source: Any, missing: Iterable[str], unexpected: Iterable[str]) -> None:
+    missing, unexpected = sorted(missing), sorted(unexpected)
+    if missing:
+        raise CheckpointError(f"{source} lacks {_first_names(missing)}")
+    if unexpected:
+        raise CheckpointError(f"{source} is of another architecture: it also has {_first_names(unexpected)}")
 
 
 def _first_names(names: Sequence[str]) -> str:
@@ -231,63 +212,53 @@ def _first_names(names: Sequence[str]) -> str:
 
 
 def _zero_biases(tensors: Mapping[str, Tensor], names: Names) -> dict[str, Tensor]:
-    """Query, key and value without biases are the same as with zeros."""
-    lacking = [f"{name}." for ours in ("blocks.{}.attn.qkv",) for name in names[ours]]
-    depth = count_blocks(tensors, block_prefix(names))
-    stems = [stem.format(number) for stem in lacking for number in range(depth)]
-    return {f"{stem}bias": torch.zeros(len(tensors[f"{stem}weight"])) for stem in stems if f"{stem}weight" in tensors}
+    """Zero biases for queries, keys and values, equivalent to none."""
+    depth = count_blocks(tensors, names)
+    stems = [stem.format(number) for stem in names["blocks.{}.attn.qkv"] for number in range(depth)]
+    weights = {stem: tensors[f"{stem}.weight"] for stem in stems if f"{stem}.weight" in tensors}
+    return {f"{stem}.bias": torch.zeros(len(weight)) for stem, weight in weights.items()}
 
 
 def _encoder_in(stored: Mapping[str, Any], path: Path) -> dict[str, Tensor]:
-    """The tensors of the target encoder, else of the encoder, or the file itself where it holds tensors alone."""
-    found = next((stored[key] for key in ("target_encoder", "encoder") if isinstance(stored.get(key), Mapping)), stored)
-    tensors = {}
-    for name, tensor in found.items():
-        if not isinstance(name, str) or not isinstance(tensor, Tensor):
-            raise CheckpointError(
-                f"{path} holds neither target_encoder nor encoder, but {_first_names(sorted(map(str, found)))}"
-            )
-        tensors[_strip_prefix(name)] = tensor
-    return tensors
+    """The tensors of the target encoder, else of the encoder, else of the file itself if it has only tensors."""
+    state = next((stored[key] for key in ("target_encoder", "encoder") if isinstance(stored.get(key), Mapping)), stored)
+    if not all(isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in state.items()):
+        names = _first_names(sorted(map(str, state)))
+        raise CheckpointError(f"{path} holds neither target_encoder nor encoder, but {names}")
+    return {_strip_prefix(name): tensor for name, tensor in state.items()}
 
 
 def _strip_prefix(name: str) -> str:
-    for prefix in ("module.", "backbone."):
-        name = name.removeprefix(prefix)
-    return name
+    return name.removeprefix("module.").removeprefix("backbone.")
 
 
 def _has_rotary_predictor(stored: Mapping[str, Any]) -> bool:
     predictor = stored.get("predictor")
-    tokens = (
-        [name for name in predictor if _strip_prefix(str(name)).startswith("mask_tokens.")]
-        if isinstance(predictor, Mapping)
-        else []
-    )
-    return len(tokens) > NUM_MASK_TOKENS
+    names = map(_strip_prefix, map(str, predictor)) if isinstance(predictor, Mapping) else ()
+    return sum(name.startswith("mask_tokens.") for name in names) > NUM_MASK_TOKENS
 
 
 def _square_grid(table: Tensor, in_time: bool, path: Path) -> tuple[int, int, int]:
-    """Steps, rows and columns of a table [N, D] of square pictures.
+    """Steps, rows and columns of a table [N, D] of square images.
 
-    A table in three dimensions tells the time first, by its sine, which is zero in the first step alone.
+    Column 0 of a 3-D table is the sine of the time, which is constant within a step and differs between steps.
     """
     total = len(table)
     later = (table[:, 0] != table[0, 0]).nonzero()
-    places = int(later[0]) if in_time and len(later) else total
-    side = math.isqrt(places)
-    if side * side != places or total % places:
-        raise CheckpointError(f"{path}: {total} positions are of no square picture, others the file cannot tell")
-    return total // places, side, side
+    num_patches = int(later[0]) if in_time and len(later) else total
+    side = math.isqrt(num_patches)
+    if side * side != num_patches or total % num_patches:
+        raise CheckpointError(f"{path}: {total} positions do not form a square image; other sizes are not supported")
+    return total // num_patches, side, side
 
 
-def _colours(folder: Path, channels: int) -> tuple[Sequence[float], Sequence[float]]:
-    """Mean and standard deviation that a preprocessor names, else those of natural images."""
+def _pixel_statistics(folder: Path, channels: int) -> tuple[Sequence[float], Sequence[float]]:
+    """Mean and standard deviation of each channel from a preprocessor's configuration, else of natural images."""
     for name in ("preprocessor_config.json", "video_preprocessor_config.json"):
-        config = _json(folder / name) if (folder / name).is_file() else {}
+        config = _read_json(folder / name) if (folder / name).is_file() else {}
         if len(config.get("image_mean", ())) == len(config.get("image_std", ())) == channels:
             return config["image_mean"], config["image_std"]
-    return NATURAL.get(channels, ([0.5] * channels, [0.5] * channels))
+    return IMAGENET_STATS.get(channels, ([0.5] * channels, [0.5] * channels))
 
 
 def _unpickle(path: Path) -> Mapping[str, Any]:
@@ -295,7 +266,7 @@ def _unpickle(path: Path) -> Mapping[str, Any]:
         stored = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except pickle.UnpicklingError as error:
         if re.search("GLOBAL|instantiate", str(error)):
-            raise CheckpointError(f"{path} names code to run, and is not read: expected tensors alone") from error
+            raise CheckpointError(f"{path} names code to run and is not read: only tensors are expected") from error
         raise CheckpointError(f"{path} is no checkpoint of PyTorch; {EXPECTED}") from error
     except (RuntimeError, EOFError, OSError, ValueError, KeyError, IndexError, AttributeError) as error:
         raise CheckpointError(f"{path} is damaged or no checkpoint of PyTorch ({first_line(error)})") from error
@@ -304,14 +275,14 @@ def _unpickle(path: Path) -> Mapping[str, Any]:
     return stored
 
 
-def _safetensors(folder: Path) -> dict[str, Tensor]:
+def _read_safetensors(folder: Path) -> dict[str, Tensor]:
     """All tensors of model.safetensors, or of the files that its index lists."""
     index = folder / "model.safetensors.index.json"
-    files = sorted(set(_json(index).get("weight_map", {}).values())) if index.is_file() else ["model.safetensors"]
+    files = sorted(set(_read_json(index).get("weight_map", {}).values())) if index.is_file() else ["model.safetensors"]
     tensors = {}
     for name in files:
         if Path(name).name != name or not (folder / name).is_file():
-            raise CheckpointError(f"{folder} has no {name}; the weights must lie there as safetensors")
+            raise CheckpointError(f"{folder} has no {name}; the weights must be there as safetensors")
         try:
             tensors |= load_file(folder / name)
         except (SafetensorError, OSError) as error:
@@ -319,15 +290,22 @@ def _safetensors(folder: Path) -> dict[str, Tensor]:
     return tensors
 
 
-def _json(path: Path) -> dict[str, Any]:
-    try:
+def _read_json(path: Path) -> dict[str, Any]:
+    with as_checkpoint_errors():
         return read_json(path)
+
+
+@contextmanager
+def as_checkpoint_errors(prefix: str = "") -> Iterator[None]:
+    """Raises CheckpointError for a ValueError, with `prefix` before its message."""
+    try:
+        yield
     except ValueError as error:
-        raise CheckpointError(f"{error}") from error
+        raise CheckpointError(f"{prefix}{error}") from error
 
 
 def download(name: str) -> str:
-    """The folder of a model on the hub, ORG/NAME or ORG/NAME@REVISION, with its configuration and safetensors."""
+    """The local folder of a model on the hub, ORG/NAME or ORG/NAME@REVISION, with its configuration and safetensors."""
     from huggingface_hub import snapshot_download
 
     repository, _, revision = name.partition("@")
@@ -335,10 +313,3 @@ def download(name: str) -> str:
         return snapshot_download(repository, revision=revision or None, allow_patterns=["*.json", "*.safetensors"])
     except OSError as error:
         raise CheckpointError(f"{name} is not on this machine and cannot be fetched ({first_line(error)})") from error
-
-
-def _found(text: str, prefix: str = "") -> Source:
-    try:
-        return find_source(text)
-    except ValueError as error:
-        raise CheckpointError(f"{prefix}{error}") from error

@@ -10,15 +10,15 @@ from torch import Tensor, nn
 
 from jepa.layers.init import init_weights
 from jepa.layers.position import Positions
-from jepa.layers.tokens import gather_tokens, grid_of, make_grid, patch_pair, patchify
+from jepa.layers.tokens import as_pair, gather_tokens, grid_of, make_grid, patchify
 from jepa.layers.transformer import check_sizes, make_blocks, run_blocks
 from jepa.types import ClipShape, PatchGrid, Positive, PositiveInt, ShareBelowOne
 
 
 class TemporalEncoder(nn.Module):
-    """Every tubelet, `tubelet_size` frames of one patch, is a token; clips of any divisible size will do.
+    """Every tubelet, `tubelet_size` frames of one patch, is a token; clips may have any divisible size.
 
-    A clip of one frame is an image: the frame fills a tubelet by being repeated.
+    A clip of one frame is an image, which is repeated to fill a tubelet.
     """
 
     num_prefix_tokens = 0
@@ -42,7 +42,7 @@ class TemporalEncoder(nn.Module):
         check_sizes(embed_dim, num_heads, mlp_ratio, width_key="encoder.embed_dim", heads_key="encoder.num_heads")
         channels, frames, height, width = clip_shape
         self.clip_shape: ClipShape = (channels, frames, height, width)
-        self.patch_size = patch_height, patch_width = patch_pair(patch_size)
+        self.patch_size = patch_height, patch_width = as_pair(patch_size)
         self.tubelet_size = tubelet_size
         self.grid: PatchGrid = make_grid((frames, height, width), self.patch_size, tubelet_size)
         self.embed_dim = embed_dim
@@ -50,17 +50,11 @@ class TemporalEncoder(nn.Module):
         self.checkpoint_activations = checkpoint_activations
 
         self.embed = nn.Linear(channels * tubelet_size * patch_height * patch_width, embed_dim)
-        self.positions = Positions(
-            grid=self.grid,
-            width=embed_dim,
-            num_heads=num_heads,
-            kind=position,
-            in_time=True,
-        )
+        self.positions = Positions(grid=self.grid, width=embed_dim, num_heads=num_heads, kind=position, in_time=True)
         self.blocks = make_blocks(embed_dim, depth, num_heads, mlp_ratio, drop_path=drop_path, norm_eps=norm_eps)
         self.norm = LayerNorm(embed_dim, eps=norm_eps)
         init_weights(self, self.blocks)
-        nn.init.xavier_uniform_(self.embed.weight)  # as in MAE: a patch speaks as loudly as its position
+        nn.init.xavier_uniform_(self.embed.weight)  # as in MAE: patches and positions have similar norms
 
     def forward(self, clips: Tensor, keep: Tensor | None = None) -> Tensor:
         """[B, C, T, H, W] or [B, C, H, W] -> [B, N, D]; with `keep` [B, K] only those tokens: [B, K, D]."""

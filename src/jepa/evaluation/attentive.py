@@ -1,4 +1,4 @@
-"""Attentive probe: a learned query reads the frozen tokens (V-JEPA, Bardes et al. 2024, section 4 and appendix)."""
+"""Attentive probe: a learned query attends to frozen tokens (V-JEPA, Bardes et al. 2024, section 4 and appendix)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from jepa.evaluation.probe import SELECTION_SHARE, ClassProbe, Prediction, ProbeTask, held_out, select, top1
+from jepa.evaluation.probe import SELECTION_SHARE, ClassProbe, Prediction, ProbeTask, selection_split, top1
 from jepa.evaluation.types import Evaluation, Features, Snapshot
 from jepa.layers.attention import CrossAttention, CrossAttentionBlock, num_heads
 from jepa.types import PositiveInt
@@ -24,17 +24,17 @@ TRIALS = (Trial(3e-4, 0.01), Trial(1e-3, 0.01), Trial(3e-3, 0.01), Trial(1e-3, 0
 
 
 class AttentiveProbe(ClassProbe):
-    """Trained from the same start at each evaluation; silent where there are no tokens, as for raw pixels."""
+    """Starts from the same weights at each evaluation; reports nothing without tokens, as for raw pixels."""
 
     def __init__(self, *, epochs: PositiveInt, batch_size: PositiveInt, max_tokens: PositiveInt) -> None:
         self.epochs = epochs
         self.batch_size = batch_size
         self.needs_tokens = max_tokens
-        told = ", ".join(f"{trial.lr:g}/{trial.weight_decay:g}" for trial in TRIALS)
+        trials = ", ".join(f"{trial.lr:g}/{trial.weight_decay:g}" for trial in TRIALS)
         protocol = (
             f"attentive: a learned query, a cross-attention block and a linear layer on at most {max_tokens} tokens of "
             f"a sample (neighbours averaged), standardised by the training samples; {epochs} epochs of AdamW with a "
-            f"cosine schedule, no augmentation; learning rate and weight decay of {told} chosen on "
+            f"cosine schedule, no augmentation; learning rate and weight decay of {trials} chosen on "
             f"{SELECTION_SHARE:.0%} of the training samples, then trained on all"
         )
         super().__init__(name="attentive", protocol=protocol)
@@ -43,13 +43,13 @@ class AttentiveProbe(ClassProbe):
         return super().__call__(snapshot) if snapshot.train.tokens is not None else Evaluation()
 
     def predict(self, task: ProbeTask) -> Prediction:
-        used, judged = (select(task.train, rows) for rows in held_out(len(task.train.labels), task.seed))
-        found = [top1(self._fit(used, trial, task).predict(judged), judged.labels) for trial in TRIALS]
-        best = TRIALS[max(range(len(TRIALS)), key=found.__getitem__)]
+        fitted, selection = selection_split(task.train, task.seed)
+        scores = [top1(self._fit(fitted, trial, task).predict(selection), selection.labels) for trial in TRIALS]
+        best = TRIALS[scores.index(max(scores))]
         return Prediction(self._fit(task.train, best, task).predict(task.val), best._asdict())
 
     def _fit(self, train: Features, trial: Trial, task: ProbeTask) -> AttentiveHead:
-        """Pure in the seed, and leaves the global random state as it was."""
+        """Pure in the seed; restores the global random state."""
         generator = torch.Generator().manual_seed(task.seed)
         with torch.random.fork_rng(devices=[]), torch.enable_grad():
             torch.manual_seed(task.seed)
@@ -69,17 +69,12 @@ class AttentiveProbe(ClassProbe):
 
 
 class AttentiveHead(nn.Module):
-    """[b, J, D] of any float type -> [b, classes], tokens standardised as those it is made with."""
-
-    mean: Tensor
-    scale: Tensor
+    """[b, J, D] of any float type -> [b, classes]; standardises by the tokens given to the constructor."""
 
     def __init__(self, *, tokens: Tensor, num_classes: int) -> None:
         super().__init__()
         width = tokens.shape[-1]
-        mean, scale = token_statistics(tokens)
-        self.register_buffer("mean", mean)
-        self.register_buffer("scale", scale)
+        self.mean, self.scale = map(nn.Buffer, token_statistics(tokens))
         self.query = nn.Parameter(0.02 * torch.randn(1, 1, width))
         self.block = CrossAttentionBlock(width=width, num_heads=num_heads(width), mlp_ratio=4.0)
         self.norm = nn.LayerNorm(width)
@@ -87,42 +82,40 @@ class AttentiveHead(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         tokens = (tokens.float() - self.mean) * self.scale
-        read = self.query + read_once(self.block.attn, self.block.norm1(self.query), tokens)  # [b, 1, D]
-        return self.classify(self.norm(read + self.block.mlp(self.block.norm2(read)))[:, 0])
+        pooled = self.query + attend_once(self.block.attn, self.block.norm1(self.query), tokens)  # [b, 1, D]
+        return self.classify(self.norm(pooled + self.block.mlp(self.block.norm2(pooled)))[:, 0])
 
     @torch.no_grad()
     def predict(self, features: Features) -> Tensor:
-        """-> [n], the best class of each sample"""
+        """-> [n], the predicted class of each sample"""
         device = self.query.device
-        return torch.cat([self(some.to(device)).argmax(1).cpu() for some in tokens_of(features).split(256)])
+        return torch.cat([self(chunk.to(device)).argmax(1).cpu() for chunk in tokens_of(features).split(256)])
 
 
-def read_once(attention: CrossAttention, query: Tensor, context: Tensor) -> Tensor:
+def attend_once(attention: CrossAttention, query: Tensor, context: Tensor) -> Tensor:
     """[1, 1, D], [b, J, D] -> [b, 1, D]: `attention(query, context)` of one query for all, without keys and values.
 
-    Both are linear in the context: the query goes into its space, and what it reads there is projected afterwards, at
-    1/head width of the cost. A bias of the keys adds the same to all scores.
+    Keys and values are linear in the context: the query is projected into its space and the result afterwards, at
+    1 / head width of the cost. A bias of the keys adds the same to all scores.
     """
     heads = attention.num_heads
-    to_keys, to_values = attention.kv.weight.unflatten(0, (2, heads, -1))  # [h, d, D] each
-    asked = attention.q(query)[0, 0].unflatten(0, (heads, -1))  # [h, d]
-    directions = torch.einsum("hd,hde->he", asked, to_keys) * asked.shape[1] ** -0.5
-    shares = (context @ directions.T).softmax(dim=1)  # [b, J, h]
-    read = torch.einsum("hde,bhe->bhd", to_values, shares.mT @ context).flatten(1)
+    key_weight, value_weight = attention.kv.weight.unflatten(0, (2, heads, -1))  # [h, d, D] each
+    queries = attention.q(query)[0, 0].unflatten(0, (heads, -1))  # [h, d]
+    directions = torch.einsum("hd,hde->he", queries, key_weight) * queries.shape[1] ** -0.5
+    attended = (context @ directions.T).softmax(dim=1).mT @ context  # [b, h, D]
+    values = torch.einsum("hde,bhe->bhd", value_weight, attended).flatten(1)
     bias = 0 if attention.kv.bias is None else attention.kv.bias[attention.kv.out_features // 2 :]
-    return attention.proj(read + bias)[:, None]
+    return attention.proj(values + bias)[:, None]
 
 
 def token_statistics(tokens: Tensor) -> tuple[Tensor, Tensor]:
-    """[n, J, D] -> mean and 1 / deviation [D] over samples and tokens, without a float32 copy of all."""
-    count, width = tokens.shape[0] * tokens.shape[1], tokens.shape[2]
-    first, second = torch.zeros(width, dtype=torch.double), torch.zeros(width, dtype=torch.double)
-    for some in tokens.split(256):
-        values = some.double().flatten(0, 1)
-        first += values.sum(0)
-        second += values.square().sum(0)
-    mean = first / count
-    deviation = (second / count - mean.square()).clamp_min(0).sqrt().clamp_min(1e-6)
+    """[n, J, D] -> mean and 1 / deviation [D] over samples and tokens, in float64 without a copy of all tokens"""
+    sums = torch.zeros(2, tokens.shape[2], dtype=torch.double)
+    for chunk in tokens.split(256):
+        values = chunk.double().flatten(0, 1)
+        sums += torch.stack([values.sum(0), values.square().sum(0)])
+    mean, second_moment = sums / (tokens.shape[0] * tokens.shape[1])
+    deviation = (second_moment - mean.square()).clamp_min(0).sqrt().clamp_min(1e-6)
     return mean.float(), (1 / deviation).float()
 
 

@@ -1,4 +1,4 @@
-"""A frozen encoder: tokens of pictures, pooled to vectors, and what it takes to train a copy of it further."""
+"""A frozen encoder: its pooled features, and the data to fine-tune a copy of it."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -16,7 +17,6 @@ from jepa.data.transforms import Augment, EvalTransform
 from jepa.errors import ConfigError
 from jepa.evaluation.probe import pool_tokens
 from jepa.evaluation.samples import Samples, raw_batch
-from jepa.evaluation.types import Tuning
 from jepa.parallel.session import Session
 from jepa.types import PatchGrid
 
@@ -32,13 +32,13 @@ class EncodedChunk(NamedTuple):
     vectors: Tensor
     """float32 [b, D] on the CPU"""
     tokens: Tensor | None = None
-    """float16 [b, J, D] on the CPU, where tokens are asked for"""
+    """float16 [b, J, D] on the CPU, if tokens are needed"""
     last: Tensor | None = None
     """float32 [b, N, D] on the encoder's device: the tokens of the last block"""
 
 
 class FrozenEncoder:
-    """Pooled tokens of an encoder, of its last `layers` blocks side by side.
+    """Pooled tokens of the last `layers` blocks of an encoder, concatenated.
 
     Raises ConfigError if the encoder has too few blocks or no class token.
     """
@@ -56,7 +56,7 @@ class FrozenEncoder:
 
     @cached_property
     def encoder_digest(self) -> str:
-        """Hash of structure, weights and transform."""
+        """Hash of the structure, weights and transform of the encoder."""
         digest = hashlib.sha256(repr([str(self.encoder), self.encoder.num_heads, self.encoder.grid]).encode())
         for name, tensor in sorted(self.encoder.state_dict().items()):
             digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
@@ -75,7 +75,7 @@ class FrozenEncoder:
         return f"the encoder's tokens{blocks} in eval mode, {POOLING[self.pooling]}"
 
     def reduce(self, clips: Sequence[Tensor]) -> Tensor:
-        """uint8 [C, T, H, W] of any sizes -> uint8 [b, C, T, h, w] of the transform's size"""
+        """uint8 [C, T, H, W] of any size -> uint8 [b, C, T, h, w] of the transform's size"""
         return self.transform.pictures(clips)
 
     def clips(self, pictures: Tensor) -> Tensor:
@@ -84,52 +84,53 @@ class FrozenEncoder:
 
     @torch.no_grad()
     def encode(self, pictures: Tensor, max_tokens: int = 0) -> EncodedChunk:
-        """uint8 [b, C, T, H, W] -> vectors, and tokens averaged down to `max_tokens` unless that is 0."""
+        """uint8 [b, C, T, H, W] -> vectors, and at most `max_tokens` tokens per sample unless that is 0"""
         clips = self.clips(pictures)
         grid = self.encoder.grid_of(clips)
         with self.session.autocast():
             layers = self._layers(clips)
-        vectors = torch.cat([_pool(first, tokens, self.pooling, grid) for first, tokens in layers], dim=1)
-        kept = None
+        vectors = torch.cat([_pool(cls, patches, self.pooling, grid) for cls, patches in layers], dim=1)
+        tokens = None
         if max_tokens:
-            side_by_side = torch.cat([tokens for _, tokens in layers], dim=2)  # [b, N, layers * D]
-            kept = pool_tokens(side_by_side, grid, max_tokens).half().cpu()
-        return EncodedChunk(vectors.cpu(), kept, layers[-1][1])
+            concatenated = torch.cat([patches for _, patches in layers], dim=2)  # [b, N, layers * D]
+            tokens = pool_tokens(concatenated, grid, max_tokens).half().cpu()
+        return EncodedChunk(vectors.cpu(), tokens, layers[-1][1])
 
     def _layers(self, clips: Tensor) -> list[tuple[Tensor | None, Tensor]]:
-        """Float32 class tokens [b, t, D], if there are any, and patches [b, N, D] of each of the last blocks."""
+        """float32 class tokens [b, t, D], if there are any, and patch tokens [b, N, D] of each of the last blocks"""
         if self.layers == 1 and self.pooling != "cls":
             return [(None, self.encoder(clips).float())]
         with _record_outputs(self.encoder.blocks[-self.layers :]) as outputs:
             self.encoder(clips)
         layers = []
         for output in outputs:
-            tokens = _final_norm(self.encoder, output).float()  # [b * frames that do not see each other, p + n, D]
-            first = tokens[:, 0] if self.prefix else None
+            tokens = _final_norm(self.encoder, output).float()  # [b * frames encoded apart, prefix + n, D]
             shape = len(clips), -1, tokens.shape[2]
-            layers.append((None if first is None else first.reshape(shape), tokens[:, self.prefix :].reshape(shape)))
+            cls = tokens[:, 0].reshape(shape) if self.prefix else None
+            layers.append((cls, tokens[:, self.prefix :].reshape(shape)))
         return layers
 
 
 def _final_norm(encoder: Any, tokens: Tensor) -> Tensor:
-    """The norm of our encoders, or of the timm trunk that an encoder wraps."""
+    """The final norm of a native encoder, or of the timm trunk in a wrapped one."""
     return encoder.norm(tokens) if hasattr(encoder, "norm") else encoder.trunk.fc_norm(encoder.trunk.norm(tokens))
 
 
 @contextmanager
 def _record_outputs(blocks: nn.ModuleList) -> Iterator[list[Tensor]]:
+    """A list that receives the output of each block."""
     outputs: list[Tensor] = []
     with ExitStack() as stack:
         for block in blocks:
-            stack.callback(block.register_forward_hook(lambda *called: outputs.append(called[-1])).remove)
+            stack.callback(block.register_forward_hook(lambda *call: outputs.append(call[-1])).remove)
         yield outputs
 
 
-def _pool(first: Tensor | None, tokens: Tensor, pooling: str, grid: PatchGrid) -> Tensor:
+def _pool(cls: Tensor | None, tokens: Tensor, pooling: str, grid: PatchGrid) -> Tensor:
     """[b, t, D], [b, N, D] -> [b, d]"""
     if pooling == "cls":
-        assert first is not None
-        return first.mean(1)
+        assert cls is not None
+        return cls.mean(1)
     if pooling == "mean_std":
         return torch.cat([tokens.mean(1), tokens.std(1, correction=0)], dim=1)
     if pooling == "steps":
@@ -141,31 +142,35 @@ def digest_of(values: Any) -> str:
     return hashlib.sha256(json.dumps(values, default=str).encode()).hexdigest()[:16]
 
 
-def tuning_of(
-    encoder: FrozenEncoder, train: Samples, val: Samples, augment: Augment, seed: int,
-    should_stop: Callable[[], bool] = lambda: False,
-) -> Tuning:  # fmt: skip
-    """Trains on random crops of the pictures that the frozen encoder gets, and tests on these pictures."""
-    device = encoder.session.device
+@dataclass(frozen=True)
+class Tuning:
+    """Data to fine-tune a copy of an encoder, from the pictures that the frozen encoder gets."""
 
-    def crops(batch_size: int, rng: Generator) -> Iterator[tuple[Tensor, Tensor]]:
-        for batch in train.shuffled(batch_size, rng):
-            yield augment(raw_batch(batch.values, device), rng).clips, batch.labels.to(device)
+    encoder: FrozenEncoder
+    train: Samples
+    val: Samples
+    augment: Augment
+    seed: int
+    should_stop: Callable[[], bool] = lambda: False
 
-    return Tuning(
-        backbone=encoder.encoder, device=device, seed=seed, autocast=encoder.session.autocast, train=crops,
-        val=lambda: (encoder.clips(batch.values) for batch in val.batches()), should_stop=should_stop,
-        num_train=len(train.split.indices),
-    )  # fmt: skip
+    def crops(self, batch_size: int, rng: Generator) -> Iterator[tuple[Tensor, Tensor]]:
+        """Random crops [b, C, T, H, W] and labels [b] of an epoch, on the device."""
+        device = self.encoder.session.device
+        for batch in self.train.shuffled(batch_size, rng):
+            yield self.augment(raw_batch(batch.values, device), rng).clips, batch.labels.to(device)
+
+    def clips(self) -> Iterator[Tensor]:
+        """Validation clips [b, C, T, H, W] in order, on the device."""
+        return (self.encoder.clips(batch.values) for batch in self.val.batches())
 
 
 @contextmanager
-def evaluating(module: nn.Module) -> Iterator[None]:
-    """Eval mode inside; afterwards each submodule is back in the mode it had."""
-    modes = [(part, part.training) for part in module.modules()]
+def eval_mode(module: nn.Module) -> Iterator[None]:
+    """Eval mode inside; restores the mode of each submodule."""
+    modes = [(submodule, submodule.training) for submodule in module.modules()]
     module.eval()
     try:
         yield
     finally:
-        for part, training in modes:
-            part.training = training
+        for submodule, training in modes:
+            submodule.training = training

@@ -1,4 +1,4 @@
-"""Weighted nearest neighbours on frozen features: a probe without any training (Wu et al. 2018, section 3.4; DINO)."""
+"""Weighted k-nearest-neighbour vote on frozen features, without training (Wu et al. 2018, section 3.4; DINO)."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class KNN(ClassProbe):
 
 
 def knn_votes(queries: Tensor, bank: Tensor, labels: Tensor, *, num_classes: int, k: int, temperature: float) -> Tensor:
-    """[q, D], [n, D], [n] -> [q, classes], each row summing to one."""
+    """[q, D], [n, D], [n] -> [q, classes], rows sum to one"""
     neighbours, similarity = nearest(queries, bank, k)
     weights = (similarity / temperature).softmax(1)
     return weights.new_zeros(len(queries), num_classes).scatter_add_(1, labels[neighbours], weights)

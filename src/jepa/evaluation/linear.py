@@ -8,23 +8,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from jepa.evaluation.probe import (
-    SELECTION_SHARE,
-    ClassProbe,
-    Prediction,
-    ProbeTask,
-    held_out,
-    on_device,
-    select,
-    standardise,
-    top1,
-)
+from jepa.evaluation.probe import SELECTION_SHARE, ClassProbe, Prediction, ProbeTask, selection_split, standardise, top1
 from jepa.evaluation.types import Features
 
 L2_GRID = (1.0, 0.1, 0.01, 1e-3, 1e-4, 1e-5, 1e-6)
-"""from strong to weak: each solution is a good start for the next"""
+"""L2 weights from strong to weak: each solution is a good start for the next."""
 PATIENCE = 2
-LEAST_CURVATURE = 1e-5
+"""Weaker L2 weights in a row without an improvement that end the search."""
+MIN_CURVATURE = 1e-5
 
 
 class LinearModel(NamedTuple):
@@ -33,17 +24,9 @@ class LinearModel(NamedTuple):
     bias: Tensor
     """[classes]"""
 
-    def logits(self, vectors: Tensor) -> Tensor:
-        """[n, D] -> [n, classes]"""
-        return F.linear(vectors, self.weight, self.bias)
-
-    def predict(self, vectors: Tensor) -> Tensor:
-        """[n, D] -> [n]"""
-        return self.logits(vectors).argmax(1)
-
 
 class LinearProbe(ClassProbe):
-    """The L2 weight is chosen on a fifth of the probe's training samples; the validation samples are only scored."""
+    """Logistic regression whose L2 weight is chosen on a fifth of the training samples."""
 
     def __init__(self) -> None:
         protocol = (
@@ -54,45 +37,43 @@ class LinearProbe(ClassProbe):
         super().__init__(name="linear", protocol=protocol)
 
     def predict(self, task: ProbeTask) -> Prediction:
-        train, val = (on_device(part, task.device) for part in standardise(task.train, task.val))
+        train, val = standardise(task.train, task.val, task.device)
         l2, start = select_l2(train, num_classes=task.num_classes, seed=task.seed)
         model = fit_logistic(train.vectors, train.labels, num_classes=task.num_classes, l2=l2, start=start)
-        logits = model.logits(val.vectors).cpu()
+        logits = F.linear(val.vectors, *model).cpu()
         return Prediction(logits.argmax(1), {"l2": l2}, logits.softmax(1))
 
 
 def select_l2(train: Features, *, num_classes: int, seed: int = 0) -> tuple[float, LinearModel]:
-    """The weight with the best accuracy on held-out training samples (the stronger one of equals), and its solution.
-
-    The search ends when PATIENCE weaker weights in a row are no better.
-    """
-    used, judged = (select(train, rows) for rows in held_out(len(train.labels), seed))
-    vectors, labels = used.vectors, used.labels
+    """The L2 weight with the best accuracy on the selection samples (the stronger one of equals), and its solution."""
+    fitted, selection = selection_split(train, seed)
+    vectors, labels = fitted.vectors, fitted.labels
     second_moment = vectors.T @ vectors / len(vectors)
-    tried: list[tuple[float, float, LinearModel]] = []
+    trials: list[tuple[float, float, LinearModel]] = []
     best, model = 0, None
     for l2 in L2_GRID:
         model = fit_logistic(vectors, labels, num_classes=num_classes, l2=l2, start=model, second_moment=second_moment)
-        tried.append((top1(model.predict(judged.vectors), judged.labels), l2, model))
-        best = max(range(len(tried)), key=lambda index: tried[index][0])
-        if len(tried) - 1 - best >= PATIENCE:
+        predicted = F.linear(selection.vectors, *model).argmax(1)
+        trials.append((top1(predicted, selection.labels), l2, model))
+        best = max(range(len(trials)), key=lambda index: trials[index][0])
+        if len(trials) - 1 - best >= PATIENCE:
             break
-    return tried[best][1:]
+    return trials[best][1:]
 
 
 def fit_logistic(
     vectors: Tensor, labels: Tensor, *, num_classes: int, l2: float, start: LinearModel | None = None,
     second_moment: Tensor | None = None, max_iterations: int = 100, tolerance: float = 1e-4,
 ) -> LinearModel:  # fmt: skip
-    """[n, D], [n] -> the minimum of mean cross-entropy + l2 / 2 |weight|^2, bias free; sklearn's C is 1 / (n l2).
+    """[n, D], [n] -> the minimum of mean cross-entropy + l2 / 2 |weight|^2; sklearn's C is 1 / (n l2).
 
-    L-BFGS works on weight @ factor, where factor factor^T is the curvature at weight 0 (bounded below, a weak l2 would
-    make it singular in float32): features of an encoder are so unevenly spread that it would not converge otherwise.
+    Features of an encoder are so ill-conditioned that L-BFGS converges only on weight @ factor, where factor factor^T
+    is the curvature at weight 0, bounded below since a weak l2 would make it singular in float32.
     """
     num, dim = vectors.shape
     identity = torch.eye(dim, dtype=vectors.dtype, device=vectors.device)
     curvature = (vectors.T @ vectors / num if second_moment is None else second_moment) / num_classes
-    factor = torch.linalg.cholesky(curvature + max(l2, LEAST_CURVATURE) * identity)
+    factor = torch.linalg.cholesky(curvature + max(l2, MIN_CURVATURE) * identity)
     inverse = torch.linalg.solve_triangular(factor, identity, upper=False)
     if start is None:
         start = LinearModel(vectors.new_zeros(num_classes, dim), vectors.new_zeros(num_classes))

@@ -1,7 +1,6 @@
-"""Linear probe by SGD: every learning rate and weight decay of a grid is trained at once on the same batches.
+"""Linear probe by SGD (Caron et al. 2021, appendix; Bardes et al. 2024), all heads of a grid on the same batches.
 
-The protocol of the literature (Caron et al. 2021, appendix; Bardes et al. 2024) with the features standardised by the
-training samples, which is batch norm without learned scale and shift.
+Features are standardised by the training samples, which is batch norm without learned scale and shift.
 """
 
 from __future__ import annotations
@@ -15,22 +14,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from jepa.evaluation.probe import (
-    SELECTION_SHARE,
-    ClassProbe,
-    Prediction,
-    ProbeTask,
-    held_out,
-    on_device,
-    select,
-    standardise,
-)
+from jepa.evaluation.probe import SELECTION_SHARE, ClassProbe, Prediction, ProbeTask, selection_split, standardise
 from jepa.evaluation.types import Features
 from jepa.schedules import cosine
 from jepa.types import NonNegative, Positive, PositiveInt
 
 MOMENTUM = 0.9
-ROWS = 4096
+CHUNK = 4096
+"""Samples whose logits are computed at once."""
 
 
 class Heads(NamedTuple):
@@ -50,13 +41,9 @@ class SGDProbe(ClassProbe):
     """Learning rate and weight decay are chosen on a fifth of the training samples, then one head is trained on all."""
 
     def __init__(
-        self,
-        *,
-        epochs: PositiveInt,
-        batch_size: PositiveInt,
-        lrs: Sequence[Positive],
+        self, *, epochs: PositiveInt, batch_size: PositiveInt, lrs: Sequence[Positive],
         weight_decays: Sequence[NonNegative],
-    ) -> None:
+    ) -> None:  # fmt: skip
         if not lrs or not weight_decays:
             raise ValueError(f"evaluator.linear_sgd: lrs={lrs} and weight_decays={weight_decays} must not be empty")
         self.epochs = epochs
@@ -65,46 +52,45 @@ class SGDProbe(ClassProbe):
         rates, decays = (", ".join(f"{value:g}" for value in values) for values in (lrs, weight_decays))
         protocol = (
             f"linear, SGD: a linear layer on features standardised by the training samples, {epochs} epochs of SGD "
-            f"(momentum {MOMENTUM}, batch {batch_size}, cosine schedule to 0); learning rate of "
-            f"{rates} and weight decay of {decays} "
-            f"chosen on {SELECTION_SHARE:.0%} of the training samples, then trained on all"
+            f"(momentum {MOMENTUM}, batch {batch_size}, cosine schedule to 0); learning rate of {rates} and "
+            f"weight decay of {decays} chosen on {SELECTION_SHARE:.0%} of the training samples, then trained on all"
         )
         super().__init__(name="linear_sgd", protocol=protocol)
 
     def predict(self, task: ProbeTask) -> Prediction:
-        train, val = (on_device(part, task.device) for part in standardise(task.train, task.val))
-        used, judged = (select(train, rows) for rows in held_out(len(train.labels), task.seed))
-        found = predict(self.fit(used, self.grid, task), judged.vectors).eq(judged.labels).sum(1)  # [H]
-        lr, weight_decay = self.grid[int(found.argmax())]
+        train, val = standardise(task.train, task.val, task.device)
+        fitted, selection = selection_split(train, task.seed)
+        num_right = predict(self.fit(fitted, self.grid, task), selection.vectors).eq(selection.labels).sum(1)  # [H]
+        lr, weight_decay = self.grid[int(num_right.argmax())]
         heads = self.fit(train, [(lr, weight_decay)], task)
         return Prediction(predict(heads, val.vectors)[0].cpu(), {"lr": lr, "weight_decay": weight_decay})
 
     def fit(self, train: Features, grid: Sequence[tuple[float, float]], task: ProbeTask) -> Heads:
-        """A head for each (lr, weight decay), all from zero and all on the same batches; pure in the seed.
+        """A head for each (lr, weight decay), initialised to zero, all on the same batches; pure in the seed.
 
-        The gradient of softmax and cross-entropy is written out: it is that of each head alone, without a graph.
+        The gradient of softmax and cross-entropy is written out, so that each head has its own without a graph.
         """
         vectors, labels, classes = train.vectors, train.labels, task.num_classes
         generator = torch.Generator().manual_seed(task.seed)
         lrs, decays = torch.tensor(grid, dtype=vectors.dtype, device=vectors.device).unbind(1)
         weight = vectors.new_zeros(len(grid), classes, vectors.shape[1])
         bias = vectors.new_zeros(len(grid), classes)
-        heads, speed = Heads(weight, bias), Heads(torch.zeros_like(weight), torch.zeros_like(bias))
+        heads, velocity = Heads(weight, bias), Heads(torch.zeros_like(weight), torch.zeros_like(bias))
         num_batches, step = math.ceil(len(labels) / self.batch_size), 0
         for _ in range(self.epochs):
             for rows in torch.randperm(len(labels), generator=generator).chunk(num_batches):
-                some, own = vectors[rows], F.one_hot(labels[rows], classes)
-                error = (heads.logits(some).softmax(2) - own) / len(rows)  # [H, b, classes]
-                slope = Heads(torch.einsum("hbc,bd->hcd", error, some), error.sum(1))
+                batch, targets = vectors[rows], F.one_hot(labels[rows], classes)
+                error = (heads.logits(batch).softmax(2) - targets) / len(rows)  # [H, b, classes]
+                gradients = Heads(torch.einsum("hbc,bd->hcd", error, batch), error.sum(1))
                 rate = cosine(step, self.epochs * num_batches, 1.0, 0.0) * lrs
-                for value, gradient, moved in zip(heads, slope, speed, strict=True):
+                for value, gradient, momentum in zip(heads, gradients, velocity, strict=True):
                     shape = (-1, *[1] * (value.ndim - 1))
-                    moved.mul_(MOMENTUM).add_(gradient).add_(decays.view(shape) * value)
-                    value.sub_(rate.view(shape) * moved)
+                    momentum.mul_(MOMENTUM).add_(gradient).add_(decays.view(shape) * value)
+                    value.sub_(rate.view(shape) * momentum)
                 step += 1
         return heads
 
 
 def predict(heads: Heads, vectors: Tensor) -> Tensor:
     """[n, D] -> [H, n]"""
-    return torch.cat([heads.logits(some).argmax(2) for some in vectors.split(ROWS)], dim=1)
+    return torch.cat([heads.logits(chunk).argmax(2) for chunk in vectors.split(CHUNK)], dim=1)

@@ -1,4 +1,4 @@
-"""What the probes of frozen features share: which samples count, who is near, how predictions are scored."""
+"""Shared by the probes of frozen features: labelled samples, selection split, neighbours, scores, pooling."""
 
 from __future__ import annotations
 
@@ -14,11 +14,12 @@ from jepa.evaluation.types import Evaluation, Features, Snapshot
 from jepa.types import PatchGrid
 
 SELECTION_SHARE = 0.2
-"""of a probe's training samples, on which its hyper-parameters are chosen"""
-QUERIES = 1024
-"""vectors whose neighbours are looked for at once, so that memory does not grow with their number"""
-UNEVEN, UNEVEN_DEVIATIONS = 1.5, 4
-BALANCED = f", and the mean recall of the classes where the largest has over {UNEVEN:g} times its fair share"
+"""Share of a probe's training samples that its hyper-parameters are chosen on."""
+QUERIES_PER_CHUNK = 1024
+"""Queries of a neighbour search that are compared at once, which bounds the memory."""
+IMBALANCE, IMBALANCE_DEVIATIONS = 1.5, 4
+"""Classes are imbalanced if the largest exceeds its fair share by this factor and by so many standard deviations."""
+BALANCED = f", and the mean recall of the classes where the largest has over {IMBALANCE:g} times its fair share"
 
 
 class ProbeTask(NamedTuple):
@@ -26,24 +27,23 @@ class ProbeTask(NamedTuple):
     val: Features
     num_classes: int
     seed: int = 0
-    """of what a probe draws: its first weights, its order, the samples that it chooses on"""
+    """Seed of the initial weights, the order of the samples and the selection split."""
     device: torch.device = torch.device("cpu")
-    """where a probe computes"""
 
 
 class Prediction(NamedTuple):
     predicted: Tensor
-    """long [n] on the CPU: the class of each validation sample"""
+    """long [n] on the CPU: class of each validation sample"""
     chosen: Mapping[str, float] = {}
-    """hyper-parameters that were chosen on training samples, by name"""
+    """Hyper-parameters by name, chosen on training samples."""
     probabilities: Tensor | None = None
-    """float [n, classes] on the CPU, of a probe that gives them"""
+    """float [n, classes] on the CPU, if the probe computes them"""
 
 
 class ClassProbe:
     """A probe of class labels: subclasses implement `predict`. Without usable labels it warns once and reports nothing.
 
-    `method` says what is done with training samples, `protocol` also what is measured in a run.
+    `method` describes the fit, `protocol` also the metrics of a run.
     """
 
     judges = "features"
@@ -56,7 +56,7 @@ class ClassProbe:
 
     def __call__(self, snapshot: Snapshot) -> Evaluation:
         metrics = {}
-        for prefix, train, val in probed(snapshot):
+        for prefix, train, val in feature_pairs(snapshot):
             task = self.task(train, val)
             if task is None:
                 return Evaluation()
@@ -64,7 +64,7 @@ class ClassProbe:
         return Evaluation(metrics=metrics)
 
     def task(self, train: Features, val: Features) -> ProbeTask | None:
-        """None where there is nothing to learn."""
+        """None, with a warning the first time, if there is nothing to learn."""
         task = probe_task(train, val)
         if isinstance(task, ProbeTask):
             return task
@@ -77,26 +77,20 @@ class ClassProbe:
         raise NotImplementedError
 
 
-def probed(snapshot: Snapshot) -> Iterator[tuple[str, Features, Features]]:
-    """Prefix of the metrics, train and val: of the samples, and of their middle frames where there are more."""
+def feature_pairs(snapshot: Snapshot) -> Iterator[tuple[str, Features, Features]]:
+    """Metric prefix, training and validation features: of the samples, and of still clips if the snapshot has them."""
     yield "probe", snapshot.train, snapshot.val
     if snapshot.still is not None:
         yield "still", *snapshot.still
 
 
 def select(features: Features, rows: Tensor) -> Features:
-    """Indices [m] or bool [n] -> the m samples."""
-    targets, tokens = (part if part is None else part[rows] for part in (features.targets, features.tokens))
-    return Features(features.vectors[rows], features.labels[rows], targets, tokens)
-
-
-def on_device(features: Features, device: torch.device) -> Features:
-    """Vectors and labels alone."""
-    return Features(features.vectors.to(device), features.labels.to(device))
+    """The samples of indices [m] or of a mask bool [n]."""
+    return Features._make(None if column is None else column[rows] for column in features)
 
 
 def probe_task(train: Features, val: Features) -> ProbeTask | str:
-    """The labelled samples of both parts, or the reason why no probe is possible."""
+    """The labelled samples of both parts, or the reason why they cannot be probed."""
     train, val = (select(part, part.labels >= 0) for part in (train, val))
     if len(train.labels) == 0 or len(val.labels) == 0:
         return "the data set has no labels"
@@ -105,81 +99,92 @@ def probe_task(train: Features, val: Features) -> ProbeTask | str:
     return ProbeTask(train, val, int(max(train.labels.max(), val.labels.max())) + 1)
 
 
-def standardise(train: Features, val: Features) -> tuple[Features, Features]:
-    """Zero mean and unit deviation in each dimension, by the statistics of the training samples."""
+def standardise(train: Features, val: Features, device: torch.device | str = "cpu") -> tuple[Features, Features]:
+    """Zero mean and unit deviation per dimension by the training samples; on the device, without tokens."""
     mean, deviation = train.vectors.mean(0), train.vectors.std(0, correction=0).clamp_min(1e-6)
-    train, val = (part._replace(vectors=(part.vectors - mean) / deviation) for part in (train, val))
+    train, val = (
+        Features(((part.vectors - mean) / deviation).to(device), part.labels.to(device), part.targets)
+        for part in (train, val)
+    )
     return train, val
 
 
-def held_out(num: int, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Indices of the samples to fit on and of those to choose hyper-parameters on, always the same."""
-    order = torch.randperm(num, generator=torch.Generator().manual_seed(seed))
-    num_held_out = max(1, round(SELECTION_SHARE * num))
-    return order[num_held_out:], order[:num_held_out]
+def selection_split(train: Features, seed: int = 0) -> tuple[Features, Features]:
+    """Training samples to fit on, and the SELECTION_SHARE to choose hyper-parameters on; pure in the seed."""
+    order = torch.randperm(len(train.labels), generator=torch.Generator().manual_seed(seed))
+    num_selection = max(1, round(SELECTION_SHARE * len(order)))
+    return select(train, order[num_selection:]), select(train, order[:num_selection])
 
 
 def scores(name: str, predicted: Tensor, task: ProbeTask) -> dict[str, float]:
-    """NAME_top1, and NAME_balanced where the classes are uneven."""
+    """NAME_top1, and NAME_balanced if the classes are imbalanced."""
     labels = task.val.labels
     metrics = {f"{name}_top1": top1(predicted, labels)}
-    if is_uneven(torch.cat([task.train.labels, labels])):
+    if is_imbalanced(torch.cat([task.train.labels, labels])):
         metrics[f"{name}_balanced"] = balanced(predicted, labels)
     return metrics
 
 
-def is_uneven(labels: Tensor) -> bool:
-    """[n] -> whether the largest class is well above its fair share, more than a sample of equal ones would be."""
+def is_imbalanced(labels: Tensor) -> bool:
+    """[n] -> whether the largest class is clearly above its fair share, beyond the noise of sampling."""
     counts = labels.bincount()
     fair = len(labels) / int((counts > 0).sum())
-    return int(counts.max()) > max(UNEVEN * fair, fair + UNEVEN_DEVIATIONS * fair**0.5)
+    return int(counts.max()) > max(IMBALANCE * fair, fair + IMBALANCE_DEVIATIONS * fair**0.5)
 
 
 def top1(predicted: Tensor, labels: Tensor) -> float:
-    """[n], [n] -> micro accuracy: the share of samples that are right, in percent."""
+    """[n], [n] -> micro accuracy: share of correct samples in percent"""
     return 100.0 * int((predicted == labels).sum()) / len(labels)
 
 
 def balanced(predicted: Tensor, labels: Tensor) -> float:
-    """[n], [n] -> mean recall of the classes that `labels` has, in percent."""
+    """[n], [n] -> mean recall in percent of the classes in `labels`"""
     recalls = [top1(predicted[labels == label], labels[labels == label]) for label in labels.unique()]
     return sum(recalls) / len(recalls)
 
 
 def confusion_counts(predicted: Tensor, labels: Tensor, num_classes: int) -> Tensor:
-    """[n], [n] -> long [classes, classes]: how often a label (row) was taken for each class; label -1 is left out."""
+    """[n], [n] -> long [classes, classes]: counts of each label (row) and prediction; label -1 is left out"""
     labelled = labels >= 0
     pairs = labels[labelled] * num_classes + predicted[labelled]
     return pairs.bincount(minlength=num_classes**2).unflatten(0, (num_classes, num_classes))
 
 
-def nearest(queries: Tensor, bank: Tensor, k: int, *, others: bool = False) -> tuple[Tensor, Tensor]:
-    """[q, D], [n, D] -> indices and cosine similarities [q, min(k, n)] of the nearest of the bank, best first.
+def nearest(queries: Tensor, bank: Tensor, k: int, *, exclude_self: bool = False) -> tuple[Tensor, Tensor]:
+    """[q, D], [n, D] -> indices and cosine similarities [q, min(k, n)] of the nearest vectors of the bank, best first.
 
-    With `others`, query i is number i of the bank and no neighbour of itself.
+    With `exclude_self`, query i is vector i of the bank and not its own neighbour.
     """
     bank = F.normalize(bank, dim=1)
-    found = []
-    for number, some in enumerate(F.normalize(queries, dim=1).split(QUERIES)):
-        similarity = some @ bank.T
-        if others:
-            similarity[:, number * QUERIES :].fill_diagonal_(-torch.inf)
-        found.append(similarity.topk(min(k, len(bank)), dim=1))
-    return torch.cat([part.indices for part in found]), torch.cat([part.values for part in found])
+    neighbours = []
+    for number, chunk in enumerate(F.normalize(queries, dim=1).split(QUERIES_PER_CHUNK)):
+        similarity = chunk @ bank.T
+        if exclude_self:
+            similarity[:, number * QUERIES_PER_CHUNK :].fill_diagonal_(-torch.inf)
+        neighbours.append(similarity.topk(min(k, len(bank)), dim=1))
+    return torch.cat([part.indices for part in neighbours]), torch.cat([part.values for part in neighbours])
 
 
-def pool_tokens(tokens: Tensor, grid: PatchGrid, most: int) -> Tensor:
-    """[b, N, D] -> [b, J, D], J <= most: neighbours on the grid are averaged."""
-    full, size = (grid.t, grid.h, grid.w), coarser(grid, most)
+def exp_entropy(values: Tensor) -> float:
+    """[n], at least 0 -> exp(-sum p log p) with p = values / sum: their effective number, 1 if all are 0"""
+    total = values.sum()
+    if total == 0:
+        return 1.0
+    return (values / total).xlogy(values / total).sum().neg().exp().item()
+
+
+def pool_tokens(tokens: Tensor, grid: PatchGrid, max_tokens: int) -> Tensor:
+    """[b, N, D] -> [b, J, D] with J <= max_tokens: neighbours on the grid are averaged"""
+    full, size = (grid.t, grid.h, grid.w), coarse_grid(grid, max_tokens)
     if size == full:
         return tokens
     return F.adaptive_avg_pool3d(tokens.mT.unflatten(2, full), size).flatten(2).mT
 
 
-def coarser(grid: PatchGrid, most: int) -> tuple[int, int, int]:
-    """Time, height and width, halved (rounded up) where they are longest, space first, until `most` places are left."""
+def coarse_grid(grid: PatchGrid, max_tokens: int) -> tuple[int, int, int]:
+    """Time, height and width, halved (rounded up) along the longest, space first, until at most `max_tokens` remain."""
     t, h, w = grid.t, grid.h, grid.w
-    while t * h * w > most:
+    while t * h * w > max_tokens:
         if max(h, w) >= t:
             h, w = (h + 1) // 2, (w + 1) // 2
         else:

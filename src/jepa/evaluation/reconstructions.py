@@ -1,51 +1,39 @@
-"""What an objective of pixels predicts, as pictures: reconstructions, what masks left to see, samples."""
+"""Pictures of what an objective predicts in pixel space: reconstructions, masked inputs, samples, interpolations."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from torch import Tensor
 
-from jepa.evaluation.pictures import enlarge, film, interleave, montage, to_rgb
+from jepa.evaluation.pictures import enlarge, frame_tiles, montage, rows_of_tiles
 from jepa.evaluation.types import Evaluation, Picture, Snapshot
 
 COMPARED = ("masked", "reconstruction")
-"""one for each sample, shown under it"""
+"""Reconstructions with one clip per sample, shown below it."""
 CAPTIONS = {
-    "reconstruction": "Samples that were not trained on, and under them what is rebuilt",
+    "reconstruction": "Samples that were not trained on, with their reconstructions below",
     "samples": "Decoded from random latents",
-    "interpolations": "Decoded from latents on the way from one sample to another",
+    "interpolations": "Decoded from latents interpolated between two samples",
 }
-PER_ROW = 8
-NUM_FILMS = 4
+IMAGES_PER_ROW = 8
 
 
 class Reconstructions:
-    """Shows nothing where the objective predicts latents."""
+    """Reports nothing if the objective predicts latents."""
 
     judges = "features"
 
     def __call__(self, snapshot: Snapshot) -> Evaluation:
-        compared = [snapshot.reconstructions[name] for name in COMPARED if name in snapshot.reconstructions]
+        names = [name for name in COMPARED if name in snapshot.reconstructions]
         pictures = []
-        if compared:
-            middle = "; between them, what the encoder saw" if len(compared) > 1 else ""
-            caption = f"{CAPTIONS['reconstruction']}{middle}."
-            pictures.append(Picture("reconstruction", montage(beside([snapshot.pictures, *compared])), caption))
-        for name in [name for name in snapshot.reconstructions if name not in COMPARED]:
-            pictures.append(Picture(name, montage(rows_of(snapshot.reconstructions[name])), f"{CAPTIONS[name]}."))
+        if names:
+            clips = [snapshot.pictures, *(snapshot.reconstructions[name] for name in names)]
+            middle = ", and the masked input in between" if len(names) > 1 else ""
+            pictures.append(_picture("reconstruction", *clips, addition=middle))
+        pictures += [_picture(name, clips) for name, clips in snapshot.reconstructions.items() if name not in COMPARED]
         return Evaluation(pictures=tuple(pictures))
 
 
-def beside(columns: Sequence[Tensor]) -> list[Tensor]:
-    """Several [n, C, T, H, W] of the same samples -> rows in which each is under the one before."""
-    if columns[0].shape[2] == 1:
-        return interleave(*(enlarge(to_rgb(clips[:, :, 0])) for clips in columns), per_row=PER_ROW)
-    return [enlarge(film(clip)) for clips in zip(*columns, strict=True) for clip in clips][: NUM_FILMS * len(columns)]
-
-
-def rows_of(clips: Tensor) -> list[Tensor]:
-    """[n, C, T, H, W] -> rows of eight images, or a row of frames for each of the first clips"""
-    if clips.shape[2] == 1:
-        return list(enlarge(to_rgb(clips[:, :, 0])).split(PER_ROW))
-    return [enlarge(film(clip)) for clip in clips[:NUM_FILMS]]
+def _picture(name: str, *columns: Tensor, addition: str = "") -> Picture:
+    """Several [n, C, T, H, W] of the same samples, one below the other"""
+    rows = rows_of_tiles(*(enlarge(frame_tiles(clips)) for clips in columns), per_row=IMAGES_PER_ROW)
+    return Picture(name, montage(rows), f"{CAPTIONS[name]}{addition}.")

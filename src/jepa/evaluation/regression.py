@@ -1,4 +1,4 @@
-"""Regression probe: ridge regression from frozen features to the numbers that a data set knows of its samples."""
+"""Regression probe: ridge regression from frozen features to the quantities of a data set."""
 
 from __future__ import annotations
 
@@ -7,53 +7,50 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from jepa.evaluation.probe import SELECTION_SHARE, held_out, probed, select, standardise
+from jepa.evaluation.probe import SELECTION_SHARE, feature_pairs, select, selection_split, standardise
 from jepa.evaluation.types import Evaluation, Features, Snapshot
 
 L2_GRID = tuple(10.0**power for power in range(1, -7, -1))
-LEAST_SAMPLES = 10
+MIN_SAMPLES = 10
+"""Samples that each part needs."""
 
 
 class Regression:
-    """One probe for each group of quantities, the part of their names before the slash; silent where there are none."""
+    """One probe for each group of quantities, which share the part of the name before the slash."""
 
     judges = "features"
-
-    def __init__(self) -> None:
-        self.protocol = (
-            "regression, where the data set has measured quantities: ridge regression on standardised features in "
-            f"closed form; L2 weight chosen from {L2_GRID[0]:g} ... {L2_GRID[-1]:g} on {SELECTION_SHARE:.0%} of the "
-            "training samples, then fitted on all; R^2 in percent on the validation samples, the mean over the "
-            "quantities of a group"
-        )
+    protocol = (
+        "regression, where the data set has measured quantities: ridge regression on standardised features in "
+        f"closed form; L2 weight chosen from {L2_GRID[0]:g} ... {L2_GRID[-1]:g} on {SELECTION_SHARE:.0%} of the "
+        "training samples, then fitted on all; R^2 in percent on the validation samples, the mean over the "
+        "quantities of a group"
+    )
 
     def __call__(self, snapshot: Snapshot) -> Evaluation:
         groups: dict[str, list[int]] = {}
         for column, name in enumerate(snapshot.quantities):
             groups.setdefault(name.partition("/")[0], []).append(column)
         metrics = {}
-        for prefix, train, val in probed(snapshot):
+        for prefix, train, val in feature_pairs(snapshot):
             for group, columns in groups.items():
-                parts = known(train, columns), known(val, columns)
-                if min(len(part.vectors) for part in parts) >= LEAST_SAMPLES:
+                parts = with_targets(train, columns), with_targets(val, columns)
+                if min(len(part.vectors) for part in parts) >= MIN_SAMPLES:
                     metrics[f"{prefix}/{group}_r2"] = ridge_score(*parts)
         return Evaluation(metrics=metrics)
 
 
-def known(features: Features, columns: list[int]) -> Features:
-    """The samples of which all these quantities are known, with them as targets, float64."""
-    if features.targets is None:
-        return features._replace(vectors=features.vectors[:0])
-    targets = features.targets[:, columns].double()
+def with_targets(features: Features, columns: list[int]) -> Features:
+    """The samples for which these quantities are all finite, with them as targets, in float64."""
+    targets = targets_of(features)[:, columns].double()
     rows = targets.isfinite().all(1)
     return select(Features(features.vectors.double(), features.labels, targets), rows)
 
 
 def ridge_score(train: Features, val: Features) -> float:
-    """R^2 in percent, at the L2 weight with the best score on held-out training samples (the stronger of equals)."""
-    fitted, judged = (select(train, rows) for rows in held_out(len(train.labels)))
-    found = [r2(answers, targets_of(judged)) for answers in ridge(fitted, judged, L2_GRID)]
-    best = max(range(len(found)), key=found.__getitem__)
+    """R^2 in percent at the L2 weight with the best score on the selection samples (the stronger of equals)."""
+    fitted, selection = selection_split(train)
+    scores = [r2(predicted, targets_of(selection)) for predicted in ridge(fitted, selection, L2_GRID)]
+    best = scores.index(max(scores))
     return r2(ridge(train, val, L2_GRID[best : best + 1])[0], targets_of(val))
 
 
@@ -63,19 +60,18 @@ def targets_of(features: Features) -> Tensor:
 
 
 def ridge(train: Features, val: Features, weights: Sequence[float]) -> list[Tensor]:
-    """Answers [n, Q] for the validation samples at each l2, at the minimum of mean |error|^2 + l2 |weight|^2."""
+    """Predictions [n, Q] for the validation samples at each l2: the minimum of mean |error|^2 + l2 |weight|^2."""
     train, val = standardise(train, val)
     mean = targets_of(train).mean(0)
-    num = len(train.vectors)
-    variances, directions = torch.linalg.eigh(train.vectors.T @ train.vectors / num)
-    moments = directions.T @ (train.vectors.T @ (targets_of(train) - mean)) / num  # [D, Q]
-    turned = val.vectors @ directions
-    return [turned @ (moments / (variances.clamp_min(0)[:, None] + l2)) + mean for l2 in weights]
+    variances, directions = torch.linalg.eigh(train.vectors.T @ train.vectors / len(train.vectors))
+    moments = directions.T @ (train.vectors.T @ (targets_of(train) - mean)) / len(train.vectors)  # [D, Q]
+    rotated = val.vectors @ directions
+    return [rotated @ (moments / (variances.clamp_min(0)[:, None] + l2)) + mean for l2 in weights]
 
 
-def r2(answers: Tensor, targets: Tensor) -> float:
-    """[n, Q], [n, Q] -> 100 (1 - squared error / variance), the mean over the quantities that vary."""
+def r2(predicted: Tensor, targets: Tensor) -> float:
+    """[n, Q], [n, Q] -> 100 (1 - squared error / variance), the mean over the quantities that vary"""
     total = (targets - targets.mean(0)).square().sum(0)
-    left = (targets - answers).square().sum(0)
+    residual = (targets - predicted).square().sum(0)
     varies = total > 0
-    return 100.0 * (1 - left[varies] / total[varies]).mean().item() if varies.any() else 0.0
+    return 100.0 * (1 - residual[varies] / total[varies]).mean().item() if varies.any() else 0.0

@@ -1,4 +1,4 @@
-"""Samples of a data set for evaluation: in a fixed order or shuffled, read by workers, kept in memory up to a bound."""
+"""Samples of a data set for evaluation: in order or shuffled, read by workers, cached in memory up to a limit."""
 
 from __future__ import annotations
 
@@ -19,25 +19,25 @@ from jepa.errors import Interrupted, RunError
 from jepa.types import Dataset, DatasetTraits, RawBatch, Sample
 
 BAR_DELAY = 5
-"""seconds after which work shows a progress bar on a terminal"""
+"""Seconds of work after which a terminal shows a progress bar."""
 THUMBNAIL = 32
-"""height and width of thumbnails in pixels"""
+"""Height and width of thumbnails in pixels."""
 PIXELS_SIDE = 16
-"""longest side of the raw-pixel baseline's images: on CIFAR-10 better than 32, at a tenth of the cost"""
+"""Longest side in pixels of the raw-pixel baseline's images: better than 32 on CIFAR-10, at a tenth of the cost."""
 Reduce = Callable[[Sequence[Tensor]], Any]
-"""uint8 [C, T, H, W] of any sizes -> what is kept of them, as a rule [b, ...]; it runs in a worker"""
+"""uint8 [C, T, H, W] of any size -> values of a batch, usually [b, ...]; runs in a worker"""
 log = logging.getLogger(__name__)
 
 
 class SampleBatch(NamedTuple):
     values: Any
-    """result of `reduce`, as a rule [b, ...]"""
+    """result of `reduce`, usually [b, ...]"""
     labels: Tensor
     """long [b]"""
     rows: Tensor
-    """long [b]: positions in the split; unreadable samples are missing"""
+    """long [b]: positions in the split, without unreadable samples"""
     fields: dict[str, list[Tensor]]
-    """one tensor a sample"""
+    """one tensor per sample"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,11 +46,11 @@ class Split:
 
     dataset: Dataset
     name: str
-    """training, validation or test, for messages"""
+    """training, validation or test; for messages"""
     indices: tuple[int, ...]
     num_workers: int = 0
     broken: dict[int, str] = field(default_factory=dict)
-    """index of each unreadable sample with the reason; grows while samples are read"""
+    """Index and reason of each unreadable sample; grows while samples are read."""
 
     def note_broken(self, index: int, reason: str) -> None:
         if index not in self.broken:
@@ -59,10 +59,10 @@ class Split:
 
 
 class Samples:
-    """Reads a split, without its unreadable samples; values that take at most `max_bytes` are read once and kept.
+    """Reads a split without its unreadable samples; values of at most `max_bytes` are read once and cached.
 
-    `batch_size` counts images: batches of clips are smaller by the number of frames. A `title` gives a pass in order a
-    progress bar.
+    `batch_size` counts images: batches of clips are smaller by the number of frames. `title` is that of the progress
+    bar of a pass in order.
     """
 
     def __init__(
@@ -74,43 +74,39 @@ class Samples:
         self.max_bytes = max_bytes
         self.title = title
         self.rows = torch.empty(0, dtype=torch.long)
-        """positions in the split of the readable samples, after a first pass in order"""
+        """Positions in the split of the readable samples, after a first pass in order."""
         self._reader = _Reader(split, reduce, fields)
-        self._kept: list[SampleBatch] = []
+        self._cached: list[SampleBatch] = []
         self._fits = max_bytes > 0
 
     def batches(self) -> Iterator[SampleBatch]:
         """The samples in the order of the split. Raises RunError if none can be read."""
-        if self._kept:
-            yield from self._kept
+        if self._cached:
+            yield from self._cached
             return
-        kept, rows = [], []
+        batches, rows = [], []
         order = torch.arange(len(self.split.indices))
         with progress(len(order), self.title and f"{self.title} ({self.split.name})") as advance:
             for batch in self._read(order, self.batch_size):
                 self._fits = batch.values[0].nbytes * len(order) <= self.max_bytes
-                kept += [batch] if self._fits else []
+                batches += [batch] if self._fits else []
                 rows.append(batch.rows)
                 yield batch
                 advance(len(batch.rows))
-        self._kept, self.rows = kept, torch.cat(rows)
+        self._cached, self.rows = batches, torch.cat(rows)
 
     def shuffled(self, batch_size: int, rng: Generator) -> Iterator[SampleBatch]:
         """The samples in random order, `batch_size` at a time. Raises RunError if none can be read."""
-        if self._fits and not self._kept:
-            self._keep()
-        if not self._kept:
+        if self._fits and not self._cached:
+            for _ in self.batches():  # fills the cache, or ends with the first batch if the values do not fit
+                if not self._fits:
+                    break
+        if not self._cached:
             yield from self._read(torch.randperm(len(self.split.indices), generator=rng), batch_size)
             return
-        kept = [(batch, row) for batch in self._kept for row in range(len(batch.rows))]
-        for places in torch.randperm(len(kept), generator=rng).split(batch_size):
-            yield _gather([kept[place] for place in places.tolist()])
-
-    def _keep(self) -> None:
-        """Reads all samples, or a first batch if they are too many to be kept."""
-        for _ in self.batches():
-            if not self._fits:
-                return
+        positions = [(batch, row) for batch in self._cached for row in range(len(batch.rows))]
+        for chosen in torch.randperm(len(positions), generator=rng).split(batch_size):
+            yield _gather([positions[index] for index in chosen.tolist()])
 
     def _read(self, order: Tensor, batch_size: int) -> Iterator[SampleBatch]:
         split, num_read = self.split, 0
@@ -129,7 +125,7 @@ class Samples:
 
 
 class _Reader(TorchDataset):
-    """What runs in a worker: positions in the split -> a batch, and the reasons of those that cannot be read."""
+    """Runs in a worker: positions in the split -> a batch, and the reason for each position that cannot be read."""
 
     def __init__(self, split: Split, reduce: Reduce, fields: Sequence[str]) -> None:
         self.dataset, self.indices = split.dataset, split.indices
@@ -140,19 +136,19 @@ class _Reader(TorchDataset):
         for row in rows:
             try:
                 samples[row] = Sample(*self.dataset[self.indices[row]])
-            except UNREADABLE as fault:
-                unread[row] = first_line(fault)
+            except UNREADABLE as error:
+                unread[row] = first_line(error)
         if not samples:
             return None, unread
         clips, labels, values = zip(*samples.values(), strict=True)
-        fields = {name: [of_one[name] for of_one in values] for name in self.fields}
+        fields = {name: [sample[name] for sample in values] for name in self.fields}
         return SampleBatch(self.reduce(clips), torch.tensor(labels), torch.tensor([*samples]), fields), unread
 
 
-def _gather(places: Sequence[tuple[SampleBatch, int]]) -> SampleBatch:
-    """A batch of single samples of other batches."""
-    samples = [(batch.values[row], batch.labels[row], batch.rows[row]) for batch, row in places]
-    fields = {name: [batch.fields[name][row] for batch, row in places] for name in places[0][0].fields}
+def _gather(positions: Sequence[tuple[SampleBatch, int]]) -> SampleBatch:
+    """The batch of single rows of other batches."""
+    samples = [(batch.values[row], batch.labels[row], batch.rows[row]) for batch, row in positions]
+    fields = {name: [batch.fields[name][row] for batch, row in positions] for name in positions[0][0].fields}
     values, labels, rows = map(torch.stack, zip(*samples, strict=True))
     return SampleBatch(values, labels, rows, fields)
 
@@ -161,12 +157,11 @@ def _gather(places: Sequence[tuple[SampleBatch, int]]) -> SampleBatch:
 def progress(
     total: int | None, title: str, unit: str = "sample", should_stop: Callable[[], bool] = lambda: False
 ) -> Iterator[Callable[[int], None]]:
-    """Inside, call the function with the number of units just done; it raises Interrupted once `should_stop` says so.
+    """A function to call with the number of units just done; it raises Interrupted once `should_stop()` is true.
 
     A terminal shows a bar if the work takes long and has a title.
     """
-    disable = None if title else True
-    with tqdm(total=total, desc=title, unit=unit, delay=BAR_DELAY, leave=False, disable=disable) as bar:
+    with tqdm(total=total, desc=title, unit=unit, delay=BAR_DELAY, leave=False, disable=None if title else True) as bar:
 
         def advance(num_done: int) -> None:
             bar.update(num_done)
@@ -177,21 +172,21 @@ def progress(
 
 
 def thumbnails(pictures: Tensor) -> Tensor:
-    """uint8 [b, C, T, H, W] -> uint8 [b, C, 32, 32], of clips the middle frame"""
+    """uint8 [b, C, T, H, W] -> uint8 [b, C, 32, 32], the middle frame"""
     return F.adaptive_avg_pool2d(pictures[:, :, pictures.shape[2] // 2].float(), THUMBNAIL).round().byte()
 
 
 def raw_pixels(pictures: Tensor) -> Tensor:
-    """uint8 [b, C, T, H, W] -> float32 [b, C * h * w] in [0, 1]: mean over the frames, at most 16 pixels a side"""
+    """uint8 [b, C, T, H, W] -> float32 [b, C * h * w] in [0, 1]: mean over the frames, at most 16 pixels per side"""
     height, width = pictures.shape[-2:]
-    share = min(1.0, PIXELS_SIDE / max(height, width))
-    size = (max(1, round(height * share)), max(1, round(width * share)))
+    ratio = min(1.0, PIXELS_SIDE / max(height, width))
+    size = (max(1, round(height * ratio)), max(1, round(width * ratio)))
     mean = pictures.sum(2, dtype=torch.float32) / pictures.shape[2]  # [b, C, H, W]
     return F.adaptive_avg_pool2d(mean / 255, size).flatten(1)
 
 
 def raw_batch(pictures: Tensor, device: torch.device) -> RawBatch:
-    """uint8 [b, C, T, H, W] as the loader would deliver them, without fields."""
+    """uint8 [b, C, T, H, W] -> the batch that the loader would deliver, without fields"""
     num, size = len(pictures), torch.tensor(pictures.shape[-2:])
-    none = torch.empty(0, dtype=torch.long)
-    return RawBatch(pictures, size.expand(num, 2), {}, none, none).map(lambda part: part.to(device))
+    empty = torch.empty(0, dtype=torch.long)
+    return RawBatch(pictures, size.expand(num, 2), {}, empty, empty).map(lambda tensor: tensor.to(device))

@@ -1,7 +1,4 @@
-"""Snapshots of an objective during training: frozen features of the same samples each time.
-
-Images are decoded at the first evaluation and kept as uint8, as far as memory goes.
-"""
+"""Snapshots of an objective during training: frozen features of the same samples each time."""
 
 from __future__ import annotations
 
@@ -12,8 +9,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
-from jepa.evaluation.frozen import EncodedChunk, FrozenEncoder, evaluating, tuning_of
-from jepa.evaluation.samples import SampleBatch, Samples, Split, progress, raw_batch, raw_pixels, thumbnails
+from jepa.evaluation.frozen import EncodedChunk, FrozenEncoder, Tuning, eval_mode
+from jepa.evaluation.samples import SampleBatch, Samples, progress, raw_batch, raw_pixels, thumbnails
 from jepa.evaluation.splits import probe_splits
 from jepa.evaluation.types import Evaluator, EvaluatorTraits, Features, Snapshot
 from jepa.parallel.session import Session
@@ -24,44 +21,46 @@ if TYPE_CHECKING:
     from jepa.data.transforms import Augment, EvalTransform
 
 NUM_MASKS = 512
-MAX_KEPT_BYTES = 1 << 30
-"""bytes of decoded pictures of one split that are kept; larger splits are read again at each evaluation"""
+"""Number of samples whose masks are drawn."""
+MAX_CACHED_BYTES = 1 << 30
+"""Decoded pictures of a split up to this size are cached; larger splits are read again at each evaluation."""
 MAX_DIAGNOSED_BYTES = 1 << 28
-"""bytes of pictures that are kept for the diagnosis, whatever the size of the split"""
+"""Limit in bytes of the pictures kept for the diagnosis."""
 NUM_DIAGNOSED = 256
-"""validation samples that the objective diagnoses, at most"""
+"""Largest number of validation samples that the objective diagnoses."""
 Advance = Callable[[int], None]
-"""called with the number of samples just encoded; raises Interrupted where the run is to stop"""
+"""Called with the number of samples just encoded; raises Interrupted if the run has to stop."""
 
 
 class FirstPass(NamedTuple):
-    """What is kept of a split's samples when they are first read."""
+    """Data kept of a split when its samples are first read."""
 
     pictures: Tensor
-    """uint8 [h, C, T, H, W] of the first ones"""
+    """uint8 [h, C, T, H, W] of the first samples"""
     thumbnails: Tensor
-    """uint8 [n, C, 32, 32], of clips the middle frame"""
+    """uint8 [n, C, 32, 32], the middle frame"""
     pixels: Tensor
-    """float32 [n, C * h * w], as `raw_pixels` gives them"""
+    """float32 [n, C * h * w], see `raw_pixels`"""
 
 
 class EncodedSplit(NamedTuple):
+    """The encoded samples of a batch or split."""
+
     features: Features
     still: Features | None
     tokens: Tensor
     """float32 [P, N, D] of the first samples"""
     logits: Tensor | None
-    first_pass: FirstPass
+    first_pass: FirstPass | None
 
 
 class Snapshotter:
     """Takes snapshots of an objective's backbone on the same samples and masks each time.
 
-    `protocol` says in one sentence where the features come from. Evaluation changes neither the modes of the modules
-    nor the global random state. `still` also encodes each clip with its middle frame all the time; `evaluators` are
-    asked here only whether they need tokens (`needs_tokens`: of a sample, at most) or random crops (`num_views` of each
-    of the first `num_viewed` validation samples, `view_scale`). `crops` makes the run's augmentation, without colours,
-    with the arguments that it is given.
+    `protocol` describes the features in a sentence. Evaluation changes neither the modes of the modules nor the global
+    random state. With `still`, each clip is also encoded with its middle frame repeated. `evaluators` determine only
+    the tokens (`needs_tokens`) and random crops (`num_views`, `num_viewed`, `view_scale`) of a snapshot. `crops` makes
+    the augmentation of the run, without colours, with the arguments of the call.
     """
 
     def __init__(
@@ -71,14 +70,20 @@ class Snapshotter:
     ) -> None:  # fmt: skip
         self.splits = probe_splits(dataset, train_samples=train_samples, val_samples=val_samples, seed=seed)
         self.transform = transform
-        self.train, self.val = (self._samples(split, batch_size) for split in self.splits[:2])
+        self.train, self.val = (
+            Samples(
+                split=split, reduce=transform.pictures, batch_size=batch_size, max_bytes=MAX_CACHED_BYTES,
+                fields=[name for name in DatasetTraits.of(split.dataset).fields if name == "quantities"],
+            )
+            for split in self.splits[:2]
+        )  # fmt: skip
         self.num_frames = DatasetTraits.of(dataset).num_frames
         self.still = still and self.num_frames > 1
         self.protocol = self.splits.protocol
         if self.num_frames > 1:
-            self.protocol += " and averaged over the frames: they hold where things were, not in which order"
+            self.protocol += " and averaged over the frames: they show where things were, not in which order"
         if self.still:
-            self.protocol += "; still/* are the same probes on clips whose middle frame stands still"
+            self.protocol += "; still/* are the same probes on clips that repeat their middle frame"
         self.classes = dataset.classes
         self.masks = masker(NUM_MASKS, generator(seed, 0, 0, "evaluation"))
         self.session = session
@@ -86,44 +91,34 @@ class Snapshotter:
         self.num_pictures = num_pictures
         self.max_tokens = max((EvaluatorTraits.of(evaluator).needs_tokens for evaluator in evaluators), default=0)
         self.has_evaluators = bool(evaluators)
-        self.multi_view: Any = next((one for one in evaluators if crops and EvaluatorTraits.of(one).num_views), None)
+        multi_view = (evaluator for evaluator in evaluators if crops and EvaluatorTraits.of(evaluator).num_views)
+        self.multi_view: Any = next(multi_view, None)
+        num_train, num_val = (len(split.indices) for split in self.splits[:2])
+        num_crops = min(num_val, self.multi_view.num_viewed) * self.multi_view.num_views if self.multi_view else 0
+        self.num_samples = (num_train + num_val) * (1 + self.still) + num_crops
+        """Number of samples that each evaluation encodes."""
         self.crops = crops
         self.seed = seed
         self._first_passes: dict[str, FirstPass] = {}
 
-    def _samples(self, split: Split, batch_size: int) -> Samples:
-        return Samples(
-            split=split, reduce=self.transform.pictures, batch_size=batch_size, max_bytes=MAX_KEPT_BYTES,
-            fields=[name for name in DatasetTraits.of(split.dataset).fields if name == "quantities"],
-        )  # fmt: skip
-
-    @property
-    def num_samples(self) -> int:
-        """How many samples each evaluation encodes."""
-        num_train, num_val = (len(split.indices) for split in self.splits[:2])
-        num_crops = min(num_val, self.multi_view.num_viewed) * self.multi_view.num_views if self.multi_view else 0
-        return (num_train + num_val) * (1 + self.still) + num_crops
-
     def snapshot(self, step: int, objective: Any, should_stop: Callable[[], bool] = lambda: False) -> Snapshot:
-        """What the evaluators look at, of an objective on this snapshotter's device.
+        """The input of the evaluators, of an objective on the session's device.
 
-        `should_stop` is asked between batches; where it says so, Interrupted is raised.
+        Raises Interrupted as soon as `should_stop`, which is called between batches, returns True.
         """
         backbone, head = objective.backbone, objective.classify
         encoder = FrozenEncoder(encoder=backbone, transform=self.transform, session=self.session)
         bar = progress(self.num_samples, "evaluating", should_stop=should_stop)
-        with evaluating(objective), torch.no_grad(), bar as advance:
+        with eval_mode(objective), torch.no_grad(), bar as advance:
             train = self._encode(encoder, self.train, advance)
             val = self._encode(encoder, self.val, advance, head)
-            labels, first_pass = val.features.labels, val.first_pass
+            labels, first_pass = val.features.labels, self._first_passes[self.val.split.name]
             pictures = first_pass.pictures[: self.num_pictures]
             with self.session.autocast():
                 diagnosis = self._diagnose(objective, encoder, first_pass.pictures, labels, advance)
                 reconstructions = self._reconstructions(objective, encoder, pictures, labels)
                 views = self._views(backbone, first_pass.pictures, advance) if self.multi_view else None
-        tuning = None
-        if self.crops:
-            tuning = tuning_of(encoder, self.train, self.val, self.crops(), self.seed, should_stop)
+        tuning = Tuning(encoder, self.train, self.val, self.crops(), self.seed, should_stop) if self.crops else None
         return Snapshot(
             step=step, train=train.features, val=val.features, classes=self.classes, grid=backbone.grid,
             pictures=pictures, tokens=val.tokens, thumbnails=first_pass.thumbnails,
@@ -133,7 +128,7 @@ class Snapshotter:
         )  # fmt: skip
 
     def baselines(self, snapshot: Snapshot, evaluators: Sequence[Evaluator]) -> dict[str, float]:
-        """The same probes on raw pixels instead of features, as baseline/pixels_*: what an encoder has to beat."""
+        """Metrics of the same probes on raw pixels, as baseline/pixels_*."""
         train, val = (
             features._replace(vectors=self._first_passes[split.name].pixels, tokens=None)
             for features, split in zip((snapshot.train, snapshot.val), self.splits[:2], strict=True)
@@ -143,72 +138,70 @@ class Snapshotter:
             reconstructions={}, views=None, tuning=None, logits=None,
         )  # fmt: skip
         metrics = {name: value for evaluator in evaluators for name, value in evaluator(pixels).metrics.items()}
-        named = {name: name.removeprefix("probe/") for name in metrics if name.startswith("probe/")}
-        named |= {"collapse/rank": "rank"} if "collapse/rank" in metrics else {}
-        return {f"baseline/pixels_{short}": metrics[name] for name, short in named.items()}
+        return {
+            f"baseline/pixels_{name.partition('/')[2]}": value
+            for name, value in metrics.items() if name.startswith("probe/") or name == "collapse/rank"
+        }  # fmt: skip
 
     def _encode(
         self, encoder: FrozenEncoder, samples: Samples, advance: Advance, head: Callable[[Tensor], Tensor] | None = None
     ) -> EncodedSplit:
-        """Features of all samples and the tokens of the first; what the pictures show is noted in the first pass."""
-        features, still, tokens, logits, noted = [], [], [], [], []
-        first_pass, num_read = self._first_passes.get(samples.split.name), 0
+        """Features of all samples and tokens of the first; keeps pictures, thumbnails and pixels of the first pass."""
+        batches, num_read = [], 0
+        is_first_pass = samples.split.name not in self._first_passes
         with self.session.autocast():
             for batch in samples.batches():
                 encoded = encoder.encode(batch.values, self.max_tokens)
                 assert encoded.last is not None
-                features.append(_features(encoded, batch))
-                logits += [] if head is None else [head(encoded.last).float().cpu()]
-                tokens.append(encoded.last[: max(0, self.num_pictures - num_read)].cpu())
+                still = None
                 if self.still:
                     middle = batch.values[:, :, self.num_frames // 2, None].expand_as(batch.values)
-                    still.append(_features(encoder.encode(middle, self.max_tokens), batch))
-                if first_pass is None:
-                    noted.append(_first_pass(batch.values, num_read, self.num_pictures))
+                    still = _features(encoder.encode(middle, self.max_tokens), batch)
+                tokens = encoded.last[: max(0, self.num_pictures - num_read)].cpu()
+                logits = head(encoded.last).float().cpu() if head else None
+                first_pass = _first_pass(batch.values, num_read, self.num_pictures) if is_first_pass else None
+                batches.append(EncodedSplit(_features(encoded, batch), still, tokens, logits, first_pass))
                 num_read += len(batch.rows)
                 advance(len(batch.rows) * (1 + self.still))
-        first_pass = first_pass or FirstPass(*map(torch.cat, zip(*noted, strict=True)))
-        self._first_passes[samples.split.name] = first_pass
-        return EncodedSplit(
-            _join(features), _join(still) if still else None, torch.cat(tokens),
-            torch.cat(logits) if logits else None, first_pass,
-        )  # fmt: skip
+        encoded_split = _join(batches)
+        if is_first_pass:
+            self._first_passes[samples.split.name] = encoded_split.first_pass
+        return encoded_split
 
     def _diagnose(
         self, objective: Any, encoder: FrozenEncoder, pictures: Tensor, labels: Tensor, advance: Advance
     ) -> dict[str, float]:
-        """Mean over samples of what the objective says of batches of them."""
+        """Mean over samples of the diagnosis of the objective."""
         sums: dict[str, float] = {}
         count = min(len(pictures), NUM_DIAGNOSED)
-        for start in range(0, count, self.batch_size):
-            part = slice(start, min(start + self.batch_size, count))
-            batch, masks = self._batch(encoder, pictures, labels, part)
+        for rows in torch.arange(count).split(self.batch_size):
+            batch, masks = self._batch(encoder, pictures, labels, rows)
             for name, value in objective.diagnose(batch, masks).items():
-                sums[name] = sums.get(name, 0.0) + float(value) * len(batch.labels) / count
+                sums[name] = sums.get(name, 0.0) + float(value) * len(rows) / count
             advance(0)
         return sums
 
     def _reconstructions(
         self, objective: Any, encoder: FrozenEncoder, pictures: Tensor, labels: Tensor
     ) -> dict[str, Tensor]:
-        """What the objective draws of the first samples, as uint8."""
-        batch, masks = self._batch(encoder, pictures, labels, slice(len(pictures)))
-        drawn = {name: clips.float().cpu() for name, clips in objective.pictures(batch, masks).items()}
-        return {name: self.transform.normalise.undo(clips) for name, clips in drawn.items()}
+        """The reconstructions of the first samples by the objective, as uint8."""
+        batch, masks = self._batch(encoder, pictures, labels, torch.arange(len(pictures)))
+        clips = objective.pictures(batch, masks)
+        return {name: self.transform.normalise.undo(values.float().cpu()) for name, values in clips.items()}
 
-    def _batch(self, encoder: FrozenEncoder, pictures: Tensor, labels: Tensor, rows: slice) -> tuple[Batch, Masks]:
+    def _batch(self, encoder: FrozenEncoder, pictures: Tensor, labels: Tensor, rows: Tensor) -> tuple[Batch, Masks]:
         device = self.session.device
         masks = self.masks.map(lambda indices: indices[rows].to(device))
         return Batch(encoder.clips(pictures[rows]), {"labels": labels[rows].to(device)}), masks
 
     def _views(self, backbone: Any, pictures: Tensor, advance: Advance) -> Tensor:
-        """uint8 [h, C, T, H, W] -> float32 [n, q, D]: the same random crops of the first n at each evaluation."""
+        """uint8 [h, C, T, H, W] -> float32 [n, q, D]: random crops of the first n, the same at each evaluation"""
         assert self.crops is not None
         augment = self.crops(crop_scale=self.multi_view.view_scale, views=self.multi_view.num_views)
         rng, vectors = generator(self.seed, 0, 0, "views"), []
         size = max(1, self.batch_size // augment.views)
-        for some in pictures[: self.multi_view.num_viewed].split(size):
-            clips = augment(raw_batch(some, self.session.device), rng).clips
+        for chunk in pictures[: self.multi_view.num_viewed].split(size):
+            clips = augment(raw_batch(chunk, self.session.device), rng).clips
             vectors.append(backbone(clips).float().mean(1).cpu())
             advance(len(clips))
         return torch.cat(vectors).unflatten(0, (-1, augment.views))
@@ -221,15 +214,13 @@ def _features(encoded: EncodedChunk, batch: SampleBatch) -> Features:
 
 
 def _first_pass(pictures: Tensor, num_before: int, num_pictures: int) -> FirstPass:
-    """uint8 [b, C, T, H, W], after `num_before` others: the first pictures are kept, as far as memory goes."""
-    room = max(num_pictures, min(NUM_DIAGNOSED, MAX_DIAGNOSED_BYTES // pictures[0].nbytes)) - num_before
-    return FirstPass(pictures[: max(0, room)].clone(), thumbnails(pictures), raw_pixels(pictures))
+    """uint8 [b, C, T, H, W], the batch after `num_before` samples: keeps only the first pictures of a split"""
+    num_left = max(num_pictures, min(NUM_DIAGNOSED, MAX_DIAGNOSED_BYTES // pictures[0].nbytes)) - num_before
+    return FirstPass(pictures[: max(0, num_left)].clone(), thumbnails(pictures), raw_pixels(pictures))
 
 
-def _join(parts: Sequence[Features]) -> Features:
-    vectors, labels, targets, tokens = (
-        None if columns[0] is None else torch.cat(columns) for columns in zip(*parts, strict=True)
-    )
-    assert vectors is not None
-    assert labels is not None
-    return Features(vectors, labels, targets, tokens)
+def _join(parts: list[Any] | tuple[Any, ...]) -> Any:
+    """Joins tensors, or tuples of tensors, along the samples; None stays None."""
+    if parts[0] is None or isinstance(parts[0], Tensor):
+        return None if parts[0] is None else torch.cat(parts)
+    return parts[0]._make(map(_join, zip(*parts, strict=True)))

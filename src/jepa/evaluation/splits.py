@@ -1,4 +1,4 @@
-"""Which samples probes are fitted on and scored on: during training, and in jepa-eval, which has labels for all."""
+"""Training and validation samples of the probes during training, and labelled splits for jepa-eval."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import chain
 from typing import NamedTuple
 
 import numpy as np
@@ -27,78 +28,70 @@ class ProbeSplits(NamedTuple):
 
     @property
     def quantities(self) -> tuple[str, ...]:
-        """What both parts measure."""
-        declared = (DatasetTraits.of(split.dataset).fields for split in (self.train, self.val))
-        train, val = (fields.get("quantities", Field()).names for fields in declared)
+        """Names of the quantities, if both parts have the same."""
+        train, val = (DatasetTraits.of(part.dataset).fields.get("quantities", Field()).names for part in self[:2])
         return train if train == val else ()
 
 
 def probe_splits(dataset: Dataset, *, train_samples: int, val_samples: int, seed: int) -> ProbeSplits:
-    """The probe's two parts, drawn uniformly without replacement, labelled samples first: pure in its arguments.
+    """Training and validation samples of probes, drawn uniformly, labelled samples first; pure in the arguments.
 
-    The validation part comes from `dataset.validation()`, or where there is none from samples of the training set that
-    the probe is not fitted on, nor on others of the same `dataset.source(index)`, as of one video.
+    Without `dataset.validation()`, validation samples are held out of the training set, and training samples have other
+    sources (`dataset.source(index)`, e.g. the video) than these.
     """
     if min(train_samples, val_samples) < 1:
         raise ValueError(f"train_samples={train_samples}, val_samples={val_samples}: each must be at least 1")
     if len(dataset) < 2:
         raise ValueError(f"a probe needs at least 2 training samples, the data set has {len(dataset)}")
-    order, others = _shuffled(dataset, seed, "probe")
+    labelled, unlabelled = _shuffled(dataset, seed, "probe")
     held_out = dataset.validation()
     if held_out is not None:
-        labelled, unlabelled = _shuffled(held_out, seed, "validation")
-        val_indices = (labelled + unlabelled)[:val_samples]
-        source = "of the validation set"
+        val_indices = [*chain(*_shuffled(held_out, seed, "validation"))][:val_samples]
+        origin = "of the validation set"
     else:
         num_val = min(val_samples, max(1, len(dataset) // 4))
-        num_labelled = min(num_val, max(1, len(order) // 4) if order else 0)
-        num_others = min(num_val - num_labelled, len(others))
-        val_indices = order[:num_labelled] + others[:num_others]
-        val_sources = {_source(dataset, index) for index in val_indices}
-        order, others = ([i for i in part if _source(dataset, i) not in val_sources] for part in (order, others))
-        if not order and not others:
+        num_labelled = min(num_val, max(1, len(labelled) // 4) if labelled else 0)
+        val_indices = labelled[:num_labelled] + unlabelled[: num_val - num_labelled]
+        source = DatasetTraits.of(dataset).source
+        val_sources = set(map(source, val_indices))
+        labelled, unlabelled = ([i for i in part if source(i) not in val_sources] for part in (labelled, unlabelled))
+        if not labelled and not unlabelled:
             raise ValueError(
-                f"the probe has no samples of its own: all are of the {len(val_sources)} sources of its validation "
-                f"part; lower evaluation.val_samples={val_samples}, or give a held-out part"
+                f"no training samples are left for the probe: all come from the {len(val_sources)} sources of its "
+                f"validation part; lower evaluation.val_samples={val_samples}, or give a held-out part"
             )
-        source = "held out of the training set (the encoder sees these images, never their labels)"
-    train = Split(dataset=dataset, name="training", indices=tuple((order + others)[:train_samples]))
+        origin = "held out of the training set (the encoder sees these images, never their labels)"
+    train = Split(dataset=dataset, name="training", indices=tuple((labelled + unlabelled)[:train_samples]))
     val = Split(dataset=dataset if held_out is None else held_out, name="validation", indices=tuple(val_indices))
     protocol = (
         "features: the encoder's output tokens in eval mode, averaged over the sample, no augmentation; "
         f"probes are fitted on {len(train.indices):,} samples of the training set and scored on "
-        f"{len(val.indices):,} samples {source}, both drawn at random once (seed {seed}); "
+        f"{len(val.indices):,} samples {origin}, both drawn at random once (seed {seed}); "
         f"raw pixels are reduced to at most {PIXELS_SIDE} a side"
     )
     return ProbeSplits(train, val, protocol)
 
 
-def _source(dataset: Dataset, index: int) -> int:
-    """What a sample is taken from: samples of one source are no test of each other."""
-    source = DatasetTraits.of(dataset).source
-    return index if source is None else source(index)
-
-
 def _shuffled(dataset: Dataset, seed: int, stream: str) -> tuple[list[int], list[int]]:
-    """Indices of the samples that have a label, as far as the data set's `labels` tell, and of the others."""
+    """Shuffled indices of labelled and of unlabelled samples; without `dataset.labels`, all count as labelled."""
     order = torch.randperm(len(dataset), generator=generator(seed, 0, 0, stream)).tolist()
     labels = DatasetTraits.of(dataset).labels
     if labels is None:
         return order, []
-    unlabelled = np.asarray(labels) < 0
-    return [i for i in order if not unlabelled[i]], [i for i in order if unlabelled[i]]
+    is_labelled = np.asarray(labels) >= 0
+    return [i for i in order if is_labelled[i]], [i for i in order if not is_labelled[i]]
 
 
 @dataclass(frozen=True, kw_only=True)
 class LabelledSplit(Split):
-    """Samples whose labels are known before they are read."""
+    """Labelled samples, whose labels are known before they are read."""
 
     labels: Tensor
     """long [n], at least 0"""
 
     @cached_property
     def digest(self) -> str:
-        """Hash of names and labels of the samples, not of the contents of files."""
+        """Hash of the names and labels of the samples, not of file contents."""
         digest = hashlib.sha256(repr(self.labels.tolist()).encode())
         for index in self.indices:
             digest.update(f"{index} {self.dataset.describe(index)}\n".encode(errors="surrogateescape"))
@@ -106,8 +99,8 @@ class LabelledSplit(Split):
 
     @property
     def num_sources(self) -> int:
-        """Independent test samples: clips of one video are not independent."""
-        return len({_source(self.dataset, index) for index in self.indices})
+        """Number of independent samples: clips of one video are not independent."""
+        return len(set(map(DatasetTraits.of(self.dataset).source, self.indices)))
 
     def take(self, rows: Tensor) -> LabelledSplit:
         return replace(self, indices=tuple(self.indices[row] for row in rows.tolist()), labels=self.labels[rows])
@@ -125,75 +118,68 @@ class LabelledSplits(NamedTuple):
 def labelled_splits(
     dataset: Dataset, *, train_samples: int | None, test_samples: int | None, seed: int, num_workers: int | None
 ) -> LabelledSplits:
-    """Training samples are the data set's, test samples those of its held-out part, or held out here without one.
+    """Test samples are those of the held-out part, or held out of the training samples if there is none.
 
-    Raises ConfigError where there are no labels to judge by.
+    Raises ConfigError if there are no labels to evaluate with.
     """
-    dataset = DatasetTraits.of(dataset).probed or dataset
-    drawn = probe_splits(
+    dataset = DatasetTraits.of(dataset).probe_dataset or dataset
+    splits = probe_splits(
         dataset, train_samples=train_samples or len(dataset), val_samples=test_samples or sys.maxsize, seed=seed
     )
     workers = choose_num_workers(dataset) if num_workers is None else num_workers
-    splits, unlabelled = [], 0
-    for name, split in (("training", drawn.train), ("test", drawn.val)):
-        labelled = _labelled(replace(split, name=name, indices=tuple(sorted(split.indices)), num_workers=workers))
-        unlabelled += len(split.indices) - len(labelled.indices)
-        if not labelled.indices:
-            raise ConfigError([f"dataset: no {name} sample has a label, and all tasks of jepa-eval need them"])
-        splits.append(labelled)
-    train, test = splits
+    train, test = (
+        _labelled(replace(split, name=name, indices=tuple(sorted(split.indices)), num_workers=workers))
+        for name, split in (("training", splits.train), ("test", splits.val))
+    )
     if len(train.labels.unique()) < 2:
         raise ConfigError([f"dataset: all {len(train.labels)} labelled training samples are of one class"])
-    own = dataset.validation() is not None
-    limits = [f"{n:,} drawn at random (seed {seed})" for n in (train_samples, test_samples) if n] or ["all"]
+    unlabelled = len(splits.train.indices) + len(splits.val.indices) - len(train.indices) - len(test.indices)
+    origin = f"held out of the training set (seed {seed}), a quarter of it at most"
+    limits = [f"{n:,} drawn at random (seed {seed})" for n in (train_samples, test_samples) if n]
     description = (
         f"{len(train.indices):,} training samples; {len(test.indices):,} test samples "
-        + ("of the held-out part" if own else f"held out of the training set (seed {seed}), a quarter of it at most")
-        + (f", limited: {'; '.join(limits)}" if train_samples or test_samples else "")
+        + (origin if dataset.validation() is None else "of the held-out part")
+        + (f", limited: {'; '.join(limits)}" if limits else "")
         + (f"; {unlabelled:,} without a label are left out" if unlabelled else "")
     )
-    names = _names(dataset.classes, splits)
+    num_classes = int(torch.cat([train.labels, test.labels]).max()) + 1
+    names = (*dataset.classes, *map(str, range(len(dataset.classes), num_classes)))
     return LabelledSplits(train, test, names, description, tuple(_warnings(names, train, test)))
 
 
 def few_shot_rows(labels: Tensor, shots: float, seed: int, classes: Sequence[str]) -> Tensor:
-    """[n] -> sorted rows: of each class `shots` samples, or below 1 that share of them (one at least).
+    """[n] -> sorted rows: `shots` samples of each class, or below 1 that share of them (at least one).
 
-    With one seed a smaller split is part of every larger one. Raises ConfigError where a class has too few.
+    With one seed, a smaller split is a subset of every larger one. Raises ConfigError if a class has too few samples.
     """
     rank = torch.rand(len(labels), generator=generator(seed, 0, 0, "shots"))
-    chosen = []
+    rows_of_classes = []
     for label in labels.unique().tolist():
         rows = (labels == label).nonzero()[:, 0]
         count = int(shots) if shots >= 1 else max(1, round(shots * len(rows)))
         if count > len(rows):
-            raise ConfigError(
-                [f'shots={shots:g}: class "{classes[label]}" has only {len(rows)} training samples; lower shots']
-            )
-        chosen.append(rows[rank[rows].argsort()[:count]])
-    return torch.cat(chosen).sort().values
+            message = f'shots={shots:g}: class "{classes[label]}" has only {len(rows)} training samples; lower shots'
+            raise ConfigError([message])
+        rows_of_classes.append(rows[rank[rows].argsort()[:count]])
+    return torch.cat(rows_of_classes).sort().values
 
 
 def _labelled(split: Split) -> LabelledSplit:
-    """The samples that have a label; where the data set does not list its labels, all are read for them."""
-    listed = DatasetTraits.of(split.dataset).labels
-    if listed is None:
+    """The labelled samples; reads all samples if the data set does not list its labels."""
+    labels = DatasetTraits.of(split.dataset).labels
+    if labels is None:
         labels = torch.full((len(split.indices),), -1)
-        for batch in Samples(split=split, reduce=_nothing, batch_size=256, title="reading labels").batches():
+        for batch in Samples(split=split, reduce=_no_values, batch_size=256, title="reading labels").batches():
             labels[batch.rows] = batch.labels
     else:
-        labels = torch.as_tensor(np.asarray(listed)[list(split.indices)])
-    whole = LabelledSplit(**vars(split), labels=labels)
-    return whole.take((labels >= 0).nonzero()[:, 0])
+        labels = torch.as_tensor(np.asarray(labels)[list(split.indices)])
+    if (labels < 0).all():
+        raise ConfigError([f"dataset: no {split.name} sample has a label, and all tasks of jepa-eval need them"])
+    return LabelledSplit(**vars(split), labels=labels).take((labels >= 0).nonzero()[:, 0])
 
 
-def _nothing(clips: Sequence[Tensor]) -> Tensor:
+def _no_values(clips: Sequence[Tensor]) -> Tensor:
     return torch.empty(len(clips), 0)
-
-
-def _names(classes: Sequence[str], splits: Sequence[LabelledSplit]) -> tuple[str, ...]:
-    most = max(int(split.labels.max()) for split in splits) + 1
-    return (*classes, *(str(label) for label in range(len(classes), most)))
 
 
 def _warnings(names: tuple[str, ...], train: LabelledSplit, test: LabelledSplit) -> Iterator[str]:
@@ -202,7 +188,7 @@ def _warnings(names: tuple[str, ...], train: LabelledSplit, test: LabelledSplit)
         count = sum(int((test.labels == names.index(name)).sum()) for name in missing)
         yield f"no training sample of {_listed(missing)}: its {count:,} test samples count as wrong"
     if missing := sorted(train_names - test_names):
-        yield f"no test sample of {_listed(missing)}: nothing is known of how well it is told"
+        yield f"no test sample of {_listed(missing)}: the accuracy on it is unknown"
 
 
 def _listed(names: Sequence[str]) -> str:

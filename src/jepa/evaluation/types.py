@@ -1,41 +1,41 @@
-"""What evaluators receive and return. Nothing here imports torch at run time."""
+"""Inputs and results of evaluators. Nothing here imports torch at run time."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from jepa.types import Masks, PatchGrid, Traits
 
 if TYPE_CHECKING:
-    import torch
-    from torch import Generator, Tensor, nn
+    from torch import Tensor
+
+    from jepa.evaluation.frozen import Tuning
 
 
 class Detections(NamedTuple):
-    """What a detector finds in a picture and what is annotated there, in pixels of the file, on the CPU."""
+    """Boxes of one picture, in pixels of the file, on the CPU."""
 
-    found: Tensor
+    predictions: Tensor
     """float32 [n, 6]: left, top, right, bottom, class, score"""
-    annotated: Tensor
+    ground_truth: Tensor
     """float32 [m, 5]: left, top, right, bottom, class"""
 
 
 @dataclass(frozen=True)
 class BoxSnapshot:
-    """What the evaluators of a detector look at: its findings at one moment of the training."""
+    """Input of the evaluators of a detector: its detections at one step of the training."""
 
     step: int
     classes: tuple[str, ...]
     val: Sequence[Detections]
     test: Sequence[Detections]
-    """empty until the last step, and where there is no such part"""
+    """Empty before the last step, and without a test part."""
     pictures: Sequence[Tensor]
-    """uint8 [C, h, w]: the first validation samples, as they are in their files"""
+    """uint8 [C, h, w]: the first validation samples, as in their files"""
     is_finite: bool
-    """whether all weights are"""
+    """False if a weight of the detector is not finite."""
 
 
 class Features(NamedTuple):
@@ -44,32 +44,14 @@ class Features(NamedTuple):
     labels: Tensor
     """long [n]"""
     targets: Tensor | None = None
-    """float32 [n, Q], the field quantities of the data set; nan where one is unknown"""
+    """float32 [n, Q]: the field `quantities` of the data set; nan if unknown"""
     tokens: Tensor | None = None
-    """float16 [n, J, D], averaged over neighbours down to what an evaluator asks for; None where none asks"""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Tuning:
-    """What it takes to train the encoder of the moment further, on the training samples of the probe."""
-
-    backbone: nn.Module
-    """to be copied, never to be changed"""
-    device: torch.device
-    seed: int
-    num_train: int
-    """samples of one pass, unreadable ones included"""
-    train: Callable[[int, Generator], Iterable[tuple[Tensor, Tensor]]]
-    """(batch_size, generator) -> random crops [b, C, T, H, W] and labels [b] on the device, one pass in random order"""
-    val: Callable[[], Iterable[Tensor]]
-    """clips [b, C, T, H, W] on the device, in the order of `Snapshot.val`, as the encoder is probed on them"""
-    autocast: Callable[[], AbstractContextManager]
-    should_stop: Callable[[], bool]
+    """float16 [n, J, D], neighbours averaged; None unless an evaluator needs tokens"""
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """What the evaluators look at: frozen features of one moment of the training, all on the CPU."""
+    """Input of the evaluators: frozen features at one step of the training, on the CPU except `tuning`."""
 
     step: int
     train: Features
@@ -77,27 +59,26 @@ class Snapshot:
     classes: tuple[str, ...]
     grid: PatchGrid
     pictures: Tensor
-    """uint8 [P, C, T, H, W]: the first P validation samples, as the encoder saw them before normalisation"""
+    """uint8 [P, C, T, H, W]: the first P validation samples before normalisation"""
     tokens: Tensor
-    """float32 [P, N, D] of those pictures"""
+    """float32 [P, N, D] of `pictures`"""
     thumbnails: Tensor
-    """uint8 [n, C, 32, 32] of the validation samples, of clips the middle frame"""
+    """uint8 [n, C, 32, 32] of the validation samples; of a clip the middle frame"""
     masks: Masks
-    """of a few hundred samples, as in training"""
+    """Masks of a few hundred samples, drawn as in training."""
     diagnosis: Mapping[str, float]
-    """what `Objective.diagnose` said on validation samples"""
+    """Result of `Objective.diagnose` on validation samples."""
     quantities: tuple[str, ...] = ()
-    """names of the columns of `targets`"""
+    """Names of the columns of `targets`."""
     reconstructions: Mapping[str, Tensor] = field(default_factory=dict)
-    """uint8 [b, C, T, H, W] by name: what `Objective.pictures` gave for `pictures`"""
+    """uint8 [b, C, T, H, W] by name: result of `Objective.pictures` for `pictures`"""
     still: tuple[Features, Features] | None = None
-    """train and val of clips that show their middle frame all the time, where motion is told apart"""
+    """Training and validation features of clips that repeat their middle frame; the baseline without motion."""
     views: Tensor | None = None
-    """float32 [n, q, D]: random crops of the first validation samples, where an evaluator asks for them"""
+    """float32 [n, q, D]: random crops of the first validation samples, if an evaluator needs them"""
     tuning: Tuning | None = None
-    """not on the CPU but where the run is"""
     logits: Tensor | None = None
-    """float32 [n, classes] for the validation samples, where the objective has a head that classifies"""
+    """float32 [n, classes] of the validation samples, if the objective has a classification head"""
 
     @property
     def is_finite(self) -> bool:
@@ -106,7 +87,7 @@ class Snapshot:
 
 @dataclass(frozen=True)
 class Picture:
-    """uint8 [H, W, 3] for a logger to show."""
+    """A picture uint8 [H, W, 3] for the loggers."""
 
     name: str
     pixels: Tensor
@@ -115,7 +96,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class EmbeddingTable:
-    """Vectors [n, D] with labels and thumbnails uint8 [n, C, h, w], for a projector."""
+    """Vectors [n, D] with labels and thumbnails uint8 [n, C, h, w], for an embedding projector."""
 
     name: str
     vectors: Tensor
@@ -125,7 +106,7 @@ class EmbeddingTable:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Metrics have names with a slash ("probe/knn_top1") and float values."""
+    """Names of metrics have a slash, e.g. "probe/knn_top1"."""
 
     metrics: dict[str, float] = field(default_factory=dict)
     pictures: tuple[Picture, ...] = ()
@@ -140,20 +121,20 @@ class EvaluatorTraits(Traits):
     """Optional attributes of an evaluator."""
 
     protocol: str = ""
-    """how it evaluates, in a sentence for the log"""
+    """The method in a sentence for the log."""
     needs_tokens: int = 0
-    """largest number of tokens of a sample that it reads"""
+    """Largest number of tokens per sample that it needs."""
     num_views: int = 0
-    """random crops that it reads, of each of the first `num_viewed` validation samples; `view_scale` is their area"""
+    """Random crops, `view_scale` of the area, that it needs of each of the first `num_viewed` validation samples."""
     only_at_ends: bool = False
-    """whether it runs before the first and after the last step alone"""
+    """True if it runs only before the first and after the last step."""
 
 
 class Logger(Protocol):
     def log(self, step: int, metrics: Mapping[str, float]) -> None: ...
 
     def show(self, step: int, evaluation: Evaluation) -> None:
-        """Pictures and tables of an evaluation; its metrics come through `log`."""
+        """Logs pictures and tables of an evaluation; its metrics go to `log`."""
         ...
 
     def close(self, status: str) -> None:

@@ -41,17 +41,16 @@ def read_provenance(source: str) -> Provenance:
 
 
 def _facts(config: Mapping[str, Any], step: int) -> dict[str, str]:
-    optimizer, weights = _class(config["optimizer"]), config["encoder"].get("weights")
-    initial = (
-        {} if weights is None else {"initial weights": weights if weights.startswith("hf:") else Path(weights).name}
-    )
-    return initial | {
+    facts, weights = {}, config["encoder"].get("weights")
+    if weights is not None:
+        facts["initial weights"] = weights if weights.startswith("hf:") else Path(weights).name
+    return facts | {
         "run": f"`{config['name']}`, step {step:,}, seed {config['seed']}",
         "objective": _class(config["objective"]),
         "mask": _class(config["mask"]),
         "data set": _dataset(config["dataset"]),
         "samples seen": f"{step * config['batch_size']:,} in batches of {config['batch_size']}",
-        "optimizer": f"{optimizer}, peak learning rate {config['lr']:g}",
+        "optimizer": f"{_class(config['optimizer'])}, peak learning rate {config['lr']:g}",
     }
 
 

@@ -15,7 +15,7 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 
-from jepa.config.command_rules import FORMATS, why_not
+from jepa.config.command_rules import FORMATS, overwrite_error
 from jepa.encoders.pretrained import open_encoder
 from jepa.errors import ConfigError, RunError, as_config_errors
 from jepa.exporters.card import Provenance, card, read_provenance
@@ -58,7 +58,7 @@ def export_encoder(
     target = Path(folder).expanduser()
     if format not in FORMATS:
         raise ConfigError([f"format={format}: no such format; valid: {', '.join(FORMATS)}"])
-    if reason := why_not(target):
+    if reason := overwrite_error(target):
         raise ConfigError([f"output={target}: {reason}"])
     encoder, provenance = _open(encoder)
     implementation = export_format(format)

@@ -59,23 +59,23 @@ def _quietly() -> Iterator[None]:
         logging.disable(level)
 
 
-def onnx_snippet(encoder: Any, where: str) -> str:
+def onnx_snippet(encoder: Any, location: str) -> str:
     mean, std = (_column(encoder, values) for values in pixel_statistics(encoder))
     shape = ", ".join(map(str, clip_input(encoder)))
     return f"""\
 import numpy, onnxruntime
-session = onnxruntime.InferenceSession({quoted(f"{where}/{ONNX_FILE}")})
+session = onnxruntime.InferenceSession({quoted(f"{location}/{ONNX_FILE}")})
 pixels = numpy.random.rand(2, {shape})  # {_kind(encoder)} of any number, values from 0 to 1
 pixels = ((pixels - {mean}) / {std}).astype("float32")
 (tokens,) = session.run(["tokens"], {{"pixels": pixels}})  # [2, {encoder.grid.num_tokens}, {encoder.embed_dim}]"""
 
 
-def program_snippet(encoder: Any, where: str) -> str:
+def program_snippet(encoder: Any, location: str) -> str:
     mean, std = (_column(encoder, values) for values in pixel_statistics(encoder))
     shape = ", ".join(map(str, clip_input(encoder)))
     return f"""\
 import torch
-encode = torch.export.load({quoted(f"{where}/{PROGRAM_FILE}")}).module()
+encode = torch.export.load({quoted(f"{location}/{PROGRAM_FILE}")}).module()
 pixels = torch.rand(2, {shape})  # {_kind(encoder)} of any number, values from 0 to 1
 pixels = (pixels - torch.tensor({mean})) / torch.tensor({std})
 tokens = encode(pixels)  # [2, {encoder.grid.num_tokens}, {encoder.embed_dim}]"""

@@ -16,13 +16,13 @@ def write(encoder: Any, folder: Path) -> None:
     write_encoder(folder, encoder)
 
 
-def snippet(encoder: Any, where: str) -> str:
+def snippet(encoder: Any, location: str) -> str:
     shape = ", ".join(map(str, clip_input(encoder)))
     kind = "images" if encoder.clip_shape[1] == 1 else "clips"
     return f"""\
 import torch
 from jepa import load_encoder
-encoder = load_encoder({quoted(where)})
+encoder = load_encoder({quoted(location)})
 {kind} = torch.randint(0, 256, (2, {shape}), dtype=torch.uint8)  # of any size
 pixels = encoder.transform({kind})
 tokens = encoder(pixels)  # [2, {encoder.grid.num_tokens}, {encoder.embed_dim}]"""

@@ -59,12 +59,8 @@ def write(encoder: Any, folder: Path) -> None:
 
 def _arguments(encoder: Any) -> dict[str, Any]:
     """Arguments of timm's VisionTransformer; without fc_norm, since our encoder normalises before the mean."""
-    channels, height, width = image_input(encoder)
-    return {
-        "img_size": [height, width],
+    return _input_arguments(encoder) | {
         "patch_size": list(encoder.patch_size),
-        "in_chans": channels,
-        "num_classes": 0,
         "global_pool": "avg",
         "fc_norm": False,
         "class_token": False,
@@ -77,15 +73,14 @@ def _arguments(encoder: Any) -> dict[str, Any]:
 
 def _arguments_of_timm(encoder: TimmEncoder) -> dict[str, Any]:
     """Arguments of the wrapped model without pooling, which may have layers that our encoder does not use."""
-    channels, height, width = image_input(encoder)
     norms_pooled = not isinstance(encoder.trunk.fc_norm, nn.Identity)
-    return encoder.node["arguments"] | {
-        "img_size": [height, width],
-        "in_chans": channels,
-        "num_classes": 0,
-        "global_pool": "",
-        "use_fc_norm" if isinstance(encoder.trunk, Eva) else "fc_norm": norms_pooled,
-    }
+    norm_key = "use_fc_norm" if isinstance(encoder.trunk, Eva) else "fc_norm"
+    return encoder.node["arguments"] | _input_arguments(encoder) | {"global_pool": "", norm_key: norms_pooled}
+
+
+def _input_arguments(encoder: Any) -> dict[str, Any]:
+    channels, height, width = image_input(encoder)
+    return {"img_size": [height, width], "in_chans": channels, "num_classes": 0}
 
 
 def load(folder: Path) -> EncodeFn:
@@ -94,9 +89,9 @@ def load(folder: Path) -> EncodeFn:
     return lambda images: forward(images)[:, model.num_prefix_tokens :]
 
 
-def snippet(encoder: Any, where: str) -> str:
+def snippet(encoder: Any, location: str) -> str:
     shape = ", ".join(map(str, image_input(encoder)))
-    source = where if where.startswith("hf-hub:") else f"local-dir:{where}"
+    source = location if location.startswith("hf-hub:") else f"local-dir:{location}"
     size = f"[2, {encoder.grid.h * encoder.grid.w}, {encoder.embed_dim}]"
     use = f"""\
 tokens = model.forward_features(images)  # {size}

@@ -164,22 +164,22 @@ def _quiet(log: Any) -> Iterator[None]:
             log.enable_progress_bar()
 
 
-def snippet(encoder: Any, where: str) -> str:
+def snippet(encoder: Any, location: str) -> str:
     channels, frames, height, width = encoder.clip_shape
     if isinstance(encoder, SpatialEncoder):
         return f"""\
 import torch
 from transformers import AutoImageProcessor, AutoModel
-processor = AutoImageProcessor.from_pretrained({quoted(where)})
-model = AutoModel.from_pretrained({quoted(where)}).eval()
+processor = AutoImageProcessor.from_pretrained({quoted(location)})
+model = AutoModel.from_pretrained({quoted(location)}).eval()
 images = torch.randint(0, 256, (2, {channels}, {height}, {width}), dtype=torch.uint8)  # of any size
 pixels = processor(images, return_tensors="pt")["pixel_values"]
 tokens = model(pixels).last_hidden_state  # [2, {encoder.frame_grid.num_tokens}, {encoder.embed_dim}]"""
     return f"""\
 import torch
 from transformers import AutoModel, AutoVideoProcessor
-processor = AutoVideoProcessor.from_pretrained({quoted(where)})
-model = AutoModel.from_pretrained({quoted(where)}).eval()
+processor = AutoVideoProcessor.from_pretrained({quoted(location)})
+model = AutoModel.from_pretrained({quoted(location)}).eval()
 clips = list(torch.randint(0, 256, (2, {frames}, {channels}, {height}, {width}), dtype=torch.uint8))  # of any size
 pixels = processor(clips, return_tensors="pt")["pixel_values_videos"]
 tokens = model.get_vision_features(pixels)  # [2, {encoder.grid.num_tokens}, {encoder.embed_dim}]"""

@@ -9,7 +9,7 @@ from jepa.parallel.collectives import mean_over_ranks, world_size
 
 
 class BatchNorm(nn.BatchNorm1d):
-    """[B, D] -> [B, D]; torch's own on one process, while torch's for several knows GPUs alone."""
+    """[B, D] -> [B, D]; torch's own on one process. torch's SyncBatchNorm supports only GPUs."""
 
     def forward(self, input: Tensor) -> Tensor:
         if not self.training or world_size() == 1:
@@ -18,12 +18,12 @@ class BatchNorm(nn.BatchNorm1d):
             values = input.float()
             mean = mean_over_ranks(values.mean(dim=0))
             variance = mean_over_ranks((values - mean).square().mean(dim=0))
-            self._follow(mean.detach(), variance.detach(), len(values) * world_size())
+            self._update_running(mean.detach(), variance.detach(), len(values) * world_size())
             return (values - mean) * (variance + self.eps).rsqrt() * self.weight + self.bias
 
     @torch.no_grad()
-    def _follow(self, mean: Tensor, variance: Tensor, count: int) -> None:
-        """The running statistics, with the unbiased variance as torch keeps it."""
+    def _update_running(self, mean: Tensor, variance: Tensor, count: int) -> None:
+        """Updates the running statistics, with the unbiased variance as in torch."""
         assert self.running_mean is not None
         assert self.running_var is not None
         assert self.momentum is not None

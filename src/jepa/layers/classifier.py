@@ -1,4 +1,4 @@
-"""An encoder with a head: what fine-tuning trains."""
+"""An encoder with a classification head, for fine-tuning."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from jepa.layers.attention import CrossAttentionBlock, num_heads
 
 
 class Classifier(nn.Module):
-    """[b, C, T, H, W] -> [b, classes]: LayerNorm of the pooled tokens, then a linear layer that begins at zero.
+    """[b, C, T, H, W] -> [b, classes]: LayerNorm of the pooled tokens, then a linear layer, initially zero.
 
-    Pooled is their mean or, `attentive`, what a learned query reads in them by cross-attention and an MLP (V-JEPA,
-    Bardes et al. 2024, section 4).
+    Tokens are pooled by their mean or, `attentive`, by cross-attention of a learned query and an MLP (V-JEPA, Bardes et
+    al. 2024, section 4).
     """
 
     def __init__(self, *, encoder: nn.Module, width: int, num_classes: int, attentive: bool = False) -> None:

@@ -1,4 +1,4 @@
-"""Initial weights of every transformer here."""
+"""Initial weights of all our transformers."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ import torch
 from torch import nn
 
 GAIN = 0.6
+"""Standard deviation of a linear layer's weights, times the square root of its number of inputs."""
 STD = 0.02
-"""of learned tokens"""
+"""Standard deviation of learned tokens."""
 
 
 @torch.no_grad()
 def init_weights(module: nn.Module, blocks: Iterable[nn.Module]) -> None:
-    """Linear layers ~ N(0, GAIN^2 / inputs), then what block l = 1, 2, ... adds to the stream divided by sqrt(2 l).
+    """Linear layers ~ N(0, GAIN^2 / inputs); the output layers of block l = 1, 2, ... are divided by sqrt(2 l) (BEiT).
 
-    At 768 inputs that is the usual 0.02; in a narrow model 0.02 leaves tokens that tell little but their position, and
-    the predictor has nothing else to learn. Call it once, when all is built: another initialisation after it would
-    undo the division (BEiT, section 2.5).
+    At 768 inputs that is the usual 0.02, with which the tokens of a narrow model differ by little but their positions.
+    Call it once, when the model is complete.
     """
     for layer in module.modules():
         if isinstance(layer, nn.Linear):

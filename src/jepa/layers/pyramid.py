@@ -8,13 +8,13 @@ from timm.layers.norm import LayerNorm2d
 from torch import Tensor, nn
 
 STRIDES = (0.25, 0.5, 1.0, 2.0)
-"""of the levels, in patches: 4, 8, 16 and 32 pixels with patches of 16"""
+"""Strides of the levels in patches: 4, 8, 16 and 32 pixels with patches of 16."""
 
 
 class SimpleFeaturePyramid(nn.Module):
-    """The last map of tokens alone, [B, D, h, w] -> four maps [B, width, ...] of h, w times 4, 2, 1 and 1/2.
+    """The last layer's tokens [B, D, h, w] -> four maps [B, width, ...] of h, w times 4, 2, 1 and 1/2.
 
-    Transposed convolutions enlarge it, a maximum halves it; each level ends with convolutions of 1x1 and 3x3.
+    Transposed convolutions enlarge them, max pooling halves them; each level ends with 1x1 and 3x3 convolutions.
     """
 
     def __init__(self, *, input_dim: int, width: int) -> None:
@@ -40,5 +40,5 @@ class SimpleFeaturePyramid(nn.Module):
         )
 
     def forward(self, features: Tensor) -> OrderedDict[str, Tensor]:
-        """The levels by number, the finest first."""
+        """The levels by number, from fine to coarse."""
         return OrderedDict((str(number), level(features)) for number, level in enumerate(self.levels))

@@ -1,4 +1,4 @@
-"""Cutting clips into patches and choosing tokens by index."""
+"""Cutting clips into patches and selecting tokens by index."""
 
 from __future__ import annotations
 
@@ -18,13 +18,12 @@ def patchify(clips: Tensor, size: tuple[int, int, int]) -> Tensor:
 
 def gather_tokens(tokens: Tensor, indices: Tensor) -> Tensor:
     """[B, N, D] and long [B, ...] -> [B, ..., D]: the tokens of each sample at its own indices."""
-    flat = indices.flatten(1)[..., None]
-    chosen = tokens.gather(1, flat.expand(-1, -1, tokens.shape[-1]))
-    return chosen.unflatten(1, indices.shape[1:])
+    flat = indices.flatten(1)[..., None].expand(-1, -1, tokens.shape[-1])
+    return tokens.gather(1, flat).unflatten(1, indices.shape[1:])
 
 
 def count_parts(size: int, part: int, name: str, part_name: str, keys: str) -> int:
-    """How many parts there are, or a ValueError that names the nearest sizes that can be divided and the keys."""
+    """`size` / `part`; raises ValueError with the nearest divisible sizes and the keys to change if there is a rest."""
     count, rest = divmod(size, part)
     if not rest:
         return count
@@ -32,25 +31,22 @@ def count_parts(size: int, part: int, name: str, part_name: str, keys: str) -> i
     raise ValueError(f"{name} {size} is not divisible by the {part_name}'s {part}: change {keys} (nearest: {nearest})")
 
 
-def patch_pair(patch_size: int | Sequence[int]) -> tuple[int, int]:
-    """-> height and width"""
-    height, width = (patch_size, patch_size) if isinstance(patch_size, int) else patch_size
+def as_pair(size: int | Sequence[int]) -> tuple[int, int]:
+    """Height and width, from one number for both or from two."""
+    height, width = (size, size) if isinstance(size, int) else size
     return height, width
 
 
 def grid_of(clips: Tensor, channels: int, patch_size: tuple[int, int], tubelet_size: int = 1) -> PatchGrid:
-    """The grid of [B, C, T, H, W] or [B, C, H, W]; refuses what cannot be cut into patches, or has other channels.
-
-    A single frame fills a tubelet of several by being repeated.
-    """
+    """The grid of [B, C, T, H, W] or [B, C, H, W]; raises ValueError for other channels or sizes without a grid."""
     if clips.shape[1] != channels:
-        raise ValueError(f"this encoder reads {channels} channels, got clips of {tuple(clips.shape[1:])}")
+        raise ValueError(f"this encoder takes {channels} channels, got clips of {tuple(clips.shape[1:])}")
     frames = 1 if clips.ndim == 4 else clips.shape[2]
     return make_grid((frames, *clips.shape[-2:]), patch_size, tubelet_size)
 
 
 def make_grid(clip_size: Sequence[int], patch_size: tuple[int, int], tubelet_size: int = 1) -> PatchGrid:
-    """The grid of a clip of frames, height and width."""
+    """The grid of a clip (frames, height, width); a single frame is repeated to fill a tubelet."""
     frames, height, width = clip_size
     time_keys, keys = "num_frames or encoder.tubelet_size", "image_size or encoder.patch_size"
     return PatchGrid(
@@ -61,7 +57,7 @@ def make_grid(clip_size: Sequence[int], patch_size: tuple[int, int], tubelet_siz
 
 
 def unpatchify(tokens: Tensor, grid: PatchGrid, size: tuple[int, int, int]) -> Tensor:
-    """[B, N, C*t*h*w] -> [B, C, T, H, W]: what `patchify` cut up."""
+    """[B, N, C*t*h*w] -> [B, C, T, H, W]: the inverse of `patchify`."""
     t, h, w = size
     return rearrange(
         tokens,
@@ -71,13 +67,12 @@ def unpatchify(tokens: Tensor, grid: PatchGrid, size: tuple[int, int, int]) -> T
 
 
 def token_extent(encoder: Encoder) -> tuple[int, int, int]:
-    """Frames, height and width of what one token of the encoder shows."""
-    _, frames, height, width = encoder.clip_shape
-    grid = encoder.grid
+    """Frames, height and width of one token of the encoder, in pixels."""
+    (_, frames, height, width), grid = encoder.clip_shape, encoder.grid
     return frames // grid.t, height // grid.h, width // grid.w
 
 
 def patchify_pixels(clips: Tensor, size: tuple[int, int, int]) -> Tensor:
-    """[B, C, T, H, W] -> float32 [B, N, C*t*h*w]; a single frame fills a patch of several by being repeated."""
+    """[B, C, T, H, W] -> float32 [B, N, C*t*h*w]; a single frame is repeated to fill a patch of several."""
     frames = size[0] if clips.shape[2] == 1 else -1
     return patchify(clips.float().expand(-1, -1, frames, -1, -1), size)

@@ -1,4 +1,4 @@
-"""The trunk that encoder and predictor share: timm's pre-norm blocks, with rotary positions where asked for."""
+"""The transformer blocks of encoders and predictors: timm's pre-norm blocks with optional rotary positions."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from jepa.layers.attention import SelfAttention
 
 
 class TrunkBlock(Block):
-    """timm's block; `rope` and `prefix` go to its attention."""
+    """timm's block that passes `rope` and `prefix` to its attention."""
 
     def forward(
         self,
@@ -35,8 +35,7 @@ class TrunkBlock(Block):
 def make_blocks(
     width: int, depth: int, num_heads: int, mlp_ratio: float, *, drop_path: float = 0.0, norm_eps: float = 1e-6
 ) -> nn.ModuleList:
-    """`depth` blocks [B, N, width] -> [B, N, width]; the rate of drop path grows linearly from 0 to `drop_path`."""
-    rates = [drop_path * number / max(depth - 1, 1) for number in range(depth)]
+    """`depth` blocks [B, N, width] -> [B, N, width]; the drop path rate grows linearly from 0 to `drop_path`."""
     return nn.ModuleList(
         TrunkBlock(
             width,
@@ -44,10 +43,10 @@ def make_blocks(
             mlp_ratio=mlp_ratio,
             qkv_bias=True,
             norm_layer=partial(LayerNorm, eps=norm_eps),  # pyright: ignore[reportArgumentType]
-            drop_path=rate,
+            drop_path=drop_path * number / max(depth - 1, 1),
             attn_layer=SelfAttention,
         )
-        for rate in rates
+        for number in range(depth)
     )
 
 
@@ -60,7 +59,7 @@ def run_blocks(
     prefix: int = 0,
     checkpointed: bool = False,
 ) -> Tensor:
-    """[B, S, D] -> [B, S, D]; `checkpointed` keeps no activations for the backward but computes them again."""
+    """[B, S, D] -> [B, S, D]; `checkpointed` recomputes activations in the backward instead of storing them."""
     for block in blocks:
         if checkpointed and torch.is_grad_enabled():
             tokens = checkpoint(block, tokens, mask, rope=rope, prefix=prefix, use_reentrant=False)
@@ -70,7 +69,7 @@ def run_blocks(
 
 
 def check_sizes(width: int, num_heads: int, mlp_ratio: float, *, width_key: str, heads_key: str) -> None:
-    """Refuses what no trunk can be; `width_key` and `heads_key` are the keys that the user would change."""
+    """Raises ValueError for impossible sizes; `width_key` and `heads_key` are the keys to change."""
     if width % num_heads:
         raise ValueError(f"{width_key}={width} is not divisible by {heads_key}={num_heads}: change one of them")
     if int(width * mlp_ratio) < 1:

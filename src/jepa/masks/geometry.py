@@ -1,7 +1,7 @@
-"""Sizes of masks, worked out from a patch grid without torch, so that a configuration can be refused in a moment.
+"""Sizes of masks on a patch grid, computed without torch, so that a configuration is checked at once.
 
-A masker names a function as its `faults`: of the grid and the masker's arguments it returns every fault as a sentence
-that begins with the key at fault ("ratio=0.999 ..."). The constructors raise the same sentences.
+The attribute `faults` of a masker names a function (grid, masker's arguments) -> list of errors, each a sentence that
+begins with the key and its value ("ratio=0.999 ..."). The constructors raise the same sentences.
 """
 
 from __future__ import annotations
@@ -17,21 +17,20 @@ from jepa.suggestions import suggestion
 from jepa.types import PatchGrid
 
 LEVELS = 33
-"""Scale and aspect each take this many evenly spaced values, so that the possible block shapes are a finite list."""
+"""Number of evenly spaced values of a scale or aspect, so that the possible block shapes are a finite list."""
 Shape = tuple[int, int]
+"""Height and width."""
 
 
-def local_size(given: Any, image_size: Shape, patch_size: Shape) -> Shape:
-    """Height and width in pixels of smaller crops: as given, or half of the image rounded to whole patches."""
-    if given is None:
-        height, width = (max(1, round(side / (2 * p))) * p for side, p in zip(image_size, patch_size, strict=True))
-    else:
-        height, width = (given, given) if isinstance(given, int) else given
-    return height, width
+def local_size(size: Any, image_size: Shape, patch_size: Shape) -> Shape:
+    """Height and width of local crops in pixels; null is half of the image, rounded to whole patches."""
+    if size is None:
+        size = [max(1, round(side / (2 * p))) * p for side, p in zip(image_size, patch_size, strict=True)]
+    return (size, size) if isinstance(size, int) else (size[0], size[1])
 
 
 def tube_faults(grid: PatchGrid, ratio: Any = 0.75) -> list[str]:
-    """Tubes are random masks of one frame."""
+    """Errors of a tube mask, which is a random mask of one frame."""
     return random_faults(PatchGrid(1, grid.h, grid.w), ratio)
 
 
@@ -52,15 +51,15 @@ def temporal_faults(grid: PatchGrid, **values: Any) -> list[str]:
 
 
 def block_shape(grid: PatchGrid, scale: float, aspect: float) -> Shape:
-    """Height and width in tokens of a block that covers the share `scale`; an aspect too long for the grid is bent."""
+    """Height and width in tokens of a block that covers the share `scale`; the aspect is limited to fit the grid."""
     area = scale * grid.h * grid.w
-    fitting = min(max(aspect, area / grid.w**2), grid.h**2 / area)
-    return max(1, round(math.sqrt(area * fitting))), max(1, round(math.sqrt(area / fitting)))
+    aspect = min(max(aspect, area / grid.w**2), grid.h**2 / area)
+    return max(1, round(math.sqrt(area * aspect))), max(1, round(math.sqrt(area / aspect)))
 
 
 @dataclass(frozen=True, kw_only=True)
 class BlockGeometry:
-    """Block shapes and token counts of multi-block masking (I-JEPA, section 3); blocks last through all time steps."""
+    """Block shapes and token counts of multi-block masking (I-JEPA, section 3); a block covers all time steps."""
 
     grid: PatchGrid
     ratio: float | None = 0.75
@@ -70,22 +69,22 @@ class BlockGeometry:
     context_scale: Sequence[float] = (0.85, 1.0)
 
     def target_shapes(self) -> list[Shape]:
-        """One entry for each pair of a scale and an aspect level: a uniform pick draws the two independently."""
+        """One shape for each pair of a scale and an aspect level, so that a uniform choice draws both independently."""
         scales, aspects = _levels(self.target_scale), _levels(self.target_aspect)
         return [block_shape(self.grid, scale, aspect) for scale in scales for aspect in aspects]
 
     def context_shapes(self) -> list[Shape]:
-        """One entry for each scale level, in the proportions of the grid: scale 1 is the whole grid."""
+        """One shape for each scale level, with the aspect of the grid: scale 1 is the whole grid."""
         return [block_shape(self.grid, scale, self.grid.h / self.grid.w) for scale in _levels(self.context_scale)]
 
     def num_context(self) -> int:
-        """K, a matter of the configuration alone: from `ratio`, or what nine draws in ten leave free of targets."""
+        """K: from `ratio`, or without it the number of tokens that nine draws in ten leave free of targets."""
         if self.ratio is not None:
             return self.grid.num_context(self.ratio)
         return min(self._free_patches(quantile=0.1) * self.grid.t, self.grid.num_tokens - self._max_target())
 
     def faults(self) -> list[str]:
-        """Why these blocks cannot be drawn; empty when every draw can give K context tokens beside its targets."""
+        """Errors; none if every draw can have K context tokens beside its targets."""
         faults = [] if self.ratio is None else _ratio_faults(self.ratio, self.grid)
         for name, upper in (("target_scale", 1.0), ("target_aspect", math.inf), ("context_scale", 1.0)):
             faults += _range_faults(name, getattr(self, name), upper)
@@ -107,28 +106,26 @@ class BlockGeometry:
         return max(height * width for height, width in self.target_shapes()) * self.grid.t
 
     def _free_patches(self, quantile: float, draws: int = 2000) -> int:
-        """Quantile of the patches of a context block outside its targets, over a fixed set of draws."""
-        draw = random.Random(0)
+        """Quantile of the number of patches of a context block outside the targets, over a fixed set of draws."""
+        rng = random.Random(0)
         targets, contexts = self.target_shapes(), self.context_shapes()
         counts = []
         for _ in range(draws):
-            shape, hidden = draw.choice(targets), 0
+            shape, hidden = rng.choice(targets), 0
             for _ in range(self.num_targets):
-                hidden |= self._place(shape, draw)
-            counts.append((self._place(draw.choice(contexts), draw) & ~hidden).bit_count())
+                hidden |= self._random_block(shape, rng)
+            counts.append((self._random_block(rng.choice(contexts), rng) & ~hidden).bit_count())
         return sorted(counts)[int(quantile * draws)]
 
-    def _place(self, shape: Shape, draw: random.Random) -> int:
-        """A block somewhere on a frame, as an integer with one bit for each patch."""
-        (height, width), columns = shape, self.grid.w
-        row = (1 << width) - 1
-        block = sum(row << (columns * line) for line in range(height))
-        return block << (columns * draw.randint(0, self.grid.h - height) + draw.randint(0, columns - width))
+    def _random_block(self, shape: Shape, rng: random.Random) -> int:
+        """A block at a random position of a frame, as an integer with one bit for each patch."""
+        top, left = rng.randint(0, self.grid.h - shape[0]), rng.randint(0, self.grid.w - shape[1])
+        return _block_bits(shape, self.grid.w) << (self.grid.w * top + left)
 
 
 @dataclass(frozen=True, kw_only=True)
 class TemporalGeometry:
-    """Split points and token counts of a mask that hides the future."""
+    """Splits and token counts of a mask that hides the future."""
 
     grid: PatchGrid
     horizon: int = 1
@@ -137,7 +134,7 @@ class TemporalGeometry:
     ratio: float | None = None
 
     def splits(self) -> range:
-        """The numbers of past steps that are drawn from."""
+        """Possible numbers of past steps."""
         first, last = self.split or self.past, self.split or self.grid.t - self.horizon
         return range(first or max(1, min(self.grid.t // 2, last)), last + 1)
 
@@ -145,7 +142,7 @@ class TemporalGeometry:
         return self.splits().start * self.grid.h * self.grid.w
 
     def num_targets(self) -> int:
-        """J, of each future step."""
+        """J, the number of tokens that are predicted in each future step."""
         num_patches = self.grid.h * self.grid.w
         return num_patches if self.ratio is None else max(1, round(self.ratio * num_patches))
 
@@ -156,23 +153,21 @@ class TemporalGeometry:
         if self.split is not None and self.past is not None:
             faults.append(f"past={self.past} must be null with split={self.split}: nothing is drawn")
         if self.ratio is not None and not (_is_number(self.ratio) and 0 < self.ratio <= 1):
-            faults.append(
-                f"ratio={self.ratio} must lie above 0 and be at most 1, or null: the share of the future to predict"
-            )
+            faults.append(f"ratio={self.ratio} must be above 0 and at most 1, or null: the share to predict")
         return faults or self._length_faults()
 
     def _length_faults(self) -> list[str]:
-        seen = self.split or self.past or 1
-        needed, steps = seen + self.horizon, self.grid.t
-        if needed <= steps:
+        past = self.split or self.past or 1
+        required, steps = past + self.horizon, self.grid.t
+        if required <= steps:
             return []
-        given = f" with split={self.split}" if self.split else f" with past={self.past}" if self.past else ""
+        condition = f" with split={self.split}" if self.split else f" with past={self.past}" if self.past else ""
         remedy = "raise num_frames or lower the others"
         if steps == 1:
-            remedy = f"choose a dataset that delivers clips, and num_frames for at least {needed} steps"
+            remedy = f"choose a dataset that delivers clips, and num_frames for at least {required} steps"
         return [
-            f"horizon={self.horizon} needs {needed} time steps{given}, {seen} to see and {self.horizon} to predict, "
-            f"the clip has {steps}: {remedy}"
+            f"horizon={self.horizon} needs {required} time steps{condition}, {past} of context and {self.horizon} to "
+            f"predict, the clip has {steps}: {remedy}"
         ]
 
 
@@ -188,28 +183,28 @@ class CuboidGeometry:
 
     @classmethod
     def of(cls, grid: PatchGrid, values: Mapping[str, Any]) -> CuboidGeometry:
-        """From the values of a mask set, whose lists become tuples: a geometry can be hashed."""
-        plain: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
-        return cls(grid=grid, **plain)
+        """From the keys of a mask set; lists become tuples, so that the geometry is hashable."""
+        hashable: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+        return cls(grid=grid, **hashable)
 
     def shapes(self) -> list[Shape]:
-        """One entry for each pair of a scale and an aspect level, as for images."""
+        """One shape for each pair of a scale and an aspect level, as for images."""
         scales, aspects = dict.fromkeys(_levels(self.spatial_scale)), dict.fromkeys(_levels(self.aspect))
         return [block_shape(self.grid, scale, aspect) for scale in scales for aspect in aspects]
 
     def durations(self) -> list[int]:
-        """Time steps of the drawn grid that a block lasts, one entry for each level."""
-        return [min(max(1, round(n)), self.drawn_grid().t) for n in self._lengths()]
+        """Length of a block in time steps of the block grid, one for each level of the temporal scale."""
+        return [min(max(1, round(n)), self.block_grid().t) for n in self._lengths()]
 
-    def drawn_grid(self) -> PatchGrid:
-        """The grid that blocks are drawn on: a single frame where they always last through the clip."""
+    def block_grid(self) -> PatchGrid:
+        """The grid that blocks are drawn on: a single frame if every block covers all time steps."""
         return PatchGrid(self.grid.t if round(min(self._lengths())) < self.grid.t else 1, self.grid.h, self.grid.w)
 
     def _lengths(self) -> list[float]:
         return [scale * self.grid.t for scale in dict.fromkeys(_levels(self.temporal_scale))]
 
     def counts(self) -> tuple[int, int]:
-        """K and J, a matter of the configuration alone: nine draws in ten leave that many free, nine hide that many."""
+        """K and J: nine draws in ten leave at least K tokens free, and nine in ten hide at least J."""
         sizes = _union_sizes(self)
         tenth = len(sizes) // 10
         return max(1, self.grid.num_tokens - sizes[-1 - tenth]), sizes[tenth]
@@ -226,26 +221,31 @@ class CuboidGeometry:
 
 @cache
 def _union_sizes(geometry: CuboidGeometry, draws: int = 300) -> list[int]:
-    """Tokens that the blocks of a set hide, over a fixed set of draws, the fewest first."""
-    draw, grid = random.Random(0), geometry.drawn_grid()
+    """Numbers of tokens in the union of the blocks of a set, over a fixed set of draws, ascending."""
+    rng, grid = random.Random(0), geometry.block_grid()
     durations, shapes = geometry.durations(), geometry.shapes()
-    stretches = {n: sum(1 << (grid.h * grid.w * step) for step in range(n)) for n in durations}
-    blocks = {(h, w): sum((1 << w) - 1 << (grid.w * row) for row in range(h)) for h, w in shapes}
+    repeats = {n: sum(1 << (grid.h * grid.w * step) for step in range(n)) for n in durations}
+    blocks = {shape: _block_bits(shape, grid.w) for shape in shapes}
     sizes = []
     for _ in range(draws):
         hidden = 0
         for _ in range(geometry.num_blocks):
-            duration, (height, width) = draw.choice(durations), draw.choice(shapes)
-            step = int(draw.random() * (grid.t - duration + 1))
-            row = int(draw.random() * (grid.h - height + 1))
-            column = int(draw.random() * (grid.w - width + 1))
-            hidden |= blocks[height, width] * stretches[duration] << ((step * grid.h + row) * grid.w + column)
+            duration, (height, width) = rng.choice(durations), rng.choice(shapes)
+            step = int(rng.random() * (grid.t - duration + 1))
+            row = int(rng.random() * (grid.h - height + 1))
+            column = int(rng.random() * (grid.w - width + 1))
+            hidden |= blocks[height, width] * repeats[duration] << ((step * grid.h + row) * grid.w + column)
         sizes.append(hidden.bit_count() * (geometry.grid.t // grid.t))
     return sorted(sizes)
 
 
+def _block_bits(shape: Shape, columns: int) -> int:
+    """A block in the upper left corner of a frame, as an integer with one bit for each patch."""
+    return sum((1 << shape[1]) - 1 << (columns * row) for row in range(shape[0]))
+
+
 def multiblock_faults(grid: PatchGrid, sets: Any = None) -> list[str]:
-    """What is wrong with the mask sets; a fault begins with its place in the list ("sets.1.aspect=3 ...")."""
+    """Errors of the mask sets, which begin with their key in the list ("sets.1.aspect=3 ...")."""
     names = {field.name: field.default is MISSING for field in fields(CuboidGeometry) if field.name != "grid"}
     if not isinstance(sets, Sequence) or isinstance(sets, str) or not sets:
         return [f"sets={_show(sets)} must be a list with at least one mask set, each with the keys {', '.join(names)}"]
@@ -254,19 +254,19 @@ def multiblock_faults(grid: PatchGrid, sets: Any = None) -> list[str]:
         if not isinstance(values, Mapping):
             faults.append(f"sets.{number}={values} must be a mask set, with the keys {', '.join(names)}")
             continue
-        wrong = [
+        errors = [
             f"sets.{number}.{key}={_show(value)} must go: a mask set has no {key!r}{suggestion(key, names)}"
             for key, value in values.items()
             if key not in names
         ]
-        lacking = [name for name, is_required in names.items() if is_required and name not in values]
-        wrong += [f"sets.{number}={values} must have the key {name}" for name in lacking]
-        faults += wrong or [f"sets.{number}.{fault}" for fault in CuboidGeometry.of(grid, values).faults()]
+        missing = [name for name, is_required in names.items() if is_required and name not in values]
+        errors += [f"sets.{number}={values} must have the key {name}" for name in missing]
+        faults += errors or [f"sets.{number}.{fault}" for fault in CuboidGeometry.of(grid, values).faults()]
     return faults
 
 
 def show_grid(grid: PatchGrid) -> str:
-    """As "14x14", or "8x14x14" of a clip."""
+    """The grid as "14x14", or "8x14x14" for a clip."""
     return "x".join(str(side) for side in (grid.t, grid.h, grid.w)[grid.t == 1 :])
 
 
@@ -283,14 +283,14 @@ def _count_faults(name: str, value: Any) -> list[str]:
 
 def _ratio_faults(ratio: Any, grid: PatchGrid) -> list[str]:
     if not _is_number(ratio) or not 0 < ratio < 1:
-        return [f"ratio={ratio} must lie between 0 and 1: the share of tokens hidden from the context encoder"]
+        return [f"ratio={ratio} must be between 0 and 1: the share of tokens hidden from the context encoder"]
     if grid.num_context(ratio) < 1:
         return [f"ratio={ratio} leaves no context: it hides all {grid.num_tokens} tokens of the {show_grid(grid)} grid"]
     return []
 
 
 def _range_faults(name: str, bounds: Any, upper: float) -> list[str]:
-    """A range is two numbers, the smaller first, above 0 and at most `upper`."""
+    """The error if `bounds` are not two numbers, the smaller first, above 0 and at most `upper`."""
     is_pair = isinstance(bounds, Sequence) and len(bounds) == 2 and all(_is_number(bound) for bound in bounds)
     if is_pair and 0 < bounds[0] <= bounds[1] <= upper and bounds[1] < math.inf:
         return []

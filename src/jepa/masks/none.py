@@ -1,4 +1,4 @@
-"""No mask: every token is seen and none is to be predicted, for objectives that compare views or whole images."""
+"""No mask: every token is context and none is a target, for objectives that compare views or whole images."""
 
 import torch
 from torch import Tensor

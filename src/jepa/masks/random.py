@@ -1,10 +1,10 @@
-"""Random masking: a share of the tokens, wherever they lie, is hidden and predicted (MAE, section 3)."""
+"""Random masking: a random share of the tokens is hidden and predicted (MAE, section 3)."""
 
 import torch
 from torch import Tensor
 
 from jepa.masks.geometry import random_faults
-from jepa.masks.sampling import smallest, uniform_rows
+from jepa.masks.sampling import smallest_and_largest, uniform_rows
 from jepa.types import Masks, PatchGrid
 
 
@@ -20,7 +20,6 @@ class RandomMasker:
         self.num_context = grid.num_context(ratio)
 
     def __call__(self, batch_size: int, generator: torch.Generator, rows: Tensor | None = None) -> Masks:
-        keys = uniform_rows(batch_size, self.num_tokens, generator, rows)
-        context = smallest(keys, self.num_context)
-        hidden = smallest(keys.scatter(1, context, 2.0), self.num_tokens - self.num_context)
+        scores = uniform_rows(batch_size, self.num_tokens, generator, rows)
+        context, hidden = smallest_and_largest(scores, self.num_context, self.num_tokens - self.num_context)
         return Masks(context, hidden.unsqueeze(1))

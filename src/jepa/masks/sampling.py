@@ -1,4 +1,4 @@
-"""Random numbers for each row of a batch, and choosing tokens by them, the same number in every row."""
+"""Random numbers for each sample of a batch, and the choice of the same number of tokens in every sample by them."""
 
 from typing import Any
 
@@ -11,45 +11,29 @@ from jepa.types import PatchGrid
 
 
 def uniform_rows(batch_size: int, num_numbers: int, generator: torch.Generator, rows: Tensor | None = None) -> Tensor:
-    """[b] ascending -> [b, num_numbers]: these rows of `torch.rand(batch_size, num_numbers)`, without `rows` all.
+    """-> [batch_size, num_numbers] in [0, 1), of which `rows` [b] selects [b, num_numbers].
 
-    The generator ends in the same state whichever rows are asked for. A Mersenne Twister can only walk past what lies
-    between them, in NumPy twice as fast as in torch and without memory.
+    All rows are drawn in any case, so that the generator ends in the same state.
     """
-    if rows is None:
-        return torch.rand(batch_size, num_numbers, generator=generator)
-    state = generator.get_state()
-    words = state.numpy().view(np.uint64)  # the seed, how many of the 624 are left, the next one, and themselves
-    left = state.numpy()[8:12].view(np.int32)
-    source = np.random.MT19937(0)
-    source.state = {"bit_generator": "MT19937", "state": {"key": words[3:627].astype(np.uint32), "pos": 625 - left[0]}}
-    numbers, passed = np.empty((len(rows), num_numbers), dtype=np.float32), 0
-    for place, row in enumerate(rows.tolist()):
-        source.random_raw((row - passed) * num_numbers, output=False)
-        numbers[place] = source.random_raw(num_numbers) & 0xFFFFFF  # of a word torch takes 24 bits
-        passed = row + 1
-    source.random_raw((batch_size - passed) * num_numbers, output=False)
-    words[3:627], words[2] = source.state["state"]["key"], source.state["state"]["pos"]
-    left[0] = 625 - words[2]
-    generator.set_state(state)
-    return torch.from_numpy(numbers * np.float32(2**-24))
+    numbers = torch.rand(batch_size, num_numbers, generator=generator)
+    return numbers if rows is None else numbers[rows]
 
 
 def smallest(scores: Tensor, num_tokens: int) -> Tensor:
-    """[B, N] -> [B, num_tokens] long: the places of the smallest keys of each row, in raster order."""
-    values = scores.numpy()  # partition and flatnonzero are several times as fast as topk and sort
+    """[B, N] -> [B, num_tokens] long: indices of the smallest scores of each row, ascending."""
+    values = scores.numpy()  # NumPy's partition and flatnonzero are several times as fast as topk and sort
     limits = np.partition(values, num_tokens - 1, axis=1)[:, num_tokens - 1, None]
     return _indices(values <= limits, values, slice(num_tokens))
 
 
 def smallest_and_largest(scores: Tensor, num_first: int, num_last: int) -> tuple[Tensor, Tensor]:
-    """[B, N] -> [B, num_first], [B, num_last] long: of each row the places of the smallest and of the largest keys.
+    """[B, N] -> [B, num_first], [B, num_last] long: indices of the smallest and of the largest scores of each row.
 
-    Both are in raster order and have no place in common: num_first + num_last <= N.
+    Both are ascending, and disjoint also among equal scores: num_first + num_last <= N.
     """
     values = scores.numpy()
     first_of_last = values.shape[1] - num_last
-    parted = np.partition(values, num_first - 1, axis=1)  # asked for both limits at once, NumPy is far slower
+    parted = np.partition(values, num_first - 1, axis=1)  # one call with both limits is far slower
     rest = np.partition(parted[:, num_first:], first_of_last - num_first, axis=1)
     lower, upper = parted[:, num_first - 1, None], rest[:, first_of_last - num_first, None]
     return (
@@ -59,21 +43,21 @@ def smallest_and_largest(scores: Tensor, num_first: int, num_last: int) -> tuple
 
 
 def _indices(chosen: NDArray[np.bool_], values: NDArray[Any], ranks: slice) -> Tensor:
-    """[B, N] bool -> [B, n]: where it is true, which is at the values of the n `ranks` or of their equals.
+    """[B, N] bool -> [B, n] long: indices of the True entries, at the values of the n `ranks` or equal to one of them.
 
-    Rows that equals at the limit have made too long keep the ranks alone, of equals the first place being the lowest.
+    A row with too many, because values at the limit are equal, is reduced to its ranks; among equal values the lower
+    index has the lower rank.
     """
     num_chosen = len(range(*ranks.indices(chosen.shape[1])))
     if np.count_nonzero(chosen) > len(chosen) * num_chosen:
         crowded = np.flatnonzero(chosen.sum(axis=1) > num_chosen)
         chosen[crowded] = False
         chosen[crowded[:, None], values[crowded].argsort(axis=1, kind="stable")[:, ranks]] = True
-    places = np.flatnonzero(chosen).reshape(len(chosen), num_chosen)
-    places -= np.arange(len(chosen))[:, None] * chosen.shape[1]
-    return torch.from_numpy(places)
+    indices = np.flatnonzero(chosen).reshape(len(chosen), num_chosen)
+    return torch.from_numpy(indices - np.arange(len(chosen))[:, None] * chosen.shape[1])
 
 
 def repeat_over_time(patches: Tensor, grid: PatchGrid) -> Tensor:
-    """[..., P] -> [..., t * P] long: the tokens that patches of one frame have in all time steps."""
+    """[..., P] -> [..., t * P] long: token indices of the patches `patches` of one frame in every time step."""
     first = torch.arange(grid.t)[:, None] * (grid.h * grid.w)
     return (patches.unsqueeze(-2) + first).flatten(-2)

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from jepa.masks.geometry import tube_faults
-from jepa.masks.sampling import repeat_over_time, smallest, uniform_rows
+from jepa.masks.sampling import repeat_over_time, smallest_and_largest, uniform_rows
 from jepa.types import Masks, PatchGrid
 
 
@@ -16,13 +16,12 @@ class TubeMasker:
     def __init__(self, *, grid: PatchGrid, ratio: float = 0.75):
         if faults := tube_faults(grid, ratio):
             raise ValueError("; ".join(faults))
-        self.grid = grid
-        self.num_patches = grid.h * grid.w
-        self.num_seen = PatchGrid(1, grid.h, grid.w).num_context(ratio)
-        self.num_context = self.num_seen * grid.t
+        self.grid, self.frame = grid, PatchGrid(1, grid.h, grid.w)
+        self.num_visible = self.frame.num_context(ratio)
+        self.num_context = self.num_visible * grid.t
 
     def __call__(self, batch_size: int, generator: torch.Generator, rows: Tensor | None = None) -> Masks:
-        keys = uniform_rows(batch_size, self.num_patches, generator, rows)
-        seen = smallest(keys, self.num_seen)
-        hidden = smallest(keys.scatter(1, seen, 2.0), self.num_patches - self.num_seen)
-        return Masks(repeat_over_time(seen, self.grid), repeat_over_time(hidden, self.grid).unsqueeze(1))
+        num_patches = self.frame.num_tokens
+        scores = uniform_rows(batch_size, num_patches, generator, rows)
+        visible, hidden = smallest_and_largest(scores, self.num_visible, num_patches - self.num_visible)
+        return Masks(visible, hidden.unsqueeze(1)).map(lambda patches: repeat_over_time(patches, self.grid))

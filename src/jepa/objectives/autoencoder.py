@@ -1,4 +1,4 @@
-"""Autoencoder (Hinton and Salakhutdinov 2006): rebuild the pixels from a few numbers."""
+"""Autoencoder (Hinton and Salakhutdinov 2006): reconstruct the pixels from a few numbers."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from jepa.types import Batch, LossOutput, Masks, PositiveInt
 
 
 class Autoencoder(Reconstruction):
-    """Squared error of normalised pixels, mean over all of them; masks are not used."""
+    """Squared error of normalised pixels, mean over all of them."""
 
     def __init__(
         self,
@@ -24,18 +24,11 @@ class Autoencoder(Reconstruction):
         decoder_depth: PositiveInt = 4,
         decoder_num_heads: PositiveInt | None = None,
     ) -> None:
-        super().__init__(
-            encoder=encoder,
-            latent_dim=latent_dim,
-            bottleneck=bottleneck,
-            numbers_per_latent=1,
-            decoder_width=decoder_width,
-            decoder_depth=decoder_depth,
-            decoder_num_heads=decoder_num_heads,
-        )
+        sizes = {"width": decoder_width, "depth": decoder_depth, "num_heads": decoder_num_heads}
+        super().__init__(encoder=encoder, latent_dim=latent_dim, bottleneck=bottleneck, **sizes)
 
     def forward(self, batch: Batch, masks: Masks) -> LossOutput:
         tokens, code = self.encode(batch.clips)
-        rebuilt = self.decode(code, self.encoder.grid_of(batch.clips))
-        loss = (rebuilt - patchify_pixels(batch.clips, self.patch)).square().mean()
+        reconstructions = self.decode(code, self.encoder.grid_of(batch.clips))
+        loss = (reconstructions - patchify_pixels(batch.clips, self.patch)).square().mean()
         return LossOutput(loss, {"reconstruction": loss.detach()}, tokens.float().mean(dim=1).detach())

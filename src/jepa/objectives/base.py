@@ -13,26 +13,32 @@ from jepa.types import Batch, Masks, Regularizer
 class Objective(nn.Module):
     """A model together with its loss: the one module that is compiled and distributed.
 
-    A subclass has `backbone`, the encoder that is probed, tuned and exported, and `forward(batch, masks)` returning a
-    LossOutput. One with a `regularization` also takes a third argument of `forward`, the cache of gradients.
+    A subclass has `encoder`, or another `backbone`, and `forward(batch, masks)` returning a LossOutput. One with a
+    `regularization` also takes a third argument of `forward`, the gradient cache.
     """
 
+    encoder: Any
     needs: Set[str] = frozenset()
-    """fields of the data set that the loss reads; "labels" where labels are learned"""
+    """Fields of the data set that the loss reads; "labels" if it learns labels."""
     may_leave_parameters_idle: Any = False
-    """True if some parameters may get no gradient (DDP then needs find_unused_parameters)"""
+    """True if some parameters may get no gradient (DDP then needs find_unused_parameters)."""
     classify: Any = None
-    """method [b, N, D] -> [b, classes] of an objective whose head learns labels"""
-    find: Any = None
-    """method [B, C, 1, H, W] -> list of float32 [n, 6] (edges, class, score) of an objective that detects boxes"""
+    """Method [b, N, D] -> [b, classes] of an objective whose head learns labels."""
+    detect: Any = None
+    """Method [B, C, 1, H, W] -> list of float32 [n, 6] (edges, class, score) of an objective that detects boxes."""
+
+    @property
+    def backbone(self) -> nn.Module:
+        """The encoder that is probed, tuned and exported."""
+        return self.encoder
 
     @property
     def regularization(self) -> Regularizer | None:
-        """The penalty on latents, which micro-batches compute together over the whole batch; None without one."""
+        """The penalty on latents, computed over the whole batch also with micro-batches; None without one."""
         return None
 
     def lr_scales(self) -> dict[str, float]:
-        """Parameter name -> factor of its learning rate, where that is not 1."""
+        """Parameter name -> factor of its learning rate; missing names have 1."""
         return {}
 
     def after_step(self, step: int) -> dict[str, float]:
@@ -40,9 +46,9 @@ class Objective(nn.Module):
         return {}
 
     def diagnose(self, batch: Batch, masks: Masks) -> dict[str, Tensor]:
-        """Scalars that show whether the method works, e.g. the prediction error beside that of a trivial predictor."""
+        """Scalars that show whether the method works, e.g. the prediction error and that of a trivial predictor."""
         return {}
 
     def pictures(self, batch: Batch, masks: Masks) -> dict[str, Tensor]:
-        """Normalised clips [b, C, T, H, W] by name that show predictions; none where latents are predicted."""
+        """Predictions as normalised clips [b, C, T, H, W] by name; none if the objective predicts latents."""
         return {}

@@ -21,11 +21,11 @@ from jepa.types import Batch, LossOutput, Masks, NonNegative, PositiveShare, Sha
 class Classification(Objective):
     """Cross-entropy with smoothed labels; samples without a label (-1) do not count.
 
-    The head reads the mean token, or with `pooling` attentive all of them by a learned query (V-JEPA, section 4).
-    `mixup` and `cutmix` are the alpha of their Beta distribution (Zhang et al. 2018; Yun et al. 2019); with both, each
-    batch takes one of them. The learning rate of block l of L is `layer_decay` ** (L - l) of the head's, that of the
-    embedding one power lower (BEiT, Bao et al. 2022, appendix). With `freeze` the head learns alone. `momentum` keeps
-    an average of all weights, which is what is judged, saved as the backbone and exported.
+    The head reads the mean token, or with `pooling` attentive all tokens by a learned query (V-JEPA, section 4).
+    `mixup` and `cutmix` are the alpha of their Beta distribution (Zhang et al. 2018; Yun et al. 2019); with both, one
+    of them is chosen for each batch. The learning rate of block l of L is `layer_decay` ** (L - l) of the head's, that
+    of the embedding one power lower (BEiT, Bao et al. 2022, appendix). With `freeze` only the head learns. With
+    `momentum` an average of all weights (EMA) is evaluated, saved as the backbone and exported.
     """
 
     needs = {"labels"}
@@ -47,8 +47,8 @@ class Classification(Objective):
         super().__init__()
         if len(classes) < 2:
             raise ValueError(
-                f"objective=classify: the data set has {len(classes)} classes, expected two or more; of a folder they "
-                "are its sub-folders"
+                f"objective=classify: the data set has {len(classes)} classes, expected two or more; the classes of a "
+                "folder are its sub-folders"
             )
         width: Any = encoder.embed_dim
         self.num_classes = len(classes)
@@ -65,15 +65,16 @@ class Classification(Objective):
         self.average = None if momentum is None else deepcopy(self.classifier).requires_grad_(False).eval()
 
     @property
-    def judged(self) -> Classifier:
+    def eval_classifier(self) -> Classifier:
+        """The average of the weights if there is one."""
         return self.classifier if self.average is None else self.average
 
     @property
     def backbone(self) -> nn.Module:
-        return self.judged.encoder
+        return self.eval_classifier.encoder
 
     def train(self, mode: bool = True) -> Classification:
-        """The average, and an encoder that is held as it is, never drop a path."""
+        """The average and a frozen encoder stay in evaluation mode: they drop no path."""
         super().train(mode)
         if self.average is not None:
             self.average.eval()
@@ -89,33 +90,33 @@ class Classification(Objective):
             tokens = self.classifier.encoder(clips)
         logits = self.classifier.read(tokens).float()
         loss = -(targets * logits.log_softmax(dim=1)).sum() / targets.sum().clamp(min=1e-6)
-        labelled = batch.labels >= 0
-        right = ((logits.argmax(dim=1) == batch.labels) & labelled).sum() / labelled.sum().clamp(min=1)
-        return LossOutput(loss, {"accuracy": right.float().detach()}, tokens.float().mean(dim=1).detach())
+        correct = (logits.argmax(dim=1) == batch.labels).sum()  # never where the label is -1
+        accuracy = correct / (batch.labels >= 0).sum().clamp(min=1)
+        return LossOutput(loss, {"accuracy": accuracy.detach()}, tokens.float().mean(dim=1).detach())
 
     def targets(self, labels: Tensor) -> Tensor:
-        """[B] -> float32 [B, classes], rows that sum to one, or to zero where there is no label."""
+        """[B] -> float32 [B, classes]: rows sum to one, or to zero for samples without a label."""
         exact = labels[:, None] == torch.arange(self.num_classes, device=labels.device)
         smooth = exact * (1 - self.label_smoothing) + self.label_smoothing / self.num_classes
         return smooth * (labels >= 0)[:, None]
 
-    @torch.compiler.disable()  # its numbers are drawn on the CPU, others in each step
+    @torch.compiler.disable()  # random numbers from the CPU, new in each step
     def mix(self, clips: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """Each clip with the one before it, all frames alike; drawn from torch's state, which a step seeds."""
+        """Mixes each clip with the one before it, all frames alike; draws from torch's state, seeded for each step."""
         mix = self.mixes[int(torch.randint(len(self.mixes), ()))]
         mixed, targets = mix(clips.flatten(1, 2), targets)
         return mixed.unflatten(1, clips.shape[1:3]), targets
 
     def classify(self, tokens: Tensor) -> Tensor:
         """[b, N, D] of the backbone -> [b, classes]"""
-        return self.judged.read(tokens)
+        return self.eval_classifier.read(tokens)
 
     def lr_scales(self) -> dict[str, float]:
         return layer_scales(self, self.classifier.encoder, self.layer_decay)
 
     @torch.no_grad()
     def after_step(self, step: int) -> dict[str, float]:
-        """The average, where there is one, takes a small step towards the weights."""
+        """EMA update of the average, if there is one."""
         if self.average is None or self.momentum is None:
             return {}
         torch._foreach_lerp_(  # pyright: ignore[reportPrivateImportUsage]

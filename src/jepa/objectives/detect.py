@@ -23,22 +23,24 @@ from jepa.optim import layer_scales
 from jepa.types import Batch, LossOutput, Masks, PositiveInt, PositiveShare, Share, Within
 
 ASPECTS = (0.5, 1.0, 2.0)
+"""Heights of the anchors of Faster R-CNN, relative to their widths."""
 GROUPS = 32
-"""of the norms in the head of FCOS"""
+"""GroupNorm groups in the head of FCOS."""
 ROI_SIDE = 7
+"""Side of the feature map of a proposal, in cells."""
 HIDDEN = 4
-"""width of the two layers that look at a region, in widths of the pyramid: 1024 at 256, as in torchvision"""
+"""Width of the box head's two layers, in multiples of `width`: 1024 at 256, as in torchvision."""
 
 
 class Detector(Objective):
     """Faster R-CNN (Ren et al. 2015) or FCOS (Tian et al. 2019) on the encoder's tokens.
 
-    The loss is the sum of the detector's own terms. `freeze` holds the encoder as it is: pyramid and head learn alone;
-    else block l of L has `layer_decay` ** (L - l) of their learning rate (BEiT, Bao et al. 2022, appendix).
-    At most `max_found` boxes are found in a picture, with scores above `score_threshold`; of those of one class that
-    overlap by more than `nms_threshold` the best one. Of Faster R-CNN alone: the anchors of the finest level have
-    `smallest_anchor` of the side of a picture, those of the others twice as much from level to level, and the second
-    stage learns from `regions` of a picture.
+    The loss is the sum of the detector's own terms. With `freeze` only pyramid and head learn; otherwise the learning
+    rate of block l of L is `layer_decay` ** (L - l) of theirs (BEiT, Bao et al. 2022, appendix). A detection needs a
+    score above `score_threshold`, and of boxes of one class that overlap by more than `nms_threshold` only the best is
+    kept, at most `max_found` in an image. Only for Faster R-CNN: the anchors of the finest level have a side of
+    `smallest_anchor` times that of the image, which doubles from level to level, and the second stage learns from
+    `regions` proposals of each image.
     """
 
     needs = {"boxes"}
@@ -71,18 +73,16 @@ class Detector(Objective):
             encoder.requires_grad_(False)
         self.pyramid = SimpleFeaturePyramid(input_dim=self.encoder.embed_dim, width=width)
         limits = {"score_thresh": score_threshold, "nms_thresh": nms_threshold, "detections_per_img": max_found}
+        backbone: Any = nn.Identity()  # the detector gets the finished levels as images
+        backbone.out_channels = width
         if head == "faster_rcnn":
             side = smallest_anchor * (self.encoder.clip_shape[2] * self.encoder.clip_shape[3]) ** 0.5
             limits = {f"box_{name}": value for name, value in limits.items()} | {"box_batch_size_per_image": regions}
-            self.detector: Any = faster_rcnn(PrecomputedBackbone(width=width), len(classes), side, patch, limits)
+            self.detector: Any = faster_rcnn(backbone, len(classes), side, patch, limits)
         else:
-            self.detector = fcos(PrecomputedBackbone(width=width), len(classes), patch, limits)
+            self.detector = fcos(backbone, len(classes), patch, limits)
         self.detector.transform = IdentityTransform()
-        self.first_label = 1 if head == "faster_rcnn" else 0  # before it comes the background
-
-    @property
-    def backbone(self) -> nn.Module:
-        return self.encoder
+        self.first_label = 1 if head == "faster_rcnn" else 0  # Faster R-CNN's label 0 is the background
 
     def train(self, mode: bool = True) -> Self:
         super().train(mode)
@@ -91,30 +91,30 @@ class Detector(Objective):
         return self
 
     def forward(self, batch: Batch, masks: Masks) -> LossOutput:
-        """Pictures without boxes are background alone."""
-        pictures, tokens = self.look(batch.clips)
-        targets = [  # torchvision wants lists of a length of their own, for which the host waits, as it does inside
-            {"boxes": own[:, :4], "labels": own[:, 4].long() + self.first_label}
-            for own in (rows[rows[:, 4] >= 0] for rows in batch.fields["boxes"])
+        """An image without boxes is background only."""
+        images, tokens = self.extract(batch.clips)
+        targets = [  # torchvision takes tensors without padding; their lengths make the host wait, as it does inside
+            {"boxes": boxes[:, :4], "labels": boxes[:, 4].long() + self.first_label}
+            for boxes in (rows[rows[:, 4] >= 0] for rows in batch.fields["boxes"])
         ]
         with torch.autocast(batch.clips.device.type, enabled=False):
-            losses: dict[str, Tensor] = self.detector(pictures, targets)
+            losses: dict[str, Tensor] = self.detector(images, targets)
         metrics = {name.removeprefix("loss_"): loss.detach() for name, loss in losses.items()}
         return LossOutput(torch.stack([*losses.values()]).sum(), metrics, tokens.float().mean(dim=1).detach())
 
     @torch.no_grad()
-    def find(self, clips: Tensor) -> list[Tensor]:
-        """[B, C, 1, H, W] -> of each picture float32 [n, 6]: left, top, right, bottom, class, score; in eval mode."""
-        pictures, _ = self.look(clips)
+    def detect(self, clips: Tensor) -> list[Tensor]:
+        """[B, C, 1, H, W] -> B of float32 [n, 6]: left, top, right, bottom, class, score; in eval mode."""
+        images, _ = self.extract(clips)
         with torch.autocast(clips.device.type, enabled=False):
-            found = self.detector(pictures)
+            detections = self.detector(images)
         return [
             torch.cat([one["boxes"], (one["labels"] - self.first_label)[:, None], one["scores"][:, None]], dim=1)
-            for one in found
+            for one in detections
         ]
 
-    def look(self, clips: Tensor) -> tuple[ImagesWithFeatures, Tensor]:
-        """What torchvision's detectors take for images, and the tokens [B, N, D]."""
+    def extract(self, clips: Tensor) -> tuple[ImagesWithFeatures, Tensor]:
+        """Images with the levels of their pyramid, and tokens [B, N, D]."""
         grid = self.encoder.grid_of(clips)
         with torch.no_grad() if self.freeze else nullcontext():
             tokens = self.encoder(clips)
@@ -127,10 +127,10 @@ class Detector(Objective):
 
 
 def square_patch(encoder: Any) -> int:
-    """Side of a patch; ValueError where the encoder's grid has no pyramid."""
+    """Side of a patch in pixels; raises ValueError if the encoder's grid has no pyramid."""
     frames, *patches = token_extent(encoder)
     if encoder.clip_shape[1] > frames:
-        raise ValueError(f"num_frames={encoder.clip_shape[1]}: objective=detect sees pictures; num_frames=1")
+        raise ValueError(f"num_frames={encoder.clip_shape[1]}: objective=detect takes images: use num_frames=1")
     if patches[0] != patches[1]:
         raise ValueError(f"encoder.patch_size={patches}: objective=detect takes square patches")
     for side, patch in zip(encoder.clip_shape[2:], patches, strict=True):
@@ -138,10 +138,10 @@ def square_patch(encoder: Any) -> int:
     return patches[0]
 
 
-def faster_rcnn(backbone: PrecomputedBackbone, num_classes: int, anchor: float, patch: int, limits: dict) -> FasterRCNN:
-    """`anchor` is the side of the smallest; regions go to levels as anchors do, a little finer, as in FPN."""
+def faster_rcnn(backbone: Any, num_classes: int, anchor: float, patch: int, limits: dict) -> FasterRCNN:
+    """`anchor` is the side of the smallest anchor; a proposal goes to the level of its size or, as in FPN, a finer."""
     pool = MultiScaleRoIAlign([str(level) for level in range(len(STRIDES))], ROI_SIDE, sampling_ratio=2)
-    pool.scales = [1 / (stride * patch) for stride in STRIDES]  # it would round them to powers of two
+    pool.scales = [1 / (stride * patch) for stride in STRIDES]  # torchvision would round them to powers of two
     pool.map_levels = LevelMapper(0, len(STRIDES) - 1, canonical_scale=2 * anchor, canonical_level=0)  # pyright: ignore
     sides = tuple((anchor * 2**level,) for level in range(len(STRIDES)))
     hidden = HIDDEN * backbone.out_channels
@@ -155,17 +155,17 @@ def faster_rcnn(backbone: PrecomputedBackbone, num_classes: int, anchor: float, 
     )
 
 
-def fcos(backbone: PrecomputedBackbone, num_classes: int, patch: int, limits: dict) -> FCOS:
-    """Its anchors stand for the cells of the levels: a level answers for edges at a distance of 4 to 8 cells."""
+def fcos(backbone: Any, num_classes: int, patch: int, limits: dict) -> FCOS:
+    """An anchor is one cell of its level: a level predicts boxes whose edges are 4 to 8 cells away."""
     if backbone.out_channels % GROUPS:
-        raise ValueError(f"objective.width={backbone.out_channels}: fcos takes a multiple of {GROUPS}")
+        raise ValueError(f"objective.width={backbone.out_channels}: head=fcos takes a multiple of {GROUPS}")
     sides = tuple((stride * patch,) for stride in STRIDES)
     generator = AnchorGenerator(sides, ((1.0,),) * len(STRIDES))  # pyright: ignore[reportArgumentType]
     return FCOS(backbone, num_classes, anchor_generator=generator, **limits)
 
 
 class ImagesWithFeatures:
-    """What torchvision's detectors take for their images, with the levels of a pyramid that were made of them."""
+    """In place of torchvision's ImageList: the images, and as `tensors` the levels of their pyramid."""
 
     def __init__(self, *, pixels: Tensor, levels: dict[str, Tensor]) -> None:
         self.pixels = pixels
@@ -178,29 +178,16 @@ class ImagesWithFeatures:
 
 
 class FeatureLevels(OrderedDict[str, Tensor]):
-    """The maps of a pyramid, which have the `shape` of the pictures for torchvision's anchors."""
+    """Maps of a pyramid, with the `shape` of the images, which torchvision's anchors read."""
 
     shape: torch.Size
 
 
-class PrecomputedBackbone(nn.Module):
-    """The backbone of a torchvision detector that is handed finished levels."""
-
-    def __init__(self, *, width: int) -> None:
-        super().__init__()
-        self.out_channels = width
-
-    def forward(self, levels: FeatureLevels) -> FeatureLevels:
-        return levels
-
-
 class IdentityTransform(nn.Module):
-    """In place of torchvision's transform: pictures come normalised and sized, boxes leave in their pixels."""
+    """In place of torchvision's transform: images are already normalised and resized, boxes stay in their pixels."""
 
-    def forward(
-        self, pictures: ImagesWithFeatures, targets: list | None = None
-    ) -> tuple[ImagesWithFeatures, list | None]:
-        return pictures, targets
+    def forward(self, images: ImagesWithFeatures, targets: list | None = None) -> tuple[Any, list | None]:
+        return images, targets
 
-    def postprocess(self, found: list, sizes: list, original_sizes: list) -> list:
-        return found
+    def postprocess(self, detections: list, sizes: list, original_sizes: list) -> list:
+        return detections

@@ -23,7 +23,7 @@ class JEPA(Objective):
     """The context encoder and the predictor learn to predict the target encoder's tokens at the hidden positions.
 
     With `target=ema` the target encoder is an average of the context encoder whose momentum grows linearly from
-    `momentum` to `final_momentum`. Both are meant for batches of `momentum_batch_size`: another `batch_size` keeps the
+    `momentum` to `final_momentum`. Both hold for a batch size of `momentum_batch_size`; another `batch_size` keeps the
     half-life in samples. With `stopgrad` the context encoder computes the targets without gradient (SimSiam, Chen and
     He 2021), with `none` with gradient, and only regularisers prevent its collapse (VICReg, LeJEPA). With several mask
     sets for each sample the losses of the sets are averaged (V-JEPA, Bardes et al. 2024). Where masks hide nothing, the
@@ -62,7 +62,7 @@ class JEPA(Objective):
         self.final_momentum = final_momentum
         self.batch_ratio = batch_size / momentum_batch_size
         self.total_steps = total_steps
-        self.context_encoder = encoder
+        self.context_encoder: Any = encoder
         self.target_encoder = deepcopy(encoder).requires_grad_(False).eval() if target == "ema" else None
         self.predictor = predictor
         self.regularizers = nn.ModuleDict(regularizers)
@@ -75,8 +75,7 @@ class JEPA(Objective):
     @property
     def may_leave_parameters_idle(self) -> bool:
         """True if no regulariser reads the predictions, so that the predictor may get no gradient."""
-        of = [getattr(regularizer, "of", "predicted") for regularizer in self.regularizers.values()]
-        return bool(of) and set(of) == {"context"}
+        return {getattr(regularizer, "of", "predicted") for regularizer in self.regularizers.values()} == {"context"}
 
     def train(self, mode: bool = True) -> JEPA:
         """The target encoder stays in evaluation mode: it drops no path."""
@@ -86,8 +85,8 @@ class JEPA(Objective):
         return self
 
     def forward(self, batch: Batch, masks: Masks, grad_cache: Any = None) -> LossOutput:
-        """`grad_cache` replaces the regularisers where the batch is a micro-batch (training/gradient_cache.py)."""
-        grid, hides = self.grid_of(batch.clips), masks.hides_some
+        """`grad_cache` replaces the regularisers if the batch is a micro-batch (training/gradient_cache.py)."""
+        grid, hides = self.context_encoder.grid_of(batch.clips), masks.hides_some
         is_recording = grad_cache is not None and grad_cache.is_recording
         target_tokens = self.encode_targets(batch.clips) if hides and not is_recording else None
         losses, metrics, embedding = [], {}, None
@@ -105,7 +104,7 @@ class JEPA(Objective):
                 parts.append(self.context_weight * distance)
                 terms["context_prediction"] = distance.detach()
             if self.regularizers:
-                local = self.small_crops(batch, mask)
+                local = self.local_latents(batch, mask)
                 latents = Latents(context, predictions, mask, grid, batch.views, local)
                 penalty, penalties = self.penalty(latents) if grad_cache is None else grad_cache(number, latents)
                 parts.append(penalty)
@@ -123,11 +122,11 @@ class JEPA(Objective):
         context_predictions, predictions = both.tensor_split([context.shape[1]], dim=1)
         return context_predictions, predictions.unflatten(1, mask.targets.shape[1:])
 
-    def small_crops(self, batch: Batch, masks: Masks) -> Latents | None:
-        """The latents of the smaller crops; they exist only where masks hide nothing."""
+    def local_latents(self, batch: Batch, masks: Masks) -> Latents | None:
+        """Latents of the local crops, None without any; only used if the masks hide nothing."""
         if batch.local is None:
             return None
-        grid, context = self.grid_of(batch.local), self.context_encoder(batch.local)
+        grid, context = self.context_encoder.grid_of(batch.local), self.context_encoder(batch.local)
         num_views = len(batch.local) * batch.views // len(batch.clips)
         return Latents(context, self.predictor(context, masks, grid).float(), masks, grid, num_views)
 
@@ -136,15 +135,11 @@ class JEPA(Objective):
         return self.penalty if self.regularizers else None
 
     def penalty(self, latents: Latents) -> tuple[Tensor, dict[str, Tensor]]:
-        """The sum of all regularisers, and every term by name, detached."""
+        """The sum of all regularisers, and each of their terms by name, detached."""
         parts = {name: regularizer(latents) for name, regularizer in self.regularizers.items()}
         total = torch.stack([value for value, _ in parts.values()]).sum()
         terms = {f"{name}_{term}": value for name, (_, values) in parts.items() for term, value in values.items()}
         return total, {"regularizer": total.detach(), **terms}
-
-    def grid_of(self, clips: Tensor) -> PatchGrid:
-        encoder: Any = self.context_encoder
-        return encoder.grid_of(clips)
 
     def encode_targets(self, clips: Tensor) -> Tensor:
         """[B, C, T, H, W] -> [B, N, D]: the target encoder's tokens, with gradient only for target=none."""
@@ -178,14 +173,14 @@ class JEPA(Objective):
     def diagnose(self, batch: Batch, masks: Masks) -> dict[str, Tensor]:
         """Squared error of the prediction and of the best constant (the mean target), and the targets' std.
 
-        Where the targets lie in the future, also the error of copying the last visible step, and all three by horizon.
-        Empty where the masks hide nothing.
+        For targets in the future also the error of copying the last visible step, and all three by horizon. Empty if
+        the masks hide nothing.
         """
         if not masks.hides_some:
             return {}
         training = self.training
         self.eval()
-        grid, tokens = self.grid_of(batch.clips), self.encode_targets(batch.clips)
+        grid, tokens = self.context_encoder.grid_of(batch.clips), self.encode_targets(batch.clips)
         parts = [self._diagnose(batch.clips, tokens, mask, grid, number) for number, mask in enumerate(masks.sets)]
         self.train(training)
         return {name: torch.stack([part[name] for part in parts]).mean() for name in parts[0]}

@@ -1,4 +1,4 @@
-"""Masked autoencoder (He et al. 2022): predict the pixels of what is hidden."""
+"""Masked autoencoder (He et al. 2022): predict the pixels of the hidden patches."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from jepa.objectives.base import Objective
 from jepa.types import Batch, LossOutput, Masks, PositiveInt
 
 EPSILON = 1e-6
+"""Added to the variance of a patch."""
 
 
 class MAE(Objective):
-    """The encoder sees the context tokens; a light decoder predicts every other patch.
+    """The encoder sees the context tokens; a small decoder predicts all other patches, whatever the target blocks are.
 
     The loss is the squared error of the hidden patches' pixels; `normalize_patches` normalises each patch by its own
-    mean and standard deviation. The losses of several mask sets are averaged. Every token outside the context is
-    predicted, whatever the target blocks are.
+    mean and standard deviation. The losses of several mask sets are averaged.
     """
 
     predicts = "pixels"
@@ -49,10 +49,6 @@ class MAE(Objective):
             num_mask_tokens=num_mask_tokens,
         )
 
-    @property
-    def backbone(self) -> nn.Module:
-        return self.encoder
-
     def forward(self, batch: Batch, masks: Masks) -> LossOutput:
         targets = self.targets(batch.clips)
         losses, embedding = [], None
@@ -60,7 +56,8 @@ class MAE(Objective):
             tokens = self.encoder(batch.clips, keep=mask.context)
             embedding = tokens.float().mean(dim=1) if embedding is None else embedding  # [B, D]
             errors = (self.predict(tokens, batch.clips, mask, number) - targets).square().mean(dim=-1)  # [B, N]
-            losses.append((errors * hidden(mask, errors)).sum(dim=1).mean() / count_hidden(mask, errors))
+            num_hidden = errors.shape[1] - mask.context.shape[1]
+            losses.append((errors * hidden(mask, errors)).sum(dim=1).mean() / num_hidden)
         assert embedding is not None
         loss = torch.stack(losses).mean()
         return LossOutput(loss, {"reconstruction": loss.detach()}, embedding.detach())
@@ -74,12 +71,12 @@ class MAE(Objective):
         pixels = patchify_pixels(clips, self.patch)
         if not self.normalizes:
             return pixels
-        variance, mean = torch.var_mean(pixels, dim=-1, keepdim=True)
-        return (pixels - mean) / (variance + EPSILON).sqrt()
+        mean, std = patch_statistics(pixels)
+        return (pixels - mean) / std
 
     @torch.no_grad()
     def diagnose(self, batch: Batch, masks: Masks) -> dict[str, Tensor]:
-        """Squared error on the hidden patches of the first mask set, and that of the mean target at each position."""
+        """Squared error on the hidden patches of the first mask set, and of the batch's mean target as prediction."""
         targets = self.targets(batch.clips)
         predicted = self.predict(self.encoder(batch.clips, keep=masks.context), batch.clips, masks, 0)
         weights = hidden(masks, predicted[..., 0])
@@ -92,13 +89,13 @@ class MAE(Objective):
 
     @torch.no_grad()
     def pictures(self, batch: Batch, masks: Masks) -> dict[str, Tensor]:
-        """The visible patches with the others grey, and the prediction with the hidden patches' true mean and std."""
+        """The visible patches, the hidden ones grey; and the predictions scaled by the hidden patches' mean and std."""
         clips, grid = batch.clips, self.encoder.grid_of(batch.clips)
         pixels = patchify_pixels(clips, self.patch)
         predicted = self.predict(self.encoder(clips, keep=masks.context), clips, masks, 0)
         if self.normalizes:
-            variance, mean = torch.var_mean(pixels, dim=-1, keepdim=True)
-            predicted = predicted * (variance + EPSILON).sqrt() + mean
+            mean, std = patch_statistics(pixels)
+            predicted = predicted * std + mean
         is_hidden = hidden(masks, predicted[..., 0])[..., None] > 0
         patches = {
             "masked": pixels.masked_fill(is_hidden, 0.0),
@@ -108,10 +105,11 @@ class MAE(Objective):
 
 
 def hidden(masks: Masks, like: Tensor) -> Tensor:
-    """-> [B, N]: 1 for tokens outside the context, else 0"""
+    """-> [B, N], shape and dtype of `like`: 1 for tokens outside the context, else 0"""
     return torch.ones_like(like).scatter(1, masks.context, 0.0)
 
 
-def count_hidden(masks: Masks, like: Tensor) -> int:
-    """Number of hidden tokens of each sample."""
-    return like.shape[1] - masks.context.shape[1]
+def patch_statistics(pixels: Tensor) -> tuple[Tensor, Tensor]:
+    """[B, N, P] -> mean and standard deviation of each patch, [B, N, 1]"""
+    variance, mean = torch.var_mean(pixels, dim=-1, keepdim=True)
+    return mean, (variance + EPSILON).sqrt()

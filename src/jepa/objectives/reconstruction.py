@@ -1,4 +1,4 @@
-"""Encoder, bottleneck and decoder of the autoencoder and the VAE."""
+"""What objectives share that reconstruct the pixels from a bottleneck."""
 
 from __future__ import annotations
 
@@ -14,12 +14,14 @@ from jepa.types import Batch, Masks, PatchGrid
 
 
 class Reconstruction(Objective):
-    """Compresses clips to `latent_dim` latents, `numbers_per_latent` outputs for each, and decodes pixels.
+    """Encoder, bottleneck and decoder; masks are not used.
 
-    With `bottleneck=pooled` the mean token of a clip is compressed, with `tokens` each token.
+    With `bottleneck=pooled` the mean token of a clip is compressed to `latent_dim` latents, with `tokens` each token.
     """
 
     predicts = "pixels"
+    numbers_per_latent = 1
+    """Number of encoder outputs for each latent."""
 
     def __init__(
         self,
@@ -27,27 +29,18 @@ class Reconstruction(Objective):
         encoder: nn.Module,
         latent_dim: int,
         bottleneck: str,
-        numbers_per_latent: int,
-        decoder_width: int | None,
-        decoder_depth: int,
-        decoder_num_heads: int | None,
+        width: int | None,
+        depth: int,
+        num_heads: int | None,
     ) -> None:
         super().__init__()
         self.encoder: Any = encoder
         self.patch = token_extent(self.encoder)
         self.is_pooled = bottleneck == "pooled"
-        self.squeeze = nn.Linear(self.encoder.embed_dim, latent_dim * numbers_per_latent)
+        self.squeeze = nn.Linear(self.encoder.embed_dim, latent_dim * self.numbers_per_latent)
         self.decoder = PixelDecoder(
-            encoder=self.encoder,
-            input_dim=latent_dim,
-            width=decoder_width,
-            depth=decoder_depth,
-            num_heads=decoder_num_heads,
+            encoder=self.encoder, input_dim=latent_dim, width=width, depth=depth, num_heads=num_heads
         )
-
-    @property
-    def backbone(self) -> nn.Module:
-        return self.encoder
 
     def encode(self, clips: Tensor) -> tuple[Tensor, Tensor]:
         """[B, C, T, H, W] -> tokens [B, N, D], bottleneck [B, 1 or N, latent_dim * numbers_per_latent]"""
@@ -66,18 +59,18 @@ class Reconstruction(Objective):
     def diagnose(self, batch: Batch, masks: Masks) -> dict[str, Tensor]:
         """Squared error of the reconstruction, and of the mean clip of the batch."""
         pixels, grid = patchify_pixels(batch.clips, self.patch), self.encoder.grid_of(batch.clips)
-        rebuilt = self.decode(self.latents(self.encode(batch.clips)[1]), grid)
+        reconstructions = self.decode(self.latents(self.encode(batch.clips)[1]), grid)
         return {
-            "error": (rebuilt - pixels).square().mean(),
+            "error": (reconstructions - pixels).square().mean(),
             "trivial_error": (pixels - pixels.mean(dim=0)).square().mean(),
         }
 
     @torch.no_grad()
     def pictures(self, batch: Batch, masks: Masks) -> dict[str, Tensor]:
         latents = self.latents(self.encode(batch.clips)[1])
-        return {"reconstruction": self.draw(latents, batch.clips)}
+        return {"reconstruction": self.to_clips(latents, batch.clips)}
 
-    def draw(self, latents: Tensor, clips: Tensor) -> Tensor:
+    def to_clips(self, latents: Tensor, clips: Tensor) -> Tensor:
         """[b, S, latent_dim] -> [b, C, T, H, W], the shape of `clips`"""
         grid = self.encoder.grid_of(clips)
         return unpatchify(self.decode(latents, grid), grid, self.patch)[:, :, : clips.shape[2]]

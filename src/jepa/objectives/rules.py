@@ -8,37 +8,37 @@ from jepa.config import signatures
 from jepa.config.view import ConfigView, hides_tokens, not_divisible, pair_of
 
 
-def mae(checked: ConfigView, path: str) -> Iterator[str]:
-    if not hides_tokens(checked):
+def mae(view: ConfigView, path: str) -> Iterator[str]:
+    if not hides_tokens(view):
         yield "mask=none: hides no patch that objective=mae could predict; try mask=random"
 
 
-def jepa(checked: ConfigView, path: str) -> Iterator[str]:
-    """Mask and predictor fit each other: something is predicted, or views are compared."""
-    if checked.get(f"{path}.context_weight", 0) > 0 and not checked.get("predictor.joint", False):
-        yield f"{checked.show(f'{path}.context_weight')}: needs predictor=transformer with predictor.joint=true"
-    hides = hides_tokens(checked)
-    predicts = signatures.traits(checked["predictor._target_"]).get("predicts_tokens", True)
+def jepa(view: ConfigView, path: str) -> Iterator[str]:
+    """Mask and predictor fit each other: hidden tokens are predicted, or views are compared."""
+    if view.get(f"{path}.context_weight", 0) > 0 and not view.get("predictor.joint", False):
+        yield f"{view.describe(f'{path}.context_weight')}: needs predictor=transformer with predictor.joint=true"
+    hides = hides_tokens(view)
+    predicts = signatures.traits(view["predictor._target_"]).get("predicts_tokens", True)
     if hides and not predicts:
-        yield "predictor=projector: predicts no hidden tokens, it compares views; give it mask=none"
+        yield "predictor=projector: predicts no hidden tokens but compares views: use mask=none"
     elif not hides and predicts:
         yield "mask=none: nothing is hidden that could be predicted; choose a mask, or predictor=projector"
-    elif not hides and not checked.config.get("regularizer"):
+    elif not hides and not view.config.get("regularizer"):
         yield "mask=none: regularisers are the whole loss then, and there is none; try regularizer=[cross_view,sigreg]"
 
 
-def detector(checked: ConfigView, path: str) -> Iterator[str]:
-    """A detector learns from one crop of a picture."""
+def detector(view: ConfigView, path: str) -> Iterator[str]:
+    """A detector learns from one crop of an image."""
     for key, only in {"augment.views": 1, "augment.local_views": 0}.items():
-        if checked[key] > only:
-            yield f"{checked.show(key)}: objective=detect sees one crop of a picture; {key}={only}"
-    if checked.get(f"{path}.head") == "fcos" and checked.get(f"{path}.width", 32) % 32:
-        yield f"{checked.show(f'{path}.width')}: objective.head=fcos takes a multiple of 32"
+        if view[key] > only:
+            yield f"{view.describe(key)}: objective=detect takes one crop of an image: use {key}={only}"
+    if view.get(f"{path}.head") == "fcos" and view.get(f"{path}.width", 32) % 32:
+        yield f"{view.describe(f'{path}.width')}: objective.head=fcos takes a multiple of 32"
 
 
-def pyramid(checked: ConfigView, path: str) -> Iterator[str]:
+def pyramid(view: ConfigView, path: str) -> Iterator[str]:
     """The coarsest level of a detector's pyramid halves the patch grid."""
-    sizes, patches = pair_of(checked["image_size"]), pair_of(checked["encoder.patch_size"])
+    sizes, patches = pair_of(view["image_size"]), pair_of(view["encoder.patch_size"])
     for size, patch in dict.fromkeys(zip(sizes or (), patches or (), strict=False)):
         if not size % patch:
-            yield from not_divisible(checked, "image_size", size, "encoder.patch_size", 2 * patch)
+            yield from not_divisible(view, "image_size", size, "encoder.patch_size", 2 * patch)

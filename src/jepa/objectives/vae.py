@@ -12,17 +12,20 @@ from jepa.objectives.reconstruction import Reconstruction
 from jepa.types import Batch, LossOutput, Masks, NonNegative, PositiveInt
 
 NUM_SAMPLES, NUM_STEPS = 16, 8
+"""Number of sampled pictures, and of pictures from one image to the next."""
 SEED = 0
-"""seed of the latents of the sampled pictures, the same at every evaluation"""
+"""Seed of the latents of the sampled pictures, the same at every evaluation."""
 
 
 class VAE(Reconstruction):
     """Squared error of normalised pixels plus the divergence of the latents' posterior from a standard normal.
 
     The loss is 2/P times the negative evidence lower bound of P pixels with unit variance, without its constant:
-    mean squared error + 2 beta KL / P. `free_bits` is the KL in nats that costs nothing for each
-    latent, mean over the batch (Kingma et al. 2016, equation 15).
+    mean squared error + 2 beta KL / P. `free_bits` is the KL of each latent in nats, averaged over the batch, that is
+    free (Kingma et al. 2016, equation 15).
     """
+
+    numbers_per_latent = 2
 
     def __init__(
         self,
@@ -36,15 +39,8 @@ class VAE(Reconstruction):
         decoder_depth: PositiveInt = 4,
         decoder_num_heads: PositiveInt | None = None,
     ) -> None:
-        super().__init__(
-            encoder=encoder,
-            latent_dim=latent_dim,
-            bottleneck=bottleneck,
-            numbers_per_latent=2,
-            decoder_width=decoder_width,
-            decoder_depth=decoder_depth,
-            decoder_num_heads=decoder_num_heads,
-        )
+        sizes = {"width": decoder_width, "depth": decoder_depth, "num_heads": decoder_num_heads}
+        super().__init__(encoder=encoder, latent_dim=latent_dim, bottleneck=bottleneck, **sizes)
         self.beta = beta
         self.free_bits = free_bits
 
@@ -55,8 +51,8 @@ class VAE(Reconstruction):
         pixels = patchify_pixels(batch.clips, self.patch)
         error = (self.decode(latents, self.encoder.grid_of(batch.clips)) - pixels).square().mean()
         divergence = divergence_from_normal(mean, log_variance).mean(dim=0)  # [S, latent_dim]
-        charged = divergence.clamp_min(self.free_bits).sum()
-        loss = error + 2 * self.beta * charged / pixels[0].numel()
+        penalty = divergence.clamp_min(self.free_bits).sum()
+        loss = error + 2 * self.beta * penalty / pixels[0].numel()
         metrics = {"reconstruction": error.detach(), "kl": divergence.sum().detach()}
         return LossOutput(loss, metrics, tokens.float().mean(dim=1).detach())
 
@@ -68,17 +64,12 @@ class VAE(Reconstruction):
         clips = batch.clips
         latents = self.latents(self.encode(clips)[1])
         noise = torch.randn(NUM_SAMPLES, *latents.shape[1:], generator=torch.Generator().manual_seed(SEED))
-        pictures = {
-            "reconstruction": self.draw(latents, clips),
-            "samples": self.draw(noise.to(latents), clips),
-        }
+        pictures = {"reconstruction": latents, "samples": noise.to(latents)}
         if len(clips) > 1:
             starts, ends = latents[: len(latents) // 2 * 2].unflatten(0, (-1, 2)).unbind(1)
             weights = torch.linspace(0, 1, NUM_STEPS, device=latents.device)[:, None, None]
-            pictures["interpolations"] = self.draw(
-                torch.lerp(starts[:, None], ends[:, None], weights).flatten(0, 1), clips
-            )
-        return pictures
+            pictures["interpolations"] = torch.lerp(starts[:, None], ends[:, None], weights).flatten(0, 1)
+        return {name: self.to_clips(values, clips) for name, values in pictures.items()}
 
 
 def posterior(stats: Tensor) -> tuple[Tensor, Tensor]:

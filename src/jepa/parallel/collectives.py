@@ -8,26 +8,26 @@ from torch import Tensor
 
 
 def world_size() -> int:
-    """Processes that train together; 1 until a process group is there."""
+    """Number of processes that train together; 1 without a process group."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def sum_over_ranks(values: Tensor) -> Tensor:
-    """The sum of the tensors of all ranks, on each of them; itself for one process.
+    """The sum of the tensors of all ranks, on every rank; the tensor itself for one process.
 
-    Its gradient is summed over the ranks too: a loss that every rank takes of the sum has, once the gradients of the
-    ranks are averaged as DDP does, the gradient of the same loss on one rank.
+    The gradient is summed over the ranks too: after DDP has averaged the gradients of the ranks, a loss of this sum has
+    the gradient that it has in one process.
     """
     return values if world_size() == 1 else _SumOverRanks.apply(values)  # pyright: ignore[reportReturnType]
 
 
 def mean_over_ranks(values: Tensor) -> Tensor:
-    """As `sum_over_ranks`: of means over samples, where each rank has as many, the mean over all samples."""
+    """The mean of the tensors of all ranks, on every rank, with gradients as in `sum_over_ranks`."""
     return sum_over_ranks(values) / world_size()
 
 
 def same_on_all_ranks(values: Tensor) -> Tensor:
-    """The tensor of rank 0, which takes no gradient; itself for one process."""
+    """The tensor of rank 0, on every rank and detached; the tensor itself for one process."""
     if world_size() == 1:
         return values
     shared = values.detach().contiguous().clone()

@@ -1,4 +1,4 @@
-"""What a device has: memory, and whether it computes bfloat16 fast."""
+"""Memory of a device, and whether it computes fast in bfloat16."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ import torch
 
 
 def has_fast_bf16(device: torch.device) -> bool:
-    """A CPU without AVX512-BF16 emulates bfloat16, several hundred times slower than float32."""
+    """False for a CPU without AVX512-BF16: it emulates bfloat16, several hundred times slower than float32."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     return torch.cpu._is_avx512_bf16_supported()
 
 
 def peak_memory_gib(device: torch.device) -> float:
-    """The most memory that was in use at once: tensors on a GPU, on a CPU the whole process; waits for nothing."""
+    """Peak memory so far: of tensors on a GPU, of the whole process on a CPU. Does not synchronize."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**30
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -28,16 +28,15 @@ def peak_memory_gib(device: torch.device) -> float:
 
 
 def total_memory(device: torch.device) -> int:
-    """Bytes of the device, on a CPU of the machine."""
+    """Bytes of the GPU, or of the machine for a CPU."""
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def free_memory() -> int:
-    """Bytes that a process can still have on this machine; where it does not tell, all of them."""
+    """Bytes of free memory of this machine; all of its memory if /proc/meminfo does not have the number."""
     with suppress(OSError):
-        told = re.search(r"^MemAvailable: +(\d+) kB$", Path("/proc/meminfo").read_text(), re.MULTILINE)
-        if told:
-            return int(told[1]) * 1024
+        if available := re.search(r"^MemAvailable: +(\d+) kB$", Path("/proc/meminfo").read_text(), re.MULTILINE):
+            return int(available[1]) * 1024
     return total_memory(torch.device("cpu"))

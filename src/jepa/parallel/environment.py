@@ -1,4 +1,4 @@
-"""Which of how many processes this is, as torchrun or Slurm tell it; nothing here imports torch."""
+"""Rank and world size of this process, from the variables of torchrun or Slurm. Imports no torch."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from jepa.errors import RunError
 TORCHRUN_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 SLURM_VARIABLES = ("SLURM_JOB_ID", "SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID", "SLURM_STEP_NODELIST")
 REQUEUE_SECONDS = 60
-"""that Slurm may take to end a job which it has put back into the queue"""
+"""Seconds that Slurm may take to end a job which it has put back into the queue."""
 
 
 @dataclass(frozen=True)
 class ProcessInfo:
-    """Which of how many processes this is, on all machines and on this one."""
+    """Rank and number of processes, on all machines and on this one."""
 
     rank: int = 0
     world_size: int = 1
@@ -30,10 +30,7 @@ class ProcessInfo:
 
 
 def process_info(environ: Mapping[str, str]) -> ProcessInfo | None:
-    """As torchrun or srun tell it; None where neither has started this process beside others.
-
-    Raises RunError where they tell half of it.
-    """
+    """None if neither torchrun nor srun started several processes; RunError if the variables are incomplete."""
     names = TORCHRUN_VARIABLES[:4]
     if "RANK" in environ or "WORLD_SIZE" in environ:
         environ = {"LOCAL_RANK": environ.get("RANK", ""), "LOCAL_WORLD_SIZE": environ.get("WORLD_SIZE", ""), **environ}
@@ -44,30 +41,30 @@ def process_info(environ: Mapping[str, str]) -> ProcessInfo | None:
     else:
         return None
     try:
-        place = ProcessInfo(*(int(environ.get(name, "")) for name in names))
+        process = ProcessInfo(*(int(environ.get(name, "")) for name in names))
     except ValueError:
         raise RunError(
             f"cannot tell which of how many processes this is from {environment_summary(environ)}: set RANK and "
             "WORLD_SIZE both, or unset them to train in one process"
         ) from None
-    if not 0 <= place.rank < place.world_size:
-        raise RunError(f"there is no rank {place.rank} of {place.world_size}: {environment_summary(environ)}")
-    return place
+    if not 0 <= process.rank < process.world_size:
+        raise RunError(f"there is no rank {process.rank} of {process.world_size}: {environment_summary(environ)}")
+    return process
 
 
 def num_cores() -> int:
-    """That this process may use."""
+    """CPU cores available to this process."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def rendezvous(environ: Mapping[str, str]) -> tuple[str, int]:
-    """Address and port of rank 0: MASTER_ADDR and MASTER_PORT, else what Slurm knows of the job."""
+    """Address and port of rank 0: MASTER_ADDR and MASTER_PORT, else those that follow from the Slurm job."""
     job = int(environ.get("SLURM_JOB_ID", 0)) + int(environ.get("SLURM_STEP_ID", 0))
     return environ.get("MASTER_ADDR") or _first_node(environ), int(environ.get("MASTER_PORT", 20000 + job % 12000))
 
 
 def _first_node(environ: Mapping[str, str]) -> str:
-    """A name or an address that can be reached: Slurm's own address of a node where nobody knows its name."""
+    """Name of the job's first node, or its address in Slurm if the name does not resolve."""
     nodes = environ.get("SLURM_STEP_NODELIST", "")
     if environ.get("SLURM_STEP_NUM_NODES", "1") == "1":
         return "127.0.0.1"
@@ -77,8 +74,8 @@ def _first_node(environ: Mapping[str, str]) -> str:
     try:
         socket.getaddrinfo(first, None)
     except OSError:
-        found = re.search(r"NodeAddr=(\S+)", _scontrol("show", "node", first))
-        return found[1] if found else first
+        address = re.search(r"NodeAddr=(\S+)", _scontrol("show", "node", first))
+        return address[1] if address else first
     return first
 
 
@@ -90,21 +87,19 @@ def _scontrol(*arguments: str) -> str:
 
 
 def environment_summary(environ: Mapping[str, str]) -> str:
-    """Those that were looked at, as NAME=VALUE."""
-    known = [f"{name}={environ[name]}" for name in (*TORCHRUN_VARIABLES, *SLURM_VARIABLES) if name in environ]
-    return " ".join(known) or "no variable of torchrun or Slurm"
+    """The variables of torchrun and Slurm that are set, as NAME=VALUE."""
+    texts = [f"{name}={environ[name]}" for name in (*TORCHRUN_VARIABLES, *SLURM_VARIABLES) if name in environ]
+    return " ".join(texts) or "no variable of torchrun or Slurm"
 
 
 def requeue(environ: Mapping[str, str]) -> None:
-    """Put the Slurm job that this process is of back into the queue, unless it was cancelled; Slurm then ends it."""
+    """Put the Slurm job of this process back into the queue, unless it was cancelled; Slurm then ends it."""
     job = environ.get("SLURM_JOB_ID")
-    if job is None or not shutil.which("scontrol"):
-        return
-    if "JobState=RUNNING" not in _scontrol("show", "job", job):
+    if job is None or not shutil.which("scontrol") or "JobState=RUNNING" not in _scontrol("show", "job", job):
         return
     try:
         _scontrol("requeue", job)
     except RunError as error:
-        print(f"jepa-train: {error}; the run goes on where it was when it is submitted again", flush=True)
+        print(f"jepa-train: {error}; submit the job again to resume the run", flush=True)
         return
     time.sleep(REQUEUE_SECONDS)

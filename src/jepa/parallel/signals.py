@@ -1,4 +1,4 @@
-"""Handlers of signals that stay for as long as a block runs."""
+"""Signal handlers that are installed while a block runs."""
 
 from __future__ import annotations
 
@@ -15,25 +15,25 @@ STOPS, FROM_SCHEDULERS = SIGNALS[:2], SIGNALS[1:]
 
 @contextmanager
 def handlers(signals: Collection[int], handler: Callable[..., Any] | signal.Handlers) -> Iterator[None]:
-    """The handler, while the block runs; the earlier ones come back after it."""
-    earlier = {signum: signal.signal(signum, handler) for signum in signals}
+    """Install the handler while the block runs, then restore the previous ones."""
+    previous = {signum: signal.signal(signum, handler) for signum in signals}
     try:
         yield
     finally:
-        for signum, former in earlier.items():
-            signal.signal(signum, former)
+        for item in previous.items():
+            signal.signal(*item)
 
 
 @dataclass
 class Interrupt:
-    """`signum` is the signal that asked this process to stop, 0 until then."""
+    """A request to stop; 0 stands for no signal."""
 
     signum: int = 0
+    """Signal that this process has received."""
     signum_on_all_ranks: int = 0
-    """the signal that all ranks stop for"""
+    """Signal that all ranks stop for."""
 
     def is_requested(self) -> bool:
-        """Whether this process was asked to stop."""
         return self.signum != 0
 
     def receive(self, signum: int, frame: FrameType | None) -> None:
@@ -44,10 +44,10 @@ class Interrupt:
 
 @contextmanager
 def listen(interrupt: Interrupt | None = None, signals: Collection[int] = SIGNALS) -> Iterator[Interrupt]:
-    """Signals are noted while the block runs, in `interrupt` where one is given; the earlier handlers come back after.
+    """Record signals while the block runs, in `interrupt` if given.
 
-    While a run is only being prepared, those `FROM_SCHEDULERS` are: they would end the process before it can put its
-    job back into the queue. Ctrl-C may.
+    While a run is prepared only those `FROM_SCHEDULERS` are recorded: they would end the process before it can put its
+    job back into the queue. Ctrl-C ends it.
     """
     interrupt = interrupt or Interrupt()
     with handlers(signals, interrupt.receive):

@@ -1,4 +1,4 @@
-"""How parameters lie on the ranks: replicated (DDP, Li et al. 2020) or sharded (FSDP2, after Zhao et al. 2023)."""
+"""Parameters on the ranks: replicated (DDP, Li et al. 2020) or sharded (FSDP2, after Zhao et al. 2023)."""
 
 from __future__ import annotations
 
@@ -14,43 +14,36 @@ from jepa.parallel.session import Session
 
 
 def wrap(objective: Any, session: Session, *, compiled: bool) -> nn.Module:
-    """The module that a step calls; with strategy=fsdp the parameters of `objective` become shards."""
+    """The module that a training step calls; with strategy=fsdp the parameters of `objective` become shards."""
     module = objective
     if session.strategy == "fsdp":
-        _shard(objective, session)
+        from torch.distributed.device_mesh import init_device_mesh
+        from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+
+        mesh = init_device_mesh(session.device.type, (session.world_size,))
+        dtype = torch.bfloat16 if session.bf16 else None
+        policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
+        for part in (*blocks_of(objective), objective):  # each block by itself, then all other parameters together
+            fully_shard(part, mesh=mesh, mp_policy=policy)
     elif session.strategy == "ddp":
         from torch.nn.parallel import DistributedDataParallel
 
-        known = inspect.signature(DistributedDataParallel).parameters  # of which newer ones have the first
-        off = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
-        idles = objective.may_leave_parameters_idle
-        options: dict[str, bool] = {off: False, "find_unused_parameters": idles, "gradient_as_bucket_view": True}
+        parameters = inspect.signature(DistributedDataParallel).parameters
+        sync = "forward_sync_buffers" if "forward_sync_buffers" in parameters else "broadcast_buffers"  # its older name
+        unused = objective.may_leave_parameters_idle
+        options: dict[str, bool] = {sync: False, "find_unused_parameters": unused, "gradient_as_bucket_view": True}
         module = DistributedDataParallel(objective, **options)  # pyright: ignore[reportArgumentType]
     return torch.compile(module) if compiled else module  # pyright: ignore[reportReturnType]
 
 
-def _shard(objective: nn.Module, session: Session) -> None:
-    """Shards each block of a trunk by itself, so that FSDP gathers one at a time, and the rest together."""
-    from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
-
-    mesh = init_device_mesh(session.device.type, (session.world_size,))
-    dtype = torch.bfloat16 if session.bf16 else None
-    policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
-    for block in blocks_of(objective):
-        fully_shard(block, mesh=mesh, mp_policy=policy)
-    fully_shard(objective, mesh=mesh, mp_policy=policy)
-
-
 def blocks_of(objective: nn.Module) -> list[nn.Module]:
-    """The blocks of all trunks, which FSDP gathers one at a time."""
-    return [block for trunk in objective.modules() if isinstance(trunk, nn.ModuleList) for block in trunk]
+    """The transformer blocks, that is the modules of every ModuleList; FSDP gathers one at a time."""
+    return [block for blocks in objective.modules() if isinstance(blocks, nn.ModuleList) for block in blocks]
 
 
 def no_grad_sync(module: nn.Module) -> AbstractContextManager:
-    """Inside, DDP averages no gradients; FSDP reduces its shards in every backward to save memory."""
-    no_sync = getattr(module, "no_sync", None)
-    return no_sync() if no_sync else nullcontext()
+    """Inside, DDP does not average gradients; FSDP still reduces its shards in every backward pass, to save memory."""
+    return module.no_sync() if hasattr(module, "no_sync") else nullcontext()  # pyright: ignore
 
 
 def local_shards(tensors: Iterable[Tensor]) -> list[Tensor]:
@@ -64,7 +57,7 @@ def full_tensor(tensor: Any) -> Tensor:
 
 
 def gather_full_state(objective: nn.Module, into: nn.Module | None) -> None:
-    """Gathers the weights of a sharded objective into `into` on rank 0; all ranks take part."""
+    """Gather the weights of a sharded objective into `into` on rank 0; all ranks call it."""
     from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
     weights = get_model_state_dict(objective, options=StateDictOptions(full_state_dict=True, cpu_offload=True))

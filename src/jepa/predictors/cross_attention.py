@@ -1,4 +1,4 @@
-"""Mask tokens that only read the context: the cheap predictor."""
+"""Predictor by cross-attention: mask tokens attend to the context only (CrossMAE, Fu et al. 2024)."""
 
 from __future__ import annotations
 
@@ -14,22 +14,15 @@ from jepa.types import Masks, PatchGrid, Positive, PositiveInt
 
 
 class CrossAttentionPredictor(nn.Module):
-    """Predicts every target token apart: queries read the context and never meet (CrossMAE, Fu et al. 2024).
+    """Predicts every target token apart: queries attend to the context, never to each other.
 
-    Each of several mask sets has a mask token of its own (V-JEPA, Bardes et al. 2024).
+    Each of several mask sets has its own mask token (V-JEPA, Bardes et al. 2024).
     """
 
     def __init__(
-        self,
-        *,
-        grid: PatchGrid,
-        embed_dim: int,
-        num_heads: PositiveInt,
-        num_mask_tokens: int = 1,
-        width: PositiveInt = 384,
-        depth: PositiveInt = 6,
-        mlp_ratio: Positive = 4.0,
-    ) -> None:
+        self, *, grid: PatchGrid, embed_dim: int, num_heads: PositiveInt, num_mask_tokens: int = 1,
+        width: PositiveInt = 384, depth: PositiveInt = 6, mlp_ratio: Positive = 4.0,
+    ) -> None:  # fmt: skip
         super().__init__()
         check_sizes(width, num_heads, mlp_ratio, width_key="predictor.width", heads_key="predictor.num_heads")
         self.grid = grid

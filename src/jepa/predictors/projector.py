@@ -1,4 +1,4 @@
-"""No prediction of hidden tokens but a head on what is seen, for views that are compared with each other."""
+"""Projection head for view-based objectives (SimCLR, VICReg, LeJEPA); predicts no hidden tokens."""
 
 from __future__ import annotations
 
@@ -10,11 +10,10 @@ from jepa.types import Masks, PatchGrid, PositiveInt
 
 
 class Projector(nn.Module):
-    """The mean token through two hidden layers with batch norm: what regularisers compare as `predicted`.
+    """MLP with two hidden layers and batch norm on the mean token; regularisers compare its output as `predicted`.
 
-    Features before such a head keep more than those after it (SimCLR, Chen et al. 2020, section 4.2; VICReg, Bardes et
-    al. 2022, section 4.2). Batch norm sees what is on all ranks at a time: with `micro_batch_size` that is a piece of
-    the batch.
+    Features before such a head are better than those after it (SimCLR, Chen et al. 2020, section 4.2; VICReg, Bardes et
+    al. 2022, section 4.2). Batch norm covers all ranks, and with `micro_batch_size` only a part of the batch.
     """
 
     predicts_tokens = False

@@ -1,4 +1,4 @@
-"""Latents that change slowly: what follows each other in a clip should be close (temporal similarity of EB-JEPA)."""
+"""Temporal similarity of EB-JEPA: latents of consecutive time steps should be close."""
 
 from __future__ import annotations
 
@@ -7,15 +7,14 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from jepa.parallel.collectives import mean_over_ranks
-from jepa.regularizers.pooling import pool_steps
+from jepa.regularizers.pooling import mean_counted, pool_steps
 from jepa.types import Latents, NonNegative
 
 
 class TemporalSimilarity(nn.Module):
-    """The mean squared difference, over D, of the pooled latents of consecutive time steps of the grid.
+    """Mean squared difference, over D, of the pooled latents of consecutive time steps of the grid.
 
-    A pair of steps counts where a sample has tokens of both; a batch without such pairs, as of images, costs nothing.
+    A pair counts if the sample has tokens of both steps; without such pairs, e.g. for images, the penalty is 0.
     """
 
     rules = ("jepa.regularizers.rules.temporal_similarity",)
@@ -26,11 +25,10 @@ class TemporalSimilarity(nn.Module):
         self.weight = weight
 
     def forward(self, latents: Latents) -> tuple[Tensor, dict[str, Tensor]]:
-        """-> float32 scalar, and the distance before weighting, detached"""
+        """-> float32 scalar, and the unweighted distance, detached"""
         with torch.autocast(latents.context.device.type, enabled=False):
-            steps, is_there = pool_steps(latents, self.of)  # [B, T, D] and [B, T]
+            steps, has_tokens = pool_steps(latents, self.of)  # [B, T, D] and [B, T]
             squares = (steps[:, 1:] - steps[:, :-1]).square().mean(dim=-1)  # [B, T - 1]
-            counts = (is_there[:, 1:] & is_there[:, :-1]).to(squares.dtype)
-            total, count = mean_over_ranks(torch.stack([(squares * counts).sum(), counts.sum()]))
-            distance = total / count.clamp(min=torch.finfo(count.dtype).tiny)
+            counts = (has_tokens[:, 1:] & has_tokens[:, :-1]).to(squares.dtype)
+            distance = mean_counted(squares, counts)
         return self.weight * distance, {"distance": distance.detach()}

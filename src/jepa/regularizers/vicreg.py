@@ -18,24 +18,19 @@ EPSILON = 1e-4
 class VICReg(nn.Module):
     """Keeps every dimension of the pooled latents spread out and uncorrelated with the others.
 
-    Convention of the paper: variances and covariances divide by B - 1; the variance term is the mean over the D
-    dimensions of relu(1 - sqrt(var + 1e-4)), the covariance term the sum of squared off-diagonal covariances divided
-    by D (not by D (D - 1)), both of each view apart and averaged over the views. The invariance term is the mean over
-    samples, pairs of views and dimensions of the squared difference (equation 5 divided by D, as in the authors' code).
-    Smaller crops are views like the others.
-    The paper's weights 25, 1 and 25 have the ratio of 1, 0.04 and 1. The batch is what is on all ranks at a time.
+    As in the paper, variances and covariances divide by B - 1; the variance term is the mean over the D dimensions of
+    relu(1 - sqrt(var + 1e-4)), the covariance term the sum of squared off-diagonal covariances divided by D. Both are
+    computed per view, local ones included, and averaged. The invariance term is the mean over samples, pairs of views
+    and dimensions of the squared difference (equation 5 divided by D, as in the authors' code). The paper's weights 25,
+    1 and 25 have the ratio of 1, 0.04 and 1. The batch consists of the samples on all ranks.
     """
 
     rules = ("jepa.regularizers.rules.vicreg",)
 
     def __init__(
-        self,
-        *,
-        of: Literal["context", "predicted"] = "context",
-        variance: NonNegative = 1.0,
-        covariance: NonNegative = 0.04,
-        invariance: NonNegative = 0.0,
-    ) -> None:
+        self, *, of: Literal["context", "predicted"] = "context", variance: NonNegative = 1.0,
+        covariance: NonNegative = 0.04, invariance: NonNegative = 0.0,
+    ) -> None:  # fmt: skip
         super().__init__()
         self.of = of
         self.variance = variance
@@ -43,7 +38,7 @@ class VICReg(nn.Module):
         self.invariance = invariance
 
     def forward(self, latents: Latents) -> tuple[Tensor, dict[str, Tensor]]:
-        """-> float32 scalar, and its terms before weighting, detached"""
+        """-> float32 scalar, and its unweighted terms, detached"""
         # a bfloat16 product would lose the small covariances
         with torch.autocast(latents.context.device.type, enabled=False):
             views = pool_views(latents, self.of)  # [b, V, D]
@@ -57,7 +52,7 @@ class VICReg(nn.Module):
 
 
 def spread(embeddings: Tensor) -> tuple[Tensor, Tensor]:
-    """[b, D] -> the variance and the covariance term, of the embeddings on all ranks"""
+    """[b, D] -> variance and covariance term of the embeddings on all ranks"""
     count = len(embeddings) * world_size()
     if count < 2:
         raise ValueError("VICReg needs at least 2 samples at a time: raise batch_size or micro_batch_size")
@@ -69,7 +64,7 @@ def spread(embeddings: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def difference(views: Tensor) -> Tensor:
-    """[b, V, D] -> mean squared difference of all pairs of views: twice their variance"""
+    """[b, V, D] -> mean squared difference over all pairs of views, which is twice their variance"""
     if views.shape[1] < 2:
         raise ValueError("the invariance term of VICReg compares views of a sample: set augment.views to 2 or more")
     return 2 * views.var(dim=1).mean()

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from html import escape
 from itertools import groupby, pairwise
+from typing import NamedTuple
 
 from markupsafe import Markup
+
+from jepa.reports.page import render
 
 WIDTH, HEIGHT = 360, 200
 """Size of a chart in pixels."""
 LEFT, RIGHT, TOP, BOTTOM = 54, 16, 8, 24
 """Margins around the axes in pixels."""
 MAX_POINTS, MAX_HOVER_COLUMNS, MAX_DOTS = 160, 60, 40
+SCATTER_MARGIN = 8
+"""Margin around the points of a scatter plot in pixels."""
 NUM_COLOURS = 8
 MAX_LEGEND = 12
 """Number of labels in the legend of a scatter plot."""
@@ -68,8 +72,15 @@ class Scale:
 
     def ticks(self, count: int) -> list[float]:
         if self.is_log:
-            return log_ticks(self.low, self.high)
+            decades = range(math.floor(math.log10(self.low)), math.ceil(math.log10(self.high)) + 1)
+            return [10.0**k for k in decades if k % max(1, math.ceil(len(decades) / 5)) == 0]
         return [t for t in nice_ticks(self.low, self.high, count) if self.low <= t <= self.high]
+
+
+def linear_scale(values: Sequence[float], start: float, end: float) -> Scale:
+    """A scale over the range of the values, or around them if they are equal."""
+    low, high = min(values), max(values)
+    return Scale(low, high, start, end) if high > low else Scale(low - 0.5, high + 0.5, start, end)
 
 
 def line_chart(chart: Chart, lines: Sequence[Line], baselines: Sequence[Baseline] = ()) -> Markup:
@@ -77,17 +88,19 @@ def line_chart(chart: Chart, lines: Sequence[Line], baselines: Sequence[Baseline
     curves = [downsample(line.points, band=line.band) for line in lines]
     buckets = [bucket for curve in curves for bucket in curve]
     finite = [bucket for bucket in buckets if math.isfinite(bucket.mean)]
+    keys = [(f"c{index}", line.name, _last_value(line.points)) for index, line in enumerate(lines)]
+    keys += [(f"d{index} dashed", base.name, number(base.value)) for index, base in enumerate(baselines)]
     if not finite:
-        return _figure(chart, lines, baselines, '<p class="empty">no finite value yet</p>')
+        return render("chart.html", chart=chart, keys=keys, is_empty=True)
     steps = [bucket.step for bucket in buckets]
-    x = Scale(*_non_empty(min(steps), max(steps)), LEFT, WIDTH - RIGHT)
-    y = _value_scale(_clipped_values(finite), [baseline.value for baseline in baselines], chart.log_if_wide)
-    parts = [_axes(x, y, chart.axis), *(_baseline(baseline, index, y) for index, baseline in enumerate(baselines))]
-    parts += [_curve(curve, index, x, y) for index, curve in enumerate(curves)]
-    parts += [_hover_columns(chart, lines, curves, x)]
-    label = f"{chart.title} over {max(steps):,.0f} {chart.axis}s"
-    svg = f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(label)}">{"".join(parts)}</svg>'
-    return _figure(chart, lines, baselines, svg)
+    x = linear_scale(steps, LEFT, WIDTH - RIGHT)
+    levels = [(index, base) for index, base in enumerate(baselines) if math.isfinite(base.value)]
+    y = _value_scale([*_clipped_values(finite), *(base.value for _, base in levels)], chart.log_if_wide)
+    return render(
+        "chart.html", chart=chart, keys=keys, is_empty=False, width=WIDTH, height=HEIGHT, x=x, y=y, levels=levels,
+        segments=[segment for index, curve in enumerate(curves) for segment in _segments(curve, index, x, y)],
+        columns=_hover_columns(chart, lines, curves, x), last_step=max(steps), number=number,
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -121,12 +134,6 @@ def nice_ticks(low: float, high: float, count: int) -> list[float]:
     return [round(k * step, 12 - math.floor(math.log10(step))) for k in range(first, last + 1)]
 
 
-def log_ticks(low: float, high: float) -> list[float]:
-    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    stride = max(1, math.ceil(len(decades) / 5))
-    return [10.0**k for k in decades if k % stride == 0 and low <= 10.0**k * 1.001 and 10.0**k <= high * 1.001]
-
-
 def number(value: float) -> str:
     """The number in a few characters: 1.25M, 12.5k, 0.412, 3.2e-5, nan."""
     if not math.isfinite(value):
@@ -141,11 +148,6 @@ def number(value: float) -> str:
     return f"{value:.4g}" if size >= 1000 else f"{value:.3g}"
 
 
-def _non_empty(low: float, high: float) -> tuple[float, float]:
-    """The interval, widened if both ends are equal."""
-    return (low, high) if high > low else (low - 0.5, high + 0.5)
-
-
 def _clipped_values(buckets: list[Bucket]) -> list[float]:
     """Means and extremes; extremes far from all means are clipped, so that one spike does not flatten the curve."""
     means = [bucket.mean for bucket in buckets]
@@ -154,8 +156,7 @@ def _clipped_values(buckets: list[Bucket]) -> list[float]:
     return [*means, *(max(b.low, low) for b in buckets), *(min(b.high, high) for b in buckets)]
 
 
-def _value_scale(values: list[float], baselines: list[float], log_if_wide: bool) -> Scale:
-    values = values + [value for value in baselines if math.isfinite(value)]
+def _value_scale(values: list[float], log_if_wide: bool) -> Scale:
     low, high = min(values), max(values)
     start, end = HEIGHT - BOTTOM, TOP
     if log_if_wide and low > 0 and high / low >= 100:
@@ -169,79 +170,40 @@ def _value_scale(values: list[float], baselines: list[float], log_if_wide: bool)
     return Scale(low - margin if low else 0.0, high + margin, start, end)
 
 
-def _axes(x: Scale, y: Scale, name: str) -> str:
-    floor = HEIGHT - BOTTOM
-    parts = []
-    for tick in y.ticks(6):
-        at = f"{y(tick):.1f}"
-        parts.append(f'<path class="grid" d="M{LEFT} {at}H{WIDTH - RIGHT}"/>')
-        parts.append(f'<text class="tick" x="{LEFT - 6}" y="{at}" dy=".32em" text-anchor="end">{number(tick)}</text>')
-    for tick in x.ticks(5):
-        if tick == int(tick):
-            at = f"{x(tick):.1f}"
-            parts.append(f'<path class="axis" d="M{at} {floor}v4"/>')
-            parts.append(f'<text class="tick" x="{at}" y="{floor + 17}" text-anchor="middle">{number(tick)}</text>')
-    parts.append(f'<path class="axis" d="M{LEFT} {floor}H{WIDTH - RIGHT}"/>')
-    parts.append(f'<text class="tick" x="0" y="{floor + 17}">{escape(name)}</text>')
-    return "".join(parts)
+class Segment(NamedTuple):
+    """A part of a curve without gaps, in pixels as text."""
+
+    colour: int
+    points: list[tuple[str, str]]
+    band: list[str]
+    """Corners of the band from the lowest to the highest value of each bucket."""
+    has_dots: bool
 
 
-def _baseline(baseline: Baseline, index: int, y: Scale) -> str:
-    if not math.isfinite(baseline.value):
-        return ""
-    title = f"<title>{escape(baseline.name)}: {number(baseline.value)}</title>"
-    return f'<path class="level d{index}" d="M{LEFT} {y(baseline.value):.1f}H{WIDTH - RIGHT}">{title}</path>'
-
-
-def _curve(buckets: list[Bucket], index: int, x: Scale, y: Scale) -> str:
-    """A line with gaps where values are not finite, over a band from the lowest to the highest value of each bucket."""
-    parts = []
+def _segments(buckets: list[Bucket], colour: int, x: Scale, y: Scale) -> Iterator[Segment]:
     for is_finite, group in groupby(buckets, key=lambda bucket: math.isfinite(bucket.mean)):
-        if not is_finite:
-            continue
-        segment = list(group)
-        if any(b.high > b.low for b in segment):
-            top = [f"{x(b.step):.1f} {max(y(min(b.high, y.high)), TOP):.1f}" for b in segment]
-            bottom = [f"{x(b.step):.1f} {y(max(b.low, y.low)):.1f}" for b in reversed(segment)]
-            parts.append(f'<path class="band c{index}" d="M{"L".join(top + bottom)}Z"/>')
-        points = [(f"{x(b.step):.1f}", f"{y(b.mean):.1f}") for b in segment]
-        parts.append(f'<path class="line c{index}" d="M{"L".join(map(" ".join, points))}"/>')
-        if len(segment) == 1 or len(buckets) <= MAX_DOTS:
-            parts += [f'<circle class="dot c{index}" cx="{cx}" cy="{cy}" r="2.5"/>' for cx, cy in points]
-    return "".join(parts)
+        segment, band = list(group), []
+        if is_finite and any(b.high > b.low for b in segment):
+            band = [f"{x(b.step):.1f} {max(y(min(b.high, y.high)), TOP):.1f}" for b in segment]
+            band += [f"{x(b.step):.1f} {y(max(b.low, y.low)):.1f}" for b in reversed(segment)]
+        if is_finite:
+            points = [(f"{x(b.step):.1f}", f"{y(b.mean):.1f}") for b in segment]
+            yield Segment(colour, points, band, has_dots=len(segment) == 1 or len(buckets) <= MAX_DOTS)
 
 
-def _hover_columns(chart: Chart, lines: Sequence[Line], curves: list[list[Bucket]], x: Scale) -> str:
-    """Invisible columns whose titles show the values under the pointer."""
+def _hover_columns(
+    chart: Chart, lines: Sequence[Line], curves: list[list[Bucket]], x: Scale
+) -> list[tuple[str, float, float]]:
+    """Values at the steps, left edge and width of the invisible columns that show them under the pointer."""
     unit = f" {chart.unit}" if chart.unit else ""
     texts: dict[float, list[str]] = {}
     for line, curve in zip(lines, curves, strict=True):
         for bucket in curve:
             texts.setdefault(bucket.step, []).append(f"{line.name}: {number(bucket.mean)}{unit}")
     steps = sorted(texts)[:: max(1, math.ceil(len(texts) / MAX_HOVER_COLUMNS))]
-    edges = [LEFT, *((x(a) + x(b)) / 2 for a, b in pairwise(steps)), WIDTH - RIGHT]
-    parts = []
-    for step, (left, right) in zip(steps, pairwise(edges), strict=True):
-        title = escape("\n".join([f"{chart.axis} {step:,.0f}", *texts[step]]))
-        size = f'x="{left:.1f}" y="{TOP}" width="{right - left:.1f}" height="{HEIGHT - TOP - BOTTOM}"'
-        parts.append(f'<rect class="strip" {size}><title>{title}</title></rect>')
-    return "".join(parts)
-
-
-def _figure(chart: Chart, lines: Sequence[Line], baselines: Sequence[Baseline], body: str) -> Markup:
-    unit = f' <span class="unit">{escape(chart.unit)}</span>' if chart.unit else ""
-    hint = f'<p class="hint">{escape(chart.hint)}</p>' if chart.hint else ""
-    keys = [_key(f"c{index}", line.name, _last_value(line.points)) for index, line in enumerate(lines)]
-    keys += [_key(f"d{index} dashed", base.name, number(base.value)) for index, base in enumerate(baselines)]
-    return Markup(
-        f'<figure class="chart"><figcaption>{escape(chart.title)}{unit}</figcaption>'
-        f'<div class="legend">{"".join(keys)}</div>{body}{hint}</figure>'
-    )
-
-
-def _key(style: str, name: str, value: str) -> str:
-    swatch = f'<svg class="swatch" viewBox="0 0 20 8" aria-hidden="true"><path class="line {style}" d="M1 4H19"/></svg>'
-    return f'<span class="key">{swatch}{escape(name)} <b>{escape(value)}</b></span>'
+    edges = [x.start, *((x(a) + x(b)) / 2 for a, b in pairwise(steps)), x.end]
+    titles = ["\n".join([f"{chart.axis} {step:,.0f}", *texts[step]]) for step in steps]
+    return [(title, left, right - left) for title, (left, right) in zip(titles, pairwise(edges), strict=True)]
 
 
 def _last_value(points: Sequence[Point]) -> str:
@@ -255,15 +217,15 @@ def _last_value(points: Sequence[Point]) -> str:
 def scatter(points: Sequence[Point], labels: Sequence[str]) -> Markup:
     """A scatter plot with a colour and shape for each label; of many labels the rarer ones are grey."""
     styles = mark_styles(labels)
-    side, margin = WIDTH, 8
-    x, y = (Scale(*_non_empty(min(values), max(values)), margin, side - margin) for values in zip(*points, strict=True))
-    marks = [
-        f'<path class="mark {mark_class(styles[label])}" d="M{x(a):.1f} {side - y(b):.1f}{_shape(styles[label])}">'
-        f"<title>{escape(label)}</title></path>"
-        for (a, b), label in sorted(zip(points, labels, strict=True), key=lambda pair: styles[pair[1]] >= 0)
-    ]
-    svg = f'<svg viewBox="0 0 {side} {side}" role="img" aria-label="embeddings in the plane">{"".join(marks)}</svg>'
-    return Markup(_mark_legend(styles) + svg)
+    x, y = (linear_scale(values, SCATTER_MARGIN, WIDTH - SCATTER_MARGIN) for values in zip(*points, strict=True))
+    marks = [(x(a), WIDTH - y(b), label) for (a, b), label in zip(points, labels, strict=True)]
+    keys = [(name, style) for name, style in styles.items() if style >= 0]
+    if len(keys) < len(styles):
+        keys.append((f"{len(styles) - len(keys)} others", -1))
+    return render(
+        "scatter.html", side=WIDTH, marks=sorted(marks, key=lambda mark: styles[mark[2]] >= 0), styles=styles,
+        keys=keys, mark_class=mark_class, shape=_shape,
+    )  # fmt: skip
 
 
 def mark_styles(labels: Sequence[str]) -> dict[str, int]:
@@ -276,19 +238,6 @@ def mark_styles(labels: Sequence[str]) -> dict[str, int]:
 
 def mark_class(style: int) -> str:
     return "rest" if style < 0 else f"m{style % NUM_COLOURS}"
-
-
-def _mark_legend(styles: Mapping[str, int]) -> str:
-    """The legend of a scatter plot; empty with a single label."""
-    keys = [(name, style) for name, style in styles.items() if style >= 0]
-    if len(keys) < len(styles):
-        keys.append((f"{len(styles) - len(keys)} others", -1))
-    swatches = [
-        f'<span class="key"><svg class="swatch dot" viewBox="-5 -5 10 10" aria-hidden="true">'
-        f'<path class="mark {mark_class(style)}" d="M0 0{_shape(style)}"/></svg>{escape(name)}</span>'
-        for name, style in keys
-    ]
-    return f'<div class="legend">{"".join(swatches)}</div>' if len(keys) > 1 else ""
 
 
 def _shape(style: int) -> str:

@@ -84,6 +84,11 @@ def image(source: str, text: str) -> Markup:
     return Markup('<img alt="{}" src="{}">').format(text, source)
 
 
+def picture(path: Path) -> Markup:
+    """An image element that holds a PNG file."""
+    return image(data_url(path.read_bytes()), path.stem)
+
+
 def data_url(picture: bytes, kind: str = "png") -> str:
     return f"data:image/{kind};base64,{base64.b64encode(picture).decode()}"
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -16,37 +16,28 @@ import yaml
 from markupsafe import Markup
 
 from jepa.reports.charts import Baseline, Chart, Line, Point, line_chart, number, scatter
-from jepa.reports.page import Table, data_url, image, principal_plane, render
-from jepa.reports.sections import DETECTION, MOTION, SECTIONS, TRAINING, Curve, class_curves
+from jepa.reports.page import Table, picture, principal_plane, render
+from jepa.reports.sections import DETECTION, MOTION, SECTIONS, TRAINING, Curve, class_curves, probe_curve
 from jepa.reports.verdict import (
     CLASSIFIED,
     DETECTED,
+    NOT_MEASURED,
     REGRESSION,
     UNTRAINED,
     Column,
+    Rows,
     initial_weights,
     table_columns,
     table_rows,
     verdict,
 )
-from jepa.runs.metrics import (
-    CAPTIONS,
-    MEDIA,
-    PROVENANCE,
-    Row,
-    read_config,
-    read_json,
-    read_rows,
-    step_of,
-    write_atomically,
-)
+from jepa.runs.metrics import CAPTIONS, MEDIA, PROVENANCE, read_config, read_json, read_rows, step_of, write_atomically
 
 TONES = {
     "finished": "good", "running": "calm", "stopped": "wait", "failed": "bad",
     "learning": "good", "stalled": "wait", "collapsing": "bad",
 }  # fmt: skip
 SIGNS = {"good": "\u2713", "bad": "\u26a0", "wait": "\u23f8", "calm": "\u22ef"}
-NOT_MEASURED = "-"
 MAX_EMBEDDED = 600
 """Number of vectors in the scatter plot of an embedding."""
 EMBEDDING_CAPTION = "Features of images on their two main directions at each evaluation; labels under the pointer."
@@ -64,7 +55,10 @@ def write_report(folder: Path) -> Path:
     folder = Path(folder)
     rows = read_rows(folder)
     provenance = read_json(folder / PROVENANCE)
-    status, message = _status(provenance, read_json(folder / "run.json"))
+    run = {"status": "running", "message": ""} | read_json(folder / "run.json")
+    status, message = run["status"], str(run["message"])
+    if status == "running":  # the process may have ended before it could write run.json
+        status = provenance.get("status", status)
     config: dict = {}
     with suppress(yaml.YAMLError):  # edited by hand: it is shown as it is
         config = read_config(folder)
@@ -87,15 +81,9 @@ def write_report(folder: Path) -> Path:
     return target
 
 
-def _status(provenance: Mapping, ended: Mapping) -> tuple[str, str]:
-    """Status and message by run.json, or by the logger if the process ended before it could write run.json."""
-    status = ended.get("status", "running")
-    return provenance.get("status", status) if status == "running" else status, str(ended.get("message", ""))
-
-
-def _facts(rows: Sequence[Row], provenance: Mapping) -> dict[str, str]:
+def _facts(rows: Rows, provenance: Mapping) -> dict[str, str]:
     """Names and values of the facts at the top of the page."""
-    last: Row = {name: value for row in rows for name, value in row.items()}
+    last = {name: value for row in rows for name, value in row.items()}
     facts = {"steps": f"{last['step']:,}"} if rows else {}
     if "epoch" in last:
         facts["epochs"] = number(last["epoch"])
@@ -112,18 +100,14 @@ def _time(seconds: float) -> str:
     return time.strftime("%Y-%m-%d %H:%M", time.localtime(seconds))
 
 
-def final_table(rows: Sequence[Row], initial: str = UNTRAINED) -> Table:
+def final_table(rows: Rows, initial: str = UNTRAINED) -> Table:
     """A table of the encoder of step 0, raw pixels and the trained encoder."""
     columns = table_columns(rows)
-    lines = [[title, *map(_format_cell, values, columns)] for title, values in table_rows(rows, initial)]
+    lines = [[title, *map(Column.cell, columns, values)] for title, values in table_rows(rows, initial)]
     return Table(heads=["", *(column.head for column in columns)], rows=lines)
 
 
-def _format_cell(value: float | None, column: Column) -> str:
-    return NOT_MEASURED if value is None else f"{value:.1f}{column.unit}"
-
-
-def _charts(rows: Sequence[Row], initial: str) -> tuple[list[Section], list[Markup]]:
+def _charts(rows: Rows, initial: str) -> tuple[list[Section], list[Markup]]:
     """The sections, and a chart for each remaining metric, so that everything logged is shown."""
     columns: dict[str, list[Point]] = {}
     for row in rows:
@@ -150,17 +134,11 @@ def _charts(rows: Sequence[Row], initial: str) -> tuple[list[Section], list[Mark
     return sections, [_chart(Curve(title=name, metrics={name: name}), columns, initial) for name in sorted(metrics)]
 
 
-def _regressions(columns: Mapping[str, list[Point]]) -> list[Curve]:
+def _regressions(names: Iterable[str]) -> list[Curve]:
     """A chart for each regression probe."""
-    return [
-        Curve(
-            title=f"{group.replace('_', ' ').capitalize()} probe, R²", with_start=True, unit="%",
-            metrics={f"probe/{group}_r2": "trained", f"still/{group}_r2": "middle frame only"},
-            baselines={f"baseline/pixels_{group}_r2": "raw pixels"},
-            hint="Variance explained by ridge regression on the features; below 0, the mean predicts better.",
-        )
-        for name in columns if (match := REGRESSION.fullmatch(name)) for group in match.groups()
-    ]  # fmt: skip
+    groups = [match[1] for name in names if (match := REGRESSION.fullmatch(name))]
+    hint = "Variance explained by ridge regression on the features; below 0, the mean predicts better."
+    return [probe_curve(f"{group}_r2", f"{group.replace('_', ' ').capitalize()} probe, R²", hint) for group in groups]
 
 
 def _horizons(columns: Mapping[str, list[Point]]) -> list[Markup]:
@@ -200,7 +178,7 @@ def _panels(folder: Path, initial: str) -> list[Panel]:
     captions = read_json(last / CAPTIONS)
     order = {name: index for index, name in enumerate(captions)}
     paths = sorted(last.glob("*.png"), key=lambda path: order.get(path.stem, len(order)))
-    panels = [_panel(path, _picture, captions.get(path.stem, ""), initial) for path in paths]
+    panels = [_panel(path, picture, captions.get(path.stem, ""), initial) for path in paths]
     return panels + [_panel(path, _embedding, EMBEDDING_CAPTION, initial) for path in sorted(last.glob("*.npz"))]
 
 
@@ -212,10 +190,6 @@ def _panel(path: Path, draw: Callable[[Path], Markup], caption: str, initial: st
     steps = [step_of(path.parent) for path in paths]
     titles = [f"step {step:,} ({initial})" if step == 0 else f"step {step:,}" for step in steps]
     return path.stem.replace("_", " ").capitalize(), list(zip(titles, map(draw, paths), strict=True)), caption
-
-
-def _picture(path: Path) -> Markup:
-    return image(data_url(path.read_bytes()), path.stem)
 
 
 def _embedding(path: Path) -> Markup:

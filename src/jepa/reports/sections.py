@@ -20,6 +20,15 @@ class Curve(Chart):
     """Multiplier of the values."""
 
 
+def probe_curve(name: str, title: str, hint: str) -> Curve:
+    """A chart of the metric probe/NAME: trained, at step 0, of middle frames and of raw pixels."""
+    return Curve(
+        title=title, hint=hint, with_start=True, unit="%",
+        metrics={f"probe/{name}": "trained", f"still/{name}": "middle frame only"},
+        baselines={f"baseline/pixels_{name}": "raw pixels"},
+    )  # fmt: skip
+
+
 MOTION = "Is motion learned?"
 DETECTION = "Are objects found?"
 TRAINING = "Training"
@@ -38,22 +47,11 @@ SECTIONS: dict[str, tuple[str, Sequence[Curve]]] = {
                 },
                 hint="The head that is trained, on the held-out part; the last step is the result.",
             ),
-            Curve(
-                title="Linear probe, top-1", with_start=True, unit="%",
-                metrics={"probe/linear_top1": "trained", "still/linear_top1": "middle frame only"},
-                baselines={"baseline/pixels_linear_top1": "raw pixels"},
-                hint="Useful features rise clearly above both baselines.",
-            ),
-            Curve(
-                title="kNN probe, top-1", with_start=True, unit="%",
-                metrics={"probe/knn_top1": "trained", "still/knn_top1": "middle frame only"},
-                baselines={"baseline/pixels_knn_top1": "raw pixels"},
-                hint="Nothing is fitted: the nearest training samples vote.",
-            ),
-            Curve(
-                title="Attentive probe, top-1", with_start=True, unit="%",
-                metrics={"probe/attentive_top1": "trained", "still/attentive_top1": "middle frame only"},
-                hint="A learned query pools the tokens, so no detail is lost to averaging.",
+            probe_curve("linear_top1", "Linear probe, top-1", "Useful features rise clearly above both baselines."),
+            probe_curve("knn_top1", "kNN probe, top-1", "Nothing is fitted: the nearest training samples vote."),
+            probe_curve(
+                "attentive_top1", "Attentive probe, top-1",
+                "A learned query pools the tokens, so no detail is lost to averaging.",
             ),
             Curve(
                 title="Balanced accuracy", with_start=True, unit="%",
@@ -164,6 +162,5 @@ SECTIONS: dict[str, tuple[str, Sequence[Curve]]] = {
 def class_curves(names: Iterable[str]) -> list[Curve]:
     """A chart of the average precision of each class; none for a single class or more than MAX_CLASSES."""
     labels = {name: name.removeprefix(AP_OF_CLASS) for name in names if name.startswith(AP_OF_CLASS)}
-    if not 1 < len(labels) <= MAX_CLASSES:
-        return []
-    return [Curve(title="Average precision by class, overlap 0.5", unit="%", metrics=labels)]
+    curve = Curve(title="Average precision by class, overlap 0.5", unit="%", metrics=labels)
+    return [curve] if 1 < len(labels) <= MAX_CLASSES else []

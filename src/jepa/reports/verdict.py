@@ -28,7 +28,7 @@ DETECTED = {"detect/map": "mAP", "detect/map50": "mAP@.5", "detect/map75": "mAP@
 REGRESSION = re.compile(r"probe/(\w+)_r2")
 CLASSIFIED = "probe/classifier_top1"
 """Metric of a trained head; its presence marks a supervised run."""
-UNTRAINED = "untrained"
+UNTRAINED, NOT_MEASURED = "untrained", "-"
 SELECTION_METRICS = (
     "probe/classifier_balanced",
     CLASSIFIED,
@@ -80,7 +80,7 @@ def verdict(rows: Rows, initial: str = UNTRAINED) -> Verdict:
     collapsed.
     """
     kinds = [
-        [change for name in names if (change := _probe_change(rows, name))]
+        [change for name in names if (change := _change(rows, name))]
         for names in (CLASS_PROBES, [metric for metric, _ in _regressions(rows)])
     ]
     probes = [change for kind in kinds for change in kind]
@@ -116,6 +116,11 @@ class Column(NamedTuple):
     head: str
     metric: str
     unit: str = " %"
+
+    def cell(self, value: float | None, deviation: float | None = None) -> str:
+        if value is None:
+            return NOT_MEASURED
+        return f"{value:.1f}{'' if deviation is None else f' ± {deviation:.1f}'}{self.unit}"
 
 
 def selection_metric(names: Collection[str], judge: str | None) -> str | None:
@@ -181,14 +186,19 @@ def _with_prefix(metric: str, prefix: str) -> str:
 
 
 @dataclass(frozen=True)
-class ProbeChange:
-    """The values of a probe at the first and last evaluation and at its highest."""
+class Change:
+    """The values of a metric over two evaluations or more."""
 
     metric: str
     start: float
+    previous: float
+    """second to last value"""
     last: float
     peak: float
+    """highest value"""
     peak_step: int
+    peak_name: str
+    """evaluation of the highest value, for a sentence"""
 
     @property
     def significant(self) -> float:
@@ -202,6 +212,15 @@ class ProbeChange:
     @property
     def drop(self) -> float:
         return self.peak - self.last
+
+    @property
+    def share(self) -> float:
+        """The last value as a fraction of the highest."""
+        return self.last / self.peak if self.peak > 0 else 1.0
+
+    @property
+    def recovers(self) -> bool:
+        return self.last >= RECOVERY * self.previous
 
     def sentence(self, rows: Rows, initial: str) -> str:
         match = REGRESSION.fullmatch(self.metric)
@@ -219,12 +238,14 @@ class ProbeChange:
         return f"the {title} is at {self.last:.1f} %{drop}, {difference} {self.start:.1f} %{baselines}"
 
 
-def _probe_change(rows: Rows, metric: str) -> ProbeChange | None:
-    values = series(rows, metric)
+def _change(rows: Rows, metric: str, opposite: bool = False) -> Change | None:
+    """The change of a metric; `opposite` takes 1 - value. None with fewer than two evaluations."""
+    values = [(step, 1 - value if opposite else value) for step, value in series(rows, metric)]
     if len(values) < 2:
         return None
-    peak_step, peak = max(values, key=lambda pair: pair[1])
-    return ProbeChange(metric, values[0][1], values[-1][1], peak, peak_step)
+    (first_step, start), (_, previous), (_, last) = values[0], *values[-2:]
+    step, peak = max(values, key=lambda pair: pair[1])
+    return Change(metric, start, previous, last, peak, step, "start" if step == first_step else f"value at step {step}")
 
 
 def _collapse(rows: Rows) -> str | None:
@@ -235,66 +256,36 @@ def _collapse(rows: Rows) -> str | None:
     """
     if series(rows, CLASSIFIED):
         return None
-    spread, angle = _drop_from_best(rows, "collapse/std"), _drop_from_best(rows, "collapse/cosine", opposite=True)
+    spread, angle = _change(rows, "collapse/std"), _change(rows, "collapse/cosine", opposite=True)
     if spread and angle and max(spread.share, angle.share) <= COLLAPSED_SPREAD and not spread.recovers:
         return (
-            f"the std of the features fell to {spread.share:.0%} of its {spread.when} ({spread.reference:.3g} -> "
+            f"the std of the features fell to {spread.share:.0%} of its {spread.peak_name} ({spread.peak:.3g} -> "
             f"{spread.last:.3g}) and all images point the same way (mean cosine {1 - angle.last:.3f})"
         )
-    rank = _drop_from_best(rows, "collapse/rank_centred")
+    rank = _change(rows, "collapse/rank_centred")
     if rank and (rank.share <= COLLAPSED_RANK or rank.last < POINT_RANK) and not rank.recovers:
-        before = f"its {rank.when} was {rank.reference:.1f}"
+        before = f"its {rank.peak_name} was {rank.peak:.1f}"
         return f"the features vary in only {rank.last:.1f} directions (centred effective rank; {before})"
     return None
 
 
 def _spread(rows: Rows) -> str:
-    drop = _drop_from_best(rows, "collapse/std")
-    if drop is None or drop.share >= 0.5:
+    std = _change(rows, "collapse/std")
+    if std is None or std.share >= 0.5:
         return "the features have not collapsed"
-    return f"the features have come closer (std at {drop.share:.0%} of its {drop.when}) but have not collapsed"
-
-
-@dataclass(frozen=True)
-class Drop:
-    last: float
-    reference: float
-    """highest value"""
-    when: str
-    """evaluation of the highest value, for a sentence"""
-    recovers: bool
-
-    @property
-    def share(self) -> float:
-        return self.last / self.reference if self.reference > 0 else 1.0
-
-
-def _drop_from_best(rows: Rows, name: str, opposite: bool = False) -> Drop | None:
-    """The last value against the highest; `opposite` takes 1 - value. None with fewer than two evaluations."""
-    values = [(step, 1 - value if opposite else value) for step, value in series(rows, name)]
-    if len(values) < 2:
-        return None
-    step, reference = max(values, key=lambda pair: pair[1])
-    (_, previous), (_, last) = values[-2:]
-    when = "start" if step == values[0][0] else f"value at step {step}"
-    return Drop(last, reference, when, recovers=last >= RECOVERY * previous)
+    return f"the features have come closer (std at {std.share:.0%} of its {std.peak_name}) but have not collapsed"
 
 
 def _unlabelled(rows: Rows) -> Verdict:
-    gains, ranks = series(rows, "predict/gain"), series(rows, "collapse/rank_centred")
-    hint = " (without labels this is a hint, not a proof)"
-    if len(gains) < 2:
+    gain, rank = _change(rows, "predict/gain"), _change(rows, "collapse/rank_centred")
+    if gain is None:
         return Verdict("too early to tell", "there is neither a probe nor a prediction error to compare with step 0")
-    first, last = gains[0][1], gains[-1][1]
-    change = f"the prediction beats a constant by {last:.0%} (step 0: {first:.0%}) and "
-    change += (
-        f"the centred rank went from {ranks[0][1]:.1f} to {ranks[-1][1]:.1f}"
-        if len(ranks) > 1
-        else "no rank was measured"
-    )
-    if last >= max(0.0, first) + SIGNIFICANT_GAIN:
-        return Verdict("learning", f"{change}{hint}")
-    return Verdict("stalled", f"{change}: train longer, or raise lr{hint}")
+    reason = f"the prediction beats a constant by {gain.last:.0%} (step 0: {gain.start:.0%}) and "
+    reason += f"the centred rank went from {rank.start:.1f} to {rank.last:.1f}" if rank else "no rank was measured"
+    hint = " (without labels this is a hint, not a proof)"
+    if gain.last >= max(0.0, gain.start) + SIGNIFICANT_GAIN:
+        return Verdict("learning", f"{reason}{hint}")
+    return Verdict("stalled", f"{reason}: train longer, or raise lr{hint}")
 
 
 def series(rows: Rows, name: str) -> Series:

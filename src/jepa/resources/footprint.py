@@ -1,12 +1,11 @@
-"""What a forward and backward pass computes and keeps, counted on tensors that have sizes and no numbers."""
+"""FLOPs and memory of a forward and a backward pass, counted on fake tensors."""
 
 from __future__ import annotations
 
 import logging
-import warnings
 import weakref
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,83 +26,69 @@ CAST, NUMBER = torch.ops.aten._to_copy.default, torch.ops.aten._local_scalar_den
 
 @dataclass(frozen=True, kw_only=True)
 class Pass:
-    """FLOPs, and bytes of tensors besides the parameters, their gradients and the batch."""
+    """FLOPs, and bytes of tensors other than the parameters, their gradients and the batch."""
 
     forward: int
     backward: int
     activations: int
-    """alive after the forward pass, without `casts`"""
+    """Bytes after the forward pass, without `casts`."""
     casts: int
-    """copies of parameters in another dtype, alive after the forward pass"""
+    """Bytes of parameters copied to another dtype, after the forward pass."""
     peak: int
-    """at the worst moment of both passes, `activations` and `casts` included"""
+    """Largest number of bytes in both passes, with `activations` and `casts`."""
 
 
 class ShapesOnly(FakeTensorMode):
-    """Inside, tensors have sizes and no numbers: a model of any size is built and run in no memory."""
+    """Inside, tensors have shapes and no values, so that a model of any size takes no memory."""
 
     def __deepcopy__(self, memo: dict) -> ShapesOnly:
-        return self  # a copied tensor stays of this mode
+        return self  # a copied tensor keeps this mode
 
 
-def _silent(record: logging.LogRecord) -> bool:
-    return False
+class ZeroScalars(TorchDispatchMode):
+    """Reads every scalar as 0, so that rejection sampling in initialisers terminates."""
 
-
-@contextmanager
-def fake_init(sizes: ShapesOnly) -> Iterator[None]:
-    """For constructors: where weights are drawn until none is out of bounds, none is."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Accessing the data pointer")  # copying a module looks at it
-        with sizes, _Zeros():
-            yield
-
-
-class _Zeros(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         return 0 if func is NUMBER else func(*args, **(kwargs or {}))
 
 
 def measure(objective: nn.Module, batch: Batch, masks: Masks, *, bf16: bool, backward: bool = True) -> Pass:
-    """One training pass over the batch, of tensors with numbers or of sizes alone; gradients are gone afterwards.
+    """One training pass over the batch, of real or fake tensors; gradients are deleted afterwards.
 
-    Without `backward` only the forward pass is seen, in a third of the time.
+    Without `backward` only the forward pass is measured, in a third of the time.
     """
-    given = [*objective.parameters(), *objective.buffers(), batch.clips, *batch.fields.values()]
-    given += [t for part in masks.sets for t in part] + ([] if batch.local is None else [batch.local])
-    meter = _Meter(given, [p for p in objective.parameters() if p.requires_grad])
-    log.addFilter(_silent)  # what fails is raised too
+    inputs = [*objective.parameters(), *objective.buffers(), batch.clips, *batch.fields.values()]
+    inputs += [t for mask_set in masks.sets for t in mask_set] + ([] if batch.local is None else [batch.local])
+    meter = _Meter(inputs, [p for p in objective.parameters() if p.requires_grad])
+    was_disabled, log.disabled = log.disabled, True  # errors are raised too
     try:
         with meter, torch.autocast("cpu", torch.bfloat16, enabled=bf16):
             loss = objective(batch, masks).loss
-        forward, casts = meter.flops, meter.cast
+        forward, casts = meter.flops, sum(meter.casts.values())
         activations = meter.live - casts
         with meter if backward else nullcontext():
             loss = loss.backward() if backward else None
     finally:
-        log.removeFilter(_silent)
-        meter.close()
+        log.disabled = was_disabled
+        for hook in meter.hooks:
+            hook.remove()
         objective.zero_grad(set_to_none=True)
-    return Pass(
-        forward=forward,
-        backward=meter.flops - forward,
-        activations=activations,
-        casts=casts,
-        peak=meter.peak,
-    )
+    backward_flops = meter.flops - forward
+    return Pass(forward=forward, backward=backward_flops, activations=activations, casts=casts, peak=meter.peak)
 
 
 class _Meter(TorchDispatchMode):
-    """Counts FLOPs of matrix products and the bytes of storages that are alive."""
+    """Counts the FLOPs of matrix products and the bytes of storages that are alive."""
 
-    def __init__(self, given: list[Tensor], trained: list[nn.Parameter]) -> None:
+    def __init__(self, inputs: list[Tensor], trained: list[nn.Parameter]) -> None:
         super().__init__()
-        self.given = {_key(tensor) for tensor in given}
+        self.inputs = {_key(tensor) for tensor in inputs}
         self.parameters = {_key(parameter) for parameter in trained}
         self.sizes: dict[int, int] = {}
-        self.casts: set[int] = set()
-        self.live = self.peak = self.cast = self.flops = 0
-        self.hooks = [p.register_post_accumulate_grad_hook(self._set_aside) for p in trained]
+        self.casts: dict[int, int] = {}
+        self.live = self.peak = self.flops = 0
+        # Gradients are not counted here: how many bytes they take depends on the strategy.
+        self.hooks = [p.register_post_accumulate_grad_hook(lambda p: self._free(_key(p.grad))) for p in trained]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
@@ -119,30 +104,17 @@ class _Meter(TorchDispatchMode):
 
     def _add(self, tensor: Tensor, is_cast: bool) -> None:
         key, storage = _key(tensor), tensor.untyped_storage()
-        if key in self.given or key in self.sizes:
+        if key in self.inputs or key in self.sizes:
             return
         self.sizes[key] = storage.nbytes()
         self.live += storage.nbytes()
         if is_cast:
-            self.casts.add(key)
-            self.cast += storage.nbytes()
+            self.casts[key] = storage.nbytes()
         weakref.finalize(storage, self._free, key)
 
     def _free(self, key: int) -> None:
-        size = self.sizes.pop(key, 0)
-        self.live -= size
-        if key in self.casts:
-            self.casts.remove(key)
-            self.cast -= size
-
-    def _set_aside(self, parameter: Tensor) -> None:
-        """Gradients are counted by whoever knows how they are kept."""
-        if parameter.grad is not None:
-            self._free(_key(parameter.grad))
-
-    def close(self) -> None:
-        for hook in self.hooks:
-            hook.remove()
+        self.live -= self.sizes.pop(key, 0)
+        self.casts.pop(key, None)
 
 
 def _key(tensor: Tensor) -> int:
@@ -150,16 +122,16 @@ def _key(tensor: Tensor) -> int:
 
 
 def state_bytes(make: Callable[..., Optimizer]) -> float:
-    """What the optimizer keeps of a trained parameter, seen on a small one."""
+    """Bytes of optimizer state per trained parameter, measured on a small tensor."""
     parameter = nn.Parameter(torch.zeros(32, 32))
     parameter.grad = torch.zeros_like(parameter)
     optimizer = make([{"params": [parameter]}], lr=1e-3)
     optimizer.step()
-    kept = [t for t in tree_iter(dict(optimizer.state)) if isinstance(t, Tensor) and t.numel() > 1]
-    return sum(t.numel() * t.element_size() for t in kept) / parameter.numel()
+    state = [t for t in tree_iter(dict(optimizer.state)) if isinstance(t, Tensor) and t.numel() > 1]
+    return sum(tensor.nbytes for tensor in state) / parameter.numel()
 
 
 def block_sizes(objective: nn.Module) -> tuple[int, int]:
-    """Parameters of the largest block of a trunk, and those outside of all blocks."""
+    """Number of parameters of the largest block, and outside of all blocks."""
     sizes = [sum(p.numel() for p in block.parameters()) for block in blocks_of(objective)]
     return max(sizes, default=0), sum(p.numel() for p in objective.parameters()) - sum(sizes)

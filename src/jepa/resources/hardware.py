@@ -1,7 +1,4 @@
-"""What runs take on hardware that is not there: memory, traffic and time, by arithmetic alone. Imports no torch.
-
-Everything here is calculated; docs/SCALING.md states the formulas and where they come from.
-"""
+"""Memory, traffic and time of a run on given hardware, calculated by the formulas of docs/SCALING.md. Without torch."""
 
 from __future__ import annotations
 
@@ -10,31 +7,32 @@ from dataclasses import dataclass, replace
 
 GIB = 2**30
 FLOAT, HALF = 4, 2
-"""bytes of a float32 and a bfloat16"""
+"""Bytes of a float32 and a bfloat16."""
 USABLE = 0.95
-"""of the memory; the rest is lost to what lies between the blocks of the allocator"""
+"""Usable fraction of GPU memory (allocator fragmentation)."""
 LINK_SHARE = 0.8
-"""of the nominal rate of a link, reached by large messages"""
+"""Fraction of the nominal rate of a link that large messages reach."""
 DISK_GB = 1.0
-"""per second, that checkpoints are written at"""
+"""Rate at which checkpoints are written, in GB per second."""
 STRATEGIES = ("single", "ddp", "fsdp")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Gpu:
-    """Peaks of the data sheets: dense, without sparsity; links in one direction."""
+    """Peak rates of the data sheets, without sparsity; those of links are in one direction."""
 
     tflops: float
-    """bfloat16; float32 (as TF32) takes twice as long"""
+    """TFLOP/s in bfloat16."""
     memory_gib: float
-    """as torch tells it"""
+    """Total memory as torch reports it."""
     link_gb: float
-    """per second, to the others of the node"""
+    """GB per second to the other GPUs of the node."""
     network_gb: float
-    """per second and GPU, to other nodes"""
+    """GB per second and GPU to other nodes."""
     runtime_gib: float = 1.5
-    """of the driver's context, the libraries' and the communicators' buffers"""
+    """Memory of the driver's context and of the buffers of libraries and communicators."""
     slowdown_fp32: float = 2.0
+    """Time in float32 (as TF32) relative to bfloat16."""
 
 
 GPUS = {
@@ -45,14 +43,14 @@ GPUS = {
     "b200": Gpu(tflops=2250, memory_gib=178.0, link_gb=900, network_gb=50),
     "l40s": Gpu(tflops=362, memory_gib=44.4, link_gb=32, network_gb=12.5),
     "rtx4090": Gpu(tflops=165, memory_gib=23.5, link_gb=16, network_gb=1.25),
-    # one core with AVX2; what a process takes before it has a model
+    # One core with AVX2; runtime_gib is the memory of a process without a model.
     "cpu": Gpu(tflops=0.1, memory_gib=16.0, link_gb=5, network_gb=1.25, runtime_gib=0.75, slowdown_fp32=1.0),
 }
 
 
 @dataclass(frozen=True, kw_only=True)
 class Cluster:
-    """So many GPUs of a kind, and the rate at which they work."""
+    """`count` GPUs of one kind; `utilisation` is the fraction of their peak rate that a model reaches."""
 
     gpu: Gpu
     count: int
@@ -62,7 +60,7 @@ class Cluster:
 
     @property
     def flops(self) -> float:
-        """Of one GPU, per second."""
+        """FLOP/s of one GPU."""
         return self.gpu.tflops * 1e12 * self.utilisation / (1 if self.bf16 else self.gpu.slowdown_fp32)
 
     @property
@@ -71,123 +69,122 @@ class Cluster:
 
     @property
     def bus(self) -> float:
-        """Bytes per second of a ring through all GPUs: between nodes it uses the network of every GPU of a node."""
+        """Bytes per second of a ring through all GPUs, which shares the network of all GPUs of a node."""
         network = self.gpu.network_gb * self.per_node
         return LINK_SHARE * 1e9 * (self.gpu.link_gb if self.num_nodes == 1 else min(self.gpu.link_gb, network))
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelCost:
-    """What one forward and backward pass needs; sizes in bytes, parameters as counts."""
+    """Parameters (counts), memory (bytes) and FLOPs of a forward and a backward pass."""
 
     encoder: int
     trained: int
     frozen: int
     block: int
-    """parameters of the largest block"""
-    rest: int
-    """parameters outside of blocks"""
+    """Parameters of the largest block."""
+    outside_blocks: int
+    """Parameters outside of all blocks."""
     state: float
-    """of the optimizer, bytes for each trained parameter"""
+    """Bytes of optimizer state per trained parameter."""
     forward: float
-    """FLOPs of a sample"""
+    """FLOPs per sample; so is `backward`."""
     backward: float
     activations: float
-    """of a sample, kept for the backward pass"""
+    """Bytes per sample stored for the backward pass."""
     workspace: float
-    """of a sample, more at the worst moment"""
+    """Bytes per sample beyond the activations at the peak."""
     casts: float
-    """bfloat16 copies of weights that autocast keeps for the backward pass"""
-    solves_jointly: bool = False
-    """regularisers see all pieces of a batch, for which each takes another forward pass"""
+    """Bytes of the bfloat16 copies of weights that autocast stores for the backward pass."""
+    needs_grad_cache: bool = False
+    """True if regularisers see all micro-batches of a batch, which takes another forward pass."""
 
     @property
     def checkpoint(self) -> float:
+        """Bytes of a checkpoint."""
         return FLOAT * (self.trained + self.frozen) + self.state * self.trained
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class RankLoad:
-    """What one rank does of a step: `size` samples in pieces of `piece`."""
+    """A rank's part of a step: `samples` in forward passes of `micro_batch_size`."""
 
     strategy: str
     ranks: int
-    size: int
-    piece: int
+    samples: int
+    micro_batch_size: int
 
     @property
-    def num_pieces(self) -> int:
-        return math.ceil(self.size / self.piece)
+    def num_micro_batches(self) -> int:
+        return math.ceil(self.samples / self.micro_batch_size)
 
 
-def share_of(strategy: str, count: int, batch_size: int, piece: int | None) -> RankLoad:
-    """`single` does the whole batch on one GPU."""
+def rank_load(strategy: str, count: int, batch_size: int, micro_batch_size: int | None) -> RankLoad:
+    """The load of each of `count` GPUs; `single` trains the whole batch on one."""
     ranks = 1 if strategy == "single" else count
-    size = batch_size // ranks
-    return RankLoad(strategy=strategy, ranks=ranks, size=size, piece=min(piece or size, size))
+    samples = batch_size // ranks
+    return RankLoad(strategy, ranks, samples, min(micro_batch_size or samples, samples))
 
 
-def memory(needs: ModelCost, share: RankLoad, machines: Cluster) -> dict[str, float]:
-    """Bytes on one rank, by part; they stand at once when a backward pass begins after an earlier piece's.
+def memory(cost: ModelCost, load: RankLoad, cluster: Cluster) -> dict[str, float]:
+    """Bytes on one rank by kind, at the beginning of the backward pass of a micro-batch after the first.
 
-    FSDP: three blocks in the dtype of the forward pass (computed, next, and the buffer that gathers it) and two in
-    float32 (a gradient, and the buffer that reduces it) are whole, and what is outside of blocks.
+    Unsharded with FSDP: three blocks in the dtype of the forward pass (this one, the next, and the buffer that gathers
+    it), two in float32 (a gradient, and the buffer that reduces it), and the parameters outside of blocks.
     """
-    is_sharded = share.strategy == "fsdp"
-    ranks = share.ranks if is_sharded else 1
-    width = HALF if machines.bf16 else FLOAT
-    gathered = width * (3 * needs.block + needs.rest) + FLOAT * 2 * needs.block
+    is_sharded = load.strategy == "fsdp"
+    ranks = load.ranks if is_sharded else 1
+    width = HALF if cluster.bf16 else FLOAT
+    gathered = width * (3 * cost.block + cost.outside_blocks) + FLOAT * 2 * cost.block
     return {
-        "weights": FLOAT * needs.trained / ranks,
-        "target encoder": FLOAT * needs.frozen / ranks,
-        "gradients": FLOAT * needs.trained / ranks,
-        "optimizer": needs.state * needs.trained / ranks,
-        "weights in bf16": 0.0 if is_sharded else needs.casts,
-        "activations": needs.activations * share.piece,
-        "workspace": needs.workspace * share.piece,
+        "weights": FLOAT * cost.trained / ranks,
+        "target encoder": FLOAT * cost.frozen / ranks,
+        "gradients": FLOAT * cost.trained / ranks,
+        "optimizer": cost.state * cost.trained / ranks,
+        "weights in bf16": 0.0 if is_sharded else cost.casts,
+        "activations": cost.activations * load.micro_batch_size,
+        "workspace": cost.workspace * load.micro_batch_size,
         "communication": gathered if is_sharded else 0.0,
-        "runtime": machines.gpu.runtime_gib * GIB,
+        "runtime": cluster.gpu.runtime_gib * GIB,
     }
 
 
-def largest_piece(needs: ModelCost, share: RankLoad, machines: Cluster, most: int | None = None) -> int:
-    """The most samples in a forward pass that fit, of those that divide the rank's share; 0 where one is too many."""
-    sizes = [size for size in range(1, (most or share.size) + 1) if share.size % size == 0]
-    return max((size for size in sizes if fits(needs, replace(share, piece=size), machines)), default=0)
+def largest_micro_batch(cost: ModelCost, load: RankLoad, cluster: Cluster, most: int | None = None) -> int:
+    """The largest divisor of the rank's samples, up to `most`, that fits as a micro-batch; 0 if not even 1 fits."""
+    sizes = [size for size in range(1, (most or load.samples) + 1) if load.samples % size == 0]
+    return max((size for size in sizes if fits(cost, replace(load, micro_batch_size=size), cluster)), default=0)
 
 
-def fits(needs: ModelCost, share: RankLoad, machines: Cluster) -> bool:
-    return sum(memory(needs, share, machines).values()) <= USABLE * machines.gpu.memory_gib * GIB
+def fits(cost: ModelCost, load: RankLoad, cluster: Cluster) -> bool:
+    return sum(memory(cost, load, cluster).values()) <= USABLE * cluster.gpu.memory_gib * GIB
 
 
-def gather_bytes(needs: ModelCost, share: RankLoad, machines: Cluster) -> tuple[float, float]:
-    """Bytes that a rank sends in the forward and in the backward pass of one piece under FSDP.
+def gather_bytes(cost: ModelCost, load: RankLoad, cluster: Cluster) -> tuple[float, float]:
+    """Bytes that a rank sends in the forward and in the backward pass of one micro-batch with FSDP.
 
     All parameters are gathered before the forward pass, the trained ones again before the backward pass, and float32
     gradients are reduced after it; each moves (N - 1) / N of its size (ring).
     """
-    moved, width = (share.ranks - 1) / share.ranks, HALF if machines.bf16 else FLOAT
-    forward = moved * width * (needs.trained + needs.frozen)
-    return forward, moved * (width + FLOAT) * needs.trained
+    ring, width = (load.ranks - 1) / load.ranks, HALF if cluster.bf16 else FLOAT
+    return ring * width * (cost.trained + cost.frozen), ring * (width + FLOAT) * cost.trained
 
 
-def traffic(needs: ModelCost, share: RankLoad, machines: Cluster) -> float:
+def traffic(cost: ModelCost, load: RankLoad, cluster: Cluster) -> float:
     """Bytes that a rank sends in a step: DDP reduces float32 gradients once, 2 (N - 1) / N of their size (ring)."""
-    if share.strategy == "fsdp":
-        return share.num_pieces * sum(gather_bytes(needs, share, machines))
-    return 2 * (share.ranks - 1) / share.ranks * FLOAT * needs.trained
+    if load.strategy == "fsdp":
+        return load.num_micro_batches * sum(gather_bytes(cost, load, cluster))
+    return 2 * (load.ranks - 1) / load.ranks * FLOAT * cost.trained
 
 
-def step_time(needs: ModelCost, share: RankLoad, machines: Cluster) -> tuple[float, float]:
-    """Seconds of computing, and of communication that no computing hides.
+def step_time(cost: ModelCost, load: RankLoad, cluster: Cluster) -> tuple[float, float]:
+    """Seconds of computing, and of communication that does not overlap with it.
 
-    DDP hides it behind the backward pass of the last piece, FSDP what is gathered for each pass behind that pass.
+    DDP overlaps it with the backward pass of the last micro-batch, FSDP the gathering for each pass with that pass.
     """
-    forward, backward = (share.piece * work / machines.flops for work in (needs.forward, needs.backward))
-    extra = forward if needs.solves_jointly and share.num_pieces > 1 else 0.0
-    computing = share.size / share.piece * (forward + backward + extra)
-    if share.strategy == "fsdp":
-        sent = gather_bytes(needs, share, machines)
-        late = [max(0.0, part / machines.bus - work) for part, work in zip(sent, (forward, backward), strict=True)]
-        return computing, share.num_pieces * sum(late)
-    return computing, max(0.0, traffic(needs, share, machines) / machines.bus - backward)
+    forward, backward = (load.micro_batch_size * flops / cluster.flops for flops in (cost.forward, cost.backward))
+    extra = forward if cost.needs_grad_cache and load.num_micro_batches > 1 else 0.0
+    computing = load.samples / load.micro_batch_size * (forward + backward + extra)
+    if load.strategy == "fsdp":
+        passes = zip(gather_bytes(cost, load, cluster), (forward, backward), strict=True)
+        return computing, load.num_micro_batches * sum(max(0.0, sent / cluster.bus - busy) for sent, busy in passes)
+    return computing, max(0.0, traffic(cost, load, cluster) / cluster.bus - backward)

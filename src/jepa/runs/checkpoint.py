@@ -67,7 +67,7 @@ class Writer:
             if writing is None:
                 self.session.broadcast_from_rank_zero(seal)
             else:
-                self.pending = step, _after(writing, seal if self.session.is_rank_zero else lambda: None)
+                self.pending = step, ThreadPoolExecutor(1).submit(self._seal_after, writing, seal)
 
     def finish(self) -> None:
         """Wait until the pending checkpoint is written."""
@@ -98,6 +98,11 @@ class Writer:
         save_fn = async_save if self.asynchronous else save
         written = save_fn(tensors, storage_writer=writer, process_group=self.group, no_dist=_is_single(self.group))
         return written if self.asynchronous else None
+
+    def _seal_after(self, writing: Future, seal: Callable[[], None]) -> None:
+        writing.result()
+        if self.session.is_rank_zero:
+            seal()
 
     def _seal(self, step: int, config: str, state: dict, links: Sequence[str]) -> None:
         """Add config.yaml and state.json, give the folder its final name, update links, delete old checkpoints."""
@@ -132,16 +137,6 @@ class Writer:
                 f"step {step} could not be saved in {last.parent}: {reason}. Previous checkpoint: {previous}; "
                 "fix this and run the same command again"
             ) from error
-
-
-def _after(writing: Future, seal: Callable[[], None]) -> Future[None]:
-    """Call `seal` in a thread once `writing` is done."""
-
-    def wait() -> None:
-        writing.result()
-        seal()
-
-    return ThreadPoolExecutor(1).submit(wait)
 
 
 def checkpoint_folder(folder: Path, step: int) -> Path:
@@ -179,14 +174,9 @@ def find(path: Path) -> Path:
     for candidate in (path, path / "checkpoints" / "last"):
         if (candidate / "state.json").is_file():
             return candidate.resolve()
-    if not path.exists():
-        raise CheckpointError(
-            f"{path.absolute()} does not exist: expected a run folder (outputs/NAME) or a checkpoint in it"
-        )
-    raise CheckpointError(
-        f"{path.resolve()} is no checkpoint of jepa-train: expected a run folder with checkpoints/last, "
-        "or a folder with state.json and shards of tensors"
-    )
+    expected = "expected a run folder (outputs/NAME) with checkpoints/last, or a folder with state.json and tensors"
+    problem = "is no checkpoint of jepa-train" if path.exists() else "does not exist"
+    raise CheckpointError(f"{path.resolve()} {problem}: {expected}")
 
 
 def latest(folder: Path) -> Path | None:
@@ -198,12 +188,11 @@ def latest(folder: Path) -> Path | None:
 def read_state(checkpoint: Path) -> dict:
     """state.json, after all files are read and their digests compared; raises CheckpointError."""
     state = peek(checkpoint)
-    for name in state["digests"]:
-        if not (checkpoint / name).is_file():
-            raise _damaged(checkpoint, f"{name} is missing")
-    for name, digest in _digests([checkpoint / name for name in state["digests"]]).items():
-        if digest != state["digests"][name]:
-            raise _damaged(checkpoint, f"{name} has changed since it was written")
+    digests = _digests([path for name in state["digests"] if (path := checkpoint / name).is_file()])
+    for name, digest in state["digests"].items():
+        if digests.get(name) != digest:
+            fault = "has changed since it was written" if name in digests else "is missing"
+            raise _damaged(checkpoint, f"{name} {fault}")
     return state
 
 
@@ -211,7 +200,7 @@ def peek(checkpoint: Path) -> dict:
     """state.json without a check of the other files."""
     try:
         state = json.loads((checkpoint / "state.json").read_text())
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise _damaged(checkpoint, f"state.json cannot be read ({error})") from error
     if not isinstance(state, dict) or state.get("format") != FORMAT or not isinstance(state.get("digests"), dict):
         raise CheckpointError(f"{checkpoint} was not written by this version of jepa-train: expected format '{FORMAT}'")

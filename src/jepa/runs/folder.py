@@ -67,7 +67,7 @@ def open_folder(path: Path, *, config: dict, resume: bool, session: Session) -> 
 
 
 def _claim(path: Path, config: dict, resume: bool, stack: ExitStack) -> dict:
-    """Lock the folder until `stack` is closed, check it, and return the content of run.json."""
+    """Lock the folder until `stack` is closed, check its last checkpoint, and return run.json, new if there is none."""
     if (path / "config.yaml").exists() and not resume:
         raise ConfigError([f"resume=false: {path} exists already; give another name= or remove it"])
     try:
@@ -81,23 +81,12 @@ def _claim(path: Path, config: dict, resume: bool, stack: ExitStack) -> dict:
         fcntl.flock(lock.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
         raise ConfigError([f"{path} is in use by another training process; give another name="]) from error
-    _compare(path, config)
-    return _read(path)
-
-
-def _read(path: Path) -> dict[str, str]:
-    """The content of run.json; that of a new run if there is none."""
+    if (last := checkpoint.latest(path)) is not None:
+        checkpoint.read_state(last)
+        if changed := changed_keys(read_config(last), config):
+            keys = "; ".join(changed)
+            raise ConfigError([f"{path} holds a run of another configuration ({keys}): give another name="])
     try:
         return read_json(path / "run.json") or {"run_id": secrets.token_hex(4), "status": "running", "message": ""}
     except json.JSONDecodeError as error:
         raise ConfigError([f"{path}/run.json cannot be read ({error}): remove the folder or give name="]) from error
-
-
-def _compare(path: Path, config: dict) -> None:
-    """Verify the last checkpoint, and that its configuration is the same; on rank 0, before anything is changed."""
-    last = checkpoint.latest(path)
-    if last is None:
-        return
-    checkpoint.read_state(last)
-    if changed := changed_keys(read_config(last), config):
-        raise ConfigError([f"{path} holds a run of another configuration ({'; '.join(changed)}): give another name="])

@@ -1,4 +1,4 @@
-"""From a checked configuration to a run, in reading order: sizes flow one way, through constructors."""
+"""Builds a run from a checked configuration, in reading order: sizes flow one way, through constructors."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ from jepa.types import ClipDataset, Dataset, DatasetTraits, Field, Masker, RawBa
 
 @dataclass(frozen=True)
 class Phase:
-    """A stretch of the run with sizes of its own; `config` holds them where the whole configuration has the first."""
+    """Part of a run with its own sizes, which are those in `config`; `whole` is the configuration of the run."""
 
     config: TrainConfig
     whole: TrainConfig
@@ -53,39 +53,41 @@ class Phase:
 
 
 def split_phases(config: TrainConfig, dataset_size: int) -> list[Phase]:
-    """The run in steps, one phase where the configuration names none.
+    """The phases of the run in steps, one if the configuration has none.
 
-    Raises ConfigError where the data set is smaller than a batch.
+    Raises ConfigError if the data set is smaller than a batch, or a phase has no step.
     """
     per_epoch = dataset_size // config.batch_size
     if per_epoch == 0:
-        fault = f"batch_size={config.batch_size}: the data set has only {dataset_size} samples; lower batch_size"
-        raise ConfigError([fault])
+        error = f"batch_size={config.batch_size}: the data set has only {dataset_size} samples; lower batch_size"
+        raise ConfigError([error])
     total = config.steps if config.steps is not None else config.epochs * per_epoch
-    found, done = [], 0.0
+    phases, done = [], 0.0
     for number, phase in enumerate(config.phases or [{"share": 1.0}]):
         sizes = {key: value for key, value in phase.items() if key != "share"}
         begin, done = round(done * total), done + phase["share"]
         end = total if number + 1 == len(config.phases) else round(done * total)
         if end <= begin:
             raise ConfigError([f"phases[{number}].share={phase['share']}: has no step in a run of {total}"])
-        found.append(Phase(replace(config, **sizes), config, begin, end, total))
-    return found
+        phases.append(Phase(replace(config, **sizes), config, begin, end, total))
+    return phases
 
 
 def phases_left(config: TrainConfig, dataset_size: int, folder: Path) -> list[Phase]:
-    """Those that the last checkpoint of the folder has not seen the end of; the last one when it has seen all."""
+    """Phases that are not finished according to the last checkpoint; if all are, the last phase."""
     phases, last = split_phases(config, dataset_size), checkpoint.latest(folder)
     done = checkpoint.peek(last)["step"] if last else 0
     return [phase for phase in phases if phase.end_step > done] or phases[-1:]
 
 
 def assemble(phase: Phase, dataset: Dataset, folder: Path, session: Session) -> Run:
-    """Raises ConfigError or ValueError, naming key and value, for what only the built parts can tell."""
+    """Raises ConfigError or ValueError for errors that show only when the components are built."""
     config = phase.config
     plan = make_plan(phase, len(dataset), session.world_size)
     components = make_components(config, dataset, plan, session)
-    check_phases(phase.whole, components.objective.backbone)
+    encoder: Any = components.objective.backbone
+    check_phases(phase.whole, encoder)
+    encoder_node = getattr(encoder, "node", config.encoder | {"clip_shape": encoder.clip_shape})
     evaluators = [factory(node)() for node in config.evaluator.values()]
     return Run(
         folder=folder,
@@ -93,12 +95,11 @@ def assemble(phase: Phase, dataset: Dataset, folder: Path, session: Session) -> 
         components=components,
         snapshotter=make_snapshotter(phase, dataset, components, evaluators),
         evaluators=evaluators,
-        loggers=(),
         batches=partial(start_batches, config, dataset, plan, components),
         broken=BrokenSamples(dataset),
         shares=MixtureCounter(dataset),
         config_text=to_yaml(phase.whole),
-        facts=make_facts(config, dataset, components.objective.backbone),
+        facts={"clip_shape": encoder.clip_shape, "mean": dataset.mean, "std": dataset.std, "encoder": encoder_node},
         writer=checkpoint.Writer(folder, session, keep=config.keep, asynchronous=config.save_async),
         judge=config.evaluation.judge,
     )
@@ -107,53 +108,48 @@ def assemble(phase: Phase, dataset: Dataset, folder: Path, session: Session) -> 
 def make_snapshotter(
     phase: Phase, dataset: Any, components: TrainComponents, evaluators: Sequence[Evaluator]
 ) -> Snapshotter | DetectionSnapshotter:
-    """What the evaluators look at: of a detector what it finds, of other objectives the features of their backbone."""
+    """Takes snapshots of the detections of a detector, of the backbone's features for other objectives."""
     config = phase.config
-    evaluation = asdict(config.evaluation)
-    wired = {
+    arguments: dict[str, Any] = {
         "session": components.session,
         "seed": config.seed,
         "evaluators": evaluators,
-        **{key: evaluation[key] for key in ("batch_size", "val_samples")},
+        "batch_size": config.evaluation.batch_size,
+        "val_samples": config.evaluation.val_samples,
     }
+    images = transform_arguments(config, dataset)
     if "boxes" in components.fields:
-        whole = Letterbox(**picture(config, dataset))
-        return DetectionSnapshotter(dataset=dataset, transform=whole, last_step=phase.total_steps, **wired)
+        return DetectionSnapshotter(
+            dataset=dataset, transform=Letterbox(**images), last_step=phase.total_steps, **arguments
+        )
     crops = {key: getattr(config.augment, key) for key in ("crop_scale", "crop_aspect", "flip")}
     return Snapshotter(
-        dataset=DatasetTraits.of(dataset).probed or dataset,
-        transform=EvalTransform(**picture(config, dataset)),
+        dataset=DatasetTraits.of(dataset).probe_dataset or dataset,
+        transform=EvalTransform(**images),
         masker=components.masker,
-        crops=partial(Augment, **picture(config, dataset), **crops),
+        crops=partial(Augment, **images, **crops),
         train_samples=config.evaluation.train_samples,
         still=config.evaluation.still,
-        **wired,
+        **arguments,
     )
 
 
 def check_phases(config: TrainConfig, encoder: Any) -> None:
-    """Raises ConfigError where phases of several sizes would share one table of positions among the weights."""
+    """Raises ConfigError if phases of several sizes would share one table of positions among the weights."""
     sizes = {f"{phase.get('image_size')} {phase.get('num_frames')}" for phase in config.phases}
     if len(sizes) > 1 and TABLE in encoder.state_dict():
         raise ConfigError(["phases: these weights keep positions of one size (position=table); run one size at a time"])
 
 
-def make_facts(config: TrainConfig, dataset: Dataset, encoder: Any) -> dict[str, Any]:
-    """What it takes to build and feed the encoder of a checkpoint, without what its weights once came from."""
-    node = getattr(encoder, "node", config.encoder | {"clip_shape": encoder.clip_shape})
-    return {"clip_shape": encoder.clip_shape, "mean": dataset.mean, "std": dataset.std, "encoder": node}
-
-
 def make_dataset(config: TrainConfig) -> Dataset:
-    """Data sets of clips are told how many frames a clip has."""
     return build_with(config.dataset, num_frames=config.num_frames)
 
 
 def make_plan(phase: Phase, dataset_size: int, world_size: int = 1) -> Plan:
-    """Everything in steps and samples. Raises ConfigError where the ranks cannot have equal shares of a batch."""
+    """Raises ConfigError if the batch cannot be divided equally among the ranks."""
     config, total = phase.config, phase.total_steps
-    share, rest = divmod(config.batch_size, world_size)
-    if rest:
+    rank_batch_size, remainder = divmod(config.batch_size, world_size)
+    if remainder:
         near = near_multiples(config.batch_size, world_size)
         raise ConfigError([f"batch_size={config.batch_size}: {world_size} processes share a batch equally; use {near}"])
     return Plan(
@@ -161,7 +157,7 @@ def make_plan(phase: Phase, dataset_size: int, world_size: int = 1) -> Plan:
         begin_step=phase.begin_step,
         end_step=phase.end_step,
         batch_size=config.batch_size,
-        micro_batch_size=min(config.micro_batch_size or share, share),
+        micro_batch_size=min(config.micro_batch_size or rank_batch_size, rank_batch_size),
         dataset_size=dataset_size,
         seed=config.seed,
         log_every=config.log_every,
@@ -172,8 +168,12 @@ def make_plan(phase: Phase, dataset_size: int, world_size: int = 1) -> Plan:
 
 
 def make_components(config: TrainConfig, dataset: Dataset, plan: Plan, session: Session) -> TrainComponents:
-    """All that a training step needs."""
-    objective, masker = make_model(config, dataset, plan, session)
+    """The components of a training step, on the device of the session. Raises ConfigError or ValueError."""
+    objective, masker = make_objective(config, dataset, plan)
+    if "labels" in objective_needs(config):
+        check_labels(DatasetTraits.of(dataset).probe_dataset or dataset)
+    choose_attention(objective, session.device, torch.bfloat16 if session.bf16 else torch.float32)
+    objective = objective.to(session.device).train()
     eval_copy = deepcopy(objective).cpu() if session.strategy == "fsdp" and session.is_rank_zero else None
     wrapped = wrap(objective, session, compiled=config.compile)  # before the optimizer: it may change the parameters
     channels, frames, height, width = objective.backbone.clip_shape
@@ -196,17 +196,8 @@ def make_components(config: TrainConfig, dataset: Dataset, plan: Plan, session: 
     )
 
 
-def make_model(config: TrainConfig, dataset: Dataset, plan: Plan, session: Session) -> tuple[Any, Masker]:
-    """On the device."""
-    objective, masker = make_objective(config, dataset, plan)
-    if "labels" in needs_of(config):
-        check_labels(DatasetTraits.of(dataset).probed or dataset)
-    choose_attention(objective, session.device, torch.bfloat16 if session.bf16 else torch.float32)
-    return objective.to(session.device).train(), masker
-
-
 def make_objective(config: TrainConfig, dataset: Dataset, plan: Plan) -> tuple[Any, Masker]:
-    """With its first weights, on the CPU. Raises ConfigError where the data set lacks a field that it learns from."""
+    """Objective with initial weights, and masker, on the CPU. Raises ConfigError if the data set lacks a field."""
     needed_fields(config, dataset)
     torch.manual_seed(derive_seed(config.seed, 0, 0, "init"))
     encoder = factory(config.encoder)(clip_shape=(dataset.channels, config.num_frames, *image_size(config)))
@@ -236,52 +227,47 @@ def make_objective(config: TrainConfig, dataset: Dataset, plan: Plan) -> tuple[A
 
 
 def make_augment(config: TrainConfig, dataset: Dataset, objective: Any) -> Augment | BoxAugment:
-    """Smaller crops are cut into the same patches as the others; where boxes are needed they move with the picture."""
-    values, size = asdict(config.augment), image_size(config)
-    if "boxes" in needs_of(config):
-        crops = ("crop_scale", "crop_aspect", "flip", "jitter", "grayscale", "blur", "solarize")
-        return BoxAugment(**picture(config, dataset), **{key: values[key] for key in crops})
+    """The augmentation on the device; of images with boxes it transforms both."""
+    values, size, images = asdict(config.augment), image_size(config), transform_arguments(config, dataset)
+    if "boxes" in objective_needs(config):
+        keys = ("crop_scale", "crop_aspect", "flip", "jitter", "grayscale", "blur", "solarize")
+        return BoxAugment(**images, **{key: values[key] for key in keys})
     if values["local_views"]:
         grid = objective.backbone.grid
         values["local_size"] = local_size(values["local_size"], size, (size[0] // grid.h, size[1] // grid.w))
-    return Augment(**picture(config, dataset), **values)
+    return Augment(**images, **values)
 
 
 def needed_fields(config: TrainConfig, dataset: Dataset) -> dict[str, Field]:
-    """The fields of the data set that the objective needs besides the labels; ConfigError where it lacks one."""
-    names, fields = sorted(needs_of(config) - {"labels"}), DatasetTraits.of(dataset).fields
-    objective = config.objective["_target_"].rpartition(".")[2]
-    faults = [
-        f"objective: {objective} learns from {name}, and {type(dataset).__name__} has none"
-        for name in names
-        if name not in fields
-    ]
-    if faults:
-        raise ConfigError(faults)
+    """The fields besides the labels that the objective learns from; ConfigError if the data set lacks one."""
+    names, fields = sorted(objective_needs(config) - {"labels"}), DatasetTraits.of(dataset).fields
+    objective, data = config.objective["_target_"].rpartition(".")[2], type(dataset).__name__
+    if missing := [name for name in names if name not in fields]:
+        raise ConfigError([f"objective: {objective} learns from {name}, and {data} has none" for name in missing])
     return {name: fields[name] for name in names}
 
 
-def needs_of(config: TrainConfig) -> Set[str]:
-    """The fields that the objective learns from, as its class says in `needs`."""
+def objective_needs(config: TrainConfig) -> Set[str]:
+    """The names of all fields that the objective learns from."""
     return getattr(resolve_name(config.objective["_target_"]), "needs", frozenset())
 
 
 def make_loggers(config: TrainConfig, folder: RunFolder) -> list[Logger]:
-    """The run folder's own log first, then those of the configuration; for rank 0 alone."""
+    """The logger of the run folder, then those of the configuration; for rank 0 only."""
     last = checkpoint.latest(folder.path)
-    wired = {
+    arguments = {
         "folder": folder.path,
         "config": asdict(config),
         "run_id": folder.facts["run_id"],
         "resume_step": checkpoint.peek(last)["step"] if last else None,
     }
-    return [FolderLogger(**wired), *(factory(node)(**wired) for node in config.logger.values())]
+    return [FolderLogger(**arguments), *(factory(node)(**arguments) for node in config.logger.values())]
 
 
 def start_batches(
     config: TrainConfig, dataset: Dataset, plan: Plan, components: TrainComponents, first_step: int
 ) -> Generator[RawBatch, None, None]:
-    """Endless raw batches of this rank from `first_step` on, downscaled to what the crops need."""
+    """Endless raw batches of this rank from `first_step` on, downscaled to the size that the crops need."""
     session = components.session
     return batches(
         dataset,
@@ -292,33 +278,31 @@ def start_batches(
         world_size=session.world_size,
         num_workers=config.num_workers,
         pin_memory=session.device.type == "cuda",
-        canvas=components.augment.canvas,
+        short_side=components.augment.short_side,
         fields=components.fields,
     )
 
 
-def picture(config: TrainConfig, dataset: Dataset) -> dict:
-    """What both transforms need to know of the images."""
+def transform_arguments(config: TrainConfig, dataset: Dataset) -> dict:
+    """Size and statistics of the images, for all transforms."""
     return {"image_size": image_size(config), "mean": dataset.mean, "std": dataset.std}
 
 
 def image_size(config: TrainConfig) -> tuple[int, int]:
     """Height and width in pixels."""
     size = config.image_size
-    height, width = size if isinstance(size, Sequence) else (size, size)
-    return height, width
+    return (size[0], size[1]) if isinstance(size, Sequence) else (size, size)
 
-
-MAX_NAMES = 10
 
 log = logging.getLogger(__name__)
+MAX_NAMES = 10
+"""Number of class names in a warning."""
 
 
 def check_labels(dataset: Dataset) -> None:
-    """Warns of classes without a sample in one of the parts, as far as the parts' `labels` tell.
+    """Warn of classes without a training or held-out sample, as far as the data set's `labels` are known.
 
-    Raises ValueError where a part has no labels or there is no held-out part: to judge on samples whose labels are
-    learned would tell nothing.
+    Raises ValueError if none of these samples has a label, or there are no held-out samples to evaluate on.
     """
     held_out = dataset.validation()
     if held_out is None:
@@ -329,11 +313,11 @@ def check_labels(dataset: Dataset) -> None:
     for part, name in ((dataset, "training"), (held_out, "held-out")):
         labels = DatasetTraits.of(part).labels
         if labels is None:
-            continue  # drawn on the fly, of all classes
-        found = set(np.unique(labels).tolist()) - {-1}
-        if not found:
+            continue  # samples are generated, of all classes
+        present = set(np.unique(labels).tolist()) - {-1}
+        if not present:
             raise ValueError(f"objective: labels are learned, and none of the {len(part):,} {name} samples has one")
-        lacking = [one for number, one in enumerate(dataset.classes) if number not in found]
-        if lacking:
-            more = f" and {len(lacking) - MAX_NAMES} more" if len(lacking) > MAX_NAMES else ""
-            log.warning("no %s sample is of %s%s", name, ", ".join(lacking[:MAX_NAMES]), more)
+        missing = [class_name for number, class_name in enumerate(dataset.classes) if number not in present]
+        if missing:
+            more = f" and {len(missing) - MAX_NAMES} more" if len(missing) > MAX_NAMES else ""
+            log.warning("no %s sample is of %s%s", name, ", ".join(missing[:MAX_NAMES]), more)

@@ -1,9 +1,8 @@
-"""How many samples fit in memory at once, and how many are fastest: each size is tried on the model of the run."""
+"""Find the fastest micro-batch size, and the largest that fits in memory, by training steps of each size."""
 
 from __future__ import annotations
 
 import gc
-import math
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -16,25 +15,26 @@ from jepa.errors import RunError
 from jepa.layers.batch_norm import BatchNorm
 from jepa.parallel.device import free_memory, peak_memory_gib
 from jepa.reports.page import Table
-from jepa.training.find_lr import INTERRUPTED, collect, rerun_command, setting, write_result
+from jepa.training.find_lr import INTERRUPTED, collect, prepare, rerun_command, write_result
 from jepa.training.loop import Plan, TrainComponents, one_step
 from jepa.types import RawBatch
 
 SECONDS = 0.5
-"""that a timed step should take at most; longer ones are not repeated"""
+"""Maximum duration of a timed step; longer ones are not repeated."""
 ROUNDS = 3
+"""Number of timed steps, of which the fastest counts."""
 MEMORY_SHARE = 0.8
-"""of what is free on a CPU, which would otherwise kill the process; a GPU says no"""
+"""Share of the free memory that is used on a CPU, where the process would be killed without an exception."""
 WIDTH = 10
-"""characters of a column of the table, which is printed row by row"""
+"""Characters in a column of the table, which is printed row by row."""
 EQUAL = 0.97
-"""share of the best speed that counts as equal: the smaller size is taken"""
+"""Fraction of the best speed that counts as equal; the smallest size with such a speed is chosen."""
 
 
 class Trial(NamedTuple):
     size: int
     samples_per_s: float | None
-    """None where it does not fit"""
+    """None if the size does not fit."""
     memory_gib: float
     note: str = ""
 
@@ -44,7 +44,7 @@ def divisors(number: int) -> list[int]:
 
 
 def try_sizes(plan: Plan, components: TrainComponents, raw: RawBatch, sizes: Sequence[int]) -> Iterator[Trial]:
-    """From small to large, to the first that does not fit; on copies of the samples; the weights are spent."""
+    """Trials from the smallest size to the first that does not fit; the model must not be used afterwards."""
     device, last = components.session.device, None
     base = peak_memory_gib(device)
     for size in sorted(sizes):
@@ -68,18 +68,19 @@ def try_sizes(plan: Plan, components: TrainComponents, raw: RawBatch, sizes: Seq
 
 
 def _measure(plan: Plan, components: TrainComponents, raw: RawBatch) -> tuple[float, float]:
-    """Samples per second of steps of as many pieces as the batch has, or as fit in SECONDS, and the peak memory."""
+    """Samples per second and peak memory of steps with all micro-batches of a batch, or as many as fit in SECONDS."""
     device, size = components.session.device, plan.micro_batch_size
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     seconds = [_seconds(plan, components, raw, size) for _ in range(2)][-1]
     count = size * max(1, min(plan.batch_size // size, int(SECONDS / seconds)))
-    again = [_seconds(plan, components, raw, count) for _ in range(ROUNDS if seconds < SECONDS else 0)]
-    return count / min(again) if again else size / seconds, peak_memory_gib(device)
+    if seconds < SECONDS:
+        size, seconds = count, min(_seconds(plan, components, raw, count) for _ in range(ROUNDS))
+    return size / seconds, peak_memory_gib(device)
 
 
 def _seconds(plan: Plan, components: TrainComponents, raw: RawBatch, count: int) -> float:
-    """Of one step with `count` samples."""
+    """Seconds of one step with `count` samples, which repeat those of `raw`."""
     rows = torch.arange(count) % len(raw.pixels)
     batch = raw.map(lambda part: part if part is raw.broken else part[rows])
     begun = time.perf_counter()
@@ -89,29 +90,28 @@ def _seconds(plan: Plan, components: TrainComponents, raw: RawBatch, count: int)
 
 
 def fastest(trials: Sequence[Trial]) -> Trial | None:
-    """The smallest of those that are as fast as the fastest."""
-    timed = [(trial, trial.samples_per_s) for trial in trials if trial.samples_per_s is not None]
-    best = max((speed for _, speed in timed), default=math.inf)
-    return next((trial for trial, speed in timed if speed >= EQUAL * best), None)
+    """The smallest size that is about as fast as the fastest."""
+    best = max((trial.samples_per_s or 0.0 for trial in trials), default=0.0)
+    return next((trial for trial in trials if trial.samples_per_s and trial.samples_per_s >= EQUAL * best), None)
 
 
 def find_batch(config: TrainConfig, overrides: Sequence[str], *, largest: bool) -> int:
-    """Prints a table and the choice; leaves find.html and find.json. The exit status."""
+    """Print a table and the choice, write find.html and find.json; returns the exit status."""
     trials: list[Trial] = []
     print(_table([]).terminal(WIDTH), flush=True)
-    with setting(config) as (plan, components, stream, num_samples):
+    with prepare(config) as (plan, components, stream, num_samples):
         raw, batch = next(stream), plan.batch_size
         has_batch_norm = any(isinstance(module, BatchNorm) for module in components.objective.modules())
-        beyond = [batch * 2**k for k in range(1, 20) if batch * 2**k <= num_samples] if largest else []
-        stopped = collect(try_sizes(plan, components, raw, divisors(batch) + beyond), trials, _line)
+        larger = [batch * 2**k for k in range(1, 20) if batch * 2**k <= num_samples] if largest else []
+        stopped = collect(try_sizes(plan, components, raw, divisors(batch) + larger), trials, _line)
     chosen, fits = fastest([t for t in trials if t.size <= batch]), [t.size for t in trials if t.samples_per_s]
     lines = []
     if chosen:
-        told = "fastest, or as good as that, of those that fit"
-        lines += [f"micro_batch_size={chosen.size}: {told}; a step still sees batch_size={batch}"]
-        lines += [rerun_command(overrides, micro_batch_size=str(chosen.size))]
+        size = chosen.size
+        lines.append(f"micro_batch_size={size}: as fast as any that fits; a step still has batch_size={batch} samples")
+        lines.append(rerun_command(overrides, micro_batch_size=str(size)))
     if has_batch_norm and chosen and chosen.size < batch:
-        lines.append("predictor: batch norm sees a micro-batch at a time, so its size changes what is learned")
+        lines.append("predictor: batch norm sees one micro-batch at a time, so its size changes what is learned")
     if largest and fits and max(fits) > 1:
         size, lr = max(fits), config.lr * (max(fits) / batch) ** 0.5
         lines.append(f"batch_size={size} is the largest tried that fits; by the square root rule for Adam lr={lr:.2g}")
@@ -131,5 +131,5 @@ def _table(trials: Sequence[Trial]) -> Table:
 
 
 def _line(trial: Trial) -> str:
-    """The row of one size, under the same heading as all others."""
+    """The row of one size, aligned as in the whole table."""
     return _table([trial]).terminal(WIDTH).splitlines()[1]

@@ -11,17 +11,18 @@ from jepa.types import Latents, Masks, Regularizer
 
 
 class GradCache:
-    """Takes the place of the regularisers in the objective's forward, in two passes over the micro-batches.
+    """Replaces the regularisers in the objective's forward, in two passes over the micro-batches.
 
-    Statistics of a batch are no sums over its micro-batches. The first pass, without gradients, stores the latents;
-    `compute` takes the penalty of all of them and its gradient with respect to them; the second pass backpropagates
-    each micro-batch's part of that gradient. Memory is that of one micro-batch beside the latents (section 3.1).
+    The first pass, without gradients, stores the latents; `compute` takes the penalty of the whole batch and its
+    gradient with respect to the latents; the second pass backpropagates each micro-batch's part of that gradient. Only
+    the latents of the whole batch are in memory, and the activations of one micro-batch (section 3.1).
     """
 
     def __init__(self, num_micro_batches: int) -> None:
         self.latents: list[list[Latents]] = [[] for _ in range(num_micro_batches)]
         self.penalties: list[tuple[Tensor, dict[str, Tensor], list[list[Tensor]]]] = []
         self.index = 0
+        """Number of the micro-batch in the current forward pass."""
 
     @property
     def is_recording(self) -> bool:
@@ -32,24 +33,20 @@ class GradCache:
     def __call__(self, number: int, latents: Latents) -> tuple[Tensor, dict[str, Tensor]]:
         """The penalty of the whole batch for mask set `number`, with the gradient of this micro-batch."""
         if self.is_recording:
-            self.latents[self.index].append(_map(latents, Tensor.detach))
+            self.latents[self.index].append(latents)
             return latents.context.new_zeros((), dtype=torch.float32), {}
         value, terms, grads = self.penalties[number]
         pairs = zip(_tensors(latents), grads[self.index], strict=True)
         product = torch.stack([(tensor.float() * grad).sum() for tensor, grad in pairs]).sum()
-        return value + (product - product.detach()) / self._weight(self.index), terms
-
-    def _weight(self, index: int) -> float:
-        """The share of the batch's samples that lie in one micro-batch."""
-        sizes = [len(latents[0].context) for latents in self.latents]
-        return sizes[index] / sum(sizes)
+        sizes = [len(mask_sets[0].context) for mask_sets in self.latents]
+        return value + (product - product.detach()) / (sizes[self.index] / sum(sizes)), terms
 
     def compute(self, penalty: Regularizer) -> None:
         """The penalty of the whole batch and its gradient, for each mask set."""
         penalties = []
         for micro_batches in zip(*self.latents, strict=True):
-            joined = _map(_concatenate(micro_batches), lambda tensor: tensor.requires_grad_())
-            leaves = _tensors(joined)
+            joined = _concatenate(micro_batches)
+            leaves = [tensor.requires_grad_() for tensor in _tensors(joined)]
             value, terms = penalty(joined)
             gradients = torch.autograd.grad(value, leaves, allow_unused=True, materialize_grads=True)
             sizes = zip(*([len(tensor) for tensor in _tensors(latents)] for latents in micro_batches), strict=True)
@@ -64,19 +61,15 @@ def _tensors(latents: Latents) -> list[Tensor]:
     return [latents.context, latents.predicted, *local]
 
 
-def _map(latents: Latents, change: Callable[[Tensor], Tensor]) -> Latents:
-    local = None if latents.local is None else _map(latents.local, change)
-    return latents._replace(context=change(latents.context), predicted=change(latents.predicted), local=local)
-
-
 def _concatenate(parts: Sequence[Latents]) -> Latents:
 
     def concatenated(select: Callable[[Latents], Tensor]) -> Tensor:
         return torch.cat([select(latents) for latents in parts])
 
-    masks = Masks(concatenated(lambda p: p.masks.context), concatenated(lambda p: p.masks.targets))
     local = [latents.local for latents in parts if latents.local is not None]
     return parts[0]._replace(
-        context=concatenated(lambda p: p.context), predicted=concatenated(lambda p: p.predicted), masks=masks,
+        context=concatenated(lambda p: p.context),
+        predicted=concatenated(lambda p: p.predicted),
+        masks=Masks(concatenated(lambda p: p.masks.context), concatenated(lambda p: p.masks.targets)),
         local=_concatenate(local) if local else None,
-    )  # fmt: skip
+    )

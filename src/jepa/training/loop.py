@@ -1,14 +1,13 @@
-"""The training loop: it knows protocols only, and what it calls a step is one optimizer step over the whole batch."""
+"""The training loop; a step is one optimizer step over the batch of all ranks."""
 
 from __future__ import annotations
 
 import inspect
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
@@ -27,27 +26,29 @@ from jepa.training.progress import Progress
 from jepa.training.step import SpikeGuard, StepOutput, train_step
 from jepa.types import Field, Masker, Masks, RawBatch
 
-KEPT = "The state is kept in checkpoints/failed"
+if TYPE_CHECKING:
+    from jepa.training.run import Run
+
+FAILED_STATE = "The state is in checkpoints/failed"
 
 
 class TrainingError(RunError):
-    """The numbers of the run have gone wrong."""
+    """The loss, its gradient or the features are not finite."""
 
     on_all_ranks = True
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """The numbers of a run, in steps and samples."""
+    """The numbers of a run, in steps and samples; `begin_step` and `end_step` are those of the phase."""
 
     total_steps: int
     begin_step: int
     end_step: int
-    """of this phase of the run"""
     batch_size: int
-    """of all ranks together"""
+    """Samples in a step, over all ranks."""
     micro_batch_size: int
-    """samples of one rank in a forward pass"""
+    """Samples of one rank in a forward pass."""
     dataset_size: int
     seed: int
     log_every: int
@@ -56,7 +57,7 @@ class Plan:
     clip_grad: float | None
 
     def position(self, step: int) -> dict[str, float]:
-        """Where `step` finished steps stand, in epochs and samples."""
+        """Epochs and samples after `step` steps."""
         samples = step * self.batch_size
         return {"epoch": samples / self.dataset_size, "samples": samples}
 
@@ -66,85 +67,65 @@ class Plan:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainComponents:
-    """What a training step needs."""
+    """The objects that a training step uses."""
 
     session: Session
     objective: Any
-    """an objectives.base.Objective"""
+    """An objectives.base.Objective."""
     wrapped: Any
-    """the objective, or its compiled or distributed form: the one that a step calls"""
+    """The objective, or its compiled or distributed form; a step calls this one."""
     eval_copy: Any
-    """FSDP only: unsharded copy of the objective on rank 0's CPU, used for evaluation"""
+    """FSDP only: unsharded copy of the objective on rank 0's CPU, used for evaluation."""
     optimizer: Optimizer
     schedule: Schedule
     guard: SpikeGuard | None
     masker: Masker
     image_masker: Masker | None = None
-    """for the batches of images in a run of clips"""
+    """For batches of images when the run trains on clips."""
     augment: Augment | BoxAugment
     fields: Mapping[str, Field]
-    """what each batch has besides the labels"""
+    """Fields of each batch besides the labels."""
 
 
-class Trainee(Protocol):
-    """What `fit` trains: a run, with what it does between steps. `step` counts the finished steps."""
-
-    plan: Plan
-    components: TrainComponents
-
-    def on_batch(self, raw: RawBatch) -> None:
-        """Sees every batch as the loader delivers it."""
-        ...
-
-    def log_steps(self, step: int, metrics: Mapping[str, float]) -> Mapping[str, float]:
-        """Logs what this rank has measured and returns what all ranks have."""
-        ...
-
-    def evaluate(self, step: int, should_stop: Callable[[], bool]) -> None: ...
-
-    def save(self, step: int) -> None: ...
-
-
-def fit(run: Trainee, batches: Iterator[RawBatch], interrupt: Interrupt, first_step: int) -> int:
+def fit(run: Run, batches: Iterator[RawBatch], interrupt: Interrupt, first_step: int) -> int:
     """Train from `first_step` to the end of the phase or to an interrupt; returns the number of finished steps."""
     plan, components, session = run.plan, run.components, run.components.session
     meter, stop_signal = Meter(plan), StopSignal(session)
     with Progress(first_step, plan.total_steps, plan.batch_size, is_shown=session.is_rank_zero) as progress:
         for step in range(first_step, plan.end_step):
-            with meter.data_timer():
+            with meter.timer("data"):
                 raw = next(batches)
             run.on_batch(raw)
             output, schedule = one_step(plan, components, raw, step)
-            meter.add(output)
+            meter.outputs.append(output)
             done = step + 1
             if plan.is_due(plan.log_every, done):
                 metrics = meter.read() | schedule | {"perf/peak_memory_gib": peak_memory_gib(session.device)}
                 progress.show(done, run.log_steps(done, metrics))
-            with meter.excluded():
+            with meter.timer("excluded"):
                 must_stop = end_of_step(run, done, interrupt, stop_signal)
             if must_stop:
                 return done
     return plan.end_step
 
 
-def end_of_step(run: Trainee, done: int, interrupt: Interrupt, stop_signal: StopSignal) -> bool:
-    """Evaluates and saves where that is due; whether all ranks stop now, which they do only after saving."""
+def end_of_step(run: Run, done: int, interrupt: Interrupt, stop_signal: StopSignal) -> bool:
+    """Evaluate and save if due; returns True if all ranks stop now, after saving."""
     plan = run.plan
-    evaluates = plan.is_due(plan.eval_every, done)
-    if evaluates:
+    is_evaluated = plan.is_due(plan.eval_every, done)
+    if is_evaluated:
         run.evaluate(done, interrupt.is_requested)
-    exchange = stop_signal.exchange if evaluates else stop_signal.exchange_async
-    signum = exchange(interrupt.signum)
-    interrupt.signum_on_all_ranks = signum  # a signal after this line waits for the next step
+    exchange = stop_signal.exchange if is_evaluated else stop_signal.exchange_async
+    signum = interrupt.signum_on_all_ranks = exchange(interrupt.signum)  # a later signal counts in the next step
     if plan.is_due(plan.save_every, done) or signum:
         run.save(done)
     return signum != 0
 
 
 def one_step(plan: Plan, components: TrainComponents, raw: RawBatch, step: int) -> tuple[StepOutput, dict[str, float]]:
-    """A pure function of the weights, the raw batch and the step; also returns the schedules' values.
+    """A pure function of the weights, the raw batch of this rank and the step; also returns the schedules' values.
 
-    Masks and crops are drawn for the batch of all ranks, of which `raw` is this rank's part.
+    Masks and crops are drawn for the batch of all ranks, so that they do not depend on the number of ranks.
     """
     session = components.session
     views, is_image = components.augment.views, raw.pixels.shape[2] == 1
@@ -153,7 +134,8 @@ def one_step(plan: Plan, components: TrainComponents, raw: RawBatch, step: int) 
     masks = draw_masks(masker, plan.batch_size * views, generator(plan.seed, step, 0, "masks"), rows)
     masks = masks.map(lambda indices: indices.to(session.device, non_blocking=True))
     on_device = raw.map(lambda tensor: tensor.to(session.device, non_blocking=True))
-    batch = components.augment(on_device, generator(plan.seed, step, 0, "augment"), session.rows, session.world_size)
+    crops = generator(plan.seed, step, 0, "augment")
+    batch = components.augment(on_device, crops, session.local_rows, session.world_size)
     lr, weight_decay = components.schedule.lr_at(step), components.schedule.weight_decay_at(step)
     set_schedule(components.optimizer, lr=lr, weight_decay=weight_decay)
     output = train_step(
@@ -173,24 +155,19 @@ def one_step(plan: Plan, components: TrainComponents, raw: RawBatch, step: int) 
 
 
 def draw_masks(masker: Masker, batch_size: int, generator: torch.Generator, rows: Tensor | None) -> Masks:
-    """Of the masks of a batch the given rows; a masker that takes `rows` is spared the others."""
+    """The given rows of the masks of a batch; a masker with an argument `rows` draws only those."""
     if rows is None:
         return masker(batch_size, generator)
-    if _takes_rows(masker):
+    if "rows" in inspect.signature(masker).parameters:
         return masker(batch_size, generator, rows)  # pyright: ignore[reportCallIssue]
     return masker(batch_size, generator).map(lambda indices: indices[rows])
 
 
-@cache
-def _takes_rows(masker: Masker) -> bool:
-    return "rows" in inspect.signature(masker).parameters
-
-
 class Meter:
-    """Sums on the device between two log lines; reading it is the one host synchronisation."""
+    """Collects the outputs of steps on the device; reading their means is the one host synchronisation."""
 
     MAX_SKIPPED = 20
-    """steps in a row that may be skipped before the run stops"""
+    """Number of skipped steps in a row after which the run stops."""
 
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
@@ -199,46 +176,34 @@ class Meter:
 
     def _restart(self) -> None:
         self.outputs: list[StepOutput] = []
-        self.waited = 0.0
+        self.seconds = {"data": 0.0, "excluded": 0.0}
         self.begun = time.perf_counter()
 
     @contextmanager
-    def data_timer(self) -> Iterator[None]:
+    def timer(self, kind: Literal["data", "excluded"]) -> Iterator[None]:
+        """Measure the time inside: waiting for data, or not part of the training."""
         begun = time.perf_counter()
         yield
-        self.waited += time.perf_counter() - begun
-
-    @contextmanager
-    def excluded(self) -> Iterator[None]:
-        """The time inside is not counted as training."""
-        begun = time.perf_counter()
-        yield
-        self.begun += time.perf_counter() - begun
-
-    def add(self, output: StepOutput) -> None:
-        self.outputs.append(output)
+        self.seconds[kind] += time.perf_counter() - begun
 
     def read(self) -> dict[str, float]:
-        """Means since the last reading; raises TrainingError when no step has been possible for a while."""
+        """Means since the last reading; raises TrainingError if too many steps in a row were skipped."""
         names = ["loss", "grad_norm", "skipped", *self.outputs[0].metrics]
         columns = [torch.stack([o.loss, o.grad_norm, o.skipped, *o.metrics.values()]).float() for o in self.outputs]
         table = torch.stack(columns).cpu()
-        elapsed = time.perf_counter() - self.begun
-        taken = table[:, 2] == 0
-        self._watch(taken)
-        means = (table[taken] if taken.any() else table).mean(dim=0).tolist()
-        values = {f"train/{name}": value for name, value in zip(names, means, strict=True)}
-        values["train/skipped"] = float((~taken).sum())
-        values["perf/samples_per_s"] = len(columns) * self.plan.batch_size / elapsed
-        values["perf/data_wait"] = self.waited / elapsed
-        self._restart()
-        return values
-
-    def _watch(self, taken: Tensor) -> None:
-        self.skipped_in_a_row = 0 if taken.any() else self.skipped_in_a_row + len(taken)
+        elapsed = time.perf_counter() - self.begun - self.seconds["excluded"]
+        accepted = table[:, 2] == 0
+        self.skipped_in_a_row = 0 if accepted.any() else self.skipped_in_a_row + len(accepted)
         if self.skipped_in_a_row >= min(self.MAX_SKIPPED, self.plan.total_steps):
             raise TrainingError(
-                f"the loss or its gradient was not finite in {self.skipped_in_a_row} steps in a row; no such step was "
-                "taken, so the weights are as before them. Try a lower lr, a smaller clip_grad or precision=fp32. "
-                f"{KEPT}"
+                f"the loss or its gradient was not finite in {self.skipped_in_a_row} steps in a row; these steps were "
+                "skipped, so the weights are those before them. Try a lower lr, a smaller clip_grad or precision=fp32. "
+                f"{FAILED_STATE}"
             )
+        means = (table[accepted] if accepted.any() else table).mean(dim=0).tolist()
+        values = {f"train/{name}": value for name, value in zip(names, means, strict=True)}
+        values["train/skipped"] = float((~accepted).sum())
+        values["perf/samples_per_s"] = len(columns) * self.plan.batch_size / elapsed
+        values["perf/data_wait"] = self.seconds["data"] / elapsed
+        self._restart()
+        return values

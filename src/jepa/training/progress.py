@@ -1,4 +1,4 @@
-"""The progress bar: a moving line on a terminal, a line now and then in a file."""
+"""Progress of the training: a bar on a terminal, otherwise a line from time to time."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from collections.abc import Mapping
 from tqdm import tqdm
 
 SMOOTHING = 0.1
-"""weight of the newest figure in what is said to be left"""
+"""Weight of the newest measurement in the estimate of the time left."""
 
 
 class Progress:
-    """Shows step, loss, samples/s, share of time waiting for data, time left."""
+    """Shows step, loss, samples/s, fraction of time spent waiting for data, and time left."""
 
     LINES_IN_A_FILE = 20
 
@@ -39,7 +39,7 @@ class Progress:
         self.bar.close()
 
     def show(self, done: int, metrics: Mapping[str, float]) -> None:
-        left = self._note(self.batch_size / metrics["perf/samples_per_s"]) * (self.total - done)
+        left = self._update(self.batch_size / metrics["perf/samples_per_s"]) * (self.total - done)
         text = (
             f"loss {metrics['train/loss']:.4f} | {metrics['perf/samples_per_s']:.1f} samples/s | "
             f"data wait {metrics['perf/data_wait']:.0%} | {duration(left)} left"
@@ -50,8 +50,8 @@ class Progress:
             print(f"step {done}/{self.total} | {text}", file=sys.stderr, flush=True)
             self.next_line = done + max(1, self.total // self.LINES_IN_A_FILE)
 
-    def _note(self, seconds: float) -> float:
-        """Seconds per step so far: what was seen lately counts most, and what came first, to warm up, not at all."""
+    def _update(self, seconds: float) -> float:
+        """Exponential mean of the seconds per step, without the first measurement, which includes the warm-up."""
         old = self.seconds_per_step if self.is_warm else None
         self.is_warm = self.seconds_per_step is not None
         self.seconds_per_step = seconds if old is None else old + SMOOTHING * (seconds - old)

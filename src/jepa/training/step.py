@@ -1,4 +1,4 @@
-"""One optimizer step: the only code between two batches that touches the device."""
+"""One optimizer step: forward and backward passes of the micro-batches, clipping, the finite check, the update."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from jepa.types import Batch, LossOutput, Masks, Regularizer
 
 
 class StepOutput(NamedTuple):
-    """Float32 scalars on the device; nothing here waits for it."""
+    """Float32 scalars on the device."""
 
     loss: Tensor
     grad_norm: Tensor
     skipped: Tensor
-    """1 where the step was not taken, else 0"""
+    """1 if the step was skipped, else 0."""
     metrics: dict[str, Tensor]
 
 
@@ -44,11 +44,11 @@ class SpikeGuard(nn.Module):
     count: Tensor
 
     def forward(self, loss: Tensor) -> Tensor:
-        """[] -> [] bool: whether the step may be taken; an accepted loss enters the running mean."""
-        known = torch.arange(self.WINDOW, device=loss.device) < self.count
-        number = known.sum().clamp(min=2)
-        mean = (self.losses * known).sum() / number
-        deviation = (((self.losses - mean) ** 2 * known).sum() / (number - 1)).sqrt()
+        """[] -> [] bool: True if the step is accepted; its loss then enters the running mean."""
+        filled = torch.arange(self.WINDOW, device=loss.device) < self.count
+        number = filled.sum().clamp(min=2)
+        mean = (self.losses * filled).sum() / number
+        deviation = (((self.losses - mean) ** 2 * filled).sum() / (number - 1)).sqrt()
         accepted = (self.count < self.MINIMUM) | (loss <= mean + self.num_std * deviation)
         accepted = accepted & loss.isfinite()
         slot = self.count % self.WINDOW
@@ -70,23 +70,25 @@ def train_step(
     seed: int,
     penalty: Regularizer | None = None,
 ) -> StepOutput:
-    """Accumulates the gradients of micro-batches of `micro_batch_size` samples, clips, and steps if all is finite.
+    """Accumulate the gradients of micro-batches of `micro_batch_size` samples, clip them, and step if all are finite.
 
-    `batch` is this rank's part. `penalty` is the objective's, where it has regularisers: they see all micro-batches.
+    `batch` is this rank's part. `penalty` is the objective's `regularization`, taken over all micro-batches together.
     """
     micro_batches = list(_split(batch, masks, micro_batch_size))
     weights = [len(micro_batch.clips) / len(batch.clips) for micro_batch, _ in micro_batches]
-    grad_cache = None
+    grad_caches = []
     if penalty is not None and len(micro_batches) > 1:
-        grad_cache = _first_pass(objective, micro_batches, autocast, penalty, seed)
+        grad_caches = [_first_pass(objective, micro_batches, autocast, penalty, seed)]
     torch.manual_seed(seed)
-    outputs = []
+    outputs: list[LossOutput] = []
     for number, (micro_batch, its_masks) in enumerate(micro_batches):
-        is_last = number + 1 == len(micro_batches)
-        if grad_cache is not None:
+        for grad_cache in grad_caches:
             grad_cache.index = number
-        with nullcontext() if is_last else no_grad_sync(objective):
-            outputs.append(_backward(objective, micro_batch, its_masks, grad_cache, weights[number], autocast))
+        with nullcontext() if number + 1 == len(micro_batches) else no_grad_sync(objective):
+            with autocast():
+                output = objective(micro_batch, its_masks, *grad_caches)
+            (output.loss * weights[number]).backward()
+        outputs.append(output._replace(loss=output.loss.detach()))
     loss = mean_over_ranks(_weighted_sum([output.loss for output in outputs], weights))
     metrics = {name: _weighted_sum([o.metrics[name] for o in outputs], weights) for name in outputs[0].metrics}
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
@@ -101,7 +103,7 @@ def train_step(
 
 
 def _split(batch: Batch, masks: Masks, size: int) -> Iterator[tuple[Batch, Masks]]:
-    """Micro-batches of `size` samples each, with all their views."""
+    """Micro-batches of `size` samples with all their views, and their masks."""
     for start in range(0, len(batch.clips) // batch.views, size):
         rows = slice(start * batch.views, (start + size) * batch.views)
         yield batch.rows(start, size), masks.map(lambda m, rows=rows: m[rows])
@@ -115,7 +117,7 @@ def _first_pass(
     penalty: Regularizer,
     seed: int,
 ) -> GradCache:
-    """The penalty of all micro-batches; dropped paths are drawn as in the second pass."""
+    """The cached penalty of all micro-batches; dropout and dropped paths are those of the second pass."""
     grad_cache = GradCache(len(micro_batches))
     torch.manual_seed(seed)
     for grad_cache.index, (micro_batch, masks) in enumerate(micro_batches):
@@ -127,26 +129,12 @@ def _first_pass(
     return grad_cache
 
 
-def _backward(
-    objective: nn.Module,
-    batch: Batch,
-    masks: Masks,
-    grad_cache: GradCache | None,
-    weight: float,
-    autocast: Callable[[], AbstractContextManager],
-) -> LossOutput:
-    with autocast():
-        output: LossOutput = objective(batch, masks) if grad_cache is None else objective(batch, masks, grad_cache)
-    (output.loss * weight).backward()
-    return output._replace(loss=output.loss.detach())
-
-
 def _weighted_sum(values: list[Tensor], weights: list[float]) -> Tensor:
     return torch.stack([weight * value for weight, value in zip(weights, values, strict=True)]).sum()
 
 
 def _step(optimizer: Optimizer, skipped: Tensor) -> None:
-    """Fused optimizers read the flag on the device; others need the host to look at it."""
+    """Step unless `skipped`; fused optimizers read the flag on the device, for others the host waits for it."""
     if optimizer.defaults.get("fused"):
         vars(optimizer).update(grad_scale=None, found_inf=skipped)
         optimizer.step()
