@@ -12,7 +12,8 @@ import torch
 from PIL import Image
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
-from jepa.data.images import NATURAL, TORCHVISION
+from jepa.data.folders import IMAGENET_STATS
+from jepa.data.images import TORCHVISION
 from jepa.data.transforms import Normalise
 
 CIFAR = Path(__file__).parents[3] / "shared" / "data" / "cifar10"
@@ -27,20 +28,21 @@ PUBLISHED = {
 
 
 def test_natural_pictures_are_normalised_as_timm_and_torchvision_normalise_imagenet() -> None:
-    assert NATURAL[3] == (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
+    assert IMAGENET_STATS[3] == (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
 
 
 def test_grey_pictures_are_normalised_by_the_mean_of_the_three_colours() -> None:
-    for grey, colours in zip(NATURAL[1], NATURAL[3], strict=True):
+    for grey, colours in zip(IMAGENET_STATS[1], IMAGENET_STATS[3], strict=True):
         assert grey == pytest.approx([sum(colours) / 3], abs=5e-4)
 
 
 @pytest.mark.parametrize("name", sorted(TORCHVISION))
 def test_a_small_data_set_is_normalised_by_its_own_published_moments(name: str) -> None:
-    assert TORCHVISION[name] == PUBLISHED[name]
+    _, mean, std = TORCHVISION[name]
+    assert (mean, std) == PUBLISHED[name]
 
 
-@pytest.mark.parametrize(("mean", "std"), [*NATURAL.values(), *TORCHVISION.values()])
+@pytest.mark.parametrize(("mean", "std"), [*IMAGENET_STATS.values(), *(stats for _, *stats in TORCHVISION.values())])
 def test_no_deviation_is_larger_than_pixels_of_that_mean_can_have(mean: tuple, std: tuple) -> None:
     """Numbers from 0 to 1 of mean m deviate by at most sqrt(m (1 - m)), which only black and white ones do."""
     assert len(mean) == len(std)
@@ -50,9 +52,9 @@ def test_no_deviation_is_larger_than_pixels_of_that_mean_can_have(mean: tuple, s
 @pytest.mark.skipif(not CIFAR.is_dir(), reason="the CIFAR-10 parquet files are not here")
 def test_normalised_pixels_of_cifar10_have_mean_zero_and_deviation_one() -> None:
     file = next(path for path in sorted(CIFAR.rglob("*.parquet")) if "train" in path.name)
-    column = next(iter(parquet.ParquetFile(file).iter_batches(2000))).column("img").to_pylist()
+    column = next(iter(parquet.ParquetFile(file).iter_batches(2000))).column("image").to_pylist()
     pictures = np.stack([np.array(Image.open(io.BytesIO(one["bytes"]))) for one in column])
     clips = torch.from_numpy(pictures).permute(3, 0, 1, 2)[None].float()  # [1, C, T, H, W]
-    deviation, mean = torch.std_mean(Normalise(*TORCHVISION["cifar10"])(clips), dim=(0, 2, 3, 4))
+    deviation, mean = torch.std_mean(Normalise(*TORCHVISION["cifar10"][1:])(clips), dim=(0, 2, 3, 4))
     assert mean.abs().max() < 0.05
     assert (deviation - 1).abs().max() < 0.05

@@ -3,12 +3,13 @@
 import pytest
 import torch
 
-from jepa.data.images import NATURAL, TORCHVISION
+from jepa.data.folders import IMAGENET_STATS
+from jepa.data.images import TORCHVISION
 from jepa.data.transforms import Augment, EvalTransform, Normalise
 from jepa.types import RawBatch
 
 
-@pytest.mark.parametrize(("mean", "std"), [*NATURAL.values(), *TORCHVISION.values()])
+@pytest.mark.parametrize(("mean", "std"), [*IMAGENET_STATS.values(), *(stats for _, *stats in TORCHVISION.values())])
 def test_every_grey_level_survives_normalising_and_its_way_back(mean: tuple, std: tuple) -> None:
     levels = torch.arange(256, dtype=torch.uint8).expand(len(mean), 1, 16, 256)
     normalise = Normalise(mean, std)

@@ -146,9 +146,9 @@ def test_block_masks_take_the_first_of_four_placements_that_leaves_the_context(
 
 def cuboids_by_loops(sampler: Any, keys: Tensor, places: Tensor) -> tuple[list[int], list[list[int]]]:
     """Context and targets of one mask set of one sample; of two placements the first that fits, else the first."""
-    grid, drawn, num_tokens = sampler.grid, sampler.drawn, sampler.grid.num_tokens
+    grid, drawn, num_tokens = sampler.grid, sampler.block_grid, sampler.grid.num_tokens
     unions = []
-    for blocks in places.unflatten(0, sampler.tries):
+    for blocks in places.unflatten(0, (2, sampler.num_blocks, 5)):
         hidden = set()
         for draw in blocks:
             lengths = [
@@ -176,7 +176,7 @@ def test_the_mask_sets_of_clips_are_unions_of_cuboids(grid: PatchGrid) -> None:
     ]
     masker = MultiBlock3DMasker(grid=grid, sets=sets)
     for seed in range(4):
-        sizes = [sampler.num_places for sampler in masker.samplers]
+        sizes = [sampler.num_draws for sampler in masker.samplers]
         draws = torch.rand(BATCH, grid.num_tokens + sum(sizes), generator=seeded(seed))
         keys, *places = draws.split([grid.num_tokens, *sizes], dim=1)
         for masks, sampler, part in zip(masker(BATCH, seeded(seed)).sets, masker.samplers, places, strict=True):

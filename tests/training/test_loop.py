@@ -99,7 +99,7 @@ def test_a_line_of_the_log_is_the_mean_of_the_steps_since_the_last(monkeypatch: 
 def test_steps_that_were_not_taken_are_counted_and_left_out_of_the_means() -> None:
     meter = Meter(plan())
     for loss, skipped in ((1.0, 0.0), (99.0, 1.0), (3.0, 0.0), (float("nan"), 1.0)):
-        meter.add(output(loss, skipped))
+        meter.outputs.append(output(loss, skipped))
     values = meter.read()
     assert (values["train/loss"], values["train/skipped"]) == (2.0, 2.0)
 
@@ -108,7 +108,7 @@ def test_steps_that_were_not_taken_are_counted_and_left_out_of_the_means() -> No
 def test_twenty_steps_in_a_row_that_were_not_taken_end_the_run_and_nineteen_do_not(per_line: int) -> None:
     def add(meter: Meter, number: int, skipped: float) -> None:
         for _ in range(number):
-            meter.add(output(1.0, skipped))
+            meter.outputs.append(output(1.0, skipped))
         meter.read()
 
     meter, lines = Meter(plan(total_steps=1000)), -(-20 // per_line)

@@ -65,9 +65,9 @@ class Recorder(nn.Module):
 
 
 def small_run(folder: Path, *overrides: str) -> Run:
-    found = COMPOSER.inspect([*SMALL, *overrides])
-    assert found.faults == []
-    config = to_dataclass(found.config)
+    checked = COMPOSER.check([*SMALL, *overrides])
+    assert checked.errors == []
+    config = to_dataclass(checked.config)
     dataset = make_dataset(config)
     session = Session(device=torch.device("cpu"), bf16=False)
     return assemble(split_phases(config, len(dataset))[0], dataset, folder, session)
