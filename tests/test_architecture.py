@@ -45,7 +45,7 @@ LEVELS = (
 LEVEL = {part: number for number, parts in enumerate(LEVELS) for part in parts}
 # One file is one choice of the group; of its own folder it imports only these files, which the choices share.
 SHARED = {
-    "encoders": {"names", "published"},
+    "encoders": {"names", "nodes", "published"},
     "predictors": set(),
     "masks": {"geometry", "sampling"},
     "objectives": {"base", "reconstruction", "rules"},

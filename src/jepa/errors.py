@@ -33,5 +33,9 @@ class RunError(RuntimeError):
     """True if all ranks raise the same error, so that only rank 0 needs to print it."""
 
 
+class FileError(RunError, ValueError):
+    """A file is damaged or holds what it should not; the message names it."""
+
+
 class Interrupted(Exception):
     """An evaluation was interrupted by a request to stop the run."""

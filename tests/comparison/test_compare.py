@@ -187,7 +187,7 @@ def test_faults_of_all_runs_come_at_once_and_nothing_is_started():
         (["."], "holds no run"),
         ([".", "lr=3"], "take no overrides"),
         ([], "only one run"),
-        (["--methods", "no.yaml"], "no.yaml: cannot be read"),
+        (["--methods", "no.yaml"], "no.yaml cannot be read"),
     ],
 )
 def test_a_mistake_is_reported_in_a_sentence(arguments, words, capsys):

@@ -306,7 +306,7 @@ def test_no_damage_to_a_header_hangs_or_raises_anything_but_value_error(tmp_path
         ({"a": {"txt": b"x", "json": b"{}"}}, r"no images in it \(dataset.image_key\), but json, txt"),
         ({"a": {"mp4": b"x"}}, "videos are read from files: dataset=videofolder"),
         ({}, "but no sample at all"),
-        ({"a": {"png": b"x", "json": b"{"}}, "a.json: Expecting property name"),
+        ({"a": {"png": b"x", "json": b"{"}}, "a.json cannot be read \\(Expecting property name"),
         ({"a": {"png": b"x", "json": b"[]"}}, "a.json: 'list' object"),
         ({"./a": {"png": b"x"}, "a": {"png": b"y"}}, "a.png is in it twice"),
     ],

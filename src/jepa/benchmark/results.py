@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
@@ -13,7 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from jepa.errors import RunError
+from jepa.config import signatures
+from jepa.config.files import as_mapping
+from jepa.errors import FileError, RunError
 from jepa.evaluation.probe import balanced, confusion_counts, is_imbalanced, top1
 from jepa.runs.metrics import read_json, write_atomically
 
@@ -93,11 +95,11 @@ def summary(trials: Sequence[Trial], num_test: int) -> dict[str, Any]:
     low, high = wilson(mean, num_test)
     counts = torch.tensor([trial.confusion for trial in trials]).sum(0)
     recalls = [100 * int(row[k]) / int(row.sum()) if row.sum() else None for k, row in enumerate(counts)]
-    recalls_of_trials = [trial.balanced for trial in trials if trial.balanced is not None]
+    recalls_trial_fieldss = [trial.balanced for trial in trials if trial.balanced is not None]
     return {
         "top1": mean, "low": low, "high": high, "num_test": num_test, "per_class": recalls,
         "deviation": stdev(trial.top1 for trial in trials) if len(trials) > 1 else None,
-        "balanced": fmean(recalls_of_trials) if recalls_of_trials else None,
+        "balanced": fmean(recalls_trial_fieldss) if recalls_trial_fieldss else None,
         "confusion": counts.tolist() if len(counts) <= MAX_STORED_CLASSES else None,
         "trials": [{k: v for k, v in asdict(trial).items() if k != "confusion"} for trial in trials],
     }  # fmt: skip
@@ -115,14 +117,20 @@ class Results:
     @classmethod
     def open(cls, folder: Path, facts: dict[str, Any]) -> Results:
         """Read the stored rows. Raises RunError if they are of another version or on other test samples."""
-        stored = read_json(folder / RESULTS_FILE)
+        path = folder / RESULTS_FILE
+        stored = read_json(path)
         if stored and stored.get("format") != FORMAT:
             raise RunError(
                 f"{folder}/{RESULTS_FILE} is of another version of jepa-eval; give another name=, or remove it"
             )
-        if stored and stored["facts"]["test"] != facts["test"]:
+        if not stored:
+            return cls(folder, facts)
+        as_mapping(stored, path, {"facts": "dict", "rows": "list[dict]"})
+        if stored["facts"].get("test") != facts["test"]:
             raise RunError(f"{folder} holds results on other test samples; give another name=, or remove it")
-        rows = [Row(**row) for row in stored.get("rows", ())]
+        rows = [
+            _row(row, f"{path}: rows[{number}]", len(facts["classes"])) for number, row in enumerate(stored["rows"])
+        ]
         return cls(folder, facts, {(row.title, row.column): row for row in rows})
 
     def add(self, row: Row) -> None:
@@ -130,3 +138,19 @@ class Results:
         self.folder.mkdir(parents=True, exist_ok=True)
         content = {"format": FORMAT, "facts": self.facts, "rows": [asdict(row) for row in self.rows.values()]}
         write_atomically(self.folder / RESULTS_FILE, json.dumps(content, indent=1, default=str) + "\n")
+
+
+def _row(stored: dict[str, Any], where: str, num_classes: int) -> Row:
+    """Raises FileError for what is none."""
+    as_mapping(stored, where, {part.name: signatures.annotated_type(str(part.type)) for part in fields(Row)})
+    if unknown := stored.keys() - {part.name for part in fields(Row)}:
+        raise FileError(f"{where}: there is no field {min(unknown)}")
+    matrix = stored["confusion"] or [[0] * num_classes] * num_classes
+    if {num_classes} != {len(stored["per_class"]), len(matrix), *map(len, matrix)}:
+        raise FileError(f"{where}: has figures of other classes than the {num_classes} of the data")
+    for number, trial in enumerate(stored["trials"]):
+        trial_fields = {
+            part.name: signatures.annotated_type(str(part.type)) for part in fields(Trial) if part.name != "confusion"
+        }
+        as_mapping(trial, f"{where}.trials[{number}]", trial_fields)
+    return Row(**stored)

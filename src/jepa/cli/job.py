@@ -20,7 +20,7 @@ from jepa.config import ConfigError, TrainConfig, changed_keys, to_dataclass
 from jepa.errors import RunError
 from jepa.parallel.signals import FROM_SCHEDULERS, STOPS, listen
 from jepa.reports.verdict import last_selection_value
-from jepa.runs.metrics import read_config, read_json, read_rows, write_atomically
+from jepa.runs.metrics import read_config, read_ending, read_rows, write_atomically
 from jepa.training.launch import num_processes, start_processes
 
 
@@ -86,5 +86,5 @@ def _train(config: TrainConfig, folder: Path, is_member: bool) -> int:
 
 def _is_finished(folder: Path, config: TrainConfig) -> bool:
     """True if the run in the folder is finished and has this configuration."""
-    status = read_json(folder / "run.json").get("status")
+    status = read_ending(folder).get("status")
     return status == "finished" and not changed_keys(read_config(folder), asdict(config))

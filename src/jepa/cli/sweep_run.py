@@ -11,7 +11,7 @@ from pathlib import Path
 from jepa.cli.sweep_signals import forward_to_slurm, forward_to_workers
 from jepa.cli.terminal import STOPPED, program_name, rank
 from jepa.errors import RunError
-from jepa.runs.metrics import read_json
+from jepa.runs.metrics import read_ending
 
 FAILURE = "failure.txt"
 """File in the folder of a member with the error of its last attempt."""
@@ -68,7 +68,7 @@ def _report(sweep: Sweep) -> int:
 
 def _why_unfinished(member: Path) -> str:
     """Why a member is not finished; empty if it is."""
-    facts = read_json(member / "run.json")
+    facts = read_ending(member)
     if (member / FAILURE).exists():
         return f"failed: {(member / FAILURE).read_text()}"
     if facts.get("status") == "finished":

@@ -8,14 +8,13 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import yaml
-
-from jepa.comparison.results import BUDGET_FILE
-from jepa.config import Composer, ConfigError, members, override_literal, signatures, to_dataclass
+from jepa.comparison.results import read_budget
+from jepa.config import Composer, ConfigError, as_config_errors, members, override_literal, signatures, to_dataclass
 from jepa.config.catalogue import COMPARISONS
+from jepa.config.files import read_yaml
 from jepa.config.schema import changed_keys
 from jepa.config.values import unused_sections
-from jepa.runs.metrics import read_config, read_json
+from jepa.runs.metrics import read_config, read_ending
 from jepa.suggestions import suggestion
 
 EXAMPLE = "as methods: {jepa: [objective=jepa], mae: [objective=mae, mask.ratio=0.75]}"
@@ -48,11 +47,9 @@ class Member:
 
 def read_recipe(path: Path) -> Recipe:
     """Read a YAML file with methods and overrides. Raises ConfigError, naming the file and what it should hold."""
-    try:
-        content = yaml.safe_load(path.read_text())
-    except (OSError, yaml.YAMLError) as error:
-        raise ConfigError([f"{path}: cannot be read: {' '.join(str(error).split())}"]) from error
-    methods = content.get("methods") if isinstance(content, dict) else None
+    with as_config_errors():
+        content = read_yaml(path, aliases=True)
+    methods = content.get("methods")
     if not isinstance(methods, dict) or not methods:
         raise ConfigError([f"{path}: needs methods with their overrides, {EXAMPLE}"])
     lists = {"overrides": content.get("overrides", [])} | {f"methods.{name}": texts for name, texts in methods.items()}
@@ -122,7 +119,7 @@ def plan(
         errors.append(
             "there is only one run: give several values, as objective=jepa,mae, or folders of runs that exist"
         )
-    budget = read_json(folder / BUDGET_FILE)
+    budget = read_budget(folder)
     if budget and budget.get("seconds") != seconds:
         errors.append(f"{folder} holds a comparison with --seconds {budget.get('seconds')}: give another name=")
     for member in runs.values():
@@ -181,7 +178,7 @@ def _check(candidate: Candidate, comparison: str, all_keys: set[str], composer: 
         overrides=tuple(overrides),
         config=asdict(to_dataclass(complete)),
         dropped=tuple(text for _, text in candidate.overrides if text not in overrides),
-        is_finished=read_json(folder / "run.json").get("status") == "finished",
+        is_finished=read_ending(folder).get("status") == "finished",
     )
 
 

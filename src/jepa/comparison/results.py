@@ -16,15 +16,22 @@ from statistics import fmean, stdev
 from typing import Any, NamedTuple
 
 import numpy as np
-import yaml
 
 from jepa.config.catalogue import Catalogue, conf_folder, flatten
+from jepa.config.files import Fields
 from jepa.config.schema import IRRELEVANT, IRRELEVANT_SECTIONS, show_value
-from jepa.errors import RunError
+from jepa.errors import FileError, RunError
 from jepa.reports.verdict import Column, initial_weights, series, table_columns
-from jepa.runs.metrics import METRICS, Row, read_config, read_json, read_rows
+from jepa.runs.metrics import METRICS, Row, read_config, read_ending, read_json, read_rows
 
 BUDGET_FILE, MEASUREMENT_FOLDER = "budget.json", ".measure"
+BUDGET_FIELDS: Fields = {
+    "seconds": float | None,
+    "members": Mapping[str, str] | None,
+    "steps": Mapping[str, float] | None,
+    "samples_per_s": Mapping[str, float] | None,
+}
+"""Fields of budget.json."""
 CRITERIA = {
     "collapse/rank": "rank",
     "collapse/rank_centred": "centred rank",
@@ -76,7 +83,7 @@ class RunResult:
         points = [(0.0, 0.0, 0.0)]
         for row in self.rows:
             rate = row.get("perf/samples_per_s", math.nan)
-            if rate > 0 and math.isfinite(rate):
+            if rate > 0 and math.isfinite(rate) and "samples" in row:
                 _, before, seconds = points[-1]
                 points.append((row["step"], row["samples"], seconds + (row["samples"] - before) / rate))
         return points
@@ -163,20 +170,26 @@ def find_runs(folders: Sequence[Path]) -> list[RunResult]:
 
 def _read(folder: Path) -> RunResult:
     try:
-        rows, ended, config = read_rows(folder), read_json(folder / "run.json"), read_config(folder)
-    except (ValueError, yaml.YAMLError) as error:
+        rows, ended, config = read_rows(folder), read_ending(folder), read_config(folder)
+    except FileError as error:
         raise RunError(f"{folder} cannot be read: {error}") from error
     budget, method = _budget(folder)
     return RunResult(
-        folder=folder, config={"seed": 0, **config}, rows=rows, status=ended.get("status", "running"),
-        message=ended.get("message", ""), method=method, budget_seconds=budget.get("seconds"),
+        folder=folder, config=config | {"seed": config.get("seed") or 0}, rows=rows,
+        status=ended.get("status", "running"), message=ended.get("message", ""), method=method,
+        budget_seconds=budget.get("seconds"),
     )  # fmt: skip
+
+
+def read_budget(folder: Path) -> dict[str, Any]:
+    """budget.json of a comparison, which `jepa.comparison.runs` writes; empty if there is none."""
+    return read_json(folder / BUDGET_FILE, BUDGET_FIELDS)
 
 
 def _budget(folder: Path) -> tuple[dict[str, Any], str]:
     """Budget and name of the method, from the comparison that started the run; both are empty without one."""
     for parent in folder.parents:
-        budget = read_json(parent / BUDGET_FILE)
+        budget = read_budget(parent)
         label = folder.relative_to(parent).as_posix()
         if label in budget.get("members", {}):
             return budget, budget["members"][label]

@@ -14,10 +14,10 @@ from types import FrameType
 from typing import Any
 
 from jepa.comparison.plan import Member
-from jepa.comparison.results import BUDGET_FILE, MEASUREMENT_FOLDER
+from jepa.comparison.results import BUDGET_FILE, MEASUREMENT_FOLDER, read_budget
 from jepa.config import override_literal
 from jepa.reports.verdict import series
-from jepa.runs.metrics import read_json, read_rows, write_atomically
+from jepa.runs.metrics import read_rows, write_atomically
 
 WARM_UP, MEASURED = 4, 12
 """Steps of the measurement: the first ones do not count in the rate."""
@@ -60,7 +60,7 @@ def run_all(
     folder: Path, members: Sequence[Member], seconds: float | None, processes: TrainProcesses
 ) -> dict[str, str]:
     """Train the unfinished runs until a signal arrives; returns the folders of failed runs with the reasons."""
-    budget = {"seconds": seconds, "steps": {}, "samples_per_s": {}, "members": {}} | read_json(folder / BUDGET_FILE)
+    budget = {"seconds": seconds, "steps": {}, "samples_per_s": {}, "members": {}} | read_budget(folder)
     budget["members"] |= {member.label: member.method * bool(member.name) for member in members}
     failed = {}
     for number, member in enumerate(members, start=1):

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import glob
-import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Literal, NamedTuple
+
+from jepa.config.files import Fields, as_mapping, read_json
+from jepa.types import Positive, PositiveInt
 
 ENCODER_FORMAT = "jepa-train encoder 1"
 """`format` in the config.json of an encoder exported as safetensors."""
@@ -17,6 +19,19 @@ EXPECTED = (
     "expected a run or checkpoint of jepa-train, a folder of jepa-export or of transformers (ijepa or vjepa2), a file "
     "of I-JEPA or V-JEPA (.pth.tar, .pt), hf:ORG/NAME or timm:NAME"
 )
+
+CLIP_SHAPE = tuple[PositiveInt, PositiveInt, PositiveInt, PositiveInt]
+"""Type of (C, T, H, W) in a file."""
+_SIZES = ("crop_size", "frames_per_clip", "num_channels", "in_chans", "num_attention_heads")
+TRANSFORMERS_FIELDS: Fields = {
+    "model_type": Literal["ijepa", "vjepa2"],
+    "hidden_act": str | None,
+    "qkv_bias": bool | None,
+    "layer_norm_eps": Positive | None,  # pyright: ignore[reportOperatorIssue]
+    "image_size": PositiveInt | tuple[PositiveInt, PositiveInt] | None,  # pyright: ignore[reportOperatorIssue]
+    **dict.fromkeys(_SIZES, PositiveInt | None),
+}
+"""Fields of the config.json of transformers that are read."""
 
 
 class Source(NamedTuple):
@@ -52,27 +67,18 @@ def shape_of(source: Source) -> tuple[int, int, int, int] | None:
     if source.kind == "run":
         states = (folder / "state.json" for folder in (path, path / "checkpoints" / "last"))
         state = next((file for file in states if file.is_file()), None)
-        return tuple(read_json(state)["clip_shape"]) if state else None
+        return tuple(read_json(state, {"clip_shape": CLIP_SHAPE})["clip_shape"]) if state else None
+    config_file = path / "config.json"
     if source.kind == "exported":
-        return tuple(read_json(path / "config.json")["encoder"]["clip_shape"])
+        node = read_json(config_file, {"encoder": dict})["encoder"]
+        return tuple(as_mapping(node, f"{config_file}: encoder", {"clip_shape": CLIP_SHAPE})["clip_shape"])
     if source.kind != "transformers":
         return None
-    config = read_json(path / "config.json")
+    config = read_json(config_file, TRANSFORMERS_FIELDS)
     size = config.get("image_size") or config.get("crop_size") or 224
     height, width = size if isinstance(size, list) else (size, size)
     channels = config.get("num_channels") or config.get("in_chans") or 3
     return channels, config.get("frames_per_clip") or 1, height, width
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The mapping in a JSON file. Raises ValueError for anything else."""
-    try:
-        content = json.loads(path.read_text())
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path} cannot be read ({error})") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} holds no mapping")
-    return content
 
 
 def _timm(name: str) -> Source:

@@ -100,7 +100,7 @@ def fits(kind: Any, value: Any) -> bool:
     if origin is Literal:
         return value in arguments
     if origin in (dict, Mapping):
-        return isinstance(value, dict)
+        return isinstance(value, dict) and (not arguments or all(all(map(fits, arguments, i)) for i in value.items()))
     if origin in SCALARS:
         accepted = (int, float) if origin is float else origin
         return isinstance(value, accepted) and (origin is bool or not isinstance(value, bool))

@@ -15,7 +15,8 @@ import numpy as np
 import torch
 from PIL import ExifTags, Image
 
-from jepa.config.paths import existing, read_json
+from jepa.config.files import read_json
+from jepa.config.paths import existing
 from jepa.data.decode import SUFFIXES, decode
 from jepa.data.folders import FileDataset, has_suffix
 from jepa.types import Channels, Field, Sample
@@ -268,7 +269,7 @@ def read_coco(source: Path, pictures: Path) -> tuple[list[Annotated], tuple[str,
 
     Crowds (`iscrowd`) are left out: their boxes hold several objects.
     """
-    content = read_json(source)
+    content = read_json(source, max_bytes=None)
     categories = {entry["id"]: str(entry["name"]) for entry in _entries(source, content, "categories", "id name")}
     entries = list(_entries(source, content, "images", "id file_name height width"))
     boxes: dict[Any, list[Box]] = {entry["id"]: [] for entry in entries}

@@ -16,6 +16,7 @@ from typing import Any, Self
 import numpy as np
 
 from jepa.data.decode import warn_of_slow_decoding
+from jepa.data.parquet import read_columns
 
 log = logging.getLogger(__name__)
 NO_LABEL = {"", "-1"}
@@ -85,26 +86,21 @@ def read_table(path: Path, key: str, columns: Sequence[str]) -> dict[str, list[A
     """All columns by name; raises ValueError if the file or one of `columns` is missing."""
     if not path.is_file():
         raise ValueError(f"{key}: there is no file {path}")
-    table = _parquet(path, key) if path.suffix == ".parquet" else _csv(path)
+    table = read_columns(path, key) if path.suffix == ".parquet" else _csv(path)
     if missing := [name for name in columns if name not in table]:
         raise ValueError(f"{key}={path}: no column {', '.join(missing)}; its first line names {', '.join(table)}")
     return table
 
 
 def _csv(path: Path) -> dict[str, list[Any]]:
-    with open(path, newline="", encoding="utf-8-sig") as file:
-        header, *rows = [row for row in csv.reader(file) if row] or [[]]
+    try:
+        with open(path, newline="", encoding="utf-8-sig") as file:
+            header, *rows = [row for row in csv.reader(file) if row] or [[]]
+    except (OSError, ValueError, csv.Error) as fault:
+        raise ValueError(f"{path}: is not readable as CSV: {fault}") from fault
     if uneven := next((row for row in rows if len(row) != len(header)), None):
         raise ValueError(f"{path}: the line {','.join(uneven)} has {len(uneven)} values, the first line {len(header)}")
     return {name.strip(): [row[number].strip() for row in rows] for number, name in enumerate(header)}
-
-
-def _parquet(path: Path, key: str) -> dict[str, list[Any]]:
-    try:
-        from pyarrow import parquet
-    except ImportError as error:
-        raise ValueError(f"{key}={path}: parquet files need pip install 'jepa-train[hf]'") from error
-    return parquet.read_table(path).to_pydict()
 
 
 def class_names(labels: Sequence[str]) -> tuple[str, ...]:

@@ -16,6 +16,7 @@ from jepa.config.paths import content, on_this_machine
 from jepa.data.decode import decode
 from jepa.data.folders import HEAD, FileDataset, class_names, class_numbers, is_useful_held_out
 from jepa.data.listing import VALIDATION_NAMES
+from jepa.data.parquet import ERRORS, column_names
 from jepa.types import Channels
 
 if TYPE_CHECKING:
@@ -137,31 +138,26 @@ def _open_parquet(path: str, split: str, files: list[str]) -> datasets.Dataset:
 def _open(what: str, load: Callable[[], Any], files: Sequence[str] = ()) -> Any:
     """The rows of a split. Raises ValueError if they cannot be read or there are none."""
     from datasets.exceptions import DatasetsError
+    from pyarrow import ArrowException
 
+    columns = column_names(files, what)
     try:
         rows = load()
-    except (DatasetsError, OSError, ValueError, TypeError) as error:
-        reason = _unlike_the_first(files) or " ".join(str(error.__cause__ or error).split())[:300]
+    except (DatasetsError, ArrowException, *ERRORS) as error:
+        reason = _unlike_the_first(files, columns) or " ".join(str(error.__cause__ or error).split())[:300]
         raise ValueError(f"{what} cannot be read: {reason}") from error
     if not len(rows):
         raise ValueError(f"{what} has no rows")
     return rows
 
 
-def _unlike_the_first(files: Sequence[str]) -> str:
-    """The first parquet file that is damaged or has other columns than the first, with the difference."""
-    from pyarrow import ArrowException, parquet
-
-    columns: list[str] = []
-    for file in files:
-        try:
-            names = parquet.read_schema(file).names
-        except (OSError, ArrowException) as error:
-            return f"{file}: {error}"
-        columns = columns or names
-        if names != columns:
-            return f"{file} has the columns {', '.join(names)}, {files[0]} has {', '.join(columns)}"
-    return ""
+def _unlike_the_first(files: Sequence[str], columns: Sequence[list[str]]) -> str:
+    """The first parquet file that has other columns than the first, with the difference; empty if there is none."""
+    others = (
+        f"{file} has the columns {', '.join(names)}, {files[0]} has {', '.join(columns[0])}"
+        for file, names in zip(files, columns, strict=False) if names != columns[0]
+    )  # fmt: skip
+    return next(others, "")
 
 
 def _parquet_files(path: Path, subset: str | None, names: Sequence[str]) -> dict[str, list[str]]:

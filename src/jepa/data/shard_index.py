@@ -15,8 +15,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+from jepa.config.files import MAX_BYTES, parse_json
 from jepa.data.decode import SUFFIXES
 from jepa.data.folders import locked
+from jepa.errors import FileError
 
 log = logging.getLogger(__name__)
 COLUMNS = ("shard", "offset", "size", "key", "label")
@@ -24,6 +26,10 @@ NUM_THREADS = 16
 """Number of threads that read headers: each header costs a round trip on a network file system."""
 MAX_LABEL_LENGTH = 100
 """Largest length of a label, in characters."""
+MAX_NAME_LENGTH = 4096
+"""Largest length of the name of a member, in characters; the rest is cut off."""
+MAX_HEADER_BYTES = 1 << 20
+"""Largest size of an extended header, which holds the long name of the next member, in bytes."""
 BLOCK = 512
 """Size of a tar header, and the unit of the size of a member, in bytes."""
 _LOAD_ERRORS = (OSError, ValueError, EOFError)
@@ -49,15 +55,22 @@ def read_index(shards: Sequence[Path], image_key: str | None, label_key: str) ->
     paths = (shards[0].parent / name, cache / name)
     for path in paths:
         with suppress(*_LOAD_ERRORS):
-            return np.load(path, mmap_mode="r")
+            return _load(path)
     for path in paths:
         with suppress(OSError), locked(path.parent / ".index.lock"):  # OSError: the folder cannot be written
             with suppress(*_LOAD_ERRORS):
-                return np.load(path, mmap_mode="r")  # written by another rank in the meantime
+                return _load(path)  # written by another rank in the meantime
             _write(path, _read_all(shards, image_key, label_key))
-            return np.load(path, mmap_mode="r")
+            return _load(path)
     log.warning("the index of the shards is not stored: neither %s nor %s can be written", *paths)
     return _read_all(shards, image_key, label_key)
+
+
+def _load(path: Path) -> np.ndarray:
+    rows = np.load(path, mmap_mode="r")
+    if not isinstance(rows, np.ndarray) or rows.dtype.names != COLUMNS or rows.ndim != 1:
+        raise ValueError(f"{path} is no index of shards")
+    return rows
 
 
 def _write(path: Path, rows: np.ndarray) -> None:
@@ -118,9 +131,13 @@ def _label(file: int, members: dict[str, Member], label_key: str) -> bytes:
     member = members.get("cls") or members.get("json")
     if member is None:
         return b""
+    if member.size > MAX_BYTES:
+        raise ValueError(f"{member.name}: has {member.size:,} bytes, too many for a label")
     value: object = os.pread(file, member.size, member.offset)
     try:
-        value = value.decode().strip() if "cls" in members else json.loads(value).get(label_key)
+        value = value.decode().strip() if "cls" in members else parse_json(value, member.name).get(label_key)
+    except FileError as error:
+        raise ValueError(f"{error}") from error
     except (ValueError, AttributeError) as error:
         raise ValueError(f"{member.name}: {error}") from error
     if not isinstance(value, str | int | None) or len(text := "" if value is None else str(value)) > MAX_LABEL_LENGTH:
@@ -148,12 +165,12 @@ def members_of(file: int) -> Iterator[Member]:
                 return
             raise ValueError(f"damaged, or no tar (compressed?): no header at byte {position}; fetch or write it again")
         kind, offset, is_ended = header[156:157], position + BLOCK, False
-        size = _size(header, extended)
+        size = _size(header, extended, position)
         if not 0 <= size <= length - offset:
             raise ValueError(f"cut off at byte {length}; fetch or write it again")
         position = offset + -(-size // BLOCK) * BLOCK
         if kind in b"xLK":
-            extended |= _extended(kind, os.pread(file, size, offset))
+            extended |= _extended(kind, os.pread(file, size, offset), offset)
         elif kind in b"01\0":
             member = _member(header, offset, size, extended, earlier)
             earlier[member.name] = member
@@ -165,20 +182,30 @@ def members_of(file: int) -> Iterator[Member]:
 def _member(
     header: bytes, offset: int, size: int, extended: Mapping[str, str], earlier: Mapping[str, Member]
 ) -> Member:
-    name = extended.get("path") or _name(header)
+    name = extended.get("path", "")[:MAX_NAME_LENGTH] or _name(header)
     if header[156:157] != b"1":
         return Member(name, offset, size)
-    target = extended.get("linkpath") or os.fsdecode(header[157:257].split(b"\0")[0])
+    target = extended.get("linkpath", "")[:MAX_NAME_LENGTH] or os.fsdecode(header[157:257].split(b"\0")[0])
     if target not in earlier:
         raise ValueError(f"{name} is a hard link to {target}, which is not in front of it in the tar")
     return earlier[target]._replace(name=name)
 
 
-def _size(header: bytes, extended: Mapping[str, str]) -> int:
+def _size(header: bytes, extended: Mapping[str, str], position: int) -> int:
     """Bytes of the member: octal, or above 8 GB a binary number after the byte 0x80."""
     digits = header[124:136]
-    size = int.from_bytes(digits[1:], "big") if digits[0] == 0x80 else int(digits.strip(b"\0 ") or b"0", 8)
-    return int(extended.get("size", size))
+    try:
+        size = int.from_bytes(digits[1:], "big") if digits[0] == 0x80 else int(digits.strip(b"\0 ") or b"0", 8)
+        size = int(extended.get("size", size))
+    except ValueError as error:
+        raise _damaged(position, error) from error
+    if size > MAX_HEADER_BYTES and header[156:157] in b"xgLK":
+        raise _damaged(position, f"an extended header of {size:,} bytes")
+    return size
+
+
+def _damaged(position: int, reason: object) -> ValueError:
+    return ValueError(f"damaged at byte {position} ({reason}); fetch or write it again")
 
 
 def _name(header: bytes) -> str:
@@ -187,14 +214,21 @@ def _name(header: bytes) -> str:
     return os.fsdecode(prefix + b"/" + name if is_posix and prefix else name)
 
 
-def _extended(kind: bytes, data: bytes) -> dict[str, str]:
+def _extended(kind: bytes, data: bytes, position: int) -> dict[str, str]:
     """Fields ahead of a member's own header: its long name or link (GNU), or records "LENGTH KEY=VALUE" (POSIX)."""
     if kind in b"LK":
         return {"path" if kind == b"L" else "linkpath": os.fsdecode(data.rstrip(b"\0"))}
     fields: dict[str, str] = {}
-    while data:
-        digits = data.partition(b" ")[0]
-        name, _, value = data[len(digits) + 1 : int(digits) - 1].partition(b"=")
-        fields[name.decode()] = os.fsdecode(value)
-        data = data[max(1, int(digits)) :]
+    start = 0
+    while start < len(data):
+        digits = data[start : start + 20].partition(b" ")[0]
+        try:
+            end = start + int(digits)
+            name, _, value = data[start + len(digits) + 1 : end - 1].partition(b"=")
+            fields[name.decode()] = os.fsdecode(value)
+        except ValueError as error:
+            raise _damaged(position + start, error) from error
+        if end <= start + len(digits):
+            raise _damaged(position + start, f"a record of {end - start} bytes")
+        start = end
     return fields

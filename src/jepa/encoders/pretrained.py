@@ -18,17 +18,32 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import _disable_current_modes, is_in_torch_dispatch_mode
 from torch.utils.checkpoint import checkpoint
 
-from jepa.config import factory
-from jepa.config.paths import Source, find_source, read_json
+from jepa.config.files import Fields, as_mapping, read_json
+from jepa.config.paths import Source, find_source
 from jepa.data.transforms import EvalTransform
 from jepa.encoders.names import TABLE
-from jepa.encoders.published import Weights, as_checkpoint_errors, download, load_exact, read_weights
+from jepa.encoders.nodes import build, check_timm, outline, tensor_sizes
+from jepa.encoders.published import Weights, download, load_exact, read_weights
 from jepa.layers.position import resample
+from jepa.layers.shapes import ShapesOnly, fake_init
 from jepa.layers.tokens import as_pair, gather_tokens, grid_of, make_grid
-from jepa.runs.checkpoint import CheckpointError
+from jepa.runs.checkpoint import CheckpointError, as_checkpoint_errors
 from jepa.suggestions import suggestion
 from jepa.types import ClipShape, PatchGrid, PositiveInt, ShareBelowOne
 
+TIMM_FIELDS: Fields = {"architecture": str, "model_args": dict | None, "pretrained_cfg": dict | None}
+"""Fields of timm's config.json that are read."""
+PRETRAINED_FIELDS: Fields = {
+    "input_size": tuple[PositiveInt, PositiveInt, PositiveInt] | None,
+    **dict.fromkeys(("mean", "std"), Sequence[float] | None),
+}
+"""Fields of `pretrained_cfg` in timm's config.json, or of the file itself, that are read."""
+MAX_FRESH = 1 << 33
+"""Largest number of weights of a model of timm that is built without a file of weights."""
+MAX_DEPTH = 200
+"""Largest number of blocks of such a model."""
+MAX_RESAMPLED = 1 << 24
+"""Largest number of weights that a model may have beyond those of its file, for positions of another size."""
 DERIVED = {"num_classes", "img_size", "in_chans", "drop_path_rate", "dynamic_img_size"}
 """Arguments of timm's models that follow from ours, or that only the classifier needs."""
 
@@ -80,6 +95,7 @@ def _open(
         return _open_timm(source.location, clip_shape, fresh=fresh, values=values or {})
     with _disable_current_modes():
         weights = read_weights(source, num_heads=attention_heads)
+        stored = outline(weights.node, weights.tensors, source, any_clip=clip_shape is not None)
     node = weights.node | dict(values or {})
     node["clip_shape"] = list(node["clip_shape"] if clip_shape is None else clip_shape)
     if node["clip_shape"][0] != weights.node["clip_shape"][0]:
@@ -87,19 +103,19 @@ def _open(
             f"{source} reads {weights.node['clip_shape'][0]} channels, the data set has {node['clip_shape'][0]}: "
             "choose a data set with as many"
         )
-    encoder = factory(node)()
+    encoder = build(node)
     if not fresh:
-        load_exact(encoder, _resample_positions(weights, encoder), source)
+        load_exact(encoder, _resample_positions(weights, stored, encoder), source)
     encoder.node = node
     return encoder, weights.mean, weights.std
 
 
-def _resample_positions(weights: Weights, encoder: Any) -> dict[str, Tensor]:
-    """The tensors, with stored positions resampled for the grid of the encoder."""
+def _resample_positions(weights: Weights, stored: Any, encoder: Any) -> dict[str, Tensor]:
+    """The tensors, with positions resampled from the grid of the encoder `stored` to that of `encoder`."""
     if TABLE not in weights.tensors:
         return weights.tensors
-    stored_grid = factory(weights.node | {"depth": 1})().positions.grid
-    return weights.tensors | {TABLE: resample(weights.tensors[TABLE], stored_grid, encoder.positions.grid)}
+    table = resample(weights.tensors[TABLE], stored.positions.grid, encoder.positions.grid)
+    return weights.tensors | {TABLE: table}
 
 
 class TimmEncoder(nn.Module):
@@ -183,12 +199,15 @@ def _open_timm(
     name: str, clip_shape: Sequence[int] | None, *, fresh: bool, values: Mapping[str, Any]
 ) -> tuple[Any, Sequence[float], Sequence[float]]:
     config, folder = _read_timm_config(name, fresh=fresh)
-    preset = config.get("pretrained_cfg", config)
-    channels, height, width = preset.get("input_size", (3, 224, 224))
+    preset = config.get("pretrained_cfg") or config
+    channels, height, width = preset.get("input_size") or (3, 224, 224)
+    arguments = {key: value for key, value in (config.get("model_args") or {}).items() if key not in DERIVED}
+    if folder is not None:
+        _check_size(Path(folder), config["architecture"], arguments | {"img_size": (height, width)})
     encoder = TimmEncoder(
         clip_shape=clip_shape or (channels, 1, height, width),
         architecture=config["architecture"],
-        arguments={key: value for key, value in config.get("model_args", {}).items() if key not in DERIVED},
+        arguments=arguments,
         folder=None if fresh else folder,
         **values,
     )
@@ -208,7 +227,13 @@ def _read_timm_config(name: str, *, fresh: bool) -> tuple[dict[str, Any], str | 
         if not location:
             raise CheckpointError(f"timm:{name} has no weights; see timm.list_pretrained()")
     folder = location if kind == "local-dir" else download(location)
-    return read_json(Path(folder) / "config.json"), folder
+    path = Path(folder) / "config.json"
+    with as_checkpoint_errors():
+        config = read_json(path, TIMM_FIELDS)
+        as_mapping(config.get("pretrained_cfg") or {}, f"{path}: pretrained_cfg", PRETRAINED_FIELDS)
+        as_mapping(config, path, PRETRAINED_FIELDS)
+    check_timm(config["architecture"], config.get("model_args") or {}, path)
+    return config, folder
 
 
 def _registry_entry(name: str) -> dict[str, Any]:
@@ -222,6 +247,19 @@ def _registry_entry(name: str) -> dict[str, Any]:
     except RuntimeError as error:
         raise ValueError(f"timm:{name}: {error}") from error
     return pretrained_cfg.to_dict() if pretrained_cfg else {}
+
+
+def _check_size(folder: Path, architecture: str, arguments: Mapping[str, Any]) -> None:
+    """Raises CheckpointError where config.json describes a model larger than its weights, before it is built."""
+    path = folder / "model.safetensors"
+    sizes = tensor_sizes(path) if path.is_file() else [MAX_FRESH]
+    if arguments.get("depth", 0) > max(len(sizes), MAX_DEPTH):
+        raise CheckpointError(f"timm:{folder}: config.json describes more blocks than the file has tensors")
+    with _disable_current_modes(), torch.random.fork_rng(devices=[]), fake_init(ShapesOnly()):
+        trunk = _create(architecture, None, arguments)
+    count = sum(tensor.numel() for tensor in (*trunk.parameters(), *trunk.buffers()))
+    if count > 2 * sum(sizes) + MAX_RESAMPLED:
+        raise CheckpointError(f"timm:{folder}: config.json describes {count:,} weights, {path.name} has {sum(sizes):,}")
 
 
 def _create(architecture: str, folder: str | None, arguments: Mapping[str, Any]) -> Any:

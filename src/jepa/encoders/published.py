@@ -9,9 +9,9 @@ import json
 import math
 import pickle
 import re
+import struct
 import zipfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,10 +20,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from jepa.config.paths import ENCODER_FORMAT, EXPECTED, Source, find_source, read_json
+from jepa.config.files import Fields, as_mapping, read_json
+from jepa.config.paths import CLIP_SHAPE, ENCODER_FORMAT, EXPECTED, TRANSFORMERS_FIELDS, Source, find_source
 from jepa.data.folders import IMAGENET_STATS
 from jepa.data.loader import first_line
 from jepa.encoders.names import IJEPA, PUBLISHED, TABLE, VJEPA2, Names, count_blocks, from_foreign, name_pairs
+from jepa.encoders.nodes import check_names, check_node, check_tensors, first_names
 from jepa.layers.tokens import as_pair
 from jepa.runs import checkpoint
 from jepa.runs.checkpoint import CheckpointError
@@ -36,8 +38,16 @@ NUM_HEADS_ROTARY = NUM_HEADS | {1408: 22, 1664: 26}
 """The same for V-JEPA 2, whose giant encoder has narrower heads."""
 ROTARY_CLIP = (16, 256, 256)
 """Frames, height and width of a clip of V-JEPA 2, which its files do not contain."""
+PIXEL_FIELDS: Fields = {"mean": Sequence[float], "std": Sequence[float]}
+"""Fields of state.json and of an exported config.json."""
+PREPROCESSOR_FIELDS: Fields = dict.fromkeys(("image_mean", "image_std"), Sequence[float] | None)
+"""Fields of the preprocessor's configuration of transformers that are read."""
 NUM_MASK_TOKENS = 2
 """Mask tokens of V-JEPA's predictor. V-JEPA 2 has more, and its files contain a table of positions that is not used."""
+
+_PICKLE_ERRORS = (RuntimeError, EOFError, OSError, ValueError, LookupError, AttributeError, TypeError, ArithmeticError)
+_PICKLE_ERRORS += (AssertionError, MemoryError, struct.error, zipfile.BadZipFile)
+"""Exceptions of torch for damaged pickles."""
 
 
 class Weights(NamedTuple):
@@ -49,6 +59,7 @@ class Weights(NamedTuple):
     std: Sequence[float]
 
 
+@checkpoint.as_checkpoint_errors()
 def read_weights(source: Source, *, num_heads: int | None = None) -> Weights:
     """Reads an encoder from any source but timm. `num_heads` is needed for files of a width that is not published.
 
@@ -56,11 +67,17 @@ def read_weights(source: Source, *, num_heads: int | None = None) -> Weights:
     """
     if source.kind == "hub":
         folder = download(source.location)
-        with as_checkpoint_errors(f"{source}: "):
+        with checkpoint.as_checkpoint_errors(f"{source}: "):
             source = find_source(folder)
-    readers = {"run": _read_run, "exported": _read_exported, "transformers": _read_transformers}
+    readers: dict[str, Callable[[Path], Weights]] = {
+        "run": _read_run, "exported": _read_exported, "transformers": _read_transformers,
+    }  # fmt: skip
     path = Path(source.location)
-    return readers[source.kind](path) if source.kind in readers else _read_file(path, num_heads)
+    weights = readers[source.kind](path) if source.kind in readers else _read_file(path, num_heads)
+    channels = weights.node["clip_shape"][0]
+    if {channels} != {len(weights.mean), len(weights.std)}:
+        raise CheckpointError(f"{source}: mean and std of the pixels are not those of {channels} channels")
+    return weights
 
 
 def write_encoder(folder: Path, encoder: Any) -> None:
@@ -75,49 +92,30 @@ def write_encoder(folder: Path, encoder: Any) -> None:
 
 def load_exact(encoder: nn.Module, tensors: Mapping[str, Tensor], source: Source) -> None:
     """Loads the tensors; raises CheckpointError if their names or shapes are not those of the encoder."""
-    state = encoder.state_dict()
-    _check_names(source, missing=state.keys() - tensors.keys(), unexpected=tensors.keys() - state.keys())
-    differing = [name for name, tensor in state.items() if tensor.shape != tensors[name].shape]
-    if differing:
-        shapes = ", ".join(f"{n} {list(tensors[n].shape)} instead of {list(state[n].shape)}" for n in differing[:3])
-        raise CheckpointError(f"{source} does not fit the encoder that it describes: {shapes}")
+    check_tensors(encoder.state_dict(), tensors, source)
     encoder.load_state_dict(dict(tensors))
-
-
-def check_node(node: Any, source: Path) -> dict[str, Any]:
-    """The node; raises CheckpointError if building it would run code other than an encoder of this package."""
-    target = node.get("_target_") if isinstance(node, Mapping) else None
-    if not str(target).startswith("jepa.encoders.") or any(map(_names_target, node.values())):
-        raise CheckpointError(f"{source}: encoder {target} is not one of jepa.encoders")
-    return dict(node)
-
-
-def _names_target(value: Any) -> bool:
-    """Whether a mapping anywhere in `value` has the key _target_."""
-    if isinstance(value, Mapping):
-        return "_target_" in value or any(map(_names_target, value.values()))
-    return isinstance(value, list | tuple) and any(map(_names_target, value))
 
 
 def _read_run(path: Path) -> Weights:
     """Reads a run folder or a checkpoint; old checkpoints have the encoder's node only in their configuration."""
     folder = checkpoint.find(path)
     state = checkpoint.read_state(folder)
-    node = state.get("encoder") or read_config(folder)["encoder"] | {"clip_shape": state["clip_shape"]}
+    as_mapping(state, folder / "state.json", {"backbone": str, "clip_shape": CLIP_SHAPE, **PIXEL_FIELDS})
+    config = {} if state.get("encoder") else read_config(folder, {"encoder": dict})
+    node = state.get("encoder") or config["encoder"] | {"clip_shape": state["clip_shape"]}
     tensors = checkpoint.load_model(folder, state["backbone"] + ".")
     return Weights(check_node(node, folder), tensors, state["mean"], state["std"])
 
 
 def _read_exported(path: Path) -> Weights:
-    config = _read_json(path / "config.json")
-    if missing := {"encoder", "mean", "std"} - config.keys():
-        raise CheckpointError(f"{path / 'config.json'} lacks {', '.join(sorted(missing))}")
+    config = read_json(path / "config.json", {"encoder": dict, **PIXEL_FIELDS})
     return Weights(check_node(config["encoder"], path), _read_safetensors(path), config["mean"], config["std"])
 
 
 def _read_transformers(path: Path) -> Weights:
     """Reads a folder of transformers; missing keys have the defaults of IJepaConfig and VJEPA2Config."""
-    config, tensors = _read_json(path / "config.json"), _read_safetensors(path)
+    stored, tensors = read_json(path / "config.json", TRANSFORMERS_FIELDS), _read_safetensors(path)
+    config = {name: value for name, value in stored.items() if value is not None}
     kind = config["model_type"]
     if (act := config.get("hidden_act", "gelu")) != "gelu":
         raise CheckpointError(f"{path}: hidden_act={act}; our encoders support only the exact gelu")
@@ -179,12 +177,13 @@ def _translate(
     depth = count_blocks(tensors, names)
     pairs = name_pairs(names, max(depth, 1))
     required = {name for ours, foreign in pairs if ours != TABLE or needs_table for name in foreign}
-    _check_names(path, missing=required - tensors.keys(), unexpected=tensors.keys() - required)
+    check_names(path, missing=required - tensors.keys(), unexpected=tensors.keys() - required)
     patch = tensors[f"{names['embed'][0]}.weight"]
     hidden = tensors[names["blocks.{}.mlp.fc1"][0].format(0) + ".weight"]
     table = tensors[names[TABLE][0]] if needs_table else None
-    if hidden.ndim != 2 or (table is not None and (table.ndim != 3 or table.shape[0] != 1)):
-        raise CheckpointError(f"{path}: its tensors have shapes that no encoder of I-JEPA or V-JEPA has")
+    is_wrong = patch.ndim not in (4, 5) or hidden.ndim != 2 or not min(*patch.shape, *hidden.shape)
+    if is_wrong or (table is not None and (table.ndim != 3 or table.shape[0] != 1)):
+        raise _wrong_shapes(path)
     width, channels, *extent = patch.shape
     ratio = len(hidden) / width
     sizes = {
@@ -196,19 +195,14 @@ def _translate(
         "mlp_ratio": ratio if int(width * ratio) == len(hidden) else (len(hidden) + 0.5) / width,
         "norm_eps": 1e-6,
     }
-    return {name: tensor.float() for name, tensor in from_foreign(tensors, names).items()}, sizes
+    try:
+        return {name: tensor.float() for name, tensor in from_foreign(tensors, names).items()}, sizes
+    except (RuntimeError, IndexError) as error:
+        raise _wrong_shapes(path) from error
 
 
-def _check_names(source: Any, missing: Iterable[str], unexpected: Iterable[str]) -> None:
-    missing, unexpected = sorted(missing), sorted(unexpected)
-    if missing:
-        raise CheckpointError(f"{source} lacks {_first_names(missing)}")
-    if unexpected:
-        raise CheckpointError(f"{source} is of another architecture: it also has {_first_names(unexpected)}")
-
-
-def _first_names(names: Sequence[str]) -> str:
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+def _wrong_shapes(path: Path) -> CheckpointError:
+    return CheckpointError(f"{path}: its tensors have shapes that no encoder of I-JEPA or V-JEPA has")
 
 
 def _zero_biases(tensors: Mapping[str, Tensor], names: Names) -> dict[str, Tensor]:
@@ -223,8 +217,13 @@ def _encoder_in(stored: Mapping[str, Any], path: Path) -> dict[str, Tensor]:
     """The tensors of the target encoder, else of the encoder, else of the file itself if it has only tensors."""
     state = next((stored[key] for key in ("target_encoder", "encoder") if isinstance(stored.get(key), Mapping)), stored)
     if not all(isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in state.items()):
-        names = _first_names(sorted(map(str, state)))
+        names = first_names(sorted(map(str, state)))
         raise CheckpointError(f"{path} holds neither target_encoder nor encoder, but {names}")
+    for name, tensor in state.items():
+        if tensor.layout is not torch.strided or tensor.device.type != "cpu" or not tensor.is_floating_point():
+            raise CheckpointError(f"{path}: {name} is no dense tensor of floating point numbers")
+    if (size := sum(tensor.nbytes for tensor in state.values())) > path.stat().st_size:
+        raise CheckpointError(f"{path} is damaged: its tensors have {size:,} bytes, more than the file")
     return {_strip_prefix(name): tensor for name, tensor in state.items()}
 
 
@@ -255,20 +254,25 @@ def _square_grid(table: Tensor, in_time: bool, path: Path) -> tuple[int, int, in
 def _pixel_statistics(folder: Path, channels: int) -> tuple[Sequence[float], Sequence[float]]:
     """Mean and standard deviation of each channel from a preprocessor's configuration, else of natural images."""
     for name in ("preprocessor_config.json", "video_preprocessor_config.json"):
-        config = _read_json(folder / name) if (folder / name).is_file() else {}
-        if len(config.get("image_mean", ())) == len(config.get("image_std", ())) == channels:
+        config = read_json(folder / name, PREPROCESSOR_FIELDS) if (folder / name).is_file() else {}
+        if len(config.get("image_mean") or ()) == len(config.get("image_std") or ()) == channels:
             return config["image_mean"], config["image_std"]
     return IMAGENET_STATS.get(channels, ([0.5] * channels, [0.5] * channels))
 
 
 def _unpickle(path: Path) -> Mapping[str, Any]:
     try:
-        stored = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+        is_zip = zipfile.is_zipfile(path)
+        if is_zip and any(part.compress_type for part in zipfile.ZipFile(path).infolist()):
+            raise CheckpointError(f"{path} is a compressed archive; {EXPECTED}")
+        stored = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
     except pickle.UnpicklingError as error:
         if re.search("GLOBAL|instantiate", str(error)):
             raise CheckpointError(f"{path} names code to run and is not read: only tensors are expected") from error
         raise CheckpointError(f"{path} is no checkpoint of PyTorch; {EXPECTED}") from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, IndexError, AttributeError) as error:
+    except CheckpointError:
+        raise
+    except _PICKLE_ERRORS as error:
         raise CheckpointError(f"{path} is damaged or no checkpoint of PyTorch ({first_line(error)})") from error
     if not isinstance(stored, Mapping):
         raise CheckpointError(f"{path} holds a {type(stored).__name__}, no named tensors; {EXPECTED}")
@@ -278,30 +282,17 @@ def _unpickle(path: Path) -> Mapping[str, Any]:
 def _read_safetensors(folder: Path) -> dict[str, Tensor]:
     """All tensors of model.safetensors, or of the files that its index lists."""
     index = folder / "model.safetensors.index.json"
-    files = sorted(set(_read_json(index).get("weight_map", {}).values())) if index.is_file() else ["model.safetensors"]
+    weight_map = read_json(index, {"weight_map": Mapping[str, str]})["weight_map"] if index.is_file() else {}
+    files = sorted(set(weight_map.values())) or ["model.safetensors"]
     tensors = {}
     for name in files:
         if Path(name).name != name or not (folder / name).is_file():
             raise CheckpointError(f"{folder} has no {name}; the weights must be there as safetensors")
         try:
             tensors |= load_file(folder / name)
-        except (SafetensorError, OSError) as error:
+        except (SafetensorError, OSError, ValueError, LookupError, TypeError, RuntimeError) as error:
             raise CheckpointError(f"{folder / name} is damaged ({first_line(error)})") from error
     return tensors
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    with as_checkpoint_errors():
-        return read_json(path)
-
-
-@contextmanager
-def as_checkpoint_errors(prefix: str = "") -> Iterator[None]:
-    """Raises CheckpointError for a ValueError, with `prefix` before its message."""
-    try:
-        yield
-    except ValueError as error:
-        raise CheckpointError(f"{prefix}{error}") from error
 
 
 def download(name: str) -> str:

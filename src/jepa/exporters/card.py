@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from jepa.config.command_rules import MARK
+from jepa.config.files import Fields
 from jepa.exporters.format import ExportFormat, pixel_statistics
 from jepa.layers.tokens import token_extent
 from jepa.reports.page import Table, bullets
@@ -15,6 +16,15 @@ from jepa.reports.verdict import initial_weights
 from jepa.runs import checkpoint
 from jepa.runs.checkpoint import CheckpointError
 from jepa.runs.metrics import read_config, read_rows
+
+CARD_FIELDS: Fields = {
+    "name": str,
+    "seed": int,
+    "batch_size": int,
+    "lr": float,
+    **dict.fromkeys(("encoder", "mask", "objective", "dataset", "optimizer"), dict),
+}
+"""Fields of a configuration that the card shows."""
 
 
 class Provenance(NamedTuple):
@@ -33,7 +43,7 @@ def read_provenance(source: str) -> Provenance:
     except CheckpointError:
         name = Path(source).name if Path(source).exists() else source
         return Provenance(name, {"weights": f"`{name}`"}, "")
-    step, config = checkpoint.peek(folder)["step"], read_config(folder)
+    step, config = checkpoint.peek(folder)["step"], read_config(folder, CARD_FIELDS)
     rows = [row for row in read_rows(folder.parent.parent) if row["step"] <= step]
     has_probes = any(name.startswith(("probe/", "collapse/")) for row in rows for name in row)
     results = final_table(rows, initial_weights(config)).terminal() if has_probes else ""
@@ -43,7 +53,7 @@ def read_provenance(source: str) -> Provenance:
 def _facts(config: Mapping[str, Any], step: int) -> dict[str, str]:
     facts, weights = {}, config["encoder"].get("weights")
     if weights is not None:
-        facts["initial weights"] = weights if weights.startswith("hf:") else Path(weights).name
+        facts["initial weights"] = weights if str(weights).startswith("hf:") else Path(str(weights)).name
     return facts | {
         "run": f"`{config['name']}`, step {step:,}, seed {config['seed']}",
         "objective": _class(config["objective"]),
@@ -62,7 +72,8 @@ def _dataset(node: Mapping[str, Any]) -> str:
     """Class and name of the data set, without a path, since the card may be published."""
     parts = node.get("parts")
     if isinstance(parts, Mapping):
-        return f"{_class(node)} of {', '.join(_dataset(part) for part in parts.values())}"
+        named = (_dataset(part) for part in parts.values() if isinstance(part, Mapping))
+        return f"{_class(node)} of {', '.join(named)}"
     name = node.get("name") or (Path(str(node["path"])).name if node.get("path") else "")
     return f"{_class(node)} {name}".strip()
 

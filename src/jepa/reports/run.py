@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 from markupsafe import Markup
 
+from jepa.errors import FileError
 from jepa.reports.charts import Baseline, Chart, Line, Point, line_chart, number, scatter
 from jepa.reports.page import Table, picture, principal_plane, render
 from jepa.reports.sections import DETECTION, MOTION, SECTIONS, TRAINING, Curve, class_curves, probe_curve
@@ -31,7 +31,16 @@ from jepa.reports.verdict import (
     table_rows,
     verdict,
 )
-from jepa.runs.metrics import CAPTIONS, MEDIA, PROVENANCE, read_config, read_json, read_rows, step_of, write_atomically
+from jepa.runs.metrics import (
+    MEDIA,
+    read_captions,
+    read_config,
+    read_ending,
+    read_provenance,
+    read_rows,
+    step_of,
+    write_atomically,
+)
 
 TONES = {
     "finished": "good", "running": "calm", "stopped": "wait", "failed": "bad",
@@ -54,13 +63,13 @@ def write_report(folder: Path) -> Path:
     """Write FOLDER/report.html from the files of the run; readers see the old report or the new one."""
     folder = Path(folder)
     rows = read_rows(folder)
-    provenance = read_json(folder / PROVENANCE)
-    run = {"status": "running", "message": ""} | read_json(folder / "run.json")
-    status, message = run["status"], str(run["message"])
+    provenance = read_provenance(folder)
+    run = {"status": "running", "message": ""} | read_ending(folder)
+    status, message = run["status"], run["message"]
     if status == "running":  # the process may have ended before it could write run.json
         status = provenance.get("status", status)
     config: dict = {}
-    with suppress(yaml.YAMLError):  # edited by hand: it is shown as it is
+    with suppress(FileError):  # edited by hand: it is shown as it is
         config = read_config(folder)
     initial = initial_weights(config)
     judgement = verdict(rows, initial)
@@ -175,7 +184,7 @@ def _panels(folder: Path, initial: str) -> list[Panel]:
     last = max(folder.glob(f"{MEDIA}/step_*"), default=None)
     if last is None:
         return []
-    captions = read_json(last / CAPTIONS)
+    captions = read_captions(last)
     order = {name: index for index, name in enumerate(captions)}
     paths = sorted(last.glob("*.png"), key=lambda path: order.get(path.stem, len(order)))
     panels = [_panel(path, picture, captions.get(path.stem, ""), initial) for path in paths]
@@ -207,10 +216,10 @@ def _origin(folder: Path, provenance: Mapping) -> dict[str, Any]:
     """Command, versions and configuration of the run."""
     hints = []
     if "command" in provenance:
-        steps = ", ".join(f"{session['from_step']:,}" for session in provenance["sessions"][1:])
+        steps = ", ".join(f"{session['from_step']:,}" for session in provenance.get("sessions", ())[1:])
         hints += [f"Interrupted, and continued from step {steps}."] if steps else []
-        versions = ", ".join(f"{name} {version}" for name, version in provenance["versions"].items())
-        hints.append(f"{provenance['machine']}; {versions}")
+        versions = ", ".join(f"{name} {version}" for name, version in provenance.get("versions", {}).items())
+        hints.append(f"{provenance.get('machine', 'unknown machine')}; {versions}")
     config = folder / "config.yaml"
-    text = config.read_text(encoding="utf-8") if config.exists() else ""
+    text = config.read_text(encoding="utf-8", errors="replace") if config.exists() else ""
     return {"command": provenance.get("command", ""), "hints": hints, "config": text}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import statistics
-import warnings
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -15,8 +14,9 @@ from jepa.config import TrainConfig, factory
 from jepa.data.loader import blank_fields
 from jepa.errors import RunError, as_config_errors
 from jepa.layers.attention import choose_attention
+from jepa.layers.shapes import ShapesOnly, fake_init
 from jepa.reports.page import Table
-from jepa.resources.footprint import ShapesOnly, ZeroScalars, block_sizes, measure, state_bytes
+from jepa.resources.footprint import block_sizes, measure, state_bytes
 from jepa.resources.hardware import (
     DISK_GB,
     GIB,
@@ -52,8 +52,7 @@ class FakeModel:
     def __init__(self, config: TrainConfig, dataset: Dataset) -> None:
         self.config, self.shapes_only = config, ShapesOnly()
         plan = SimpleNamespace(batch_size=config.batch_size, total_steps=1)
-        with torch.random.fork_rng(devices=[]), warnings.catch_warnings(), self.shapes_only, ZeroScalars():
-            warnings.filterwarnings("ignore", message="Accessing the data pointer")  # done when a module is copied
+        with torch.random.fork_rng(devices=[]), fake_init(self.shapes_only):
             self.objective, _ = make_objective(config, dataset, plan)  # pyright: ignore[reportArgumentType]
             choose_attention(self.objective.train(), torch.device("cuda"), torch.bfloat16)
         masker = factory(config.mask)(grid=self.objective.backbone.grid)

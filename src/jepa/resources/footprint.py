@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.optim import Optimizer
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
@@ -21,7 +20,7 @@ from jepa.parallel.strategy import blocks_of
 from jepa.types import Batch, Masks
 
 log = logging.getLogger("torch._subclasses.fake_tensor")
-CAST, NUMBER = torch.ops.aten._to_copy.default, torch.ops.aten._local_scalar_dense.default
+CAST = torch.ops.aten._to_copy.default
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,20 +35,6 @@ class Pass:
     """Bytes of parameters copied to another dtype, after the forward pass."""
     peak: int
     """Largest number of bytes in both passes, with `activations` and `casts`."""
-
-
-class ShapesOnly(FakeTensorMode):
-    """Inside, tensors have shapes and no values, so that a model of any size takes no memory."""
-
-    def __deepcopy__(self, memo: dict) -> ShapesOnly:
-        return self  # a copied tensor keeps this mode
-
-
-class ZeroScalars(TorchDispatchMode):
-    """Reads every scalar as 0, so that rejection sampling in initialisers terminates."""
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        return 0 if func is NUMBER else func(*args, **(kwargs or {}))
 
 
 def measure(objective: nn.Module, batch: Batch, masks: Masks, *, bf16: bool, backward: bool = True) -> Pass:

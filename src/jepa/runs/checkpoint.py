@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import shutil
 import warnings
@@ -24,14 +25,41 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from jepa.errors import RunError
+from jepa.config.files import Fields, as_mapping, read_json
+from jepa.config.paths import CLIP_SHAPE
+from jepa.errors import FileError, RunError
 from jepa.parallel.session import PeerError, Session
+from jepa.types import NonNegativeInt
 
 FORMAT = "jepa-train checkpoint 2"
+STATE_FIELDS: Fields = {
+    "step": NonNegativeInt,
+    "digests": Mapping[str, str],
+    "best": dict | None,
+    "backbone": str | None,
+    "clip_shape": CLIP_SHAPE | None,
+    **dict.fromkeys(("mean", "std"), Sequence[float] | None),
+    "encoder": dict | None,
+}
+"""Fields of state.json that are read."""
+BEST_FIELDS: Fields = {"metric": str | None, "value": float}
+"""Fields of `best` in state.json."""
+_READ_ERRORS = (OSError, SafetensorError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError)
+_READ_ERRORS += (RecursionError, AssertionError)
+"""Exceptions of torch's reader for damaged headers."""
 
 
 class CheckpointError(RunError):
     """A checkpoint cannot be used; the message names it and says what to do."""
+
+
+@contextmanager
+def as_checkpoint_errors(prefix: str = "") -> Iterator[None]:
+    """Raises CheckpointError for a ValueError, with `prefix` before its message."""
+    try:
+        yield
+    except ValueError as error:
+        raise CheckpointError(f"{prefix}{error}") from error
 
 
 class SaveError(CheckpointError):
@@ -188,6 +216,9 @@ def latest(folder: Path) -> Path | None:
 def read_state(checkpoint: Path) -> dict:
     """state.json, after all files are read and their digests compared; raises CheckpointError."""
     state = peek(checkpoint)
+    for name in state["digests"]:
+        if Path(name).name != name:
+            raise _damaged(checkpoint, f"state.json names {name}, which is not a file of the checkpoint")
     digests = _digests([path for name in state["digests"] if (path := checkpoint / name).is_file()])
     for name, digest in state["digests"].items():
         if digests.get(name) != digest:
@@ -198,11 +229,15 @@ def read_state(checkpoint: Path) -> dict:
 
 def peek(checkpoint: Path) -> dict:
     """state.json without a check of the other files."""
+    path = checkpoint / "state.json"
     try:
-        state = json.loads((checkpoint / "state.json").read_text())
-    except (OSError, ValueError) as error:
-        raise _damaged(checkpoint, f"state.json cannot be read ({error})") from error
-    if not isinstance(state, dict) or state.get("format") != FORMAT or not isinstance(state.get("digests"), dict):
+        state = read_json(path)
+        if state.get("format") == FORMAT:
+            as_mapping(state, path, STATE_FIELDS)
+            as_mapping(state.get("best") or {"value": 0.0}, f"{path}: best", BEST_FIELDS)
+    except FileError as error:
+        raise _damaged(checkpoint, f"{error}") from error
+    if state.get("format") != FORMAT:
         raise CheckpointError(f"{checkpoint} was not written by this version of jepa-train: expected format '{FORMAT}'")
     return state
 
@@ -251,6 +286,10 @@ def _stored(checkpoint: Path, prefix: str) -> dict[str, tuple[torch.Size, torch.
 
     with _reading(checkpoint):
         metadata: Any = HuggingFaceStorageReader(str(checkpoint)).read_metadata().state_dict_metadata
+        in_files = sum(path.stat().st_size for path in checkpoint.glob("*.safetensors"))
+        sizes = [math.prod(tensor.size) * tensor.properties.dtype.itemsize for tensor in metadata.values()]
+    if min(sizes, default=0) < 0 or sum(sizes) > in_files:
+        raise _damaged(checkpoint, f"its headers state {sum(sizes):,} bytes of tensors, its files have {in_files:,}")
     return {
         name.removeprefix(prefix): (tensor.size, tensor.properties.dtype)
         for name, tensor in metadata.items()
@@ -280,8 +319,8 @@ def _reading(checkpoint: Path) -> Iterator[None]:
 
     try:
         yield
-    except (CheckpointException, OSError, SafetensorError, ValueError) as error:
-        raise _damaged(checkpoint, f"its tensors cannot be read ({error})") from error
+    except (CheckpointException, *_READ_ERRORS) as error:
+        raise _damaged(checkpoint, f"its tensors cannot be read ({' '.join(str(error).split())[:240]})") from error
 
 
 def _damaged(checkpoint: Path, what: str) -> CheckpointError:

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from jepa.config import ConfigError, changed_keys
-from jepa.errors import RunError
+from jepa.errors import FileError, RunError
 from jepa.parallel.session import Session
 from jepa.runs import checkpoint
-from jepa.runs.metrics import read_config, read_json, write_atomically
+from jepa.runs.metrics import read_config, read_ending, write_atomically
 
 
 @dataclass
@@ -87,6 +87,6 @@ def _claim(path: Path, config: dict, resume: bool, stack: ExitStack) -> dict:
             keys = "; ".join(changed)
             raise ConfigError([f"{path} holds a run of another configuration ({keys}): give another name="])
     try:
-        return read_json(path / "run.json") or {"run_id": secrets.token_hex(4), "status": "running", "message": ""}
-    except json.JSONDecodeError as error:
-        raise ConfigError([f"{path}/run.json cannot be read ({error}): remove the folder or give name="]) from error
+        return {"run_id": secrets.token_hex(4), "status": "running", "message": ""} | read_ending(path)
+    except FileError as error:
+        raise ConfigError([f"{error}: remove the folder or give name="]) from error

@@ -19,9 +19,11 @@ from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-import yaml
+from jepa.config import files
+from jepa.errors import FileError
+from jepa.types import Within
 
 if TYPE_CHECKING:
     from jepa.evaluation.types import EmbeddingTable, Evaluation
@@ -29,6 +31,19 @@ if TYPE_CHECKING:
 METRICS, MEDIA, CAPTIONS, PROVENANCE = "metrics.jsonl", "media", "captions.json", "provenance.json"
 PACKAGES = ("jepa-train", "torch", "torchvision", "timm", "hydra-core", "omegaconf", "wandb", "numpy", "pillow")
 Row = dict[str, float]
+RUN_FIELDS: files.Fields = dict.fromkeys(("run_id", "status", "message"), str | None)
+"""Fields of run.json."""
+SECTIONS = ("encoder", "mask", "objective", "dataset", "optimizer", "regularizer", "evaluator", "logger")
+CONFIG_FIELDS: files.Fields = {"name": str | None, "seed": int | None, **dict.fromkeys(SECTIONS, dict | None)}
+"""Fields of config.yaml that are read; the others are only shown and compared."""
+PROVENANCE_FIELDS: files.Fields = {
+    **dict.fromkeys(("name", "status", "command", "machine"), str | None),
+    "versions": Mapping[str, str] | None,
+    "sessions": list[dict] | None,
+}
+"""Fields of provenance.json that are read."""
+SESSION_FIELDS: files.Fields = {"started": Annotated[float, Within(0, 1e10)], "from_step": int}
+"""Fields of a session in provenance.json; `started` is in seconds since 1970."""
 
 
 class FolderLogger:
@@ -63,7 +78,7 @@ class FolderLogger:
         from PIL import Image  # not needed to read a folder
 
         folder = self._media_folder(step)
-        captions = read_json(folder / CAPTIONS)
+        captions = read_captions(folder)
         for picture in evaluation.pictures:
             name = file_name(picture.name)
             Image.fromarray(picture.pixels.cpu().numpy()).save(folder / f"{name}.png")
@@ -128,17 +143,36 @@ def write_atomically(path: Path, text: str) -> None:
     os.replace(temporary, path)
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """The JSON object in a file; empty if there is no file."""
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+def read_json(path: Path, fields: files.Fields | None = None) -> dict[str, Any]:
+    """The mapping in a JSON file, as `jepa.config.files.read_json`; empty if there is no file."""
+    return files.read_json(path, fields) if files.exists(path) else {}
 
 
-def read_config(folder: Path) -> dict[str, Any]:
-    """config.yaml of a folder; empty if there is none. Raises yaml.YAMLError."""
+def read_config(folder: Path, fields: files.Fields | None = None) -> dict[str, Any]:
+    """config.yaml of a folder, as `jepa.config.files.read_yaml`; empty if there is none."""
     path = folder / "config.yaml"
-    if not path.exists():
-        return {}
-    return yaml.load(path.read_text(encoding="utf-8"), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    return files.read_yaml(path, {**CONFIG_FIELDS, **(fields or {})}) if files.exists(path) else {}
+
+
+def read_ending(folder: Path) -> dict[str, str]:
+    """run.json of a run folder: run_id, status and message; empty if there is none."""
+    stored = read_json(folder / "run.json", RUN_FIELDS)
+    return {name: value for name, value in stored.items() if value is not None}
+
+
+def read_provenance(folder: Path) -> dict[str, Any]:
+    """provenance.json of a run folder; empty if there is none."""
+    stored = read_json(folder / PROVENANCE, PROVENANCE_FIELDS)
+    for number, session in enumerate(stored.get("sessions") or ()):
+        files.as_mapping(session, f"{folder / PROVENANCE}: sessions[{number}]", SESSION_FIELDS)
+    return {name: value for name, value in stored.items() if value is not None}
+
+
+def read_captions(folder: Path) -> dict[str, str]:
+    """Captions of the pictures in a folder of media; empty if there are none."""
+    path = folder / CAPTIONS
+    captions = read_json(path)
+    return files.as_mapping(captions, path, dict.fromkeys(captions, str))
 
 
 def file_name(name: str) -> str:
@@ -147,16 +181,27 @@ def file_name(name: str) -> str:
 
 
 def _parse(path: Path) -> Iterator[dict[str, Any]]:
-    """The JSON object of each line; none if there is no file."""
-    lines = path.read_bytes().splitlines() if path.exists() else []
+    """The row of each line; none if there is no file."""
+    lines = files.read_bytes(path, None).splitlines() if files.exists(path) else []
     for number, line in enumerate(lines, start=1):
+        where = f"{path}, line {number}"
         try:
-            row = json.loads(line)
-        except ValueError as error:
+            row = files.parse_json(line, where, is_checked=False)
+        except FileError as error:
             if number == len(lines):
                 return
-            raise ValueError(f"{path}, line {number}: not a JSON object, remove the line: {line[:80]!r}") from error
+            raise FileError(f"{where}: not a JSON object, remove the line: {line[:80]!r}") from error
+        if not _is_row(row):
+            raise FileError(f"{where}: not a row with a step and numbers, remove the line: {line[:80]!r}")
         yield row
+
+
+def _is_row(row: Any) -> bool:
+    """True for {"step": 3, name: number or null, ...}."""
+    if not isinstance(row, dict) or type(row.get("step")) is not int or not 0 <= row["step"] < files.MAX_INTEGER:
+        return False
+    kinds = set(map(type, row.values()))
+    return kinds <= {int, float, type(None)} and all(abs(v) < files.MAX_INTEGER for v in row.values() if type(v) is int)
 
 
 def _json_number(value: float) -> float | int | None:
@@ -169,7 +214,7 @@ def _provenance(folder: Path, config: Mapping[str, Any], run_id: str, resume_ste
     """Command, machine, versions and the sessions of the run; a resumed run keeps its earlier sessions."""
     program = Path(sys.argv[0]).name
     command = [*(["python"] if program.endswith(".py") else []), program, *sys.argv[1:]]
-    sessions = read_json(folder / PROVENANCE).get("sessions", []) if resume_step is not None else []
+    sessions = read_provenance(folder).get("sessions", []) if resume_step is not None else []
     return {
         "name": str(config.get("name", folder.name)),
         "run_id": run_id,

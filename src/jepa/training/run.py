@@ -102,7 +102,7 @@ class Run:
         components = self.components
         checkpoint.restore(path, components.objective, components.optimizer, components.guard, self.session.group)
         state = checkpoint.peek(path)
-        self.best = state["best"]
+        self.best = state.get("best") or self.best
         log.info("resuming from %s", path)
         return state["step"]
 
