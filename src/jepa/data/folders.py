@@ -54,7 +54,7 @@ class FileDataset:
         with open(self.file(index), "rb") as file:
             return str(os.fstat(file.fileno()).st_size).encode() + file.read(HEAD)
 
-    def modified(self, index: int) -> tuple[int, int]:
+    def modified(self, index: int) -> Any:
         """Size and time of the file."""
         stat = os.stat(self.file(index))
         return stat.st_size, stat.st_mtime_ns

@@ -172,15 +172,23 @@ def members_of(file: int) -> Iterator[Member]:
         if kind in b"xLK":
             extended |= _extended(kind, os.pread(file, size, offset), offset)
         elif kind in b"01\0":
-            name = extended.get("path", "")[:MAX_NAME_LENGTH] or _name(header)
-            target = extended.get("linkpath", "")[:MAX_NAME_LENGTH] or os.fsdecode(header[157:257].split(b"\0")[0])
-            if kind == b"1" and target not in earlier:
-                raise ValueError(f"{name} is a hard link to {target}, which is not in front of it in the tar")
-            member = earlier[target]._replace(name=name) if kind == b"1" else Member(name, offset, size)
-            earlier[name] = member
+            member = _member(header, offset, size, extended, earlier)
+            earlier[member.name] = member
             yield member
         if kind not in b"gxLK":
             extended = {}
+
+
+def _member(
+    header: bytes, offset: int, size: int, extended: Mapping[str, str], earlier: Mapping[str, Member]
+) -> Member:
+    name = extended.get("path", "")[:MAX_NAME_LENGTH] or _name(header)
+    if header[156:157] != b"1":
+        return Member(name, offset, size)
+    target = extended.get("linkpath", "")[:MAX_NAME_LENGTH] or os.fsdecode(header[157:257].split(b"\0")[0])
+    if target not in earlier:
+        raise ValueError(f"{name} is a hard link to {target}, which is not in front of it in the tar")
+    return earlier[target]._replace(name=name)
 
 
 def _size(header: bytes, extended: Mapping[str, str], position: int) -> int:
