@@ -14,9 +14,9 @@ from torch import Tensor
 
 from jepa.config.paths import content, existing
 from jepa.data.clips import num_start_positions, random_start, short_videos_warning
-from jepa.data.decode import SUFFIXES, decode
+from jepa.data.decode import SUFFIXES
 from jepa.data.folders import FileDataset, has_suffix, read_table, sub_folders
-from jepa.types import Channels, Field, NonNegativeInt, PositiveInt, Sample, ShareBelowOne
+from jepa.types import Channels, Field, NonNegativeInt, Positive, PositiveInt, Sample, ShareBelowOne
 
 log = logging.getLogger(__name__)
 
@@ -38,9 +38,9 @@ class FrameFolders(FileDataset):
         self, *, num_frames: PositiveInt, root_path: str, image_folder: str = ".", stride: PositiveInt = 1,
         hop: PositiveInt | None = None, val_folders: Sequence[str] | None = None, val_ratio: ShareBelowOne = 0.2,
         annotations: str | None = None, file_column: str = "file", columns: Sequence[str] = (),
-        lag: NonNegativeInt = 0, channels: Channels = 3,
+        lag: NonNegativeInt = 0, channels: Channels = 3, max_value: Positive | None = None,
     ) -> None:  # fmt: skip
-        super().__init__(channels)
+        super().__init__(channels, max_value=max_value)
         self.num_frames, self.stride, self.lag = num_frames, stride, lag
         self.hop = hop or (num_frames - 1) * stride + 1
         root = Path(root_path).expanduser().absolute()
@@ -58,6 +58,7 @@ class FrameFolders(FileDataset):
                 f"{next(iter(self.table))}, none is a folder's first frame, such as {self._name(0, 0)}"
             )
         self.held_out = self._part(held_out) if held_out else None
+        self.warn_of_dark_images()
 
     def __len__(self) -> int:
         return len(self.clips)
@@ -76,6 +77,10 @@ class FrameFolders(FileDataset):
         folder, first = self.clips[index].tolist()
         return f"{self.folder / self.folders[folder]} from frame {first} on"
 
+    def read(self, index: int) -> bytes:
+        """The first frame of a clip."""
+        return (self.folder / self._name(*self.clips[index].tolist())).read_bytes()
+
     def _quantities(self, folder: int, first: int) -> Tensor:
         """float32 [Q] of the frame `lag` frames before the middle, at least the folder's first; nan without a row."""
         frame = max(0, first + (self.num_frames - 1) * self.stride // 2 - self.lag)
@@ -87,7 +92,10 @@ class FrameFolders(FileDataset):
         frames = []
         for number in range(self.num_frames):
             path = self.folder / self._name(folder, first + number * self.stride)
-            frames.append(decode(path.read_bytes(), channels=self.channels))
+            try:
+                frames.append(self.decode(path.read_bytes()))
+            except (OSError, RuntimeError) as error:
+                raise OSError(f"{path.name}: {error}") from error
             if frames[-1].shape != frames[0].shape:
                 raise OSError(f"{path} is of another size than the frames before it")
         name = os.path.dirname(self.folders[folder])

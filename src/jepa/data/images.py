@@ -13,9 +13,9 @@ from torch import Tensor
 from torchvision import datasets
 
 from jepa.config.paths import content, existing
-from jepa.data.decode import SUFFIXES, decode
+from jepa.data.decode import SUFFIXES
 from jepa.data.folders import FileDataset, class_folders, held_out_files, locked, scan
-from jepa.types import Channels
+from jepa.types import Channels, Positive
 
 
 class ImageFolder(FileDataset):
@@ -28,9 +28,10 @@ class ImageFolder(FileDataset):
     rules = ("jepa.data.rules.folders",)
 
     def __init__(
-        self, *, root_path: str, image_folder: str, val_folder: str | None = None, channels: Channels = 3
-    ) -> None:
-        super().__init__(channels)
+        self, *, root_path: str, image_folder: str, val_folder: str | None = None, channels: Channels = 3,
+        max_value: Positive | None = None,
+    ) -> None:  # fmt: skip
+        super().__init__(channels, max_value=max_value)
         root = Path(root_path).expanduser().absolute()
         folder = existing(root / image_folder, "dataset.image_folder", "folder")
         self.classes = class_folders(folder, SUFFIXES)
@@ -39,6 +40,7 @@ class ImageFolder(FileDataset):
             raise ValueError(f"no images ({' '.join(SUFFIXES)}) in {folder} or its sub-folders; {content(folder)}")
         held_out = held_out_files(folder, root, val_folder, self.classes, SUFFIXES)
         self.held_out = None if held_out is None else self._part(*held_out)
+        self.warn_of_dark_images()
 
     def _load(self, folder: Path, paths: np.ndarray, labels: np.ndarray) -> None:
         self.folder, self.paths, self.labels = folder, paths, labels
@@ -48,8 +50,7 @@ class ImageFolder(FileDataset):
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         """uint8 [C, 1, H, W] and its label; raises OSError or RuntimeError if it cannot be read."""
-        with open(self.describe(index), "rb") as file:
-            return decode(file.read(), channels=self.channels), int(self.labels[index])
+        return self.decode(self.read(index)), int(self.labels[index])
 
     def describe(self, index: int) -> str:
         return os.path.join(self.folder, os.fsdecode(self.paths[index]))
