@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from jepa.config import TrainConfig, as_config_errors, to_yaml
 from jepa.config.attributes import JEPAConfig
+from jepa.data.decode import ImageSource
 from jepa.encoders.pretrained import open_encoder
 from jepa.errors import RunError
 from jepa.parallel.device import total_memory
@@ -61,8 +62,8 @@ class JEPAAgent:
         return load_encoder(self.folder)
 
     @torch.no_grad()
-    def encode(self, images: Tensor | Sequence[Tensor]) -> Tensor:
-        """uint8 images [B, C, H, W], clips [B, C, T, H, W], or a list of either, of any sizes -> mean tokens [B, D]."""
+    def encode(self, images: ImageSource | Sequence[ImageSource]) -> Tensor:
+        """Images, clips [B, C, T, H, W], or a list of either, of any sizes -> mean tokens [B, D]; see EvalTransform."""
         encoder: Any = self.encoder
         return encoder(encoder.transform(images)).mean(dim=1)
 
@@ -71,8 +72,9 @@ def load_encoder(path_or_name: str | os.PathLike) -> nn.Module:
     """An encoder of a run folder, of published weights or of timm, in eval mode, on the CPU.
 
     Maps clips [B, C, T, H, W] or images [B, C, H, W] to tokens [B, N, D]; `.transform` makes such clips from uint8
-    images of any size, `.embed_dim` is D. See `open_encoder` for the sources. Raises CheckpointError for a source that
-    is damaged or holds no encoder. Only encoders of this package and of timm are built, so that no file can run code.
+    tensors and arrays, images of Pillow and paths, of any size, `.embed_dim` is D. See `open_encoder` for the sources.
+    Raises CheckpointError for a source that is damaged or holds no encoder. Only encoders of this package and of timm
+    are built, so that no file can run code.
     """
     return open_encoder(path_or_name)
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import io
 import logging
+import os
 import re
 import struct
 import sys
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -38,6 +40,8 @@ MAX_CHECKED = 8
 """Number of files of a data set whose range of values is checked."""
 DARK = 64
 """Of files of 16 bits, the 8-bit value from which one has to be present: below, two bits or more are unused."""
+ImageSource = Tensor | np.ndarray | Image.Image | str | os.PathLike
+"""An image or several in memory, or the path of a file."""
 _MODES = {1: "L", 3: "RGB"}
 _PILLOW_ERRORS = (ValueError, SyntaxError, EOFError, struct.error, IndexError, KeyError, TypeError)
 """Exceptions of Pillow on damaged files besides OSError."""
@@ -60,6 +64,31 @@ def decode(data: bytes, *, channels: int = 3, max_value: float | None = None) ->
                 image = torch.from_numpy(_scale(image.numpy(), max_value or WHITE))
             return image.unsqueeze(1)
     return _decode_with_pillow(data, _MODES[channels], max_value).unsqueeze(1)
+
+
+def as_pixels(image: ImageSource, channels: int) -> Tensor:
+    """A path or an image of Pillow -> uint8 [C, H, W]; an array [..., H, W, C] -> [..., C, H, W]; a tensor as it is.
+
+    Raises OSError or RuntimeError for a file that cannot be read, ValueError for anything that is no image.
+    """
+    if isinstance(image, Tensor):
+        return image
+    if isinstance(image, str | os.PathLike):
+        try:
+            return decode(Path(image).expanduser().read_bytes(), channels=channels).squeeze(1)
+        except (OSError, RuntimeError) as error:
+            raise OSError(f"{os.fspath(image)}: {getattr(error, 'strerror', None) or error}") from error
+    if isinstance(image, Image.Image):
+        if image.mode in ("I", "F") or image.mode.startswith("I;"):
+            raise ValueError(
+                f"an image of Pillow of mode {image.mode}; scale it to 8 bits, or give the path of its file"
+            )
+        image = np.atleast_3d(np.array(ImageOps.exif_transpose(image).convert(_MODES[channels])))
+    if not isinstance(image, np.ndarray):
+        raise ValueError(f"expected a tensor, an array, an image of Pillow or a path, not {type(image).__name__}")
+    if image.ndim not in (3, 4) or image.shape[-1] != channels:
+        raise ValueError(f"an array of shape {image.shape}; expected [H, W, {channels}] or [B, H, W, {channels}]")
+    return torch.from_numpy(np.ascontiguousarray(image)).movedim(-1, -3)
 
 
 def dark_images_warning(read: Callable[[int], bytes], num_files: int) -> str | None:
