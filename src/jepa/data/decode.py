@@ -66,7 +66,7 @@ def decode(data: bytes, *, channels: int = 3, max_value: float | None = None) ->
     return _decode_with_pillow(data, _MODES[channels], max_value).unsqueeze(1)
 
 
-def as_pixels(image: ImageSource, channels: int) -> Tensor:
+def as_pixels(image: object, channels: int) -> Tensor:
     """A path or an image of Pillow -> uint8 [C, H, W]; an array [..., H, W, C] -> [..., C, H, W]; a tensor as it is.
 
     Raises OSError or RuntimeError for a file that cannot be read, ValueError for anything that is no image.

@@ -43,7 +43,7 @@ def grid_of(clips: Tensor, channels: int, patch_size: tuple[int, int], tubelet_s
     if clips.shape[1] != channels:
         raise ValueError(f"this encoder takes {channels} channels, got clips of {tuple(clips.shape[1:])}")
     size = (1 if clips.ndim == 4 else clips.shape[2], *clips.shape[-2:])
-    if torch.jit.is_tracing():  # where sizes are tensors; the traced module takes clips of this size only
+    if torch.jit.is_tracing():  # pyright: ignore[reportPrivateImportUsage]; sizes are tensors, and become fixed
         size = tuple(map(int, size))
     return make_grid(size, patch_size, tubelet_size)
 
