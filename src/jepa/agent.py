@@ -30,6 +30,7 @@ from jepa.resources.advice import memory_advice
 from jepa.resources.measured import describe_cost
 from jepa.runs.folder import RunFolder, open_folder
 from jepa.runs.metrics import read_config, read_rows
+from jepa.text import printable
 from jepa.training.assemble import Phase, assemble, make_dataset, make_loggers, phases_left
 from jepa.training.launch import num_processes, start_processes
 from jepa.training.run import Run
@@ -97,13 +98,13 @@ def train(config: TrainConfig, folder: Path, interrupt: Interrupt | None = None)
     ):
         if run_dir.status == "finished":
             if session.is_rank_zero:
-                print(f"{folder} is finished; for another run give another name=\n{_summary(folder)}")
+                print(printable(f"{folder} is finished; for another run give another name=\n{_summary(folder)}"))
             return 0
         with listen(interrupt) as interrupt:
             signum = _train(config, run_dir, interrupt, session)
         with handlers(FROM_SCHEDULERS if signum else (), signal.SIG_DFL):  # everything is saved: Slurm may kill it
             if session.is_rank_zero:
-                print(_summary(folder), flush=True)
+                print(printable(_summary(folder)), flush=True)
             if session.is_rank_zero and signum in FROM_SCHEDULERS:
                 requeue(os.environ)
             session.gather(None)  # a rank that exits earlier, with a status, would end rank 0

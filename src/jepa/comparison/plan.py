@@ -49,7 +49,7 @@ class Member:
 def read_recipe(path: Path) -> Recipe:
     """Read a YAML file with methods and overrides. Raises ConfigError, naming the file and what it should hold."""
     try:
-        content = yaml.safe_load(path.read_text())
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, yaml.YAMLError) as error:
         raise ConfigError([f"{path}: cannot be read: {' '.join(str(error).split())}"]) from error
     methods = content.get("methods") if isinstance(content, dict) else None

@@ -67,7 +67,7 @@ def shape_of(source: Source) -> tuple[int, int, int, int] | None:
 def read_json(path: Path) -> dict[str, Any]:
     """The mapping in a JSON file. Raises ValueError for anything else."""
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise ValueError(f"{path} cannot be read ({error})") from error
     if not isinstance(content, dict):

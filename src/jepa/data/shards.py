@@ -174,7 +174,7 @@ def _first_word(path: Path) -> str:
 def _class_names(file: Path, labels: np.ndarray) -> tuple[str, ...]:
     """The lines of the file if it exists, else the class names derived from the labels."""
     if file.is_file():
-        return tuple(line.strip() for line in file.read_text().splitlines() if line.strip())
+        return tuple(line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip())
     texts = [label.decode() for label in np.unique(labels).tolist()]
     largest = max((int(text) for text in texts if text.isdecimal()), default=-1)
     if largest >= max(10_000, len(labels)):
