@@ -119,7 +119,7 @@ def test_impossible_values_are_refused_by_name(change):
 def test_it_is_made_before_the_first_and_after_the_last_step():
     tuner, probe = FineTuning(**SETTINGS), LinearProbe()
     run = SimpleNamespace(evaluators=[tuner, probe], plan=SimpleNamespace(total_steps=9))
-    assert [Run._due(run, step) for step in (0, 3, 9)] == [[tuner, probe], [probe], [tuner, probe]]  # type: ignore[arg-type]
+    assert [Run.due_evaluators(run, step) for step in (0, 3, 9)] == [[tuner, probe], [probe], [tuner, probe]]  # type: ignore[arg-type]
 
 
 @pytest.mark.slow

@@ -25,7 +25,7 @@ class Autoencoder(Reconstruction):
         decoder_num_heads: PositiveInt | None = None,
     ) -> None:
         sizes = {"width": decoder_width, "depth": decoder_depth, "num_heads": decoder_num_heads}
-        super().__init__(encoder, latent_dim=latent_dim, bottleneck=bottleneck, **sizes)
+        super().__init__(encoder=encoder, latent_dim=latent_dim, bottleneck=bottleneck, **sizes)
 
     def forward(self, batch: Batch, masks: Masks) -> LossOutput:
         tokens, code = self.encode(batch.clips)

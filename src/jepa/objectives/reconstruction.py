@@ -25,8 +25,8 @@ class Reconstruction(Objective):
 
     def __init__(
         self,
-        encoder: nn.Module,
         *,
+        encoder: nn.Module,
         latent_dim: int,
         bottleneck: str,
         width: int | None,

@@ -40,7 +40,7 @@ class VAE(Reconstruction):
         decoder_num_heads: PositiveInt | None = None,
     ) -> None:
         sizes = {"width": decoder_width, "depth": decoder_depth, "num_heads": decoder_num_heads}
-        super().__init__(encoder, latent_dim=latent_dim, bottleneck=bottleneck, **sizes)
+        super().__init__(encoder=encoder, latent_dim=latent_dim, bottleneck=bottleneck, **sizes)
         self.beta = beta
         self.free_bits = free_bits
 

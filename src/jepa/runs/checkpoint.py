@@ -176,7 +176,7 @@ def find(path: Path) -> Path:
             return candidate.resolve()
     expected = "expected a run folder (outputs/NAME) with checkpoints/last, or a folder with state.json and tensors"
     problem = "is no checkpoint of jepa-train" if path.exists() else "does not exist"
-    raise CheckpointError(f"{path.absolute()} {problem}: {expected}")
+    raise CheckpointError(f"{path.resolve()} {problem}: {expected}")
 
 
 def latest(folder: Path) -> Path | None:

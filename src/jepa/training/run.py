@@ -158,9 +158,7 @@ class Run:
                 return Outcome(
                     error=f"the features of step {step} are not finite: training has diverged; lower lr. {FAILED_STATE}"
                 )
-            at_an_end = step in (0, self.plan.total_steps)
-            due = [one for one in self.evaluators if at_an_end or not EvaluatorTraits.of(one).only_at_ends]
-            evaluations = [evaluator(snapshot) for evaluator in due]
+            evaluations = [evaluator(snapshot) for evaluator in self.due_evaluators(step)]
         except Interrupted:
             return Outcome()
         finally:
@@ -176,6 +174,11 @@ class Run:
         for logger in self.loggers:
             logger.show(step, Evaluation(pictures=pictures, tables=tables))
         return Outcome(best=self._best(step, metrics))
+
+    def due_evaluators(self, step: int) -> list[Evaluator]:
+        """All evaluators; between the ends of the run without those that are only due there."""
+        at_an_end = step in (0, self.plan.total_steps)
+        return [one for one in self.evaluators if at_an_end or not EvaluatorTraits.of(one).only_at_ends]
 
     def _best(self, step: int, metrics: Mapping[str, float]) -> dict | None:
         """Metric, value and step if this is the best checkpoint so far; warns if the representation collapses."""
