@@ -25,12 +25,12 @@ from jepa.parallel.environment import requeue
 from jepa.parallel.session import Session, forward_failures, open_distributed_session
 from jepa.parallel.signals import FROM_SCHEDULERS, SIGNALS, Interrupt, handlers, listen
 from jepa.reports.run import final_table, write_report
+from jepa.reports.text import printable
 from jepa.reports.verdict import initial_weights, verdict
 from jepa.resources.advice import memory_advice
 from jepa.resources.measured import describe_cost
 from jepa.runs.folder import RunFolder, open_folder
 from jepa.runs.metrics import read_config, read_rows
-from jepa.text import printable
 from jepa.training.assemble import Phase, assemble, data_identity, make_dataset, make_loggers, phases_left
 from jepa.training.launch import num_processes, start_processes
 from jepa.training.run import Run

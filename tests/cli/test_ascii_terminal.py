@@ -44,6 +44,6 @@ def test_commands_print_names_of_classes_runs_and_folders_in_ascii(tmp_path):
 
 
 def test_plus_minus_and_squares_have_an_ascii_form():
-    script = "from jepa.text import print_any_text, printable; print(printable('±é')); print_any_text(); print('R², é')"
+    script = "from jepa.reports.text import *; print(printable('±é')); print_any_text(); print('R², é')"
     done = subprocess.run([sys.executable, "-c", script], env=os.environ | ASCII, capture_output=True, check=True)
     assert done.stdout == b"+-\\xe9\nR2, \\xe9\n"

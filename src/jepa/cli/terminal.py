@@ -15,7 +15,7 @@ from pathlib import Path
 
 from jepa.errors import ConfigError, RunError
 from jepa.parallel.environment import process_info
-from jepa.text import print_any_text
+from jepa.reports.text import print_any_text
 
 ERROR_DELAY_SECONDS = 3
 """Delay before a rank above 0 prints a configuration error, which rank 0 usually prints first."""

@@ -10,7 +10,7 @@ from jepa.cli.help import print_help
 from jepa.cli.terminal import report_error
 from jepa.config.catalogue import conf_folder
 from jepa.errors import ConfigError
-from jepa.text import print_any_text
+from jepa.reports.text import print_any_text
 
 HYDRA_FLAGS = {"--shell-completion", "-sc", "--hydra-help", "--version", "--info", "-i", "--experimental-rerun"}
 """Flags with which Hydra does something else than to run a job; the configuration is not checked."""
