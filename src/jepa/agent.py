@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from jepa.config import TrainConfig, as_config_errors, to_yaml
 from jepa.config.attributes import JEPAConfig
+from jepa.data.decode import ImageSource
 from jepa.encoders.pretrained import open_encoder
 from jepa.errors import RunError
 from jepa.parallel.device import total_memory
@@ -24,6 +25,7 @@ from jepa.parallel.environment import requeue
 from jepa.parallel.session import Session, forward_failures, open_distributed_session
 from jepa.parallel.signals import FROM_SCHEDULERS, SIGNALS, Interrupt, handlers, listen
 from jepa.reports.run import final_table, write_report
+from jepa.reports.text import printable
 from jepa.reports.verdict import initial_weights, verdict
 from jepa.resources.advice import memory_advice
 from jepa.resources.measured import describe_cost
@@ -61,8 +63,8 @@ class JEPAAgent:
         return load_encoder(self.folder)
 
     @torch.no_grad()
-    def encode(self, images: Tensor | Sequence[Tensor]) -> Tensor:
-        """uint8 images [B, C, H, W], clips [B, C, T, H, W], or a list of either, of any sizes -> mean tokens [B, D]."""
+    def encode(self, images: ImageSource | Sequence[ImageSource]) -> Tensor:
+        """Images, clips [B, C, T, H, W], or a list of either, of any sizes -> mean tokens [B, D]; see EvalTransform."""
         encoder: Any = self.encoder
         return encoder(encoder.transform(images)).mean(dim=1)
 
@@ -71,8 +73,9 @@ def load_encoder(path_or_name: str | os.PathLike) -> nn.Module:
     """An encoder of a run folder, of published weights or of timm, in eval mode, on the CPU.
 
     Maps clips [B, C, T, H, W] or images [B, C, H, W] to tokens [B, N, D]; `.transform` makes such clips from uint8
-    images of any size, `.embed_dim` is D. See `open_encoder` for the sources. Raises CheckpointError for a source that
-    is damaged or holds no encoder. Only encoders of this package and of timm are built, so that no file can run code.
+    tensors and arrays, images of Pillow and paths, of any size, `.embed_dim` is D. See `open_encoder` for the sources.
+    Raises CheckpointError for a source that is damaged or holds no encoder. Only encoders of this package and of timm
+    are built, so that no file can run code.
     """
     return open_encoder(path_or_name)
 
@@ -95,13 +98,13 @@ def train(config: TrainConfig, folder: Path, interrupt: Interrupt | None = None)
     ):
         if run_dir.status == "finished":
             if session.is_rank_zero:
-                print(f"{folder} is finished; for another run give another name=\n{_summary(folder)}")
+                print(printable(f"{folder} is finished; for another run give another name=\n{_summary(folder)}"))
             return 0
         with listen(interrupt) as interrupt:
             signum = _train(config, run_dir, interrupt, session)
         with handlers(FROM_SCHEDULERS if signum else (), signal.SIG_DFL):  # everything is saved: Slurm may kill it
             if session.is_rank_zero:
-                print(_summary(folder), flush=True)
+                print(printable(_summary(folder)), flush=True)
             if session.is_rank_zero and signum in FROM_SCHEDULERS:
                 requeue(os.environ)
             session.gather(None)  # a rank that exits earlier, with a status, would end rank 0

@@ -95,6 +95,15 @@ def test_a_split_has_a_new_version_when_a_file_is_written_and_a_new_digest_when_
     assert splits(tmp_path).train.digest != one.train.digest
 
 
+def test_another_value_of_white_makes_another_version(tmp_path: Path) -> None:
+    data, options = pictures(tmp_path), {"train_samples": None, "test_samples": None, "seed": 0, "num_workers": 0}
+    arguments = {"root_path": str(data), "image_folder": "train"}
+    one, other = (
+        labelled_splits(ImageFolder(**arguments, max_value=value), **options).train for value in (None, 4095.0)
+    )
+    assert (one.digest, one.version != other.version) == (other.digest, True)
+
+
 def train(folder: Path, data: Path) -> None:
     where = (
         f"dataset.root_path={data}",

@@ -223,6 +223,14 @@ def test_more_than_one_percent_broken_stops_the_run():
         broken.add(torch.tensor([9]))
 
 
+@pytest.mark.parametrize("count", [2, 10, 99])
+def test_one_broken_sample_ends_no_run_on_a_small_data_set_but_two_do(count):
+    broken = BrokenSamples(Numbers(count, broken=(0, 1)))
+    broken.add(torch.tensor([0, 0]))
+    with pytest.raises(DataError, match=f"2 of {count} samples can't be read"):
+        broken.add(torch.tensor([1]))
+
+
 def test_a_data_set_smaller_than_the_batch_is_refused_with_both_numbers_before_anything_is_read():
     with pytest.raises(ValueError, match=r"7 samples.*batch_size=8.*lower batch_size to 7"):
         batches(Numbers(7), batch_size=4, world_size=2, seed=0)

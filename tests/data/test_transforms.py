@@ -2,8 +2,10 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch.nn.functional import interpolate
 
 from jepa.data.transforms import BOX_DRAWS, CHUNK, Augment, EvalTransform, draw_boxes, resample_densely, resample_singly
@@ -301,3 +303,51 @@ def test_evaluation_refuses_invalid_images(images, message):
 def test_invalid_augmentations_are_refused(changes):
     with pytest.raises(ValueError, match=next(iter(changes))):
         augment(**changes)
+
+
+def test_images_of_pillow_arrays_and_paths_are_transformed_as_tensors(tmp_path):
+    picture = smooth(3, 40, 50)
+    array = picture.permute(1, 2, 0).numpy()
+    path = tmp_path / "picture.png"
+    Image.fromarray(array).save(path)
+    transform = EvalTransform(image_size=(24, 32), mean=MEAN, std=STD)
+    expected = transform(picture)
+    for source in (array, Image.fromarray(array), path, str(path), [path], (array,), array[None]):
+        assert torch.equal(transform(source), expected)
+    small = smooth(3, 30, 20)
+    mixed = [path, small, Image.fromarray(array), array]
+    assert torch.equal(transform(mixed), torch.cat([expected, transform(small), expected, expected]))
+    assert torch.equal(transform(np.stack([array] * 2)), torch.cat([expected] * 2))
+
+
+def test_grey_images_of_pillow_and_their_colours_are_converted():
+    grey = EvalTransform(image_size=(24, 32), mean=(0.5,), std=(0.5,))
+    image = Image.fromarray(smooth(3, 40, 50).permute(1, 2, 0).numpy())
+    assert torch.equal(grey(image), grey(torch.from_numpy(np.array(image.convert("L")))[None]))
+    colour = EvalTransform(image_size=(24, 32), mean=MEAN, std=STD)
+    assert torch.equal(colour(image.convert("L")), colour(image.convert("L").convert("RGB")))
+
+
+def test_an_image_of_pillow_is_turned_by_its_orientation():
+    image = Image.fromarray(smooth(3, 40, 50).permute(1, 2, 0).numpy())
+    image.getexif()[0x0112] = 6
+    upright = EvalTransform(image_size=(50, 40), mean=MEAN, std=STD)
+    assert torch.equal(upright(image), upright(image.rotate(-90, expand=True)))
+
+
+@pytest.mark.parametrize(
+    ("source", "error", "message"),
+    [
+        ("nowhere.png", OSError, "nowhere.png: No such file"),
+        (["nowhere.png"], OSError, "nowhere.png: No such file"),
+        (Image.new("I;16", (9, 9)), ValueError, "mode I;16; scale it to 8 bits"),
+        (np.zeros((9, 9), np.uint8), ValueError, r"shape \(9, 9\); expected \[H, W, 3\]"),
+        (np.zeros((9, 9, 4), np.uint8), ValueError, r"expected \[H, W, 3\]"),
+        (np.zeros((9, 9, 3)), ValueError, "expected uint8 pixels"),
+        ([None], ValueError, "not NoneType"),
+        (3, ValueError, "not int"),
+    ],
+)
+def test_what_is_no_image_is_refused_by_its_name(source, error, message):
+    with pytest.raises(error, match=message):
+        EvalTransform(image_size=(8, 8), mean=MEAN, std=STD)(source)

@@ -245,3 +245,17 @@ def test_where_classes_are_uneven_the_table_shows_balanced_accuracy() -> None:
     assert "linear bal." in final_table(rows).terminal()
     assert "55.5 %" in final_table(rows).terminal()
     assert "82.0 %" not in final_table(rows).terminal()
+
+
+def test_a_few_samples_are_too_few_for_any_verdict():
+    for count, is_enough in ((3, False), (16, False), (20, True), (2048, True)):
+        size = {"perf/evaluation_samples": float(count)}
+        for end in (HEALTHY | probes(52.5, 45.0), HEALTHY | probes(30.0, 28.0), COLLAPSED, FLAT):
+            rows = run(START | probes(30.0, 28.0) | size, end | size)
+            assert (verdict(rows).word != "too few to tell") == is_enough
+            assert is_enough or collapse_alarm(rows) is None
+            assert is_enough or f"only {count} held-out samples" in verdict(rows).reason
+
+
+def test_a_few_samples_without_a_second_evaluation_are_too_early_to_tell():
+    assert verdict(run(START | {"perf/evaluation_samples": 3.0})).word == "too early to tell"

@@ -25,7 +25,7 @@ program that loads it."""
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit status: 0, 1 if the export failed, 2 for an error in the arguments, 130 after Ctrl-C."""
-    keys = key_lines((conf_folder() / "export.yaml").read_text(), width=22)
+    keys = key_lines((conf_folder() / "export.yaml").read_text(encoding="utf-8"), width=22)
     description = "\n".join([__doc__ or "", "", "keys, with their defaults", *keys])
     parser = ArgumentParser("jepa-export", None, description, EPILOG, formatter_class=RawDescriptionHelpFormatter)
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="what to export, and how")

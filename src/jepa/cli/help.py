@@ -45,7 +45,7 @@ def help_text(arguments: Sequence[str] = (), name: str = "train", head: str = HE
     parser.add_argument("--config-dir", nargs=1, default=[], type=Path)
     groups = Catalogue([conf_folder(), *parser.parse_known_args(arguments)[0].config_dir]).groups
     primary = conf_folder() / f"{name}.yaml"
-    lines = [head, "", "keys, with their defaults", *key_lines(primary.read_text())]
+    lines = [head, "", "keys, with their defaults", *key_lines(primary.read_text(encoding="utf-8"))]
     lines += ["", "groups, their default marked with * and its keys below"]
     for group, default in _defaults(primary):
         lines += _group(group, default, groups.pop(group, {}))
@@ -73,7 +73,7 @@ def key_lines(text: str, width: int = 36) -> Iterator[str]:
 
 def _defaults(primary: Path) -> Iterator[tuple[str, list[str]]]:
     """Each group in the defaults list of a configuration, with its default choices."""
-    for entry in yaml.safe_load(primary.read_text())["defaults"]:
+    for entry in yaml.safe_load(primary.read_text(encoding="utf-8"))["defaults"]:
         for group, choice in entry.items() if isinstance(entry, dict) else ():
             yield group.removeprefix("override "), choice if isinstance(choice, list) else [choice]
 

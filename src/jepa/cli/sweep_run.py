@@ -70,7 +70,7 @@ def _why_unfinished(member: Path) -> str:
     """Why a member is not finished; empty if it is."""
     facts = read_ending(member)
     if (member / FAILURE).exists():
-        return f"failed: {(member / FAILURE).read_text()}"
+        return f"failed: {(member / FAILURE).read_text(encoding='utf-8')}"
     if facts.get("status") == "finished":
         return ""
     return f"is not finished: {facts.get('message') or facts.get('status', 'it has not started')}"

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from jepa.errors import ConfigError, RunError
 from jepa.parallel.environment import process_info
+from jepa.reports.text import print_any_text
 
 ERROR_DELAY_SECONDS = 3
 """Delay before a rank above 0 prints a configuration error, which rank 0 usually prints first."""
@@ -31,6 +32,7 @@ def rank() -> int:
 
 def setup_logging() -> None:
     """Log messages of rank 0 and errors of the other ranks."""
+    print_any_text()
     logging.basicConfig(level=logging.ERROR if rank() else logging.INFO, format="%(message)s", force=True)
 
 
@@ -52,6 +54,7 @@ def program_name() -> str:
 
 def run_command(name: str, command: Callable[[], int], *, failed: int = 1, stopped: str = "stopped") -> int:
     """Exit status of a command; prints configuration errors (2), run errors (`failed`) and Ctrl-C (130)."""
+    print_any_text()
     try:
         return command()
     except (ConfigError, RunError) as error:

@@ -10,6 +10,7 @@ from jepa.cli.help import print_help
 from jepa.cli.terminal import report_error
 from jepa.config.catalogue import conf_folder
 from jepa.errors import ConfigError
+from jepa.reports.text import print_any_text
 
 HYDRA_FLAGS = {"--shell-completion", "-sc", "--hydra-help", "--version", "--info", "-i", "--experimental-rerun"}
 """Flags with which Hydra does something else than to run a job; the configuration is not checked."""
@@ -17,6 +18,7 @@ HYDRA_FLAGS = {"--shell-completion", "-sc", "--hydra-help", "--version", "--info
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit status: 0, 1 if a member of a sweep failed, 2 for configuration errors, 128 plus the stopping signal."""
+    print_any_text()
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if {"--help", "-h"} & set(arguments):
         return print_help(arguments)

@@ -30,7 +30,7 @@ def main() -> int:
             with quick_imports():
                 from jepa.agent import train
 
-            return train(to_dataclass(yaml.safe_load(config_file.read_text())), folder, interrupt)
+            return train(to_dataclass(yaml.safe_load(config_file.read_text(encoding="utf-8"))), folder, interrupt)
         except (ConfigError, RunError) as error:
             return report_error(error)
 

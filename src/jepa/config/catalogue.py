@@ -36,7 +36,7 @@ class Choice:
 
     @cached_property
     def text(self) -> str:
-        return self.path.read_text()
+        return self.path.read_text(encoding="utf-8")
 
     @cached_property
     def comment(self) -> str:

@@ -160,7 +160,9 @@ def changed_keys(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     before, after = dict(flatten(old)), dict(flatten(new))
     changed = [key for key in dict.fromkeys([*before, *after]) if before.get(key, "-") != after.get(key, "-")]
     changed = [key for key in changed if key not in IRRELEVANT and key.partition(".")[0] not in IRRELEVANT_SECTIONS]
-    defaults = dict(flatten(yaml.safe_load((conf_folder() / "train.yaml").read_text()))) if changed else {}
+    defaults = (
+        dict(flatten(yaml.safe_load((conf_folder() / "train.yaml").read_text(encoding="utf-8")))) if changed else {}
+    )
     return [
         f"{key}: {show_value(before.get(key, 'absent'))} -> {show_value(after.get(key, 'absent'))}" for key in changed
         if key in before or not (defaults.get(key, ...) == after[key] or _is_default(key, old, new))

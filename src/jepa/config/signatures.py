@@ -231,7 +231,7 @@ def _module_of(parts: list[str]) -> tuple[Path | None, list[str]]:
 
 @cache
 def _tree(path: Path) -> ast.Module:
-    return ast.parse(path.read_text())
+    return ast.parse(path.read_text(encoding="utf-8"))
 
 
 def _definition(path: Path, name: str) -> tuple[ast.ClassDef | ast.FunctionDef, Path] | None:

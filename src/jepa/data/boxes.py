@@ -17,9 +17,9 @@ from PIL import ExifTags, Image
 
 from jepa.config.files import read_json
 from jepa.config.paths import existing
-from jepa.data.decode import SUFFIXES, decode
+from jepa.data.decode import SUFFIXES
 from jepa.data.folders import FileDataset, has_suffix
-from jepa.types import Channels, Field, Sample
+from jepa.types import Channels, Field, Positive, Sample
 
 log = logging.getLogger(__name__)
 NO_AREA = "without area dropped"
@@ -42,8 +42,8 @@ class _BoxFolder(FileDataset):
     classes: tuple[str, ...]
     test_part: Self | None = None
 
-    def __init__(self, *, channels: int, keep_empty: bool, is_subset: bool) -> None:
-        super().__init__(channels)
+    def __init__(self, *, channels: int, max_value: float | None, keep_empty: bool, is_subset: bool) -> None:
+        super().__init__(channels, max_value=max_value)
         self.keep_empty, self.is_subset = keep_empty, is_subset
 
     def _load(self, images: Sequence[Annotated]) -> None:
@@ -72,8 +72,7 @@ class _BoxFolder(FileDataset):
 
     def __getitem__(self, index: int) -> Sample:
         """A picture uint8 [C, 1, H, W] with its boxes; OSError or RuntimeError if unreadable or of another size."""
-        with open(self.describe(index), "rb") as file:
-            clip = decode(file.read(), channels=self.channels)
+        clip = self.decode(self.read(index))
         height, width = self.sizes[index].tolist()
         if clip.shape[-2:] != (height, width):
             raise OSError(f"has {clip.shape[-1]}x{clip.shape[-2]} pixels, its annotation says {width}x{height}")
@@ -141,8 +140,9 @@ class VOC(_BoxFolder):
         difficult: bool = False,
         keep_empty: bool = True,
         channels: Channels = 3,
+        max_value: Positive | None = None,
     ) -> None:
-        super().__init__(channels=channels, keep_empty=keep_empty, is_subset=classes is not None)
+        super().__init__(channels=channels, max_value=max_value, keep_empty=keep_empty, is_subset=classes is not None)
         root = Path(root_path).expanduser().absolute()
         images = read_voc(root, split, difficult=difficult)
         self.classes = tuple(classes or sorted({box.name for image in images for box in image.boxes}))
@@ -151,6 +151,7 @@ class VOC(_BoxFolder):
             None if name is None else self._part(read_voc(root, name, difficult=difficult))
             for name in (val_split, test_split)
         )
+        self.warn_of_dark_images()
 
 
 class COCO(_BoxFolder):
@@ -174,8 +175,9 @@ class COCO(_BoxFolder):
         classes: Sequence[str] | None = None,
         keep_empty: bool = True,
         channels: Channels = 3,
+        max_value: Positive | None = None,
     ) -> None:
-        super().__init__(channels=channels, keep_empty=keep_empty, is_subset=classes is not None)
+        super().__init__(channels=channels, max_value=max_value, keep_empty=keep_empty, is_subset=classes is not None)
         root = Path(root_path).expanduser().absolute()
         samples, names = read_coco(root / annotations, existing(root / images, "dataset.images"))
         self.classes = tuple(classes or names)
@@ -184,6 +186,7 @@ class COCO(_BoxFolder):
             None if file is None else self._part(read_coco(root / file, root / folder)[0])
             for file, folder in ((val_annotations, val_images or images), (test_annotations, test_images or images))
         )
+        self.warn_of_dark_images()
 
 
 class Box(NamedTuple):

@@ -4,40 +4,114 @@ from __future__ import annotations
 
 import io
 import logging
+import os
+import re
 import struct
+import sys
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image, ImageOps
+from PIL.ImageFile import ImageFile
+from PIL.TiffImagePlugin import TiffImageFile
 from torch import Tensor
 
+from jepa.data import tiff
+
+PNG = b"\x89PNG\r\n\x1a\n"
 try:
     from torchvision.io import ImageReadMode, decode_jpeg, decode_png
 except ImportError:  # deprecated since torchvision 0.29
     _FAST, _COLOURS = {}, {}
 else:
     # decoders by the first bytes of the file; 1.4 times as fast as Pillow on JPEGs of 500x375
-    _FAST = {b"\xff\xd8\xff": decode_jpeg, b"\x89PNG\r\n\x1a\n": decode_png}
+    _FAST = {b"\xff\xd8\xff": decode_jpeg, PNG: decode_png}
     _COLOURS = {1: ImageReadMode.GRAY, 3: ImageReadMode.RGB}
 log = logging.getLogger(__name__)
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm")
 """Suffixes of image files."""
+WHITE = 65535
+"""Largest value of 16 bits."""
+MAX_CHECKED = 8
+"""Number of files of a data set whose range of values is checked."""
+DARK = 64
+"""Of files of 16 bits, the 8-bit value from which one has to be present: below, two bits or more are unused."""
+ImageSource = Tensor | np.ndarray | Image.Image | str | os.PathLike
+"""An image or several in memory, or the path of a file."""
 _MODES = {1: "L", 3: "RGB"}
-_PILLOW_ERRORS = (ValueError, SyntaxError, EOFError, struct.error, IndexError, Image.DecompressionBombError)
+_PILLOW_ERRORS = (ValueError, SyntaxError, EOFError, struct.error, IndexError, KeyError, TypeError)
 """Exceptions of Pillow on damaged files besides OSError."""
 
 
-def decode(data: bytes, *, channels: int = 3) -> Tensor:
+def decode(data: bytes, *, channels: int = 3, max_value: float | None = None) -> Tensor:
     """Encoded file -> uint8 [C, 1, H, W], upright by its EXIF tag; raises OSError or RuntimeError.
 
-    Palettes, grey, CMYK and 16-bit images become `channels` = 3 (RGB) or 1 (grey) opaque channels of 8 bits.
+    Palettes, grey, CMYK and images of more than 8 bits become `channels` = 3 (RGB) or 1 (grey) channels of 8 bits;
+    alpha is dropped. In images of more than 8 bits white is `max_value`, by default the largest value that the file
+    declares: maxval of PGM and PPM, MaxSampleValue and BitsPerSample of TIFF, all bits elsewhere. nan is black.
     """
     for magic, decoder in _FAST.items():
         if data.startswith(magic):
+            if magic == PNG:
+                _check_png(data)
             encoded = torch.frombuffer(bytearray(data), dtype=torch.uint8)
             image = decoder(encoded, _COLOURS[channels], apply_exif_orientation=True)  # uint16 for PNGs of 16 bits
-            return (image if image.dtype == torch.uint8 else (image.int() >> 8).to(torch.uint8)).unsqueeze(1)
-    return _decode_with_pillow(data, _MODES[channels]).unsqueeze(1)
+            if image.dtype != torch.uint8:
+                image = torch.from_numpy(_scale(image.numpy(), max_value or WHITE))
+            return image.unsqueeze(1)
+    return _decode_with_pillow(data, _MODES[channels], max_value).unsqueeze(1)
+
+
+def as_pixels(image: object, channels: int) -> Tensor:
+    """A path or an image of Pillow -> uint8 [C, H, W]; an array [..., H, W, C] -> [..., C, H, W]; a tensor as it is.
+
+    Raises OSError or RuntimeError for a file that cannot be read, ValueError for anything that is no image.
+    """
+    if isinstance(image, Tensor):
+        return image
+    if isinstance(image, str | os.PathLike):
+        try:
+            return decode(Path(image).expanduser().read_bytes(), channels=channels).squeeze(1)
+        except (OSError, RuntimeError) as error:
+            raise OSError(f"{os.fspath(image)}: {getattr(error, 'strerror', None) or error}") from error
+    if isinstance(image, Image.Image):
+        if image.mode in ("I", "F") or image.mode.startswith("I;"):
+            raise ValueError(
+                f"an image of Pillow of mode {image.mode}; scale it to 8 bits, or give the path of its file"
+            )
+        image = np.atleast_3d(np.array(ImageOps.exif_transpose(image).convert(_MODES[channels])))
+    if not isinstance(image, np.ndarray):
+        raise ValueError(f"expected a tensor, an array, an image of Pillow or a path, not {type(image).__name__}")
+    if image.ndim not in (3, 4) or image.shape[-1] != channels:
+        raise ValueError(f"an array of shape {image.shape}; expected [H, W, {channels}] or [B, H, W, {channels}]")
+    return torch.from_numpy(np.ascontiguousarray(image)).movedim(-1, -3)
+
+
+def dark_images_warning(read: Callable[[int], bytes], num_files: int) -> str | None:
+    """The end of a warning if files of 16 bits, which declare no range, leave two of them or more unused, else None.
+
+    `read` gives the contents of a file by its number.
+    """
+    brightest = -1
+    for number in np.linspace(0, num_files - 1, min(MAX_CHECKED, num_files)).astype(int).tolist():
+        try:
+            data = read(number)
+            with _pillow_errors(data), _open(data) as image:
+                is_deep = _declared_white(image) == WHITE
+            brightest = max(brightest, int(decode(data).max())) if is_deep else brightest
+        except (OSError, RuntimeError):
+            continue  # reported when the sample is read
+    if not 0 <= brightest < DARK:
+        return None
+    white = 256 * 2 ** brightest.bit_length() - 1
+    return (
+        f"has 16 bits and no value above {white}, as the other images looked at: with white at {WHITE} they are dark. "
+        f"If white is {white}, set dataset.max_value={white}; dataset.max_value={WHITE} keeps them dark"
+    )
 
 
 def warn_of_slow_decoding() -> None:
@@ -45,19 +119,129 @@ def warn_of_slow_decoding() -> None:
         log.warning("images are decoded by Pillow, which takes longer: this torchvision has no image decoders")
 
 
-def _decode_with_pillow(data: bytes, mode: str) -> Tensor:
-    try:
-        with Image.open(io.BytesIO(data)) as image:
-            pixels = _to_mode(ImageOps.exif_transpose(image), mode)
-    except _PILLOW_ERRORS as error:
-        raise OSError(f"not a readable image: {error}") from error
+def _check_png(data: bytes) -> None:
+    """Raises OSError if a checksum is wrong: the decoder of torchvision 0.29 ends the process on damaged pixels."""
+    begin = 8
+    while begin + 12 <= len(data):
+        length, kind = struct.unpack_from(">I4s", data, begin)
+        end = begin + 8 + length
+        is_needed = kind[:1].isupper()
+        if (
+            is_needed
+            and end + 4 <= len(data)
+            and zlib.crc32(data[begin + 4 : end]) != int.from_bytes(data[end : end + 4])
+        ):
+            raise OSError("a damaged PNG: its checksum is wrong")
+        begin = end + 4
+
+
+def _scale(values: np.ndarray, white: float) -> np.ndarray:
+    """Values from 0 to `white` in 256 equal steps, uint8: of 16 bits the upper eight."""
+    if white == WHITE and values.dtype == np.uint16:
+        return (values >> 8).astype(np.uint8)
+    shares = np.nan_to_num(np.clip(values.astype(np.float64) / white, 0, 1))
+    return np.minimum(shares * 256, 255).astype(np.uint8)
+
+
+def _decode_with_pillow(data: bytes, mode: str, max_value: float | None) -> Tensor:
+    with _pillow_errors(data), _open(data) as image:
+        pixels = np.array(_upright(image, data, max_value).convert(mode))
     return torch.from_numpy(pixels.reshape(*pixels.shape[:2], -1)).permute(2, 0, 1)
 
 
-def _to_mode(image: Image.Image, mode: str) -> np.ndarray:
-    if image.mode in ("I", "F"):
-        raise ValueError(f"an image with 32 bits for each pixel (mode {image.mode}); convert it to 8 or 16 bits")
-    if image.mode.startswith("I;16"):
-        grey = (np.array(image).astype(np.uint16) >> 8).astype(np.uint8)
-        return np.stack([grey] * len(mode), axis=-1)
-    return np.array(image.convert(mode))
+@contextmanager
+def _pillow_errors(data: bytes) -> Iterator[None]:
+    """Raises OSError for whatever Pillow raises."""
+    try:
+        yield
+    except Image.UnidentifiedImageError as error:
+        brand = f"of the type {data[8:12].decode('latin-1').strip()}" if data[4:8] == b"ftyp" else "of no known type"
+        raise OSError(f"not a readable image: {brand}; save it as JPEG or PNG" if data else "an empty file") from error
+    except Image.DecompressionBombError as error:
+        raise OSError("an image of more than 179 megapixels; scale it down or cut it into tiles") from error
+    except _PILLOW_ERRORS as error:
+        raise OSError(f"not a readable image: {error}") from error
+
+
+def _open(data: bytes) -> ImageFile:
+    return tiff.open_tiff(data) if data.startswith(tiff.HEADS) else Image.open(io.BytesIO(data))
+
+
+def _upright(image: ImageFile, data: bytes, max_value: float | None) -> Image.Image:
+    """The image with at most 8 bits for each value, upright by its EXIF tag."""
+    white = max_value or _declared_white(image)
+    if white is None:
+        kind = "floating-point numbers" if image.mode == "F" else "signed numbers or numbers of 32 bits"
+        raise ValueError(f"its values are {kind}: set dataset.max_value to the value of white")
+    if image.format == "PPM" and image.mode != "F" and _maxval(image) > 255:
+        return Image.fromarray(_scale(_pnm_values(image, data), white))
+    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+        return Image.fromarray(_grey(image, white))
+    if _has_sixteen_bits(image) and white != WHITE:
+        return Image.fromarray(_scale(_all_sixteen_bits(image, data), white), image.mode)
+    upright = ImageOps.exif_transpose(image)
+    return upright.convert("LA") if upright.mode == "La" else upright
+
+
+def _declared_white(image: ImageFile) -> int | None:
+    """The largest value that the file can have by its own account, None if it says nothing."""
+    if image.mode == "F" or (image.mode == "I" and isinstance(image, TiffImageFile)):
+        return None
+    if image.format == "PPM":
+        return _maxval(image)
+    if isinstance(image, TiffImageFile):
+        return tiff.declared_white(image.tag_v2)
+    return WHITE if image.mode.startswith("I") or _has_sixteen_bits(image) else 255
+
+
+def _raw_mode(image: ImageFile) -> str:
+    """Pillow's name for the layout of the encoded values, such as RGB;16B."""
+    arguments = image.tile[0].args if image.tile else None
+    return str(arguments[0] if isinstance(arguments, tuple) and arguments else arguments)
+
+
+def _has_sixteen_bits(image: ImageFile) -> bool:
+    return re.search(r";16[BLN]$", _raw_mode(image)) is not None
+
+
+def _grey(image: ImageFile, white: float) -> np.ndarray:
+    """uint8 [H, W] of an image of one band of more than 8 bits."""
+    tags = image.tag_v2 if isinstance(image, TiffImageFile) else None
+    values = np.array(ImageOps.exif_transpose(image))
+    if image.mode == "I" and tags is not None and tiff.is_unsigned(tags):
+        values = values.view(np.uint32)
+    grey = _scale(values, white)
+    return 255 - grey if tags is not None and tiff.is_white_zero(tags) else grey
+
+
+def _all_sixteen_bits(image: ImageFile, data: bytes) -> np.ndarray:
+    """uint16 [H, W, bands]: Pillow gives the upper eight bits, and the lower ones if it takes the bytes for swapped."""
+    raw_mode = _raw_mode(image)
+    if raw_mode.startswith("RGBa"):
+        raise ValueError("16 bits with premultiplied alpha; save it without alpha")
+    order = raw_mode[-1].replace("N", "L" if sys.byteorder == "little" else "B")
+    swapped = raw_mode[:-1] + ("B" if order == "L" else "L")
+    with _open(data) as lower:
+        arguments = ((tile.args, swapped) for tile in lower.tile)
+        arguments = [(new, *old[1:]) if isinstance(old, tuple) else new for old, new in arguments]
+        lower.tile = [tile._replace(args=new) for tile, new in zip(lower.tile, arguments, strict=True)]
+        high, low = (np.array(ImageOps.exif_transpose(half)).astype(np.uint16) for half in (image, lower))
+    return high << 8 | low
+
+
+def _maxval(image: ImageFile) -> int:
+    """Value of white in a PBM, PGM or PPM."""
+    codec, _, _, arguments = image.tile[0]
+    if codec.startswith("ppm") and isinstance(arguments, tuple):
+        return int(arguments[1])
+    return WHITE if arguments == "I;16B" else 255
+
+
+def _pnm_values(image: ImageFile, data: bytes) -> np.ndarray:
+    """[H, W] or [H, W, 3] of a PGM or PPM of more than 8 bits, which Pillow reads as other values."""
+    shape = (image.height, image.width, *([3] if image.mode == "RGB" else []))
+    count, offset = int(np.prod(shape)), image.tile[0].offset
+    if data[1:2] in b"56":
+        return np.frombuffer(data, ">u2", count, offset).astype(np.uint16).reshape(shape)
+    numbers = re.sub(rb"#[^\r\n]*", b"", data[offset:]).split()[:count]
+    return np.array([int(number) for number in numbers], dtype=np.int64).reshape(shape)

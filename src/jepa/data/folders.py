@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
+from torch import Tensor
 
-from jepa.data.decode import warn_of_slow_decoding
+from jepa.data.decode import dark_images_warning, decode, warn_of_slow_decoding
 from jepa.data.parquet import read_columns
 
 log = logging.getLogger(__name__)
@@ -36,14 +37,30 @@ class FileDataset:
     describe: Callable[[int], str]
     _load: Callable[..., None]
 
-    def __init__(self, channels: int, *, has_videos: bool = False) -> None:
+    def __init__(self, channels: int, *, max_value: float | None = None, has_videos: bool = False) -> None:
         if not has_videos:
             warn_of_slow_decoding()
-        self.channels = channels
+        self.channels, self.max_value = channels, max_value
         self.mean, self.std = IMAGENET_STATS[channels]
 
     def validation(self) -> Self | None:
         return self.held_out
+
+    def __len__(self) -> int:
+        raise NotImplementedError
+
+    def read(self, index: int) -> bytes:
+        """The encoded image of a sample, of a clip the first one; raises OSError if it cannot be read."""
+        with open(self.file(index), "rb") as file:
+            return file.read()
+
+    def decode(self, data: bytes) -> Tensor:
+        """Encoded image -> uint8 [C, 1, H, W]"""
+        return decode(data, channels=self.channels, max_value=self.max_value)
+
+    def warn_of_dark_images(self) -> None:
+        if self.max_value is None and (warning := dark_images_warning(self.read, len(self))):
+            log.warning("%s %s", self.describe(0), warning)
 
     def file(self, index: int) -> str:
         """Path of the file that holds the sample, or the beginning of it."""

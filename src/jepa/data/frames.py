@@ -14,10 +14,10 @@ from torch import Tensor
 
 from jepa.config.paths import content, existing
 from jepa.data.clips import num_start_positions, random_start, short_videos_warning
-from jepa.data.decode import SUFFIXES, decode
+from jepa.data.decode import SUFFIXES
 from jepa.data.folders import FileDataset, read_table
 from jepa.data.listing import Walk, account, printable
-from jepa.types import Channels, Field, NonNegativeInt, PositiveInt, Sample, ShareBelowOne
+from jepa.types import Channels, Field, NonNegativeInt, Positive, PositiveInt, Sample, ShareBelowOne
 
 log = logging.getLogger(__name__)
 
@@ -39,9 +39,9 @@ class FrameFolders(FileDataset):
         self, *, num_frames: PositiveInt, root_path: str, image_folder: str = ".", stride: PositiveInt = 1,
         hop: PositiveInt | None = None, val_folders: Sequence[str] | None = None, val_ratio: ShareBelowOne = 0.2,
         annotations: str | None = None, file_column: str = "file", columns: Sequence[str] = (),
-        lag: NonNegativeInt = 0, channels: Channels = 3,
+        lag: NonNegativeInt = 0, channels: Channels = 3, max_value: Positive | None = None,
     ) -> None:  # fmt: skip
-        super().__init__(channels)
+        super().__init__(channels, max_value=max_value)
         self.num_frames, self.stride, self.lag = num_frames, stride, lag
         self.hop = hop or (num_frames - 1) * stride + 1
         root = Path(root_path).expanduser().absolute()
@@ -60,6 +60,7 @@ class FrameFolders(FileDataset):
                 f"{next(iter(self.table))}, none is a folder's first frame, such as {self._name(0, 0)}"
             )
         self.held_out = self._part({name: frames[name] for name in held_out}) if held_out else None
+        self.warn_of_dark_images()
 
     def __len__(self) -> int:
         return len(self.clips)
@@ -100,7 +101,10 @@ class FrameFolders(FileDataset):
         frames = []
         for number in range(self.num_frames):
             path = self.folder / self._name(folder, first + number * self.stride)
-            frames.append(decode(path.read_bytes(), channels=self.channels))
+            try:
+                frames.append(self.decode(path.read_bytes()))
+            except (OSError, RuntimeError) as error:
+                raise OSError(f"{path.name}: {error}") from error
             if frames[-1].shape != frames[0].shape:
                 raise OSError(f"{path} is of another size than the frames before it")
         name = os.path.dirname(self.folders[folder])

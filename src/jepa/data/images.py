@@ -14,10 +14,10 @@ from torch import Tensor
 from torchvision import datasets
 
 from jepa.config.paths import content, existing
-from jepa.data.decode import SUFFIXES, decode
+from jepa.data.decode import SUFFIXES
 from jepa.data.folders import FileDataset, locked
 from jepa.data.listing import held_out_listing, list_files, training_folder
-from jepa.types import Channels
+from jepa.types import Channels, Positive
 
 log = logging.getLogger(__name__)
 
@@ -32,9 +32,10 @@ class ImageFolder(FileDataset):
     rules = ("jepa.data.rules.folders",)
 
     def __init__(
-        self, *, root_path: str, image_folder: str, val_folder: str | None = None, channels: Channels = 3
-    ) -> None:
-        super().__init__(channels)
+        self, *, root_path: str, image_folder: str, val_folder: str | None = None, channels: Channels = 3,
+        max_value: Positive | None = None,
+    ) -> None:  # fmt: skip
+        super().__init__(channels, max_value=max_value)
         root = Path(root_path).expanduser().absolute()
         folder = training_folder(existing(root / image_folder, "dataset.image_folder", "folder"), SUFFIXES)
         listing = list_files(folder, SUFFIXES)
@@ -45,6 +46,7 @@ class ImageFolder(FileDataset):
         self._load(*listing.files)
         held_out = held_out_listing(folder, root, val_folder, self.classes, SUFFIXES)
         self.held_out = None if held_out is None else self._part(*held_out.files)
+        self.warn_of_dark_images()
 
     def _load(self, folder: Path, paths: np.ndarray, labels: np.ndarray) -> None:
         self.folder, self.paths, self.labels = folder, paths, labels
@@ -54,8 +56,7 @@ class ImageFolder(FileDataset):
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         """uint8 [C, 1, H, W] and its label; raises OSError or RuntimeError if it cannot be read."""
-        with open(self.describe(index), "rb") as file:
-            return decode(file.read(), channels=self.channels), int(self.labels[index])
+        return self.decode(self.read(index)), int(self.labels[index])
 
     def describe(self, index: int) -> str:
         return os.path.join(self.folder, os.fsdecode(self.paths[index]))

@@ -32,7 +32,7 @@ Order = Callable[[int], tuple[int, int]]
 UNREADABLE = (OSError, RuntimeError)
 """Exceptions that a data set raises for a sample that cannot be read."""
 MAX_BROKEN_RATIO = 0.01
-"""Largest share of a data set that may be unreadable."""
+"""Largest share of a data set that may be unreadable; a single sample may always be."""
 MAX_ATTEMPTS = 100
 """Number of samples tried in a row before reading gives up."""
 MAX_ASPECT = 4
@@ -292,12 +292,12 @@ class BrokenSamples:
         self.indices: set[int] = set()
 
     def add(self, broken: Tensor) -> None:
-        """long [b] of indices; raises DataError if more than `MAX_BROKEN_RATIO` of the data set is broken."""
+        """long [b] of indices; raises DataError if several are broken, and more than `MAX_BROKEN_RATIO`."""
         new = [index for index in dict.fromkeys(broken.tolist()) if index not in self.indices]
         for index in new:
             self.indices.add(index)
             log.warning("skipped %s: %s", self.dataset.describe(index), self._reason(index))
-        if new and len(self.indices) > MAX_BROKEN_RATIO * len(self.dataset):
+        if new and len(self.indices) > max(1, MAX_BROKEN_RATIO * len(self.dataset)):
             raise DataError(
                 f"{len(self.indices)} of {len(self.dataset)} samples can't be read, more than {MAX_BROKEN_RATIO:.0%}: "
                 f"the last was {self.dataset.describe(new[-1])}. Repair or remove them (the log names each one)"

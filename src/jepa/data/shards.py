@@ -14,13 +14,12 @@ import torch
 from torch import Tensor
 
 from jepa.config.paths import find_shards
-from jepa.data.decode import decode
 from jepa.data.folders import HEAD, FileDataset, class_names, class_numbers, is_useful_held_out
 from jepa.data.listing import VALIDATION_NAMES
 from jepa.data.loader import Order
 from jepa.data.shard_index import read_index
 from jepa.seeding import generator
-from jepa.types import Channels, PositiveInt
+from jepa.types import Channels, Positive, PositiveInt
 
 log = logging.getLogger(__name__)
 MAX_OPEN_FILES = 64
@@ -42,8 +41,9 @@ class Shards(FileDataset):
     def __init__(
         self, *, shards: str, val_shards: str | None = None, shuffle_shards: PositiveInt | None = 16,
         image_key: str | None = None, label_key: str = "label", channels: Channels = 3,
+        max_value: Positive | None = None,
     ) -> None:  # fmt: skip
-        super().__init__(channels)
+        super().__init__(channels, max_value=max_value)
         self.shuffle_shards = shuffle_shards
         val_paths = None if val_shards is None else _find("dataset.val_shards", val_shards)
         paths, held_out = _split(_find("dataset.shards", shards), val_paths)
@@ -54,6 +54,7 @@ class Shards(FileDataset):
             part = self._part(held_out, read_index(held_out, image_key, label_key), val_paths is None)
             is_useful = is_useful_held_out(part.labels, self.classes, str(held_out[0]), is_named=val_paths is not None)
             self.held_out = part if is_useful else None
+        self.warn_of_dark_images()
 
     def _load(self, paths: list[Path], index: np.ndarray, lenient: bool = False) -> None:
         self.paths, self.index = paths, index
@@ -67,13 +68,16 @@ class Shards(FileDataset):
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         """uint8 [C, 1, H, W] and its label, or -1; raises OSError or RuntimeError if it cannot be read."""
+        return self.decode(self.read(index)), int(self.labels[index])
+
+    def read(self, index: int) -> bytes:
         shard, offset, size = self.index[["shard", "offset", "size"]][index].tolist()
         if size < 0:
             raise OSError("has no image")
         data = self.files.read(shard, size, offset)
         if len(data) < size:
             raise OSError(f"{len(data)} of {size} bytes are left of it; the shard has changed since its index was made")
-        return decode(data, channels=self.channels), int(self.labels[index])
+        return data
 
     def describe(self, index: int) -> str:
         row = self.index[index]

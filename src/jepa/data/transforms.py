@@ -13,6 +13,7 @@ from torch import Generator, Tensor
 from torch.nn.functional import interpolate
 
 from jepa.data.colour import Colour
+from jepa.data.decode import ImageSource, as_pixels
 from jepa.types import Batch, RawBatch
 
 ATTEMPTS = 10
@@ -138,9 +139,10 @@ def _central(size: Tensor, aspect: tuple[float, float]) -> Tensor:
 
 
 class EvalTransform:
-    """uint8 images or clips of any size -> float [B, C, T, H, W]: centre crop, resized and normalised.
+    """Images or clips of any size -> float [B, C, T, H, W]: centre crop, resized and normalised.
 
-    Takes [C, H, W], [B, C, H, W], [B, C, T, H, W] or a list of [C, H, W] or [C, T, H, W] of any sizes.
+    Takes uint8 tensors [C, H, W], [B, C, H, W] or [B, C, T, H, W], uint8 arrays of numpy [H, W, C] or [B, H, W, C],
+    images of Pillow, paths of image files, or a list of images or of clips [C, T, H, W], also of different sizes.
     """
 
     def __init__(self, *, image_size: tuple[int, int], mean: Sequence[float], std: Sequence[float]) -> None:
@@ -148,19 +150,20 @@ class EvalTransform:
         self.image_size = image_size
         self.normalise = Normalise(mean, std)
 
-    def __call__(self, images: Tensor | Sequence[Tensor]) -> Tensor:
+    def __call__(self, images: ImageSource | Sequence[ImageSource]) -> Tensor:
         return self.normalise(self.pictures(images).float())
 
-    def pictures(self, images: Tensor | Sequence[Tensor]) -> Tensor:
+    def pictures(self, images: ImageSource | Sequence[ImageSource]) -> Tensor:
         """The images before normalisation: uint8 [B, C, T, H, W]."""
-        if not isinstance(images, Tensor):
+        channels = len(self.normalise.shift)
+        if isinstance(images, list | tuple):
             if not images:
                 raise ValueError("an empty list of images; expected at least one")
+            images = [as_pixels(image, channels) for image in images]
             if len({image.shape for image in images}) > 1:
                 return torch.cat([self.pictures(image[None]) for image in images])
-            images = torch.stack(list(images))  # eight times faster for small ones
-        clips = _as_clips(images)
-        channels = len(self.normalise.shift)
+            images = torch.stack(images)  # eight times faster for small ones
+        clips = _as_clips(as_pixels(images, channels))
         if clips.dtype != torch.uint8:
             raise ValueError(f"images of type {clips.dtype}; expected uint8 pixels from 0 to 255, before normalising")
         if clips.shape[1] != channels:

@@ -85,7 +85,7 @@ def write_encoder(folder: Path, encoder: Any) -> None:
     normalise = encoder.transform.normalise
     config = {"format": ENCODER_FORMAT, "encoder": encoder.node, "mean": normalise.mean, "std": normalise.std}
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.json").write_text(json.dumps(config, indent=1))
+    (folder / "config.json").write_text(json.dumps(config, indent=1), encoding="utf-8")
     tensors = {name: tensor.contiguous() for name, tensor in encoder.state_dict().items()}
     save_file(tensors, folder / "model.safetensors")
 

@@ -105,7 +105,8 @@ class LabelledSplit(Split):
         """Hash that also changes when the file of any sample is written again, for what is computed from the files."""
         with ThreadPoolExecutor(NUM_THREADS) as pool:
             times = list(pool.map(DatasetTraits.of(self.dataset).modified, self.indices))
-        return hashlib.sha256(repr([self.digest, times]).encode()).hexdigest()[:16]
+        white = [value for value in [getattr(self.dataset, "max_value", None)] if value]  # changes pixels, not files
+        return hashlib.sha256(repr([self.digest, times, *white]).encode()).hexdigest()[:16]
 
     @property
     def num_sources(self) -> int:

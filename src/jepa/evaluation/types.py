@@ -37,6 +37,10 @@ class BoxSnapshot:
     is_finite: bool
     """False if a weight of the detector is not finite."""
 
+    @property
+    def num_evaluated(self) -> int:
+        return len(self.val)
+
 
 class Features(NamedTuple):
     vectors: Tensor
@@ -83,6 +87,10 @@ class Snapshot:
     @property
     def is_finite(self) -> bool:
         return bool(self.val.vectors.isfinite().all())
+
+    @property
+    def num_evaluated(self) -> int:
+        return len(self.val.labels)
 
 
 @dataclass(frozen=True)

@@ -139,6 +139,7 @@ class Positions(nn.Module):
 def cached_table(make: Callable[..., Tensor], *arguments) -> Tensor:
     """Cached `make(*arguments)`, made outside inference mode so that autograd may use it; not cached while tracing."""
     is_tracing = torch.compiler.is_compiling() or is_in_torch_dispatch_mode()  # tensors may be fake
+    is_tracing = is_tracing or torch.jit.is_tracing()  # pyright: ignore[reportPrivateImportUsage]
     return make(*arguments) if is_tracing else _cached_table(make, *arguments)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from einops import rearrange
 from torch import Tensor
 
@@ -41,8 +42,10 @@ def grid_of(clips: Tensor, channels: int, patch_size: tuple[int, int], tubelet_s
     """The grid of [B, C, T, H, W] or [B, C, H, W]; raises ValueError for other channels or sizes without a grid."""
     if clips.shape[1] != channels:
         raise ValueError(f"this encoder takes {channels} channels, got clips of {tuple(clips.shape[1:])}")
-    frames = 1 if clips.ndim == 4 else clips.shape[2]
-    return make_grid((frames, *clips.shape[-2:]), patch_size, tubelet_size)
+    size = (1 if clips.ndim == 4 else clips.shape[2], *clips.shape[-2:])
+    if torch.jit.is_tracing():  # pyright: ignore[reportPrivateImportUsage]; sizes are tensors, and become fixed
+        size = tuple(map(int, size))
+    return make_grid(size, patch_size, tubelet_size)
 
 
 def make_grid(clip_size: Sequence[int], patch_size: tuple[int, int], tubelet_size: int = 1) -> PatchGrid:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import threading
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,7 +16,11 @@ STOPS, FROM_SCHEDULERS = SIGNALS[:2], SIGNALS[1:]
 
 @contextmanager
 def handlers(signals: Collection[int], handler: Callable[..., Any] | signal.Handlers) -> Iterator[None]:
-    """Install the handler while the block runs, then restore the previous ones."""
+    """Install the handler while the block runs, then restore the previous ones.
+
+    Python allows it in the main thread only; in another, signals are left to whoever has started it.
+    """
+    signals = signals if threading.current_thread() is threading.main_thread() else ()
     previous = {signum: signal.signal(signum, handler) for signum in signals}
     try:
         yield

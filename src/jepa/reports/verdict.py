@@ -1,4 +1,4 @@
-"""The verdict on a run: learning, stalled, collapsing or too early to tell.
+"""The verdict on a run: learning, stalled, collapsing, too early or too few samples to tell.
 
 It follows from the rows of metrics.jsonl; accuracies are in percent. The training loss does not count: in a healthy run
 it falls and rises again, and in a collapsed run it is lowest. `predict/gain` can also stay high in a collapsed run, so
@@ -28,6 +28,10 @@ DETECTED = {"detect/map": "mAP", "detect/map50": "mAP@.5", "detect/map75": "mAP@
 REGRESSION = re.compile(r"probe/(\w+)_r2")
 CLASSIFIED = "probe/classifier_top1"
 """Metric of a trained head; its presence marks a supervised run."""
+NUM_EVALUATED = "perf/evaluation_samples"
+"""Metric: the number of held-out samples that were evaluated."""
+MIN_EVALUATED = 20
+"""Least number of evaluated samples for a verdict; of fewer, a single one moves an accuracy by more than 5 points."""
 UNTRAINED, NOT_MEASURED = "untrained", "-"
 SELECTION_METRICS = (
     "probe/classifier_balanced",
@@ -60,7 +64,7 @@ RECOVERY = 2.0
 @dataclass(frozen=True)
 class Verdict:
     word: str
-    """learning, stalled, collapsing, or too early to tell"""
+    """learning, stalled, collapsing, too early to tell, or too few to tell"""
     reason: str
 
 
@@ -87,6 +91,8 @@ def verdict(rows: Rows, initial: str = UNTRAINED) -> Verdict:
     if not probes and not any(step > 0 for step, _ in series(rows, "collapse/std")):
         return Verdict("too early to tell", "there is no evaluation after step 0 yet")
     reported = probes if len(probes) < 3 else [max(kinds[0], key=lambda c: c.gain)] * bool(kinds[0]) + kinds[1]
+    if reason := _too_few(rows):
+        return Verdict("too few to tell", reason)
     collapse, changes = _collapse(rows), "; ".join(change.sentence(rows, initial) for change in reported)
     best = max(probes, key=lambda change: change.gain, default=None)
     if collapse and not (best and best.gain >= 3 and best.drop < best.significant):
@@ -99,10 +105,18 @@ def verdict(rows: Rows, initial: str = UNTRAINED) -> Verdict:
     return Verdict("stalled", f"{changes}{spread}: train longer, or change lr")
 
 
+def _too_few(rows: Rows) -> str | None:
+    """A sentence if the evaluations saw too few samples; rows of earlier versions do not say how many they saw."""
+    count = _last(rows, NUM_EVALUATED)
+    if count is None or count >= MIN_EVALUATED:
+        return None
+    return f"only {count:.0f} held-out samples were evaluated: {MIN_EVALUATED} or more are needed, better hundreds"
+
+
 def collapse_alarm(rows: Rows) -> str | None:
     """A warning with remedies, or None while the features stay spread out."""
     collapse = _collapse(rows)
-    if collapse is None:
+    if collapse is None or _too_few(rows):
         return None
     rates, momenta = series(rows, "train/lr"), series(rows, "train/momentum")
     advice = [f"lr={max(lr for _, lr in rates) / 3:.1g}" if rates else "a lower lr"]

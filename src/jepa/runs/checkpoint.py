@@ -136,7 +136,7 @@ class Writer:
         """Add config.yaml and state.json, give the folder its final name, update links, delete old checkpoints."""
         target = checkpoint_folder(self.folder, step)
         temporary = _temporary(target)
-        (temporary / "config.yaml").write_text(config)
+        (temporary / "config.yaml").write_text(config, encoding="utf-8")
         state = {"format": FORMAT, "step": step, **state, "digests": _digests(sorted(temporary.iterdir()))}
         (temporary / "state.json").write_text(json.dumps(state, indent=1))
         for path in (*temporary.iterdir(), temporary):

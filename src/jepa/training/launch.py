@@ -41,7 +41,7 @@ def start_processes(config: TrainConfig, folder: Path, count: int) -> int:
     """
     with tempfile.TemporaryDirectory(prefix="jepa-") as temporary:
         config_file = Path(temporary) / "config.yaml"
-        config_file.write_text(to_yaml(config))
+        config_file.write_text(to_yaml(config), encoding="utf-8")
         command = [sys.executable, "-m", "jepa.cli.worker", str(config_file), str(folder)]
         children = [
             subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, start_new_session=True)

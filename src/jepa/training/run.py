@@ -22,7 +22,7 @@ from jepa.parallel.session import Session, StopSignal
 from jepa.parallel.signals import Interrupt
 from jepa.parallel.strategy import gather_full_state
 from jepa.reports.run import write_report
-from jepa.reports.verdict import collapse_alarm, initial_weights, selection_metric
+from jepa.reports.verdict import NUM_EVALUATED, collapse_alarm, initial_weights, selection_metric
 from jepa.runs import checkpoint
 from jepa.runs.metrics import read_rows
 from jepa.training.loop import FAILED_STATE, Plan, TrainComponents, TrainingError, fit
@@ -167,7 +167,8 @@ class Run:
         metrics = {name: value for evaluation in evaluations for name, value in evaluation.metrics.items()}
         if step == 0:
             metrics |= self.snapshotter.baselines(snapshot, self.evaluators)
-        self.log(step, {**metrics, EVALUATION_TIME: time.perf_counter() - begun})
+        effort = {NUM_EVALUATED: float(snapshot.num_evaluated), EVALUATION_TIME: time.perf_counter() - begun}
+        self.log(step, {**metrics, **effort})
         pictures = tuple(picture for evaluation in evaluations for picture in evaluation.pictures)
         tables = tuple(table for evaluation in evaluations for table in evaluation.tables)
         for logger in self.loggers:
