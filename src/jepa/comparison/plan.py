@@ -13,6 +13,7 @@ import yaml
 from jepa.comparison.results import BUDGET_FILE
 from jepa.config import Composer, ConfigError, members, override_literal, signatures, to_dataclass
 from jepa.config.catalogue import COMPARISONS
+from jepa.config.checkpoints import newest
 from jepa.config.schema import changed_keys
 from jepa.config.values import unused_sections
 from jepa.runs.metrics import read_config, read_json
@@ -194,7 +195,7 @@ def _objective_keys(config: Mapping[str, Any]) -> set[str]:
 def _check_folder(member: Member, ignore: set[str]) -> list[str]:
     """An error if the folder of the member holds a run of another configuration."""
     config = read_config(member.folder)
-    if not config or not (member.is_finished or (member.folder / "checkpoints" / "last").exists()):
+    if not config or not (member.is_finished or newest(member.folder)):
         return []
     changes = [text for text in changed_keys(config, member.config) if text.partition(":")[0] not in ignore]
     if not changes:

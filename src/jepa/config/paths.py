@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from jepa.config import checkpoints
+
 ENCODER_FORMAT = "jepa-train encoder 1"
 """`format` in the config.json of an encoder exported as safetensors."""
 MODELS = ("ijepa", "vjepa2")
@@ -50,9 +52,8 @@ def shape_of(source: Source) -> tuple[int, int, int, int] | None:
     """(C, T, H, W) of the training clips; None if no small file holds it. Raises ValueError for an unreadable file."""
     path = Path(source.location)
     if source.kind == "run":
-        states = (folder / "state.json" for folder in (path, path / "checkpoints" / "last"))
-        state = next((file for file in states if file.is_file()), None)
-        return tuple(read_json(state)["clip_shape"]) if state else None
+        checkpoint = checkpoints.locate(path)
+        return tuple(read_json(checkpoint / "state.json")["clip_shape"]) if checkpoint else None
     if source.kind == "exported":
         return tuple(read_json(path / "config.json")["encoder"]["clip_shape"])
     if source.kind != "transformers":

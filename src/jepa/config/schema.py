@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
 from typing import Annotated, Any, Literal
 
@@ -79,7 +79,7 @@ class TrainConfig:
     num_frames: PositiveInt
     phases: list[Any]
     seed: NonNegativeInt
-    resume: bool
+    resume: Annotated[bool | str, Literal[True, False, "previous"]]
     precision: Annotated[str, Literal["auto", "bf16", "fp32"]]
     compile: bool
     device: str
@@ -152,14 +152,16 @@ def to_yaml(config: TrainConfig) -> str:
     return yaml.safe_dump(asdict(config), sort_keys=False, default_flow_style=None, width=120)
 
 
-def changed_keys(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+def changed_keys(old: Mapping[str, Any], new: Mapping[str, Any], ignore: Collection[str] = ()) -> list[str]:
     """Dotted keys that change the result of a run and differ between two configurations, each with both values.
 
-    A key that only `new` has is left out at its default, which must not change earlier results.
+    Those in `ignore` are left out. A key that only `new` has is left out at its default, which must not change earlier
+    results.
     """
     before, after = dict(flatten(old)), dict(flatten(new))
     changed = [key for key in dict.fromkeys([*before, *after]) if before.get(key, "-") != after.get(key, "-")]
-    changed = [key for key in changed if key not in IRRELEVANT and key.partition(".")[0] not in IRRELEVANT_SECTIONS]
+    irrelevant = {*IRRELEVANT, *IRRELEVANT_SECTIONS, *ignore}
+    changed = [key for key in changed if not irrelevant & {key, key.partition(".")[0]}]
     defaults = dict(flatten(yaml.safe_load((conf_folder() / "train.yaml").read_text()))) if changed else {}
     return [
         f"{key}: {show_value(before.get(key, 'absent'))} -> {show_value(after.get(key, 'absent'))}" for key in changed

@@ -2,20 +2,23 @@
 
 checkpoints/step_00001000/ holds the tensors of model, optimizer and guard (shard-*.safetensors, one set per rank, which
 torch.distributed.checkpoint reads on any number of ranks), config.yaml and, written last, state.json with the digests
-of the other files. `last` and `best` are links to such folders.
+of the other files and a checksum of its own. `last` and `best` are links to such folders, or files with their names
+where the file system has no links; without them the newest folder is taken (see `jepa.config.checkpoints`).
 """
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
+import logging
 import os
 import shutil
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +27,14 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from jepa.config.checkpoints import locate, named, newest, quiet_state, step_folders, step_of
 from jepa.errors import RunError
 from jepa.parallel.session import PeerError, Session
 
+log = logging.getLogger(__name__)
 FORMAT = "jepa-train checkpoint 2"
+UNSUPPORTED = {errno.EPERM, errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.ENOLCK}
+"""Numbers of the errors of a file system that does not offer links, locks or the flushing of folders."""
 
 
 class CheckpointError(RunError):
@@ -82,7 +89,7 @@ class Writer:
     def _prepare(self, step: int, links: Sequence[str]) -> bool:
         """Create the temporary folder; if the checkpoint exists already, only update the links and return True."""
         target = checkpoint_folder(self.folder, step)
-        if (target.parent / "last").resolve() == target.resolve() and target.exists():
+        if named(target.parent.resolve(), "last") == target.resolve():
             _link(target, links)
             return True
         shutil.rmtree(_temporary(target), ignore_errors=True)
@@ -110,14 +117,14 @@ class Writer:
         temporary = _temporary(target)
         (temporary / "config.yaml").write_text(config)
         state = {"format": FORMAT, "step": step, **state, "digests": _digests(sorted(temporary.iterdir()))}
-        (temporary / "state.json").write_text(json.dumps(state, indent=1))
+        (temporary / "state.json").write_text(json.dumps(with_checksum(state), indent=1))
         for path in (*temporary.iterdir(), temporary):
             _flush(path)
         if target.exists():
             shutil.rmtree(target)
         temporary.rename(target)
         _link(target, links)
-        prune(self.folder, keep=self.keep)
+        prune(self.folder, keep=self.keep, current=target)
 
     @contextmanager
     def _save_errors(self, step: int) -> Iterator[None]:
@@ -131,11 +138,11 @@ class Writer:
             reason = failures[0][0] if failures else error
             if self.session.is_rank_zero:
                 shutil.rmtree(_temporary(checkpoint_folder(self.folder, step)), ignore_errors=True)
-            last = self.folder / "checkpoints" / "last"
-            previous = f"intact: {last.resolve().name}" if last.exists() else "none"
+            last = newest(self.folder)
+            previous = f"intact: {last.name}" if last else "none"
             raise SaveError(
-                f"step {step} could not be saved in {last.parent}: {reason}. Previous checkpoint: {previous}; "
-                "fix this and run the same command again"
+                f"step {step} could not be saved in {self.folder / 'checkpoints'}: {reason}. Previous checkpoint: "
+                f"{previous}; fix this and run the same command again"
             ) from error
 
 
@@ -149,21 +156,52 @@ def _temporary(target: Path) -> Path:
 
 
 def _link(target: Path, names: Sequence[str]) -> None:
-    """Let the links `names` beside `target` point to it, atomically."""
+    """Let the links `names` beside `target` point to it, atomically; files with its name where there are no links."""
     for name in names:
-        temporary = target.with_name(f".link-{name}")
+        place, temporary = target.with_name(name), target.with_name(f".link-{name}")
         temporary.unlink(missing_ok=True)
-        temporary.symlink_to(target.name)
-        os.replace(temporary, target.with_name(name))
+        try:
+            temporary.symlink_to(target.name)
+        except OSError as error:
+            if error.errno not in UNSUPPORTED | {errno.EACCES}:
+                raise
+            temporary.write_text(target.name)
+            _warn_once(f"{target.parent} has no links ({error.strerror}): {name} is a file with the checkpoint's name")
+        if place.is_dir() and not place.is_symlink():
+            _put_aside(place)
+        os.replace(temporary, place)
     _flush(target.parent)
 
 
-def prune(folder: Path, *, keep: int) -> None:
-    """Delete all checkpoints but the newest `keep` and those that a link points to, and incomplete ones."""
-    root = folder / "checkpoints"
-    linked = {path.resolve() for path in root.iterdir() if path.is_symlink()}
-    for old in sorted(root.glob("step_*"))[:-keep]:
-        if old.resolve() not in linked:
+def _put_aside(copied: Path) -> None:
+    """Make room for a link where a copy of a run holds a copied folder, which is kept unless it is a duplicate."""
+    state = quiet_state(copied)
+    original = copied.with_name(f"step_{state['step']:08d}") if isinstance(state.get("step"), int) else None
+    if original and not original.exists():
+        copied.rename(original)
+    elif original and quiet_state(original) == state and _fault(original) is None:
+        shutil.rmtree(copied)
+    else:
+        number = next(n for n in range(1, 10**6) if not copied.with_name(f"copied-{copied.name}-{n}").exists())
+        copied.rename(copied.with_name(f"copied-{copied.name}-{number}"))
+
+
+@cache
+def _warn_once(message: str) -> None:
+    log.warning("%s", message)
+
+
+def prune(folder: Path, *, keep: int, current: Path) -> None:
+    """Delete the complete checkpoints before `current` but the newest `keep` and those with a name, and leftovers.
+
+    Later and incomplete ones stay: they are there because the run was copied or has resumed from an earlier one.
+    """
+    root = current.parent.resolve()
+    kept = {path for name in ("last", "best", "failed") if (path := named(root, name))}
+    kept |= {path.resolve() for path in root.iterdir() if path.is_symlink()}
+    complete = [path for path in step_folders(root) if (path / "state.json").is_file()]
+    for old in [path for path in complete if step_of(path) <= step_of(current)][:-keep]:
+        if old not in kept:
             shutil.rmtree(old)
     for leftover in root.glob(".writing-*"):
         shutil.rmtree(leftover, ignore_errors=True)
@@ -171,40 +209,86 @@ def prune(folder: Path, *, keep: int) -> None:
 
 def find(path: Path) -> Path:
     """The last checkpoint of a run folder, or the checkpoint folder that `path` is or links to; or CheckpointError."""
-    for candidate in (path, path / "checkpoints" / "last"):
-        if (candidate / "state.json").is_file():
-            return candidate.resolve()
-    expected = "expected a run folder (outputs/NAME) with checkpoints/last, or a folder with state.json and tensors"
+    if (checkpoint := locate(path)) is not None:
+        return checkpoint
+    expected = "expected a run folder (outputs/NAME) with checkpoints, or a folder with state.json and tensors"
     problem = "is no checkpoint of jepa-train" if path.exists() else "does not exist"
     raise CheckpointError(f"{path.resolve()} {problem}: {expected}")
 
 
 def latest(folder: Path) -> Path | None:
-    """The last checkpoint of the run in `folder`; None if it has saved none yet."""
-    last = folder / "checkpoints" / "last"
-    return find(last) if last.is_symlink() or last.exists() else None
+    """The checkpoint from which the run in `folder` resumes; None if it has saved none yet."""
+    return newest(folder)
+
+
+def latest_whole(folder: Path) -> Path | None:
+    """The checkpoint to resume from with resume=previous: damaged ones at the end are renamed damaged-step_*.
+
+    Raises CheckpointError if none is whole.
+    """
+    last = newest(folder)
+    if last is None or (fault := _fault(last)) is None:
+        return last
+    if (previous := _previous(last)) is None:
+        raise _damaged(last, fault)
+    for path in step_folders(last.parent):
+        if step_of(path) > step_of(previous) and _fault(path) is not None:
+            path.rename(path.with_name(f"damaged-{path.name}"))
+    _link(previous, ("last",))
+    log.warning("%s is damaged: %s; it is kept as damaged-%s", last, fault, last.name)
+    return previous
+
+
+def _previous(checkpoint: Path) -> Path | None:
+    """The newest whole checkpoint before this one; None if there is none."""
+    earlier = [path for path in step_folders(checkpoint.parent) if step_of(path) < step_of(checkpoint)]
+    whole = (path for path in reversed(earlier) if not quiet_state(path).get("failed") and _fault(path) is None)
+    return next(whole, None)
 
 
 def read_state(checkpoint: Path) -> dict:
     """state.json, after all files are read and their digests compared; raises CheckpointError."""
     state = peek(checkpoint)
-    digests = _digests([path for name in state["digests"] if (path := checkpoint / name).is_file()])
-    for name, digest in state["digests"].items():
-        if digests.get(name) != digest:
-            fault = "has changed since it was written" if name in digests else "is missing"
-            raise _damaged(checkpoint, f"{name} {fault}")
+    if fault := _fault(checkpoint):
+        raise _damaged(checkpoint, fault)
     return state
 
 
 def peek(checkpoint: Path) -> dict:
-    """state.json without a check of the other files."""
+    """state.json, its checksum compared, without a check of the other files."""
     try:
         state = json.loads((checkpoint / "state.json").read_text())
     except (OSError, ValueError) as error:
         raise _damaged(checkpoint, f"state.json cannot be read ({error})") from error
     if not isinstance(state, dict) or state.get("format") != FORMAT or not isinstance(state.get("digests"), dict):
         raise CheckpointError(f"{checkpoint} was not written by this version of jepa-train: expected format '{FORMAT}'")
+    if not _has_its_checksum(state):
+        raise _damaged(checkpoint, "state.json has changed since it was written")
     return state
+
+
+def with_checksum(state: Mapping[str, Any]) -> dict[str, Any]:
+    """The content of state.json with its checksum, as the last key."""
+    rest = {key: value for key, value in state.items() if key != "checksum"}
+    return rest | {"checksum": hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()}
+
+
+def _has_its_checksum(state: Mapping[str, Any]) -> bool:
+    """True for a state as it was written; those of earlier versions end with the digests and have no checksum."""
+    *_, last = state
+    return last == "digests" or (last == "checksum" and with_checksum(state) == state)
+
+
+def _fault(checkpoint: Path) -> str | None:
+    """What is wrong with the files of a checkpoint, all of which are read; None if it is whole."""
+    state = quiet_state(checkpoint)
+    if state.get("format") != FORMAT or not isinstance(state.get("digests"), dict) or not _has_its_checksum(state):
+        return "state.json is missing or has changed since it was written"
+    digests = _digests([path for name in state["digests"] if (path := checkpoint / name).is_file()])
+    for name, digest in state["digests"].items():
+        if digests.get(name) != digest:
+            return f"{name} {'has changed since it was written' if name in digests else 'is missing'}"
+    return None
 
 
 def training_tensors(model: nn.Module, optimizer: Optimizer, guard: nn.Module | None) -> dict[str, Tensor]:
@@ -286,8 +370,8 @@ def _reading(checkpoint: Path) -> Iterator[None]:
 
 def _damaged(checkpoint: Path, what: str) -> CheckpointError:
     advice = "there is no other checkpoint: start again with another name="
-    if siblings := sorted(path.name for path in checkpoint.parent.glob("step_*") if path != checkpoint):
-        advice = f"remove this folder and link checkpoints/last to {siblings[-1]} to resume from there"
+    if checkpoint.name.startswith("step_") and (previous := _previous(checkpoint)):
+        advice = f"{previous.name} is whole: resume=previous resumes the run from there"
     return CheckpointError(f"{checkpoint} is damaged: {what}; {advice}")
 
 
@@ -306,5 +390,8 @@ def _flush(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:  # some file systems flush no folders
+        if not path.is_dir() or error.errno not in UNSUPPORTED:
+            raise
     finally:
         os.close(descriptor)
