@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import yaml
 
 from jepa.comparison.results import BUDGET_FILE
-from jepa.config import Composer, ConfigError, members, override_literal, signatures, to_dataclass
+from jepa.config import Composer, ConfigError, members, name_as_text, override_literal, signatures, to_dataclass
 from jepa.config.catalogue import COMPARISONS
 from jepa.config.checkpoints import newest
 from jepa.config.schema import changed_keys
@@ -93,6 +93,7 @@ def plan(
     """The folder of the comparison and its runs. Raises ConfigError with the errors of all runs."""
     if seconds is not None and not seconds > 0:
         raise ConfigError([f"--seconds {seconds:g}: must be above 0"])
+    arguments = list(map(name_as_text, arguments))
     parsed, errors = composer.parse(arguments)
     names = [override for override in parsed if override.key_or_group == "name"]
     errors += [f"{o.input_line}: a comparison has one name" for o in names if o.is_sweep_override()]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
 from typing import Annotated, Any, Literal
@@ -147,9 +148,18 @@ class ExportConfig:
     push_to_hub: str | None
 
 
+class _Dumper(yaml.SafeDumper):
+    """Quotes text that OmegaConf, other than PyYAML, would read as a number: 1e3."""
+
+
+_Dumper.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9][0-9_]*[eE][-+]?[0-9]+"), [*"-+0123456789"]
+)
+
+
 def to_yaml(config: TrainConfig) -> str:
     """The text of config.yaml; `jepa-train --config-dir FOLDER --config-name config` runs it again."""
-    return yaml.safe_dump(asdict(config), sort_keys=False, default_flow_style=None, width=120)
+    return yaml.dump(asdict(config), Dumper=_Dumper, sort_keys=False, default_flow_style=None, width=120)
 
 
 def changed_keys(old: Mapping[str, Any], new: Mapping[str, Any], ignore: Collection[str] = ()) -> list[str]:

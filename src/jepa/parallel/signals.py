@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
@@ -9,13 +10,16 @@ from dataclasses import dataclass
 from types import FrameType
 from typing import Any
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
-STOPS, FROM_SCHEDULERS = SIGNALS[:2], SIGNALS[1:]
+STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
+FROM_SCHEDULERS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+SIGNALS = tuple(dict.fromkeys((*STOPS, *FROM_SCHEDULERS)))
 
 
 @contextmanager
 def handlers(signals: Collection[int], handler: Callable[..., Any] | signal.Handlers) -> Iterator[None]:
-    """Install the handler while the block runs, then restore the previous ones."""
+    """Install the handler while the block runs, then restore the previous ones; a HUP ignored by nohup stays so."""
+    is_nohup = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    signals = [signum for signum in signals if not (signum == signal.SIGHUP and is_nohup)]
     previous = {signum: signal.signal(signum, handler) for signum in signals}
     try:
         yield
@@ -39,7 +43,20 @@ class Interrupt:
     def receive(self, signum: int, frame: FrameType | None) -> None:
         if self.signum and signum == signal.SIGINT:
             raise KeyboardInterrupt
+        if signum == signal.SIGHUP:
+            mute_closed_terminal()
         self.signum = signum
+
+
+def mute_closed_terminal() -> None:
+    """Discard the output to a terminal that was closed: writing to it is an error, also while the state is saved."""
+    for descriptor in (1, 2):
+        try:
+            os.write(descriptor, b"")
+        except OSError:
+            devnull = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(devnull, descriptor)
+            os.close(devnull)
 
 
 @contextmanager
