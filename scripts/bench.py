@@ -173,7 +173,7 @@ class Stopwatch:
         return spent
 
     def attach(self, components: TrainComponents) -> TrainComponents:
-        """The same components, telling the watch when they begin; inside a compiled objective nothing is told apart."""
+        """The same components, timed by the watch; the parts of a compiled objective are not timed apart."""
         objective, target = components.wrapped, getattr(components.objective, "target_encoder", None)
         self.around(objective, "context+predictor", then="backward")
         if isinstance(target, nn.Module) and objective is components.objective:

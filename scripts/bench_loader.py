@@ -82,7 +82,7 @@ def processor_seconds(work: Callable[[], Tensor]) -> float:
 
 
 def our_pipeline(folder: str) -> Callable[[], Tensor]:
-    """What a worker and the main process do, here in one."""
+    """What a worker and the main process do, in one process."""
     augment = Augment(
         image_size=SIZE, crop_scale=CROP_SCALE, crop_aspect=CROP_ASPECT, flip=True, mean=MEAN, std=STD
     )  # fmt: skip

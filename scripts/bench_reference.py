@@ -209,7 +209,7 @@ class ClipStep:
 
 
 def find_reference(checkout: Path) -> type[ImageStep] | type[ClipStep]:
-    """Which reference it is, told by its content; ValueError where it is none."""
+    """The name of the reference, recognised by its files; ValueError if it is none."""
     for step in (ClipStep, ImageStep):
         if (checkout / step.MARK).is_file():
             return step

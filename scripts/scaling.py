@@ -1,4 +1,4 @@
-"""The tables of docs/SCALING.md: `python scripts/scaling.py`; calculated, and the drawing of masks measured here."""
+"""The tables of docs/SCALING.md: `python scripts/scaling.py`; calculated, only the drawing of masks is measured."""
 
 from __future__ import annotations
 
@@ -91,8 +91,8 @@ GPU_SIZES = ("h100", "a100_40", "rtx4090")
 
 def most(need: ModelCost, strategy: str, gpu: str) -> str:
     """The largest micro-batch on one of 8 GPUs, a power of two."""
-    here = Cluster(gpu=GPUS[gpu], count=8, per_node=8, utilisation=0.4, bf16=True)
-    return str(largest_micro_batch(need, rank_load(strategy, 8, 8 * 1024, None), here) or "none")
+    cluster = Cluster(gpu=GPUS[gpu], count=8, per_node=8, utilisation=0.4, bf16=True)
+    return str(largest_micro_batch(need, rank_load(strategy, 8, 8 * 1024, None), cluster) or "none")
 
 
 def steps(cost: dict[str, ModelCost]) -> str:
@@ -100,14 +100,14 @@ def steps(cost: dict[str, ModelCost]) -> str:
     rows = []
     for name, need in cost.items():
         for count in COUNTS:
-            here, cells = h100(count), []
-            room = largest_micro_batch(need, rank_load("fsdp", count, global_batch(count), None), here)
+            cluster, cells = h100(count), []
+            size = largest_micro_batch(need, rank_load("fsdp", count, global_batch(count), None), cluster)
             for strategy in ("ddp", "fsdp"):
-                load = rank_load(strategy, count, global_batch(count), room)
-                computing, waiting = step_time(need, load, here)
-                sent = f"{traffic(need, load, here) / 1e9:.1f}, {seconds_text(waiting) if waiting else '0'}"
-                cells.append(sent if fits(need, load, here) else f"{sent} (does not fit)")
-            rows.append([name, str(count), f"{global_batch(count):,}", str(room), seconds_text(computing), *cells])
+                load = rank_load(strategy, count, global_batch(count), size)
+                computing, waiting = step_time(need, load, cluster)
+                sent = f"{traffic(need, load, cluster) / 1e9:.1f}, {seconds_text(waiting) if waiting else '0'}"
+                cells.append(sent if fits(need, load, cluster) else f"{sent} (does not fit)")
+            rows.append([name, str(count), f"{global_batch(count):,}", str(size), seconds_text(computing), *cells])
     return table(head, rows)
 
 

@@ -3,7 +3,7 @@
 #
 # A sweep on a Slurm cluster, a job for each member.  `jepa-train --multirun hydra/launcher=slurm` does that too, but must
 # stay until all have ended, which few login nodes allow: here it waits in a small job of its own, without a GPU, and
-# writes the table into sweep-JOB.out.  No job array: its members could not be told from a grid of several keys without
+# writes the table into sweep-JOB.out.  No job array: its members could not be derived from a grid of several keys without
 # a second place that knows how grids are made, and nobody would be there to make the table or to ask a sampler what next.
 # Give it more time than all members together need; scancel ends it with its members, and the same line goes on.
 #SBATCH --job-name=jepa-sweep

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ from jepa.resources.advice import memory_advice
 from jepa.resources.measured import describe_cost
 from jepa.runs.folder import RunFolder, open_folder
 from jepa.runs.metrics import read_config, read_rows
-from jepa.training.assemble import Phase, assemble, make_dataset, make_loggers, phases_left
+from jepa.training.assemble import Phase, assemble, data_identity, make_dataset, make_loggers, phases_left
 from jepa.training.launch import num_processes, start_processes
 from jepa.training.run import Run
 
@@ -113,10 +113,12 @@ def _train(config: TrainConfig, folder: RunFolder, interrupt: Interrupt, session
     """Train the remaining phases; returns the signal that stopped the run, 0 if it is finished."""
     with as_config_errors():
         dataset = make_dataset(config)
+        data = session.broadcast_from_rank_zero(partial(data_identity, dataset, folder.path))
         phases = phases_left(config, len(dataset), folder.path)
         if phases[0].config.num_frames != config.num_frames:
             dataset = make_dataset(phases[0].config)
         run = assemble(phases[0], dataset, folder.path, session)
+        run.facts["data"] = data
         run.loggers = make_loggers(config, folder) if session.is_rank_zero else []
     folder.begin(to_yaml(config))
     stopped_by = 0
@@ -149,7 +151,7 @@ def _next_phase(phase: Phase, folder: Path, previous: Run) -> Run:
     """The run with the sizes of another phase; it starts from the last checkpoint of the previous phase."""
     with as_config_errors():
         run = assemble(phase, make_dataset(phase.config), folder, previous.session)
-    run.loggers = previous.loggers
+    run.loggers, run.facts["data"] = previous.loggers, previous.facts["data"]
     return run
 
 

@@ -318,6 +318,10 @@ class DatasetTraits(Traits):
     """index -> number of its part in a mixture, and the indices of that part"""
     parts: Sequence[Dataset] = ()
     part_names: tuple[str, ...] = ()
+    encoded: Callable[[int], bytes] | None = None
+    """index -> encoded bytes of the sample or their beginning, the same wherever the data lie"""
+    modified: Callable[[int], Any] = lambda index: None
+    """index -> value that changes whenever the sample is written again, e.g. size and time of its file"""
     probe_dataset: Dataset | None = None
     """the part of a mixture that evaluations see"""
 

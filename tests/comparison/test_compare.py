@@ -390,6 +390,12 @@ def test_training_time_is_the_sum_over_rates_so_that_pauses_do_not_count():
     assert run.at(2) == (20, 3)
 
 
+def test_a_run_without_regularizers_is_labelled_none():
+    for sections, label in (({"vicreg": {"weight": 1.0}}, "vicreg"), ({}, "none")):
+        run = RunResult(folder=Path(), config={"regularizer": sections}, rows=[], status="finished", message="")
+        assert run.settings["regularizer"] == label
+
+
 def test_runs_that_are_not_finished_are_listed_and_left_out(tmp_path):
     write_member(tmp_path / "a")
     write_member(tmp_path / "b", seed=1, knn=90, status="failed")

@@ -63,7 +63,7 @@ def test_gaps_and_duplicate_numbers_are_warned_of(tmp_path, caplog):
     write(tmp_path / "b", [*range(4)])
     write(tmp_path / "b", [2], "{}.bmp")
     dataset(tmp_path)
-    lines = [record.getMessage() for record in caplog.records]
+    lines = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
     assert lines == [
         f"{tmp_path}/a: 5 frames from 0.png to 6.png, 2 numbers are missing",
         f"{tmp_path}/b: 5 frames from 0.png to 3.png, some numbers occur twice",
@@ -182,3 +182,17 @@ def test_a_frame_without_a_row_is_nan_and_a_table_with_other_paths_is_refused(tm
     (tmp_path / "steps.csv").write_text("file,angle\nframes/a/000.png,1.5\n")
     with pytest.raises(ValueError, match=r"paths such as frames/a/000\.png, none is .* such as a/000\.png"):
         dataset(tmp_path, num_frames=4, **arguments)
+
+
+def test_links_and_loose_images_are_left_out_and_counted(tmp_path, caplog):
+    write(tmp_path / "one", range(4))
+    write(tmp_path / "two", range(4))
+    (tmp_path / "one" / "again").symlink_to("..")
+    (tmp_path / "one" / "3.png").rename(tmp_path / "loose3.png")
+    with caplog.at_level("INFO"):
+        frames = FrameFolders(num_frames=2, root_path=str(tmp_path), val_ratio=0.0)
+    assert frames.folders == ("one", "two")
+    line = next(record.getMessage() for record in caplog.records if "left out" in record.getMessage())
+    assert "frames in 2 folders" in line
+    assert "1 links to folders that are listed anyway" in line
+    assert "1 images in no folder of a video" in line

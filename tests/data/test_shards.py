@@ -337,6 +337,84 @@ def test_a_shard_that_shrinks_during_a_run_is_an_error(tmp_path):
         data[0]
 
 
+def names_and_bytes(path: Path) -> list[tuple[str, bytes]]:
+    with open(path, "rb") as file:
+        return [(m.name, os.pread(file.fileno(), m.size, m.offset)) for m in members_of(file.fileno())]
+
+
+@pytest.mark.parametrize("name", ["a.png", "n" * 150 + ".png"])
+@pytest.mark.parametrize("tar_format", [tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+def test_a_hard_link_is_the_file_that_it_links_to(tmp_path, name, tar_format):
+    (tmp_path / name).write_bytes(png(3))
+    os.link(tmp_path / name, tmp_path / "b.png")
+    with tarfile.open(tmp_path / "x.tar", "w", format=tar_format) as tar:
+        tar.add(tmp_path / name, name)
+        tar.add(tmp_path / "b.png", "b.png")
+        assert [member.type for member in tar] == [tarfile.REGTYPE, tarfile.LNKTYPE]
+    assert names_and_bytes(tmp_path / "x.tar") == [(name, png(3)), ("b.png", png(3))]
+    data = Shards(shards=str(tmp_path / "x.tar"))
+    assert [value_of(data[i][0]) for i in (0, 1)] == [3, 3]
+
+
+def test_a_hard_link_to_nothing_is_refused(tmp_path):
+    info = tarfile.TarInfo("b.png")
+    info.type, info.linkname = tarfile.LNKTYPE, "gone.png"
+    with tarfile.open(tmp_path / "x.tar", "w") as tar:
+        tar.addfile(info)
+    with pytest.raises(ValueError, match=r"b\.png is a hard link to gone\.png"):
+        Shards(shards=str(tmp_path / "x.tar"))
+
+
+@pytest.mark.parametrize("padding", [10240, 1024, 512])
+def test_joined_tars_are_read_to_the_end(tmp_path, padding):
+    one, two = write_shard(tmp_path / "1.tar", numbered(0, 3)), write_shard(tmp_path / "2.tar", numbered(3, 4))
+    first = one.read_bytes().rstrip(b"\0")
+    first += bytes(-len(first) % 512 + padding)  # writers differ in how many blocks of zeros end a tar
+    joined = tmp_path / "joined" / "all.tar"
+    joined.parent.mkdir()
+    joined.write_bytes(first + two.read_bytes())
+    data = Shards(shards=str(joined))
+    assert [value_of(data[i][0]) for i in range(len(data))] == list(range(7))
+    joined.write_bytes(joined.read_bytes() + b"notes after the end")
+    assert len(Shards(shards=str(joined))) == 7
+
+
+def test_held_out_shards_with_classes_in_another_order_are_matched_by_name(tmp_path):
+    for part, classes in (("train", "ant\nbee\ncow\n"), ("val", "cow\nbee\nant\n")):
+        (tmp_path / part).mkdir()
+        (tmp_path / part / "classes.txt").write_text(classes)
+        samples = {f"{n}": {"png": png(n), "cls": str(n).encode()} for n in range(3)}
+        write_shard(tmp_path / part / f"{part}-0.tar", samples)
+    data = Shards(shards=str(tmp_path / "train"))
+    held_out = data.validation()
+    assert held_out is not None
+    assert data.labels.tolist() == [0, 1, 2]
+    assert held_out.labels.tolist() == [2, 1, 0]
+
+
+def test_classes_that_only_held_out_shards_have_are_left_out_and_named(tmp_path, caplog):
+    write_shard(tmp_path / "train-0.tar", {f"{n}": {"png": png(n), "cls": c} for n, c in enumerate([b"ant", b"bee"])})
+    write_shard(tmp_path / "val-0.tar", {f"{n}": {"png": png(n), "cls": c} for n, c in enumerate([b"Bee", b"cow"])})
+    held_out = Shards(shards=str(tmp_path)).validation()
+    assert held_out is not None
+    assert held_out.labels.tolist() == [1, -1]
+    assert "['cow']" in caplog.text
+
+
+def test_held_out_shards_without_labels_are_passed_over_with_the_reason(tmp_path, caplog):
+    write_shards(tmp_path, (4,))
+    write_shard(tmp_path / "test-0.tar", {"0": {"png": png(0)}})
+    assert Shards(shards=str(tmp_path)).validation() is None
+    assert "test-0.tar is not used as the held-out part: none of its 1 samples has a label" in caplog.text
+
+
+@pytest.mark.parametrize("labels", [[10**7, 3, 4], list(range(150)), [f"img{n}" for n in range(150)], [0, -3, 1]])
+def test_ids_are_not_taken_for_classes(tmp_path, labels):
+    samples = {f"{n}": {"png": png(n % 250), "cls": str(label).encode()} for n, label in enumerate(labels)}
+    with pytest.raises(ValueError, match=r"dataset\.shards: the .*label.*; see label_key"):
+        Shards(shards=str(write_shard(tmp_path / "a.tar", samples)))
+
+
 # --- the index file ---
 
 

@@ -317,9 +317,9 @@ def test_a_wrong_command_is_refused_before_torch(
 ) -> None:
     monkeypatch.setattr("sys.argv", ["/venv/bin/jepa-finetune"])
     assert main([text.replace("PLACE", str(pretrained)) for text in arguments]) == 2
-    told = capsys.readouterr().err
-    assert told.startswith("jepa-finetune: ")
-    assert expected in told
+    errors = capsys.readouterr().err
+    assert errors.startswith("jepa-finetune: ")
+    assert expected in errors
 
 
 def test_labels_that_are_learnt_are_never_judged_on(tmp_path: Path) -> None:

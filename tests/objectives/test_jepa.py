@@ -1,4 +1,4 @@
-"""The JEPA objective: what is compared with what, who learns, who follows, and what is told about it."""
+"""The JEPA objective: what is compared with what, who learns, who follows, and what is logged."""
 
 from __future__ import annotations
 

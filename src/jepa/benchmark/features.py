@@ -99,7 +99,7 @@ class FeatureCache:
         self, title: str, representation: Baseline | FrozenEncoder, split: LabelledSplit, max_tokens: int = 0
     ) -> Features:
         """Features of the samples that can be read; with tokens unless `max_tokens` is 0."""
-        key = hashlib.sha256(f"{FORMAT} {representation.digest} {split.digest}".encode()).hexdigest()[:24]
+        key = hashlib.sha256(f"{FORMAT} {representation.digest} {split.version}".encode()).hexdigest()[:24]
         names = [key, f"{key}-tokens{max_tokens}"][: 1 + bool(max_tokens)]
         parts = {name: tensors for name in names if (tensors := self._load(name)) is not None}
         if len(parts) < len(names):

@@ -249,7 +249,7 @@ class Benchmark:
         tuned = representation if name == "finetune" and isinstance(representation, FrozenEncoder) else None
         return {
             "format": FORMAT, "features": tuned.encoder_digest if tuned else representation.digest,
-            "evaluator": config.evaluator[name], "train": self.splits.train.digest, "test": self.splits.test.digest,
+            "evaluator": config.evaluator[name], "train": self.splits.train.version, "test": self.splits.test.version,
             "shots": config.shots, "seeds": list(seeds), "num_frames": config.num_frames, "bf16": self.session.bf16,
             "augment": asdict(config.augment) if tuned else None,
             "pooling": config.pooling, "layers": config.layers, "train_samples": config.train_samples,

@@ -18,7 +18,7 @@ from jepa.evaluation.probe import balanced, confusion_counts, is_imbalanced, top
 from jepa.runs.metrics import read_json, write_atomically
 
 RESULTS_FILE = "eval.json"
-FORMAT = "jepa-eval 1"
+FORMAT = "jepa-eval 2"
 NORMAL_QUANTILE = 1.959964
 """Quantile of the standard normal distribution for a two-sided 95 % interval."""
 MAX_STORED_CLASSES = 100

@@ -65,7 +65,8 @@ class RunResult:
     @cached_property
     def settings(self) -> dict[str, Any]:
         """The settings that distinguish methods, under dotted names."""
-        flat = {"regularizer": ",".join(self.config.get("regularizer") or {}) or "none", **dict(flatten(self.config))}
+        regularizers = {"regularizer": ",".join(self.config.get("regularizer") or {}) or "none"}
+        flat = regularizers | dict(flatten(self.config)) | regularizers  # first, and not the empty section
         keys = {key for key in flat if key.partition(".")[0] not in IRRELEVANT_SECTIONS} - IRRELEVANT - {"seed"}
         return {key: value for key, value in flat.items() if key in keys}
 

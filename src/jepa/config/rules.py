@@ -46,6 +46,15 @@ def _name(view: ConfigView) -> Iterator[str]:
         yield f"name={name[:40]}...: file systems take names of {MAX_NAME_BYTES} bytes, and this has {length}"
 
 
+def folder_name_errors(label: str) -> list[str]:
+    """An error if the overrides of a member of a sweep are too long for the name of its folder."""
+    if (length := len(os.fsencode(label))) <= MAX_NAME_BYTES:
+        return []
+    advice = "sweep fewer keys at once, with the other values in a file conf/experiment/NAME.yaml"
+    name = f"the folder of this run would have a name of {length} bytes"
+    return [f"{label[:80]}...: {name}, and file systems take {MAX_NAME_BYTES}: {advice}"]
+
+
 def _whole_patches(view: ConfigView, key: str) -> Iterator[str]:
     """An image size is divisible by the patch size."""
     yield from check_size(view, key)

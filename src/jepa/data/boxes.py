@@ -82,6 +82,11 @@ class _BoxFolder(FileDataset):
     def describe(self, index: int) -> str:
         return str(self.paths[index])
 
+    def encoded(self, index: int) -> bytes:
+        """Size and first bytes of the picture, and its boxes."""
+        begin = self.ends[index - 1] if index else 0
+        return super().encoded(index) + self.rows[begin : self.ends[index]].tobytes()
+
     def test(self) -> Self | None:
         return self.test_part
 

@@ -1,4 +1,4 @@
-"""Data sets of files: classes by sub-folder or table, and the held-out part."""
+"""What data sets of files share: the held-out part, tables, and labels as text."""
 
 from __future__ import annotations
 
@@ -7,22 +7,23 @@ import csv
 import fcntl
 import logging
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Any, Self
 
 import numpy as np
-from torchvision.datasets.folder import make_dataset
 
-from jepa.config.paths import existing
 from jepa.data.decode import warn_of_slow_decoding
 
 log = logging.getLogger(__name__)
-VALIDATION_NAMES = ("validation", "valid", "val", "test")
-"""Default names of the folder or split with the held-out part, in order of preference."""
 NO_LABEL = {"", "-1"}
 """Texts of a missing label."""
+MOST_SINGLE_CLASSES = 100
+"""Number of samples up to which each may be of a class of its own."""
+HEAD = 65_536
+"""Number of bytes from the beginning of a file by which two data sets are compared."""
 IMAGENET_STATS = {3: ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)), 1: ((0.449,), (0.226,))}
 """Mean and standard deviation of ImageNet's pixels in [0, 1], by the number of channels."""
 
@@ -31,6 +32,7 @@ class FileDataset:
     """Base of the data sets of files; `_load` of a subclass stores the samples of one part."""
 
     held_out: Self | None = None
+    describe: Callable[[int], str]
     _load: Callable[..., None]
 
     def __init__(self, channels: int, *, has_videos: bool = False) -> None:
@@ -42,19 +44,25 @@ class FileDataset:
     def validation(self) -> Self | None:
         return self.held_out
 
+    def file(self, index: int) -> str:
+        """Path of the file that holds the sample, or the beginning of it."""
+        return self.describe(index)
+
+    def encoded(self, index: int) -> bytes:
+        """Size and first bytes of the file."""
+        with open(self.file(index), "rb") as file:
+            return str(os.fstat(file.fileno()).st_size).encode() + file.read(HEAD)
+
+    def modified(self, index: int) -> Any:
+        """Size and time of the file."""
+        stat = os.stat(self.file(index))
+        return stat.st_size, stat.st_mtime_ns
+
     def _part(self, *samples: Any) -> Self:
         """A data set with the same settings and other samples."""
         part = copy.copy(self)
         part._load(*samples)
         return part
-
-
-class Files(NamedTuple):
-    folder: Path
-    paths: np.ndarray
-    """bytes [n], relative to `folder`; a list of strings would be copied into every worker, page by page"""
-    labels: np.ndarray
-    """long [n], -1 where there is none"""
 
 
 @contextmanager
@@ -71,50 +79,6 @@ def has_suffix(path: str, suffixes: tuple[str, ...]) -> bool:
     """True for visible files with one of the suffixes."""
     name = os.path.basename(path)
     return name.lower().endswith(suffixes) and not name.startswith(".")
-
-
-def sub_folders(folder: Path) -> list[str]:
-    return sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith("."))
-
-
-def class_folders(folder: Path, suffixes: tuple[str, ...]) -> tuple[str, ...]:
-    """Names of the sub-folders with such files at any depth."""
-    walks = {name: (f for *_, files in os.walk(folder / name) for f in files) for name in sub_folders(folder)}
-    return tuple(name for name, files in walks.items() if any(has_suffix(f, suffixes) for f in files))
-
-
-def scan(folder: Path, classes: Sequence[str], suffixes: tuple[str, ...]) -> Files:
-    """All such files in the folders of `classes`; without classes, the files in the folder itself."""
-    if classes:
-        indices = {name: index for index, name in enumerate(classes)}
-        samples = make_dataset(folder, indices, is_valid_file=lambda p: has_suffix(p, suffixes), allow_empty=True)
-    else:
-        names = sorted(name for name in os.listdir(folder) if has_suffix(name, suffixes))
-        samples = [(os.path.join(folder, name), -1) for name in names]
-    paths = [os.fsencode(os.path.relpath(path, folder)) for path, _ in samples]
-    return Files(folder, np.array(paths, dtype=bytes), np.array([label for _, label in samples], dtype=np.int64))
-
-
-def held_out_files(
-    folder: Path, root: Path, val_folder: str | None, classes: tuple[str, ...], suffixes: tuple[str, ...]
-) -> Files | None:
-    """The files of `root`/`val_folder`, or of a sibling of `folder` with a default name and no other classes."""
-    if val_folder is not None:
-        sibling = existing(root / val_folder, "dataset.val_folder", "folder")
-        if unknown := sorted(set(class_folders(sibling, suffixes)) - set(classes)):
-            raise ValueError(f"dataset.val_folder={val_folder} has classes that are not in {folder}: {unknown}")
-        return scan(sibling, classes, suffixes)
-    for sibling in (folder.parent / name for name in VALIDATION_NAMES):
-        if sibling == folder or not sibling.is_dir():
-            continue
-        sibling_classes = class_folders(sibling, suffixes)
-        if not set(sibling_classes) <= set(classes) or bool(sibling_classes) != bool(classes):
-            continue
-        files = scan(sibling, classes, suffixes)
-        if len(files.paths):
-            log.info("held-out part: %s (name another with dataset.val_folder)", sibling)
-            return files
-    return None
 
 
 def read_table(path: Path, key: str, columns: Sequence[str]) -> dict[str, list[Any]]:
@@ -143,25 +107,61 @@ def _parquet(path: Path, key: str) -> dict[str, list[Any]]:
     return parquet.read_table(path).to_pydict()
 
 
-def class_names(labels: Iterable[str]) -> tuple[str, ...]:
-    """All numbers up to the largest if every label is a whole number, else the sorted labels."""
+def class_names(labels: Sequence[str]) -> tuple[str, ...]:
+    """The numbers up to the largest if all labels are whole numbers, else the different names.
+
+    Raises ValueError for numbers that cannot be classes, such as the ids of samples.
+    """
     names = set(labels) - NO_LABEL
+    if negative := sorted(name for name in names if re.fullmatch(r"-\d+", name)):
+        raise ValueError(f"the label {negative[0]} is no class; only -1 stands for a sample without a label")
+    if len(names) == len(labels) > MOST_SINGLE_CLASSES:
+        raise ValueError(f"the {len(labels):,} labels are all different, so they are no classes but ids or names")
     if not all(map(str.isdecimal, names)):
         return tuple(sorted(names))
-    return tuple(map(str, range(max(map(int, names), default=-1) + 1)))
+    largest = max(map(int, names), default=-1)
+    if largest >= max(10_000, len(labels)):
+        raise ValueError(f"the label {largest} is no class of {len(labels):,} samples")
+    return tuple(map(str, range(largest + 1)))
 
 
-def class_numbers(labels: Sequence[str], classes: Sequence[str], where: str, numbered: bool = False) -> np.ndarray:
-    """Class numbers, long [n], -1 for a missing label; with `numbered` a label may be the number of its class.
+def class_numbers(labels: Sequence[str], classes: Sequence[str], where: str, *, lenient: bool = False) -> np.ndarray:
+    """Long [n]: the number of the class that each label names, -1 without a label.
 
-    Raises ValueError for unknown labels.
+    A `lenient` reading, of a held-out part that nobody named, gives -1 to other labels and warns; else ValueError.
     """
     numbers = {name: number for number, name in enumerate(classes)}
-    if numbered:
-        digits = {str(number): number for number in range(len(classes))}
-        numbers = numbers | digits if all(map(str.isdecimal, classes)) else digits | numbers
     plain = {text: str(int(text)) if text.isdecimal() and text not in numbers else text for text in set(labels)}
-    by_label = {text: numbers.get(key) for text, key in plain.items()} | dict.fromkeys(NO_LABEL, -1)
-    if unknown := sorted(text for text, number in by_label.items() if number is None):
-        raise ValueError(f"{where}: labels that are not among the {len(classes)} classes: {unknown[:5]}")
-    return np.array([by_label[text] for text in labels], dtype=np.int64)
+    matches = match_classes(plain.values(), numbers)
+    by_text = {text: matches.get(name, -1) for text, name in plain.items()}
+    if unknown := sorted(text for text, name in plain.items() if name not in matches.keys() | NO_LABEL):
+        reason = f"{where}: labels that are not among the {len(classes)} classes: {unknown[:5]}"
+        if not lenient:
+            raise ValueError(reason)
+        count = sum(text in unknown for text in labels)
+        log.warning("%s; %s samples have no label therefore", reason, f"{count:,}")
+    return np.array([by_text[text] for text in labels], dtype=np.int64)
+
+
+def match_classes(names: Iterable[str], numbers: Mapping[str, int]) -> dict[str, int]:
+    """The number of the class of each name, also in other capitals; without the names that match no class."""
+    folded = {name.casefold(): number for name, number in numbers.items()}
+    if len(folded) < len(numbers):  # classes that differ in capitals alone
+        folded = {}
+    matches = {name: numbers.get(name, folded.get(name.casefold())) for name in names}
+    return {name: number for name, number in matches.items() if number is not None}
+
+
+def is_useful_held_out(labels: np.ndarray, classes: Sequence[str], part: str, *, is_named: bool) -> bool:
+    """True if a held-out part can be used; says so if it has no labels and the training part has some.
+
+    A part that the user `is_named` is used all the same, but probes cannot be scored on it.
+    """
+    if not classes or (labels >= 0).any():
+        return True
+    reason = f"none of its {len(labels):,} samples has a label of the {len(classes)} classes"
+    if is_named:
+        log.warning("held-out part %s: %s, so no probe is scored on it", part, reason)
+    else:
+        log.warning("%s is not used as the held-out part: %s", part, reason)
+    return is_named

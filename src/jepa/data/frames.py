@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +15,8 @@ from torch import Tensor
 from jepa.config.paths import content, existing
 from jepa.data.clips import num_start_positions, random_start, short_videos_warning
 from jepa.data.decode import SUFFIXES, decode
-from jepa.data.folders import FileDataset, has_suffix, read_table, sub_folders
+from jepa.data.folders import FileDataset, read_table
+from jepa.data.listing import Walk, account, printable
 from jepa.types import Channels, Field, NonNegativeInt, PositiveInt, Sample, ShareBelowOne
 
 log = logging.getLogger(__name__)
@@ -45,10 +46,11 @@ class FrameFolders(FileDataset):
         self.hop = hop or (num_frames - 1) * stride + 1
         root = Path(root_path).expanduser().absolute()
         self.folder = existing(root / image_folder, "dataset.image_folder", "folder")
-        folders = _video_folders(self.folder)
-        self.classes = tuple(sorted({os.path.dirname(name) for name in folders} - {""}))
-        held_out = _held_out(folders, val_folders, val_ratio)
-        self._load([name for name in folders if name not in held_out])
+        frames = _frames_by_folder(self.folder)
+        self.class_folders = sorted({os.path.dirname(name) for name in frames} - {""})
+        self.classes = tuple(map(printable, self.class_folders))
+        held_out = _held_out(list(frames), val_folders, val_ratio)
+        self._load({name: names for name, names in frames.items() if name not in held_out})
         quantities = Field(shape=(len(columns),), names=tuple(columns))
         self.fields = {"quantities": quantities} if annotations and columns else {}
         self.table = _read_table(root / annotations, file_column, columns) if annotations else {}
@@ -57,7 +59,7 @@ class FrameFolders(FileDataset):
                 f"dataset.annotations={annotations}: its column {file_column} has paths such as "
                 f"{next(iter(self.table))}, none is a folder's first frame, such as {self._name(0, 0)}"
             )
-        self.held_out = self._part(held_out) if held_out else None
+        self.held_out = self._part({name: frames[name] for name in held_out}) if held_out else None
 
     def __len__(self) -> int:
         return len(self.clips)
@@ -76,6 +78,17 @@ class FrameFolders(FileDataset):
         folder, first = self.clips[index].tolist()
         return f"{self.folder / self.folders[folder]} from frame {first} on"
 
+    def file(self, index: int) -> str:
+        """Path of the first frame."""
+        return str(self.folder / self._name(*self.clips[index].tolist()))
+
+    def modified(self, index: int) -> list[tuple[int, int]]:
+        """Size and time of each frame's file."""
+        folder, first = self.clips[index].tolist()
+        names = (self._name(folder, first + number * self.stride) for number in range(self.num_frames))
+        stats = [os.stat(self.folder / name) for name in names]
+        return [(stat.st_size, stat.st_mtime_ns) for stat in stats]
+
     def _quantities(self, folder: int, first: int) -> Tensor:
         """float32 [Q] of the frame `lag` frames before the middle, at least the folder's first; nan without a row."""
         frame = max(0, first + (self.num_frames - 1) * self.stride // 2 - self.lag)
@@ -91,15 +104,15 @@ class FrameFolders(FileDataset):
             if frames[-1].shape != frames[0].shape:
                 raise OSError(f"{path} is of another size than the frames before it")
         name = os.path.dirname(self.folders[folder])
-        label = self.classes.index(name) if name else -1
+        label = self.class_folders.index(name) if name else -1
         return Sample(torch.cat(frames, dim=1), label, {key: self._quantities(folder, first) for key in self.fields})
 
     def _name(self, folder: int, frame: int) -> str:
         return f"{self.folders[folder]}/{os.fsdecode(bytes(self.names[self.starts[folder] + frame]))}"
 
-    def _load(self, folders: Sequence[str]) -> None:
+    def _load(self, folders: Mapping[str, list[str]]) -> None:
         """Index all clips of these folders; warns of missing numbers and of folders that are too short."""
-        names = [_numbered(self.folder / folder) for folder in folders]
+        names = [_numbered(self.folder / folder, images) for folder, images in folders.items()]
         num_starts = [num_start_positions(len(frames), self.num_frames, self.stride) for frames in names]
         clips = [(number, first) for number, count in enumerate(num_starts) for first in range(0, count, self.hop)]
         clip = f"{self.num_frames} frames at stride {self.stride}"
@@ -124,29 +137,31 @@ def _read_table(path: Path, file_column: str, columns: Sequence[str]) -> dict[st
     return dict(zip(table[file_column], values, strict=True)) if names else {}
 
 
-def _video_folders(root: Path) -> list[str]:
-    """Folders with images, as VIDEO or CLASS/VIDEO."""
-    videos = [name for name in sub_folders(root) if _images(root / name)]
-    classes = [name for name in sub_folders(root) if name not in videos]
-    labelled = [f"{label}/{name}" for label in classes for name in sub_folders(root / label)]
-    labelled = [name for name in labelled if _images(root / name)]
+def _frames_by_folder(root: Path) -> dict[str, list[str]]:
+    """The images of each folder VIDEO or CLASS/VIDEO; logs what is left out."""
+    walk, images = Walk(root, SUFFIXES), {}
+    for path in walk.files():
+        folder, _, name = path.rpartition("/")
+        images.setdefault(folder, []).append(name)
+    videos = [folder for folder in images if folder and "/" not in folder]
+    labelled = [folder for folder in images if folder.count("/") == 1 and os.path.dirname(folder) not in videos]
     if bool(videos) == bool(labelled):
         layout = "both VIDEO/IMAGE.jpg and CLASS/VIDEO/IMAGE.jpg" if videos else "no folder of images"
         raise ValueError(f"dataset.image_folder: {root} holds {layout}; {content(root)}")
-    return videos or labelled
+    frames = {folder: images[folder] for folder in sorted(videos or labelled, key=lambda folder: folder.split("/"))}
+    num_frames = sum(map(len, frames.values()))
+    left_out = walk.left_out()
+    left_out["images in no folder of a video"] += sum(map(len, images.values())) - num_frames
+    log.info("%s", account(f"{root}: {num_frames:,} frames in {len(frames):,} folders", left_out))
+    return frames
 
 
-def _images(folder: Path) -> list[str]:
-    return [entry.name for entry in os.scandir(folder) if has_suffix(entry.name, SUFFIXES)]
-
-
-def _numbered(folder: Path) -> list[str]:
+def _numbered(folder: Path, names: list[str]) -> list[str]:
     """Names in the order of their last number; warns of gaps and duplicates."""
-    names = _images(folder)
     if unnumbered := [name for name in names if not re.search(r"\d", name)]:
         raise ValueError(f"dataset.image_folder: {folder} holds {unnumbered[0]}, a frame without a number")
     numbers = {name: int(re.findall(r"\d+", name)[-1]) for name in names}
-    names.sort(key=lambda name: (numbers[name], name))
+    names = sorted(names, key=lambda name: (numbers[name], name))
     span = numbers[names[-1]] - numbers[names[0]] + 1
     if span != len(names):
         problem = f"{span - len(names)} numbers are missing" if span > len(names) else "some numbers occur twice"

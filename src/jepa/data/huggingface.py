@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+import logging
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 from torch import Tensor
 
-from jepa.config.paths import on_this_machine
+from jepa.config.paths import content, on_this_machine
 from jepa.data.decode import decode
-from jepa.data.folders import NO_LABEL, VALIDATION_NAMES, FileDataset, class_names, class_numbers
+from jepa.data.folders import HEAD, FileDataset, class_names, class_numbers, is_useful_held_out
+from jepa.data.listing import VALIDATION_NAMES
 from jepa.types import Channels
 
 if TYPE_CHECKING:
     import datasets
 
+log = logging.getLogger(__name__)
 LABEL_NAMES = ("label", "labels", "fine_label", "class", "target")
 """Default names of the label column, in order of preference."""
 
@@ -48,18 +51,31 @@ class HuggingFaceImages(FileDataset):
         for key, split in (("train", train), ("val", val)):
             if split is not None and split not in splits:
                 raise ValueError(f"dataset.{key}={split}: {path} has no such split, but {', '.join(splits)}")
-        val = val or next((name for name in VALIDATION_NAMES if name in splits and name != train), None)
         self.path = path
         rows = splits[train]()
         self.image_column = _image_column(rows, image_column)
-        self.label_column = _label_column(rows, label_column)
-        self.classes = _class_names(rows, self.label_column)
+        self.label_column, self.classes = _label_column(rows, label_column)
+        self._names = _names(rows, self.label_column)
         self._load(train, rows)
-        self.held_out = None if val is None else self._part(val, splits[val]())
+        candidates = [name for name in VALIDATION_NAMES if name in splits and name != train]
+        self.held_out = self._find_held_out({name: splits[name] for name in ([val] if val else candidates)}, bool(val))
 
-    def _load(self, split: str, rows: datasets.Dataset) -> None:
+    def _find_held_out(self, splits: Mapping[str, Callable[[], datasets.Dataset]], is_named: bool) -> Self | None:
+        for name, load in splits.items():
+            part = self._part(name, load(), not is_named)
+            if is_useful_held_out(part.labels, self.classes, f"split {name}", is_named=is_named):
+                log.info("%s: %s samples of the split %s are held out", self.path, f"{len(part):,}", name)
+                return part
+        return None
+
+    def _load(self, split: str, rows: datasets.Dataset, lenient: bool = False) -> None:
         self.split, self.rows = split, rows
-        self.labels = _labels(rows, self.label_column, self.classes)
+        self.labels = np.full(len(rows), -1)
+        if self.label_column is not None:
+            texts = _texts(rows, self.label_column, self._names | _names(rows, self.label_column))
+            self.labels = class_numbers(
+                texts, self.classes, f"column {self.label_column} of split {split}", lenient=lenient
+            )
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -69,6 +85,12 @@ class HuggingFaceImages(FileDataset):
         # the arrow table itself: ten times faster than a row of `datasets`, and without its decoding
         image = self.rows.data.column(self.image_column)[index].as_py()
         return decode(_encoded(image), channels=self.channels), int(self.labels[index])
+
+    def encoded(self, index: int) -> bytes:
+        return _encoded(self.rows.data.column(self.image_column)[index].as_py())[:HEAD]
+
+    def modified(self, index: int) -> str:
+        return self.rows._fingerprint
 
     def describe(self, index: int) -> str:
         image = self.rows.data.column(self.image_column)[index].as_py()
@@ -86,28 +108,90 @@ def _find_splits(path: str, subset: str | None, names: Sequence[str]) -> dict[st
         local = on_this_machine(path)
     except ValueError as error:
         raise ValueError(f"dataset.path={path}: {error}") from error
-    if local is not None:
-        files = _parquet_files(local, names)
-        return {s: partial(datasets.load_dataset, "parquet", data_files={s: f}, split=s) for s, f in files.items()}
+    if local is None:
+        try:
+            on_hub = map(str, datasets.get_dataset_split_names(path, config_name=subset))
+        except (OSError, ValueError) as error:
+            message = f"dataset.path={path}: is not on this machine, and the hub has no such data set: {error}"
+            raise ValueError(message) from error
+        load = partial(datasets.load_dataset, path, name=subset)
+        return {split: partial(_open, f"split {split} of {path}", partial(load, split=split)) for split in on_hub}
+    if (local / "dataset_dict.json").exists() or (local / "dataset_info.json").exists():
+        saved = _open(f"dataset.path={path}", partial(datasets.load_from_disk, str(local)))
+        parts = saved if isinstance(saved, Mapping) else {names[0]: saved}
+        return {
+            split: partial(_open, f"split {split} of {path}", rows.flatten_indices) for split, rows in parts.items()
+        }
+    files = _parquet_files(local, subset, names)
+    log.info("%s: %s", path, ", ".join(f"{len(paths)} files of the split {split}" for split, paths in files.items()))
+    return {split: partial(_open_parquet, path, split, paths) for split, paths in files.items()}
+
+
+def _open_parquet(path: str, split: str, files: list[str]) -> datasets.Dataset:
+    import datasets
+
+    load = partial(datasets.load_dataset, "parquet", data_files={split: files}, split=split)
+    return _open(f"split {split} of {path}", load, files)
+
+
+def _open(what: str, load: Callable[[], Any], files: Sequence[str] = ()) -> Any:
+    """The rows of a split. Raises ValueError if they cannot be read or there are none."""
+    from datasets.exceptions import DatasetsError
+
     try:
-        splits = datasets.get_dataset_split_names(path, config_name=subset)
-    except (OSError, ValueError) as error:
-        message = f"dataset.path={path}: is not on this machine, and the hub has no such data set: {error}"
-        raise ValueError(message) from error
-    return {split: partial(datasets.load_dataset, path, name=subset, split=split) for split in map(str, splits)}
+        rows = load()
+    except (DatasetsError, OSError, ValueError, TypeError) as error:
+        reason = _unlike_the_first(files) or " ".join(str(error.__cause__ or error).split())[:300]
+        raise ValueError(f"{what} cannot be read: {reason}") from error
+    if not len(rows):
+        raise ValueError(f"{what} has no rows")
+    return rows
 
 
-def _parquet_files(path: Path, names: Sequence[str]) -> dict[str, list[str]]:
-    """Files of each split, by the first word of the name of the file or its folder; others are of the first split."""
+def _unlike_the_first(files: Sequence[str]) -> str:
+    """The first parquet file that is damaged or has other columns than the first, with the difference."""
+    from pyarrow import ArrowException, parquet
+
+    columns: list[str] = []
+    for file in files:
+        try:
+            names = parquet.read_schema(file).names
+        except (OSError, ArrowException) as error:
+            return f"{file}: {error}"
+        columns = columns or names
+        if names != columns:
+            return f"{file} has the columns {', '.join(names)}, {files[0]} has {', '.join(columns)}"
+    return ""
+
+
+def _parquet_files(path: Path, subset: str | None, names: Sequence[str]) -> dict[str, list[str]]:
+    """Files of each split: the name of the file, or else of the nearest folder above it, begins with the split's.
+
+    Files that name no split are those of the first if no file names that; else they are left out with a warning.
+    """
     files = [path] if path.is_file() else sorted(path.rglob("*.parquet"))
+    if subset is not None:
+        files = [file for file in files if subset in file.relative_to(path).parts[:-1]]
+        if not files:
+            raise ValueError(f"dataset.subset={subset}: no folder of this name with .parquet files; {content(path)}")
     if not files:
         raise ValueError(f"dataset.path={path}: no .parquet file in it")
-    splits: dict[str, list[str]] = {}
+    splits: dict[str | None, list[str]] = {}
     for file in files:
-        words = [re.split(r"[-_.]", name)[0] for name in (file.name, file.parent.name)]
-        split = next((word for word in words if word in names and path.is_dir()), names[0])
-        splits.setdefault(split, []).append(str(file))
-    return splits
+        splits.setdefault(_split_of(file.relative_to(path).parts, names), []).append(str(file))
+    others = splits.pop(None, [])
+    if others and names[0] in splits:
+        log.warning("%s: %d files that name no split are left out, as %s", path, len(others), others[0])
+    elif others:
+        splits[names[0]] = others
+    return {split: paths for split, paths in splits.items() if split is not None}
+
+
+def _split_of(parts: Sequence[str], names: Sequence[str]) -> str | None:
+    """The split that the file name, or else the nearest folder above it, begins with."""
+    splits = {"training": "train", "dev": "validation"} | {name.lower(): name for name in names}
+    words = (re.split(r"[-_.]", part)[0].lower() for part in reversed(parts))
+    return next((splits[word] for word in words if splits.get(word) in names), None)
 
 
 def _image_column(rows: datasets.Dataset, column: str | None) -> str:
@@ -125,11 +209,20 @@ def _holds_images(feature: Any) -> bool:
     return type(feature).__name__ == "Image" or getattr(feature, "dtype", "") == "binary"
 
 
-def _label_column(rows: datasets.Dataset, column: str | None) -> str | None:
+def _label_column(rows: datasets.Dataset, column: str | None) -> tuple[str | None, tuple[str, ...]]:
+    """The column of the labels and the classes; a column that nobody named is not used if it cannot hold classes."""
     if column is not None:
-        return _existing_column(rows, column, "dataset.label_column")
+        try:
+            return _existing_column(rows, column, "dataset.label_column"), _class_names(rows, column)
+        except ValueError as error:
+            raise ValueError(f"dataset.label_column={column}: {error}") from error
     categories = [name for name, feature in rows.features.items() if type(feature).__name__ == "ClassLabel"]
-    return next((name for name in LABEL_NAMES if name in rows.features), next(iter(categories), None))
+    for name in [*(name for name in LABEL_NAMES if name in rows.features), *categories]:
+        try:
+            return name, _class_names(rows, name)
+        except ValueError as error:
+            log.warning("the column %s is not used for labels: %s", name, error)
+    return None, ()
 
 
 def _existing_column(rows: datasets.Dataset, column: str, key: str) -> str:
@@ -142,35 +235,33 @@ def _columns(rows: datasets.Dataset) -> str:
     return "the columns are " + ", ".join(f"{name} ({type(f).__name__})" for name, f in rows.features.items())
 
 
-def _class_names(rows: datasets.Dataset, column: str | None) -> tuple[str, ...]:
-    """From the feature's names, from the column `<label>_name`, or from the labels themselves."""
-    if column is None:
-        return ()
+def _class_names(rows: datasets.Dataset, column: str) -> tuple[str, ...]:
+    """From the column's own names, from a second column `<label>_name`, or the values themselves."""
     if names := getattr(rows.features[column], "names", None):
         return tuple(names)
     kind = str(getattr(rows.features[column], "dtype", "list"))
     if not re.match("string|large_string|u?int|bool", kind):
-        raise ValueError(f"dataset.label_column={column}: expected integers or strings, found {kind}")
-    if "string" in kind:
-        return tuple(sorted(set(_texts(rows, column)) - NO_LABEL))
-    pairs: dict[str, str] = {}
-    if f"{column}_name" in rows.features:
-        pairs = dict(zip(_texts(rows, column), _texts(rows, f"{column}_name"), strict=True))
-    return tuple(pairs.get(number) or number for number in class_names(_texts(rows, column)))
+        raise ValueError(f"expected integers or strings, the column holds {kind}")
+    names = _names(rows, column)
+    return tuple(names.get(number) or number for number in class_names(_texts(rows, column, {})))
 
 
-def _labels(rows: datasets.Dataset, column: str | None, classes: Sequence[str]) -> np.ndarray:
-    """Class numbers, long [n], -1 for a missing label."""
+def _names(rows: datasets.Dataset, column: str | None) -> dict[str, str]:
+    """Number of a class, as text -> its name, as far as the rows tell."""
     if column is None:
-        return np.full(len(rows), -1)
-    are_names = "string" in str(rows.features[column].dtype)
-    expected = classes if are_names else [str(number) for number in range(len(classes))]
-    return class_numbers(_texts(rows, column), expected, f"column {column}")
+        return {}
+    if names := getattr(rows.features[column], "names", None):
+        return {str(number): name for number, name in enumerate(names)}
+    if f"{column}_name" not in rows.features or "string" in str(rows.features[column].dtype):
+        return {}
+    return dict(zip(_texts(rows, column, {}), _texts(rows, f"{column}_name", {}), strict=True))
 
 
-def _texts(rows: datasets.Dataset, column: str) -> list[str]:
+def _texts(rows: datasets.Dataset, column: str, names: Mapping[str, str]) -> list[str]:
+    """The labels as text: the name of a class if `names` has it, else its number; empty without a label."""
     values = rows.data.column(column).to_pylist()
-    return ["" if value is None else value if isinstance(value, str) else str(int(value)) for value in values]
+    texts = ["" if value is None else value if isinstance(value, str) else str(int(value)) for value in values]
+    return [names.get(text) or text for text in texts]
 
 
 def _encoded(image: Any) -> bytes:

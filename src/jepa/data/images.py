@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 import os
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -14,8 +15,11 @@ from torchvision import datasets
 
 from jepa.config.paths import content, existing
 from jepa.data.decode import SUFFIXES, decode
-from jepa.data.folders import FileDataset, class_folders, held_out_files, locked, scan
+from jepa.data.folders import FileDataset, locked
+from jepa.data.listing import held_out_listing, list_files, training_folder
 from jepa.types import Channels
+
+log = logging.getLogger(__name__)
 
 
 class ImageFolder(FileDataset):
@@ -32,13 +36,15 @@ class ImageFolder(FileDataset):
     ) -> None:
         super().__init__(channels)
         root = Path(root_path).expanduser().absolute()
-        folder = existing(root / image_folder, "dataset.image_folder", "folder")
-        self.classes = class_folders(folder, SUFFIXES)
-        self._load(*scan(folder, self.classes, SUFFIXES))
-        if not len(self.paths):
+        folder = training_folder(existing(root / image_folder, "dataset.image_folder", "folder"), SUFFIXES)
+        listing = list_files(folder, SUFFIXES)
+        if not len(listing.files.paths):
             raise ValueError(f"no images ({' '.join(SUFFIXES)}) in {folder} or its sub-folders; {content(folder)}")
-        held_out = held_out_files(folder, root, val_folder, self.classes, SUFFIXES)
-        self.held_out = None if held_out is None else self._part(*held_out)
+        log.info("%s", listing)
+        self.classes = listing.classes
+        self._load(*listing.files)
+        held_out = held_out_listing(folder, root, val_folder, self.classes, SUFFIXES)
+        self.held_out = None if held_out is None else self._part(*held_out.files)
 
     def _load(self, folder: Path, paths: np.ndarray, labels: np.ndarray) -> None:
         self.folder, self.paths, self.labels = folder, paths, labels

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from jepa.data.identity import content_of
 from jepa.data.loader import Order, infinite_order
 from jepa.seeding import derive_seed, generator
 from jepa.types import ClipDataset, Dataset, DatasetTraits, Sample
@@ -75,6 +76,10 @@ class Mixture:
 
     def validation(self) -> Dataset | None:
         return self.probe_dataset.validation()
+
+    def encoded(self, index: int) -> bytes:
+        number, indices = self.part_of(index)
+        return content_of(self.parts[number], index - indices.start)
 
     def part_of(self, index: int) -> tuple[int, range]:
         """The number of the part that an index belongs to, and that part's indices."""

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from jepa.config.paths import find_shards
 from jepa.data.decode import decode
-from jepa.data.folders import VALIDATION_NAMES, FileDataset, class_names, class_numbers
+from jepa.data.folders import HEAD, FileDataset, class_names, class_numbers, is_useful_held_out
+from jepa.data.listing import VALIDATION_NAMES
 from jepa.data.loader import Order
 from jepa.data.shard_index import read_index
 from jepa.seeding import generator
@@ -47,17 +48,18 @@ class Shards(FileDataset):
         val_paths = None if val_shards is None else _find("dataset.val_shards", val_shards)
         paths, held_out = _split(_find("dataset.shards", shards), val_paths)
         index = read_index(paths, image_key, label_key)
-        self.classes = _class_names(paths[0].parent / "classes.txt", index["label"])
+        self.classes = _listed_classes(paths) or _classes_of(index["label"])
         self._load(paths, index)
         if held_out:
-            part = self._part(held_out, read_index(held_out, image_key, label_key))
-            self.held_out = part if val_paths or (part.labels.max() >= 0) == bool(self.classes) else None
+            part = self._part(held_out, read_index(held_out, image_key, label_key), val_paths is None)
+            is_useful = is_useful_held_out(part.labels, self.classes, str(held_out[0]), is_named=val_paths is not None)
+            self.held_out = part if is_useful else None
 
-    def _load(self, paths: list[Path], index: np.ndarray) -> None:
+    def _load(self, paths: list[Path], index: np.ndarray, lenient: bool = False) -> None:
         self.paths, self.index = paths, index
-        names, rows = np.unique(index["label"], return_inverse=True)
-        texts = [label.decode() for label in names.tolist()]
-        self.labels = class_numbers(texts, self.classes, f"shards in {paths[0].parent}", numbered=True)[rows]
+        labels, rows = np.unique(index["label"], return_inverse=True)
+        texts = _names_of([label.decode() for label in labels.tolist()], _listed_classes(paths) or self.classes)
+        self.labels = class_numbers(texts, self.classes, f"shards in {paths[0].parent}", lenient=lenient)[rows]
         self.files = _OpenFiles(paths)
 
     def __len__(self) -> int:
@@ -76,6 +78,14 @@ class Shards(FileDataset):
     def describe(self, index: int) -> str:
         row = self.index[index]
         return f"{self.paths[row['shard']]}: {os.fsdecode(bytes(row['key']))}"
+
+    def file(self, index: int) -> str:
+        return str(self.paths[self.index["shard"][index]])
+
+    def encoded(self, index: int) -> bytes:
+        """The beginning of the image."""
+        shard, offset, size = self.index[["shard", "offset", "size"]][index].tolist()
+        return self.files.read(shard, min(HEAD, max(0, size)), offset)
 
     def index_order(self, batch_size: int, seed: int) -> Order:
         """Position -> index and epoch, for batches of any size."""
@@ -167,12 +177,24 @@ def _first_word(path: Path) -> str:
     return re.split(r"[-_.]", path.name)[0]
 
 
-def _class_names(file: Path, labels: np.ndarray) -> tuple[str, ...]:
-    """The lines of the file if it exists, else the class names derived from the labels."""
-    if file.is_file():
-        return tuple(line.strip() for line in file.read_text().splitlines() if line.strip())
-    texts = [label.decode() for label in np.unique(labels).tolist()]
-    largest = max((int(text) for text in texts if text.isdecimal()), default=-1)
-    if largest >= max(10_000, len(labels)):
-        raise ValueError(f"dataset.shards: the label {largest} is no class of {len(labels)} samples; see label_key")
-    return class_names(texts)
+def _listed_classes(paths: Sequence[Path]) -> tuple[str, ...]:
+    """The lines of classes.txt beside the shards; none without the file."""
+    file = paths[0].parent / "classes.txt"
+    lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
+    return tuple(line.strip() for line in lines if line.strip())
+
+
+def _names_of(labels: Sequence[str], classes: Sequence[str]) -> list[str]:
+    """The name of the class of each label, which is a name or a number; other labels unchanged."""
+    names = {name: name for name in classes}
+    digits = {str(number): name for number, name in enumerate(classes)}
+    by_label = names | digits if all(map(str.isdecimal, classes)) else digits | names
+    plain = {text: str(int(text)) if text.isdecimal() and text not in by_label else text for text in labels}
+    return [by_label.get(plain[text], text) for text in labels]
+
+
+def _classes_of(labels: np.ndarray) -> tuple[str, ...]:
+    try:
+        return class_names([label.decode() for label in labels.tolist()])
+    except ValueError as error:
+        raise ValueError(f"dataset.shards: {error}; see label_key") from error

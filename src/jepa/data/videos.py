@@ -23,14 +23,11 @@ from jepa.data.clips import (
 )
 from jepa.data.folders import (
     FileDataset,
-    Files,
-    class_folders,
     class_names,
     class_numbers,
-    held_out_files,
     read_table,
-    scan,
 )
+from jepa.data.listing import Files, held_out_listing, list_files, training_folder
 from jepa.data.loader import MAX_BROKEN_RATIO
 from jepa.data.video_decode import SUFFIXES, Video, choose_decoders, read_video
 from jepa.types import Channels, Positive, PositiveInt
@@ -70,9 +67,11 @@ class VideoFolder(FileDataset):
         folder = existing(root / video_folder, "dataset.video_folder", "folder")
         held_out = None
         if annotations is None:
-            self.classes = class_folders(folder, SUFFIXES)
-            files = scan(folder, self.classes, SUFFIXES)
-            held_out = held_out_files(folder, root, val_folder, self.classes, SUFFIXES)
+            folder = training_folder(folder, SUFFIXES)
+            files, self.classes, _ = listing = list_files(folder, SUFFIXES)
+            log.info("%s", listing)
+            part = held_out_listing(folder, root, val_folder, self.classes, SUFFIXES)
+            held_out = None if part is None else part.files
         else:
             self.classes, files = _annotated(folder, root / annotations, "dataset.annotations")
             if val_annotations is not None:
@@ -108,6 +107,9 @@ class VideoFolder(FileDataset):
         video, clip = divmod(index, self.clips_per_video)
         path = self._path(video)
         return path if self.clips_per_video == 1 else f"{path} clip {clip + 1} of {self.clips_per_video}"
+
+    def file(self, index: int) -> str:
+        return self._path(self.source(index))
 
     def _clip(self, index: int, start: float) -> tuple[Tensor, int]:
         number = index // self.clips_per_video

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import sys
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import chain
@@ -14,11 +15,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from jepa.data.identity import digest_of_samples
 from jepa.data.loader import choose_num_workers
 from jepa.errors import ConfigError
 from jepa.evaluation.samples import PIXELS_SIDE, Samples, Split
 from jepa.seeding import generator
 from jepa.types import Dataset, DatasetTraits, Field
+
+NUM_THREADS = 16
+"""Number of threads that ask for the times of files, which a file server answers one by one."""
 
 
 class ProbeSplits(NamedTuple):
@@ -91,11 +96,16 @@ class LabelledSplit(Split):
 
     @cached_property
     def digest(self) -> str:
-        """Hash of the names and labels of the samples, not of file contents."""
-        digest = hashlib.sha256(repr(self.labels.tolist()).encode())
-        for index in self.indices:
-            digest.update(f"{index} {self.dataset.describe(index)}\n".encode(errors="surrogateescape"))
-        return digest.hexdigest()[:16]
+        """Hash of the labels of the samples and of the contents of some, the same wherever the data lie."""
+        content = digest_of_samples(self.dataset, self.indices)
+        return hashlib.sha256(repr([content, self.indices, self.labels.tolist()]).encode()).hexdigest()[:16]
+
+    @cached_property
+    def version(self) -> str:
+        """Hash that also changes when the file of any sample is written again, for what is computed from the files."""
+        with ThreadPoolExecutor(NUM_THREADS) as pool:
+            times = list(pool.map(DatasetTraits.of(self.dataset).modified, self.indices))
+        return hashlib.sha256(repr([self.digest, times]).encode()).hexdigest()[:16]
 
     @property
     def num_sources(self) -> int:

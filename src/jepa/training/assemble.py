@@ -17,6 +17,7 @@ import torch
 
 from jepa.config import ConfigError, TrainConfig, build_with, factory, to_yaml
 from jepa.data.box_transforms import BoxAugment, Letterbox
+from jepa.data.identity import changes, identity
 from jepa.data.loader import BrokenSamples, batches
 from jepa.data.mixture import MixtureCounter
 from jepa.data.transforms import Augment, EvalTransform
@@ -81,6 +82,19 @@ def phases_left(config: TrainConfig, dataset_size: int, folder: Path) -> list[Ph
         error = f"{folder} has trained {done} steps already, and the run is to end after {phases[-1].end_step}"
         raise ConfigError([f"{error}: give more steps= or epochs=, or another name="])
     return [phase for phase in phases if phase.end_step > done] or phases[-1:]
+
+
+def data_identity(dataset: Dataset, folder: Path) -> dict[str, Any]:
+    """What the data set consists of. Raises ConfigError if the run in the folder has other data so far."""
+    data, last = identity(dataset), checkpoint.latest(folder)
+    before = checkpoint.peek(last).get("data") if last else None
+    if before and (differences := changes(before, data)):
+        reason = f"the data set has changed since the run was begun: {'; '.join(differences)}"
+        advice = (
+            "put the data back, or give another name= (encoder=pretrained encoder.weights=FOLDER keeps the weights)"
+        )
+        raise ConfigError([f"{folder}: {reason}; {advice}"])
+    return data
 
 
 def assemble(phase: Phase, dataset: Dataset, folder: Path, session: Session) -> Run:

@@ -1,0 +1,69 @@
+"""What a data set consists of, compared when a run or a table of results goes on with it.
+
+The digest depends on the contents of some samples and on all labels, not on paths or times of files: a data set that
+was moved or copied is the same.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from jepa.types import Dataset, DatasetTraits, Sample
+
+NUM_ENCODED, NUM_DECODED = 64, 8
+"""Number of samples whose contents enter a digest: of data with encoded bytes, and of others, which are decoded."""
+UNREADABLE = (OSError, RuntimeError)
+
+
+def identity(dataset: Dataset) -> dict[str, Any]:
+    """Number of samples, class names and digest of a data set, to be saved as JSON."""
+    return {
+        "num_samples": len(dataset),
+        "classes": list(dataset.classes),
+        "digest": digest_of_samples(dataset, range(len(dataset))),
+    }
+
+
+def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """What differs between two identities, each with both sides; empty if nothing does."""
+    differences = []
+    if before["num_samples"] != now["num_samples"]:
+        differences.append(f"{before['num_samples']:,} samples then, {now['num_samples']:,} now")
+    if before["classes"] != now["classes"]:
+        differences.append(f"classes {_listed(before['classes'])} then, {_listed(now['classes'])} now")
+    if not differences and before["digest"] != now["digest"]:
+        differences.append(f"as many samples, but other contents or labels ({before['digest']}, {now['digest']})")
+    return differences
+
+
+def digest_of_samples(dataset: Dataset, indices: Sequence[int]) -> str:
+    """Hash of the labels of these samples and of the contents of some of them, evenly spaced."""
+    digest = hashlib.sha256(f"{len(indices)}".encode())
+    labels = DatasetTraits.of(dataset).labels
+    if labels is not None:
+        digest.update(np.ascontiguousarray(np.asarray(labels, dtype=np.int64)[np.asarray(indices)]).tobytes())
+    num_samples = NUM_ENCODED if DatasetTraits.of(dataset).encoded else NUM_DECODED
+    for position in np.linspace(0, len(indices) - 1, min(num_samples, len(indices))).round().astype(int).tolist():
+        digest.update(content_of(dataset, int(indices[position])))
+    return digest.hexdigest()[:16]
+
+
+def content_of(dataset: Dataset, index: int) -> bytes:
+    """The encoded bytes of a sample, or its pixels if they are the same every time that they are read."""
+    encoded = DatasetTraits.of(dataset).encoded
+    try:
+        if encoded is not None:
+            return encoded(index)
+        first, second = (Sample(*dataset[index]).clip.numpy().tobytes() for _ in range(2))
+        return first if first == second else b"random"
+    except UNREADABLE:
+        return b"unreadable"
+
+
+def _listed(names: Sequence[str]) -> str:
+    shown = ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
+    return f"({len(names)}: {shown})" if names else "(none)"

@@ -1,0 +1,190 @@
+"""The files of a data set in folders: one walk for images, videos and frames, with an account of what it leaves out."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from jepa.config.paths import existing
+from jepa.data.folders import is_useful_held_out, match_classes
+
+log = logging.getLogger(__name__)
+VALIDATION_NAMES = ("validation", "valid", "val", "test")
+"""Names of a folder or split that is used as the held-out part if none is named, in this order."""
+TRAINING_NAMES = ("train", "training")
+PART_NAMES = {*TRAINING_NAMES, *VALIDATION_NAMES, "testing", "dev"}
+
+
+class Files(NamedTuple):
+    folder: Path
+    paths: np.ndarray
+    """paths in the folder, as one array of bytes: worker processes would copy a list of strings page by page"""
+    labels: np.ndarray
+    """long [n], -1 without a class"""
+
+
+class Listing(NamedTuple):
+    """The files of a folder and their classes, with the number of files or folders left out for each reason."""
+
+    files: Files
+    classes: tuple[str, ...]
+    left_out: Counter[str]
+
+    def __str__(self) -> str:
+        kind = f" of {len(self.classes)} classes" if self.classes else " without classes"
+        return account(f"{self.files.folder}: {len(self.files.paths):,} files{kind}", self.left_out)
+
+
+def account(summary: str, left_out: Counter[str]) -> str:
+    """One line: what is used, and the number of files left out for each reason."""
+    reasons = "; ".join(f"{count:,} {reason}" for reason, count in left_out.most_common() if count)
+    return summary + (reasons and f"; left out: {reasons}")
+
+
+def list_files(folder: Path, suffixes: tuple[str, ...], classes: Sequence[str] | None = None) -> Listing:
+    """All visible files with one of the suffixes; a file of the class CLASS is at any depth below `folder`/CLASS.
+
+    Without `classes`, the sub-folders with files are the classes; a folder that holds more files itself than its only
+    sub-folder has no classes. With `classes`, as of a held-out part, the sub-folders are matched to them by name, also
+    in other capitals. Links to folders are followed, except to a folder that is listed anyway. Raises ValueError if
+    `folder` cannot be read.
+    """
+    walk = Walk(folder, suffixes)
+    by_folder: dict[str, list[str]] = {}
+    for path in walk.files():
+        by_folder.setdefault(path.partition("/")[0] if "/" in path else "", []).append(path)
+    loose = by_folder.pop("", [])
+    left_out = walk.left_out()
+    if len(by_folder) == 1 and len(*by_folder.values()) <= len(loose):
+        left_out.update({f'in the sub-folder "{printable(name)}"': len(paths) for name, paths in by_folder.items()})
+        by_folder.clear()
+    if by_folder and loose:
+        left_out["in no class folder"] += len(loose)
+    own_classes = tuple(map(printable, sorted(by_folder)))
+    numbers = match_classes(own_classes, _numbers(own_classes if classes is None else classes))
+    paths, labels = [], []
+    for name in sorted(by_folder):
+        number, inside = numbers.get(printable(name)), sorted(by_folder[name], key=os.path.split)
+        if number is None:
+            left_out[f'of the unknown class "{printable(name)}"'] += len(inside)
+        else:
+            paths += inside
+            labels += [number] * len(inside)
+    if not by_folder:
+        paths, labels = sorted(loose), [-1] * len(loose)
+    names = np.array([os.fsencode(path) for path in paths], dtype=bytes)
+    return Listing(Files(folder, names, np.array(labels, dtype=np.int64)), own_classes, left_out)
+
+
+def training_folder(folder: Path, suffixes: tuple[str, ...]) -> Path:
+    """The training part of a folder whose sub-folders are the parts of a data set, or else the folder itself."""
+    names = {entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith(".")}
+    training = [name for name in TRAINING_NAMES if name in names]
+    if not training or len(names) < 2 or not {name.lower() for name in names} <= PART_NAMES:
+        return folder
+    log.info("%s holds the parts %s of a data set: training on %s", folder, ", ".join(sorted(names)), training[0])
+    return folder / training[0]
+
+
+def held_out_listing(
+    folder: Path, root: Path, val_folder: str | None, classes: tuple[str, ...], suffixes: tuple[str, ...]
+) -> Listing | None:
+    """The files of `root`/`val_folder`, or of a folder with a usual name beside `folder`; None if there is none.
+
+    Logs why a folder is not used. Raises ValueError if `val_folder` has classes that are not among `classes`.
+    """
+    if val_folder is not None:
+        folders = [existing(root / val_folder, "dataset.val_folder", "folder")]
+    else:
+        beside = (folder.parent / name for name in VALIDATION_NAMES)
+        folders = [candidate for candidate in beside if candidate != folder and candidate.is_dir()]
+    for candidate in folders:
+        listing = list_files(candidate, suffixes, classes)
+        unknown = sorted(set(listing.classes) - match_classes(listing.classes, _numbers(classes)).keys())
+        if val_folder is not None and unknown:
+            raise ValueError(f"dataset.val_folder={val_folder} has classes that are not in {folder}: {unknown}")
+        if not listing.files.paths.size:
+            log.warning("%s is not used as the held-out part: it has %s", candidate, _reason(listing, unknown))
+        elif is_useful_held_out(listing.files.labels, classes, str(candidate), is_named=val_folder is not None):
+            log.info("held-out part: %s%s", listing, "" if val_folder else " (dataset.val_folder names another)")
+            return listing
+    return None
+
+
+def _reason(listing: Listing, unknown: Sequence[str]) -> str:
+    """What a folder holds in place of usable files."""
+    return f"other classes ({', '.join(unknown[:5])})" if unknown else f"no files of this type ({listing})"
+
+
+def _numbers(classes: Iterable[str]) -> dict[str, int]:
+    return {name: number for number, name in enumerate(classes)}
+
+
+def printable(name: str) -> str:
+    """The name of a folder as text that can be printed and saved, also if it is not UTF-8."""
+    return os.fsencode(name).decode(errors="backslashreplace")
+
+
+class Walk:
+    """The files below a folder, and what was met on the way."""
+
+    def __init__(self, folder: Path, suffixes: tuple[str, ...]) -> None:
+        self.folder, self.suffixes = folder, suffixes
+        self.folders_listed = [os.path.realpath(folder)]
+        self.reasons: Counter[str] = Counter()
+        self.other_suffixes: Counter[str] = Counter()
+
+    def files(self, folder: str = "") -> Iterator[str]:
+        """Paths relative to the top folder; hidden files and folders have none."""
+        try:
+            entries = sorted(os.scandir(self.folder / folder), key=lambda entry: entry.name)
+        except OSError as error:
+            if not folder:
+                raise ValueError(f"{self.folder} cannot be read: {error.strerror}") from error
+            self.reasons["folders that cannot be read"] += 1
+            return
+        for entry in entries:
+            path = f"{folder}/{entry.name}" if folder else entry.name
+            if entry.name.startswith("."):
+                continue
+            if entry.is_symlink():
+                yield from self._linked(entry, path)
+            elif entry.is_dir():
+                yield from self.files(path)
+            else:
+                yield from self._readable(path)
+
+    def _linked(self, entry: os.DirEntry[str], path: str) -> Iterator[str]:
+        if not os.path.exists(entry.path):
+            self.reasons["broken links"] += 1
+        elif not os.path.isdir(entry.path):
+            yield from self._readable(path)
+        elif any(_overlap(os.path.realpath(entry.path), listed) for listed in self.folders_listed):
+            self.reasons["links to folders that are listed anyway"] += 1
+        else:
+            self.folders_listed.append(os.path.realpath(entry.path))
+            yield from self.files(path)
+
+    def _readable(self, path: str) -> Iterator[str]:
+        if path.lower().endswith(self.suffixes):
+            yield path
+        else:
+            self.other_suffixes[os.path.splitext(path)[1].lower() or "no suffix"] += 1
+
+    def left_out(self) -> Counter[str]:
+        reasons = Counter(self.reasons)
+        if self.other_suffixes:
+            names = ", ".join(printable(suffix) for suffix, _ in self.other_suffixes.most_common(5))
+            reasons[f"files of other types ({names})"] = self.other_suffixes.total()
+        return reasons
+
+
+def _overlap(path: str, other: str) -> bool:
+    """True if one of two folders is the other or holds it."""
+    return os.path.commonpath([path, other]) in (path, other)
