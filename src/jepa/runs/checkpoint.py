@@ -33,6 +33,7 @@ from jepa.parallel.session import PeerError, Session
 
 log = logging.getLogger(__name__)
 FORMAT = "jepa-train checkpoint 2"
+latest = newest
 UNSUPPORTED = {errno.EPERM, errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.ENOLCK}
 """Numbers of the errors of a file system that does not offer links, locks or the flushing of folders."""
 
@@ -216,11 +217,6 @@ def find(path: Path) -> Path:
     raise CheckpointError(f"{path.resolve()} {problem}: {expected}")
 
 
-def latest(folder: Path) -> Path | None:
-    """The checkpoint from which the run in `folder` resumes; None if it has saved none yet."""
-    return newest(folder)
-
-
 def latest_whole(folder: Path) -> Path | None:
     """The checkpoint to resume from with resume=previous: damaged ones at the end are renamed damaged-step_*.
 
@@ -241,8 +237,11 @@ def latest_whole(folder: Path) -> Path | None:
 
 def _previous(checkpoint: Path) -> Path | None:
     """The newest whole checkpoint before this one; None if there is none."""
-    earlier = [path for path in step_folders(checkpoint.parent) if step_of(path) < step_of(checkpoint)]
-    whole = (path for path in reversed(earlier) if not quiet_state(path).get("failed") and _fault(path) is None)
+    return _newest_whole([path for path in step_folders(checkpoint.parent) if step_of(path) < step_of(checkpoint)])
+
+
+def _newest_whole(checkpoints: Sequence[Path]) -> Path | None:
+    whole = (path for path in reversed(checkpoints) if not quiet_state(path).get("failed") and _fault(path) is None)
     return next(whole, None)
 
 
@@ -370,8 +369,11 @@ def _reading(checkpoint: Path) -> Iterator[None]:
 
 def _damaged(checkpoint: Path, what: str) -> CheckpointError:
     advice = "there is no other checkpoint: start again with another name="
-    if checkpoint.name.startswith("step_") and (previous := _previous(checkpoint)):
+    siblings = step_folders(checkpoint.parent)
+    if checkpoint in siblings and (previous := _previous(checkpoint)):
         advice = f"{previous.name} is whole: resume=previous resumes the run from there"
+    elif other := _newest_whole([path for path in siblings if path != checkpoint]):
+        advice = f"{other.name} is whole"
     return CheckpointError(f"{checkpoint} is damaged: {what}; {advice}")
 
 
