@@ -6,7 +6,7 @@ import os
 import signal
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from functools import cached_property, partial
 from pathlib import Path
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from jepa.config import TrainConfig, as_config_errors, to_yaml
 from jepa.config.attributes import JEPAConfig
 from jepa.data.decode import ImageSource
+from jepa.data.loader import killed_worker
 from jepa.encoders.pretrained import open_encoder
 from jepa.errors import RunError
 from jepa.parallel.device import total_memory
@@ -136,12 +137,17 @@ def _train(config: TrainConfig, folder: RunFolder, interrupt: Interrupt, session
                 stopped_by = interrupt.signum_on_all_ranks
                 break
     finally:
-        folder.end(stopped_by)
-        for logger in run.loggers:
-            logger.close(folder.status)
-        if session.is_rank_zero:
-            write_report(folder.path)
+        with suppress(*[OSError] if sys.exc_info()[1] else []):  # of a full disk, which the error in flight names
+            _close(folder, run, stopped_by)
     return stopped_by
+
+
+def _close(folder: RunFolder, run: Run, stopped_by: int) -> None:
+    folder.end(stopped_by)
+    for logger in run.loggers:
+        logger.close(folder.status)
+    if run.session.is_rank_zero:
+        write_report(folder.path)
 
 
 def _next_phase(phase: Phase, folder: Path, previous: Run) -> Run:
@@ -154,10 +160,12 @@ def _next_phase(phase: Phase, folder: Path, previous: Run) -> Run:
 
 @contextmanager
 def _out_of_memory_advice(config: TrainConfig, run: Run) -> Iterator[None]:
-    """Replaces an out-of-memory error by one that says which keys to change."""
+    """Replaces the error of memory that ran out, or of a killed worker, by one that says which keys to change."""
     try:
         yield
     except RuntimeError as error:
+        if killed := killed_worker(error):
+            raise killed from error
         if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
             raise
         device, dataset = run.session.device, run.broken.dataset

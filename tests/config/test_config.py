@@ -92,7 +92,7 @@ def faults(*overrides: str) -> list[str]:
         (["epochs=abc"], "epochs=abc: takes a whole number, not the text 'abc'"),
         (["lr=true"], "lr=true: takes a number, not true"),
         (["encoder.depth=2.5"], "encoder.depth=2.5: takes a whole number, not 2.5"),
-        (["resume=3"], "resume=3: takes true or false, not 3"),
+        (["resume=3"], "resume=3: takes true or false or previous, not 3"),
         (["augment.flip=yes"], "augment.flip=yes: takes true or false, not the text 'yes'"),
         (["augment=3"], "augment=3: takes the keys crop_scale, crop_aspect, flip, views, jitter, "),
         (["augment.crop_scale=3"], "augment.crop_scale=3: takes a list of numbers, not 3"),

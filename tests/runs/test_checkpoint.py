@@ -2,6 +2,7 @@
 
 import errno
 import json
+import os
 import pickle
 import shutil
 
@@ -15,6 +16,9 @@ from jepa.runs.checkpoint import CheckpointError, SaveError, Writer
 from jepa.runs.metrics import read_config
 
 SHARD = "shard-00001-model-00001-of-00001.safetensors"
+
+
+BEST = {"value": -1.5, "step": 0}
 
 
 class Model(nn.Module):
@@ -49,13 +53,13 @@ def writer(folder, *, keep=100, asynchronous=False):
     return Writer(folder, open_session(device="cpu", precision="fp32"), keep=keep, asynchronous=asynchronous)
 
 
-def write(folder, step, value=1.0, *, keep=100, asynchronous=False, links=("last",), steps=1):
+def write(folder, step, value=1.0, *, keep=100, asynchronous=False, links=("last",), steps=1, best=BEST):
     checkpoints = writer(folder, keep=keep, asynchronous=asynchronous)
     checkpoints.save(
         step=step,
         tensors=checkpoint.training_tensors(*parts(value, steps=steps)),
         config="seed: 3\n",
-        state={"best": {"value": -1.5, "step": 0}},
+        state={"best": best, "failed": False},
         links=links,
     )
     checkpoints.finish()
@@ -113,7 +117,7 @@ def test_a_save_that_fails_says_so_and_keeps_what_was_there(tmp_path, monkeypatc
         raise OSError(errno.ENOSPC, "No space left on device")
 
     if stage == "seal":
-        monkeypatch.setattr(checkpoint, "_digests", full)
+        monkeypatch.setattr(checkpoint, "digests_of", full)
     else:
         monkeypatch.setattr("torch.distributed.checkpoint.filesystem._write_files_from_queue", full)
     with pytest.raises(SaveError, match=r"step 2 .*No space left on device.*step_00000001"):
@@ -198,3 +202,150 @@ def test_a_checkpoint_folder_can_be_moved_away_and_loaded(tmp_path):
     moved = tmp_path / "elsewhere"
     shutil.move(target, moved)
     assert checkpoint.read_state(checkpoint.find(moved))["step"] == 3
+
+
+def copied(folder, how):
+    """A copy of a run folder as some programs make it."""
+    copy = folder.with_name(f"copy-{how}")
+    if how == "links become folders":
+        shutil.copytree(folder, copy)
+        return copy
+    shutil.copytree(folder, copy, symlinks=True)
+    for link in [path for path in (copy / "checkpoints").iterdir() if path.is_symlink()]:
+        name = link.readlink()
+        link.unlink()
+        if how == "links become files":  # as zip and git on Windows do
+            link.write_text(str(name))
+    return copy
+
+
+@pytest.fixture
+def run(tmp_path):
+    folder = tmp_path / "run"
+    write(folder, 2, 2.0, links=("last", "best"))
+    write(folder, 10, 3.0)
+    write(folder, 30, 4.0, links=("failed",))
+    return folder
+
+
+COPIES = ["links become folders", "links become files", "links are lost"]
+
+
+@pytest.mark.parametrize("how", COPIES)
+def test_a_copy_resumes_from_the_newest_checkpoint_and_keeps_all_others(run, how):
+    state = checkpoint.quiet_state(checkpoint.checkpoint_folder(run, 30))
+    path = checkpoint.checkpoint_folder(run, 30) / "state.json"
+    path.write_text(json.dumps(checkpoint.with_checksum(state | {"failed": True})))
+    copy = copied(run, how)
+    assert checkpoint.read_state(checkpoint.latest(copy))["step"] == 10
+    assert checkpoint.find(copy).name == "step_00000010"
+    assert checkpoint.find(copy / "checkpoints" / "last").name == "step_00000010"
+    write(copy, 12, keep=1)
+    assert checkpoint.latest(copy).name == "step_00000012"
+    kept = {path.name for path in (copy / "checkpoints").glob("step_*")}
+    assert {"step_00000012", "step_00000030"} <= kept
+    assert ("step_00000002" in kept) == (how != "links are lost")
+
+
+def test_a_copied_folder_is_put_back_where_its_original_is_lost_or_differs(run):
+    copy = copied(run, "links become folders")
+    shutil.rmtree(checkpoint.checkpoint_folder(copy, 10))
+    (checkpoint.checkpoint_folder(copy, 2) / SHARD).write_bytes(b"other")
+    write(copy, 40, links=("last", "best"))
+    assert checkpoint.read_state(checkpoint.checkpoint_folder(copy, 10))["step"] == 10
+    assert checkpoint.read_state(copy / "checkpoints" / "copied-best-1")["step"] == 2
+    assert (copy / "checkpoints" / "best").resolve().name == "step_00000040"
+
+
+@pytest.mark.parametrize("number", [errno.EPERM, errno.ENOTSUP, errno.EINVAL, errno.ENOSYS, errno.EACCES])
+def test_a_file_system_without_links_holds_files_with_the_names(tmp_path, monkeypatch, number):
+    def refuse(*_, **__):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "symlink", refuse)
+    for step in range(1, 6):
+        write(tmp_path, step, keep=1, links=("last", "best") if step == 2 else ("last",))
+    assert (tmp_path / "checkpoints" / "last").read_text() == "step_00000005"
+    assert checkpoint.latest(tmp_path).name == "step_00000005"
+    assert checkpoint.find(tmp_path / "checkpoints" / "best").name == "step_00000002"
+    assert sorted(p.name for p in (tmp_path / "checkpoints").glob("step_*")) == ["step_00000002", "step_00000005"]
+    monkeypatch.undo()
+    write(tmp_path, 6, keep=1)
+    assert (tmp_path / "checkpoints" / "last").is_symlink()
+
+
+def test_a_full_disk_is_not_taken_for_one_without_links(tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "symlink", full)
+    with pytest.raises(SaveError, match="No space left"):
+        write(tmp_path, 1)
+
+
+def test_the_best_checkpoint_is_known_without_its_link(run):
+    for step in (2, 10):
+        path = checkpoint.checkpoint_folder(run, step) / "state.json"
+        state = json.loads(path.read_text()) | {"best": {"metric": "a/b", "value": 1.0, "step": 2}}
+        path.write_text(json.dumps(checkpoint.with_checksum(state)))
+    (run / "checkpoints" / "best").unlink()
+    assert checkpoint.find(run / "checkpoints" / "best").name == "step_00000002"
+    write(run, 11, keep=1, best={"metric": "a/b", "value": 1.0, "step": 2})
+    assert checkpoint.find(run / "checkpoints" / "best").name == "step_00000002"
+
+
+def test_later_and_incomplete_checkpoints_are_never_pruned(run):
+    incomplete = run / "checkpoints" / "step_00000005"
+    incomplete.mkdir()
+    write(run, 7, keep=1)
+    names = {path.name for path in (run / "checkpoints").glob("step_*")}
+    assert {"step_00000005", "step_00000007", "step_00000010", "step_00000030"} <= names
+
+
+def test_every_flipped_bit_of_the_state_is_noticed_or_without_meaning(tmp_path):
+    path = write(tmp_path, 2) / "state.json"
+    data = path.read_bytes()
+    state = json.loads(data)
+    for position in range(len(data)):
+        for bit in range(8):
+            path.write_bytes(data[:position] + bytes([data[position] ^ 1 << bit]) + data[position + 1 :])
+            try:
+                assert checkpoint.peek(path.parent) == state
+            except CheckpointError:
+                continue
+
+
+def test_a_state_of_an_earlier_version_has_no_checksum(tmp_path):
+    path = write(tmp_path, 2) / "state.json"
+    state = json.loads(path.read_text())
+    del state["checksum"]
+    path.write_text(json.dumps(state))
+    assert checkpoint.read_state(path.parent)["step"] == 2
+
+
+@pytest.mark.parametrize("name", [SHARD, "config.yaml", "state.json"])
+@pytest.mark.parametrize("damage", ["cut", "gone"])
+def test_a_damaged_checkpoint_names_the_older_whole_one_which_previous_takes(tmp_path, name, damage):
+    for step in (1, 2, 9, 10):
+        write(tmp_path, step)
+    for step in (9, 10):
+        file = checkpoint.checkpoint_folder(tmp_path, step) / name
+        file.unlink() if damage == "gone" else file.write_bytes(file.read_bytes()[:-9])
+    with pytest.raises(CheckpointError, match=r"step_00000010 is damaged.*step_00000002 is whole.*resume=previous"):
+        checkpoint.read_state(checkpoint.latest(tmp_path))
+    assert checkpoint.latest_whole(tmp_path).name == "step_00000002"
+    assert checkpoint.latest(tmp_path).name == "step_00000002"
+    assert checkpoint.latest_whole(tmp_path).name == "step_00000002"
+    assert {p.name for p in (tmp_path / "checkpoints").glob("damaged-*")} == {
+        "damaged-step_00000009",
+        "damaged-step_00000010",
+    }
+
+
+def test_previous_does_not_pass_over_a_whole_checkpoint_and_finds_none_where_all_are_damaged(tmp_path):
+    write(tmp_path, 1)
+    assert checkpoint.latest_whole(tmp_path).name == "step_00000001"
+    (checkpoint.checkpoint_folder(tmp_path, 1) / SHARD).write_bytes(b"")
+    with pytest.raises(CheckpointError, match="no other checkpoint"):
+        checkpoint.latest_whole(tmp_path)
+    assert checkpoint.latest(tmp_path).name == "step_00000001"

@@ -17,7 +17,7 @@ from tiny_agent import TINY, agent
 from jepa import JEPAAgent, JEPAConfig, load_encoder
 from jepa.config import ConfigError
 from jepa.errors import RunError
-from jepa.runs.checkpoint import CheckpointError, find, load_model
+from jepa.runs.checkpoint import CheckpointError, find, load_model, with_checksum
 from jepa.runs.metrics import read_rows
 
 pytestmark = pytest.mark.slow
@@ -139,7 +139,7 @@ def test_a_checkpoint_that_names_foreign_code_is_refused(finished, tmp_path):
     (copy / "config.yaml").write_text(config)
     state = json.loads((copy / "state.json").read_text())
     del state["digests"]["config.yaml"], state["encoder"]  # as in checkpoints without the node of the encoder
-    (copy / "state.json").write_text(json.dumps(state))
+    (copy / "state.json").write_text(json.dumps(with_checksum(state)))
     with pytest.raises(CheckpointError, match=r"os\.system"):
         load_encoder(copy)
 

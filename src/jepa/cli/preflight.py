@@ -10,7 +10,7 @@ from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
 
 from jepa.cli.sweep_plan import Sweep, missing_plugins, plan_sweep
-from jepa.config import Composer, ConfigError
+from jepa.config import Composer, ConfigError, name_as_text
 from jepa.suggestions import suggestion
 
 
@@ -29,7 +29,8 @@ def preflight(arguments: Sequence[str]) -> tuple[list[str], Sweep | None, dict]:
     errors = [_unknown_flag(flag, flag_names) for flag in unknown]
 
     composer = Composer(flags.config_dir, flags.config_name or "train")
-    overrides: list[str] = flags.overrides
+    given: list[str] = flags.overrides
+    overrides = list(map(name_as_text, given))
     parsed, syntax_errors = composer.parse(overrides)
     errors += syntax_errors
     settings, sweep, config = list(composer.hydra_defaults), None, {}
@@ -47,7 +48,7 @@ def preflight(arguments: Sequence[str]) -> tuple[list[str], Sweep | None, dict]:
         errors = [error for error in errors if not error.endswith("=VALUE")]  # --cfg also shows missing values
     if errors:
         raise ConfigError(errors)
-    hydra_arguments = [argument for argument in arguments if argument not in overrides] + settings + overrides
+    hydra_arguments = [argument for argument in arguments if argument not in given] + settings + overrides
     return hydra_arguments, None if flags.cfg or flags.info else sweep, config
 
 

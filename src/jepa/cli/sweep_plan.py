@@ -12,6 +12,7 @@ from hydra.core.override_parser.types import Override
 
 from jepa.cli.sweep_run import Sweep
 from jepa.config import Composer, members
+from jepa.config.rules import folder_name_errors
 
 JOBLIB, SUBMITIT = ("hydra_joblib_launcher", "sweep"), ("hydra_submitit_launcher", "slurm")
 PLUGINS = {"optuna": ("hydra_optuna_sweeper", "sweep"), "joblib": JOBLIB, "local": JOBLIB}
@@ -51,6 +52,7 @@ def plan_sweep(composer: Composer, parsed: Sequence[Override], settings: list[st
         label = ",".join(sorted(text for text in member if text.partition("=")[0] in swept))
         config, member_errors = composer.check(member, sweep_folder=label)
         errors += member_errors
+        errors += folder_name_errors(label)
         folders.append(Path(str(sweep_dir).replace("${name}", str(config.get("name")))))
         member_folders.append(folders[-1] / label)
     if "${" in str(folders[0]) or config.get("estimate"):  # only Hydra can resolve the folder, or nothing is trained

@@ -20,6 +20,7 @@ from jepa.reports.text import print_any_text
 ERROR_DELAY_SECONDS = 3
 """Delay before a rank above 0 prints a configuration error, which rank 0 usually prints first."""
 STOPPED = "stopped; run the same command again to continue"
+STOPPED_AT_ONCE = "stopped at once; run the same command again to resume from the last checkpoint, if there is one"
 
 
 def rank() -> int:

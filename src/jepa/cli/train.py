@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from functools import partial, update_wrapper
 
 from jepa.cli.help import print_help
-from jepa.cli.terminal import report_error
+from jepa.cli.terminal import STOPPED_AT_ONCE, program_name, report_error
 from jepa.config.catalogue import conf_folder
 from jepa.errors import ConfigError
 from jepa.reports.text import print_any_text
@@ -35,7 +35,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from jepa.cli.sweep_run import run_sweep
 
         return run_sweep(sweep, partial(_run_hydra, arguments, config))
-    _run_hydra(arguments, config)
+    try:
+        _run_hydra(arguments, config)
+    except KeyboardInterrupt:
+        print(f"{program_name()}: {STOPPED_AT_ONCE}", file=sys.stderr)
+        return 130
     return 0
 
 

@@ -33,6 +33,8 @@ def main() -> int:
             return train(to_dataclass(yaml.safe_load(config_file.read_text(encoding="utf-8"))), folder, interrupt)
         except (ConfigError, RunError) as error:
             return report_error(error)
+        except KeyboardInterrupt:  # the parent process says so for all
+            return 130
 
 
 def _follow_parent() -> None:

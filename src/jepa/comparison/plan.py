@@ -9,8 +9,18 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from jepa.comparison.results import read_budget
-from jepa.config import Composer, ConfigError, as_config_errors, members, override_literal, signatures, to_dataclass
+from jepa.config import (
+    Composer,
+    ConfigError,
+    as_config_errors,
+    members,
+    name_as_text,
+    override_literal,
+    signatures,
+    to_dataclass,
+)
 from jepa.config.catalogue import COMPARISONS
+from jepa.config.checkpoints import newest
 from jepa.config.files import read_yaml
 from jepa.config.schema import changed_keys
 from jepa.config.values import unused_sections
@@ -89,6 +99,7 @@ def plan(
     """The folder of the comparison and its runs. Raises ConfigError with the errors of all runs."""
     if seconds is not None and not seconds > 0:
         raise ConfigError([f"--seconds {seconds:g}: must be above 0"])
+    arguments = list(map(name_as_text, arguments))
     parsed, errors = composer.parse(arguments)
     names = [override for override in parsed if override.key_or_group == "name"]
     errors += [f"{o.input_line}: a comparison has one name" for o in names if o.is_sweep_override()]
@@ -191,7 +202,7 @@ def _objective_keys(config: Mapping[str, Any]) -> set[str]:
 def _check_folder(member: Member, ignore: set[str]) -> list[str]:
     """An error if the folder of the member holds a run of another configuration."""
     config = read_config(member.folder)
-    if not config or not (member.is_finished or (member.folder / "checkpoints" / "last").exists()):
+    if not config or not (member.is_finished or newest(member.folder)):
         return []
     changes = [text for text in changed_keys(config, member.config) if text.partition(":")[0] not in ignore]
     if not changes:

@@ -12,7 +12,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from jepa.config import signatures
-from jepa.config.compose import Composer, members, override_literal
+from jepa.config.compose import Composer, members, name_as_text, override_literal
 from jepa.config.schema import CropConfig, EvalConfig, ExportConfig, TrainConfig, changed_keys, show_value, to_yaml
 from jepa.config.values import OPTIONAL
 from jepa.errors import ConfigError, as_config_errors
@@ -30,6 +30,7 @@ __all__ = [
     "compose_export",
     "factory",
     "members",
+    "name_as_text",
     "override_literal",
     "to_dataclass",
     "to_yaml",

@@ -38,6 +38,8 @@ from jepa.suggestions import suggestion
 
 ABSENT = object()
 KEYWORDS = ("true", "false", "null", "nan", "inf")
+PATHS = {"run", "task"}
+"""Keys of jepa-eval that take any value: a path, or a list of them."""
 SCHEMAS = {"schema": TrainConfig, "eval_schema": EvalConfig, "export_schema": ExportConfig}
 """Name in a defaults list -> dataclass of the configurations that begin with it."""
 
@@ -62,9 +64,15 @@ def override_literal(value: Any) -> str:
     if not isinstance(value, str | os.PathLike):
         return show_value(value)
     text = os.fspath(value)
-    if re.fullmatch(r"[A-Za-z_./][\w./-]*", text, re.ASCII) and text.lower() not in KEYWORDS:
+    if re.fullmatch(r"(?!\.\d)[A-Za-z_./][\w./-]*", text, re.ASCII) and text.lower() not in KEYWORDS:
         return text
     return QuotedString(text, Quote.single).with_quotes()
+
+
+def name_as_text(override: str) -> str:
+    """`name=007` as `name='007'`, which Hydra does not read as a number; any other override as it is."""
+    key, _, value = override.partition("=")
+    return f"name={override_literal(value)}" if key == "name" and re.fullmatch(r"[\w.+-]+", value) else override
 
 
 class CheckResult(NamedTuple):
@@ -237,8 +245,20 @@ class Composer:
             section, _, leaf = key.rpartition(".")
             OmegaConf.select(config, section).pop(leaf) if section else config.pop(leaf)
         else:
-            OmegaConf.update(config, key, override.value(), merge=True, force_add=True)
+            OmegaConf.update(config, key, self._value(plain, override), merge=True, force_add=True)
         return []
+
+    def _value(self, config: Mapping[str, Any], override: Override) -> Any:
+        """The value of an override; what Hydra reads as a number or word of YAML is the text typed where text fits."""
+        value, text = override.value(), str(override.input_line).partition("=")[2]
+        path, _, name = override.key_or_group.rpartition(".")
+        section = find(config, path) if path else {"_target_": f"jepa.config.schema.{self.schema.__name__}"}
+        signature = signatures.read_if_known(section.get("_target_")) if isinstance(section, Mapping) else None
+        parameter = signature.parameters.get(name) if signature else None
+        if parameter is None or (signatures.fits(parameter.type, value) and name not in PATHS):
+            return value
+        typed = _as_typed(value, text)
+        return typed if signatures.fits(parameter.type, typed) else value
 
     def _describe(self, config: DictConfig, overrides: Sequence[Override], path: str) -> str:
         """A key with its value: the override that set it, or the value and the file that holds it."""
@@ -262,6 +282,13 @@ class Composer:
             if file and any(f"{key}.".startswith(f"{path}.") for key in file.values)
         )  # fmt: skip
         return next((file.label for file in holders), None)
+
+
+def _as_typed(value: Any, text: str) -> Any:
+    """The text of a plain value, or a list of the texts of its items; `value` for anything with quotes or brackets."""
+    if isinstance(value, list) and re.fullmatch(r"\[[^\[\]{}'\"\\$]*\]", text):
+        return [item.strip() for item in text[1:-1].split(",")]
+    return text if value is None or isinstance(value, bool | int | float) else value
 
 
 def members(parsed: Sequence[Override]) -> Iterator[list[str]]:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+from jepa.config import checkpoints
 from jepa.config.files import Fields, as_mapping, read_json
 from jepa.types import Positive, PositiveInt
 
@@ -65,9 +66,9 @@ def shape_of(source: Source) -> tuple[int, int, int, int] | None:
     """(C, T, H, W) of the training clips; None if no small file holds it. Raises ValueError for an unreadable file."""
     path = Path(source.location)
     if source.kind == "run":
-        states = (folder / "state.json" for folder in (path, path / "checkpoints" / "last"))
-        state = next((file for file in states if file.is_file()), None)
-        return tuple(read_json(state, {"clip_shape": CLIP_SHAPE})["clip_shape"]) if state else None
+        checkpoint = checkpoints.locate(path)
+        state = read_json(checkpoint / "state.json", {"clip_shape": CLIP_SHAPE}) if checkpoint else {}
+        return tuple(state["clip_shape"]) if state else None
     config_file = path / "config.json"
     if source.kind == "exported":
         node = read_json(config_file, {"encoder": dict})["encoder"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
@@ -21,6 +22,7 @@ from jepa.resources.hardware import GPUS
 from jepa.suggestions import near_multiples, suggestion
 from jepa.types import PatchGrid
 
+MAX_NAME_BYTES = 255
 PHASE_KEYS = ("share", "image_size", "num_frames", "micro_batch_size")
 
 
@@ -29,9 +31,28 @@ def _words(view: ConfigView) -> Iterator[str]:
         yield f"{view.describe('device')}: no such device; valid: auto, cpu, cuda, cuda:0, cuda:1 ..."
     if not re.fullmatch(r"[\w*?-]+/[\w*?-]+", view.get("evaluation.judge", "probe/*")):
         yield f"{view.describe('evaluation.judge')}: metrics have names with a slash, as probe/knn_top1, predict/gain"
-    name = str(view.get("name", "-"))
-    if not name or Path(name).is_absolute() or ".." in Path(name).parts:
-        yield f"{view.describe('name')}: names a folder below outputs/, so no absolute path and no '..'"
+    yield from _name(view)
+
+
+def _name(view: ConfigView) -> Iterator[str]:
+    """The name is a path below outputs/ that file systems take."""
+    name, key = str(view.get("name", "-")), view.describe("name")
+    if not name.isprintable() or name != name.strip():
+        yield f"name={name!r}: names a folder, so no line breaks, control characters or spaces at its ends"
+    elif not Path(name).parts or Path(name).is_absolute() or ".." in Path(name).parts:
+        yield f"{key}: names a folder below outputs/, so no absolute path and neither '.' nor '..'"
+    elif long := [part for part in Path(name).parts if len(os.fsencode(part)) > MAX_NAME_BYTES]:
+        length = len(os.fsencode(long[0]))
+        yield f"name={name[:40]}...: file systems take names of {MAX_NAME_BYTES} bytes, and this has {length}"
+
+
+def folder_name_errors(label: str) -> list[str]:
+    """An error if the overrides of a member of a sweep are too long for the name of its folder."""
+    if (length := len(os.fsencode(label))) <= MAX_NAME_BYTES:
+        return []
+    advice = "sweep fewer keys at once, with the other values in a file conf/experiment/NAME.yaml"
+    name = f"the folder of this run would have a name of {length} bytes"
+    return [f"{label[:80]}...: {name}, and file systems take {MAX_NAME_BYTES}: {advice}"]
 
 
 def _whole_patches(view: ConfigView, key: str) -> Iterator[str]:

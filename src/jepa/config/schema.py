@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
 from typing import Annotated, Any, Literal
 
@@ -79,7 +80,7 @@ class TrainConfig:
     num_frames: PositiveInt
     phases: list[Any]
     seed: NonNegativeInt
-    resume: bool
+    resume: Annotated[bool | str, Literal[True, False, "previous"]]
     precision: Annotated[str, Literal["auto", "bf16", "fp32"]]
     compile: bool
     device: str
@@ -147,19 +148,30 @@ class ExportConfig:
     push_to_hub: str | None
 
 
+class _Dumper(yaml.SafeDumper):
+    """Quotes text that OmegaConf, other than PyYAML, would read as a number: 1e3."""
+
+
+_Dumper.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9][0-9_]*[eE][-+]?[0-9]+"), [*"-+0123456789"]
+)
+
+
 def to_yaml(config: TrainConfig) -> str:
     """The text of config.yaml; `jepa-train --config-dir FOLDER --config-name config` runs it again."""
-    return yaml.safe_dump(asdict(config), sort_keys=False, default_flow_style=None, width=120)
+    return yaml.dump(asdict(config), Dumper=_Dumper, sort_keys=False, default_flow_style=None, width=120)
 
 
-def changed_keys(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+def changed_keys(old: Mapping[str, Any], new: Mapping[str, Any], ignore: Collection[str] = ()) -> list[str]:
     """Dotted keys that change the result of a run and differ between two configurations, each with both values.
 
-    A key that only `new` has is left out at its default, which must not change earlier results.
+    Those in `ignore` are left out. A key that only `new` has is left out at its default, which must not change earlier
+    results.
     """
     before, after = dict(flatten(old)), dict(flatten(new))
     changed = [key for key in dict.fromkeys([*before, *after]) if before.get(key, "-") != after.get(key, "-")]
-    changed = [key for key in changed if key not in IRRELEVANT and key.partition(".")[0] not in IRRELEVANT_SECTIONS]
+    irrelevant = {*IRRELEVANT, *IRRELEVANT_SECTIONS, *ignore}
+    changed = [key for key in changed if not irrelevant & {key, key.partition(".")[0]}]
     defaults = (
         dict(flatten(yaml.safe_load((conf_folder() / "train.yaml").read_text(encoding="utf-8")))) if changed else {}
     )

@@ -123,7 +123,7 @@ def describe(kind: Any) -> str:
     if origin is Annotated:
         return describe(arguments[0] if isinstance(arguments[1], Within) else arguments[1])
     if origin is Literal:
-        return " or ".join(map(str, arguments))
+        return " or ".join(word if isinstance(word, str) else describe_value(word) for word in arguments)
     if origin is tuple and arguments and arguments[-1] is not Ellipsis:
         return f"a list of {len(arguments)}: {', '.join(map(describe, arguments))}"
     if origin in SEQUENCES and arguments:

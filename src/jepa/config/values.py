@@ -211,8 +211,8 @@ def _argument_error(parameter: signatures.Parameter, key: str, value: Any) -> st
         return None
     if key == "predictor.num_heads" and value is None:
         return None  # as many as the encoder has
-    if key == "name" and isinstance(value, int | float) and not isinstance(value, bool):
-        return None  # name=2024 is a name
+    if key == "name" and type(value) is int:
+        return None  # `name: 2024` in a file is a name
     return signatures.value_error(parameter.type, parameter.name, value)
 
 

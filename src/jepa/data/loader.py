@@ -120,13 +120,10 @@ def _iterate(loader: DataLoader) -> Generator[Any, None, None]:
             if isinstance(batch, str):
                 raise DataError(batch)
             yield batch
-    except RuntimeError as error:
-        if not str(error).startswith("DataLoader worker"):
-            raise
-        raise DataError(
-            f"{error} It was killed from outside, often for lack of memory: lower num_workers (num_workers=0 reads "
-            "in the main process), or give the container more shared memory (--shm-size)"
-        ) from error
+    except (RuntimeError, OSError, EOFError) as error:
+        if killed := killed_worker(error, workers):
+            raise killed from error
+        raise
     finally:
         if workers:
             iterator._shutdown_workers()  # the garbage collector would do it too late: a traceback keeps the iterator
@@ -265,13 +262,33 @@ def _zeros(shape: tuple[int, ...]) -> Tensor:
     return torch.empty(0, dtype=torch.uint8).set_(storage).unflatten(0, shape)
 
 
+def killed_worker(error: Exception, workers: Sequence[Any] = ()) -> DataError | None:
+    """What to do about a killed worker, which torch reports wherever the main process is; None for other errors.
+
+    Its connection may also break in the middle of a batch.
+    """
+    is_reported = str(error).startswith("DataLoader worker")
+    if not is_reported and (isinstance(error, RuntimeError) or not any(_has_died(worker) for worker in workers)):
+        return None
+    report = first_line(error) if is_reported else "A process that reads the data has died."
+    return DataError(
+        f"{report} It was killed from outside, often for lack of memory: lower num_workers (num_workers=0 reads in the "
+        "main process), or give the container more shared memory (--shm-size)"
+    )
+
+
+def _has_died(worker: Any) -> bool:
+    worker.join(timeout=1)
+    return bool(worker.exitcode)
+
+
 def _identity(batch: Any) -> Any:
     return batch
 
 
 def _ignore_job_signals(worker: int) -> None:
     """Workers ignore signals sent to a whole job (Ctrl-C, a scheduler's warning); the main process handles them."""
-    for signum in (signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
+    for signum in (signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(signum, signal.SIG_IGN)
     if hasattr(signal, "sigwaitinfo"):
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})

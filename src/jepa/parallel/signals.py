@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 from collections.abc import Callable, Collection, Iterator
@@ -10,17 +11,20 @@ from dataclasses import dataclass
 from types import FrameType
 from typing import Any
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
-STOPS, FROM_SCHEDULERS = SIGNALS[:2], SIGNALS[1:]
+STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
+FROM_SCHEDULERS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+SIGNALS = tuple(dict.fromkeys((*STOPS, *FROM_SCHEDULERS)))
 
 
 @contextmanager
 def handlers(signals: Collection[int], handler: Callable[..., Any] | signal.Handlers) -> Iterator[None]:
-    """Install the handler while the block runs, then restore the previous ones.
+    """Install the handler while the block runs, then restore the previous ones; a HUP ignored by nohup stays so.
 
     Python allows it in the main thread only; in another, signals are left to whoever has started it.
     """
-    signals = signals if threading.current_thread() is threading.main_thread() else ()
+    is_main = threading.current_thread() is threading.main_thread()
+    is_nohup = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    signals = [signum for signum in signals if is_main and not (signum == signal.SIGHUP and is_nohup)]
     previous = {signum: signal.signal(signum, handler) for signum in signals}
     try:
         yield
@@ -44,7 +48,20 @@ class Interrupt:
     def receive(self, signum: int, frame: FrameType | None) -> None:
         if self.signum and signum == signal.SIGINT:
             raise KeyboardInterrupt
+        if signum == signal.SIGHUP:
+            mute_closed_terminal()
         self.signum = signum
+
+
+def mute_closed_terminal() -> None:
+    """Discard the output to a terminal that was closed: writing to it is an error, also while the state is saved."""
+    for descriptor in (1, 2):
+        try:
+            os.write(descriptor, b"")
+        except OSError:
+            devnull = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(devnull, descriptor)
+            os.close(devnull)
 
 
 @contextmanager

@@ -2,13 +2,15 @@
 
 checkpoints/step_00001000/ holds the tensors of model, optimizer and guard (shard-*.safetensors, one set per rank, which
 torch.distributed.checkpoint reads on any number of ranks), config.yaml and, written last, state.json with the digests
-of the other files. `last` and `best` are links to such folders.
+of the other files and a checksum of its own. `last` and `best` are links to such folders, or files with their names
+where the file system has no links; without them the newest folder is taken (see `jepa.config.checkpoints`).
 """
 
 from __future__ import annotations
 
-import hashlib
+import errno
 import json
+import logging
 import math
 import os
 import shutil
@@ -16,7 +18,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -25,41 +27,30 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from jepa.config.files import Fields, as_mapping, read_json
-from jepa.config.paths import CLIP_SHAPE
-from jepa.errors import FileError, RunError
+from jepa.config.checkpoints import named, newest, quiet_state, step_folders, step_of
 from jepa.parallel.session import PeerError, Session
-from jepa.types import NonNegativeInt
+from jepa.runs.state import (
+    FORMAT,
+    CheckpointError,
+    as_checkpoint_errors,
+    damaged,
+    digests_of,
+    fault_of,
+    find,
+    peek,
+    previous_whole,
+    read_state,
+    with_checksum,
+)
 
-FORMAT = "jepa-train checkpoint 2"
-STATE_FIELDS: Fields = {
-    "step": NonNegativeInt,
-    "digests": Mapping[str, str],
-    "best": dict | None,
-    "backbone": str | None,
-    "clip_shape": CLIP_SHAPE | None,
-    **dict.fromkeys(("mean", "std"), Sequence[float] | None),
-    "encoder": dict | None,
-}
-"""Fields of state.json that are read."""
-BEST_FIELDS: Fields = {"metric": str | None, "value": float}
-"""Fields of `best` in state.json."""
+log = logging.getLogger(__name__)
 _READ_ERRORS = (OSError, SafetensorError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError)
 _READ_ERRORS += (RecursionError, AssertionError)
 """Exceptions of torch's reader for damaged headers."""
-
-
-class CheckpointError(RunError):
-    """A checkpoint cannot be used; the message names it and says what to do."""
-
-
-@contextmanager
-def as_checkpoint_errors(prefix: str = "") -> Iterator[None]:
-    """Raises CheckpointError for a ValueError, with `prefix` before its message."""
-    try:
-        yield
-    except ValueError as error:
-        raise CheckpointError(f"{prefix}{error}") from error
+latest = newest
+__all__ = ["CheckpointError", "as_checkpoint_errors", "find", "latest", "peek", "read_state", "with_checksum"]
+UNSUPPORTED = {errno.EPERM, errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.ENOLCK}
+"""Numbers of the errors of a file system that does not offer links, locks or the flushing of folders."""
 
 
 class SaveError(CheckpointError):
@@ -110,7 +101,7 @@ class Writer:
     def _prepare(self, step: int, links: Sequence[str]) -> bool:
         """Create the temporary folder; if the checkpoint exists already, only update the links and return True."""
         target = checkpoint_folder(self.folder, step)
-        if (target.parent / "last").resolve() == target.resolve() and target.exists():
+        if named(target.parent.resolve(), "last") == target.resolve():
             _link(target, links)
             return True
         shutil.rmtree(_temporary(target), ignore_errors=True)
@@ -137,15 +128,15 @@ class Writer:
         target = checkpoint_folder(self.folder, step)
         temporary = _temporary(target)
         (temporary / "config.yaml").write_text(config, encoding="utf-8")
-        state = {"format": FORMAT, "step": step, **state, "digests": _digests(sorted(temporary.iterdir()))}
-        (temporary / "state.json").write_text(json.dumps(state, indent=1))
+        state = {"format": FORMAT, "step": step, **state, "digests": digests_of(sorted(temporary.iterdir()))}
+        (temporary / "state.json").write_text(json.dumps(with_checksum(state), indent=1))
         for path in (*temporary.iterdir(), temporary):
             _flush(path)
         if target.exists():
             shutil.rmtree(target)
         temporary.rename(target)
         _link(target, links)
-        prune(self.folder, keep=self.keep)
+        prune(self.folder, keep=self.keep, current=target)
 
     @contextmanager
     def _save_errors(self, step: int) -> Iterator[None]:
@@ -159,11 +150,11 @@ class Writer:
             reason = failures[0][0] if failures else error
             if self.session.is_rank_zero:
                 shutil.rmtree(_temporary(checkpoint_folder(self.folder, step)), ignore_errors=True)
-            last = self.folder / "checkpoints" / "last"
-            previous = f"intact: {last.resolve().name}" if last.exists() else "none"
+            last = newest(self.folder)
+            previous = f"intact: {last.name}" if last else "none"
             raise SaveError(
-                f"step {step} could not be saved in {last.parent}: {reason}. Previous checkpoint: {previous}; "
-                "fix this and run the same command again"
+                f"step {step} could not be saved in {self.folder / 'checkpoints'}: {reason}. Previous checkpoint: "
+                f"{previous}; fix this and run the same command again"
             ) from error
 
 
@@ -177,69 +168,73 @@ def _temporary(target: Path) -> Path:
 
 
 def _link(target: Path, names: Sequence[str]) -> None:
-    """Let the links `names` beside `target` point to it, atomically."""
+    """Let the links `names` beside `target` point to it, atomically; files with its name where there are no links."""
     for name in names:
-        temporary = target.with_name(f".link-{name}")
+        place, temporary = target.with_name(name), target.with_name(f".link-{name}")
         temporary.unlink(missing_ok=True)
-        temporary.symlink_to(target.name)
-        os.replace(temporary, target.with_name(name))
+        try:
+            temporary.symlink_to(target.name)
+        except OSError as error:
+            if error.errno not in UNSUPPORTED | {errno.EACCES}:
+                raise
+            temporary.write_text(target.name)
+            _warn_once(f"{target.parent} has no links ({error.strerror}): {name} is a file with the checkpoint's name")
+        if place.is_dir() and not place.is_symlink():
+            _put_aside(place)
+        os.replace(temporary, place)
     _flush(target.parent)
 
 
-def prune(folder: Path, *, keep: int) -> None:
-    """Delete all checkpoints but the newest `keep` and those that a link points to, and incomplete ones."""
-    root = folder / "checkpoints"
-    linked = {path.resolve() for path in root.iterdir() if path.is_symlink()}
-    for old in sorted(root.glob("step_*"))[:-keep]:
-        if old.resolve() not in linked:
+def _put_aside(copied: Path) -> None:
+    """Make room for a link where a copy of a run holds a copied folder, which is kept unless it is a duplicate."""
+    state = quiet_state(copied)
+    original = copied.with_name(f"step_{state['step']:08d}") if isinstance(state.get("step"), int) else None
+    if original and not original.exists():
+        copied.rename(original)
+    elif original and quiet_state(original) == state and fault_of(original) is None:
+        shutil.rmtree(copied)
+    else:
+        number = next(n for n in range(1, 10**6) if not copied.with_name(f"copied-{copied.name}-{n}").exists())
+        copied.rename(copied.with_name(f"copied-{copied.name}-{number}"))
+
+
+@cache
+def _warn_once(message: str) -> None:
+    log.warning("%s", message)
+
+
+def prune(folder: Path, *, keep: int, current: Path) -> None:
+    """Delete the complete checkpoints before `current` but the newest `keep` and those with a name, and leftovers.
+
+    Later and incomplete ones stay: they are there because the run was copied or has resumed from an earlier one.
+    """
+    root = current.parent.resolve()
+    kept = {path for name in ("last", "best", "failed") if (path := named(root, name))}
+    kept |= {path.resolve() for path in root.iterdir() if path.is_symlink()}
+    complete = [path for path in step_folders(root) if (path / "state.json").is_file()]
+    for old in [path for path in complete if step_of(path) <= step_of(current)][:-keep]:
+        if old not in kept:
             shutil.rmtree(old)
     for leftover in root.glob(".writing-*"):
         shutil.rmtree(leftover, ignore_errors=True)
 
 
-def find(path: Path) -> Path:
-    """The last checkpoint of a run folder, or the checkpoint folder that `path` is or links to; or CheckpointError."""
-    for candidate in (path, path / "checkpoints" / "last"):
-        if (candidate / "state.json").is_file():
-            return candidate.resolve()
-    expected = "expected a run folder (outputs/NAME) with checkpoints/last, or a folder with state.json and tensors"
-    problem = "is no checkpoint of jepa-train" if path.exists() else "does not exist"
-    raise CheckpointError(f"{path.resolve()} {problem}: {expected}")
+def latest_whole(folder: Path) -> Path | None:
+    """The checkpoint to resume from with resume=previous: damaged ones at the end are renamed damaged-step_*.
 
-
-def latest(folder: Path) -> Path | None:
-    """The last checkpoint of the run in `folder`; None if it has saved none yet."""
-    last = folder / "checkpoints" / "last"
-    return find(last) if last.is_symlink() or last.exists() else None
-
-
-def read_state(checkpoint: Path) -> dict:
-    """state.json, after all files are read and their digests compared; raises CheckpointError."""
-    state = peek(checkpoint)
-    for name in state["digests"]:
-        if Path(name).name != name:
-            raise _damaged(checkpoint, f"state.json names {name}, which is not a file of the checkpoint")
-    digests = _digests([path for name in state["digests"] if (path := checkpoint / name).is_file()])
-    for name, digest in state["digests"].items():
-        if digests.get(name) != digest:
-            fault = "has changed since it was written" if name in digests else "is missing"
-            raise _damaged(checkpoint, f"{name} {fault}")
-    return state
-
-
-def peek(checkpoint: Path) -> dict:
-    """state.json without a check of the other files."""
-    path = checkpoint / "state.json"
-    try:
-        state = read_json(path)
-        if state.get("format") == FORMAT:
-            as_mapping(state, path, STATE_FIELDS)
-            as_mapping(state.get("best") or {"value": 0.0}, f"{path}: best", BEST_FIELDS)
-    except FileError as error:
-        raise _damaged(checkpoint, f"{error}") from error
-    if state.get("format") != FORMAT:
-        raise CheckpointError(f"{checkpoint} was not written by this version of jepa-train: expected format '{FORMAT}'")
-    return state
+    Raises CheckpointError if none is whole.
+    """
+    last = newest(folder)
+    if last is None or (fault := fault_of(last)) is None:
+        return last
+    if (previous := previous_whole(last)) is None:
+        raise damaged(last, fault)
+    for path in step_folders(last.parent):
+        if step_of(path) > step_of(previous) and fault_of(path) is not None:
+            path.rename(path.with_name(f"damaged-{path.name}"))
+    _link(previous, ("last",))
+    log.warning("%s is damaged: %s; it is kept as damaged-%s", last, fault, last.name)
+    return previous
 
 
 def training_tensors(model: nn.Module, optimizer: Optimizer, guard: nn.Module | None) -> dict[str, Tensor]:
@@ -289,7 +284,7 @@ def _stored(checkpoint: Path, prefix: str) -> dict[str, tuple[torch.Size, torch.
         in_files = sum(path.stat().st_size for path in checkpoint.glob("*.safetensors"))
         sizes = [math.prod(tensor.size) * tensor.properties.dtype.itemsize for tensor in metadata.values()]
     if min(sizes, default=0) < 0 or sum(sizes) > in_files:
-        raise _damaged(checkpoint, f"its headers state {sum(sizes):,} bytes of tensors, its files have {in_files:,}")
+        raise damaged(checkpoint, f"its headers state {sum(sizes):,} bytes of tensors, its files have {in_files:,}")
     return {
         name.removeprefix(prefix): (tensor.size, tensor.properties.dtype)
         for name, tensor in metadata.items()
@@ -320,30 +315,15 @@ def _reading(checkpoint: Path) -> Iterator[None]:
     try:
         yield
     except (CheckpointException, *_READ_ERRORS) as error:
-        raise _damaged(checkpoint, f"its tensors cannot be read ({' '.join(str(error).split())[:240]})") from error
-
-
-def _damaged(checkpoint: Path, what: str) -> CheckpointError:
-    advice = "there is no other checkpoint: start again with another name="
-    if siblings := sorted(path.name for path in checkpoint.parent.glob("step_*") if path != checkpoint):
-        advice = f"remove this folder and link checkpoints/last to {siblings[-1]} to resume from there"
-    return CheckpointError(f"{checkpoint} is damaged: {what}; {advice}")
-
-
-def _digests(paths: Sequence[Path]) -> dict[str, str]:
-    """File name -> SHA-256, computed in 8 threads."""
-    with ThreadPoolExecutor(8) as pool:
-        return dict(zip((path.name for path in paths), pool.map(_digest, paths), strict=True))
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        raise damaged(checkpoint, f"its tensors cannot be read ({' '.join(str(error).split())[:240]})") from error
 
 
 def _flush(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:  # some file systems flush no folders
+        if not path.is_dir() or error.errno not in UNSUPPORTED:
+            raise
     finally:
         os.close(descriptor)

@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
+import logging
 import secrets
 import signal
 import sys
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 from jepa.config import ConfigError, changed_keys
 from jepa.errors import FileError, RunError
 from jepa.parallel.session import Session
 from jepa.runs import checkpoint
 from jepa.runs.metrics import read_config, read_ending, write_atomically
+
+log = logging.getLogger(__name__)
+FULL_OR_READ_ONLY = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.EFBIG}
+"""Numbers of the errors of a disk that takes no more files."""
+LENGTH = {"steps", "epochs"}
+"""Keys that say how long a run is, which may change when it is resumed."""
 
 
 @dataclass
@@ -41,8 +50,12 @@ class RunFolder:
 
     def end(self, signum: int) -> None:
         """Record how the run ended: by the exception being handled, by the signal `signum`, or finished if it is 0."""
-        if (error := sys.exc_info()[1]) is not None:
-            self._write(status="failed", message=f"{type(error).__name__}: {error}")
+        error = sys.exc_info()[1]
+        if isinstance(error, KeyboardInterrupt):
+            self._write(status="stopped", message="stopped by a second Ctrl-C, before the state was saved")
+        elif error is not None:
+            with suppress(OSError):  # the error being handled says what is wrong
+                self._write(status="failed", message=f"{type(error).__name__}: {error}")
         elif signum:
             self._write(status="stopped", message=f"stopped by {signal.Signals(signum).name}")
         else:
@@ -55,18 +68,27 @@ class RunFolder:
 
 
 @contextmanager
-def open_folder(path: Path, *, config: dict, resume: bool, session: Session) -> Iterator[RunFolder]:
+def open_folder(path: Path, *, config: dict, resume: bool | str, session: Session) -> Iterator[RunFolder]:
     """Lock the run folder, as rank 0 for all ranks, while the block runs.
 
     Raises ConfigError if the folder holds a run of another configuration, is used by a running process, or exists
-    although resume=false; RunError if it cannot be written. Ranks above 0 raise PeerError.
+    although resume=false; RunError if it cannot be written, also by the block. Ranks above 0 raise PeerError.
     """
     with ExitStack() as stack:
         facts = session.broadcast_from_rank_zero(lambda: _claim(path, config, resume, stack))
-        yield RunFolder(path, facts, writes=session.is_rank_zero)
+        try:
+            yield RunFolder(path, facts, writes=session.is_rank_zero)
+        except OSError as error:
+            if error.errno not in FULL_OR_READ_ONLY:
+                raise
+            where = error.filename or path
+            raise RunError(
+                f"{where} cannot be written ({error.strerror}): make room there, then run the same command again, "
+                "which resumes from the last checkpoint"
+            ) from error
 
 
-def _claim(path: Path, config: dict, resume: bool, stack: ExitStack) -> dict:
+def _claim(path: Path, config: dict, resume: bool | str, stack: ExitStack) -> dict:
     """Lock the folder until `stack` is closed, check its last checkpoint, and return run.json, new if there is none."""
     if (path / "config.yaml").exists() and not resume:
         raise ConfigError([f"resume=false: {path} exists already; give another name= or remove it"])
@@ -77,16 +99,40 @@ def _claim(path: Path, config: dict, resume: bool, stack: ExitStack) -> dict:
         raise RunError(
             f"{path} cannot be written ({error.strerror}): give another name= or start in another folder"
         ) from error
+    _lock(lock, path)
+    last = checkpoint.latest_whole(path) if resume == "previous" else checkpoint.latest(path)
     try:
-        fcntl.flock(lock.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        raise ConfigError([f"{path} is in use by another training process; give another name="]) from error
-    if (last := checkpoint.latest(path)) is not None:
-        checkpoint.read_state(last)
-        if changed := changed_keys(read_config(last), config):
-            keys = "; ".join(changed)
-            raise ConfigError([f"{path} holds a run of another configuration ({keys}): give another name="])
-    try:
-        return {"run_id": secrets.token_hex(4), "status": "running", "message": ""} | read_ending(path)
+        facts = {"run_id": secrets.token_hex(4), "status": "running", "message": ""} | read_ending(path)
     except FileError as error:
         raise ConfigError([f"{error}: remove the folder or give name="]) from error
+    if last is None:
+        return facts
+    checkpoint.read_state(last)
+    earlier = read_config(last)
+    if changed := changed_keys(earlier, config, ignore=LENGTH):
+        raise ConfigError([f"{path} holds a run of another configuration ({'; '.join(changed)}): give another name="])
+    if checkpoint.named(last.parent, "last") != last:
+        log.warning("%s/checkpoints/last is not there; the run resumes from the newest checkpoint, %s", path, last.name)
+    if length := _changed_length(earlier, config):
+        log.info("%s: the schedule is from now on that of the new length; the steps done are those of the old", length)
+        facts["status"] = "stopped" if facts["status"] == "finished" else facts["status"]
+    return facts
+
+
+def _lock(file: IO[str], path: Path) -> None:
+    """Lock an open file; one warning where the file system has no locks."""
+    try:
+        fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise ConfigError([f"{path} is in use by another training process; give another name="]) from error
+    except OSError as error:
+        if error.errno not in checkpoint.UNSUPPORTED:
+            raise RunError(f"{path} cannot be locked ({error.strerror}): give another name=") from error
+        log.warning("%s has no locks (%s): start no second training in this folder", path, error.strerror)
+
+
+def _changed_length(earlier: Mapping, config: Mapping) -> str:
+    """What differs in the length of a run, as text; empty if nothing does. `steps` wins over `epochs`."""
+    if earlier.get("steps") == config.get("steps") is not None:
+        return ""
+    return "; ".join(text for text in changed_keys(earlier, config) if text.partition(":")[0] in LENGTH)

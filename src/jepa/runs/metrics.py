@@ -8,6 +8,7 @@ several lines, which `read_rows` merges.
 from __future__ import annotations
 
 import json
+import logging
 import math
 import os
 import platform
@@ -28,6 +29,7 @@ from jepa.types import Within
 if TYPE_CHECKING:
     from jepa.evaluation.types import EmbeddingTable, Evaluation
 
+log = logging.getLogger(__name__)
 METRICS, MEDIA, CAPTIONS, PROVENANCE = "metrics.jsonl", "media", "captions.json", "provenance.json"
 PACKAGES = ("jepa-train", "torch", "torchvision", "timm", "hydra-core", "omegaconf", "wandb", "numpy", "pillow")
 Row = dict[str, float]
@@ -47,11 +49,16 @@ SESSION_FIELDS: files.Fields = {"started": Annotated[float, Within(0, 1e10)], "f
 
 
 class FolderLogger:
-    """Logs every run. Entries after `resume_step` are removed first; None means a new run, which removes all."""
+    """Logs every run. Entries after `resume_step` are removed first.
+
+    None means a run from step 0; what an earlier attempt without checkpoints has logged is kept in earlier-1, -2 ...
+    """
 
     def __init__(self, *, folder: Path, config: Mapping[str, Any], run_id: str, resume_step: int | None) -> None:
         self.folder = Path(folder)
         self.folder.mkdir(parents=True, exist_ok=True)
+        if resume_step is None:
+            keep_earlier(self.folder)
         rewind(self.folder, -1 if resume_step is None else resume_step)
         self._lines = (self.folder / METRICS).open("a", encoding="utf-8")
         self._provenance = _provenance(self.folder, config, run_id, resume_step)
@@ -118,6 +125,23 @@ def read_rows(folder: Path) -> list[Row]:
         values = {name: math.nan if value is None else value for name, value in row.items()}
         rows.setdefault(row["step"], {}).update(values)
     return [rows[step] for step in sorted(rows)]
+
+
+def keep_earlier(folder: Path) -> None:
+    """Move metrics and media of training steps into a folder of their own, since no checkpoint continues them."""
+    steps = [row["step"] for row in _parse(folder / METRICS)]
+    if not any(steps):
+        return
+    number = next(n for n in range(1, 10**6) if not (folder / f"earlier-{n}").exists())
+    target = folder / f"earlier-{number}"
+    target.mkdir()
+    for name in (METRICS, MEDIA):
+        if (folder / name).exists():
+            (folder / name).rename(target / name)
+    log.warning(
+        "%s holds metrics up to step %d and no checkpoint: the run starts at step 0, they are kept in %s",
+        folder, max(steps), target.name,
+    )  # fmt: skip
 
 
 def rewind(folder: Path, step: int) -> None:

@@ -78,6 +78,9 @@ def phases_left(config: TrainConfig, dataset_size: int, folder: Path) -> list[Ph
     """Phases that are not finished according to the last checkpoint; if all are, the last phase."""
     phases, last = split_phases(config, dataset_size), checkpoint.latest(folder)
     done = checkpoint.peek(last)["step"] if last else 0
+    if done > phases[-1].end_step:
+        error = f"{folder} has trained {done} steps already, and the run is to end after {phases[-1].end_step}"
+        raise ConfigError([f"{error}: give more steps= or epochs=, or another name="])
     return [phase for phase in phases if phase.end_step > done] or phases[-1:]
 
 

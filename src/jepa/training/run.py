@@ -199,7 +199,7 @@ class Run:
             step=step,
             tensors=checkpoint.training_tensors(objective, components.optimizer, components.guard),
             config=self.config_text,
-            state={"best": self.best, "backbone": backbone, **self.facts},
+            state={"best": self.best, "backbone": backbone, "failed": links == ("failed",), **self.facts},
             links=links,
         )
 

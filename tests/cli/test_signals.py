@@ -1,0 +1,120 @@
+"""What ends a run from outside: signals, a closed terminal, a killed worker."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import pty
+import signal
+import subprocess
+import sys
+import time
+from itertools import islice
+from pathlib import Path
+
+import pytest
+from tiny_agent import TINY
+
+from jepa.agent import _out_of_memory_advice
+from jepa.data.loader import DataError, batches
+from jepa.data.moving_digits import MovingDigits
+from jepa.parallel.signals import STOPS, Interrupt, handlers, listen
+
+COMMAND = [sys.executable, "-m", "jepa.cli.train", *TINY, "steps=4000", "save_every=4000", "eval_every=null"]
+COMMAND += ["device=cpu", "name=x", "log_every=1"]
+
+
+def start(folder: Path, **streams: int) -> subprocess.Popen:
+    """A run that has trained a few steps."""
+    process = subprocess.Popen(COMMAND, cwd=folder, start_new_session=True, text=True, **streams)
+    metrics, limit = folder / "outputs/x/metrics.jsonl", time.monotonic() + 120
+    while not metrics.exists() or metrics.read_text().count("train/loss") < 3:
+        assert process.poll() is None
+        assert time.monotonic() < limit
+        time.sleep(0.05)
+    return process
+
+
+def ending(folder: Path) -> dict:
+    return json.loads((folder / "outputs/x/run.json").read_text())
+
+
+def test_a_hangup_that_nohup_ignores_stays_ignored() -> None:
+    previous = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with listen() as interrupt:
+            signal.raise_signal(signal.SIGHUP)
+            assert not interrupt.is_requested()
+            signal.raise_signal(signal.SIGTERM)
+            assert interrupt.signum == signal.SIGTERM
+    finally:
+        signal.signal(signal.SIGHUP, previous)
+
+
+@pytest.mark.parametrize("signum", STOPS)
+def test_each_signal_that_stops_a_run_is_recorded(signum: int) -> None:
+    with listen() as interrupt:
+        signal.raise_signal(signum)
+    assert interrupt.signum == signum
+
+
+def test_handlers_are_what_they_were_afterwards() -> None:
+    before = [signal.getsignal(signum) for signum in STOPS]
+    with handlers(STOPS, Interrupt().receive):
+        pass
+    assert [signal.getsignal(signum) for signum in STOPS] == before
+
+
+@pytest.mark.slow
+def test_quit_saves_and_stops(tmp_path: Path) -> None:
+    process = start(tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    process.send_signal(signal.SIGQUIT)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 128 + signal.SIGQUIT, output
+    assert "Traceback" not in output
+    assert ending(tmp_path)["message"] == "stopped by SIGQUIT"
+    assert (tmp_path / "outputs/x/checkpoints/last/state.json").is_file()
+
+
+@pytest.mark.slow
+def test_a_closed_terminal_saves_and_stops(tmp_path: Path) -> None:
+    ours, theirs = pty.openpty()
+    process = start(tmp_path, stdin=theirs, stdout=theirs, stderr=theirs)
+    os.close(theirs)
+    os.close(ours)  # from now on the run cannot print
+    process.send_signal(signal.SIGHUP)
+    assert process.wait(timeout=120) == 128 + signal.SIGHUP
+    assert ending(tmp_path)["message"] == "stopped by SIGHUP"
+    assert (tmp_path / "outputs/x/checkpoints/last/state.json").is_file()
+
+
+@pytest.mark.slow
+def test_a_second_ctrl_c_ends_without_a_traceback(tmp_path: Path) -> None:
+    process = start(tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    for _ in range(2):
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.01)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode in (130, -signal.SIGINT), output
+    assert "Traceback" not in output
+
+
+def test_a_killed_worker_is_named_wherever_torch_reports_it() -> None:
+    error = RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. \nsecond line")
+    advice = _out_of_memory_advice(*(None, None))  # around the step, where torch's handler of SIGCHLD may raise
+    with pytest.raises(DataError, match=r"is killed by signal: Killed.*num_workers=0") as raised, advice:
+        raise error
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.slow
+def test_a_worker_that_is_killed_ends_the_batches_with_one_line() -> None:
+    dataset = MovingDigits(num_frames=2, num_samples=64)
+    stream = batches(dataset, batch_size=4, seed=0, num_workers=1)
+    next(stream)
+    for worker in multiprocessing.active_children():
+        os.kill(worker.pid or 0, signal.SIGKILL)
+    with pytest.raises(DataError, match="num_workers=0") as raised:
+        list(islice(stream, 1000))
+    assert "\n" not in str(raised.value)
