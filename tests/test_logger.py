@@ -127,7 +127,7 @@ class TestFolder:
         monkeypatch.setattr(os, "replace", lambda *_: (_ for _ in ()).throw(OSError("no space left")))
         with pytest.raises(OSError, match="no space"):
             FolderLogger(**wired(tmp_path))
-        assert (tmp_path / "metrics.jsonl").read_bytes() == before
+        assert (tmp_path / "earlier-1" / "metrics.jsonl").read_bytes() == before
 
     def test_pictures_are_kept_with_their_captions(self, tmp_path):
         logger = FolderLogger(**wired(tmp_path))

@@ -286,7 +286,7 @@ class Composer:
 
 def _as_typed(value: Any, text: str) -> Any:
     """The text of a plain value, or a list of the texts of its items; `value` for anything with quotes or brackets."""
-    if isinstance(value, list) and re.fullmatch(r"\[[^\[\]{}'\"\\$]*\]", text):
+    if isinstance(value, list) and value and re.fullmatch(r"\[[^\[\]{}'\"\\$]*\]", text):
         return [item.strip() for item in text[1:-1].split(",")]
     return text if value is None or isinstance(value, bool | int | float) else value
 

@@ -278,7 +278,10 @@ def killed_worker(error: Exception, workers: Sequence[Any] = ()) -> DataError | 
 
 
 def _has_died(worker: Any) -> bool:
-    worker.join(timeout=1)
+    try:
+        worker.join(timeout=1)
+    except RuntimeError:  # torch's handler of SIGCHLD reports the death while this waits for it
+        return True
     return bool(worker.exitcode)
 
 
