@@ -109,7 +109,7 @@ class Positions(nn.Module):
         self.width = width if kind in ADDED else width // num_heads
         self.in_time = in_time or grid.t > 1
         table, is_stored = self._table(grid, torch.device("cpu")), kind == "table"
-        self.register_buffer("table", table.clone() if is_stored else table, persistent=is_stored)
+        self.register_buffer("table", table.clone(), persistent=is_stored)  # a module of its own may change it
 
     def add(self, tokens: Tensor, grid: PatchGrid, indices: Tensor | None = None) -> Tensor:
         """Tokens [..., D], all or those at `indices` [...] -> tokens with positions added, unless these are rotary."""
