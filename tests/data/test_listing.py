@@ -134,7 +134,7 @@ def test_a_folder_of_parts_is_trained_on_its_training_part(tmp_path: Path, parts
 
 def test_a_class_named_train_among_others_is_a_class(tmp_path: Path) -> None:
     add(tmp_path, "train/1.png", "car/1.png", "plane/1.png")
-    assert training_folder(tmp_path, SUFFIXES) == tmp_path
+    assert training_folder(tmp_path) == tmp_path
     assert ImageFolder(root_path=str(tmp_path), image_folder=".").classes == ("car", "plane", "train")
 
 

@@ -401,6 +401,14 @@ def test_classes_that_only_held_out_shards_have_are_left_out_and_named(tmp_path,
     assert "['cow']" in caplog.text
 
 
+def test_samples_of_unknown_classes_are_counted_and_not_their_labels(tmp_path, caplog):
+    write_shard(tmp_path / "train-0.tar", {f"{n}": {"png": png(n), "cls": c} for n, c in enumerate([b"ant", b"bee"])})
+    labels = [b"cow", b"ant", b"cow", b"cow"]
+    write_shard(tmp_path / "val-0.tar", {f"{n}": {"png": png(n), "cls": c} for n, c in enumerate(labels)})
+    assert Shards(shards=str(tmp_path)).validation() is not None
+    assert "['cow']; 3 samples have no label" in caplog.text
+
+
 def test_held_out_shards_without_labels_are_passed_over_with_the_reason(tmp_path, caplog):
     write_shards(tmp_path, (4,))
     write_shard(tmp_path / "test-0.tar", {"0": {"png": png(0)}})

@@ -138,10 +138,12 @@ def class_names(labels: Sequence[str]) -> tuple[str, ...]:
     return tuple(map(str, range(largest + 1)))
 
 
-def class_numbers(labels: Sequence[str], classes: Sequence[str], where: str, *, lenient: bool = False) -> np.ndarray:
+def class_numbers(
+    labels: Sequence[str], classes: Sequence[str], where: str, *, lenient: bool = False, counts: Sequence[int] = ()
+) -> np.ndarray:
     """Long [n]: the number of the class that each label names, -1 without a label.
 
-    A `lenient` reading, of a held-out part that nobody named, gives -1 to other labels and warns; else ValueError.
+    `counts` are the numbers of samples of the labels, by default one each. A `lenient` reading, of a held-out part that nobody named, gives -1 to other labels and warns; else ValueError.
     """
     numbers = {name: number for number, name in enumerate(classes)}
     plain = {text: str(int(text)) if text.isdecimal() and text not in numbers else text for text in set(labels)}
@@ -151,7 +153,8 @@ def class_numbers(labels: Sequence[str], classes: Sequence[str], where: str, *, 
         reason = f"{where}: labels that are not among the {len(classes)} classes: {unknown[:5]}"
         if not lenient:
             raise ValueError(reason)
-        count = sum(text in unknown for text in labels)
+        counted = zip(labels, counts or [1] * len(labels), strict=True)
+        count = sum(number for text, number in counted if by_text[text] < 0 and text not in NO_LABEL)
         log.warning("%s; %s samples have no label therefore", reason, f"{count:,}")
     return np.array([by_text[text] for text in labels], dtype=np.int64)
 

@@ -37,7 +37,7 @@ class ImageFolder(FileDataset):
     ) -> None:  # fmt: skip
         super().__init__(channels, max_value=max_value)
         root = Path(root_path).expanduser().absolute()
-        folder = training_folder(existing(root / image_folder, "dataset.image_folder", "folder"), SUFFIXES)
+        folder = training_folder(existing(root / image_folder, "dataset.image_folder", "folder"))
         listing = list_files(folder, SUFFIXES)
         if not len(listing.files.paths):
             raise ValueError(f"no images ({' '.join(SUFFIXES)}) in {folder} or its sub-folders; {content(folder)}")

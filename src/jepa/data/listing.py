@@ -50,8 +50,8 @@ def account(summary: str, left_out: Counter[str]) -> str:
 def list_files(folder: Path, suffixes: tuple[str, ...], classes: Sequence[str] | None = None) -> Listing:
     """All visible files with one of the suffixes; a file of the class CLASS is at any depth below `folder`/CLASS.
 
-    Without `classes`, the sub-folders with files are the classes; a folder that holds more files itself than its only
-    sub-folder has no classes. With `classes`, as of a held-out part, the sub-folders are matched to them by name, also
+    Without `classes`, the sub-folders with files are the classes; a folder that holds as many files itself as its
+    only sub-folder, or more, has no classes. With `classes`, as of a held-out part, the sub-folders are matched to them by name, also
     in other capitals. Links to folders are followed, except to a folder that is listed anyway. Raises ValueError if
     `folder` cannot be read.
     """
@@ -82,7 +82,7 @@ def list_files(folder: Path, suffixes: tuple[str, ...], classes: Sequence[str] |
     return Listing(Files(folder, names, np.array(labels, dtype=np.int64)), own_classes, left_out)
 
 
-def training_folder(folder: Path, suffixes: tuple[str, ...]) -> Path:
+def training_folder(folder: Path) -> Path:
     """The training part of a folder whose sub-folders are the parts of a data set, or else the folder itself."""
     names = {entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith(".")}
     training = [name for name in TRAINING_NAMES if name in names]

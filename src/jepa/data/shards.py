@@ -58,9 +58,10 @@ class Shards(FileDataset):
 
     def _load(self, paths: list[Path], index: np.ndarray, lenient: bool = False) -> None:
         self.paths, self.index = paths, index
-        labels, rows = np.unique(index["label"], return_inverse=True)
+        labels, rows, counts = np.unique(index["label"], return_inverse=True, return_counts=True)
         texts = _names_of([label.decode() for label in labels.tolist()], _listed_classes(paths) or self.classes)
-        self.labels = class_numbers(texts, self.classes, f"shards in {paths[0].parent}", lenient=lenient)[rows]
+        where = f"shards in {paths[0].parent}"
+        self.labels = class_numbers(texts, self.classes, where, lenient=lenient, counts=counts.tolist())[rows]
         self.files = _OpenFiles(paths)
 
     def __len__(self) -> int:

@@ -67,7 +67,7 @@ class VideoFolder(FileDataset):
         folder = existing(root / video_folder, "dataset.video_folder", "folder")
         held_out = None
         if annotations is None:
-            folder = training_folder(folder, SUFFIXES)
+            folder = training_folder(folder)
             files, self.classes, _ = listing = list_files(folder, SUFFIXES)
             log.info("%s", listing)
             part = held_out_listing(folder, root, val_folder, self.classes, SUFFIXES)
