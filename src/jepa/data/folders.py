@@ -143,7 +143,8 @@ def class_numbers(
 ) -> np.ndarray:
     """Long [n]: the number of the class that each label names, -1 without a label.
 
-    `counts` are the numbers of samples of the labels, by default one each. A `lenient` reading, of a held-out part that nobody named, gives -1 to other labels and warns; else ValueError.
+    `counts` are the numbers of samples of the labels, by default one each. A `lenient` reading, of a held-out part that
+    nobody named, gives -1 to other labels and warns; else ValueError.
     """
     numbers = {name: number for number, name in enumerate(classes)}
     plain = {text: str(int(text)) if text.isdecimal() and text not in numbers else text for text in set(labels)}

@@ -51,9 +51,9 @@ def list_files(folder: Path, suffixes: tuple[str, ...], classes: Sequence[str] |
     """All visible files with one of the suffixes; a file of the class CLASS is at any depth below `folder`/CLASS.
 
     Without `classes`, the sub-folders with files are the classes; a folder that holds as many files itself as its
-    only sub-folder, or more, has no classes. With `classes`, as of a held-out part, the sub-folders are matched to them by name, also
-    in other capitals. Links to folders are followed, except to a folder that is listed anyway. Raises ValueError if
-    `folder` cannot be read.
+    only sub-folder, or more, has no classes. With `classes`, as of a held-out part, the sub-folders are matched to them
+    by name, also in other capitals. Links to folders are followed, except to a folder that is listed anyway. Raises
+    ValueError if `folder` cannot be read.
     """
     walk = Walk(folder, suffixes)
     by_folder: dict[str, list[str]] = {}
