@@ -349,3 +349,11 @@ def test_previous_does_not_pass_over_a_whole_checkpoint_and_finds_none_where_all
     with pytest.raises(CheckpointError, match="no other checkpoint"):
         checkpoint.latest_whole(tmp_path)
     assert checkpoint.latest(tmp_path).name == "step_00000001"
+
+
+@pytest.mark.parametrize("data", [{"num_samples": 3}, {"num_samples": "x", "classes": [], "digest": ""}, [1]])
+def test_a_wrong_description_of_the_data_is_refused_by_name(run, data):
+    path = checkpoint.checkpoint_folder(run, 10) / "state.json"
+    path.write_text(json.dumps(checkpoint.with_checksum(json.loads(path.read_text()) | {"data": data})))
+    with pytest.raises(CheckpointError, match="data"):
+        checkpoint.peek(path.parent)

@@ -29,6 +29,8 @@ STATE_FIELDS: Fields = {
 """Fields of state.json that are read."""
 BEST_FIELDS: Fields = {"metric": str | None, "value": float}
 """Fields of `best` in state.json."""
+DATA_FIELDS: Fields = {"num_samples": NonNegativeInt, "classes": Sequence[str], "digest": str}
+"""Fields of `data` in state.json, as `jepa.data.identity` describes a data set."""
 
 
 class CheckpointError(RunError):
@@ -79,6 +81,8 @@ def peek(checkpoint: Path) -> dict:
         if state.get("format") == FORMAT:
             as_mapping(state, path, STATE_FIELDS)
             as_mapping(state.get("best") or {"value": 0.0}, f"{path}: best", BEST_FIELDS)
+            if state.get("data") is not None:
+                as_mapping(state["data"], f"{path}: data", DATA_FIELDS)
     except FileError as error:
         raise damaged(checkpoint, f"{error}") from error
     if state.get("format") != FORMAT:
