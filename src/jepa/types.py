@@ -91,6 +91,29 @@ class PatchGrid:
 
 
 @dataclass(frozen=True)
+class ActionSpace:
+    """Continuous actions between bounds, one number for each axis, or one of `num_actions` discrete actions."""
+
+    low: tuple[float, ...] = ()
+    high: tuple[float, ...] = ()
+    num_actions: int = 0
+
+    @property
+    def is_discrete(self) -> bool:
+        return self.num_actions > 0
+
+    @property
+    def size(self) -> int:
+        """Numbers of an action as input of a model: its axes, or a one-hot code."""
+        return self.num_actions or len(self.low)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of an action as it is stored."""
+        return () if self.is_discrete else (len(self.low),)
+
+
+@dataclass(frozen=True)
 class Field:
     """A quantity that each sample has besides pixels and label, e.g. boxes or actions."""
 
@@ -102,6 +125,8 @@ class Field:
     padding: float = -1.0
     names: tuple[str, ...] = ()
     """names of the last dimension, e.g. "position/x", "position/y"; one probe for each name before the slash"""
+    space: ActionSpace | None = None
+    """of a field of actions"""
 
 
 NO_FIELDS: Mapping[str, Field] = MappingProxyType({})
@@ -224,6 +249,8 @@ class Latents(NamedTuple):
     """as in Batch"""
     local: Latents | None = None
     """latents of the smaller crops, with their own number of views"""
+    frames_apart: bool = False
+    """True if each time step, not each clip, is a sample of statistics over the batch"""
 
 
 class LossOutput(NamedTuple):

@@ -13,8 +13,12 @@ from jepa.types import Latents
 def pool_views(latents: Latents, of: str) -> Tensor:
     """-> float32 [b, V, D]: the mean token of each view of b samples, `local` views last
 
+    If time steps are samples of their own (`frames_apart`), b is their number and V is 1.
     `of` is "context" for the latents of the context encoder, "predicted" for those of the predictor.
     """
+    if latents.frames_apart:
+        steps = latents.context.unflatten(1, (latents.grid.t, -1)) if of == "context" else latents.predicted
+        return steps.float().mean(dim=2).flatten(0, 1)[:, None]  # [B T, 1, D]
     views = _tokens(latents, of).mean(dim=1).unflatten(0, (-1, latents.views))
     return views if latents.local is None else torch.cat([views, pool_views(latents.local, of)], dim=1)
 

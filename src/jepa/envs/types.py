@@ -1,0 +1,107 @@
+"""What an environment is to this package: several copies that are stepped together, and what they know of their world."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+
+from jepa.types import ActionSpace, Traits
+
+
+class Transition(NamedTuple):
+    """Result of a step of all environments; `frames` and `states` are those after the step."""
+
+    frames: np.ndarray
+    """uint8 [B, C, H, W]"""
+    states: np.ndarray
+    """float32 [B, S]: numbers that the simulator knows"""
+    rewards: np.ndarray
+    """float32 [B]"""
+    terminated: np.ndarray
+    truncated: np.ndarray
+    """bool [B]"""
+
+
+class Task(NamedTuple):
+    """A start and a goal, as states [S]."""
+
+    start: np.ndarray
+    goal: np.ndarray
+
+
+class BatchedEnv(Protocol):
+    """Environments that are stepped together, as many as `reset` gets seeds.
+
+    One that has ended keeps its state until all are reset.
+
+    This is gymnasium's AutoresetMode.DISABLED: no frame of a new episode ever follows an action of the old one.
+    """
+
+    settings: Mapping[str, Any]
+    """Arguments of the constructor."""
+    actions: ActionSpace
+    frame_shape: tuple[int, int, int]
+    """(C, H, W)"""
+    state_names: tuple[str, ...]
+
+    def reset(
+        self, seeds: Sequence[int], states: np.ndarray | None = None, goals: np.ndarray | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Start episodes from seeds, or from states [B, S] -> frames uint8 [B, C, H, W] and states float32 [B, S]."""
+        ...
+
+    def step(self, actions: np.ndarray) -> Transition:
+        """Actions float [B, A], or whole numbers [B]. Raises ValueError for actions out of bounds or not finite."""
+        ...
+
+    def close(self) -> None: ...
+
+
+@dataclass(frozen=True)
+class EnvTraits(Traits):
+    """Optional attributes of an environment."""
+
+    task: Callable[[int], Task] | None = None
+    """seed -> start and goal"""
+    thresholds: Mapping[str, float] | None = None
+    """Name of a criterion of success -> largest distance from the goal."""
+    distance: Callable[[np.ndarray, np.ndarray], np.ndarray] | None = None
+    """states [n, S], goals [n, S] -> [n]"""
+    render: Callable[[np.ndarray], np.ndarray] | None = None
+    """states [n, S] -> frames uint8 [n, C, H, W]"""
+    simulate: Callable[[np.ndarray, np.ndarray], np.ndarray] | None = None
+    """True dynamics: states [n, S], actions [n, A] -> states [n, S]"""
+    path_length: Callable[[np.ndarray, np.ndarray], np.ndarray] | None = None
+    """Length of the shortest path: states [n, S], goals [n, S] -> [n]"""
+    expert: Callable[[np.ndarray, np.ndarray], np.ndarray] | None = None
+    """states [n, S], goals [n, S] -> actions [n, A]"""
+    goal_size: int | None = None
+    """Number of the first columns of a state that a goal fixes; None for all."""
+
+
+def node_of(component: Any) -> dict[str, Any]:
+    """The node that builds an environment or a policy anew."""
+    kind = type(component)
+    return {"_target_": f"{kind.__module__}.{kind.__qualname__}", **component.settings}
+
+
+def check_actions(space: ActionSpace, actions: np.ndarray, count: int) -> np.ndarray:
+    """The actions as float32 [n, A] or int64 [n]. Raises ValueError if they are not `count` actions of this space."""
+    actions = np.asarray(actions)
+    if actions.shape != (count, *space.shape):
+        raise ValueError(f"actions of shape {actions.shape}: expected {(count, *space.shape)}")
+    rows = actions.reshape(count, -1)
+    if space.is_discrete:
+        is_valid = (rows >= 0) & (rows < space.num_actions) & (rows == np.round(rows))
+        limits = f"whole numbers from 0 to {space.num_actions - 1}"
+    else:
+        slack = 1e-4 * (np.asarray(space.high) - np.asarray(space.low))
+        is_valid = (rows >= space.low - slack) & (rows <= space.high + slack)  # False also for NaN
+        limits = f"{list(space.low)} to {list(space.high)}"
+    if not is_valid.all():
+        row = int(np.argmin(is_valid.all(axis=1)))
+        raise ValueError(f"action {row} is {np.round(actions[row], 4).tolist()}; valid: {limits}")
+    return actions.astype(np.int64 if space.is_discrete else np.float32)
