@@ -349,6 +349,8 @@ class DatasetTraits(Traits):
     """index -> encoded bytes of the sample or their beginning, the same wherever the data lie"""
     modified: Callable[[int], Any] = lambda index: None
     """index -> value that changes whenever the sample is written again, e.g. size and time of its file"""
+    world: Mapping[str, Any] = field(default_factory=dict)
+    """of recorded episodes: `frame_shape`, `frame_skip` and the node of the environment, `env`"""
     probe_dataset: Dataset | None = None
     """the part of a mixture that evaluations see"""
 

@@ -51,6 +51,8 @@ class Episodes:
         self.fields = self._fields()
         self.channels = self.store.facts.frame_shape[0]
         self.mean, self.std = self._statistics()
+        facts = self.store.facts
+        self.world = {"frame_shape": facts.frame_shape, "frame_skip": facts.frame_skip, "env": dict(facts.env)}
 
     def _load(self, numbers: range) -> None:
         """Index the windows of these episodes."""

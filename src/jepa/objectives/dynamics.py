@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from typing import Any, Literal
 
@@ -26,7 +26,8 @@ class Dynamics(Objective):
     itself (`target=none`: a regulariser prevents the collapse; `stopgrad`: without gradient) or of an average of it
     (`ema`). `inverse_weight` adds the error of the action predicted from two consecutive states (inverse dynamics,
     Pathak et al. 2017), `similarity_weight` the squared difference of consecutive states (EB-JEPA). With `freeze` the
-    encoder stays as it is, e.g. encoder=pretrained.
+    encoder stays as it is, e.g. encoder=pretrained. After the training the `heads` are fitted on its frozen states for
+    `head_steps` steps each (jepa.planning.heads).
     """
 
     predicts = "states"
@@ -38,6 +39,7 @@ class Dynamics(Objective):
         fields: Mapping[str, Field], target: Literal["none", "stopgrad", "ema"] = "none",
         starts: Literal["all", "first"] = "all", inverse_weight: NonNegative = 1.0, similarity_weight: NonNegative = 0.0,
         freeze: bool = False, momentum: Share = 0.99, final_momentum: Share = 1.0, total_steps: PositiveInt,
+        heads: Sequence[Literal["probe", "value", "distance", "policy", "clone", "reward", "continuation", "decoder"]] = (), head_steps: PositiveInt = 4000,
     ) -> None:  # fmt: skip
         super().__init__()
         if not isinstance(predictor, ActionPredictor):
@@ -53,12 +55,24 @@ class Dynamics(Objective):
         self.target, self.starts, self.freeze = target, starts, freeze
         self.inverse_weight, self.similarity_weight = inverse_weight, similarity_weight
         self.momentum, self.final_momentum, self.total_steps = momentum, final_momentum, total_steps
+        self.heads, self.head_steps = heads, head_steps
         average = nn.ModuleDict({"encoder": encoder, "projector": predictor.projector})
         self.average: Any = deepcopy(average).requires_grad_(False).eval() if target == "ema" else None
         space, width = predictor.actions.space, predictor.actions.mlp.fc2.out_features
         self.inverse = (
             Mlp(2 * predictor.state_dim, width, predictor.actions.block * space.size) if inverse_weight else None
         )
+
+    @property
+    def contract(self) -> dict[str, Any]:
+        """The predictor's settings, and the actions that it knows."""
+        actions = self.predictor.actions
+        space = {
+            "low": list(actions.space.low),
+            "high": list(actions.space.high),
+            "num_actions": actions.space.num_actions,
+        }
+        return {"predictor": self.predictor.settings, "block": actions.block, **space}
 
     def train(self, mode: bool = True) -> Dynamics:
         """Averaged and frozen modules stay in evaluation mode."""

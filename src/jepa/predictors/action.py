@@ -37,6 +37,10 @@ class ActionPredictor(nn.Module):
         normalize: bool = False,
     ) -> None:  # fmt: skip
         super().__init__()
+        self.settings = {
+            "state": state, "state_dim": state_dim, "model": model, "history": history, "width": width, "depth": depth,
+            "num_heads": num_heads, "mlp_ratio": mlp_ratio, "normalize": normalize,
+        }  # fmt: skip
         num_tokens = grid.h * grid.w
         if state == "tokens" and model != "transformer":
             raise ValueError(
@@ -60,6 +64,11 @@ class ActionPredictor(nn.Module):
             self.dynamics = TransformerDynamics(num_state_tokens=self.num_state_tokens, num_heads=num_heads, **sizes)
         else:
             self.dynamics = {"mlp": MLPDynamics, "gru": GRUDynamics}[model](**sizes)
+
+    @property
+    def state_size(self) -> int:
+        """Numbers of a state."""
+        return self.num_state_tokens * self.state_dim
 
     def project(self, tokens: Tensor) -> Tensor:
         """Tokens of frames [B, T, N, D] -> states [B, T, S, Z], in float32."""
