@@ -20,6 +20,8 @@ from jepa.types import Field, NonNegativeInt, PositiveInt, Sample, ShareBelowOne
 log = logging.getLogger(__name__)
 NUM_STATISTICS = 256
 """Number of frames whose pixels give mean and standard deviation."""
+GOLDEN = 0.6180339887
+"""Its multiples modulo 1 spread evenly, whichever are taken: times within an episode, as a share of it."""
 MIN_STD = 0.05
 """Least standard deviation of pixel values in [0, 1]; nearly constant frames are not blown up to noise."""
 
@@ -101,7 +103,7 @@ class Episodes:
         moments = []
         for k, n in enumerate(picks.tolist()):
             number = self.numbers[n]
-            frame = int(k * self.store.lengths[number] / NUM_STATISTICS)
+            frame = int(k * GOLDEN % 1 * (self.store.lengths[number] + 1))
             pixels = self.store.read(number, frame, 1, ("frames",))["frames"][0].reshape(self.channels, -1) / 255.0
             moments.append([pixels.mean(axis=1), np.square(pixels).mean(axis=1)])
         mean, square = np.mean(moments, axis=0)  # [C] each
