@@ -33,7 +33,7 @@ LEVELS = (
         "resources/hardware",
     },
     {"config"},
-    {"parallel", "logger", "schedules"},
+    {"parallel", "logger", "schedules", "envs"},
     {"layers", "data", "masks", "runs"},
     {"encoders", "predictors", "regularizers", "reports"},
     {"objectives", "evaluation"},

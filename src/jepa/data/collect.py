@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import fcntl
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 
-from jepa.data.episode_store import Episode, EpisodeStore, StoreFacts, append, group_folders
+from jepa.data.episode_store import Episode, EpisodeStore, StoreFacts, append, writing
 from jepa.envs.policies import Policy
 from jepa.envs.types import BatchedEnv, node_of
-from jepa.errors import RunError
 from jepa.seeding import derive_seed
 
 GROUP_SIZE = 100
@@ -30,13 +27,11 @@ def collect(
     Episode n depends on (seed, n) alone. Raises RunError if the folder holds episodes of another environment, policy or
     seed.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    with _lock(folder):
-        facts = StoreFacts(
-            frame_shape=env.frame_shape, actions=env.actions, state_names=env.state_names,
-            env=node_of(env), policy=node_of(policy), seed=seed,
-        )  # fmt: skip
-        _check(folder, facts)
+    facts = StoreFacts(
+        frame_shape=env.frame_shape, actions=env.actions, state_names=env.state_names,
+        env=node_of(env), policy=node_of(policy), seed=seed,
+    )  # fmt: skip
+    with writing(folder, facts):
         done = len(EpisodeStore(folder))
         with tqdm(total=num_episodes, initial=done, desc="episodes", delay=BAR_DELAY, leave=False) as bar:
             while done < num_episodes:
@@ -66,23 +61,3 @@ def rollouts(env: BatchedEnv, policy: Policy, seeds: Sequence[int], num_steps: i
         Episode(frames[n, : length + 1], states[n, : length + 1], *(column[n, :length] for column in columns))
         for n, length in enumerate(lengths)
     ]
-
-
-def _check(folder: Path, facts: StoreFacts) -> None:
-    if not (folder / "store.json").exists():
-        if group_folders(folder):
-            raise RunError(f"{folder} holds episodes and no store.json, which says of what; give another folder")
-        facts.write(folder)
-    before = StoreFacts.read(folder)
-    for name in ("env", "policy", "seed", "frame_shape", "actions"):
-        old, new = getattr(before, name), getattr(facts, name)
-        if old != new:
-            raise RunError(f"{folder} holds episodes of {name} {old}, and {new} was asked for; give another folder")
-
-
-@contextmanager
-def _lock(folder: Path) -> Iterator[None]:
-    """Other processes that want to write to the folder wait."""
-    with (folder / ".lock").open("a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield

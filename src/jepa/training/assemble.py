@@ -275,7 +275,8 @@ def needed_fields(config: TrainConfig, dataset: Dataset) -> dict[str, Field]:
     names, fields = sorted(objective_needs(config) - {"labels"}), DatasetTraits.of(dataset).fields
     objective, data = config.objective["_target_"].rpartition(".")[2], type(dataset).__name__
     if missing := [name for name in names if name not in fields]:
-        raise ConfigError([f"objective: {objective} learns from {name}, and {data} has none" for name in missing])
+        reasons = [f"{objective} learns from {name}, and {data} has none" for name in missing]
+        raise ConfigError([f"objective: {reason}; it has {', '.join(fields) or 'no fields'}" for reason in reasons])
     return {name: fields[name] for name in names}
 
 
