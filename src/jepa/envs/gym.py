@@ -56,7 +56,7 @@ class GymEnv:
         self.state_names = state_names(self.envs[0])
 
     def _make(self) -> Any:
-        return make(self.id, max_episode_steps=self.limit, **self.kwargs)
+        return make(self.id, self.kwargs, self.limit)
 
     def reset(
         self, seeds: Sequence[int], states: np.ndarray | None = None, goals: np.ndarray | None = None
@@ -112,8 +112,11 @@ class GymEnv:
         return to_frame(picture(env, self.frame_shape[1]), self.frame_shape)
 
 
-def make(id: str, **kwargs: Any) -> Any:
-    """An environment that renders pictures. Raises ValueError with what to do if there is none."""
+def make(id: str, kwargs: Mapping[str, Any], limit: int | None = None) -> Any:
+    """An environment that renders pictures, with at most `limit` steps an episode, or -1 for no limit.
+
+    Raises ValueError with what to do if there is none.
+    """
     gymnasium = require("gymnasium")
     if "render_mode" in kwargs:
         raise ValueError(f"env.kwargs.render_mode={kwargs['render_mode']}: frames are rgb_array always; leave it out")
@@ -123,7 +126,7 @@ def make(id: str, **kwargs: Any) -> Any:
         if module:
             require(module)
         _check_renders(gymnasium.spec(name))
-        return gymnasium.make(name, render_mode="rgb_array", disable_env_checker=True, **kwargs)
+        return gymnasium.make(name, limit, disable_env_checker=True, render_mode="rgb_array", **kwargs)
     except gymnasium.error.UnregisteredEnv as error:
         raise ValueError(f"env.id={id}: {_no_such_id(name, list(gymnasium.registry))}") from error
     except gymnasium.error.DependencyNotInstalled as error:
@@ -145,9 +148,7 @@ def require(module: str) -> ModuleType:
 
 
 def _no_such_id(id: str, registered: list[str]) -> str:
-    hint = (
-        suggestion(id, registered) or "; gymnasium.pprint_registry() lists them, and MODULE:ID imports a module first"
-    )
+    hint = suggestion(id, registered) or "; gymnasium.pprint_registry() lists them, MODULE:ID imports a module"
     return f"gymnasium has no such environment{hint}"
 
 

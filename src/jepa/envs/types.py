@@ -1,4 +1,4 @@
-"""What an environment is to this package: several copies that are stepped together, and what they know of their world."""
+"""Environments: several copies that are stepped together, and what they know of their world."""
 
 from __future__ import annotations
 
