@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
+import json
+import logging
+import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
+from typing import IO, Any
 
 import numpy as np
 from tqdm import tqdm
 
-from jepa.data.episode_store import Episode, EpisodeStore, StoreFacts, append, group_folders
-from jepa.envs.policies import Policy
-from jepa.envs.types import BatchedEnv, node_of
+from jepa.config.catalogue import flatten
+from jepa.config.schema import show_value
+from jepa.data.episode_store import Episode, EpisodeStore, StoreFacts, append
+from jepa.envs.policies import Policy, PolicyTraits
+from jepa.envs.types import BatchedEnv, EnvTraits, check_actions, node_of
 from jepa.errors import RunError
 from jepa.seeding import derive_seed
 
-GROUP_SIZE = 100
-"""Episodes of a group, which are collected together."""
 BAR_DELAY = 5
 """Seconds before a progress bar appears."""
+log = logging.getLogger(__name__)
 
 
 def collect(
@@ -27,41 +34,52 @@ def collect(
 ) -> EpisodeStore:
     """A store with at least `num_episodes` episodes of at most `num_steps` steps.
 
-    Episode n depends on (seed, n) alone. Raises RunError if the folder holds episodes of another environment, policy or
-    seed.
+    Episode n depends on (seed, n) alone. A process that is killed loses the group of episodes that it was collecting.
+    Raises RunError if the folder holds something else, episodes that were collected otherwise, or cannot be written.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    with _lock(folder):
-        facts = StoreFacts(
-            frame_shape=env.frame_shape, actions=env.actions, state_names=env.state_names,
-            env=node_of(env), policy=node_of(policy), seed=seed,
-        )  # fmt: skip
+    facts = StoreFacts(
+        frame_shape=env.frame_shape, actions=env.actions, state_names=env.state_names, env=node_of(env),
+        policy=node_of(policy), seed=seed, steps=num_steps, frame_skip=env.settings.get("frame_skip", 1),
+    )  # fmt: skip
+    size = EnvTraits.of(env).group_size
+    with _claimed(folder):
         _check(folder, facts)
         done = len(EpisodeStore(folder))
-        with tqdm(total=num_episodes, initial=done, desc="episodes", delay=BAR_DELAY, leave=False) as bar:
+        total, initial = num_episodes * num_steps, done * num_steps
+        with tqdm(total=total, initial=initial, unit="frame", desc="collect", delay=BAR_DELAY, leave=False) as bar:
             while done < num_episodes:
-                numbers = range(done, min(done + GROUP_SIZE - done % GROUP_SIZE, num_episodes))
-                append(folder, rollouts(env, policy, [derive_seed(seed, n, 0, "episode") for n in numbers], num_steps))
+                numbers = range(done, min(done + size - done % size, num_episodes))
+                seeds = [derive_seed(seed, n, 0, "episode") for n in numbers]
+                append(folder, rollouts(env, policy, seeds, num_steps, bar))
                 done = numbers.stop
-                bar.update(len(numbers))
+                bar.update(done * num_steps - bar.n)  # episodes may end early
     return EpisodeStore(folder)
 
 
-def rollouts(env: BatchedEnv, policy: Policy, seeds: Sequence[int], num_steps: int) -> list[Episode]:
+def rollouts(
+    env: BatchedEnv, policy: Policy, seeds: Sequence[int], num_steps: int, bar: tqdm | None = None
+) -> list[Episode]:
     """One episode for each seed, all stepped together; each ends after `num_steps` steps or when its world ends."""
-    frames, states = env.reset(seeds)
+    tasks = PolicyTraits.of(policy).tasks
+    frames, states = env.reset(seeds, *(tasks(env, seeds) if tasks else ()))
     policy.begin(env.actions, seeds, num_steps)
     history = [(frames, states)]
     transitions = []
+    has_ended = np.zeros(len(seeds), dtype=bool)
     for step in range(num_steps):
-        actions = policy.act(step, *history[-1])
+        actions = check_actions(env.actions, policy.act(step, *history[-1]), len(seeds))
         after = env.step(actions)
         transitions.append((actions, after.rewards, after.terminated, after.truncated))
         history.append((after.frames, after.states))
+        has_ended |= after.terminated | after.truncated
+        if bar is not None:
+            bar.update(len(seeds))
+        if has_ended.all():
+            break
     frames, states = (np.stack(column, axis=1) for column in zip(*history, strict=True))  # [B, T + 1, ...]
     columns = [np.stack(column, axis=1) for column in zip(*transitions, strict=True)]  # [B, T, ...]
     ends = columns[2] | columns[3]
-    lengths = np.where(ends.any(axis=1), ends.argmax(axis=1) + 1, num_steps)
+    lengths = np.where(has_ended, ends.argmax(axis=1) + 1, len(transitions))
     return [
         Episode(frames[n, : length + 1], states[n, : length + 1], *(column[n, :length] for column in columns))
         for n, length in enumerate(lengths)
@@ -69,20 +87,48 @@ def rollouts(env: BatchedEnv, policy: Policy, seeds: Sequence[int], num_steps: i
 
 
 def _check(folder: Path, facts: StoreFacts) -> None:
-    if not (folder / "store.json").exists():
-        if group_folders(folder):
-            raise RunError(f"{folder} holds episodes and no store.json, which says of what; give another folder")
+    """Raises RunError unless the folder is empty or holds episodes that were collected as those to come."""
+    others = sorted(path.name for path in folder.iterdir() if path.name not in (".lock", "store.json"))
+    if others and not (folder / "store.json").exists():
+        raise RunError(f"{folder} is no store of episodes, it holds {', '.join(others[:3])}; give another folder")
+    if not others:
         facts.write(folder)
-    before = StoreFacts.read(folder)
-    for name in ("env", "policy", "seed", "frame_shape", "actions"):
-        old, new = getattr(before, name), getattr(facts, name)
-        if old != new:
-            raise RunError(f"{folder} holds episodes of {name} {old}, and {new} was asked for; give another folder")
+    old, new = (_flat(of) for of in (StoreFacts.read(folder), facts))
+    changed = [key for key in (*old, *(new.keys() - old.keys())) if old.get(key) != new.get(key)]
+    if changed:
+        before, after = (", ".join(f"{key}={show_value(values.get(key))}" for key in changed) for values in (old, new))
+        raise RunError(f"{folder} holds episodes of {before}, and {after} was asked for; give another folder")
+
+
+def _flat(facts: StoreFacts) -> dict[str, Any]:
+    """Dotted key -> value, as JSON has it."""
+    return dict(flatten(json.loads(json.dumps(asdict(facts)))))
 
 
 @contextmanager
-def _lock(folder: Path) -> Iterator[None]:
-    """Other processes that want to write to the folder wait."""
-    with (folder / ".lock").open("a") as file:
+def _claimed(folder: Path) -> Iterator[None]:
+    """The folder exists, has nothing of a killed process in it, and no other process writes there."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with (folder / ".lock").open("a") as file:
+            _lock(file, folder)
+            for rest in (*folder.glob(".group-*"), *folder.glob(".store.json.*")):
+                shutil.rmtree(rest) if rest.is_dir() else rest.unlink()
+            yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.ENOTDIR, errno.EEXIST):
+            raise
+        raise RunError(
+            f"{error.filename or folder} cannot be written ({error.strerror}): make room there or give another folder; "
+            "the same command again goes on where it was"
+        ) from error
+
+
+def _lock(file: IO[str], folder: Path) -> None:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        log.info("%s: another process writes there; this one waits until it has ended", folder)
         fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+    except OSError:
+        log.warning("%s: the file system has no locks; let only one process write there", folder)

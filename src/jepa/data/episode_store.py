@@ -62,6 +62,8 @@ class StoreFacts:
     """Node of the environment; empty for recordings of other origin."""
     policy: Mapping[str, Any] = field(default_factory=dict)
     seed: int = 0
+    steps: int = 0
+    """Transitions of an episode that its world did not end; 0 if unknown."""
     frame_skip: int = 1
     """Steps of the simulator in a transition."""
 
@@ -76,7 +78,7 @@ class StoreFacts:
             )
         space = as_mapping(values["actions"], f"{path}: actions", SPACE_FIELDS)
         actions = ActionSpace(tuple(space["low"]), tuple(space["high"]), space["num_actions"])
-        names = ("env", "policy", "seed", "frame_skip")
+        names = ("env", "policy", "seed", "steps", "frame_skip")
         shape, states = tuple(values["frame_shape"]), tuple(values["state_names"])
         return cls(frame_shape=shape, actions=actions, state_names=states, **{name: values[name] for name in names})
 
@@ -90,7 +92,7 @@ class StoreFacts:
 
 STORE_FIELDS = {
     "schema": int, "frame_shape": tuple[int, int, int], "actions": dict, "state_names": Sequence[str], "env": dict,
-    "policy": dict, "seed": int, "frame_skip": int,
+    "policy": dict, "seed": int, "steps": int, "frame_skip": int,
 }  # fmt: skip
 SPACE_FIELDS = {"low": Sequence[float], "high": Sequence[float], "num_actions": int}
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from importlib import import_module
-from types import ModuleType
+from types import MappingProxyType, ModuleType
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,7 @@ PLUGINS = {
     **dict.fromkeys(("PointMaze_", "AntMaze_", "Fetch", "Hand", "Adroit", "Franka"), "gymnasium_robotics"),
 }  # fmt: skip
 """First letters of an id -> the module that registers it."""
+NO_ARGUMENTS: Mapping[str, Any] = MappingProxyType({})
 MAX_STATE = 64
 """Observations of more numbers are not taken for states."""
 GREY = (0.299, 0.587, 0.114)
@@ -41,19 +42,21 @@ class GymEnv:
     group_size = 25
 
     def __init__(
-        self, *, id: str, kwargs: dict[str, Any] | None = None, size: PositiveInt = 64, channels: Channels = 3,
+        self, *, id: str, kwargs: Mapping[str, Any] = NO_ARGUMENTS, size: PositiveInt = 64, channels: Channels = 3,
         frame_skip: PositiveInt = 1, max_steps: PositiveInt | None = None,
     ) -> None:  # fmt: skip
         self.settings: Mapping[str, Any] = {
-            "id": id, "kwargs": kwargs or {}, "size": size, "channels": channels, "frame_skip": frame_skip,
+            "id": id, "kwargs": dict(kwargs), "size": size, "channels": channels, "frame_skip": frame_skip,
             "max_steps": max_steps,
         }  # fmt: skip
-        self.id, self.kwargs, self.frame_skip = id, kwargs or {}, frame_skip
+        self.id, self.kwargs, self.frame_skip = id, kwargs, frame_skip
         self.limit = None if max_steps is None else max_steps * frame_skip
         self.frame_shape = (channels, size, size)
         self.envs = [self._make()]
         self.actions = action_space(id, self.envs[0].action_space)
         self.state_names = state_names(self.envs[0])
+        self.envs[0].reset(seed=0)
+        picture(self.envs[0], size)  # refuses what cannot be drawn before anything is collected
 
     def _make(self) -> Any:
         return make(self.id, self.kwargs, self.limit)

@@ -55,7 +55,7 @@ class TwoRoomsEnv(gymnasium.Env[np.ndarray, np.ndarray]):
         left = float(distance(self.states, self.goals)[0])
         state, goal_state = self.states[0].copy(), self.goals[0].copy()
         return {
-            "state": state, "goal_state": goal_state, "goal": self.goal_frame, "distance": left,
+            "state": state, "goal_state": goal_state, "goal": self.goal_frame.copy(), "distance": left,
             "success": left < STRICT,
         }  # fmt: skip
 
