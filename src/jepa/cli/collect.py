@@ -7,17 +7,12 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from jepa.cli.help import print_help
 from jepa.cli.terminal import STOPPED, run_command, setup_logging
 from jepa.config.schema import CollectConfig
 from jepa.errors import ConfigError
 
-if TYPE_CHECKING:
-    from jepa.data.episode_store import EpisodeStore
-
-NAMES = ("rewards", "terminated")
 HEAD = """\
 jepa-collect collects episodes of an environment into outputs/NAME, which jepa-train reads with dataset=episodes.
 
@@ -26,8 +21,8 @@ usage: jepa-collect [env=CHOICE] [policy=CHOICE] [episodes=N] [key=value ...] [f
   jepa-collect env=two_rooms policy=sticky_random episodes=2500 steps=40 name=rooms
   jepa-collect env=gym env.id=CartPole-v1 policy=random episodes=100
   jepa-collect env=point_maze policy=expert policy.random=0.2
-  jepa-collect name=rooms source=KIND:PATH    imports recorded episodes
-  jepa-collect name=rooms export=KIND:PATH    also writes the store in another format
+  jepa-collect name=rooms source=KIND:PATH      imports recorded episodes
+  jepa-collect ... export=KIND:PATH             also writes the store in another format
 
 The same command again goes on where it was, and does nothing when all episodes are there."""
 FLAGS = """\
@@ -50,55 +45,45 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(overrides: Sequence[str], config_dir: str | None) -> int:
     from jepa.config import compose_collect
     from jepa.data.episode_store import EpisodeStore
+    from jepa.reports.episodes import summary
 
     config = compose_collect(overrides, config_dir)
     if config.source and not any(override.startswith("name=") for override in overrides):
         raise ConfigError([f"source={config.source}: give name=NAME, the folder below outputs/ that is written"])
     setup_logging()
     folder = Path("outputs", config.name)
-    num_known = len(EpisodeStore(folder)) if (folder / "store.json").exists() else 0
-    start = time.perf_counter()
-    (_import if config.source else _collect)(config, folder)
-    seconds = time.perf_counter() - start
+    speed = _import(config.source, folder) if config.source else _collect(config, folder)
     if config.export:
         from jepa.data.exchange import write_export  # pyright: ignore[reportMissingImports]
 
         write_export(config.export, folder)
-    print(_summary(EpisodeStore(folder), num_known, seconds), flush=True)
+    print(summary(EpisodeStore(folder), speed), flush=True)
     return 0
 
 
-def _collect(config: CollectConfig, folder: Path) -> None:
+def _collect(config: CollectConfig, folder: Path) -> float:
+    """Frames per second of the episodes that were not there yet, 0 if all were."""
     from jepa.config import as_config_errors, build_with
     from jepa.data.collect import collect
+    from jepa.data.episode_store import EpisodeStore
 
     with as_config_errors():
         env, policy = build_with(config.env), build_with(config.policy)
-    collect(folder, env=env, policy=policy, num_episodes=config.episodes, num_steps=config.steps, seed=config.seed)
+    num_known = len(EpisodeStore(folder)) if (folder / "store.json").exists() else 0
+    start = time.perf_counter()
+    store = collect(
+        folder, env=env, policy=policy, num_episodes=config.episodes, num_steps=config.steps, seed=config.seed
+    )
+    seconds = time.perf_counter() - start
     env.close()
+    return float((store.lengths[num_known:] + 1).sum() / seconds)
 
 
-def _import(config: CollectConfig, folder: Path) -> None:
+def _import(source: str, folder: Path) -> float:
     from jepa.data.exchange import read_source  # pyright: ignore[reportMissingImports]
 
-    read_source(config.source, folder)
-
-
-def _summary(store: EpisodeStore, num_known: int, seconds: float) -> str:
-    """A table of all episodes; the speed is that of those after the first `num_known`."""
-    from jepa.data.episode_store import iterate
-    from jepa.reports.page import Table
-
-    episodes = [(arrays["rewards"].sum(), arrays["terminated"].any()) for arrays in iterate(store, NAMES)]
-    size = sum(path.stat().st_size for path in store.folder.rglob("*") if path.is_file())
-    num_frames = sum(store.lengths[num_known:] + 1)
-    cells = [
-        f"{len(store)}", f"{sum(store.lengths)}", f"{sum(total for total, _ in episodes) / len(store):.3f}",
-        f"{sum(ended for _, ended in episodes) / len(store):.3f}", f"{size / 1e6:.1f} MB",
-        f"{num_frames / seconds:.0f}" if num_frames else "-",
-    ]  # fmt: skip
-    heads = ("", "episodes", "steps", "mean return", "terminated", "size", "frames/s")
-    return Table(heads=heads, rows=[[str(store.folder), *cells]]).terminal()
+    read_source(source, folder)
+    return 0
 
 
 if __name__ == "__main__":

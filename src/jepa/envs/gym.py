@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from jepa.envs.types import Transition, check_actions
+from jepa.envs.types import Transition, check_actions, check_states
 from jepa.suggestions import suggestion
 from jepa.types import ActionSpace, Channels, PositiveInt
 
@@ -67,8 +67,9 @@ class GymEnv:
         """Raises ValueError for states and goals where the environment has no way to set them."""
         self.envs += [self._make() for _ in range(len(seeds) - len(self.envs))]
         results = [env.reset(seed=int(seed))[0] for env, seed in zip(self.envs, seeds, strict=False)]
+        shape = (len(seeds), len(self.state_names))
         if states is not None or goals is not None:
-            self._place(states, goals)
+            self._place(*(None if values is None else check_states(values, shape) for values in (states, goals)))
         pairs = zip(self.envs, results, strict=False)
         self.states = np.stack([self._state(env, observation) for env, observation in pairs])
         self.frames = np.stack([self._frame(env) for env in self.envs[: len(seeds)]])

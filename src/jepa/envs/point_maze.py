@@ -10,7 +10,7 @@ import numpy as np
 
 from jepa.envs.gym import make, to_frame
 from jepa.envs.maze_paths import MazePaths
-from jepa.envs.types import Task, Transition, check_actions
+from jepa.envs.types import Task, Transition, check_actions, check_states
 from jepa.types import ActionSpace, Channels, PositiveInt
 
 TWO_ROOMS = ("#######", "#..#..#", "#..#..#", "#.....#", "#..#..#", "#..#..#", "#######")
@@ -59,9 +59,9 @@ class PointMaze:
         self, seeds: Sequence[int], states: np.ndarray | None = None, goals: np.ndarray | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
         """Raises ValueError for states or goals inside a wall."""
-        drawn = states if states is not None else np.stack([self.sample(seed) for seed in seeds])
-        self.states = np.array(drawn, dtype=np.float32)
-        self.goals = None if goals is None else np.asarray(goals, dtype=np.float32)
+        drawn = np.stack([self.sample(seed) for seed in seeds])
+        self.states = drawn if states is None else check_states(states, drawn.shape)
+        self.goals = None if goals is None else check_states(goals, drawn.shape)
         for name, values in {"state": self.states, "goal": self.goals}.items():
             if values is not None and (blocked := self.paths.is_blocked(values[:, :2], CONTACT)).any():
                 row = int(np.argmax(blocked))

@@ -126,3 +126,14 @@ def check_actions(space: ActionSpace, actions: np.ndarray, count: int) -> np.nda
         row = int(np.argmin(is_valid.all(axis=1)))
         raise ValueError(f"action {row} is {np.round(actions[row], 4).tolist()}; valid: {limits}")
     return actions.astype(np.int64 if space.is_discrete else np.float32)
+
+
+def check_states(states: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """A copy as float32 [B, S]. Raises ValueError for another shape and for values that are not finite."""
+    states = np.array(states, dtype=np.float32)
+    if states.shape != shape:
+        raise ValueError(f"states or goals of shape {states.shape}: expected {shape}")
+    if not np.isfinite(states).all():
+        row = int(np.argmin(np.isfinite(states).all(axis=1)))
+        raise ValueError(f"state or goal {row} is {states[row].tolist()}: takes finite numbers")
+    return states
