@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+from typing import TYPE_CHECKING
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
 
 def derive_seed(seed: int, step: int, rank: int, stream: str) -> int:
@@ -15,4 +17,6 @@ def derive_seed(seed: int, step: int, rank: int, stream: str) -> int:
 
 def generator(seed: int, step: int, rank: int, stream: str) -> torch.Generator:
     """A CPU generator, seeded by `derive_seed`."""
+    import torch
+
     return torch.Generator().manual_seed(derive_seed(seed, step, rank, stream))

@@ -13,7 +13,16 @@ from omegaconf import DictConfig, OmegaConf
 
 from jepa.config import signatures
 from jepa.config.compose import Composer, members, name_as_text, override_literal
-from jepa.config.schema import CropConfig, EvalConfig, ExportConfig, TrainConfig, changed_keys, show_value, to_yaml
+from jepa.config.schema import (
+    CollectConfig,
+    CropConfig,
+    EvalConfig,
+    ExportConfig,
+    TrainConfig,
+    changed_keys,
+    show_value,
+    to_yaml,
+)
 from jepa.config.values import OPTIONAL
 from jepa.errors import ConfigError, as_config_errors
 
@@ -26,6 +35,7 @@ __all__ = [
     "build_with",
     "changed_keys",
     "compose",
+    "compose_collect",
     "compose_eval",
     "compose_export",
     "factory",
@@ -94,6 +104,12 @@ def compose_eval(overrides: Sequence[str] = (), config_dir: str | os.PathLike | 
 def compose_export(overrides: Sequence[str] = (), config_dir: str | os.PathLike | None = None) -> ExportConfig:
     """The configuration of `jepa-export` with these overrides. Raises ConfigError with all errors."""
     return ExportConfig(**Composer(config_dir, "export").compose(overrides))
+
+
+def compose_collect(overrides: Sequence[str] = (), config_dir: str | os.PathLike | None = None) -> CollectConfig:
+    """The configuration of `jepa-collect` with these overrides. Raises ConfigError with all errors."""
+    config = Composer(config_dir, "collect").compose([name_as_text(override) for override in overrides])
+    return CollectConfig(**{**config, "name": str(config["name"])})
 
 
 def to_dataclass(config: Mapping[str, Any] | DictConfig) -> TrainConfig:

@@ -1,4 +1,4 @@
-"""Rules between the keys of `jepa-eval` and of `jepa-export`. Without torch."""
+"""Rules between the keys of `jepa-eval`, `jepa-export` and `jepa-collect`. Without torch."""
 
 from __future__ import annotations
 
@@ -166,3 +166,11 @@ def _hub(view: ConfigView) -> Iterator[str]:
 
 
 EXPORT_RULES: tuple[Rule, ...] = (_format, _export_paths, _hub)
+
+
+def _kind_and_path(view: ConfigView, key: str) -> Iterator[str]:
+    if not re.fullmatch(r"[a-z]\w*:.+", view[key]):
+        yield f"{view.describe(key)}: takes KIND:PATH"
+
+
+COLLECT_RULES: tuple[Rule, ...] = (partial(_kind_and_path, key="source"), partial(_kind_and_path, key="export"))

@@ -31,7 +31,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from jepa.config import signatures
 from jepa.config.catalogue import Catalogue, Choice, conf_folder, find
-from jepa.config.schema import EvalConfig, ExportConfig, TrainConfig, show_value
+from jepa.config.schema import CollectConfig, EvalConfig, ExportConfig, TrainConfig, show_value
 from jepa.config.values import accepts, unknown_key, unused_overrides, value_errors, without_unused
 from jepa.errors import ConfigError
 from jepa.suggestions import suggestion
@@ -40,8 +40,12 @@ ABSENT = object()
 KEYWORDS = ("true", "false", "null", "nan", "inf")
 PATHS = {"run", "task"}
 """Keys of jepa-eval that take any value: a path, or a list of them."""
-SCHEMAS = {"schema": TrainConfig, "eval_schema": EvalConfig, "export_schema": ExportConfig}
+SCHEMAS = {
+    "schema": TrainConfig, "eval_schema": EvalConfig, "export_schema": ExportConfig, "collect_schema": CollectConfig,
+}  # fmt: skip
 """Name in a defaults list -> dataclass of the configurations that begin with it."""
+COMMANDS = ("train", "eval", "export", "collect")
+"""Primary configurations of this package."""
 
 
 def _choice(group: str, *, _root_: DictConfig) -> str:
@@ -93,7 +97,7 @@ class Composer:
                 raise ConfigError([f"--config-dir {config_dir}: there is no folder {self.folders[-1]}"])
         self.catalogue = Catalogue(self.folders)
         self.schema = SCHEMAS.get(f"{self.config_name}_schema", TrainConfig)
-        self.hydra_defaults = [] if self.config_name in ("train", "eval", "export") else self._hydra_defaults()
+        self.hydra_defaults = [] if self.config_name in COMMANDS else self._hydra_defaults()
         self._loader = _loader(self.folders)
         self._bases: dict[tuple[str, ...], DictConfig] = {}
         self._parsed: dict[str, Override] = {}

@@ -148,6 +148,20 @@ class ExportConfig:
     push_to_hub: str | None
 
 
+@dataclass(kw_only=True)
+class CollectConfig:
+    """The configuration of `jepa-collect`; conf/collect.yaml explains every key and holds its default."""
+
+    episodes: PositiveInt
+    steps: PositiveInt
+    seed: NonNegativeInt
+    name: str
+    source: str | None
+    export: str | None
+    env: dict[str, Any]
+    policy: dict[str, Any]
+
+
 class _Dumper(yaml.SafeDumper):
     """Quotes text that OmegaConf, other than PyYAML, would read as a number: 1e3."""
 

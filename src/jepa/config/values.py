@@ -23,6 +23,8 @@ RUNTIME_ARGUMENTS = {
     "optimizer": {"params", "lr", "weight_decay"},
     "schedule": {"total_steps", "steps_per_epoch", "lr"},
     "evaluator": set(),
+    "env": set(),
+    "policy": set(),
     "logger": {"folder", "config", "run_id", "resume_step"},
 }
 """Group -> constructor arguments that the program passes; they are no keys."""

@@ -9,12 +9,10 @@ import numpy as np
 from tqdm import tqdm
 
 from jepa.data.episode_store import Episode, EpisodeStore, StoreFacts, append, writing
-from jepa.envs.policies import Policy
-from jepa.envs.types import BatchedEnv, node_of
+from jepa.envs.policies import Policy, PolicyTraits
+from jepa.envs.types import BatchedEnv, EnvTraits, check_actions, node_of
 from jepa.seeding import derive_seed
 
-GROUP_SIZE = 100
-"""Episodes of a group, which are collected together."""
 BAR_DELAY = 5
 """Seconds before a progress bar appears."""
 
@@ -24,39 +22,51 @@ def collect(
 ) -> EpisodeStore:
     """A store with at least `num_episodes` episodes of at most `num_steps` steps.
 
-    Episode n depends on (seed, n) alone. Raises RunError if the folder holds episodes of another environment, policy or
-    seed.
+    Episode n depends on (seed, n) alone. A process that is killed loses the group of episodes that it was collecting.
+    Raises RunError if the folder holds something else, episodes that were collected otherwise, or cannot be written.
     """
     facts = StoreFacts(
-        frame_shape=env.frame_shape, actions=env.actions, state_names=env.state_names,
-        env=node_of(env), policy=node_of(policy), seed=seed,
+        frame_shape=env.frame_shape, actions=env.actions, state_names=env.state_names, env=node_of(env),
+        policy=node_of(policy), seed=seed, steps=num_steps, frame_skip=env.settings.get("frame_skip", 1),
     )  # fmt: skip
+    size = EnvTraits.of(env).group_size
     with writing(folder, facts):
         done = len(EpisodeStore(folder))
-        with tqdm(total=num_episodes, initial=done, desc="episodes", delay=BAR_DELAY, leave=False) as bar:
+        total, initial = num_episodes * num_steps, done * num_steps
+        with tqdm(total=total, initial=initial, unit="frame", desc="collect", delay=BAR_DELAY, leave=False) as bar:
             while done < num_episodes:
-                numbers = range(done, min(done + GROUP_SIZE - done % GROUP_SIZE, num_episodes))
-                append(folder, rollouts(env, policy, [derive_seed(seed, n, 0, "episode") for n in numbers], num_steps))
+                numbers = range(done, min(done + size - done % size, num_episodes))
+                seeds = [derive_seed(seed, n, 0, "episode") for n in numbers]
+                append(folder, rollouts(env, policy, seeds, num_steps, bar))
                 done = numbers.stop
-                bar.update(len(numbers))
+                bar.update(done * num_steps - bar.n)  # episodes may end early
     return EpisodeStore(folder)
 
 
-def rollouts(env: BatchedEnv, policy: Policy, seeds: Sequence[int], num_steps: int) -> list[Episode]:
+def rollouts(
+    env: BatchedEnv, policy: Policy, seeds: Sequence[int], num_steps: int, bar: tqdm | None = None
+) -> list[Episode]:
     """One episode for each seed, all stepped together; each ends after `num_steps` steps or when its world ends."""
-    frames, states = env.reset(seeds)
+    tasks = PolicyTraits.of(policy).tasks
+    frames, states = env.reset(seeds, *(tasks(env, seeds) if tasks else ()))
     policy.begin(env.actions, seeds, num_steps)
     history = [(frames, states)]
     transitions = []
+    has_ended = np.zeros(len(seeds), dtype=bool)
     for step in range(num_steps):
-        actions = policy.act(step, *history[-1])
+        actions = check_actions(env.actions, policy.act(step, *history[-1]), len(seeds))
         after = env.step(actions)
         transitions.append((actions, after.rewards, after.terminated, after.truncated))
         history.append((after.frames, after.states))
+        has_ended |= after.terminated | after.truncated
+        if bar is not None:
+            bar.update(len(seeds))
+        if has_ended.all():
+            break
     frames, states = (np.stack(column, axis=1) for column in zip(*history, strict=True))  # [B, T + 1, ...]
     columns = [np.stack(column, axis=1) for column in zip(*transitions, strict=True)]  # [B, T, ...]
     ends = columns[2] | columns[3]
-    lengths = np.where(ends.any(axis=1), ends.argmax(axis=1) + 1, num_steps)
+    lengths = np.where(has_ended, ends.argmax(axis=1) + 1, len(transitions))
     return [
         Episode(frames[n, : length + 1], states[n, : length + 1], *(column[n, :length] for column in columns))
         for n, length in enumerate(lengths)

@@ -10,25 +10,30 @@ that is killed loses its last group only. Whoever writes holds the lock of the f
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
+import logging
 import os
 import re
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from tokenize import TokenError
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 
+from jepa.config.catalogue import flatten
 from jepa.config.files import as_mapping, read_json
+from jepa.config.schema import show_value
 from jepa.errors import FileError, RunError
 from jepa.types import ActionSpace, NonNegativeInt, PositiveInt
 
+log = logging.getLogger(__name__)
 SCHEMA = 1
 GROUP = re.compile(r"group-\d{6}")
 TRANSITIONS = ("actions", "rewards", "terminated", "truncated")
@@ -69,6 +74,8 @@ class StoreFacts:
     """Node of the environment; empty for recordings of other origin."""
     policy: Mapping[str, Any] = field(default_factory=dict)
     seed: int = 0
+    steps: int = 0
+    """Transitions of an episode that its world did not end; 0 if unknown."""
     frame_skip: int = 1
     """Steps of the simulator in a transition."""
     source: str = ""
@@ -88,7 +95,7 @@ class StoreFacts:
         if len(actions.low) != len(actions.high) or actions.is_discrete == bool(actions.low):
             raise FileError(f"{path}: actions have either bounds, as many low as high ones, or a number of actions")
         shape, names = tuple(values["frame_shape"]), tuple(values["state_names"])
-        rest = {name: values[name] for name in ("env", "policy", "seed", "frame_skip", "source")}
+        rest = {name: values[name] for name in ("env", "policy", "seed", "steps", "frame_skip", "source")}
         return cls(frame_shape=shape, actions=actions, state_names=names, **rest)
 
     def write(self, folder: Path) -> None:
@@ -101,8 +108,8 @@ class StoreFacts:
 
 STORE_FIELDS = {
     "schema": int, "frame_shape": tuple[PositiveInt, PositiveInt, PositiveInt], "actions": dict,
-    "state_names": Sequence[str], "env": dict, "policy": dict, "seed": NonNegativeInt, "frame_skip": PositiveInt,
-    "source": str,
+    "state_names": Sequence[str], "env": dict, "policy": dict, "seed": NonNegativeInt, "steps": NonNegativeInt,
+    "frame_skip": PositiveInt, "source": str,
 }  # fmt: skip
 SPACE_FIELDS = {"low": Sequence[float], "high": Sequence[float], "num_actions": NonNegativeInt}
 
@@ -188,7 +195,7 @@ class Group:
 
 
 def load(path: Path, shape: tuple[int | None, ...], dtype: Any) -> np.ndarray:
-    """A memory-mapped array of this shape and type (None: any length). Raises FileError for another or a damaged file."""
+    """A memory-mapped array of this shape and type (None: any length). Raises FileError for another or damaged one."""
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
     except LOAD_ERRORS as error:
@@ -225,28 +232,53 @@ def group_name(number: int) -> str:
 def writing(folder: Path, facts: StoreFacts) -> Iterator[None]:
     """Hold the lock of a folder for episodes with these facts; a new store gets them, what a killed writer left goes.
 
-    Raises RunError if the folder holds episodes with other facts, or something else. On a file system without locks
-    nobody waits.
+    Raises RunError if the folder holds episodes with other facts or something else, or cannot be written. On a file
+    system without locks nobody waits.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("a") as lock:
-        with suppress(OSError):
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        if not (folder / "store.json").exists():
-            if foreign := [path.name for path in folder.iterdir() if path.is_dir() and path.name[0] != "."]:
-                raise RunError(f"{folder} holds {min(foreign)} and no store.json; give another folder")
-            facts.write(folder)
-        _compare(folder, StoreFacts.read(folder), facts)
-        for leftover in folder.glob(".group-*"):
-            shutil.rmtree(leftover)
-        yield
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with (folder / ".lock").open("a") as file:
+            _lock(file, folder)
+            for rest in (*folder.glob(".group-*"), *folder.glob(".store.json.*")):
+                shutil.rmtree(rest) if rest.is_dir() else rest.unlink()
+            _check(folder, facts)
+            yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.ENOTDIR, errno.EEXIST):
+            raise
+        raise RunError(
+            f"{error.filename or folder} cannot be written ({error.strerror}): make room there or give another folder; "
+            "the same command again goes on where it was"
+        ) from error
 
 
-def _compare(folder: Path, before: StoreFacts, now: StoreFacts) -> None:
-    old, new = (json.loads(json.dumps(asdict(facts))) for facts in (before, now))  # tuples are lists in both
-    if name := next((name for name in new if old[name] != new[name]), None):
-        both = f"{name} {old[name]}, and {new[name]} was asked for"
-        raise RunError(f"{folder} holds episodes of {both}; give another folder")
+def _lock(file: IO[str], folder: Path) -> None:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        log.info("%s: another process writes there; this one waits until it has ended", folder)
+        fcntl.flock(file, fcntl.LOCK_EX)
+    except OSError:
+        log.warning("%s: the file system has no locks; let only one process write there", folder)
+
+
+def _check(folder: Path, facts: StoreFacts) -> None:
+    """Raises RunError unless the folder is empty or holds episodes that were collected as those to come."""
+    others = sorted(path.name for path in folder.iterdir() if path.name not in (".lock", "store.json"))
+    if others and not (folder / "store.json").exists():
+        raise RunError(f"{folder} is no store of episodes, it holds {', '.join(others[:3])}; give another folder")
+    if not (folder / "store.json").exists():
+        facts.write(folder)
+    old, new = (_flat(of) for of in (StoreFacts.read(folder), facts))
+    changed = [key for key in (*old, *(new.keys() - old.keys())) if old.get(key) != new.get(key)]
+    if changed:
+        before, after = (", ".join(f"{key}={show_value(values.get(key))}" for key in changed) for values in (old, new))
+        raise RunError(f"{folder} holds episodes of {before}, and {after} was asked for; give another folder")
+
+
+def _flat(facts: StoreFacts) -> dict[str, Any]:
+    """Dotted key -> value, as JSON has it."""
+    return dict(flatten(json.loads(json.dumps(asdict(facts)))))
 
 
 def append(folder: Path, episodes: Sequence[Episode]) -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 
-from jepa.types import ActionSpace, Share
+from jepa.envs.types import BatchedEnv, EnvTraits
+from jepa.errors import ConfigError
+from jepa.types import ActionSpace, Share, Traits
 
 
 class Policy(Protocol):
@@ -23,6 +26,14 @@ class Policy(Protocol):
     def act(self, step: int, frames: np.ndarray, states: np.ndarray) -> np.ndarray:
         """uint8 [B, C, H, W], [B, S] -> actions [B, A], or [B] if they are discrete"""
         ...
+
+
+@dataclass(frozen=True)
+class PolicyTraits(Traits):
+    """Optional attributes of a policy."""
+
+    tasks: Callable[[BatchedEnv, Sequence[int]], tuple[np.ndarray, np.ndarray]] | None = None
+    """environment, seeds [B] -> states [B, S] in which the episodes begin, and their goals [B, S]; before `begin`"""
 
 
 class StickyRandom:
@@ -55,3 +66,37 @@ class Random(StickyRandom):
     def __init__(self) -> None:
         super().__init__(keep=0.0)
         self.settings = {}
+
+
+class Expert:
+    """The environment's own expert, from the start to the goal of the task of each seed.
+
+    A share `random` of the actions is uniform between the bounds instead.
+    """
+
+    def __init__(self, *, random: Share = 0.0) -> None:
+        self.random = random
+        self.settings = {"random": random}
+
+    def tasks(self, env: BatchedEnv, seeds: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+        """Raises ConfigError for an environment without tasks or without an expert."""
+        traits = EnvTraits.of(env)
+        if traits.task is None or traits.expert is None:
+            raise ConfigError(
+                [f"policy=expert: {type(env).__name__} has no tasks with an expert; choose policy=random"]
+            )
+        self.expert = traits.expert
+        starts, goals = zip(*map(traits.task, seeds), strict=True)
+        self.goals = np.stack(goals)
+        return np.stack(starts), self.goals
+
+    def begin(self, space: ActionSpace, seeds: Sequence[int], num_steps: int) -> None:
+        self.fresh = Random()
+        self.fresh.begin(space, seeds, num_steps)
+        draws = [np.random.default_rng([seed, 3]).random(num_steps) for seed in seeds]
+        self.is_random = np.stack(draws) < self.random  # [B, T]
+
+    def act(self, step: int, frames: np.ndarray, states: np.ndarray) -> np.ndarray:
+        actions = self.expert(states, self.goals)
+        is_random = self.is_random[:, step].reshape(-1, *[1] * (actions.ndim - 1))
+        return np.where(is_random, self.fresh.act(step, frames, states), actions)

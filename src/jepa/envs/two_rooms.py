@@ -7,32 +7,37 @@ from typing import Literal
 
 import numpy as np
 
-from jepa.envs.types import Task, Transition, check_actions
+from jepa.envs.types import Task, Transition, check_actions, check_states
 from jepa.types import ActionSpace, Channels
 
 SIDE = 64
-"""Pixels."""
+"""Height and width of a frame, in pixels."""
 MAX_STEP = 4.0
 """Largest step along each axis, in pixels."""
 SIGMA = 1.8
-"""Of the dot, in pixels."""
+"""Standard deviation of the dot's brightness around its centre, in pixels."""
 MARGIN = 3.0
-"""Distance that the dot keeps from the outer walls, in pixels."""
-HALF_WALL, HALF_DOOR = 2.0, 6.0
-"""Half the thickness of the wall and half the height of the door, in pixels."""
+"""Least distance of the dot's centre from the edges of the frame, which are the outer walls, in pixels."""
+HALF_WALL = 2.0
+"""Half the thickness of the wall between the rooms, in pixels."""
+HALF_DOOR = 6.0
+"""Half the height of the door, in pixels."""
 CLEARANCE = 4.0
-"""Distance of starts and goals from the middle of the wall beyond its half thickness, in pixels."""
+"""Least distance of starts and goals from the faces of the wall, in pixels."""
 WALLS = (20.0, 44.0)
+"""Smallest and largest x of the wall's middle with random walls, in pixels."""
 DOORS = (12.0, 52.0)
-"""Bounds of the wall's x and of the door's y with random walls."""
+"""Smallest and largest y of the door's middle with random walls, in pixels."""
 ROWS = 256
-"""Number of frames that are drawn together, so that they stay in the cache."""
+"""Number of frames that are drawn together, so that they stay in the cache of the processor."""
 SUBSTEPS = 16
-"""A step is made of this many moves of at most a quarter of a pixel, so that no wall is jumped."""
+"""Number of moves, of at most a quarter of a pixel each, that a step consists of, so that no wall is jumped."""
 MODERATE, STRICT = 4.0, 2.3
 """Largest distances to the goal, in pixels, that count as success; 2.3 of 64 pixels are 8 of 224."""
 DOT_COLOUR, WALL_COLOUR = np.array([255.0, 90.0, 60.0]), np.array([40.0, 110.0, 150.0])
+"""Red, green and blue of frames with three channels."""
 GREY_DOT, GREY_WALL = 255.0, 110.0
+"""Brightness in frames with one channel."""
 X, Y, WALL, DOOR = range(4)
 """Columns of a state."""
 
@@ -65,8 +70,8 @@ class TwoRooms:
         Raises ValueError for states or goals inside a wall.
         """
         drawn = np.stack([self.sample(seed) for seed in seeds])
-        self.states = drawn if states is None else np.asarray(states, dtype=np.float32).copy()
-        self.goals = None if goals is None else np.asarray(goals, dtype=np.float32)
+        self.states = drawn if states is None else check_states(states, drawn.shape)
+        self.goals = None if goals is None else check_states(goals, drawn.shape)
         for name, values in {"state": self.states, "goal": self.goals}.items():
             if values is not None and (blocked := is_blocked(values)).any():
                 row = int(np.argmax(blocked))
@@ -80,6 +85,7 @@ class TwoRooms:
         moved = simulate(self.states, actions)
         self.states = np.where(self.has_ended[:, None], self.states, moved)
         reached = np.zeros(len(moved), dtype=bool) if self.goals is None else distance(moved, self.goals) < STRICT
+        reached &= ~self.has_ended
         self.has_ended |= reached
         rewards = reached.astype(np.float32)
         return Transition(self.render(self.states), self.states.copy(), rewards, reached, np.zeros_like(reached))

@@ -1,13 +1,17 @@
-"""What an environment is to this package: several copies that are stepped together, and what they know of their world."""
+"""Environments: several copies that are stepped together, and what they know of their world."""
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
+from jepa.errors import FileError
 from jepa.types import ActionSpace, Traits
 
 
@@ -80,12 +84,29 @@ class EnvTraits(Traits):
     """states [n, S], goals [n, S] -> actions [n, A]"""
     goal_size: int | None = None
     """Number of the first columns of a state that a goal fixes; None for all."""
+    group_size: int = 100
+    """Number of episodes that are collected together; a process that is killed loses as many."""
 
 
 def node_of(component: Any) -> dict[str, Any]:
     """The node that builds an environment or a policy anew."""
     kind = type(component)
     return {"_target_": f"{kind.__module__}.{kind.__qualname__}", **component.settings}
+
+
+def stored_node(node: Mapping[str, Any], file: Path) -> Mapping[str, Any]:
+    """The node of an environment that a file names. Raises FileError if building it would run code that the file chose.
+
+    That is any class outside of `jepa.envs`, a nested node, and an id with a module, which gymnasium would import.
+    """
+    target = str(node.get("_target_"))
+    if not re.fullmatch(r"jepa\.envs\.\w+\.[A-Z]\w*", target):
+        raise FileError(f"{file}: env {target!r} is no environment of this package; give env= on the command line")
+    if ":" in str(node.get("id", "")):
+        raise FileError(f"{file}: env.id {node['id']!r} imports a module; give env= and env.id= on the command line")
+    if "_target_" in json.dumps({key: value for key, value in node.items() if key != "_target_"}):
+        raise FileError(f"{file}: env {target!r} has a component as argument; give env= on the command line")
+    return node
 
 
 def check_actions(space: ActionSpace, actions: np.ndarray, count: int) -> np.ndarray:
@@ -105,3 +126,14 @@ def check_actions(space: ActionSpace, actions: np.ndarray, count: int) -> np.nda
         row = int(np.argmin(is_valid.all(axis=1)))
         raise ValueError(f"action {row} is {np.round(actions[row], 4).tolist()}; valid: {limits}")
     return actions.astype(np.int64 if space.is_discrete else np.float32)
+
+
+def check_states(states: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """A copy as float32 [B, S]. Raises ValueError for another shape and for values that are not finite."""
+    states = np.array(states, dtype=np.float32)
+    if states.shape != shape:
+        raise ValueError(f"states or goals of shape {states.shape}: expected {shape}")
+    if not np.isfinite(states).all():
+        row = int(np.argmin(np.isfinite(states).all(axis=1)))
+        raise ValueError(f"state or goal {row} is {states[row].tolist()}: takes finite numbers")
+    return states

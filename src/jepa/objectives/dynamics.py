@@ -15,7 +15,19 @@ from jepa.objectives.base import Objective
 from jepa.parallel.strategy import local_shards
 from jepa.predictors.action import ActionPredictor
 from jepa.schedules import linear
-from jepa.types import Batch, Field, Latents, LossOutput, Masks, NonNegative, PatchGrid, PositiveInt, Regularizer, Share
+from jepa.types import (
+    Batch,
+    Field,
+    HeadName,
+    Latents,
+    LossOutput,
+    Masks,
+    NonNegative,
+    PatchGrid,
+    PositiveInt,
+    Regularizer,
+    Share,
+)
 
 
 class Dynamics(Objective):
@@ -37,9 +49,9 @@ class Dynamics(Objective):
     def __init__(
         self, *, encoder: nn.Module, predictor: nn.Module, regularizers: Mapping[str, nn.Module] | None = None,
         fields: Mapping[str, Field], target: Literal["none", "stopgrad", "ema"] = "none",
-        starts: Literal["all", "first"] = "all", inverse_weight: NonNegative = 1.0, similarity_weight: NonNegative = 0.0,
-        freeze: bool = False, momentum: Share = 0.99, final_momentum: Share = 1.0, total_steps: PositiveInt,
-        heads: Sequence[Literal["probe", "value", "distance", "policy", "clone", "reward", "continuation", "decoder"]] = (), head_steps: PositiveInt = 4000,
+        starts: Literal["all", "first"] = "all", inverse_weight: NonNegative = 1.0,
+        similarity_weight: NonNegative = 0.0, freeze: bool = False, momentum: Share = 0.99, final_momentum: Share = 1.0, total_steps: PositiveInt,
+        heads: Sequence[HeadName] = (), head_steps: PositiveInt = 4000,
     ) -> None:  # fmt: skip
         super().__init__()
         if not isinstance(predictor, ActionPredictor):
@@ -47,7 +59,7 @@ class Dynamics(Objective):
         self.num_frames: int = fields["actions"].shape[0] + 1
         if self.num_frames <= predictor.history:
             raise ValueError(
-                f"num_frames={self.num_frames}: a history of {predictor.history} frames needs at least one more to predict"
+                f"num_frames={self.num_frames}: a history of {predictor.history} frames needs one more to predict"
             )
         self.encoder = encoder.requires_grad_(not freeze)
         self.predictor = predictor
@@ -122,7 +134,7 @@ class Dynamics(Objective):
     def rollout_errors(
         self, states: Tensor, targets: Tensor, actions: Tensor, starts: str
     ) -> tuple[list[Tensor], Tensor]:
-        """Squared errors after 1 ... K steps, [B, n] each, and the predictions [B, K, S, Z] of the rollouts from the first.
+        """Squared errors after 1 ... K steps, [B, n] each, and the rollouts from the first frames, [B, K, S, Z].
 
         States and targets are [B, T, S, Z], actions [B, T - 1, A].
         """
@@ -154,7 +166,7 @@ class Dynamics(Objective):
         return -(scaled.reshape(choices) * predicted.float().reshape(choices).log_softmax(dim=-1)).sum(dim=-1).mean()
 
     def latents(self, states: Tensor, predicted: Tensor) -> Latents:
-        """States [B, T, S, Z] as tokens of a grid with T steps of S tokens; each frame is a sample of the statistics."""
+        """States [B, T, S, Z] as tokens of a grid of T steps with S tokens; each frame is a sample of its own."""
         batch, frames, tokens = states.shape[:3]
         grid = PatchGrid(frames, 1, tokens)
         positions = torch.arange(grid.num_tokens, device=states.device).expand(batch, -1)

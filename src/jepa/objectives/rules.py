@@ -45,14 +45,14 @@ def pyramid(view: ConfigView, path: str) -> Iterator[str]:
 
 
 def dynamics(view: ConfigView, path: str) -> Iterator[str]:
-    """States follow from actions: the predictor takes them, pictures are not mirrored, and the states do not collapse."""
+    """The predictor takes actions, clips are not mirrored, every frame has a state, and states do not collapse."""
     if not view["predictor._target_"].endswith(".ActionPredictor"):
         yield f"{view.describe('predictor')}: objective=dynamics predicts the outcome of actions: use predictor=action"
     elif view["num_frames"] <= view["predictor.history"]:
         both = f"{view.describe('num_frames')} with {view.describe('predictor.history')}"
         yield f"{both}: a history needs at least one more frame to predict"
     if "encoder.tubelet_size" in view:
-        yield f"{view.describe('encoder')}: objective=dynamics has a state for each frame: use encoder=spatial or pretrained"
+        yield f"{view.describe('encoder')}: objective=dynamics takes frames one by one: use encoder=spatial"
     if view["augment.flip"]:
         yield f"{view.describe('augment.flip')}: in a mirrored clip the actions would be wrong: use augment.flip=false"
     if view["augment.views"] > 1:

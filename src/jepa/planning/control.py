@@ -111,12 +111,13 @@ class Planning:
         history = self._history()
         search = Search(
             cost=lambda candidates: self._cost(candidates, history), horizon=planner.horizon, size=plan_size(world),
-            num_actions=world.contract.actions.num_actions, generators=generators, warm_start=self._warm_start(history[0]),
+            num_actions=world.contract.actions.num_actions, generators=generators,
+            warm_start=self._warm_start(history[0]),
         )  # fmt: skip
         self.plan = planner(search)
 
     def _history(self) -> tuple[Tensor, Tensor]:
-        """The last states [B, h, S, Z], of which the first is repeated if there are fewer, and the actions between them."""
+        """The last states [B, h, S, Z], the first repeated if there are fewer, and the actions between them."""
         count = self.world.history
         seen = [*[self.seen[0]] * (count - len(self.seen)), *self.seen[-count:]]
         idle = torch.zeros(len(self.seeds), plan_size(self.world))

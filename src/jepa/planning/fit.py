@@ -75,7 +75,7 @@ def record(world: World, store: EpisodeStore, *, pictures: bool = False) -> Reco
     """Encode the frames of the first episodes."""
     counts = np.cumsum(store.lengths + 1)
     number = max(1, int(np.searchsorted(counts, MAX_FRAMES, side="right")))
-    skip, block = world.contract.frame_skip, world.contract.block
+    block = world.contract.block
     parts: list[tuple[Tensor, ...]] = []
     ends, total = [], 0
     for episode in range(number):

@@ -27,7 +27,7 @@ NEAR = 0.1
 AVERAGE = 0.995
 """Momentum of the average of the value that its targets are computed with."""
 OTHER_GOALS, OWN_GOALS = 0.3, 0.65
-"""Shares of the goals that are frames of any episode, and later frames of the state's own; the rest are the state itself."""
+"""Shares of goals that are frames of any episode, and later frames of their state's own; the rest are the state."""
 TEMPERATURE = 3.0
 """Of the advantage that weights the actions of a policy."""
 MAX_WEIGHT = 100.0

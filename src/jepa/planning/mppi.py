@@ -1,4 +1,4 @@
-"""Model predictive path integral control (Williams et al. 2017): candidates averaged by the exponential of their cost."""
+"""Model predictive path integral control (Williams et al. 2017): the average of candidates, weighted by cost."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """What planners, costs and worlds hand to each other.
 
-Legend of shape letters: B episodes, N candidates, H steps of a plan, A numbers of an action (of all actions of a block),
+Legend of shape letters: B episodes, N candidates, H steps of a plan, A numbers of an action or block of actions,
 S state tokens, Z their width.
 """
 

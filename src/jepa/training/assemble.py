@@ -122,7 +122,7 @@ def assemble(phase: Phase, dataset: Dataset, folder: Path, session: Session) -> 
             "std": dataset.std,
             "encoder": encoder_node,
             **world_facts(components.objective, dataset),
-        },  # fmt: skip
+        },
         writer=checkpoint.Writer(folder, session, keep=config.keep, asynchronous=config.save_async),
         judge=config.evaluation.judge,
     )
