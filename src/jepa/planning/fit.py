@@ -19,7 +19,7 @@ from tqdm import tqdm
 from jepa.data.episode_store import EpisodeStore
 from jepa.errors import ConfigError
 from jepa.planning.heads import MLPHead, Recordings, fit_head
-from jepa.planning.world import HEADS_FILE, World
+from jepa.planning.world import HEADS_FILE, World, load_world
 from jepa.runs.state import find
 from jepa.seeding import derive_seed
 from jepa.types import ActionSpace
@@ -34,17 +34,17 @@ DEFAULT_STEPS = 4000
 
 def fit_heads(
     folder: Path,
-    world: World,
     store: EpisodeStore,
     names: Sequence[str],
     *,
     num_steps: int = DEFAULT_STEPS,
     seed: int = 0,
 ) -> dict[str, float]:
-    """Fit those heads that the world lacks, each saved as soon as it is fitted; returns their last losses.
+    """Fit those heads that the world in `folder` lacks, each saved as soon as it is fitted; returns their last losses.
 
     The value is fitted before the policy, which needs it. Raises ConfigError if the episodes lack what a head needs.
     """
+    world = load_world(folder)
     ordered = sorted(names, key=lambda name: name == "policy")
     missing = [name for name in ordered if name not in world.heads]
     if not missing:

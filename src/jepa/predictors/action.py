@@ -32,9 +32,9 @@ class ActionPredictor(nn.Module):
 
     def __init__(
         self, *, grid: PatchGrid, embed_dim: int, fields: Mapping[str, Field],
-        state: Literal["pooled", "tokens"] = "pooled", state_dim: PositiveInt = 64, model: Literal["mlp", "gru", "transformer"] = "mlp", history: PositiveInt = 1,
-        width: PositiveInt = 256, depth: PositiveInt = 2, num_heads: PositiveInt = 4, mlp_ratio: Positive = 2.0,
-        normalize: bool = False,
+        state: Literal["pooled", "tokens"] = "pooled", state_dim: PositiveInt = 64,
+        model: Literal["mlp", "gru", "transformer"] = "mlp", history: PositiveInt = 1, width: PositiveInt = 256,
+        depth: PositiveInt = 2, num_heads: PositiveInt = 4, mlp_ratio: Positive = 2.0, normalize: bool = False,
     ) -> None:  # fmt: skip
         super().__init__()
         self.settings = {

@@ -161,6 +161,7 @@ def make_snapshotter(
         crops=partial(Augment, **images, **crops),
         train_samples=config.evaluation.train_samples,
         still=config.evaluation.still,
+        fields=components.fields,
         **arguments,
     )
 
