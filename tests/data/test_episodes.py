@@ -411,7 +411,7 @@ def test_an_objective_that_needs_more_is_refused_with_what_there_is(tmp_path: Pa
         (["dataset.path=."], r"store.json; .*jepa-collect writes a folder of episodes"),
         ([], "dataset.path"),
         (
-            ["dataset.path=nowhere", "dataset.env._target_=jepa.envs.two_rooms.TwoRooms"],
+            ["dataset.path=nowhere", "+dataset.env._target_=jepa.envs.two_rooms.TwoRooms"],
             "needs dataset.policy and dataset.episodes",
         ),
     ],

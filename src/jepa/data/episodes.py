@@ -78,8 +78,8 @@ class Episodes:
             span = (self.num_frames - 1) * self.frame_skip
             longest = max(self.store.lengths[numbers.start : numbers.stop], default=-1) + 1
             raise ValueError(
-                f"dataset.path: no episode of {self.store.folder} has the {span + 1} frames of a window ({self.num_frames} "
-                f"frames at frame_skip={self.frame_skip}); the longest has {longest}. Lower num_frames"
+                f"dataset.path: no episode of {self.store.folder} has the {span + 1} frames of a window "
+                f"({self.num_frames} frames at frame_skip={self.frame_skip}); the longest has {longest}. Lower num_frames"
             )
 
     def _fields(self) -> dict[str, Field]:
