@@ -188,7 +188,7 @@ class Group:
 
 
 def load(path: Path, shape: tuple[int | None, ...], dtype: Any) -> np.ndarray:
-    """A memory-mapped array of this shape (None: any length) and type. Raises FileError for another or a damaged one."""
+    """A memory-mapped array of this shape (None: any length) and type. Raises FileError for another one."""
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
     except LOAD_ERRORS as error:

@@ -79,7 +79,8 @@ class Episodes:
             longest = max(self.store.lengths[numbers.start : numbers.stop], default=-1) + 1
             raise ValueError(
                 f"dataset.path: no episode of {self.store.folder} has the {span + 1} frames of a window "
-                f"({self.num_frames} frames at frame_skip={self.frame_skip}); the longest has {longest}. Lower num_frames"
+                f"({self.num_frames} frames at frame_skip={self.frame_skip}); the longest has {longest}. "
+                "Lower num_frames"
             )
 
     def _fields(self) -> dict[str, Field]:

@@ -76,6 +76,8 @@ class Folder:
         self.num_channels = 1 if self._extras(self.camera).get("source_channels") == 1 else 3
         self.table = self._rows()
         self.episodes = self._episodes()
+        self.pictures: tuple[Path, Any] = (path, None)
+        """The data file that was read last and its rows, if they hold the frames."""
 
     def _extras(self, name: str) -> dict[str, Any]:
         """The entry `info` of a feature."""
@@ -127,17 +129,14 @@ class Folder:
         order = np.argsort(episodes["episode_index"], kind="stable")
         episodes = {name: values[order] for name, values in episodes.items()}
         index, frame = self.table["episode_index"][:, 0], self.table["frame_index"][:, 0]
-        episodes["begin"] = np.searchsorted(index, episodes["episode_index"])
-        for number, begin, length in zip(
-            *(episodes[name] for name in ("episode_index", "begin", "length")), strict=True
-        ):
-            rows = slice(int(begin), int(begin + length))
-            is_complete = np.array_equal(frame[rows], np.arange(length)) and (index[rows] == number).all()
-            if not is_complete or (index == number).sum() != length:
-                raise FileError(
-                    f"{self.path}: episode {int(number)} has not the {int(length)} frames in data that meta says"
-                )
-            check_actions_are_finite(self.table["action"][rows], f"{self.path}: episode {int(number)}")
+        numbers, lengths = episodes["episode_index"], episodes["length"]
+        episodes["begin"], ends = (np.searchsorted(index, numbers, side) for side in ("left", "right"))
+        for number, length, begin, end in zip(numbers, lengths, episodes["begin"], ends, strict=True):
+            where = f"{self.path}: episode {int(number)}"
+            if end - begin != length or not np.array_equal(frame[begin:end], np.arange(length)):
+                both = f"{end - begin} rows in data, and meta says {int(length)}"
+                raise FileError(f"{where} has {both}; their frame_index counts from 0 on")
+            check_actions_are_finite(self.table["action"][begin:end], where)
         return episodes
 
     def _space(self) -> ActionSpace:
@@ -173,11 +172,12 @@ class Folder:
             if is_video:
                 begin = float(self.episodes["from_timestamp"][number])
                 return decode_video(path, begin, length, self.fps)[:, : self.num_channels]
-            index = int(self.episodes["episode_index"][number])
-            table = _table(path, ["episode_index", "frame_index", self.camera])
-            rows = [row for row in table.to_pylist() if row["episode_index"] == index]
-            pictures = [row[self.camera]["bytes"] for row in sorted(rows, key=lambda row: row["frame_index"])]
-            return np.stack([decode(picture, channels=3).numpy()[:, 0] for picture in pictures])
+            if self.pictures[0] != path:
+                self.pictures = path, _table(path, ["episode_index", "frame_index", self.camera])
+            table = self.pictures[1]
+            is_own = table["episode_index"].to_numpy() == self.episodes["episode_index"][number]
+            rows = sorted(table.filter(is_own).to_pylist(), key=lambda row: row["frame_index"])
+            return np.stack([decode(row[self.camera]["bytes"], channels=3).numpy()[:, 0] for row in rows])
         except (*ERRORS, TypeError) as error:
             if isinstance(error, FileError):
                 raise

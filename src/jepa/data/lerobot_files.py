@@ -92,8 +92,8 @@ def _features(facts: StoreFacts) -> dict[str, Any]:
     channels, height, width = facts.frame_shape
     video = {
         "video.height": height, "video.width": width, "video.codec": "h264",
-        "video.pix_fmt": _pixel_format(height, width), "video.is_depth_map": False, "video.fps": FPS, "video.channels": 3, "has_audio": False,
-        "source_channels": channels,
+        "video.pix_fmt": _pixel_format(height, width), "video.is_depth_map": False, "video.fps": FPS,
+        "video.channels": 3, "has_audio": False, "source_channels": channels,
     }  # fmt: skip
     picture = {"dtype": "video", "shape": [height, width, 3], "names": ["height", "width", "channels"], "info": video}
     space = facts.actions

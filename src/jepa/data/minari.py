@@ -137,7 +137,8 @@ def _is_image(leaf: Any) -> bool:
     """True for uint8 arrays [n, H, W, C], [n, C, H, W] or [n, H, W], and for JPEG files."""
     if _holds_files(leaf):
         return True
-    return leaf.dtype == np.uint8 and (leaf.ndim == 3 or (leaf.ndim == 4 and {leaf.shape[1], leaf.shape[3]} & {1, 3}))
+    is_coloured = leaf.ndim == 4 and not {leaf.shape[1], leaf.shape[3]}.isdisjoint({1, 3})
+    return bool(leaf.dtype == np.uint8 and (leaf.ndim == 3 or is_coloured))
 
 
 def _holds_files(leaf: Any) -> bool:
