@@ -47,7 +47,8 @@ class Steps(NamedTuple):
 def read(path: Path, key: str) -> Recording:
     """The dataset NAME, NAME/data or NAME/data/main_data.hdf5. Raises FileError."""
     require("minari", "h5py")
-    file = next((f for f in (path / "data" / "main_data.hdf5", path / "main_data.hdf5") if f.is_file()), path)
+    folder = path / "data" if (path / "data").is_dir() else path
+    file = path if path.is_file() else folder / "main_data.hdf5"
     metadata = read_json(file.parent / "metadata.json", METADATA)
     if (kind := metadata.get("data_format") or "hdf5") != "hdf5":
         raise FileError(f"{path}: data_format {kind}, only hdf5 is read; write the dataset again with it")
