@@ -103,7 +103,7 @@ def _steps(group: Any, where: str, start: int | None) -> Steps:
     if wrong := [f"{size} {name}" for name, size in sizes.items() if size != length]:
         raise FileError(f"{where} has {length} actions and {wrong[0]} (of observations, without the first)")
     if start is None:
-        actions = actions.reshape(length, -1).astype(np.float32)
+        actions = actions.reshape(length, int(np.prod(actions.shape[1:]))).astype(np.float32)
         check_actions_are_finite(actions, where)
     else:
         actions = actions.reshape(length).astype(np.int64) - start
@@ -144,8 +144,8 @@ def _is_image(leaf: Any) -> bool:
 
 def _holds_files(leaf: Any) -> bool:
     """JPEG files of one length are a matrix, others rows of their own."""
-    rows = leaf.dtype == object or (leaf.dtype == np.uint8 and leaf.ndim == 2)
-    return bool(rows and len(leaf) and bytes(np.asarray(leaf[0], dtype=np.uint8)[:3]) == JPEG)
+    has_rows = (leaf.dtype.metadata or {}).get("vlen") == np.uint8 or (leaf.dtype == np.uint8 and leaf.ndim == 2)
+    return bool(has_rows and len(leaf) and bytes(np.asarray(leaf[0], dtype=np.uint8)[:3]) == JPEG)
 
 
 def _frames(leaf: Any, where: str) -> np.ndarray:
