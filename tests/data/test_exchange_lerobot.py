@@ -1,4 +1,4 @@
-"""LeRobot datasets of version 3 as LeRobot writes them: several episodes in a file, cameras, times, and what is refused."""
+"""LeRobot datasets of version 3 as LeRobot writes them: several episodes in a file, cameras, times, refusals."""
 
 from __future__ import annotations
 
@@ -11,9 +11,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hostile_files import changed
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 from stored_episodes import DISCRETE, write_store
 
+from jepa.data import lerobot
 from jepa.data.episode_store import EpisodeStore
 from jepa.data.exchange import read_source, write_export
 from jepa.errors import FileError
@@ -79,8 +83,9 @@ def write_lerobot(folder: Path, *, is_video: bool = True, lengths: tuple[int, ..
                     row[camera] = {"bytes": buffer.getvalue(), "path": f"frame-{t:06d}.png"}
                 rows.append(row)
             episodes.append({
-                "episode_index": n, "tasks": ["go"], "length": lengths[n], "data/chunk_index": 0, "data/file_index": file,
-                "dataset_from_index": index, "dataset_to_index": index + lengths[n],
+                "episode_index": n, "tasks": ["go"], "length": lengths[n], "dataset_from_index": index,
+                "data/chunk_index": 0, "data/file_index": file,
+                "dataset_to_index": index + lengths[n],
                 f"videos/{camera}/chunk_index": 0, f"videos/{camera}/file_index": file,
                 f"videos/{camera}/from_timestamp": begin / FPS,
                 f"videos/{camera}/to_timestamp": (begin + lengths[n]) / FPS,
@@ -99,6 +104,28 @@ def write_lerobot(folder: Path, *, is_video: bool = True, lengths: tuple[int, ..
     meta.mkdir(parents=True)
     parquet.write_table(pa.Table.from_pylist(episodes), meta / "file-000.parquet")
     return folder
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: Any) -> Path:
+    return write_lerobot(tmp_path_factory.mktemp("lerobot") / "l")
+
+
+@settings(max_examples=60, deadline=None)
+@given(data=st.data())
+def test_info_json_is_read_or_refused_by_name(written: Path, data: st.DataObject) -> None:
+    path = written / "meta" / "info.json"
+    text = path.read_text()
+    path.write_text(json.dumps(data.draw(changed(json.loads(text)))))
+    try:
+        recording = lerobot.read(written, "")
+        recording.read(0)
+    except FileError as error:
+        reason = str(error)
+        assert str(written) in reason  # noqa: PT017
+        assert "\n" not in reason
+    finally:
+        path.write_text(text)
 
 
 def change(folder: Path, file: str, column: str, row: int, value: Any) -> None:
@@ -238,7 +265,7 @@ def test_a_lacking_or_damaged_file_is_named(tmp_path: Path, name: str) -> None:
         with pytest.raises(FileError, match=str(path)):
             import_lerobot(folder)
         path.unlink()
-    with pytest.raises(FileError, match=str(path if name not in (DATA, EPISODES) else path.parents[1])):
+    with pytest.raises(FileError, match=str(folder if name == DATA else path if name != EPISODES else path.parents[1])):
         import_lerobot(folder)
 
 
@@ -248,7 +275,7 @@ def test_an_export_has_the_layout_of_version_3(tmp_path: Path) -> None:
     names = sorted(str(path.relative_to(tmp_path / "l")) for path in (tmp_path / "l").rglob("*") if path.is_file())
     video = "videos/observation.image/chunk-000"
     assert names == [
-        "data/chunk-000/file-000.parquet", "data/chunk-000/file-001.parquet", "meta/episodes/chunk-000/file-000.parquet",
+        DATA, DATA.replace("file-000", "file-001"), EPISODES,
         "meta/info.json", "meta/stats.json", "meta/tasks.parquet", f"{video}/file-000.mp4", f"{video}/file-001.mp4",
     ]  # fmt: skip
     info = json.loads((tmp_path / "l" / "meta" / "info.json").read_text())

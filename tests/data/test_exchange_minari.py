@@ -10,9 +10,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hostile_files import changed
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 from stored_episodes import write_store
 
+from jepa.data import minari
 from jepa.data.episode_store import EpisodeStore
 from jepa.data.exchange import read_source, write_export
 from jepa.errors import FileError
@@ -175,6 +179,15 @@ def growing(group: Any, length: int) -> None:
         ({"observations": array, "data_format": "arrow"}, "data_format arrow, only hdf5 is read"),
         ({"observations": array, "action_space": "[]"}, r"metadata\.json: action_space holds no mapping"),
         ({"observations": array, "space": {"type": "MultiBinary", "n": 3}}, "MultiBinary; Box and Discrete are read"),
+        (
+            {"observations": array, "space": BOX | {"low": [0], "high": [1]}},
+            "actions of 2 numbers, and action_space has 1",
+        ),
+        ({"observations": array, "space": BOX | {"low": [[], 1]}}, "its bounds are no numbers"),
+        (
+            {"observations": array, "actions": np.arange, "space": {"type": "Discrete", "start": 0, "n": 2}},
+            "actions that are none of the 2 of action_space",
+        ),
         ({"observations": array, "lengths": ()}, "holds no group episode_0"),
         ({"observations": array, "lengths": (0,)}, "left out: 1 episodes of one frame; nothing is there to store"),
     ],
@@ -193,6 +206,31 @@ def test_a_lacking_array_is_named(tmp_path: Path, name: str) -> None:
         del data[f"episode_1/{name}"]
     with pytest.raises(FileError, match=f"episode_1 has no {name}"):
         import_minari(folder)
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: Any) -> Path:
+    return write_minari(tmp_path_factory.mktemp("minari") / "m", observations=array)
+
+
+@settings(max_examples=60, deadline=None)
+@given(data=st.data())
+def test_metadata_json_is_read_or_refused_by_name(written: Path, data: st.DataObject) -> None:
+    path = written / "data" / "metadata.json"
+    text = path.read_text()
+    content = json.loads(text)
+    if data.draw(st.booleans()):
+        path.write_text(json.dumps(data.draw(changed(content))))
+    else:
+        path.write_text(json.dumps(content | {"action_space": json.dumps(data.draw(changed(BOX)))}))
+    try:
+        minari.read(written, "").read(0)
+    except FileError as error:
+        reason = str(error)
+        assert str(written) in reason  # noqa: PT017
+        assert "\n" not in reason
+    finally:
+        path.write_text(text)
 
 
 @pytest.mark.parametrize("damage", ["truncated", "text"])
@@ -222,10 +260,10 @@ def test_an_export_has_the_layout_of_minari(tmp_path: Path) -> None:
 
 
 def test_minari_reads_an_export(tmp_path: Path) -> None:
-    minari = pytest.importorskip("minari")
+    package = pytest.importorskip("minari")
     written = write_store(tmp_path / "store", [3, 2], shape=(3, 40, 48))
     write_export(f"minari:{tmp_path / 'exported'}", tmp_path / "store")
-    episodes = list(minari.MinariDataset(tmp_path / "exported" / "data"))
+    episodes = list(package.MinariDataset(tmp_path / "exported" / "data"))
     for episode, expected in zip(episodes, written, strict=True):
         assert np.array_equal(episode.observations["image"].transpose(0, 3, 1, 2), expected.frames)
         assert np.array_equal(episode.actions, expected.actions)

@@ -221,12 +221,14 @@ def _table(path: Path, columns: Sequence[str]) -> Any:
 def _numbers(table: Any, name: str, where: Path) -> np.ndarray:
     """A column of numbers, or of lists of as many numbers in each row, as [n, width]; missing ones are nan."""
     column, types = table[name].combine_chunks(), (np.bool_, np.integer, np.floating)
+    has_gaps = False
     while hasattr(column.type, "value_type") or hasattr(column, "storage"):
+        has_gaps |= column.null_count > 0  # a list that is missing would move the others
         column = column.storage if hasattr(column, "storage") else column.flatten()
     values = column.to_numpy(zero_copy_only=False)
     if values.dtype == object:  # booleans with missing ones
         values = np.array([np.nan if value is None else value for value in values])
-    if not issubclass(values.dtype.type, types) or (len(table) and len(values) % len(table)):
+    if has_gaps or not issubclass(values.dtype.type, types) or (len(table) and len(values) % len(table)):
         raise FileError(f"{where}: the column {name} is no matrix of numbers ({table[name].type})")
     return values.reshape(len(table), -1)
 

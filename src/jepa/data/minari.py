@@ -69,8 +69,8 @@ def read(path: Path, key: str) -> Recording:
         widths = {name: int(np.prod(leaves[name].shape[1:])) for name in columns}
     own_names = tuple(map(str, metadata.get("state_names") or ()))
     numbered = tuple(f"{name}/{number}" for name, width in widths.items() for number in range(width))
-    if not space.is_discrete and episodes:
-        space = bounded(np.concatenate([steps.actions for steps in episodes]), space.low, space.high)
+    if episodes:
+        space = _checked(space, np.concatenate([steps.actions for steps in episodes]), str(file))
     facts = StoreFacts(
         frame_shape=first.shape[1:], actions=space, source=f"minari:{path}@{camera}",
         state_names=own_names if len(own_names) == len(numbered) else numbered,
@@ -120,9 +120,23 @@ def _space(text: str, where: str) -> tuple[ActionSpace, int]:
         return ActionSpace(num_actions=values["n"]), values["start"]
     if space["type"] == "Box":
         values = as_mapping(space, where, {"low": list, "high": list})
-        low, high = (np.ravel(np.array(values[name], dtype=float)).tolist() for name in ("low", "high"))
-        return ActionSpace(low=tuple(low), high=tuple(high)), 0
+        try:
+            low, high = (tuple(np.ravel(np.array(values[name], dtype=float)).tolist()) for name in ("low", "high"))
+        except (ValueError, TypeError, OverflowError) as error:
+            raise FileError(f"{where}: its bounds are no numbers") from error
+        return ActionSpace(low=low, high=high), 0
     raise FileError(f"{where}: {space['type']}; Box and Discrete are read")
+
+
+def _checked(space: ActionSpace, actions: np.ndarray, where: str) -> ActionSpace:
+    """The space with finite bounds. Raises FileError if actions of all episodes do not fit it."""
+    if space.is_discrete:
+        if actions.min() < 0 or actions.max() >= space.num_actions:
+            raise FileError(f"{where} has actions that are none of the {space.num_actions} of action_space")
+        return space
+    if not len(space.low) == len(space.high) == actions.shape[1]:
+        raise FileError(f"{where} has actions of {actions.shape[1]} numbers, and action_space has {len(space.low)}")
+    return bounded(actions, space.low, space.high)
 
 
 def _leaves(node: Any) -> dict[str, Any]:
