@@ -122,7 +122,7 @@ def test_info_json_is_read_or_refused_by_name(written: Path, data: st.DataObject
         recording.read(0)
     except FileError as error:
         reason = str(error)
-        assert str(written) in reason  # noqa: PT017
+        assert str(written) in reason
         assert "\n" not in reason
     finally:
         path.write_text(text)

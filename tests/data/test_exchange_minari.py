@@ -227,7 +227,7 @@ def test_metadata_json_is_read_or_refused_by_name(written: Path, data: st.DataOb
         minari.read(written, "").read(0)
     except FileError as error:
         reason = str(error)
-        assert str(written) in reason  # noqa: PT017
+        assert str(written) in reason
         assert "\n" not in reason
     finally:
         path.write_text(text)
