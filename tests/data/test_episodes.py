@@ -112,6 +112,12 @@ def test_a_window_of_one_frame_has_no_transitions(tmp_path: Path) -> None:
     assert set(windows.fields) == {"states", "quantities"}
 
 
+def test_a_store_without_episodes_is_refused(tmp_path: Path) -> None:
+    write_store(tmp_path, [])
+    with pytest.raises(ValueError, match=f"dataset.path: {tmp_path} holds no episodes yet"):
+        dataset(tmp_path)
+
+
 def test_a_store_without_states_has_none(tmp_path: Path) -> None:
     write_store(tmp_path, [3], states=0)
     windows = dataset(tmp_path)

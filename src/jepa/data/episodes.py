@@ -52,6 +52,8 @@ class Episodes:
                 raise ValueError("dataset.env: collecting needs dataset.policy and dataset.episodes, their number")
             collect(folder, env=env, policy=policy, num_episodes=episodes, num_steps=steps, seed=seed)
         self.store = EpisodeStore(folder)
+        if not len(self.store):
+            raise ValueError(f"dataset.path: {folder} holds no episodes yet")
         count = min(episodes or len(self.store), len(self.store))
         num_held_out = max(1, round(val_ratio * count)) if val_ratio and count > 1 else 0
         held_out = range(count - num_held_out, count)
