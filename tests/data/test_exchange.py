@@ -197,6 +197,8 @@ def test_a_source_that_became_another_is_refused(tmp_path: Path) -> None:
 def test_an_export_overwrites_nothing_and_leaves_nothing_half(tmp_path: Path, monkeypatch: Any) -> None:
     write_store(tmp_path / "store", [2], shape=(3, 32, 32))
     (tmp_path / "there").mkdir()
+    with pytest.raises(FileError, match="a path without @ is needed"):
+        write_export(f"minari:{tmp_path / 'a@b'}", tmp_path / "store")
     with pytest.raises(FileError, match="there exists already; give another path"):
         write_export(f"minari:{tmp_path / 'there'}", tmp_path / "store")
     monkeypatch.setattr(exchange.minari, "_metadata", lambda *_: {}[0])

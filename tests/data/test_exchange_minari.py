@@ -142,6 +142,16 @@ def test_one_of_several_cameras_is_chosen_by_name(tmp_path: Path) -> None:
     assert import_minari(folder, "@right").episode(0).frames[:, 0, 0, 0].tolist() == [255, 235, 215, 195]
 
 
+def test_small_arrays_are_pictures_only_if_they_are_named(tmp_path: Path) -> None:
+    def observations(group: Any, length: int) -> None:
+        group["observations/grid/image"] = np.zeros((length + 1, 7, 7, 3), dtype=np.uint8)
+
+    folder = write_minari(tmp_path / "m", observations=observations)
+    with pytest.raises(FileError, match=r"the array grid/image \(7, 7, 3\), which may be no picture.*PATH@grid/image"):
+        import_minari(folder)
+    assert import_minari(folder, "@grid/image").facts.frame_shape == (3, 7, 7)
+
+
 def test_an_episode_without_a_step_is_left_out(tmp_path: Path) -> None:
     store = import_minari(write_minari(tmp_path / "m", (2, 0, 3), observations=array))
     assert store.lengths.tolist() == [2, 3]

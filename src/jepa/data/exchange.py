@@ -38,9 +38,6 @@ def read_source(source: str, folder: Path) -> None:
     FileError for files that cannot be used, RunError if the folder holds something else.
     """
     kind, path, key = parse(source, "source")
-    if not path.exists() and "@" in path.name:
-        name, _, key = path.name.rpartition("@")
-        path = path.with_name(name)
     if not path.exists():
         raise FileError(f"source={source}: there is no {path}; {content(path.parent)}")
     recording = READERS[kind](path, key)
@@ -64,7 +61,9 @@ def write_export(export: str, folder: Path) -> None:
 
     Raises FileError.
     """
-    kind, path, _ = parse(export, "export")
+    kind, path, key = parse(export, "export")
+    if key:
+        raise FileError(f"export={export}: a path without @ is needed, which separates a camera in a source")
     store = EpisodeStore(folder)
     if not len(store):
         raise FileError(f"{folder} holds no episodes to export")
@@ -80,12 +79,15 @@ def write_export(export: str, folder: Path) -> None:
 
 
 def parse(text: str, name: str) -> tuple[str, Path, str]:
-    """Kind, path and an empty key."""
+    """Kind, path and the key behind the last @, if no such path exists."""
     kind, colon, path = text.partition(":")
     if kind not in READERS or not colon or not path:
         kinds = ", ".join(f"{kind}:PATH" for kind in READERS)
         raise FileError(f"{name}={text}: unknown kind {kind!r}; expected {kinds}{suggestion(kind, READERS)}")
-    return kind, Path(path).expanduser().absolute(), ""
+    key = ""
+    if "@" in path and not Path(path).expanduser().exists():
+        path, _, key = path.rpartition("@")
+    return kind, Path(path).expanduser().absolute(), key
 
 
 def groups(recording: Recording, first: int) -> Iterator[range]:

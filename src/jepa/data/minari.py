@@ -26,6 +26,8 @@ from jepa.data.recordings import ONE_FRAME, Recording, bounded, check_actions_ar
 from jepa.errors import FileError
 from jepa.types import ActionSpace, PositiveInt
 
+MIN_SIDE = 32
+"""Pixels of the shorter side from which on Minari itself calls an array an image."""
 JPEG = b"\xff\xd8\xff"
 ERRORS = (OSError, KeyError, RuntimeError, ValueError, TypeError)
 """Exceptions of h5py for damaged files."""
@@ -62,7 +64,7 @@ def read(path: Path, key: str) -> Recording:
         every = [_steps(data[name], f"{file}: {name}", start if space.is_discrete else None) for name in names]
         episodes = [steps for steps in every if len(steps.actions)]
         leaves = _leaves(data[names[0]]["observations"])
-        camera = choose_camera([name for name, leaf in leaves.items() if _is_image(leaf)], key, str(path))
+        camera = _camera(leaves, key, path)
         first = _frames(leaves[camera], f"{file}: {names[0]}/{camera}")
         columns = [name for name, leaf in leaves.items() if leaf.ndim <= 2 and leaf.dtype.kind in "fiub"]
         columns = [name for name in columns if not _is_image(leaves[name])]
@@ -146,6 +148,16 @@ def _leaves(node: Any) -> dict[str, Any]:
     leaves: dict[str, Any] = {}
     node.visititems(lambda name, item: leaves.update({name: item}) if hasattr(item, "shape") else None)
     return leaves
+
+
+def _camera(leaves: Mapping[str, Any], key: str, path: Path) -> str:
+    """Small arrays, such as the symbols of MiniGrid, are taken for pictures only if they are named."""
+    images = [name for name, leaf in leaves.items() if _is_image(leaf)]
+    large = [n for n in images if key or _holds_files(leaves[n]) or sorted(leaves[n].shape[1:])[-2] >= MIN_SIDE]
+    if images and not large:
+        small = f"the array {images[0]} {leaves[images[0]].shape[1:]}, which may be no picture"
+        raise FileError(f"{path} has {small}: it has fewer than {MIN_SIDE} pixels a side; PATH@{images[0]} takes it")
+    return choose_camera(large, key, str(path))
 
 
 def _is_image(leaf: Any) -> bool:
