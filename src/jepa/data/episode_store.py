@@ -195,7 +195,7 @@ class Group:
 
 
 def load(path: Path, shape: tuple[int | None, ...], dtype: Any) -> np.ndarray:
-    """A memory-mapped array of this shape and type (None: any length). Raises FileError for another or damaged one."""
+    """A memory-mapped array of this shape (None: any length) and type. Raises FileError for another one."""
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
     except LOAD_ERRORS as error:

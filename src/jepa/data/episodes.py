@@ -52,6 +52,8 @@ class Episodes:
                 raise ValueError("dataset.env: collecting needs dataset.policy and dataset.episodes, their number")
             collect(folder, env=env, policy=policy, num_episodes=episodes, num_steps=steps, seed=seed)
         self.store = EpisodeStore(folder)
+        if not len(self.store):
+            raise ValueError(f"dataset.path: {folder} holds no episodes yet")
         count = min(episodes or len(self.store), len(self.store))
         num_held_out = max(1, round(val_ratio * count)) if val_ratio and count > 1 else 0
         held_out = range(count - num_held_out, count)
@@ -81,7 +83,8 @@ class Episodes:
             longest = max(self.store.lengths[numbers.start : numbers.stop], default=-1) + 1
             raise ValueError(
                 f"dataset.path: no episode of {self.store.folder} has the {span + 1} frames of a window "
-                f"({self.num_frames} frames at frame_skip={self.frame_skip}); the longest has {longest}"
+                f"({self.num_frames} frames at frame_skip={self.frame_skip}); the longest has {longest}. "
+                "Lower num_frames"
             )
 
     def _fields(self) -> dict[str, Field]:
