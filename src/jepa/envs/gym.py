@@ -229,7 +229,7 @@ def picture(env: Any, size: int) -> np.ndarray:
 def to_frame(pixels: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:
     """uint8 [H, W, 3] -> [C, size, size], each pixel the mean of the area that it covers"""
     if pixels.shape[:2] != shape[1:]:
-        pixels = np.asarray(Image.fromarray(pixels).resize(shape[:0:-1], Image.Resampling.BOX))
+        pixels = np.asarray(Image.fromarray(pixels).resize((shape[2], shape[1]), Image.Resampling.BOX))
     if shape[0] == 1:
         return np.round(pixels @ np.array(GREY)).astype(np.uint8)[None]
     return np.ascontiguousarray(pixels.transpose(2, 0, 1))
