@@ -56,6 +56,7 @@ ONE_HOME = {
     "hydra": ("config/", "agent.py", "cli/"),
     "omegaconf": ("config/", "agent.py", "cli/"),
     "torch.distributed": ("parallel/", "runs/checkpoint.py"),
+    "gymnasium": ("envs/",),
     "wandb": ("logger.py",),
     "jinja2": ("reports/page.py",),
 }
@@ -67,6 +68,8 @@ WITHOUT_TORCH = (
     "jepa.reports.run",
     "jepa.cli.train",
     "jepa.cli.eval",
+    "jepa.cli.collect",
+    "jepa.data.collect",
     "jepa.comparison.plan",
     "jepa.cli.compare",
 )

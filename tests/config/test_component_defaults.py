@@ -16,6 +16,7 @@ from jepa.config.catalogue import conf_folder
 DELIBERATE = {
     ("coco", "val_images"): "None reads the pictures of both parts from one folder, COCO's own layout has two",
     ("frames", "image_folder"): "'.' is the root itself, with videos in it; the example has parts",
+    ("two_rooms_random", "walls"): "is what the choice is for",
     ("mixture", "probe"): "names a part of the example's own mixture",
 }
 """why the value in conf/ is another than that of the constructor"""

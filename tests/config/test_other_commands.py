@@ -1,10 +1,10 @@
-"""The configurations of jepa-eval and jepa-export are refused and composed as that of jepa-train is."""
+"""The configurations of jepa-eval, jepa-export and jepa-collect are refused and composed as that of jepa-train is."""
 
 from __future__ import annotations
 
 import pytest
 
-from jepa.config import ConfigError, compose_eval, compose_export
+from jepa.config import ConfigError, compose, compose_collect, compose_eval, compose_export
 
 
 def faults_of(compose, *overrides: str) -> list[str]:
@@ -37,3 +37,8 @@ def test_export_needs_a_run_and_knows_its_keys() -> None:
     assert compose_export(["run=timm:vit_tiny_patch16_224", "output=no-such-folder"]).format == "safetensors"
     assert any("run=VALUE" in fault for fault in faults_of(compose_export))
     assert any('did you mean "format"?' in fault for fault in faults_of(compose_export, "run=x", "fromat=timm"))
+
+
+def test_a_group_of_another_command_is_refused_in_words() -> None:
+    assert any("env: this command has no such group" in fault for fault in faults_of(compose, "env=two_rooms"))
+    assert any("mask: this command has no such group" in fault for fault in faults_of(compose_collect, "mask=block"))

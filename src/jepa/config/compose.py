@@ -381,7 +381,9 @@ def _syntax_error(text: str) -> str:
 
 
 def _hydra_message(error: Exception) -> str:
-    """Hydra's own message on one line."""
+    """Hydra's own message on one line; another one for a group that the command lacks."""
+    if lacking := re.match(r"Could not override '([\w/]+)'\. No match", str(error)):
+        return f"{lacking[1]}: this command has no such group; its --help lists those that it has"
     reason = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
     lines = [line.strip() for line in f"{reason}".splitlines() if line.strip() and "full_key" not in line]
     return " ".join(line for line in lines if not line.startswith("object_type"))

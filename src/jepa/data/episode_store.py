@@ -272,7 +272,9 @@ def _check(folder: Path, facts: StoreFacts) -> None:
     old, new = (_flat(of) for of in (StoreFacts.read(folder), facts))
     changed = [key for key in (*old, *(new.keys() - old.keys())) if old.get(key) != new.get(key)]
     if changed:
-        before, after = (", ".join(f"{key}={show_value(values.get(key))}" for key in changed) for values in (old, new))
+        before, after = (
+            ", ".join(f"{key}={show_value(values[key])}" for key in changed if key in values) for values in (old, new)
+        )
         raise RunError(f"{folder} holds episodes of {before}, and {after} was asked for; give another folder")
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from jepa.envs.types import Transition, check_actions, check_states
+from jepa.envs.types import Transition, check_actions
 from jepa.suggestions import suggestion
 from jepa.types import ActionSpace, Channels, PositiveInt
 
@@ -67,9 +67,8 @@ class GymEnv:
         """Raises ValueError for states and goals where the environment has no way to set them."""
         self.envs += [self._make() for _ in range(len(seeds) - len(self.envs))]
         results = [env.reset(seed=int(seed))[0] for env, seed in zip(self.envs, seeds, strict=False)]
-        shape = (len(seeds), len(self.state_names))
         if states is not None or goals is not None:
-            self._place(*(None if values is None else check_states(values, shape) for values in (states, goals)))
+            self._place(len(seeds), states, goals)
         pairs = zip(self.envs, results, strict=False)
         self.states = np.stack([self._state(env, observation) for env, observation in pairs])
         self.frames = np.stack([self._frame(env) for env in self.envs[: len(seeds)]])
@@ -103,8 +102,8 @@ class GymEnv:
         for env in self.envs:
             env.close()
 
-    def _place(self, states: np.ndarray | None, goals: np.ndarray | None) -> None:
-        """Put the environments into states [B, S] and give them goals [B, S]."""
+    def _place(self, count: int, states: np.ndarray | None, goals: np.ndarray | None) -> None:
+        """Put the first `count` environments into states [B, S] and give them goals [B, S]."""
         what = "goals" if states is None else "states"
         raise ValueError(f"{self.id}: {what} cannot be set, since gymnasium has no way to; reset it by seeds")
 
@@ -230,7 +229,7 @@ def picture(env: Any, size: int) -> np.ndarray:
 def to_frame(pixels: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:
     """uint8 [H, W, 3] -> [C, size, size], each pixel the mean of the area that it covers"""
     if pixels.shape[:2] != shape[1:]:
-        pixels = np.asarray(Image.fromarray(pixels).resize(shape[:0:-1], Image.Resampling.BOX))
+        pixels = np.asarray(Image.fromarray(pixels).resize((shape[2], shape[1]), Image.Resampling.BOX))
     if shape[0] == 1:
         return np.round(pixels @ np.array(GREY)).astype(np.uint8)[None]
     return np.ascontiguousarray(pixels.transpose(2, 0, 1))

@@ -19,9 +19,7 @@ class MazePaths:
         left, top = columns - walls.shape[1] / 2, walls.shape[0] / 2 - rows
         self.boxes = np.stack([left, left + 1, top - 1, top], axis=1)  # [m, 4]: x from, to; y from, to
         self.corners = _corners(walls)
-        starts, ends = np.repeat(self.corners, len(self.corners), axis=0), np.tile(self.corners, (len(self.corners), 1))
-        lengths = np.linalg.norm(ends - starts, axis=1)
-        self.lengths = np.where(self.sees(starts, ends), lengths, np.inf).reshape(len(self.corners), -1)  # [k, k]
+        self.lengths = self._to_corners(self.corners)  # [k, k]
         for middle in range(len(self.corners)):  # Floyd and Warshall
             self.lengths = np.minimum(self.lengths, self.lengths[:, middle, None] + self.lengths[None, middle])
 
@@ -61,6 +59,7 @@ class MazePaths:
     def _lengths(self, starts: np.ndarray, goals: np.ndarray) -> np.ndarray:
         """[n, k + 1]: lengths of the shortest paths whose first part ends at each corner, and of the straight one"""
         from_start, to_goal = self._to_corners(starts), self._to_corners(goals)  # [n, k]
+        from_start[from_start < 1e-6] = np.inf  # a path leads on from where it is
         rest = (self.lengths[None] + to_goal[:, None]).min(axis=2, initial=np.inf)  # [n, k]
         straight = np.where(self.sees(starts, goals), np.linalg.norm(goals - starts, axis=1), np.inf)
         return np.concatenate([from_start + rest, straight[:, None]], axis=1)
@@ -70,7 +69,7 @@ class MazePaths:
         starts = np.repeat(points, len(self.corners), axis=0)
         ends = np.tile(self.corners, (len(points), 1))
         lengths = np.where(self.sees(starts, ends), np.linalg.norm(ends - starts, axis=1), np.inf)
-        return lengths.reshape(len(points), -1)
+        return lengths.reshape(len(points), len(self.corners))
 
 
 def _corners(walls: np.ndarray) -> np.ndarray:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from jepa.envs.gym import GymEnv, known_state, require
-from jepa.envs.types import Task
+from jepa.envs.types import Task, check_states
 
 LEFT, RIGHT, FORWARD, DONE = 0, 1, 2, 6
 """Actions of MiniGrid."""
@@ -43,11 +43,13 @@ class EmptyGrid(GymEnv):
         inner = self.canvas.unwrapped
         return np.array([inner.width - 2, inner.height - 2])
 
-    def _place(self, states: np.ndarray | None, goals: np.ndarray | None) -> None:
-        if goals is not None and (goals[:, :2] != self.goal).any():
-            row = int(np.argmax((goals[:, :2] != self.goal).any(axis=1)))
+    def _place(self, count: int, states: np.ndarray | None, goals: np.ndarray | None) -> None:
+        shape = (count, len(self.state_names))
+        if goals is not None and (is_other := (check_states(goals, shape)[:, :2] != self.goal).any(axis=1)).any():
+            row = int(np.argmax(is_other))
             raise ValueError(f"goal {row} {goals[row].tolist()}: the goal is the green square {self.goal.tolist()}")
-        for env, state in zip(self.envs, () if states is None else self._checked(states), strict=False):
+        placed = () if states is None else self._checked(check_states(states, shape))
+        for env, state in zip(self.envs, placed, strict=False):
             _set(env, state)
 
     def _checked(self, states: np.ndarray) -> np.ndarray:

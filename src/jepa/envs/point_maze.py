@@ -121,8 +121,8 @@ class PointMaze:
             self.simulator.reset()  # MuJoCo would go on from the forces of the last step
             self.simulator.set_state(state[:2], state[2:])
             for _ in range(self.frame_skip):
-                observation = self.simulator.step(action)[0]
-            moved.append(observation)
+                state = self.simulator.step(action)[0]
+            moved.append(state)
         return np.stack(moved).astype(np.float32)
 
     def distance(self, states: np.ndarray, goals: np.ndarray) -> np.ndarray:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import gymnasium
 import numpy as np
@@ -19,7 +19,7 @@ class TwoRoomsEnv(gymnasium.Env[np.ndarray, np.ndarray]):
     `distance` in pixels and `success`. An episode ends with a reward of 1 when the dot is within `STRICT` of the goal.
     """
 
-    metadata: ClassVar[dict[str, Any]] = {"render_modes": ["rgb_array"], "render_fps": 10}
+    metadata: dict[str, Any] = {"render_modes": ["rgb_array"], "render_fps": 10}
 
     def __init__(self, *, walls: Literal["fixed", "random"] = "fixed", render_mode: str | None = None) -> None:
         self.rooms = TwoRooms(walls=walls, channels=3)
