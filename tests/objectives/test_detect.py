@@ -16,7 +16,7 @@ from voc_folder import voc, write_voc, xml
 
 from jepa import JEPAAgent, JEPAConfig, load_encoder
 from jepa.encoders.spatial import SpatialEncoder
-from jepa.errors import Interrupted
+from jepa.errors import ConfigError, Interrupted, RunError
 from jepa.evaluation.box_snapshot import DetectionSnapshotter
 from jepa.evaluation.detection import Detection, precisions
 from jepa.evaluation.pictures import draw_boxes
@@ -250,6 +250,24 @@ def test_detections_without_annotations_give_no_metric():
     assert precisions([Detections(rows((*NEAR, 0, 0.9)), torch.zeros(0, 5))], CLASSES, "detect/") == {}
 
 
+@pytest.mark.parametrize("part", ["validation", "test"])
+def test_a_part_without_boxes_has_no_precision_and_says_so(part, caplog):
+    empty, full = (
+        Detections(rows((*NEAR, 0, 0.9)), torch.zeros(0, 5)),
+        Detections(rows((*NEAR, 0, 0.9)), rows((*NEAR, 0))),
+    )
+    val, test = ([empty] * 2, [full]) if part == "validation" else ([full], [empty] * 2)
+    metrics = Detection()(BoxSnapshot(9, CLASSES, val, test, [], is_finite=True)).metrics
+    assert {name.startswith("detect/test_") for name in metrics} == {part == "validation"}
+    (record,) = caplog.records
+    assert record.message == f"no average precision: none of the 2 {part} pictures has a box"
+
+
+def test_without_pictures_nothing_is_measured_or_said(caplog):
+    assert Detection()(BoxSnapshot(0, CLASSES, [], [], [], is_finite=True)).metrics == {}
+    assert not caplog.records
+
+
 def test_the_test_part_has_its_own_metrics_and_pictures_show_high_scores_only():
     both = Detections(rows((*NEAR, 0, 0.9), (*FAR, 1, 0.1)), rows((*NEAR, 0)))
     grey = torch.full((3, 320, 500), 90, dtype=torch.uint8)
@@ -321,6 +339,13 @@ def test_unreadable_pictures_are_left_out_and_named_once(three_parts, caplog):
     snapshots = [prober.snapshot(step, Oracle()) for step in (0, 1)]
     assert [(len(s.val), len(s.pictures)) for s in snapshots] == [(1, 1)] * 2
     assert sum("evaluation leaves out" in record.message for record in caplog.records) == 1
+
+
+def test_pictures_none_of_which_can_be_read_end_the_evaluation_in_one_line_and_give_no_number(three_parts):
+    for index in range(2):
+        Path(three_parts.validation().describe(index)).unlink()
+    with pytest.raises(RunError, match=r"^no validation sample can be read; the first: .*b\.png: .*No such file.*$"):
+        prober_of(three_parts).snapshot(0, Oracle())
 
 
 def test_an_evaluation_can_be_stopped_and_reports_weights_that_are_not_finite(three_parts):
@@ -421,6 +446,16 @@ def test_micro_batches_train_the_head_and_leave_a_frozen_encoder_alone(data, tmp
     changed = {name for name in after if not torch.equal(before[name], after[name])}
     assert not [name for name in changed if name.startswith("encoder.")]
     assert {"pyramid.levels.0.1.weight", "detector.rpn.head.cls_logits.weight"} <= changed
+
+
+def test_a_detector_is_not_trained_on_a_data_set_without_boxes(tmp_path):
+    write_voc(
+        tmp_path / "voc",
+        {"a": xml(), "b": xml(("ant", 9, 9, 9, 9))},
+        {"train": ["a", "b"], "val": ["a"], "test": ["a"]},
+    )
+    with pytest.raises(ConfigError, match="Detector learns from boxes, and VOC has none"):
+        agent(tmp_path / "voc", tmp_path / "run", "dataset.classes=[ant]", "batch_size=2").train()
 
 
 def test_other_objectives_train_on_the_images_and_ignore_the_boxes(data, tmp_path):
