@@ -98,9 +98,32 @@ def test_proposals_are_pooled_at_their_position_also_if_the_patch_is_no_power_of
     torch.testing.assert_close(pooled.mean(dim=(1, 2, 3)), (boxes[:, 0] + boxes[:, 2]) / 2, atol=0.02 * patch, rtol=0)
 
 
+def test_a_proposal_is_pooled_from_the_level_of_its_size():
+    """Anchors of 1, 2, 4, 8 times the smallest belong to levels 0 to 3; a proposal goes there or one level finer."""
+    sides = torch.tensor([0.5, 1, 2, 3.9, 4, 8, 16, 32]) * 0.125 * SIDE
+    boxes = torch.stack([torch.zeros(8), torch.zeros(8), sides, sides], dim=1)
+    pool = detector(smallest_anchor=0.125).detector.roi_heads.box_roi_pool
+    assert pool.map_levels([boxes]).tolist() == [0, 0, 0, 0, 1, 2, 3, 3]
+
+
+@pytest.mark.parametrize("head", ["faster_rcnn", "fcos"])
+def test_the_limits_of_detections_reach_the_head(head):
+    model = detector(head, score_threshold=0.3, nms_threshold=0.6, max_found=7, regions=48)
+    inner = model.detector.roi_heads if head == "faster_rcnn" else model.detector
+    assert (inner.score_thresh, inner.nms_thresh, inner.detections_per_img) == (0.3, 0.6, 7)
+    assert head == "fcos" or inner.fg_bg_sampler.batch_size_per_image == 48
+
+
+def test_detecting_keeps_no_gradients():
+    assert not any(boxes.requires_grad for boxes in detector(score_threshold=0.0).eval().detect(sample().clips))
+
+
 def test_an_encoder_whose_grid_has_no_pyramid_is_refused():
     with pytest.raises(ValueError, match=r"image side 40 is not divisible by the coarsest level's 16.*32 and 48"):
         detector(side=40)
+    wide = SpatialEncoder(clip_shape=(3, 1, 32, 40), patch_size=8, embed_dim=8, depth=1, num_heads=1)
+    with pytest.raises(ValueError, match="image side 40 is not divisible"):
+        Detector(encoder=wide, classes=CLASSES)
     encoder = SpatialEncoder(clip_shape=(3, 1, 32, 32), patch_size=(8, 16), embed_dim=8, depth=1, num_heads=1)
     with pytest.raises(ValueError, match="square patches"):
         Detector(encoder=encoder, classes=CLASSES)
