@@ -306,6 +306,18 @@ def test_the_test_part_has_its_own_metrics_and_pictures_show_high_scores_only():
         checked(Detection, shown_score=2.0)
 
 
+def test_frames_are_scaled_with_their_picture():
+    """Two routes: a picture and its boxes of twice the size look the same in a report."""
+
+    def drawn(scale: int) -> torch.Tensor:
+        box = torch.tensor([[40.0, 80, 200, 300]]) * scale
+        pair = Detections(torch.cat([box, torch.tensor([[1, 0.9]])], dim=1), torch.cat([box, torch.zeros(1, 1)], dim=1))
+        grey = torch.full((3, 400 * scale, 400 * scale), 90, dtype=torch.uint8)
+        return Detection()(BoxSnapshot(9, CLASSES, [pair], [], [grey], is_finite=True)).pictures[0].pixels
+
+    assert torch.equal(drawn(1), drawn(2))
+
+
 def test_a_frame_is_drawn_on_the_edges_of_its_box():
     boxes = torch.tensor([[20.0, 30, 60, 50]])
     drawn = draw_boxes(torch.zeros(3, 60, 80, dtype=torch.uint8), boxes, [""], [(255, 0, 0)])
