@@ -159,6 +159,10 @@ def test_the_error_for_broken_json_has_the_file(tmp_path, text, expected):
         (["dataset=voc", "dataset.split=trian"], "dataset.split=trian: there is no"),
         (["dataset=voc", "augment.views=2"], "augment.views=2: objective=detect takes one crop"),
         (["dataset=voc", "image_size=240"], "240 is not divisible by 32; nearest: 224, 256"),
+        (["dataset=voc", "augment.local_views=2"], "use augment.local_views=0"),
+        (["dataset=voc", "image_size=[256,240]"], "240 is not divisible by 32; nearest: 224, 256"),
+        (["dataset=voc", "objective.head=fcos", "objective.width=66"], "objective.head=fcos takes a multiple of 32"),
+        (["dataset=voc", "dataset.exif=upright"], "dataset.exif=upright"),
         (["dataset=voc", "objective.head=yolo"], "objective.head=yolo: no such head"),
         (["dataset=voc", "objective.nms_threshold=2"], "objective.nms_threshold=2: must be from 0 to 1"),
         (["dataset=voc", "objective.smallest_anchor=2"], "objective.smallest_anchor=2: must be above 0"),
@@ -173,6 +177,15 @@ def test_invalid_configurations_are_refused_before_torch_is_imported(tmp_path, m
     monkeypatch.chdir(tmp_path)
     faults = COMPOSER.check(["objective=detect", *overrides]).errors
     assert any(expected in fault for fault in faults), faults
+
+
+@pytest.mark.parametrize("width", [32, 96])
+def test_fcos_takes_every_multiple_of_its_groups(width, tmp_path, monkeypatch):
+    write_voc(tmp_path / "data", GOOD, SPLITS)
+    monkeypatch.chdir(tmp_path)
+    assert not COMPOSER.check(
+        ["objective=detect", "dataset=voc", "objective.head=fcos", f"objective.width={width}", "augment.views=1"]
+    ).errors
 
 
 def test_only_a_detector_is_evaluated_with_boxes(tmp_path, monkeypatch):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Self
+from typing import Literal, Self
 
 import numpy as np
 import torch
@@ -145,7 +145,7 @@ class VOC(_BoxFolder):
         classes: Sequence[str] | None = None,
         difficult: bool = False,
         keep_empty: bool = True,
-        exif: ExifReading = "auto",
+        exif: Literal["auto", "stored", "turned"] = "auto",
         channels: Channels = 3,
         max_value: Positive | None = None,
     ) -> None:
@@ -182,7 +182,7 @@ class COCO(_BoxFolder):
         test_images: str | None = None,
         classes: Sequence[str] | None = None,
         keep_empty: bool = True,
-        exif: ExifReading = "auto",
+        exif: Literal["auto", "stored", "turned"] = "auto",
         channels: Channels = 3,
         max_value: Positive | None = None,
     ) -> None:
