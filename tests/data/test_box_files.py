@@ -359,3 +359,30 @@ def test_damaged_exif_leaves_the_image_readable(tmp_path):
 def test_the_file_of_a_picture_is_not_decoded_for_its_header(tmp_path):
     (tmp_path / "a").write_bytes(picture()[:-30])
     assert read_header(tmp_path / "a") == ((HEIGHT, WIDTH), 1)
+
+
+def test_parts_of_coco_have_folders_of_their_own(tmp_path):
+    root = write_coco(tmp_path, [GOOD_BOX])
+    (root / "pictures").rename(root / "held")
+    write_coco(root, [GOOD_BOX])
+    parts = {"val_annotations": "all.json", "val_images": "held", "test_annotations": "all.json"}
+    dataset = coco(root, **parts)
+    held_out, test = dataset.validation(), dataset.test()
+    assert held_out is not None
+    assert test is not None
+    folders = [Path(part.describe(0)).parent.name for part in (dataset, held_out, test)]
+    assert folders == ["pictures", "held", "pictures"]
+
+
+def test_other_boxes_are_other_data(tmp_path):
+    one, other = (coco(write_coco(tmp_path, [box])) for box in (GOOD_BOX, GOOD_BOX | {"bbox": [1, 2, 3, 5]}))
+    assert one.encoded(0) != other.encoded(0)
+    assert one.encoded(1) == other.encoded(1)
+
+
+def test_dark_images_with_boxes_are_warned_of(tmp_path, caplog):
+    root = write_coco(tmp_path, [GOOD_BOX])
+    for name in ("7.png", "9.png"):
+        Image.fromarray(np.full((HEIGHT, WIDTH), 4000, dtype=np.uint16)).save(root / "pictures" / name)
+    coco(root)
+    assert "set dataset.max_value=4095" in caplog.text
