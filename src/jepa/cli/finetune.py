@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 
 from jepa.cli.help import print_help
-from jepa.cli.terminal import report_error
+from jepa.cli.terminal import report_error, run_command
 from jepa.cli.train import main as train
 from jepa.config.paths import find_source, shape_of
 from jepa.errors import ConfigError
@@ -35,7 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Exit status, as for jepa-train."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if {"--help", "-h"} & set(arguments):
-        return print_help(arguments, "finetune", HEAD)
+        return run_command("jepa-finetune", lambda: print_help(arguments, "finetune", HEAD))
     primary = [] if {"--config-name", "-cn"} & set(arguments) else ["--config-name", "finetune"]
     try:
         return train([*primary, *to_train_arguments(arguments)])
@@ -59,7 +59,7 @@ def to_train_arguments(arguments: Sequence[str]) -> list[str]:
         raise ConfigError(["run: the weights to start from are missing; give run=outputs/NAME"])
     shapes = set()
     for text in weights:
-        with suppress(ValueError):  # the check of the configuration reports it with all other errors
+        with suppress(ValueError, OSError):  # the check of the configuration reports it with all other errors
             shapes.add(shape_of(find_source(text.strip("'\" "))))
     if len(shapes) > 1 and not {"image_size", "num_frames"} <= keys:
         raise ConfigError([f"run={','.join(weights)}: the input sizes differ; set image_size= and num_frames="])

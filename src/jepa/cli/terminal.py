@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from jepa.errors import ConfigError, RunError
+from jepa.errors import ConfigError, RunError, as_run_errors
 from jepa.parallel.environment import process_info
 from jepa.reports.text import print_any_text
 
@@ -53,11 +53,21 @@ def program_name() -> str:
     return "jepa-finetune" if Path(sys.argv[0]).stem in ("finetune", "jepa-finetune") else "jepa-train"
 
 
+def check_working_folder() -> None:
+    """Raises RunError where the working folder was removed, which no later error would say."""
+    try:
+        os.getcwd()
+    except FileNotFoundError as error:
+        raise RunError("the working folder does not exist any more; go to another one") from error
+
+
 def run_command(name: str, command: Callable[[], int], *, failed: int = 1, stopped: str = "stopped") -> int:
     """Exit status of a command; prints configuration errors (2), run errors (`failed`) and Ctrl-C (130)."""
     print_any_text()
     try:
-        return command()
+        with as_run_errors():
+            check_working_folder()
+            return command()
     except (ConfigError, RunError) as error:
         print(f"{name}: {error}", file=sys.stderr)
         return 2 if isinstance(error, ConfigError) else failed

@@ -13,7 +13,7 @@ import yaml
 
 from jepa.cli.terminal import quick_imports, report_error, setup_logging
 from jepa.config import ConfigError, to_dataclass
-from jepa.errors import RunError
+from jepa.errors import RunError, as_run_errors
 from jepa.parallel.signals import FROM_SCHEDULERS, listen
 
 SAVE_SECONDS = 300
@@ -30,7 +30,8 @@ def main() -> int:
             with quick_imports():
                 from jepa.agent import train
 
-            return train(to_dataclass(yaml.safe_load(config_file.read_text(encoding="utf-8"))), folder, interrupt)
+            with as_run_errors():
+                return train(to_dataclass(yaml.safe_load(config_file.read_text(encoding="utf-8"))), folder, interrupt)
         except (ConfigError, RunError) as error:
             return report_error(error)
         except KeyboardInterrupt:  # the parent process says so for all
