@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 
 from jepa.cli.help import print_help
-from jepa.cli.terminal import report_error, run_command
+from jepa.cli.terminal import STOPPED_AT_ONCE, report_error, run_command
 from jepa.cli.train import main as train
 from jepa.config.paths import find_source, shape_of
 from jepa.errors import ConfigError
@@ -34,8 +34,12 @@ WITHOUT_WEIGHTS = {"encoder", "experiment", "--cfg", "-c", "--config-name", "-cn
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit status, as for jepa-train."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
+    return run_command("jepa-finetune", lambda: _finetune(arguments), stopped=STOPPED_AT_ONCE)
+
+
+def _finetune(arguments: Sequence[str]) -> int:
     if {"--help", "-h"} & set(arguments):
-        return run_command("jepa-finetune", lambda: print_help(arguments, "finetune", HEAD))
+        return print_help(arguments, "finetune", HEAD)
     primary = [] if {"--config-name", "-cn"} & set(arguments) else ["--config-name", "finetune"]
     try:
         return train([*primary, *to_train_arguments(arguments)])

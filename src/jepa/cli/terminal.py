@@ -15,6 +15,7 @@ from pathlib import Path
 
 from jepa.errors import ConfigError, RunError, as_run_errors
 from jepa.parallel.environment import process_info
+from jepa.parallel.signals import interrupt_no_more, interrupt_once
 from jepa.reports.text import print_any_text
 
 ERROR_DELAY_SECONDS = 3
@@ -63,17 +64,33 @@ def check_working_folder() -> None:
 
 def run_command(name: str, command: Callable[[], int], *, failed: int = 1, stopped: str = "stopped") -> int:
     """Exit status of a command; prints configuration errors (2), run errors (`failed`) and Ctrl-C (130)."""
+
+    def checked() -> int:
+        try:
+            with as_run_errors():
+                check_working_folder()
+                return command()
+        except (ConfigError, RunError) as error:
+            print(f"{name}: {error}", file=sys.stderr)
+            return 2 if isinstance(error, ConfigError) else failed
+
     print_any_text()
+    return interruptible(checked, f"{name}: {stopped}")
+
+
+def interruptible(command: Callable[[], int], message: str = "") -> int:
+    """Exit status of a command; 130 after Ctrl-C, of which a second one may arrive at any place."""
     try:
-        with as_run_errors():
-            check_working_folder()
+        try:
+            interrupt_once()
             return command()
-    except (ConfigError, RunError) as error:
-        print(f"{name}: {error}", file=sys.stderr)
-        return 2 if isinstance(error, ConfigError) else failed
+        except KeyboardInterrupt:
+            print(message, file=sys.stderr, end="\n" if message else "")
+            return 130
     except KeyboardInterrupt:
-        print(f"{name}: {stopped}", file=sys.stderr)
         return 130
+    finally:
+        interrupt_no_more()
 
 
 @contextmanager

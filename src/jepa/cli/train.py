@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from functools import partial, update_wrapper
 
 from jepa.cli.help import print_help
-from jepa.cli.terminal import STOPPED_AT_ONCE, check_working_folder, program_name, report_error
+from jepa.cli.terminal import STOPPED_AT_ONCE, check_working_folder, interruptible, program_name, report_error
 from jepa.config.catalogue import conf_folder
 from jepa.errors import ConfigError, RunError, as_run_errors
 from jepa.reports.text import print_any_text
@@ -21,14 +21,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Exit status: 0, 1 if a member of a sweep failed, 2 for configuration errors, 128 plus the stopping signal."""
     print_any_text()
     arguments = list(sys.argv[1:] if arguments is None else arguments)
+    return interruptible(lambda: _checked(arguments), f"{program_name()}: {STOPPED_AT_ONCE}")
+
+
+def _checked(arguments: Sequence[str]) -> int:
     try:
         with as_run_errors():
             return print_help(arguments) if {"--help", "-h"} & set(arguments) else _train(arguments)
     except (ConfigError, RunError) as error:
         return report_error(error)
-    except KeyboardInterrupt:
-        print(f"{program_name()}: {STOPPED_AT_ONCE}", file=sys.stderr)
-        return 130
 
 
 def _train(arguments: Sequence[str]) -> int:
