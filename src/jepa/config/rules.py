@@ -36,8 +36,10 @@ def _words(view: ConfigView) -> Iterator[str]:
 
 def _name(view: ConfigView) -> Iterator[str]:
     """The name is a path below outputs/ that file systems take."""
-    name, key = str(view.get("name", "-")), view.describe("name")
-    if not name.isprintable() or name != name.strip():
+    name, key = view.get("name", "-"), view.describe("name")
+    if not isinstance(name, str):
+        yield f"{key}: YAML reads this as {type(name).__name__}, not as text; put the name in quotes"
+    elif not name.isprintable() or name != name.strip():
         yield f"name={name!r}: names a folder, so no line breaks, control characters or spaces at its ends"
     elif not Path(name).parts or Path(name).is_absolute() or ".." in Path(name).parts:
         yield f"{key}: names a folder below outputs/, so no absolute path and neither '.' nor '..'"

@@ -80,6 +80,7 @@ class Interrupt:
 
     def receive(self, signum: int, frame: FrameType | None) -> None:
         if self.signum and signum == signal.SIGINT:
+            signal.signal(signum, signal.SIG_IGN)  # until `handlers` restores the previous one
             raise KeyboardInterrupt
         if signum == signal.SIGHUP:
             mute_closed_terminal()
