@@ -87,10 +87,10 @@ def interruptible(command: Callable[[], int], message: str = "") -> int:
         except KeyboardInterrupt:
             print(message, file=sys.stderr, end="\n" if message else "")
             return 130
+        finally:
+            interrupt_no_more()
     except KeyboardInterrupt:
         return 130
-    finally:
-        interrupt_no_more()
 
 
 @contextmanager
