@@ -113,6 +113,21 @@ def claim(run: Path) -> None:
         pass
 
 
+def test_a_damaged_format_of_a_state_is_damage_and_not_another_version(run) -> None:
+    folder = run / "checkpoints" / "step_00000002"
+    state = checkpoint.with_checksum(stored(STATE))
+    (folder / "state.json").write_text(json.dumps(state | {"format": "jepa-train checkpoint 3"}))
+    with pytest.raises(checkpoint.CheckpointError, match=r"is damaged: state\.json has changed"):
+        checkpoint.read_state(folder)
+
+
+def test_a_state_without_its_best_checkpoint_is_read(run) -> None:
+    folder = run / "checkpoints" / "step_00000002"
+    state = {key: value for key, value in stored(STATE).items() if key not in ("best", "checksum")}
+    (folder / "state.json").write_text(json.dumps(checkpoint.with_checksum(state)))
+    assert "best" not in checkpoint.read_state(folder)
+
+
 @FEW
 @given(data=documents(stored(FILES / "earlier_run" / "run.json")))
 def test_run_json(data, run) -> None:

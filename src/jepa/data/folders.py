@@ -73,8 +73,11 @@ class FileDataset:
             return str(os.fstat(file.fileno()).st_size).encode() + file.read(HEAD)
 
     def modified(self, index: int) -> Any:
-        """Size and time of the file."""
-        stat = os.stat(self.file(index))
+        """Size and time of the file; None if it is not there."""
+        try:
+            stat = os.stat(self.file(index))
+        except OSError:
+            return None
         return stat.st_size, stat.st_mtime_ns
 
     def _part(self, *samples: Any) -> Self:
