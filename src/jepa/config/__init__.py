@@ -18,6 +18,7 @@ from jepa.config.schema import (
     CropConfig,
     EvalConfig,
     ExportConfig,
+    PlanConfig,
     TrainConfig,
     changed_keys,
     show_value,
@@ -38,6 +39,7 @@ __all__ = [
     "compose_collect",
     "compose_eval",
     "compose_export",
+    "compose_plan",
     "factory",
     "members",
     "name_as_text",
@@ -110,6 +112,12 @@ def compose_collect(overrides: Sequence[str] = (), config_dir: str | os.PathLike
     """The configuration of `jepa-collect` with these overrides. Raises ConfigError with all errors."""
     config = Composer(config_dir, "collect").compose([name_as_text(override) for override in overrides])
     return CollectConfig(**{**config, "name": str(config["name"])})
+
+
+def compose_plan(overrides: Sequence[str] = (), config_dir: str | os.PathLike | None = None) -> PlanConfig:
+    """The configuration of `jepa-plan` with these overrides. Raises ConfigError with all errors."""
+    config = Composer(config_dir, "plan").compose([name_as_text(override) for override in overrides])
+    return PlanConfig(**{"env": None, "cost": {}, **config, "name": str(config["name"])})
 
 
 def to_dataclass(config: Mapping[str, Any] | DictConfig) -> TrainConfig:

@@ -10,6 +10,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from jepa.config import checkpoints, signatures
+from jepa.config.catalogue import Catalogue, conf_folder
 from jepa.config.paths import find_source
 from jepa.config.view import ConfigView, Rule, check_size
 from jepa.suggestions import suggestion
@@ -175,4 +177,57 @@ def _kind_and_path(view: ConfigView, key: str) -> Iterator[str]:
         yield f"{view.describe(key)}: takes KIND:PATH"
 
 
+BASELINE_POLICIES = ("random", "straight_line", "clone", "policy", "expert", "true_dynamics")
+
+
+def _plan_baselines(view: ConfigView) -> Iterator[str]:
+    if "planner._target_" in view and view["baselines"]:
+        yield from _valid_words(view, "baselines", BASELINE_POLICIES)
+
+
+def _worlds(view: ConfigView) -> Iterator[str]:
+    """Runs or an experiment are named, not both, and the runs hold world models that the planner can act in."""
+    if "planner._target_" not in view:
+        return
+    runs, experiment = view.get("run"), view.get("experiment")
+    if (runs is None) == (experiment is None):
+        yield "run and experiment: give one of them, as run=outputs/NAME or experiment=two_rooms"
+    if experiment is not None and runs is None and experiment not in Catalogue([conf_folder()]).groups["experiment"]:
+        choices = sorted(Catalogue([conf_folder()]).groups["experiment"])
+        yield f"{view.describe('experiment')}: no such experiment{suggestion(experiment, choices)}"
+    for run in as_list(runs) if runs is not None else ():
+        yield from _world(view, str(run))
+
+
+def _world(view: ConfigView, run: str) -> Iterator[str]:
+    key = view.describe("run")
+    path = checkpoints.locate(Path(run).expanduser())
+    if path is None:
+        yield f"{key}: {run} holds no checkpoint; give a run folder, as outputs/NAME"
+        return
+    world = checkpoints.quiet_state(path).get("world")
+    if not isinstance(world, dict):
+        yield f"{key}: {run} holds no world model; train one with objective=dynamics"
+        return
+    name = view["planner._target_"].rpartition(".")[2]
+    is_discrete, plans_discrete = world.get("num_actions", 0) > 0, _trait(view, "is_discrete")
+    if is_discrete != plans_discrete and name != "PolicyPlanner":
+        kind, other = ("discrete", "categorical_cem") if is_discrete else ("continuous", "cem")
+        yield f"{view.describe('planner')}: {run} has {kind} actions, which {name} does not plan; use planner={other}"
+
+
+def _trait(view: ConfigView, name: str) -> bool:
+    return signatures.traits(view["planner._target_"]).get(name, False)
+
+
+def _horizon(view: ConfigView) -> Iterator[str]:
+    if view["planner.horizon"] > view["budget"]:
+        both = view.describe("planner.horizon", "budget")
+        yield f"{both}: a plan is longer than an episode; use a shorter horizon or a larger budget"
+    if view.get("planner.execute", 1) > view["planner.horizon"]:
+        both = view.describe("planner.execute", "planner.horizon")
+        yield f"{both}: more steps are executed than planned"
+
+
+PLAN_RULES: tuple[Rule, ...] = (_plan_baselines, _worlds, _horizon)
 COLLECT_RULES: tuple[Rule, ...] = (partial(_kind_and_path, key="source"), partial(_kind_and_path, key="export"))

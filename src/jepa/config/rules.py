@@ -12,7 +12,7 @@ from typing import Any
 
 from jepa.config import signatures
 from jepa.config.catalogue import Catalogue, components, conf_folder, find
-from jepa.config.command_rules import COLLECT_RULES, EVAL_RULES, EXPORT_RULES
+from jepa.config.command_rules import COLLECT_RULES, EVAL_RULES, EXPORT_RULES, PLAN_RULES
 from jepa.config.paths import find_source
 from jepa.config.schema import show_value
 from jepa.config.view import ConfigView, MissingValue, Rule, check_size, hides_tokens, not_divisible, pair_of
@@ -307,5 +307,5 @@ SIZE_RULES: tuple[Rule, ...] = (
 """Rules that the sizes of a phase can break."""
 RULES: tuple[Rule, ...] = (
     *(_words, _heads, _weights, _decoder, _hardware, _processes, *SIZE_RULES),
-    *(_phases, _warmup, _fields, _colours, *EVAL_RULES, *EXPORT_RULES, *COLLECT_RULES),
+    *(_phases, _warmup, _fields, _colours, *EVAL_RULES, *EXPORT_RULES, *COLLECT_RULES, *PLAN_RULES),
 )

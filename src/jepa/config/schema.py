@@ -162,6 +162,26 @@ class CollectConfig:
     policy: dict[str, Any]
 
 
+@dataclass(kw_only=True)
+class PlanConfig:
+    """The configuration of `jepa-plan`; conf/plan.yaml explains every key and holds its default."""
+
+    run: Any
+    experiment: str | None
+    train: list[str]
+    seeds: PositiveInt
+    name: str
+    episodes: PositiveInt
+    budget: PositiveInt
+    seed: NonNegativeInt
+    baselines: list[str]
+    open_loop: bool
+    videos: NonNegativeInt
+    planner: dict[str, Any]
+    cost: dict[str, Any]
+    env: dict[str, Any] | None
+
+
 class _Dumper(yaml.SafeDumper):
     """Quotes text that OmegaConf, other than PyYAML, would read as a number: 1e3."""
 

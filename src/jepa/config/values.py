@@ -25,12 +25,14 @@ RUNTIME_ARGUMENTS = {
     "evaluator": set(),
     "env": set(),
     "policy": set(),
+    "planner": set(),
+    "cost": set(),
     "logger": {"folder", "config", "run_id", "resume_step"},
 }
 """Group -> constructor arguments that the program passes; they are no keys."""
 SECTIONS = {"augment", "evaluation", "hardware"}
 """Keys of a schema whose values have a dataclass of their own, named in the annotation."""
-OPTIONAL = {"regularizer", "evaluator", "logger"}
+OPTIONAL = {"regularizer", "evaluator", "logger", "cost"}
 """Groups of which none or several choices run together, each under its own name."""
 SECTION_CONSUMERS = {
     "predictor": {"predictor"},
@@ -162,6 +164,7 @@ def _invalid_values(
             keys = ", ".join(signature.parameters)
             yield name, f"{describe(name)}: takes the keys {keys}, not {signatures.describe_value(values)}"
     optional = OPTIONAL | unused_sections(config).keys()
+    optional |= {group for group in groups if signatures.fits(schema.parameters[group].type, None)}
     for group, runtime in groups.items():
         section = config.get(group) or {}
         parts = {f"{group}.{name}": part for name, part in section.items()} if group in OPTIONAL else {group: section}

@@ -135,11 +135,19 @@ class PointMaze:
 
     def expert(self, states: np.ndarray, goals: np.ndarray) -> np.ndarray:
         """The force that gives the ball a speed along the shortest path: [n, 4], [n, 4] -> [n, 2]"""
-        position, velocity = states[:, :2].astype(float), states[:, 2:].astype(float)
-        way = self.paths.next_point(position, goals[:, :2].astype(float)) - position
+        position, target = states[:, :2].astype(float), goals[:, :2].astype(float)
+        return self._force(states, self.paths.next_point(position, target) - position)
+
+    def straight_line(self, states: np.ndarray, goals: np.ndarray) -> np.ndarray:
+        """The force that gives the ball a speed straight to the goal: [n, 4], [n, 4] -> [n, 2]"""
+        return self._force(states, goals[:, :2].astype(float) - states[:, :2])
+
+    def _force(self, states: np.ndarray, way: np.ndarray) -> np.ndarray:
+        """[n, 4], way ahead [n, 2] -> [n, 2]"""
         length = np.maximum(np.linalg.norm(way, axis=1, keepdims=True), 1e-6)
         wanted = way / length * np.minimum(EXPERT_SPEED, BRAKING * length)
-        return np.clip((wanted - velocity) / (ACCELERATION * STEP * self.frame_skip), -1, 1).astype(np.float32)
+        change = wanted - states[:, 2:].astype(float)
+        return np.clip(change / (ACCELERATION * STEP * self.frame_skip), -1, 1).astype(np.float32)
 
 
 def _walls(maze: Sequence[str]) -> np.ndarray:

@@ -53,6 +53,7 @@ class TwoRooms:
     name = "two_rooms"
     state_names = ("position/x", "position/y", "layout/wall", "layout/door")
     goal_size = 2
+    extent = ((MARGIN, SIDE - MARGIN), (MARGIN, SIDE - MARGIN))
     """The first columns of a state, which a goal fixes."""
     thresholds = {"moderate": MODERATE, "strict": STRICT}
 
@@ -139,10 +140,18 @@ class TwoRooms:
         """Shortest way through the door: [n, 4], [n, 4] -> [n]"""
         return path_length(states, goals)
 
+    def straight_line(self, states: np.ndarray, goals: np.ndarray) -> np.ndarray:
+        """The step straight to the goal: [n, 4], [n, 4] -> [n, 2]"""
+        return _step(goals[:, :2] - states[:, :2])
+
     def expert(self, states: np.ndarray, goals: np.ndarray) -> np.ndarray:
         """The step along the shortest path: [n, 4], [n, 4] -> [n, 2]"""
-        towards = next_corner(states, goals) - states[:, :2]
-        return towards * np.minimum(1, MAX_STEP / np.maximum(np.abs(towards).max(axis=1, keepdims=True), 1e-6))
+        return _step(next_corner(states, goals) - states[:, :2])
+
+
+def _step(way: np.ndarray) -> np.ndarray:
+    """[n, 2] -> [n, 2]: as far along the way as a step goes"""
+    return way * np.minimum(1, MAX_STEP / np.maximum(np.abs(way).max(axis=1, keepdims=True), 1e-6))
 
 
 def simulate(states: np.ndarray, actions: np.ndarray) -> np.ndarray:

@@ -82,6 +82,10 @@ class EnvTraits(Traits):
     """Length of the shortest path: states [n, S], goals [n, S] -> [n]"""
     expert: Callable[[np.ndarray, np.ndarray], np.ndarray] | None = None
     """states [n, S], goals [n, S] -> actions [n, A]"""
+    straight_line: Callable[[np.ndarray, np.ndarray], np.ndarray] | None = None
+    """As the expert, but through walls: states [n, S], goals [n, S] -> actions [n, A]"""
+    extent: tuple[tuple[float, float], tuple[float, float]] | None = None
+    """Where the first two columns of a state are positions of a plane: (left, right), (top, bottom) of the picture."""
     goal_size: int | None = None
     """Number of the first columns of a state that a goal fixes; None for all."""
     group_size: int = 100

@@ -11,10 +11,14 @@ from torch import Tensor, nn
 
 from jepa.envs.types import EnvTraits
 from jepa.planning.costs import total
+from jepa.planning.fit import decoded
 from jepa.planning.types import Cost, Imagined, Planner, PlannerTraits, Search
 from jepa.planning.world import World
 from jepa.seeding import generator
 from jepa.types import ActionSpace
+
+FILMED = 8
+"""Number of first episodes whose imagined states are kept."""
 
 
 class Goals(NamedTuple):
@@ -31,8 +35,11 @@ class Controller(Protocol):
 
     def begin(self, goals: Goals, seeds: Sequence[int], num_steps: int) -> None: ...
 
-    def act(self, step: int, frames: np.ndarray, states: np.ndarray) -> np.ndarray:
-        """Frames uint8 [B, C, H, W] and states [B, S] -> actions of the environment, [B, A] or [B]"""
+    def act(self, step: int, frames: np.ndarray, states: np.ndarray, active: np.ndarray) -> np.ndarray:
+        """Frames uint8 [B, C, H, W] and states [B, S] -> actions of the environment, [B, A] or [B].
+
+        Actions of episodes that are not `active`, bool [B], are not used.
+        """
         ...
 
 
@@ -45,7 +52,7 @@ class Function:
     def begin(self, goals: Goals, seeds: Sequence[int], num_steps: int) -> None:
         self.goals = goals
 
-    def act(self, step: int, frames: np.ndarray, states: np.ndarray) -> np.ndarray:
+    def act(self, step: int, frames: np.ndarray, states: np.ndarray, active: np.ndarray) -> np.ndarray:
         return self.function(states, self.goals.states)
 
 
@@ -58,7 +65,7 @@ class Blind:
     def begin(self, goals: Goals, seeds: Sequence[int], num_steps: int) -> None:
         self.policy.begin(self.space, seeds, num_steps)
 
-    def act(self, step: int, frames: np.ndarray, states: np.ndarray) -> np.ndarray:
+    def act(self, step: int, frames: np.ndarray, states: np.ndarray, active: np.ndarray) -> np.ndarray:
         return self.policy.act(step, frames, states)
 
 
@@ -72,7 +79,7 @@ class HeadController:
         self.goals = self.world.encode(goals.frames)
 
     @torch.no_grad()
-    def act(self, step: int, frames: np.ndarray, states: np.ndarray) -> np.ndarray:
+    def act(self, step: int, frames: np.ndarray, states: np.ndarray, active: np.ndarray) -> np.ndarray:
         actions = head_actions(self.world, self.head, self.world.encode(frames), self.goals)
         return first_of_block(self.world.unscale(actions), self.world)
 
@@ -86,35 +93,49 @@ class Planning:
             raise ValueError(f"cost: the world has no head {missing[0]}; add it to objective.heads and fit it")
 
     def begin(self, goals: Goals, seeds: Sequence[int], num_steps: int) -> None:
-        self.goals, self.num_steps = self.world.encode(goals.frames), num_steps
+        self.goals = self.world.encode(goals.frames)
         self.seen: list[Tensor] = []
         self.done: list[Tensor] = []
         self.plan: Tensor | None = None
+        self.imagined: list[Tensor] = []
         self.seeds = list(seeds)
 
     @torch.no_grad()
-    def act(self, step: int, frames: np.ndarray, states: np.ndarray) -> np.ndarray:
+    def act(self, step: int, frames: np.ndarray, states: np.ndarray, active: np.ndarray) -> np.ndarray:
         """Frames before the first action of a block of actions are seen by the world."""
         position, part = divmod(step, self.world.contract.block)
         if part == 0:
             self.seen.append(self.world.encode(frames))
             if position % self.planner.execute == 0:
-                self._plan(step)
+                self._plan(step, active)
             assert self.plan is not None
             self.done.append(self.plan[:, position % self.planner.execute])
+            self.imagined.append(self.outcome[:, position % self.planner.execute])
         actions = self.world.unscale(self.done[-1])
         return (actions if self.world.contract.block == 1 else actions[:, part]).numpy()
 
-    def _plan(self, step: int) -> None:
+    def _plan(self, step: int, active: np.ndarray) -> None:
         world, planner = self.world, self.planner
         generators = [generator(self.seed, step, seed, "plan") for seed in self.seeds]
         history = self._history()
         search = Search(
-            cost=lambda candidates: self._cost(candidates, history), horizon=planner.horizon, size=plan_size(world),
-            num_actions=world.contract.actions.num_actions, generators=generators,
+            cost=lambda candidates: self._cost(candidates, history, active),
+            horizon=planner.horizon,
+            size=plan_size(world),
+            num_actions=world.contract.actions.num_actions,
+            generators=generators,
             warm_start=self._warm_start(history[0]),
-        )  # fmt: skip
+        )
         self.plan = planner(search)
+        past = torch.cat([history[1], self.plan], dim=1)[:FILMED]
+        self.outcome = world.rollout(history[0][:FILMED], world.unscale(past))  # [n, H, S, Z]
+
+    def film(self, episode: int, num_frames: int) -> Tensor | None:
+        """uint8 [T, C, h, w]: the imagined frames of an episode, after the true first one; None without a decoder."""
+        if "decoder" not in self.world.heads or self.world.contract.block > 1 or episode >= FILMED:
+            return None
+        states = torch.stack([self.seen[0][episode], *(imagined[episode] for imagined in self.imagined)])[:num_frames]
+        return decoded(self.world.heads["decoder"](states.flatten(1)), self.world.contract.frame_shape[0])
 
     def _history(self) -> tuple[Tensor, Tensor]:
         """The last states [B, h, S, Z], the first repeated if there are fewer, and the actions between them."""
@@ -135,9 +156,13 @@ class Planning:
         padding = rest[:, -1:] if self.world.contract.actions.is_discrete else torch.zeros_like(self.plan[:, :1])
         return torch.cat([rest, padding.expand(-1, self.plan.shape[1] - rest.shape[1], -1)], dim=1)
 
-    def _cost(self, candidates: Tensor, history: tuple[Tensor, Tensor]) -> Tensor:
+    def _cost(self, candidates: Tensor, history: tuple[Tensor, Tensor], active: np.ndarray) -> Tensor:
         """[B, N, H, A] -> [B, N]; one episode after the other, so that a plan is the same in any batch, bit for bit."""
-        return torch.stack([self._cost_of(row, candidate, history) for row, candidate in enumerate(candidates)])
+        idle = torch.zeros(candidates.shape[1])
+        rows = enumerate(candidates)
+        return torch.stack(
+            [self._cost_of(row, row_candidates, history) if active[row] else idle for row, row_candidates in rows]
+        )
 
     def _cost_of(self, row: int, candidates: Tensor, history: tuple[Tensor, Tensor]) -> Tensor:
         """[N, H, A] -> [N]"""
@@ -159,16 +184,16 @@ class TruePlanning:
         self.goals, self.seeds = goals, list(seeds)
         self.plan: Tensor | None = None
 
-    def act(self, step: int, frames: np.ndarray, states: np.ndarray) -> np.ndarray:
+    def act(self, step: int, frames: np.ndarray, states: np.ndarray, active: np.ndarray) -> np.ndarray:
         part = step % self.planner.execute
         if part == 0:
             rest = None if self.plan is None else self.plan[:, self.planner.execute :]
             if rest is not None:
                 rest = torch.cat([rest, torch.zeros(len(rest), self.planner.execute, rest.shape[2])], dim=1)
             generators = [generator(self.seed, step, seed, "plan") for seed in self.seeds]
-            cost = lambda candidates: self._cost(candidates, states)  # noqa: E731
             size = self.space.size
-            self.plan = self.planner(Search(cost, self.planner.horizon, size, 0, generators, rest))
+            search = Search(lambda plans: self._cost(plans, states), self.planner.horizon, size, 0, generators, rest)
+            self.plan = self.planner(search)
         assert self.plan is not None
         return self._unscale(self.plan[:, part].numpy())
 

@@ -116,3 +116,8 @@ def save_heads(folder: Path, world: World) -> None:
     os.replace(temporary, folder / f"{HEADS_FILE}.safetensors")
     temporary.write_text(json.dumps(facts, indent=1))
     os.replace(temporary, folder / f"{HEADS_FILE}.json")
+
+
+def decoded(pictures: Tensor, channels: int) -> Tensor:
+    """float32 [n, C * side * side] in [0, 1] -> uint8 [n, C, side, side]"""
+    return (255 * pictures.clamp(0, 1)).byte().unflatten(1, (channels, PICTURE_SIDE, PICTURE_SIDE))

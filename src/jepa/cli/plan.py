@@ -1,0 +1,81 @@
+"""jepa-plan: plans with world models, measured against baselines on frozen tasks."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from jepa.cli.help import print_help
+from jepa.cli.terminal import STOPPED, quick_imports, run_command, setup_logging
+from jepa.config.schema import PlanConfig
+
+HEAD = """\
+jepa-plan reaches goals with the plans of a world model: a table with intervals, baselines, film strips and a video.
+
+usage: jepa-plan run=RUN [planner=CHOICE] [cost=CHOICE] [key=value ...] [flags]
+
+  jepa-plan experiment=two_rooms                      collects episodes, trains the world model, then plans with it
+  jepa-plan run=outputs/two_rooms planner=icem cost=latent_l2
+  jepa-plan run=[outputs/a,outputs/b] name=both       several worlds in one table
+  jepa-plan run=outputs/two_rooms cost=[gc_value,control] planner.horizon=24
+  jepa-plan run=outputs/two_rooms open_loop=true      trajectory optimisation: one plan, executed to its end
+
+The result is results.json, tasks.json, plan.html and media/*.mp4 in outputs/NAME; the same command again repeats
+nothing that is done."""
+FLAGS = """\
+  --config-dir FOLDER     a folder with your own configuration groups, as FOLDER/planner/mine.yaml
+  -h, --help              this text, including the groups of --config-dir"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Exit status: 0, 1 if it failed, 2 for an error in the arguments, 130 after Ctrl-C."""
+    parser = argparse.ArgumentParser("jepa-plan", add_help=False, allow_abbrev=False)
+    parser.add_argument("overrides", nargs="*")
+    parser.add_argument("--config-dir")
+    parser.add_argument("-h", "--help", action="store_true")
+    flags = parser.parse_intermixed_args(arguments)
+    if flags.help:
+        return print_help(sys.argv[1:] if arguments is None else arguments, "plan", HEAD, FLAGS)
+    return run_command("jepa-plan", lambda: _run(flags.overrides, flags.config_dir), stopped=STOPPED)
+
+
+def _run(overrides: Sequence[str], config_dir: str | None) -> int:
+    from jepa.config import as_config_errors, compose_plan
+
+    config = compose_plan(overrides, config_dir)
+    setup_logging()
+    with quick_imports():
+        from jepa.planning.report import terminal
+        from jepa.planning.run import plan
+
+    worlds = _train(config, config_dir) if config.experiment else _runs(config)
+    with as_config_errors():
+        results = plan(config, worlds)
+    print(terminal(results, Path("outputs", config.name)), flush=True)
+    return 0
+
+
+def _runs(config: PlanConfig) -> dict[str, Path]:
+    """Run folders by the names that stand in the table."""
+    runs = config.run if isinstance(config.run, list) else [config.run]
+    return {str(run).rstrip("/").removeprefix("outputs/"): Path(run).expanduser() for run in runs}
+
+
+def _train(config: PlanConfig, config_dir: str | None) -> dict[str, Path]:
+    """Collect episodes and train the worlds of the experiment, as far as they are not there yet."""
+    from jepa.agent import JEPAAgent
+    from jepa.config import compose
+
+    worlds = {}
+    for seed in range(config.seeds):
+        trained = compose([f"experiment={config.experiment}", f"seed={seed}", *config.train], config_dir)
+        trained.name += f"-seed{seed}" if seed else ""
+        JEPAAgent(trained).train()
+        worlds[trained.name] = Path("outputs", trained.name)
+    return worlds
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,150 @@
+"""Is this latent plannable? Figures of a world and a cost that tell why plans would fail."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+
+from jepa.data.episode_store import EpisodeStore
+from jepa.envs.types import BatchedEnv, EnvTraits
+from jepa.planning.costs import total
+from jepa.planning.types import Cost, Imagined
+from jepa.planning.world import World
+
+NUM_PAIRS, NUM_STEPS = 1000, 24
+"""Pairs of a state and a goal; most steps of the expert from a start to the state."""
+NUM_WINDOWS = 400
+NUM_CANDIDATES = 64
+HORIZONS = (1, 5, 10)
+
+
+@torch.no_grad()
+def plannability(
+    world: World, costs: Mapping[str, Cost], env: BatchedEnv, store: EpisodeStore | None
+) -> dict[str, float]:
+    """Shares and correlations by name.
+
+    `cost_correlation`: of the cost of being at a state with the length of the shortest path to the goal;
+    `rollout_h*`: squared error of a prediction after so many steps over that of copying the last frame;
+    `shuffled_ratio`: error with the actions of other windows over the error; `true_action_rank`: the share of random
+    actions that explain the next state less well than the true one; `state_r2`: of the probe, on held-out episodes.
+    """
+    figures = {}
+    traits = EnvTraits.of(env)
+    if traits.task and traits.path_length and traits.render:
+        figures["cost_correlation"] = cost_correlation(world, costs, traits)
+    if store is not None:
+        figures |= prediction(world, store)
+    return figures
+
+
+def cost_correlation(world: World, costs: Mapping[str, Cost], traits: EnvTraits) -> float:
+    """Spearman correlation over states on the way from starts to goals, each with the goal of its own task."""
+    assert traits.task and traits.path_length
+    assert traits.render
+    tasks = [traits.task(10_000 + number) for number in range(NUM_PAIRS)]
+    starts, goals = (np.stack(states) for states in zip(*tasks, strict=True))
+    rng = np.random.default_rng(0)
+    if traits.expert and traits.simulate:  # points along the way, near and far
+        for step in range(NUM_STEPS):
+            moved = traits.simulate(starts, traits.expert(starts, goals))
+            goes_on = rng.random(len(starts)) < 1 - step / NUM_STEPS
+            starts = np.where(goes_on[:, None], moved, starts)
+    lengths = traits.path_length(starts, goals)
+    states, targets = (world.encode(traits.render(values)) for values in (starts, goals))
+    stay = torch.zeros(1, 1, 1)
+    values = [
+        total(costs, world, Imagined(state[None, None], state, target, stay)).item()
+        for state, target in zip(states, targets, strict=True)
+    ]
+    return spearman(np.array(values), lengths)
+
+
+def spearman(a: np.ndarray, b: np.ndarray) -> float:
+    ranks = [np.argsort(np.argsort(values)).astype(float) for values in (a, b)]
+    return float(np.corrcoef(*ranks)[0, 1])
+
+
+def prediction(world: World, store: EpisodeStore) -> dict[str, float]:
+    """Errors of rollouts from held-out windows (the last tenth of the episodes)."""
+    history, block = world.history, world.contract.block
+    longest = max(HORIZONS)
+    frames, actions, simulator = windows(store, history, block, longest)
+    states = world.encode(frames)  # [n, h + K, S, Z]
+    figures: dict[str, float] = {}
+    predicted = world.rollout(states[:, :history], actions)
+    shuffled = world.rollout(states[:, :history], actions.roll(1, dims=0))
+    future, last = states[:, history:], states[:, history - 1 : history]
+    errors = {
+        name: (values - future).square().mean(dim=(0, 2, 3))
+        for name, values in (("model", predicted), ("shuffled", shuffled), ("copy", last))
+    }
+    for horizon in HORIZONS:
+        if horizon <= errors["model"].shape[0]:
+            figures[f"rollout_h{horizon}"] = (errors["model"][horizon - 1] / errors["copy"][horizon - 1]).item()
+    figures["shuffled_ratio"] = (errors["shuffled"].mean() / errors["model"].mean()).item()
+    figures["true_action_rank"] = true_action_rank(world, states, actions)
+    if "probe" in world.heads and simulator.shape[-1]:
+        read = world.heads["probe"](states.flatten(2))
+        residual, spread = (read - simulator).square().mean(dim=(0, 1)), simulator.flatten(0, 1).var(dim=0)
+        varies = spread > 1e-6
+        figures["state_r2"] = (1 - residual[varies] / spread[varies]).mean().item() if varies.any() else float("nan")
+    return figures
+
+
+def windows(
+    store: EpisodeStore, history: int, block: int, longest: int
+) -> tuple[np.ndarray, torch.Tensor, torch.Tensor]:
+    """Frames [n, h + K, C, H, W], actions [n, h - 1 + K, ...], simulator states [n, h + K, S] of held-out episodes.
+
+    K is at most `longest`, less where the episodes are shorter.
+    """
+    numbers = range(len(store) - max(1, len(store) // 10), len(store))
+    longest = min(longest, max(int(store.lengths[n]) for n in numbers) // block - history + 1)
+    span = (history + longest - 1) * block
+    usable = [n for n in numbers if store.lengths[n] >= span]
+    rng = np.random.default_rng(0)
+    parts = []
+    for number in rng.choice(usable, NUM_WINDOWS):
+        first = int(rng.integers(int(store.lengths[number]) - span + 1))
+        arrays = store.read(int(number), first, span + 1)
+        shape = (span // block, *((block,) if block > 1 else ()), *arrays["actions"].shape[1:])
+        parts.append((arrays["frames"][::block], arrays["actions"].reshape(shape), arrays["states"][::block]))
+    frames, actions, states = (np.stack(part) for part in zip(*parts, strict=True))
+    return frames, torch.from_numpy(actions), torch.from_numpy(states)
+
+
+def true_action_rank(world: World, states: torch.Tensor, actions: torch.Tensor) -> float:
+    """Mean share of random actions whose predicted next state is further from the true one than the true action's."""
+    history, space = world.history, world.contract.actions
+    random = torch.Generator().manual_seed(0)
+    shares = []
+    for row in range(min(100, len(states))):
+        known, past = states[row, :history], actions[row, :history]
+        count = NUM_CANDIDATES
+        repeated = past.expand(count, *past.shape).clone()
+        if space.is_discrete:
+            repeated[1:, -1] = torch.randint(space.num_actions, repeated[1:, -1].shape, generator=random)
+        else:
+            low, high = torch.tensor(space.low), torch.tensor(space.high)
+            repeated[1:, -1] = low + torch.rand(repeated[1:, -1].shape, generator=random) * (high - low)
+        after = world.step(known.expand(count, *known.shape), repeated)
+        errors = (after - states[row, history]).square().mean(dim=(1, 2))
+        shares.append((errors[1:] > errors[0]).float().mean())
+    return torch.stack(shares).mean().item()
+
+
+def verdict(figures: Mapping[str, Any]) -> str:
+    """A sentence on what stands in the way of planning, if anything does."""
+    if figures.get("shuffled_ratio", 2) < 1.2:
+        return "the actions hardly change what is predicted: collect more varied actions"
+    if figures.get("rollout_h5", 0) > 0.8:
+        return (
+            "predictions are hardly better than copying the last frame: train longer, or raise regularizer and history"
+        )
+    if figures.get("cost_correlation", 1) < 0.7:
+        return "the cost says little about the way that is left: plans will stop at walls; try cost=gc_value"
+    return "nothing stands in the way: actions matter, predictions hold, and the cost falls along the way to the goal"

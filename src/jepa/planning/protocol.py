@@ -1,0 +1,199 @@
+"""The protocol of planning: frozen tasks, episodes of a controller, rows of results with intervals.
+
+Start and goal of every task are saved in tasks.json; its hash stands in the results, so that only results on the same
+tasks are compared. A task that is solved at its start is left out.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from jepa.config.files import as_mapping, read_json
+from jepa.envs.types import BatchedEnv, EnvTraits, Task, node_of
+from jepa.errors import ConfigError, FileError
+from jepa.planning.control import Controller, Goals
+from jepa.seeding import derive_seed
+
+SCHEMA = 1
+Z = 1.959964
+"""Quantile of the normal distribution for 95 % intervals."""
+NUM_TIMED = 3
+"""Episodes that are run alone to measure the seconds of an episode."""
+
+
+class Outcome(NamedTuple):
+    """Of one episode."""
+
+    start: list[float]
+    goal: list[float]
+    steps: int
+    """Steps until the strict criterion was met, else all."""
+    distance: float
+    """The least distance from the goal."""
+    moderate: bool
+    strict: bool
+
+
+@dataclass(frozen=True)
+class Played:
+    """The episodes of a controller."""
+
+    outcomes: list[Outcome]
+    num_steps: int
+    """Steps of the longest episode."""
+    seconds: float
+    frames: list[np.ndarray] = field(default_factory=list)
+    """uint8 [T + 1, C, H, W] of each of the first episodes, up to its end"""
+    states: list[np.ndarray] = field(default_factory=list)
+    """float32 [T + 1, S] of the same"""
+
+
+def make_tasks(env: BatchedEnv, num_tasks: int, seed: int) -> list[Task]:
+    """Tasks that are not solved at their start. Raises ConfigError if the environment has none."""
+    traits = EnvTraits.of(env)
+    if traits.task is None or traits.distance is None or traits.render is None or not traits.thresholds:
+        raise ConfigError(
+            [f"env: {type(env).__name__} has no tasks with starts and goals to plan for; try env=two_rooms"]
+        )
+    tasks: list[Task] = []
+    number, least = 0, max(traits.thresholds.values())
+    while len(tasks) < num_tasks:
+        task = traits.task(derive_seed(seed, number, 0, "task") >> 32)
+        if traits.distance(task.start[None], task.goal[None])[0] >= least:
+            tasks.append(task)
+        number += 1
+        if number > 100 * num_tasks:
+            raise ConfigError([f"env: nearly all tasks of {type(env).__name__} are solved at their start"])
+    return tasks
+
+
+def frozen_tasks(folder: Path, env: BatchedEnv, num_tasks: int, seed: int) -> tuple[list[Task], str]:
+    """The tasks in tasks.json, written if it is not there, and their hash.
+
+    Raises ConfigError if they are of another environment, seed or number.
+    """
+    path = folder / "tasks.json"
+    wanted = {"schema": SCHEMA, "env": node_of(env), "seed": seed, "episodes": num_tasks}
+    if not path.exists():
+        tasks = [
+            {"start": task.start.tolist(), "goal": task.goal.tolist()} for task in make_tasks(env, num_tasks, seed)
+        ]
+        write_json(path, {**wanted, "tasks": tasks})
+    found = read_json(path, {"schema": int, "env": dict, "seed": int, "episodes": int, "tasks": list})
+    if changed := [key for key, value in json.loads(json.dumps(wanted)).items() if found[key] != value]:
+        key = changed[0]
+        raise ConfigError([f"{path} has tasks of {key}={found[key]}, now {wanted[key]}; give another name="])
+    numbers = {"start": list[float], "goal": list[float]}
+    rows = [as_mapping(task, f"{path}: task {number}", numbers) for number, task in enumerate(found["tasks"])]
+    tasks = [Task(*(np.array(row[key], dtype=np.float32) for key in ("start", "goal"))) for row in rows]
+    if len(tasks) != num_tasks or len({len(state) for task in tasks for state in task}) != 1:
+        raise FileError(f"{path}: holds {len(tasks)} tasks of differing sizes, expected {num_tasks}; remove it")
+    text = json.dumps([[row["start"], row["goal"]] for row in rows])
+    return tasks, f"sha256:{hashlib.sha256(text.encode()).hexdigest()}"
+
+
+def play(env: BatchedEnv, controller: Controller, tasks: Sequence[Task], *, budget: int, num_shown: int = 0) -> Played:
+    """Run a controller on all tasks together, each until the strict criterion is met or the budget is used."""
+    traits = EnvTraits.of(env)
+    assert traits.distance and traits.render
+    assert traits.thresholds
+    starts, goals = (np.stack(states) for states in zip(*tasks, strict=True))
+    criteria = sorted(traits.thresholds.values(), reverse=True)
+    begun = time.perf_counter()
+    frames, states = env.reset(range(len(tasks)), starts, goals)
+    controller.begin(Goals(traits.render(goals), goals), range(len(tasks)), budget)
+    active = np.ones(len(tasks), dtype=bool)
+    least, steps = traits.distance(states, goals), np.full(len(tasks), budget)
+    shown = [(frames[:num_shown].copy(), states[:num_shown].copy())]
+    for step in range(budget):
+        after = env.step(usable(env, controller.act(step, frames, states, active)))
+        frames, states = after.frames, after.states
+        least = np.where(active, np.minimum(least, traits.distance(states, goals)), least)
+        steps[active & (least < criteria[-1])] = step + 1
+        active &= (least >= criteria[-1]) & ~after.terminated & ~after.truncated
+        shown.append((frames[:num_shown].copy(), states[:num_shown].copy()))
+        if not active.any():
+            break
+    seconds = time.perf_counter() - begun
+    outcomes = [
+        Outcome(
+            task.start.tolist(),
+            task.goal.tolist(),
+            int(count),
+            float(nearest),
+            *(bool(nearest < c) for c in (criteria[0], criteria[-1])),
+        )
+        for task, count, nearest in zip(tasks, steps, least, strict=True)
+    ]
+    series = ([np.stack([row[part][n] for row in shown[: steps[n] + 1]]) for n in range(num_shown)] for part in (0, 1))
+    return Played(outcomes, int(steps.max()), seconds, *series)
+
+
+def usable(env: BatchedEnv, actions: np.ndarray) -> np.ndarray:
+    """Actions as the environment takes them; those out of bounds by rounding are clipped."""
+    if env.actions.is_discrete:
+        return actions.astype(np.int64)
+    return np.clip(actions, env.actions.low, env.actions.high).astype(np.float32)
+
+
+def row(
+    policy: str, cost: str, seed: int, played: Played, *, seconds_per_episode: float, predictor_rows: float
+) -> dict[str, Any]:
+    """A row of results.json."""
+    count = len(played.outcomes)
+    wins = {name: sum(getattr(outcome, name) for outcome in played.outcomes) for name in ("moderate", "strict")}
+    return {
+        "policy": policy,
+        "cost": cost,
+        "seed": seed,
+        "episodes": count,
+        **{f"success_{name}": won / count for name, won in wins.items()},
+        **{f"interval_{name}": wilson(won, count) for name, won in wins.items()},
+        "seconds_per_episode": round(seconds_per_episode, 4),
+        "ms_per_step": round(1000 * played.seconds / max(1, sum(outcome.steps for outcome in played.outcomes)), 3),
+        "predictor_rows": round(predictor_rows),
+        "outcomes": [outcome._asdict() for outcome in played.outcomes],
+    }
+
+
+def mean_row(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The mean over world seeds of rows of one policy and cost; the intervals are those of all episodes together."""
+    count = sum(row["episodes"] for row in rows)
+    wins = {name: sum(row[f"success_{name}"] * row["episodes"] for row in rows) for name in ("moderate", "strict")}
+    averages = ("seconds_per_episode", "ms_per_step", "predictor_rows")
+    return {
+        "policy": rows[0]["policy"],
+        "cost": rows[0]["cost"],
+        "seed": None,
+        "episodes": count,
+        **{f"success_{name}": won / count for name, won in wins.items()},
+        **{f"interval_{name}": wilson(round(won), count) for name, won in wins.items()},
+        **{name: sum(row[name] for row in rows) / len(rows) for name in averages},
+        "outcomes": [],
+    }
+
+
+def wilson(wins: int, count: int) -> list[float]:
+    """Wilson score interval of a share, at 95 % (Wilson 1927)."""
+    share, spread = wins / count, Z**2 / count
+    centre = (share + spread / 2) / (1 + spread)
+    half = Z * math.sqrt(share * (1 - share) / count + spread / (4 * count)) / (1 + spread)
+    return [max(0.0, centre - half), min(1.0, centre + half)]
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write atomically."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(json.dumps(content, indent=1), encoding="utf-8")
+    temporary.rename(path)

@@ -1,0 +1,201 @@
+"""What a planning run shows: table, film strips, success over distance, cost landscape, page and video."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torchvision.io import write_png
+
+from jepa.config import PlanConfig
+from jepa.envs.types import BatchedEnv, EnvTraits, Task
+from jepa.evaluation.pictures import enlarge, heatmap, montage, resize_nearest, to_rgb
+from jepa.planning.control import Controller, Planning
+from jepa.planning.costs import total
+from jepa.planning.plannability import verdict
+from jepa.planning.protocol import Played
+from jepa.planning.types import Cost, Imagined
+from jepa.planning.world import World
+from jepa.reports.charts import Chart, Line, line_chart
+from jepa.reports.page import Table, picture, render
+from jepa.runs.metrics import MEDIA, write_atomically
+
+log = logging.getLogger(__name__)
+NUM_STRIP = 8
+"""Frames of a film strip."""
+VIDEO_SIDE, VIDEO_RATE = 192, 10
+"""Pixels of a frame in the video, frames per second."""
+NUM_BINS = 5
+LANDSCAPE = 32
+"""Points along each axis of a cost landscape."""
+
+
+def table(results: Mapping[str, Any]) -> Table:
+    """A row for each policy, with 95 % intervals in percent."""
+    rows = []
+    for found in results["rows"]:
+        cells = [share(found, name) for name in ("moderate", "strict")]
+        seed = "mean" if found["seed"] is None else str(found["seed"])
+        costs = (
+            f"{found['seconds_per_episode']:.3f}",
+            f"{found['ms_per_step']:.2f}",
+            f"{found['predictor_rows']:,.0f}",
+        )
+        rows.append([found["policy"], found["cost"], found["world"], seed, str(found["episodes"]), *cells, *costs])
+    heads = ("", "cost", "world", "seed", "episodes", "moderate %", "strict %", "s/episode", "ms/step", "rows/episode")
+    return Table(heads=heads, rows=rows, text_columns={1, 2})
+
+
+def share(found: Mapping[str, Any], name: str) -> str:
+    """Success and its interval in percent: 97 (92-99)"""
+    low, high = found[f"interval_{name}"]
+    return f"{100 * found[f'success_{name}']:.0f} ({100 * low:.0f}-{100 * high:.0f})"
+
+
+def plannable_table(results: Mapping[str, Any]) -> Table:
+    """Figures of every world, and what they say."""
+    names = list(dict.fromkeys(name for figures in results["plannable"].values() for name in figures))
+    rows = [
+        [label, *(f"{figures[name]:.3f}" if name in figures else "-" for name in names), verdict(figures)]
+        for label, figures in results["plannable"].items()
+    ]
+    return Table(heads=["world", *names, "is this latent plannable?"], rows=rows, text_columns={len(names) + 1})
+
+
+def terminal(results: Mapping[str, Any], folder: Path) -> str:
+    return "\n".join([table(results).terminal(), plannable_table(results).terminal(), f"page: {folder / 'plan.html'}"])
+
+
+def save_strips(
+    folder: Path,
+    contender: Any,
+    played: Played,
+    controller: Controller,
+    env: BatchedEnv,
+    tasks: Sequence[Task],
+    count: int,
+) -> None:
+    """Film strips of the first episodes as PNG, and a video, with the goal and what the world imagined."""
+    if not played.frames:
+        return
+    media = folder / MEDIA
+    media.mkdir(parents=True, exist_ok=True)
+    render_states = EnvTraits.of(env).render
+    assert render_states
+    goals = render_states(np.stack([task.goal for task in tasks[: len(played.frames)]]))
+    films = []
+    for number, frames in enumerate(played.frames):
+        agent = to_rgb(torch.from_numpy(frames))
+        goal = to_rgb(torch.from_numpy(goals[number]))[None].expand(len(agent), -1, -1, -1)
+        columns = [agent, goal]
+        if isinstance(controller, Planning) and (imagined := controller.film(number, len(agent))) is not None:
+            columns.append(resize_nearest(to_rgb(imagined)[None], agent.shape[-2:])[0])
+        films.append(columns)
+    stem = "-".join(filter(None, (contender.policy, contender.cost, contender.label.replace("/", "_"))))
+    write_png(strip(films).permute(2, 0, 1), str(media / f"strip-{stem}.png"))
+    if isinstance(controller, Planning):
+        write_video(media / f"{stem}.mp4", films)
+
+
+def strip(films: Sequence[Sequence[Tensor]]) -> Tensor:
+    """Films of columns [T, 3, h, w] -> [H, W, 3]: evenly spaced frames of each column in a row, the goal at the end."""
+    rows = []
+    for columns in films:
+        agent, goal, *imagined = columns
+        picks = np.linspace(0, len(agent) - 1, min(NUM_STRIP, len(agent))).round().astype(int)
+        rows.append(enlarge(torch.cat([agent[picks], goal[:1]]), 64))
+        rows += [enlarge(torch.cat([film[picks], goal[:1]]), 64) for film in imagined]
+    return montage(rows)
+
+
+def write_video(path: Path, films: Sequence[Sequence[Tensor]]) -> None:
+    """agent | goal | imagined side by side, one episode after the other, as h264."""
+    try:
+        import av
+    except ImportError:
+        log.warning("no video is written: pip install 'jepa-train[video]'")
+        return
+    with av.open(str(path), "w") as container:
+        stream: Any = container.add_stream("libx264", rate=VIDEO_RATE)
+        for columns in films:
+            frames = [enlarge(column, VIDEO_SIDE)[..., :VIDEO_SIDE, :VIDEO_SIDE] for column in columns]
+            for together in torch.cat(frames, dim=3).permute(0, 2, 3, 1).contiguous().numpy():
+                stream.height, stream.width, stream.pix_fmt = together.shape[0], together.shape[1], "yuv420p"
+                for packet in stream.encode(av.VideoFrame.from_ndarray(together, format="rgb24")):
+                    container.mux(packet)
+        for packet in stream.encode():
+            container.mux(packet)
+
+
+def write(
+    folder: Path, config: PlanConfig, results: Mapping[str, Any], env: BatchedEnv, worlds: Mapping[str, World],
+    costs: Mapping[str, Cost], tasks: Sequence[Task],
+) -> None:  # fmt: skip
+    """Write plan.html and plan.md."""
+    landscapes = [
+        (label, figure) for label, world in worlds.items()
+        if (figure := landscape(folder, label, world, costs, env, tasks[0])) is not None
+    ]  # fmt: skip
+    strips = [
+        (path.stem.removeprefix("strip-"), picture(path)) for path in sorted((folder / MEDIA).glob("strip-*.png"))
+    ]
+    page = render(
+        "planning.html", name=config.name, result=table(results), plannable=plannable_table(results),
+        tasks=results["tasks"], budget=config.budget, charts=[success_chart(results, env)], landscapes=landscapes,
+        strips=strips,
+    )  # fmt: skip
+    write_atomically(folder / "plan.html", page)
+    text = [
+        f"# {config.name}",
+        table(results).markdown(),
+        "## Is this latent plannable?",
+        plannable_table(results).markdown(),
+    ]
+    write_atomically(folder / "plan.md", "\n\n".join(text) + "\n")
+
+
+def success_chart(results: Mapping[str, Any], env: BatchedEnv) -> Any:
+    """Strict success over the length of the shortest path, in bins with about as many tasks."""
+    traits = EnvTraits.of(env)
+    measure = traits.path_length or traits.distance
+    assert measure
+    lines = []
+    for found in results["rows"][:8]:
+        if not found["outcomes"]:
+            continue
+        starts, goals = (np.array([o[key] for o in found["outcomes"]], dtype=np.float32) for key in ("start", "goal"))
+        lengths = measure(starts, goals)
+        parts = np.array_split(np.argsort(lengths), NUM_BINS)
+        won = np.array([o["strict"] for o in found["outcomes"]])
+        points = [(float(lengths[part].mean()), 100 * float(won[part].mean())) for part in parts if len(part)]
+        lines.append(Line(name=" ".join(filter(None, (found["policy"], found["cost"], found["world"]))), points=points))
+    return line_chart(Chart(title="Success over the length of the way", unit="% strict", axis="unit of length"), lines)
+
+
+@torch.no_grad()
+def landscape(folder: Path, label: str, world: World, costs: Mapping[str, Cost], env: BatchedEnv, task: Task) -> Any:
+    """The cost of being at each position, beside the length of the way from there; None if positions are no plane."""
+    traits = EnvTraits.of(env)
+    if not (traits.render and traits.path_length and traits.extent):
+        return None
+    (left, right), (top, bottom) = traits.extent
+    x, y = np.meshgrid(np.linspace(left, right, LANDSCAPE), np.linspace(top, bottom, LANDSCAPE))
+    states = np.repeat(task.start[None], x.size, axis=0)
+    states[:, 0], states[:, 1] = x.ravel(), y.ravel()
+    goals = np.repeat(task.goal[None], x.size, axis=0)
+    target = world.encode(traits.render(goals[:1]))[0]
+    encoded = world.encode(traits.render(states))
+    stay = torch.zeros(1, 1, 2)
+    values = [total(costs, world, Imagined(state[None, None], state, target, stay)).item() for state in encoded]
+    maps = [np.array(values), traits.path_length(states, goals)]
+    scaled = [
+        torch.from_numpy((m - m.min()) / max(float(np.ptp(m)), 1e-9)).float().view(LANDSCAPE, LANDSCAPE) for m in maps
+    ]
+    path = folder / MEDIA / f"landscape-{label.replace('/', '_')}.png"
+    write_png(montage([enlarge(heatmap(torch.stack(scaled)), 192)]).permute(2, 0, 1), str(path))
+    return picture(path)

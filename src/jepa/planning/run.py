@@ -1,0 +1,202 @@
+"""jepa-plan: baselines, planners and policies on the same tasks, one row each, saved as soon as it is known."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from jepa.config import PlanConfig, build_with, factory
+from jepa.config.files import read_json
+from jepa.data.episode_store import EpisodeStore
+from jepa.envs.policies import StickyRandom
+from jepa.envs.types import BatchedEnv, EnvTraits, Task, stored_node
+from jepa.errors import ConfigError
+from jepa.planning import report
+from jepa.planning.cem import CEM
+from jepa.planning.control import Blind, Controller, Function, HeadController, Planning, TruePlanning
+from jepa.planning.plannability import plannability
+from jepa.planning.protocol import (
+    NUM_TIMED,
+    SCHEMA,
+    Played,
+    frozen_tasks,
+    mean_row,
+    play,
+    row,
+    write_json,
+)
+from jepa.planning.world import World, load_world
+from jepa.runs.metrics import read_config
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Contender:
+    """A row of the table before it is run."""
+
+    policy: str
+    cost: str
+    label: str
+    """Name of the run whose world it uses; empty if it uses none."""
+    seed: int
+    make: Callable[[], Controller]
+    settings: Mapping[str, Any]
+    world: World | None = None
+
+    @property
+    def key(self) -> str:
+        """Rows with this key are not run again."""
+        values = [self.policy, self.cost, self.label, self.seed, self.settings]
+        return json.dumps(values, sort_keys=True, default=str)
+
+
+def plan(config: PlanConfig, worlds: Mapping[str, Path]) -> dict[str, Any]:
+    """Evaluate the planner with every world and the baselines in outputs/NAME; returns the content of results.json.
+
+    `worlds` are the run folders by label. Raises ConfigError if the environment does not fit the worlds.
+    """
+    folder = Path("outputs", config.name)
+    loaded = {label: load_world(path) for label, path in worlds.items()}
+    env = make_env(config, loaded)
+    for label, world in loaded.items():
+        check(world, env, label, config)
+    tasks, digest = frozen_tasks(folder, env, config.episodes, config.seed)
+    results = read_results(folder, digest)
+    facts = {label: asdict(world.contract) for label, world in loaded.items()}
+    for contender in contenders(config, env, loaded, worlds):
+        done = next((found for found in results["rows"] if found.get("key") == contender.key), None)
+        if done is None:
+            log.info("%s %s", contender.policy, f"({contender.label})" if contender.label else "")
+            done, played, controller = run_one(config, env, contender, tasks)
+            report.save_strips(folder, contender, played, controller, env, tasks, config.videos)
+            results["rows"] = [r for r in results["rows"] if r.get("key") != contender.key] + [done]
+            write_json(folder / "results.json", {**results, "world": facts})
+    results["plannable"] = {
+        label: plannability(world, costs_of(config), env, store_of(worlds[label])) for label, world in loaded.items()
+    }
+    results["world"] = facts
+    results["rows"] = with_means(results["rows"])
+    write_json(folder / "results.json", results)
+    report.write(folder, config, results, env, loaded, costs_of(config), tasks)
+    return results
+
+
+def run_one(
+    config: PlanConfig, env: BatchedEnv, contender: Contender, tasks: Sequence[Task]
+) -> tuple[dict, Played, Controller]:
+    """The row of a contender on all tasks; a few tasks are run alone to time an episode at batch 1."""
+    controller = contender.make()
+    before = contender.world.num_rows if contender.world else 0
+    played = play(env, controller, tasks, budget=config.budget, num_shown=min(config.videos, len(tasks)))
+    rows = (contender.world.num_rows - before if contender.world else 0) / len(tasks)
+    alone = [play(env, contender.make(), [task], budget=config.budget).seconds for task in tasks[:NUM_TIMED]]
+    seconds = sum(alone) / len(alone)
+    result = row(
+        contender.policy, contender.cost, contender.seed, played, seconds_per_episode=seconds, predictor_rows=rows
+    )
+    return {**result, "world": contender.label, "key": contender.key}, played, controller
+
+
+def contenders(
+    config: PlanConfig, env: BatchedEnv, worlds: Mapping[str, World], folders: Mapping[str, Path]
+) -> Iterator[Contender]:
+    """The baselines that exist, then policies and the planner with every world."""
+    traits, settings = EnvTraits.of(env), {"budget": config.budget}
+    wanted = config.baselines
+    functions = {"random": Blind(StickyRandom(), env.actions)}
+    if traits.expert:
+        functions["expert"] = Function(traits.expert)
+    if traits.straight_line:
+        functions["straight_line"] = Function(traits.straight_line)
+    for name in ("random", "straight_line", "expert"):
+        if name in wanted and name in functions:
+            yield Contender(name, "", "", config.seed, lambda name=name: functions[name], settings)
+    if "true_dynamics" in wanted and traits.simulate and not env.actions.is_discrete:
+        for name, distance in (("euclid", traits.distance), ("path", traits.path_length)):
+            if distance:
+                make = lambda distance=distance: TruePlanning(traits, env.actions, CEM(), distance, config.seed)  # noqa: E731
+                yield Contender(f"true_dynamics_{name}", "", "", config.seed, make, settings)
+    planner, cost = planner_name(config), "+".join(config.cost)
+    for label, world in worlds.items():
+        seed = int(read_config(folders[label]).get("seed", 0))
+        for name in ("clone", "policy"):
+            if name in wanted and name in world.heads:
+                yield Contender(
+                    name, "", label, seed, lambda name=name, world=world: HeadController(world, name), settings, world
+                )
+        if planner == "policy":
+            continue
+        details = settings | {"planner": config.planner, "cost": config.cost, "open_loop": config.open_loop}
+        make = lambda world=world: Planning(world, planner_of(config), costs_of(config), config.seed)  # noqa: E731
+        yield Contender(planner, cost, label, seed, make, details, world)
+
+
+def planner_of(config: PlanConfig) -> Any:
+    planner = factory(config.planner)()
+    if config.open_loop:
+        planner.execute = planner.horizon
+    return planner
+
+
+def planner_name(config: PlanConfig) -> str:
+    return config.planner["_target_"].split(".")[-2]
+
+
+def costs_of(config: PlanConfig) -> dict[str, Any]:
+    return {name: factory(node)() for name, node in config.cost.items()}
+
+
+def make_env(config: PlanConfig, worlds: Mapping[str, World]) -> BatchedEnv:
+    """The environment of the configuration, else that of the episodes of the first world."""
+    if config.env:
+        return build_with(config.env)
+    label, world = next(iter(worlds.items()))
+    if not world.contract.env:
+        raise ConfigError(
+            [f"env: the episodes of {label} are recordings, of no environment that could be acted in; give env="]
+        )
+    return build_with(dict(stored_node(world.contract.env, Path(label, "state.json"))))
+
+
+def check(world: World, env: BatchedEnv, label: str, config: PlanConfig) -> None:
+    """Raises ConfigError where environment, planner and costs do not fit the world."""
+    try:
+        world.contract.check(env)
+        Planning(world, planner_of(config), costs_of(config))
+    except (ConfigError, ValueError) as error:
+        raise ConfigError([f"{label}: {error}"]) from error
+
+
+def store_of(run: Path) -> EpisodeStore | None:
+    """The episodes that a run was trained on, if they are still there."""
+    path = Path(str(read_config(run).get("dataset", {}).get("path", "")))
+    return EpisodeStore(path) if (path / "store.json").exists() else None
+
+
+def read_results(folder: Path, digest: str) -> dict[str, Any]:
+    """Earlier results on the same tasks, without means; empty results if there are none."""
+    path = folder / "results.json"
+    if not path.exists():
+        return {"schema": SCHEMA, "tasks": digest, "world": {}, "rows": []}
+    results = read_json(path, {"schema": int, "tasks": str, "rows": list})
+    if results["tasks"] != digest:
+        raise ConfigError(
+            [f"{path} has results on other tasks ({results['tasks'][:18]}, now {digest[:18]}); give another name="]
+        )
+    results["rows"] = [found for found in results["rows"] if isinstance(found, dict) and found.get("seed") is not None]
+    return results
+
+
+def with_means(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """All rows, and the mean over world seeds of rows that differ in nothing else, with seed null."""
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for found in rows:
+        if found["world"]:
+            groups.setdefault(json.dumps([found["policy"], found["cost"]]), []).append(found)
+    means = [mean_row(group) | {"world": ""} for group in groups.values() if len(group) > 1]
+    return [*rows, *means]
