@@ -9,13 +9,14 @@ import numpy as np
 import torch
 
 from jepa.data.episode_store import EpisodeStore
+from jepa.envs.policies import StickyRandom
 from jepa.envs.types import BatchedEnv, EnvTraits
 from jepa.planning.costs import total
 from jepa.planning.types import Cost, Imagined
 from jepa.planning.world import World
 
-NUM_PAIRS, NUM_STEPS = 1000, 24
-"""Pairs of a state and a goal; most steps of the expert from a start to the state."""
+NUM_PAIRS, NUM_STEPS = 1000, 40
+"""Pairs of a state and a goal; random steps from a start to the state."""
 NUM_WINDOWS = 400
 NUM_CANDIDATES = 64
 HORIZONS = (1, 5, 10)
@@ -42,17 +43,17 @@ def plannability(
 
 
 def cost_correlation(world: World, costs: Mapping[str, Cost], traits: EnvTraits) -> float:
-    """Spearman correlation over states on the way from starts to goals, each with the goal of its own task."""
-    assert traits.task and traits.path_length
+    """Spearman correlation over states that random walks from the starts of tasks lead to, with the tasks' goals."""
+    assert traits.task
+    assert traits.path_length
     assert traits.render
     tasks = [traits.task(10_000 + number) for number in range(NUM_PAIRS)]
     starts, goals = (np.stack(states) for states in zip(*tasks, strict=True))
-    rng = np.random.default_rng(0)
-    if traits.expert and traits.simulate:  # points along the way, near and far
+    if traits.simulate:
+        walk = StickyRandom()
+        walk.begin(world.contract.actions, range(NUM_PAIRS), NUM_STEPS)
         for step in range(NUM_STEPS):
-            moved = traits.simulate(starts, traits.expert(starts, goals))
-            goes_on = rng.random(len(starts)) < 1 - step / NUM_STEPS
-            starts = np.where(goes_on[:, None], moved, starts)
+            starts = traits.simulate(starts, walk.act(step, starts, starts))
     lengths = traits.path_length(starts, goals)
     states, targets = (world.encode(traits.render(values)) for values in (starts, goals))
     stay = torch.zeros(1, 1, 1)

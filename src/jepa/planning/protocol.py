@@ -105,7 +105,8 @@ def frozen_tasks(folder: Path, env: BatchedEnv, num_tasks: int, seed: int) -> tu
 def play(env: BatchedEnv, controller: Controller, tasks: Sequence[Task], *, budget: int, num_shown: int = 0) -> Played:
     """Run a controller on all tasks together, each until the strict criterion is met or the budget is used."""
     traits = EnvTraits.of(env)
-    assert traits.distance and traits.render
+    assert traits.distance
+    assert traits.render
     assert traits.thresholds
     starts, goals = (np.stack(states) for states in zip(*tasks, strict=True))
     criteria = sorted(traits.thresholds.values(), reverse=True)

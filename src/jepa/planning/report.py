@@ -122,14 +122,12 @@ def write_video(path: Path, films: Sequence[Sequence[Tensor]]) -> None:
         return
     with av.open(str(path), "w") as container:
         stream: Any = container.add_stream("libx264", rate=VIDEO_RATE)
+        stream.height, stream.width, stream.pix_fmt = VIDEO_SIDE, VIDEO_SIDE * len(films[0]), "yuv420p"
         for columns in films:
-            frames = [enlarge(column, VIDEO_SIDE)[..., :VIDEO_SIDE, :VIDEO_SIDE] for column in columns]
+            frames = [resize_nearest(column[None], (VIDEO_SIDE, VIDEO_SIDE))[0] for column in columns]
             for together in torch.cat(frames, dim=3).permute(0, 2, 3, 1).contiguous().numpy():
-                stream.height, stream.width, stream.pix_fmt = together.shape[0], together.shape[1], "yuv420p"
-                for packet in stream.encode(av.VideoFrame.from_ndarray(together, format="rgb24")):
-                    container.mux(packet)
-        for packet in stream.encode():
-            container.mux(packet)
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(together, format="rgb24")))
+        container.mux(stream.encode())
 
 
 def write(
