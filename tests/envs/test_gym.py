@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -150,6 +151,17 @@ def test_what_cannot_be_used_is_refused_in_one_line(id: str, kwargs: dict[str, A
     with pytest.raises(ValueError, match=expected) as refusal:
         GymEnv(id=id, kwargs=kwargs)
     assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize("id", ["MiniGrid-Empty-Random-5x5-v0", "MiniGrid-DoorKey-5x5-v0", "CartPole-v1"])
+def test_the_environments_of_the_presets_keep_the_rules_of_gymnasium(id: str) -> None:
+    if id.startswith("MiniGrid"):
+        pytest.importorskip("minigrid")
+    from gymnasium.utils.env_checker import check_env
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        check_env(GymEnv(id=id).envs[0].unwrapped, skip_render_check=True)
 
 
 @pytest.mark.parametrize("package", ["gymnasium", "minigrid"])
