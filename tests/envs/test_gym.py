@@ -190,6 +190,7 @@ def test_a_typed_id_may_import_a_module(tmp_path: Path, monkeypatch: pytest.Monk
         {"_target_": "os.system", "command": "true"},
         {"_target_": "jepa.envs.gym.import_module", "name": "os"},
         {"_target_": "jepa.envs.gym.GymEnv", "id": "CartPole-v1", "kwargs": {"x": {"_target_": "os.system"}}},
+        {"_target_": "jepa.envs.gym.GymEnv", "id": "${oc.env:HOME}"},
         {},
     ],
 )

@@ -6,6 +6,7 @@ import errno
 import fcntl
 import json
 import logging
+import math
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -26,6 +27,8 @@ from jepa.seeding import derive_seed
 
 BAR_DELAY = 5
 """Seconds before a progress bar appears."""
+GROUP_BYTES = 1 << 29
+"""Largest size of the frames of a group, which lie in memory until it is written."""
 log = logging.getLogger(__name__)
 
 
@@ -41,7 +44,7 @@ def collect(
         frame_shape=env.frame_shape, actions=env.actions, state_names=env.state_names, env=node_of(env),
         policy=node_of(policy), seed=seed, steps=num_steps, frame_skip=env.settings.get("frame_skip", 1),
     )  # fmt: skip
-    size = EnvTraits.of(env).group_size
+    size = _group_size(env, num_steps)
     with _claimed(folder):
         _check(folder, facts)
         done = len(EpisodeStore(folder))
@@ -54,6 +57,12 @@ def collect(
                 done = numbers.stop
                 bar.update(done * num_steps - bar.n)  # episodes may end early
     return EpisodeStore(folder)
+
+
+def _group_size(env: BatchedEnv, num_steps: int) -> int:
+    """Number of episodes that are collected together; it depends on nothing that may differ when a store goes on."""
+    bytes_of_episode = math.prod(env.frame_shape) * (num_steps + 1)
+    return max(1, min(EnvTraits.of(env).group_size, GROUP_BYTES // bytes_of_episode))
 
 
 def rollouts(

@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import resource
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -28,6 +29,8 @@ from jepa.types import ActionSpace
 
 SCHEMA = 1
 GROUP = re.compile(r"group-(\d{6})")
+OTHER_FILES = 1024
+"""Number of files that may be open beside those of a store."""
 TRANSITIONS = ("actions", "rewards", "terminated", "truncated")
 """Arrays with a row for each transition."""
 FRAMES = ("frames", "states")
@@ -104,6 +107,7 @@ class EpisodeStore:
         self.folder = folder
         self.facts = StoreFacts.read(folder)
         self.groups = [Group(path, self.facts) for path in group_folders(folder)]
+        allow_open_files(len(Episode._fields) * len(self.groups))
         self.lengths = np.concatenate([np.zeros(0, dtype=np.int64), *(group.lengths for group in self.groups)])
         self.firsts = np.cumsum([0, *(len(group.lengths) for group in self.groups)])
 
@@ -153,6 +157,14 @@ class Group:
         rows = {name: slice(begin, begin + length) for name in TRANSITIONS}
         rows |= {name: slice(begin + number, begin + number + length + 1) for name in FRAMES}
         return {name: self.arrays[name][rows[name]] for name in names}
+
+
+def allow_open_files(count: int) -> None:
+    """Let this process open that many files more than usual, as far as the system allows: a mapped file stays open."""
+    limit, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = OTHER_FILES + count if most == resource.RLIM_INFINITY else min(OTHER_FILES + count, most)
+    if resource.RLIM_INFINITY != limit < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, most))
 
 
 def load(path: Path, shape: tuple[int | None, ...], dtype: Any) -> np.ndarray:
