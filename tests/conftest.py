@@ -53,8 +53,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(autouse=True)
 def _no_handlers_are_left() -> Iterator[None]:
-    """Remove the log handlers of commands that ran in this process: pytest closes their stream after the test."""
+    """Remove the handlers of signals and logs of commands that ran in this process: pytest closes their stream."""
     yield
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     for handler in [handler for handler in logging.root.handlers if type(handler) is logging.StreamHandler]:
         logging.root.removeHandler(handler)
 

@@ -99,10 +99,13 @@ def train(config: TrainConfig, folder: Path, interrupt: Interrupt | None = None)
     ):
         if run_dir.status == "finished":
             if session.is_rank_zero:
+                _fit_heads(config, folder)
                 print(printable(f"{folder} is finished; for another run give another name=\n{_summary(folder)}"))
             return 0
         with listen(interrupt) as interrupt:
             signum = _train(config, run_dir, interrupt, session)
+        if session.is_rank_zero and not signum:
+            _fit_heads(config, folder)
         with handlers(FROM_SCHEDULERS if signum else (), signal.SIG_DFL):  # everything is saved: Slurm may kill it
             if session.is_rank_zero:
                 print(printable(_summary(folder)), flush=True)
@@ -140,6 +143,16 @@ def _train(config: TrainConfig, folder: RunFolder, interrupt: Interrupt, session
         with suppress(*[OSError] if sys.exc_info()[1] else []):  # of a full disk, which the error in flight names
             _close(folder, run, stopped_by)
     return stopped_by
+
+
+def _fit_heads(config: TrainConfig, folder: Path) -> None:
+    """Fit the heads of a world model that are named in the configuration and not yet in the run folder."""
+    if names := config.objective.get("heads"):
+        from jepa.planning.fit import fit_heads
+
+        with as_config_errors():
+            dataset: Any = make_dataset(config)
+            fit_heads(folder, dataset.store, names, num_steps=config.objective["head_steps"], seed=config.seed)
 
 
 def _close(folder: RunFolder, run: Run, stopped_by: int) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -31,6 +33,32 @@ class RunError(RuntimeError):
 
     on_all_ranks = False
     """True if all ranks raise the same error, so that only rank 0 needs to print it."""
+
+
+ADVICE = {
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "make room there, then run the same command again"),
+    **dict.fromkeys((errno.EROFS, errno.EACCES, errno.EPERM), "allow it, give another path or start elsewhere"),
+    errno.ENOTDIR: "a part of the path is a file: move it away or give another path",
+    errno.ENAMETOOLONG: "give a shorter name",
+    errno.EMFILE: "raise the limit of open files (ulimit -n)",
+}
+"""Number of an error of the system -> what to do."""
+
+
+def explain(error: OSError) -> str:
+    """One line that names the path, the reason and what to do about an error of the system."""
+    path = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else error.filename
+    reason = error.strerror or (str(error).splitlines() or [type(error).__name__])[0]
+    return f"{f'{path}: ' if path else ''}{reason}; {ADVICE.get(error.errno or 0, 'mend this and run it again')}"
+
+
+@contextmanager
+def as_run_errors() -> Iterator[None]:
+    """Raise RunError for an error of a file, a disk or the network that nothing below has explained."""
+    try:
+        yield
+    except OSError as error:
+        raise RunError(explain(error)) from error
 
 
 class FileError(RunError, ValueError):

@@ -65,6 +65,9 @@ Channels = Annotated[int, Literal[1, 3]]
 ScaleRange = Annotated[list[float], Within(0, 1, above=True)]
 """Smallest and largest share of an area."""
 
+HeadName = Literal["probe", "value", "distance", "policy", "clone", "reward", "continuation", "decoder"]
+"""A network on the frozen states of a world model; jepa.planning.heads explains each."""
+
 ClipShape = tuple[int, int, int, int]
 """(C, T, H, W) of an augmented clip; an image has T = 1."""
 
@@ -349,6 +352,8 @@ class DatasetTraits(Traits):
     """index -> encoded bytes of the sample or their beginning, the same wherever the data lie"""
     modified: Callable[[int], Any] = lambda index: None
     """index -> value that changes whenever the sample is written again, e.g. size and time of its file"""
+    world: Mapping[str, Any] = field(default_factory=dict)
+    """of recorded episodes: `frame_shape`, `frame_skip` and the node of the environment, `env`"""
     probe_dataset: Dataset | None = None
     """the part of a mixture that evaluations see"""
 

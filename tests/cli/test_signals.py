@@ -10,6 +10,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
+from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 
@@ -25,11 +27,19 @@ COMMAND = [sys.executable, "-m", "jepa.cli.train", *TINY, "steps=4000", "save_ev
 COMMAND += ["device=cpu", "name=x", "log_every=1"]
 
 
-def start(folder: Path, **streams: int) -> subprocess.Popen:
-    """A run that has trained a few steps."""
-    process = subprocess.Popen(COMMAND, cwd=folder, start_new_session=True, text=True, **streams)
-    metrics, limit = folder / "outputs/x/metrics.jsonl", time.monotonic() + 120
-    while not metrics.exists() or metrics.read_text().count("train/loss") < 3:
+COMMANDS = {
+    "run": COMMAND,
+    "ranks": [*COMMAND, "processes=2"],
+    "sweep": [*COMMAND, "--multirun", "seed=0,1"],
+    "comparison": [*COMMAND[:2], "jepa.cli.compare", *COMMAND[3:], "objective=jepa,mae"],
+}
+
+
+def start(folder: Path, command: Sequence[str] = COMMAND, **streams: int) -> subprocess.Popen:
+    """Runs of which the first has trained a few steps."""
+    process = subprocess.Popen(command, cwd=folder, start_new_session=True, text=True, **streams)
+    limit = time.monotonic() + 120
+    while not any(file.read_text().count("train/loss") >= 3 for file in folder.glob("outputs/x/**/metrics.jsonl")):
         assert process.poll() is None
         assert time.monotonic() < limit
         time.sleep(0.05)
@@ -87,6 +97,48 @@ def test_a_closed_terminal_saves_and_stops(tmp_path: Path) -> None:
     assert process.wait(timeout=120) == 128 + signal.SIGHUP
     assert ending(tmp_path)["message"] == "stopped by SIGHUP"
     assert (tmp_path / "outputs/x/checkpoints/last/state.json").is_file()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("signum", [signal.SIGHUP, signal.SIGQUIT])
+@pytest.mark.parametrize("name", ["ranks", "sweep", "comparison"])
+def test_several_runs_save_and_stop(name: str, signum: int, tmp_path: Path) -> None:
+    process = start(tmp_path, COMMANDS[name], stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    process.send_signal(signum)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 128 + signum, output
+    assert "Traceback" not in output
+    endings = [json.loads(file.read_text()) for file in tmp_path.glob("outputs/x/**/run.json")]
+    assert [ending["message"] for ending in endings] == [f"stopped by {signal.Signals(signum).name}"]
+    assert len([*tmp_path.glob("outputs/x/**/state.json")]) > 0
+
+
+def storm(process: subprocess.Popen) -> str:
+    """What a command prints while its whole group is sent a Ctrl-C every millisecond."""
+    while process.poll() is None:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGINT)
+        time.sleep(0.001)
+    return process.communicate(timeout=60)[0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_storm_of_ctrl_c_ends_without_a_traceback(name: str, tmp_path: Path) -> None:
+    process = start(tmp_path, COMMANDS[name], stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    output = storm(process)
+    assert process.returncode in (130, -signal.SIGINT), output
+    assert "Traceback" not in output
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seconds", [0.3, 1.5, 3.0])
+def test_a_storm_of_ctrl_c_during_the_imports_ends_without_a_traceback(seconds: float, tmp_path: Path) -> None:
+    process = subprocess.Popen(
+        COMMAND, cwd=tmp_path, start_new_session=True, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+    time.sleep(seconds)
+    assert "Traceback" not in storm(process)
 
 
 @pytest.mark.slow

@@ -82,6 +82,23 @@ def test_a_file_runs_its_combinations_in_folders_named_after_them(started: list)
     ]
 
 
+def test_names_that_look_like_numbers_are_text_in_a_sweep(started: list) -> None:
+    assert main(["--multirun", "name=007,1e3,on"]) == 0
+    assert [run.name for run, _ in started] == ["007", "1e3", "on"]
+    assert {"007", "1e3", "on"} <= {folder.name for folder in Path("outputs").iterdir()}
+
+
+def test_a_name_in_a_file_that_is_no_text_is_refused_by_its_file(started: list, tmp_path: Path) -> None:
+    for value in ("007", "1e3", "on", "[a]"):
+        (tmp_path / "groups/experiment").mkdir(parents=True, exist_ok=True)
+        (tmp_path / "groups/experiment/bond.yaml").write_text(f"# @package _global_\nname: {value}\n")
+        (error,) = errors_of("--config-dir", "groups", "experiment=bond")
+        assert "experiment/bond.yaml" in error
+    (tmp_path / "groups/experiment/bond.yaml").write_text("# @package _global_\nname: '007'\n")
+    assert main(["--config-dir", "groups", "experiment=bond"]) == 0
+    assert [run.name for run, _ in started] == ["007"]
+
+
 def test_the_command_line_replaces_and_adds_to_what_a_file_varies(started: list) -> None:
     assert main(["-m", "sweep=lr", "experiment=quickstart", "lr=0.5", "objective.momentum=0.9,0.95", "seed=3"]) == 0
     assert [(r.lr, r.objective["momentum"], r.seed) for r, _ in started] == [(0.5, 0.9, 3), (0.5, 0.95, 3)]

@@ -54,6 +54,7 @@ NEEDED = {
         *("dataset.val_annotations=null", "dataset.val_images=null"),
     ],
     "webdataset": [f"dataset.shards={EMPTY}"],
+    "episodes": [f"dataset.path={EMPTY.parent / 'empty_episodes'}"],
     "pretrained": ["encoder.weights=timm:vit_tiny_patch16_224"],
     "cross_view": ["augment.views=2"],
     "temporal_similarity": ["dataset=moving_digits", "encoder=temporal"],

@@ -15,17 +15,20 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from coco_folder import CATEGORIES, GOOD_BOX, IMAGES, coco, write_coco
 from hostile_files import DEEP, VALUES, bounded_memory, changed, damaged, refused_or_read
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from safetensors.torch import save_file
+from voc_folder import voc, write_voc, xml
 
 from jepa.benchmark import report as benchmark_report
 from jepa.benchmark.results import RESULTS_FILE, Results, Row
 from jepa.cli.compare import main as compare_command
 from jepa.config.files import read_json, read_yaml
 from jepa.config.paths import find_source, shape_of
+from jepa.data.decode import read_header
 from jepa.data.folders import read_table
 from jepa.data.shard_index import read_index
 from jepa.encoders.pretrained import open_encoder
@@ -108,6 +111,21 @@ def claim(run: Path) -> None:
     config = yaml.safe_load((FILES / "earlier_run" / "config.yaml").read_text())
     with open_folder(run, config=config, resume=True, session=open_session(device="cpu", precision="fp32")):
         pass
+
+
+def test_a_damaged_format_of_a_state_is_damage_and_not_another_version(run) -> None:
+    folder = run / "checkpoints" / "step_00000002"
+    state = checkpoint.with_checksum(stored(STATE))
+    (folder / "state.json").write_text(json.dumps(state | {"format": "jepa-train checkpoint 3"}))
+    with pytest.raises(checkpoint.CheckpointError, match=r"is damaged: state\.json has changed"):
+        checkpoint.read_state(folder)
+
+
+def test_a_state_without_its_best_checkpoint_is_read(run) -> None:
+    folder = run / "checkpoints" / "step_00000002"
+    state = {key: value for key, value in stored(STATE).items() if key not in ("best", "checksum")}
+    (folder / "state.json").write_text(json.dumps(checkpoint.with_checksum(state)))
+    assert "best" not in checkpoint.read_state(folder)
 
 
 @FEW
@@ -379,3 +397,91 @@ def test_parquet_of_images(damage, tmp_path) -> None:
     path.write_bytes(parquet_bytes()[:-20] if damage == "cut" else b"hello")
     with pytest.raises(ValueError, match=r"train\.parquet: is not readable as parquet"):
         HuggingFaceImages(path=str(path))
+
+
+def check_boxes(dataset: Any) -> None:
+    """Whatever a file says, boxes are finite, lie in their image and have a class."""
+    for clip, _, fields in map(dataset.__getitem__, range(len(dataset))):
+        left, top, right, bottom, numbers = fields["boxes"].unbind(dim=1)
+        assert ((left >= 0) & (left <= right) & (right <= clip.shape[-1])).all()
+        assert ((top >= 0) & (top <= bottom) & (bottom <= clip.shape[-2])).all()
+        assert set(numbers.tolist()) <= set(range(len(dataset.classes)))
+
+
+@FEW
+@given(data=documents({"images": IMAGES, "annotations": [GOOD_BOX | {"iscrowd": 0}] * 2, "categories": CATEGORIES}))
+def test_annotations_of_coco(data, tmp_path) -> None:
+    write_coco(tmp_path, [])
+    (tmp_path / "all.json").write_bytes(data)
+    refused_or_read(lambda: check_boxes(coco(tmp_path)), "all.json", also=(ValueError,))
+
+
+GOOD_XML = xml(("ant", 1, 2, 3, 4), ("bee", 5, 6, 25, 30), extra="<difficult>0</difficult>")
+PLACES = (">1<", ">ant<", ">60<", ">40<", ">0<", "<bndbox>", "</object>", "<size>", "name", "<annotation>")
+BOMB = "".join(f'<!ENTITY a{n} "{f"&a{n - 1};" * 10}">' for n in range(1, 14))
+HOSTILE_XML = st.sampled_from([
+    f'<!DOCTYPE a [<!ENTITY a0 "{"x" * 99}">{BOMB}]><annotation>&a13;</annotation>',
+    f'<!DOCTYPE a [<!ENTITY a "{"x" * 9**6}">]><annotation>{"&a;" * 9**5}</annotation>',
+    '<!DOCTYPE a [<!ENTITY b SYSTEM "file:///etc/passwd">]>' + GOOD_XML.replace("ant", "&b;"),
+    '<!DOCTYPE a SYSTEM "http://localhost:1/a.dtd">' + GOOD_XML, '<!DOCTYPE a [<!ENTITY % b "c"> %b;]>' + GOOD_XML,
+    "<object>" * 10**5 + "</object>" * 10**5, "<a>" * 10**6, f"<annotation {'a=' * 9}/>",
+    "<annotation>&b;</annotation>",
+    '<?xml version="1.0" encoding="utf-7"?>' + GOOD_XML, '<?xml version="1.0" encoding="idna"?>' + GOOD_XML,
+    '<annotation xmlns:xi="http://www.w3.org/2001/XInclude"><xi:include href="/etc/passwd"/></annotation>',
+])  # fmt: skip
+XML_FILES = (
+    st.tuples(st.sampled_from(PLACES), st.text(max_size=6) | st.sampled_from(["9" * 400, "nan", "-inf", "1e999"]))
+    .map(lambda drawn: GOOD_XML.replace(drawn[0], f"{drawn[0][:1]}{drawn[1]}{drawn[0][-1:]}").encode(errors="replace"))
+    | damaged(GOOD_XML.encode()) | HOSTILE_XML.map(str.encode)
+    | HOSTILE_XML.map(lambda text: text[:9**6].encode("utf-16"))
+)  # fmt: skip
+
+
+@FEW
+@given(data=XML_FILES)
+def test_annotations_of_voc(data, tmp_path) -> None:
+    write_voc(tmp_path, {"a": ""}, {"train": ["a"]})
+    (tmp_path / "Annotations" / "a.xml").write_bytes(data)
+
+    def read() -> None:
+        dataset = voc(tmp_path, val_split=None)
+        assert not any("root:" in name for name in dataset.classes)
+        check_boxes(dataset)
+
+    refused_or_read(read, str(tmp_path), also=(ValueError,))
+
+
+def test_annotations_that_are_no_files_or_too_large_are_not_read(tmp_path) -> None:
+    write_voc(tmp_path, {"a": ""}, {"train": ["a"]})
+    write_coco(tmp_path, [])
+    for name in ("all.json", "Annotations/a.xml"):
+        with (tmp_path / name).open("wb") as file:
+            file.truncate(1 << 40)
+    with pytest.raises(FileError, match=r"all\.json"):
+        coco(tmp_path)
+    with pytest.raises(FileError, match=r"a\.xml"):
+        voc(tmp_path, val_split=None)
+
+
+def turned_images() -> st.SearchStrategy[bytes]:
+    exif = Image.Exif()
+    exif[274] = 6
+    files = []
+    for kind in ("JPEG", "PNG", "TIFF", "WEBP"):
+        file = io.BytesIO()
+        Image.new("RGB", (6, 4)).save(file, kind, exif=exif)
+        files.append(file.getvalue())
+    return st.sampled_from(files).flatmap(damaged)
+
+
+@settings(FEW, max_examples=300)
+@given(data=turned_images())
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_headers_of_images(data, tmp_path) -> None:
+    (tmp_path / "a").write_bytes(data)
+    try:
+        header = read_header(tmp_path / "a")
+    except OSError:
+        return
+    assert header.orientation in range(1, 9)
+    assert min(header.size) >= 0

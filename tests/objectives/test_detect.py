@@ -16,7 +16,7 @@ from voc_folder import voc, write_voc, xml
 
 from jepa import JEPAAgent, JEPAConfig, load_encoder
 from jepa.encoders.spatial import SpatialEncoder
-from jepa.errors import Interrupted
+from jepa.errors import ConfigError, Interrupted, RunError
 from jepa.evaluation.box_snapshot import DetectionSnapshotter
 from jepa.evaluation.detection import Detection, precisions
 from jepa.evaluation.pictures import draw_boxes
@@ -98,9 +98,32 @@ def test_proposals_are_pooled_at_their_position_also_if_the_patch_is_no_power_of
     torch.testing.assert_close(pooled.mean(dim=(1, 2, 3)), (boxes[:, 0] + boxes[:, 2]) / 2, atol=0.02 * patch, rtol=0)
 
 
+def test_a_proposal_is_pooled_from_the_level_of_its_size():
+    """Anchors of 1, 2, 4, 8 times the smallest belong to levels 0 to 3; a proposal goes there or one level finer."""
+    sides = torch.tensor([0.5, 1, 2, 3.9, 4, 8, 16, 32]) * 0.125 * SIDE
+    boxes = torch.stack([torch.zeros(8), torch.zeros(8), sides, sides], dim=1)
+    pool = detector(smallest_anchor=0.125).detector.roi_heads.box_roi_pool
+    assert pool.map_levels([boxes]).tolist() == [0, 0, 0, 0, 1, 2, 3, 3]
+
+
+@pytest.mark.parametrize("head", ["faster_rcnn", "fcos"])
+def test_the_limits_of_detections_reach_the_head(head):
+    model = detector(head, score_threshold=0.3, nms_threshold=0.6, max_found=7, regions=48)
+    inner = model.detector.roi_heads if head == "faster_rcnn" else model.detector
+    assert (inner.score_thresh, inner.nms_thresh, inner.detections_per_img) == (0.3, 0.6, 7)
+    assert head == "fcos" or inner.fg_bg_sampler.batch_size_per_image == 48
+
+
+def test_detecting_keeps_no_gradients():
+    assert not any(boxes.requires_grad for boxes in detector(score_threshold=0.0).eval().detect(sample().clips))
+
+
 def test_an_encoder_whose_grid_has_no_pyramid_is_refused():
     with pytest.raises(ValueError, match=r"image side 40 is not divisible by the coarsest level's 16.*32 and 48"):
         detector(side=40)
+    wide = SpatialEncoder(clip_shape=(3, 1, 32, 40), patch_size=8, embed_dim=8, depth=1, num_heads=1)
+    with pytest.raises(ValueError, match="image side 40 is not divisible"):
+        Detector(encoder=wide, classes=CLASSES)
     encoder = SpatialEncoder(clip_shape=(3, 1, 32, 32), patch_size=(8, 16), embed_dim=8, depth=1, num_heads=1)
     with pytest.raises(ValueError, match="square patches"):
         Detector(encoder=encoder, classes=CLASSES)
@@ -131,7 +154,7 @@ def test_the_loss_is_the_sum_of_its_terms_and_reaches_every_weight(head):
         output = model(batch, NO_MASKS)
         assert output.loss.dtype == torch.float32
         assert output.loss.item() == pytest.approx(sum(term.item() for term in output.metrics.values()))
-        assert output.embedding.shape == (2, 32)
+        torch.testing.assert_close(output.embedding, model.encoder(batch.clips).mean(dim=1).detach())
         output.loss.backward()
     assert [name for name, weights in model.named_parameters() if weights.grad is None] == []
 
@@ -250,6 +273,24 @@ def test_detections_without_annotations_give_no_metric():
     assert precisions([Detections(rows((*NEAR, 0, 0.9)), torch.zeros(0, 5))], CLASSES, "detect/") == {}
 
 
+@pytest.mark.parametrize("part", ["validation", "test"])
+def test_a_part_without_boxes_has_no_precision_and_says_so(part, caplog):
+    empty, full = (
+        Detections(rows((*NEAR, 0, 0.9)), torch.zeros(0, 5)),
+        Detections(rows((*NEAR, 0, 0.9)), rows((*NEAR, 0))),
+    )
+    val, test = ([empty] * 2, [full]) if part == "validation" else ([full], [empty] * 2)
+    metrics = Detection()(BoxSnapshot(9, CLASSES, val, test, [], is_finite=True)).metrics
+    assert {name.startswith("detect/test_") for name in metrics} == {part == "validation"}
+    (record,) = caplog.records
+    assert record.message == f"no average precision: none of the 2 {part} pictures has a box"
+
+
+def test_without_pictures_nothing_is_measured_or_said(caplog):
+    assert Detection()(BoxSnapshot(0, CLASSES, [], [], [], is_finite=True)).metrics == {}
+    assert not caplog.records
+
+
 def test_the_test_part_has_its_own_metrics_and_pictures_show_high_scores_only():
     both = Detections(rows((*NEAR, 0, 0.9), (*FAR, 1, 0.1)), rows((*NEAR, 0)))
     grey = torch.full((3, 320, 500), 90, dtype=torch.uint8)
@@ -263,6 +304,18 @@ def test_the_test_part_has_its_own_metrics_and_pictures_show_high_scores_only():
     assert not (picture.pixels == torch.tensor([40, 120, 230])).all(dim=2).any()  # the colour of low scores
     with pytest.raises(ValueError, match="shown_score=2"):
         checked(Detection, shown_score=2.0)
+
+
+def test_frames_are_scaled_with_their_picture():
+    """Two routes: a picture and its boxes of twice the size look the same in a report."""
+
+    def drawn(scale: int) -> torch.Tensor:
+        box = torch.tensor([[40.0, 80, 200, 300]]) * scale
+        pair = Detections(torch.cat([box, torch.tensor([[1, 0.9]])], dim=1), torch.cat([box, torch.zeros(1, 1)], dim=1))
+        grey = torch.full((3, 400 * scale, 400 * scale), 90, dtype=torch.uint8)
+        return Detection()(BoxSnapshot(9, CLASSES, [pair], [], [grey], is_finite=True)).pictures[0].pixels
+
+    assert torch.equal(drawn(1), drawn(2))
 
 
 def test_a_frame_is_drawn_on_the_edges_of_its_box():
@@ -321,6 +374,13 @@ def test_unreadable_pictures_are_left_out_and_named_once(three_parts, caplog):
     snapshots = [prober.snapshot(step, Oracle()) for step in (0, 1)]
     assert [(len(s.val), len(s.pictures)) for s in snapshots] == [(1, 1)] * 2
     assert sum("evaluation leaves out" in record.message for record in caplog.records) == 1
+
+
+def test_pictures_none_of_which_can_be_read_end_the_evaluation_in_one_line_and_give_no_number(three_parts):
+    for index in range(2):
+        Path(three_parts.validation().describe(index)).unlink()
+    with pytest.raises(RunError, match=r"^no validation sample can be read; the first: .*b\.png: .*No such file.*$"):
+        prober_of(three_parts).snapshot(0, Oracle())
 
 
 def test_an_evaluation_can_be_stopped_and_reports_weights_that_are_not_finite(three_parts):
@@ -421,6 +481,16 @@ def test_micro_batches_train_the_head_and_leave_a_frozen_encoder_alone(data, tmp
     changed = {name for name in after if not torch.equal(before[name], after[name])}
     assert not [name for name in changed if name.startswith("encoder.")]
     assert {"pyramid.levels.0.1.weight", "detector.rpn.head.cls_logits.weight"} <= changed
+
+
+def test_a_detector_is_not_trained_on_a_data_set_without_boxes(tmp_path):
+    write_voc(
+        tmp_path / "voc",
+        {"a": xml(), "b": xml(("ant", 9, 9, 9, 9))},
+        {"train": ["a", "b"], "val": ["a"], "test": ["a"]},
+    )
+    with pytest.raises(ConfigError, match="Detector learns from boxes, and VOC has none"):
+        agent(tmp_path / "voc", tmp_path / "run", "dataset.classes=[ant]", "batch_size=2").train()
 
 
 def test_other_objectives_train_on_the_images_and_ignore_the_boxes(data, tmp_path):

@@ -133,6 +133,14 @@ def test_autoencoder_loss_is_the_mean_squared_error_of_the_pixels(bottleneck: st
     assert objective(batch, NONE).loss.item() == pytest.approx(expected, rel=1e-5)
 
 
+@pytest.mark.parametrize("kind", [Autoencoder, VAE])
+def test_the_embedding_is_the_mean_of_the_tokens_of_each_clip_without_gradients(kind: Any) -> None:
+    objective, batch = make(kind, latent_dim=3), sample()
+    embedding = objective(batch, NONE).embedding
+    assert not embedding.requires_grad
+    torch.testing.assert_close(embedding, objective.encoder(batch.clips).mean(dim=1))
+
+
 def test_a_pooled_bottleneck_has_one_latent_per_clip() -> None:
     objective = make(Autoencoder, latent_dim=3)
     assert objective.encode(sample().clips)[1].shape == (B, 1, 3)

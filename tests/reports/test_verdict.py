@@ -259,3 +259,10 @@ def test_a_few_samples_are_too_few_for_any_verdict():
 
 def test_a_few_samples_without_a_second_evaluation_are_too_early_to_tell():
     assert verdict(run(START | {"perf/evaluation_samples": 3.0})).word == "too early to tell"
+
+
+def test_evaluations_that_measured_nothing_are_no_missing_evaluations():
+    counted = {"perf/evaluation_samples": 100.0}
+    said = verdict(run(counted, counted))
+    assert said.word == "too few to tell"
+    assert "no evaluation had the labels or boxes" in said.reason

@@ -70,6 +70,7 @@ def evaluate(config: EvalConfig) -> Path:
     with as_config_errors():
         benchmark = Benchmark(config)
         results = Results.open(Path("outputs") / config.name, benchmark.facts())
+    results.folder.mkdir(parents=True, exist_ok=True)  # raises before the evaluation where nothing can be written
     benchmark.cache.folder = results.folder / "features" if config.cache else None
     for entry in benchmark.entries:
         for task in as_list(config.task):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
 from collections.abc import Sequence
@@ -34,7 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--wandb", action="store_true", help="also send table and curves to Weights & Biases")
     parser.add_argument("--config-dir", metavar="FOLDER", help="a folder with your own configuration groups")
     flags = parser.parse_intermixed_args(arguments)
-    folders = [Path(text) for text in flags.what if "=" not in text or Path(text).is_dir()]
+    folders = [Path(text) for text in flags.what if "=" not in text or os.path.isdir(text)]
     return run_command("jepa-compare", lambda: _collect(flags, folders) if folders else _run(flags), failed=2)
 
 
@@ -45,7 +46,8 @@ def _collect(flags: Namespace, folders: Sequence[Path]) -> int:
     if invalid := [text for text in overrides if not text.startswith("name=")]:
         raise RunError(f"{invalid[0]}: folders of existing runs take no overrides except name=NAME")
     if len(folders) == 1 and not overrides:
-        return _report(flags, folders[0], folders[0].resolve().name, find_runs(folders), {})
+        runs = find_runs(folders)
+        return _report(flags, folders[0], folders[0].resolve().name, runs, {})
     name = overrides[-1].removeprefix("name=") if overrides else "compare"
     return _report(flags, Path("outputs") / name, name, find_runs(folders), {})
 

@@ -37,7 +37,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("-h", "--help", action="store_true")
     flags = parser.parse_intermixed_args(arguments)
     if flags.help:
-        return print_help(sys.argv[1:] if arguments is None else arguments, "eval", HEAD, FLAGS)
+        given = sys.argv[1:] if arguments is None else arguments
+        return run_command("jepa-eval", lambda: print_help(given, "eval", HEAD, FLAGS))
     return run_command("jepa-eval", lambda: _evaluate(flags.overrides, flags.config_dir), stopped=STOPPED)
 
 

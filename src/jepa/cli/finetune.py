@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 
 from jepa.cli.help import print_help
-from jepa.cli.terminal import report_error
+from jepa.cli.terminal import STOPPED_AT_ONCE, report_error, run_command
 from jepa.cli.train import main as train
 from jepa.config.paths import find_source, shape_of
 from jepa.errors import ConfigError
@@ -34,6 +34,10 @@ WITHOUT_WEIGHTS = {"encoder", "experiment", "--cfg", "-c", "--config-name", "-cn
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit status, as for jepa-train."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
+    return run_command("jepa-finetune", lambda: _finetune(arguments), stopped=STOPPED_AT_ONCE)
+
+
+def _finetune(arguments: Sequence[str]) -> int:
     if {"--help", "-h"} & set(arguments):
         return print_help(arguments, "finetune", HEAD)
     primary = [] if {"--config-name", "-cn"} & set(arguments) else ["--config-name", "finetune"]
@@ -59,7 +63,7 @@ def to_train_arguments(arguments: Sequence[str]) -> list[str]:
         raise ConfigError(["run: the weights to start from are missing; give run=outputs/NAME"])
     shapes = set()
     for text in weights:
-        with suppress(ValueError):  # the check of the configuration reports it with all other errors
+        with suppress(ValueError, OSError):  # the check of the configuration reports it with all other errors
             shapes.add(shape_of(find_source(text.strip("'\" "))))
     if len(shapes) > 1 and not {"image_size", "num_frames"} <= keys:
         raise ConfigError([f"run={','.join(weights)}: the input sizes differ; set image_size= and num_frames="])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from jepa.cli.sweep_run import FAILURE
 from jepa.cli.sweep_signals import unblocked
 from jepa.cli.terminal import quick_imports, rank, report_error, setup_logging
 from jepa.config import ConfigError, TrainConfig, changed_keys, to_dataclass
-from jepa.errors import RunError
+from jepa.errors import RunError, as_run_errors
 from jepa.parallel.signals import FROM_SCHEDULERS, STOPS, listen
 from jepa.reports.verdict import last_selection_value
 from jepa.runs.metrics import read_config, read_ending, read_rows, write_atomically
@@ -41,7 +42,7 @@ def job(config: DictConfig, checked: dict | None = None) -> float | None:
     if blocked & signal.sigpending():
         return None  # the sweep was stopped
     try:
-        with unblocked(blocked):
+        with as_run_errors(), unblocked(blocked):
             checked_config = to_dataclass(as_checked() if is_member or checked is None else checked)
             status = _train(checked_config, folder, is_member)
         if status == 0:
@@ -53,7 +54,8 @@ def job(config: DictConfig, checked: dict | None = None) -> float | None:
     except (ConfigError, RunError) as error:
         status = report_error(error, f"{folder}: " * is_member)
         if is_member and rank() == 0:
-            write_atomically(folder / FAILURE, str(error))
+            with suppress(OSError):  # where the error is that nothing can be written
+                write_atomically(folder / FAILURE, str(error))
     if blocked and status > 128:
         signal.raise_signal(status - 128)  # stays pending, so that this worker starts no other member
     elif not is_member or (status > 128 and hydra.launcher._target_.endswith("BasicLauncher")):

@@ -40,6 +40,9 @@ def run_sweep(sweep: Sweep, start: Callable[[], None]) -> int:
             start()
         except SystemExit as exit:
             status = exit.code if isinstance(exit.code, int) else 1
+        except OSError as error:  # of Hydra, which writes multirun.yaml
+            error.filename = error.filename or sweep.folders[0]
+            raise
     status = 128 + received[0] if received else status
     if status > 128:
         print(f"{program_name()}: {STOPPED}", file=sys.stderr)

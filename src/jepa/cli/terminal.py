@@ -13,8 +13,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from jepa.errors import ConfigError, RunError
+from jepa.errors import ConfigError, RunError, as_run_errors
 from jepa.parallel.environment import process_info
+from jepa.parallel.signals import interrupt_no_more, interrupt_once
 from jepa.reports.text import print_any_text
 
 ERROR_DELAY_SECONDS = 3
@@ -53,16 +54,42 @@ def program_name() -> str:
     return "jepa-finetune" if Path(sys.argv[0]).stem in ("finetune", "jepa-finetune") else "jepa-train"
 
 
+def check_working_folder() -> None:
+    """Raises RunError where the working folder was removed, which no later error would say."""
+    try:
+        os.getcwd()
+    except FileNotFoundError as error:
+        raise RunError("the working folder does not exist any more; go to another one") from error
+
+
 def run_command(name: str, command: Callable[[], int], *, failed: int = 1, stopped: str = "stopped") -> int:
     """Exit status of a command; prints configuration errors (2), run errors (`failed`) and Ctrl-C (130)."""
+
+    def checked() -> int:
+        try:
+            with as_run_errors():
+                check_working_folder()
+                return command()
+        except (ConfigError, RunError) as error:
+            print(f"{name}: {error}", file=sys.stderr)
+            return 2 if isinstance(error, ConfigError) else failed
+
     print_any_text()
+    return interruptible(checked, f"{name}: {stopped}")
+
+
+def interruptible(command: Callable[[], int], message: str = "") -> int:
+    """Exit status of a command; 130 after Ctrl-C, of which a second one may arrive at any place."""
     try:
-        return command()
-    except (ConfigError, RunError) as error:
-        print(f"{name}: {error}", file=sys.stderr)
-        return 2 if isinstance(error, ConfigError) else failed
+        try:
+            interrupt_once()
+            return command()
+        except KeyboardInterrupt:
+            print(message, file=sys.stderr, end="\n" if message else "")
+            return 130
+        finally:
+            interrupt_no_more()
     except KeyboardInterrupt:
-        print(f"{name}: {stopped}", file=sys.stderr)
         return 130
 
 

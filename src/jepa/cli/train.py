@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from functools import partial, update_wrapper
 
 from jepa.cli.help import print_help
-from jepa.cli.terminal import STOPPED_AT_ONCE, program_name, report_error
+from jepa.cli.terminal import STOPPED_AT_ONCE, check_working_folder, interruptible, program_name, report_error
 from jepa.config.catalogue import conf_folder
-from jepa.errors import ConfigError
+from jepa.errors import ConfigError, RunError, as_run_errors
 from jepa.reports.text import print_any_text
 
 HYDRA_FLAGS = {"--shell-completion", "-sc", "--hydra-help", "--version", "--info", "-i", "--experimental-rerun"}
@@ -20,26 +21,31 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Exit status: 0, 1 if a member of a sweep failed, 2 for configuration errors, 128 plus the stopping signal."""
     print_any_text()
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    if {"--help", "-h"} & set(arguments):
-        return print_help(arguments)
+    return interruptible(lambda: _checked(arguments), f"{program_name()}: {STOPPED_AT_ONCE}")
 
-    sweep, config = None, {}
+
+def _checked(arguments: Sequence[str]) -> int:
     try:
-        if not HYDRA_FLAGS & {argument.partition("=")[0] for argument in arguments}:
-            from jepa.cli.preflight import preflight
-
-            arguments, sweep, config = preflight(arguments)
-    except ConfigError as error:
+        with as_run_errors():
+            return print_help(arguments) if {"--help", "-h"} & set(arguments) else _train(arguments)
+    except (ConfigError, RunError) as error:
         return report_error(error)
+
+
+def _train(arguments: Sequence[str]) -> int:
+    """Check the arguments and start Hydra; returns the exit status."""
+    sweep, config = None, {}
+    check_working_folder()
+    if not HYDRA_FLAGS & {argument.partition("=")[0] for argument in arguments}:
+        from jepa.cli.preflight import preflight
+
+        arguments, sweep, config = preflight(arguments)
+    start = partial(_run_hydra, arguments, config)
     if sweep is not None:
         from jepa.cli.sweep_run import run_sweep
 
-        return run_sweep(sweep, partial(_run_hydra, arguments, config))
-    try:
-        _run_hydra(arguments, config)
-    except KeyboardInterrupt:
-        print(f"{program_name()}: {STOPPED_AT_ONCE}", file=sys.stderr)
-        return 130
+        return run_sweep(sweep, start)
+    start()
     return 0
 
 
@@ -48,6 +54,7 @@ def _run_hydra(arguments: Sequence[str], config: dict) -> None:
 
     from jepa.cli.job import job
 
+    os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra raises an error, where it would print a traceback and exit
     sys.argv = [sys.argv[0], *arguments]
     task = update_wrapper(partial(job, checked=config), job) if config else job
     hydra.main(version_base="1.3", config_path=str(conf_folder()), config_name="train")(task)()

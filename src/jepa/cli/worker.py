@@ -7,14 +7,15 @@ import signal
 import sys
 import threading
 import time
+from functools import partial
 from pathlib import Path
 
 import yaml
 
-from jepa.cli.terminal import quick_imports, report_error, setup_logging
+from jepa.cli.terminal import interruptible, quick_imports, report_error, setup_logging
 from jepa.config import ConfigError, to_dataclass
-from jepa.errors import RunError
-from jepa.parallel.signals import FROM_SCHEDULERS, listen
+from jepa.errors import RunError, as_run_errors
+from jepa.parallel.signals import FROM_SCHEDULERS, Interrupt, listen
 
 SAVE_SECONDS = 300
 """Time that a rank has to save a checkpoint after its parent process has died."""
@@ -26,15 +27,18 @@ def main() -> int:
     config_file, folder = map(Path, sys.argv[1:])
     setup_logging()
     with listen(signals=FROM_SCHEDULERS) as interrupt:
-        try:
-            with quick_imports():
-                from jepa.agent import train
+        return interruptible(partial(_train, config_file, folder, interrupt))
 
+
+def _train(config_file: Path, folder: Path, interrupt: Interrupt) -> int:
+    try:
+        with quick_imports():
+            from jepa.agent import train
+
+        with as_run_errors():
             return train(to_dataclass(yaml.safe_load(config_file.read_text(encoding="utf-8"))), folder, interrupt)
-        except (ConfigError, RunError) as error:
-            return report_error(error)
-        except KeyboardInterrupt:  # the parent process says so for all
-            return 130
+    except (ConfigError, RunError) as error:
+        return report_error(error)
 
 
 def _follow_parent() -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -157,7 +158,7 @@ def find_runs(folders: Sequence[Path]) -> list[RunResult]:
     """The runs at any depth. Raises RunError if a folder does not exist or holds no run."""
     runs: dict[Path, RunResult] = {}
     for folder in folders:
-        if not folder.is_dir():
+        if not os.path.isdir(folder):
             hint = "give folders of runs, or overrides as objective=jepa,mae"
             raise RunError(f"{folder}: there is no such folder; {hint}")
         paths = [path.parent for path in sorted(folder.rglob(METRICS)) if path.parent.name != MEASUREMENT_FOLDER]

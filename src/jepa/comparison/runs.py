@@ -16,6 +16,7 @@ from typing import Any
 from jepa.comparison.plan import Member
 from jepa.comparison.results import BUDGET_FILE, MEASUREMENT_FOLDER, read_budget
 from jepa.config import override_literal
+from jepa.parallel.signals import no_interrupts
 from jepa.reports.verdict import series
 from jepa.runs.metrics import read_rows, write_atomically
 
@@ -43,9 +44,11 @@ class TrainProcesses:
         command = [sys.executable, "-m", "jepa.cli.train", *self.flags, *overrides]
         tail: deque[str] = deque(maxlen=TAIL_LINES)
         # a process group of its own, or Ctrl-C would reach it twice: the second signal stops it without saving
-        with subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace", process_group=0
-        ) as self._process:
+        with no_interrupts():
+            self._process = subprocess.Popen(
+                command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace", process_group=0
+            )
+        with self._process:
             if self.signum:
                 self._process.send_signal(self.signum)
             assert self._process.stdout is not None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator
 from functools import partial
@@ -73,7 +74,8 @@ def _source_error(run: str) -> str | None:
         path = Path(run).expanduser()
         if ":" in run or path.exists():
             return f"{error}"
-        siblings = sorted(str(sibling) for sibling in path.parent.iterdir()) if path.parent.is_dir() else []
+        beside = path.parent.iterdir() if os.path.isdir(path.parent) else ()
+        siblings = sorted(str(sibling) for sibling in beside if sibling != path)
         return f"{error}; or one of {', '.join(BASELINES)}{suggestion(run, [*siblings, *BASELINES])}"
     return None
 

@@ -74,9 +74,11 @@ def override_literal(value: Any) -> str:
 
 
 def name_as_text(override: str) -> str:
-    """`name=007` as `name='007'`, which Hydra does not read as a number; any other override as it is."""
+    """`name=007,1e3` as `name='007','1e3'`, which Hydra does not read as numbers; any other override as it is."""
     key, _, value = override.partition("=")
-    return f"name={override_literal(value)}" if key == "name" and re.fullmatch(r"[\w.+-]+", value) else override
+    if key != "name" or not re.fullmatch(r"[\w.+-]+(,[\w.+-]+)*", value):
+        return override
+    return f"name={','.join(map(override_literal, value.split(',')))}"
 
 
 class CheckResult(NamedTuple):

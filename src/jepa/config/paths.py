@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -55,9 +56,11 @@ def find_source(text: str) -> Source:
             raise ValueError(f"{text} is no name on the hub; expected hf:ORG/NAME")
         return Source("hub", name)
     path = Path(text).expanduser()
-    if path.is_dir():
+    if os.path.isdir(path):
         return _folder(path)
-    if not path.exists():
+    if os.path.islink(path) and not os.path.exists(path):
+        raise ValueError(f"{path.absolute()} is a link to {os.readlink(path)}, which does not exist")
+    if not os.path.exists(path):
         raise ValueError(f"{path.absolute()} does not exist; {EXPECTED}")
     return Source("file", str(path))
 
@@ -112,14 +115,14 @@ def _folder(path: Path) -> Source:
 
 def existing(path: Path, key: str, kind: str = "") -> Path:
     """The path; `kind` "folder" accepts only folders. Raises ValueError with `key` and the contents of the parent."""
-    if path.is_dir() if kind else path.exists():
+    if os.path.isdir(path) if kind else os.path.exists(path):
         return path
     raise ValueError(f"{key}: there is no {f'{kind} {path}'.strip()}; {content(path)}")
 
 
 def content(path: Path) -> str:
     """Text with the contents of a folder or, if it does not exist, of its nearest existing parent."""
-    folder = next(parent for parent in (path, *path.parents) if parent.is_dir())
+    folder = next(parent for parent in (path, *path.parents) if os.path.isdir(parent))
     names = sorted(entry.name + "/" * entry.is_dir() for entry in folder.iterdir() if not entry.name.startswith("."))
     listing = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
     return f"{folder} holds {listing or 'nothing'}"
@@ -128,7 +131,7 @@ def content(path: Path) -> str:
 def on_this_machine(text: str) -> Path | None:
     """An existing path; None for a name on the hub. Raises ValueError, without key and value, for anything else."""
     path = Path(text).expanduser().absolute()
-    if path.exists():
+    if os.path.exists(path):
         return path
     if text.startswith((".", "/", "~")) or text.endswith(".parquet") or text.count("/") > 1:
         raise ValueError(f"there is no {path}; {content(path)}")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import suppress
 from functools import partial
 from importlib import import_module
 from pathlib import Path
@@ -17,6 +16,7 @@ from jepa.config.command_rules import COLLECT_RULES, EVAL_RULES, EXPORT_RULES
 from jepa.config.paths import find_source
 from jepa.config.schema import show_value
 from jepa.config.view import ConfigView, MissingValue, Rule, check_size, hides_tokens, not_divisible, pair_of
+from jepa.errors import explain
 from jepa.masks.geometry import show_grid
 from jepa.resources.hardware import GPUS
 from jepa.suggestions import near_multiples, suggestion
@@ -36,8 +36,10 @@ def _words(view: ConfigView) -> Iterator[str]:
 
 def _name(view: ConfigView) -> Iterator[str]:
     """The name is a path below outputs/ that file systems take."""
-    name, key = str(view.get("name", "-")), view.describe("name")
-    if not name.isprintable() or name != name.strip():
+    name, key = view.get("name", "-"), view.describe("name")
+    if not isinstance(name, str):
+        yield f"{key}: YAML reads this as {type(name).__name__}, not as text; put the name in quotes"
+    elif not name.isprintable() or name != name.strip():
         yield f"name={name!r}: names a folder, so no line breaks, control characters or spaces at its ends"
     elif not Path(name).parts or Path(name).is_absolute() or ".." in Path(name).parts:
         yield f"{key}: names a folder below outputs/, so no absolute path and neither '.' nor '..'"
@@ -286,8 +288,12 @@ def _is_phase_size(key: str, value: Any) -> bool:
 
 def _apply(rules: Iterable[Rule], view: ConfigView) -> Iterator[str]:
     for rule in rules:
-        with suppress(MissingValue):
+        try:
             yield from rule(view)
+        except MissingValue:
+            continue
+        except OSError as error:
+            yield explain(error)
 
 
 def rule_errors(view: ConfigView) -> list[str]:

@@ -14,7 +14,7 @@ from jepa.suggestions import nearest, suggestion
 RUNTIME_ARGUMENTS = {
     "encoder": {"clip_shape"},
     "mask": {"grid"},
-    "predictor": {"grid", "embed_dim", "num_mask_tokens"},
+    "predictor": {"grid", "embed_dim", "num_mask_tokens", "fields"},
     "objective": {
         *("encoder", "predictor", "regularizers", "num_mask_tokens", "classes", "fields", "batch_size", "total_steps")
     },

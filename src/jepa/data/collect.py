@@ -2,34 +2,22 @@
 
 from __future__ import annotations
 
-import errno
-import fcntl
-import json
-import logging
 import math
-import shutil
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict
+from collections.abc import Sequence
 from pathlib import Path
-from typing import IO, Any
 
 import numpy as np
 from tqdm import tqdm
 
-from jepa.config.catalogue import flatten
-from jepa.config.schema import show_value
-from jepa.data.episode_store import Episode, EpisodeStore, StoreFacts, append
+from jepa.data.episode_store import Episode, EpisodeStore, StoreFacts, append, writing
 from jepa.envs.policies import Policy, PolicyTraits
 from jepa.envs.types import BatchedEnv, EnvTraits, check_actions, node_of
-from jepa.errors import RunError
 from jepa.seeding import derive_seed
 
 BAR_DELAY = 5
 """Seconds before a progress bar appears."""
 GROUP_BYTES = 1 << 29
 """Largest size of the frames of a group, which lie in memory until it is written."""
-log = logging.getLogger(__name__)
 
 
 def collect(
@@ -45,8 +33,7 @@ def collect(
         policy=node_of(policy), seed=seed, steps=num_steps, frame_skip=env.settings.get("frame_skip", 1),
     )  # fmt: skip
     size = _group_size(env, num_steps)
-    with _claimed(folder):
-        _check(folder, facts)
+    with writing(folder, facts):
         done = len(EpisodeStore(folder))
         total, initial = num_episodes * num_steps, done * num_steps
         with tqdm(total=total, initial=initial, unit="frame", desc="collect", delay=BAR_DELAY, leave=False) as bar:
@@ -93,53 +80,3 @@ def rollouts(
         Episode(frames[n, : length + 1], states[n, : length + 1], *(column[n, :length] for column in columns))
         for n, length in enumerate(lengths)
     ]
-
-
-def _check(folder: Path, facts: StoreFacts) -> None:
-    """Raises RunError unless the folder is empty or holds episodes that were collected as those to come."""
-    others = sorted(path.name for path in folder.iterdir() if path.name not in (".lock", "store.json"))
-    if others and not (folder / "store.json").exists():
-        raise RunError(f"{folder} is no store of episodes, it holds {', '.join(others[:3])}; give another folder")
-    if not others:
-        facts.write(folder)
-    old, new = (_flat(of) for of in (StoreFacts.read(folder), facts))
-    changed = [key for key in (*old, *(new.keys() - old.keys())) if old.get(key) != new.get(key)]
-    if changed:
-        before, after = (
-            ", ".join(f"{key}={show_value(values[key])}" for key in changed if key in values) for values in (old, new)
-        )
-        raise RunError(f"{folder} holds episodes of {before}, and {after} was asked for; give another folder")
-
-
-def _flat(facts: StoreFacts) -> dict[str, Any]:
-    """Dotted key -> value, as JSON has it."""
-    return dict(flatten(json.loads(json.dumps(asdict(facts)))))
-
-
-@contextmanager
-def _claimed(folder: Path) -> Iterator[None]:
-    """The folder exists, has nothing of a killed process in it, and no other process writes there."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with (folder / ".lock").open("a") as file:
-            _lock(file, folder)
-            for rest in (*folder.glob(".group-*"), *folder.glob(".store.json.*")):
-                shutil.rmtree(rest) if rest.is_dir() else rest.unlink()
-            yield
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.ENOTDIR, errno.EEXIST):
-            raise
-        raise RunError(
-            f"{error.filename or folder} cannot be written ({error.strerror}): make room there or give another folder; "
-            "the same command again goes on where it was"
-        ) from error
-
-
-def _lock(file: IO[str], folder: Path) -> None:
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        log.info("%s: another process writes there; this one waits until it has ended", folder)
-        fcntl.flock(file, fcntl.LOCK_EX)
-    except OSError:
-        log.warning("%s: the file system has no locks; let only one process write there", folder)

@@ -5,36 +5,45 @@ reward and its ends. The first frame after a reset and the last frame are kept. 
 for each group of episodes with one array a file: lengths [n] (transitions of each episode), frames [sum(T + 1), C, H,
 W], states [sum(T + 1), S], actions [sum(T), A] or [sum(T)], rewards, terminated and truncated [sum(T)]. A group is
 written under another name and renamed when it is complete, so that a store can be read while it grows and a process
-that is killed loses its last group only.
+that is killed loses its last group only. Whoever writes holds the lock of the folder.
 """
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
+import logging
 import os
 import re
-import resource
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from tokenize import TokenError
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 
+from jepa.config.catalogue import flatten
 from jepa.config.files import as_mapping, read_json
-from jepa.errors import FileError
-from jepa.types import ActionSpace
+from jepa.config.schema import show_value
+from jepa.errors import FileError, RunError
+from jepa.types import ActionSpace, NonNegativeInt, PositiveInt
 
+log = logging.getLogger(__name__)
 SCHEMA = 1
-GROUP = re.compile(r"group-(\d{6})")
-OTHER_FILES = 1024
-"""Number of files that may be open beside those of a store."""
+GROUP = re.compile(r"group-\d{6}")
 TRANSITIONS = ("actions", "rewards", "terminated", "truncated")
 """Arrays with a row for each transition."""
 FRAMES = ("frames", "states")
 """Arrays with a row for each frame."""
+MAX_MAPPED = 64
+"""Groups whose arrays are mapped at the same time: each array holds a file open."""
+LOAD_ERRORS = (OSError, ValueError, EOFError, SyntaxError, TypeError, OverflowError, MemoryError, TokenError)
+"""Exceptions of NumPy for damaged files."""
 
 
 class Episode(NamedTuple):
@@ -69,6 +78,8 @@ class StoreFacts:
     """Transitions of an episode that its world did not end; 0 if unknown."""
     frame_skip: int = 1
     """Steps of the simulator in a transition."""
+    source: str = ""
+    """Where recordings of other origin were read from."""
 
     @classmethod
     def read(cls, folder: Path) -> StoreFacts:
@@ -81,9 +92,11 @@ class StoreFacts:
             )
         space = as_mapping(values["actions"], f"{path}: actions", SPACE_FIELDS)
         actions = ActionSpace(tuple(space["low"]), tuple(space["high"]), space["num_actions"])
-        names = ("env", "policy", "seed", "steps", "frame_skip")
-        shape, states = tuple(values["frame_shape"]), tuple(values["state_names"])
-        return cls(frame_shape=shape, actions=actions, state_names=states, **{name: values[name] for name in names})
+        if len(actions.low) != len(actions.high) or actions.is_discrete == bool(actions.low):
+            raise FileError(f"{path}: actions have either bounds, as many low as high ones, or a number of actions")
+        shape, names = tuple(values["frame_shape"]), tuple(values["state_names"])
+        rest = {name: values[name] for name in ("env", "policy", "seed", "steps", "frame_skip", "source")}
+        return cls(frame_shape=shape, actions=actions, state_names=names, **rest)
 
     def write(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -94,22 +107,24 @@ class StoreFacts:
 
 
 STORE_FIELDS = {
-    "schema": int, "frame_shape": tuple[int, int, int], "actions": dict, "state_names": Sequence[str], "env": dict,
-    "policy": dict, "seed": int, "steps": int, "frame_skip": int,
+    "schema": int, "frame_shape": tuple[PositiveInt, PositiveInt, PositiveInt], "actions": dict,
+    "state_names": Sequence[str], "env": dict, "policy": dict, "seed": NonNegativeInt, "steps": NonNegativeInt,
+    "frame_skip": PositiveInt, "source": str,
 }  # fmt: skip
-SPACE_FIELDS = {"low": Sequence[float], "high": Sequence[float], "num_actions": int}
+SPACE_FIELDS = {"low": Sequence[float], "high": Sequence[float], "num_actions": NonNegativeInt}
 
 
 class EpisodeStore:
-    """The episodes of a folder, in the order of their collection; `groups` limits them to the first ones."""
+    """The complete episodes that a folder holds now, in the order of their collection."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.facts = StoreFacts.read(folder)
         self.groups = [Group(path, self.facts) for path in group_folders(folder)]
-        allow_open_files(len(Episode._fields) * len(self.groups))
         self.lengths = np.concatenate([np.zeros(0, dtype=np.int64), *(group.lengths for group in self.groups)])
         self.firsts = np.cumsum([0, *(len(group.lengths) for group in self.groups)])
+        self.mapped: dict[int, None] = {}
+        """Numbers of the groups whose arrays are mapped, the one used last at the end."""
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -118,21 +133,34 @@ class EpisodeStore:
         self, number: int, first: int = 0, num_frames: int | None = None, names: Iterable[str] = Episode._fields
     ) -> dict[str, np.ndarray]:
         """Some arrays of a window of `num_frames` frames of one episode, and the transitions between them."""
-        group = int(np.searchsorted(self.firsts, number, side="right")) - 1
+        group = self.group_of(number)
+        self.mapped.pop(group, None)
+        self.mapped[group] = None
+        if len(self.mapped) > MAX_MAPPED:
+            oldest = next(iter(self.mapped))
+            del self.mapped[oldest]
+            self.groups[oldest].unmap()
         return self.groups[group].read(number - int(self.firsts[group]), first, num_frames, names)
+
+    def group_of(self, number: int) -> int:
+        """The group of an episode."""
+        return int(np.searchsorted(self.firsts, number, side="right")) - 1
 
     def episode(self, number: int) -> Episode:
         return Episode(**self.read(number))
 
 
 class Group:
-    """Some episodes in one folder, whose arrays are mapped when they are first read."""
+    """Some episodes in one folder, whose arrays are mapped when they are read. Raises FileError for a damaged file."""
 
     def __init__(self, folder: Path, facts: StoreFacts) -> None:
         self.folder, self.facts = folder, facts
-        self.lengths = load(folder / "lengths.npy", (None,), np.int64)
+        self.lengths = np.array(load(folder / "lengths.npy", (None,), np.int64))
         if len(self.lengths) and self.lengths.min() < 1:
-            raise FileError(f"{folder / 'lengths.npy'}: an episode without a transition; remove this group")
+            path = folder / "lengths.npy"
+            raise FileError(f"{path}: an episode has no transition; {_remedy(path)}")
+        self.arrays  # noqa: B018  (a damaged file is refused here, not in the middle of a run)
+        self.unmap()
 
     @cached_property
     def first_transitions(self) -> np.ndarray:
@@ -151,6 +179,13 @@ class Group:
         }
         return {name: load(self.folder / f"{name}.npy", *kind) for name, kind in kinds.items()}
 
+    def unmap(self) -> None:
+        self.__dict__.pop("arrays", None)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the maps, which would be pickled as copies of the files."""
+        return {name: value for name, value in self.__dict__.items() if name != "arrays"}
+
     def read(self, number: int, first: int, num_frames: int | None, names: Iterable[str]) -> dict[str, np.ndarray]:
         begin = int(self.first_transitions[number]) + first
         length = int(self.lengths[number]) - first if num_frames is None else num_frames - 1
@@ -159,48 +194,105 @@ class Group:
         return {name: self.arrays[name][rows[name]] for name in names}
 
 
-def allow_open_files(count: int) -> None:
-    """Let this process open that many files more than usual, as far as the system allows: a mapped file stays open."""
-    limit, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = OTHER_FILES + count if most == resource.RLIM_INFINITY else min(OTHER_FILES + count, most)
-    if resource.RLIM_INFINITY != limit < wanted:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, most))
-
-
 def load(path: Path, shape: tuple[int | None, ...], dtype: Any) -> np.ndarray:
-    """A memory-mapped array of this shape and type (None: any length). Raises FileError for another or a damaged file."""
+    """A memory-mapped array of this shape (None: any length) and type. Raises FileError for another one."""
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        if path.is_file() and 0 in shape:
-            return np.load(path, allow_pickle=False)
-        raise FileError(
-            f"{path} cannot be read ({' '.join(str(error).split())[:160]}); remove {path.parent}"
-        ) from error
+    except LOAD_ERRORS as error:
+        is_readable = isinstance(error, OSError) and not isinstance(error, FileNotFoundError)
+        reason = f"{path} cannot be read ({' '.join(str(error).split())[:160]})"
+        raise FileError(reason if is_readable else f"{reason}; {_remedy(path)}") from error
     is_expected = array.dtype == dtype and len(array.shape) == len(shape)
     if not is_expected or any(want is not None and want != have for want, have in zip(shape, array.shape, strict=True)):
         raise FileError(
-            f"{path} holds {array.dtype} {array.shape}, expected {np.dtype(dtype)} {shape}; remove {path.parent}"
+            f"{path} holds {array.dtype} {array.shape}, expected {np.dtype(dtype)} {shape}; {_remedy(path)}"
         )
     return array
 
 
+def _remedy(path: Path) -> str:
+    """Episodes are numbered through, so that those after a gap would be others."""
+    return f"remove {path.parent.name} and the groups after it, and collect or import them again"
+
+
 def group_folders(folder: Path) -> list[Path]:
-    """Complete groups, in order."""
-    return sorted(path for path in folder.iterdir() if GROUP.fullmatch(path.name))
+    """Complete groups, in order. Raises FileError if one is missing."""
+    groups = sorted(path for path in folder.iterdir() if GROUP.fullmatch(path.name))
+    if missing := [number for number, path in enumerate(groups) if path.name != group_name(number)]:
+        lacks = f"{folder} lacks {group_name(missing[0])}"
+        raise FileError(f"{lacks}; remove the groups after it, and collect or import them again")
+    return groups
+
+
+def group_name(number: int) -> str:
+    return f"group-{number:06d}"
+
+
+@contextmanager
+def writing(folder: Path, facts: StoreFacts) -> Iterator[None]:
+    """Hold the lock of a folder for episodes with these facts; a new store gets them, what a killed writer left goes.
+
+    Raises RunError if the folder holds episodes with other facts or something else, or cannot be written. On a file
+    system without locks nobody waits.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with (folder / ".lock").open("a") as file:
+            _lock(file, folder)
+            for rest in (*folder.glob(".group-*"), *folder.glob(".store.json.*")):
+                shutil.rmtree(rest) if rest.is_dir() else rest.unlink()
+            _check(folder, facts)
+            yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.ENOTDIR, errno.EEXIST):
+            raise
+        raise RunError(
+            f"{error.filename or folder} cannot be written ({error.strerror}): make room there or give another folder; "
+            "the same command again goes on where it was"
+        ) from error
+
+
+def _lock(file: IO[str], folder: Path) -> None:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        log.info("%s: another process writes there; this one waits until it has ended", folder)
+        fcntl.flock(file, fcntl.LOCK_EX)
+    except OSError:
+        log.warning("%s: the file system has no locks; let only one process write there", folder)
+
+
+def _check(folder: Path, facts: StoreFacts) -> None:
+    """Raises RunError unless the folder is empty or holds episodes that were collected as those to come."""
+    others = sorted(path.name for path in folder.iterdir() if path.name not in (".lock", "store.json"))
+    if others and not (folder / "store.json").exists():
+        raise RunError(f"{folder} is no store of episodes, it holds {', '.join(others[:3])}; give another folder")
+    if not (folder / "store.json").exists():
+        facts.write(folder)
+    old, new = (_flat(of) for of in (StoreFacts.read(folder), facts))
+    changed = [key for key in (*old, *(new.keys() - old.keys())) if old.get(key) != new.get(key)]
+    if changed:
+        before, after = (
+            ", ".join(f"{key}={show_value(values[key])}" for key in changed if key in values) for values in (old, new)
+        )
+        raise RunError(f"{folder} holds episodes of {before}, and {after} was asked for; give another folder")
+
+
+def _flat(facts: StoreFacts) -> dict[str, Any]:
+    """Dotted key -> value, as JSON has it."""
+    return dict(flatten(json.loads(json.dumps(asdict(facts)))))
 
 
 def append(folder: Path, episodes: Sequence[Episode]) -> None:
-    """Write the episodes as one more group; store.json is there already."""
-    groups = group_folders(folder)
-    number = int(groups[-1].name.removeprefix("group-")) + 1 if groups else 0
+    """Write the episodes as one more group, inside of `writing`."""
+    number = len(group_folders(folder))
     temporary = folder / f".group-{os.getpid()}"
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
     np.save(temporary / "lengths.npy", np.array([len(episode.actions) for episode in episodes], dtype=np.int64))
     for name in Episode._fields:
         np.save(temporary / f"{name}.npy", np.concatenate([getattr(episode, name) for episode in episodes]))
-    temporary.rename(folder / f"group-{number:06d}")
+    temporary.rename(folder / group_name(number))
 
 
 def iterate(store: EpisodeStore, names: Iterable[str]) -> Iterator[dict[str, np.ndarray]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import csv
 import fcntl
+import io
 import logging
 import os
 import re
@@ -72,8 +73,11 @@ class FileDataset:
             return str(os.fstat(file.fileno()).st_size).encode() + file.read(HEAD)
 
     def modified(self, index: int) -> Any:
-        """Size and time of the file."""
-        stat = os.stat(self.file(index))
+        """Size and time of the file; None if it is not there."""
+        try:
+            stat = os.stat(self.file(index))
+        except OSError:
+            return None
         return stat.st_size, stat.st_mtime_ns
 
     def _part(self, *samples: Any) -> Self:
@@ -111,9 +115,17 @@ def read_table(path: Path, key: str, columns: Sequence[str]) -> dict[str, list[A
 
 def _csv(path: Path) -> dict[str, list[Any]]:
     try:
-        with open(path, newline="", encoding="utf-8-sig") as file:
-            header, *rows = [row for row in csv.reader(file) if row] or [[]]
-    except (OSError, ValueError, csv.Error) as fault:
+        return parse_csv(path.read_bytes(), str(path))
+    except OSError as fault:
+        raise ValueError(f"{path}: is not readable as CSV: {fault}") from fault
+
+
+def parse_csv(data: bytes, path: str) -> dict[str, list[str]]:
+    """All columns by name. Raises ValueError that begins with `path`."""
+    try:
+        lines = io.StringIO(data.decode("utf-8-sig"), newline="")
+        header, *rows = [row for row in csv.reader(lines) if row] or [[]]
+    except (ValueError, csv.Error) as fault:
         raise ValueError(f"{path}: is not readable as CSV: {fault}") from fault
     if uneven := next((row for row in rows if len(row) != len(header)), None):
         raise ValueError(f"{path}: the line {','.join(uneven)} has {len(uneven)} values, the first line {len(header)}")

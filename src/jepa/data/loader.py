@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import math
 import multiprocessing
@@ -18,11 +19,13 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 from torch.nn.utils.rnn import pad_sequence
+from torch.utils._pytree import tree_map_only
 from torch.utils.data import DataLoader, get_worker_info
 from torch.utils.data import Dataset as TorchDataset
 
 from jepa.errors import RunError
 from jepa.parallel.environment import num_cores, process_info
+from jepa.parallel.signals import no_interrupts
 from jepa.seeding import derive_seed, generator
 from jepa.types import NO_FIELDS, ClipDataset, Dataset, DatasetTraits, Field, RawBatch, Sample
 
@@ -95,7 +98,7 @@ def _loader(
         reader,
         sampler=lists,
         batch_size=None,
-        collate_fn=_identity,
+        collate_fn=_deliver,
         num_workers=num_workers,
         pin_memory=pin_memory,
         worker_init_fn=_ignore_job_signals,
@@ -112,10 +115,12 @@ def choose_num_workers(dataset: Dataset) -> int:
 
 
 def _iterate(loader: DataLoader) -> Generator[Any, None, None]:
-    previous = multiprocessing.active_children()
-    iterator: Any = iter(loader)
-    workers = [child for child in multiprocessing.active_children() if child not in previous]
+    previous, workers = multiprocessing.active_children(), []
+    iterator: Any = None
     try:
+        with no_interrupts():  # until a worker ignores them
+            iterator = iter(loader)
+        workers = [child for child in multiprocessing.active_children() if child not in previous]
         for batch in iterator:
             if isinstance(batch, str):
                 raise DataError(batch)
@@ -267,6 +272,12 @@ def killed_worker(error: Exception, workers: Sequence[Any] = ()) -> DataError | 
 
     Its connection may also break in the middle of a batch.
     """
+    is_unnamed = isinstance(error, OSError) and error.errno == errno.ENOSPC and not error.filename
+    if is_unnamed or "allocate shared memory" in str(error):
+        return DataError(
+            "the shared memory (/dev/shm), through which workers deliver batches, is full: num_workers=0 reads in the "
+            "main process, a lower batch_size needs less of it, and docker run --shm-size=8g (or --ipc=host) gives more"
+        )
     is_reported = str(error).startswith("DataLoader worker")
     if not is_reported and (isinstance(error, RuntimeError) or not any(_has_died(worker) for worker in workers)):
         return None
@@ -285,8 +296,9 @@ def _has_died(worker: Any) -> bool:
     return bool(worker.exitcode)
 
 
-def _identity(batch: Any) -> Any:
-    return batch
+def _deliver(batch: Any) -> Any:
+    """The batch, in a worker in shared memory; where that is full this raises, while a queue would lose the batch."""
+    return batch if get_worker_info() is None else tree_map_only(Tensor, Tensor.share_memory_, batch)
 
 
 def _ignore_job_signals(worker: int) -> None:

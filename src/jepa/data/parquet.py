@@ -17,12 +17,20 @@ ERRORS = (OSError, ValueError, TypeError, LookupError, OverflowError, MemoryErro
 def read_columns(path: Path, key: str) -> dict[str, list[Any]]:
     """The columns of a table by name. Raises ValueError that begins with `key`."""
     try:
-        from pyarrow import parquet
+        return read_arrow(path, f"{key}={path}").to_pydict()
     except ImportError as error:
         raise ValueError(f"{key}={path}: parquet files need pip install 'jepa-train[hf]'") from error
-    with _as_value_errors(f"{key}={path}"):
-        _column_names(path)
-        return parquet.read_table(path).to_pydict()
+
+
+def read_arrow(path: Path, where: str, columns: Sequence[str] | None = None) -> Any:
+    """A table of pyarrow with these columns. Raises ValueError that begins with `where`."""
+    from pyarrow import parquet
+
+    with _as_value_errors(where):
+        names = _column_names(path)
+        if missing := [name for name in columns or () if name not in names]:
+            raise ValueError(f"it has no column {', '.join(missing)}")
+        return parquet.read_table(path, columns=columns)
 
 
 def column_names(files: Sequence[str], what: str) -> list[list[str]]:

@@ -52,6 +52,19 @@ def shards(view: ConfigView, path: str) -> Iterator[str]:
             yield f"{view.describe(key)}: {error}; {content(Path(view[key]).expanduser().absolute().parent)}"
 
 
+def episodes(view: ConfigView, path: str) -> Iterator[str]:
+    """The store exists, or an environment and a policy fill it."""
+    if any(key.startswith(f"{path}.env.") for key in view):
+        if not any(key.startswith(f"{path}.policy.") for key in view) or f"{path}.episodes" not in view:
+            yield f"{path}.env: collecting needs {path}.policy and {path}.episodes, their number"
+        return
+    folder = Path(view[f"{path}.path"]).expanduser().absolute()
+    try:
+        existing(existing(folder, view.describe(f"{path}.path"), "folder") / "store.json", f"{path}.path={folder}")
+    except ValueError as error:
+        yield f"{error}; jepa-collect writes a folder of episodes"
+
+
 def frame_rate(view: ConfigView, path: str) -> Iterator[str]:
     if f"{path}.fps" in view and view[f"{path}.stride"] != 1:
         both = f"{view.describe(f'{path}.fps')} with {view.describe(f'{path}.stride')}"

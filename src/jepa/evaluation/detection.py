@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Sequence
 from importlib.util import find_spec
@@ -13,6 +14,7 @@ from jepa.evaluation.pictures import BLOCK_COLOURS, draw_boxes, label_tiles, mon
 from jepa.evaluation.types import BoxSnapshot, Detections, Evaluation, Picture
 from jepa.types import Share
 
+log = logging.getLogger(__name__)
 TILE = 384
 """Longest side of a picture in pixels."""
 THRESHOLDS = {"map50": 0, "map75": 5}
@@ -39,9 +41,15 @@ class Detection:
         )
 
     def __call__(self, snapshot: BoxSnapshot) -> Evaluation:
-        metrics = precisions(snapshot.val, snapshot.classes, "detect/")
-        if snapshot.test:
-            metrics |= precisions(snapshot.test, snapshot.classes, "detect/test_")
+        metrics: dict[str, float] = {}
+        for name, prefix, pictures in (
+            ("validation", "detect/", snapshot.val),
+            ("test", "detect/test_", snapshot.test),
+        ):
+            values = precisions(pictures, snapshot.classes, prefix) if pictures else {}
+            if pictures and not values:
+                log.warning("no average precision: none of the %d %s pictures has a box", len(pictures), name)
+            metrics |= values
         caption = f"Annotations on the left, predictions with a score of at least {self.shown_score:g} on the right."
         tiles = [self._pair(*pair, snapshot.classes) for pair in zip(snapshot.pictures, snapshot.val, strict=False)]
         return Evaluation(metrics=metrics, pictures=(Picture("boxes", montage(tiles), caption),) if tiles else ())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -41,6 +41,8 @@ class FirstPass(NamedTuple):
     """uint8 [n, C, 32, 32], the middle frame"""
     pixels: Tensor
     """float32 [n, C * h * w], see `raw_pixels`"""
+    fields: dict[str, Tensor]
+    """of the samples in `pictures`: the fields that the objective reads"""
 
 
 class EncodedSplit(NamedTuple):
@@ -60,20 +62,21 @@ class Snapshotter:
     `protocol` describes the features in a sentence. Evaluation changes neither the modes of the modules nor the global
     random state. With `still`, each clip is also encoded with its middle frame repeated. `evaluators` determine only
     the tokens (`needs_tokens`) and random crops (`num_views`, `num_viewed`, `view_scale`) of a snapshot. `crops` makes
-    the augmentation of the run, without colours, with the arguments of the call.
+    the augmentation of the run, without colours, with the arguments of the call. `fields` are those that the objective
+    reads when it is diagnosed.
     """
 
     def __init__(
         self, *, dataset: Dataset, transform: EvalTransform, masker: Masker, session: Session, batch_size: int,
         train_samples: int, val_samples: int, seed: int, still: bool = True, evaluators: Sequence[Evaluator] = (),
-        crops: Callable[..., Augment] | None = None, num_pictures: int = 8,
+        crops: Callable[..., Augment] | None = None, num_pictures: int = 8, fields: Collection[str] = (),
     ) -> None:  # fmt: skip
         self.splits = probe_splits(dataset, train_samples=train_samples, val_samples=val_samples, seed=seed)
         self.transform = transform
         self.train, self.val = (
             Samples(
                 split=split, reduce=transform.pictures, batch_size=batch_size, max_bytes=MAX_CACHED_BYTES,
-                fields=[name for name in DatasetTraits.of(split.dataset).fields if name == "quantities"],
+                fields=sorted({"quantities", *fields} & {*DatasetTraits.of(split.dataset).fields}),
             )
             for split in self.splits[:2]
         )  # fmt: skip
@@ -98,6 +101,7 @@ class Snapshotter:
         self.num_samples = (num_train + num_val) * (1 + self.still) + num_crops
         """Number of samples that each evaluation encodes."""
         self.crops = crops
+        self.fields = fields
         self.seed = seed
         self._first_passes: dict[str, FirstPass] = {}
 
@@ -115,8 +119,8 @@ class Snapshotter:
             labels, first_pass = val.features.labels, self._first_passes[self.val.split.name]
             pictures = first_pass.pictures[: self.num_pictures]
             with self.session.autocast():
-                diagnosis = self._diagnose(objective, encoder, first_pass.pictures, labels, advance)
-                reconstructions = self._reconstructions(objective, encoder, pictures, labels)
+                diagnosis = self._diagnose(objective, encoder, first_pass, labels, advance)
+                reconstructions = self._reconstructions(objective, encoder, first_pass, labels)
                 views = self._views(backbone, first_pass.pictures, advance) if self.multi_view else None
         tuning = Tuning(encoder, self.train, self.val, self.crops(), self.seed, should_stop) if self.crops else None
         return Snapshot(
@@ -159,7 +163,7 @@ class Snapshotter:
                     still = _features(encoder.encode(middle, self.max_tokens), batch)
                 tokens = encoded.last[: max(0, self.num_pictures - num_read)].cpu()
                 logits = head(encoded.last).float().cpu() if head else None
-                first_pass = _first_pass(batch.values, num_read, self.num_pictures) if is_first_pass else None
+                first_pass = self._first_pass(batch, num_read) if is_first_pass else None
                 batches.append(EncodedSplit(_features(encoded, batch), still, tokens, logits, first_pass))
                 num_read += len(batch.rows)
                 advance(len(batch.rows) * (1 + self.still))
@@ -169,30 +173,42 @@ class Snapshotter:
         return encoded_split
 
     def _diagnose(
-        self, objective: Any, encoder: FrozenEncoder, pictures: Tensor, labels: Tensor, advance: Advance
+        self, objective: Any, encoder: FrozenEncoder, first_pass: FirstPass, labels: Tensor, advance: Advance
     ) -> dict[str, float]:
         """Mean over samples of the diagnosis of the objective."""
         sums: dict[str, float] = {}
-        count = min(len(pictures), NUM_DIAGNOSED)
+        count = min(len(first_pass.pictures), NUM_DIAGNOSED)
         for rows in torch.arange(count).split(self.batch_size):
-            batch, masks = self._batch(encoder, pictures, labels, rows)
+            batch, masks = self._batch(encoder, first_pass, labels, rows)
             for name, value in objective.diagnose(batch, masks).items():
                 sums[name] = sums.get(name, 0.0) + float(value) * len(rows) / count
             advance(0)
         return sums
 
     def _reconstructions(
-        self, objective: Any, encoder: FrozenEncoder, pictures: Tensor, labels: Tensor
+        self, objective: Any, encoder: FrozenEncoder, first_pass: FirstPass, labels: Tensor
     ) -> dict[str, Tensor]:
         """The reconstructions of the first samples by the objective, as uint8."""
-        batch, masks = self._batch(encoder, pictures, labels, torch.arange(len(pictures)))
+        rows = torch.arange(min(self.num_pictures, len(first_pass.pictures)))
+        batch, masks = self._batch(encoder, first_pass, labels, rows)
         clips = objective.pictures(batch, masks)
         return {name: self.transform.normalise.undo(values.float().cpu()) for name, values in clips.items()}
 
-    def _batch(self, encoder: FrozenEncoder, pictures: Tensor, labels: Tensor, rows: Tensor) -> tuple[Batch, Masks]:
+    def _batch(
+        self, encoder: FrozenEncoder, first_pass: FirstPass, labels: Tensor, rows: Tensor
+    ) -> tuple[Batch, Masks]:
         device = self.session.device
         masks = self.masks.map(lambda indices: indices[rows].to(device))
-        return Batch(encoder.clips(pictures[rows]), {"labels": labels[rows].to(device)}), masks
+        fields = {name: values[rows].to(device) for name, values in {"labels": labels, **first_pass.fields}.items()}
+        return Batch(encoder.clips(first_pass.pictures[rows]), fields), masks
+
+    def _first_pass(self, batch: SampleBatch, num_before: int) -> FirstPass:
+        """Of the batch after `num_before` samples: keeps only the first pictures of a split."""
+        pictures = batch.values
+        most = max(self.num_pictures, min(NUM_DIAGNOSED, MAX_DIAGNOSED_BYTES // pictures[0].nbytes))
+        count = max(0, most - num_before)
+        fields = {name: torch.stack(batch.fields[name])[:count] for name in self.fields}
+        return FirstPass(pictures[:count].clone(), thumbnails(pictures), raw_pixels(pictures), fields)
 
     def _views(self, backbone: Any, pictures: Tensor, advance: Advance) -> Tensor:
         """uint8 [h, C, T, H, W] -> float32 [n, q, D]: random crops of the first n, the same at each evaluation"""
@@ -213,14 +229,10 @@ def _features(encoded: EncodedChunk, batch: SampleBatch) -> Features:
     return Features(encoded.vectors, batch.labels, targets, encoded.tokens)
 
 
-def _first_pass(pictures: Tensor, num_before: int, num_pictures: int) -> FirstPass:
-    """uint8 [b, C, T, H, W], the batch after `num_before` samples: keeps only the first pictures of a split"""
-    num_left = max(num_pictures, min(NUM_DIAGNOSED, MAX_DIAGNOSED_BYTES // pictures[0].nbytes)) - num_before
-    return FirstPass(pictures[: max(0, num_left)].clone(), thumbnails(pictures), raw_pixels(pictures))
-
-
 def _join(parts: list[Any] | tuple[Any, ...]) -> Any:
-    """Joins tensors, or tuples of tensors, along the samples; None stays None."""
+    """Joins tensors, or tuples or dicts of tensors, along the samples; None stays None."""
+    if isinstance(parts[0], dict):
+        return {name: _join([part[name] for part in parts]) for name in parts[0]}
     if parts[0] is None or isinstance(parts[0], Tensor):
         return None if parts[0] is None else torch.cat(parts)
     return parts[0]._make(map(_join, zip(*parts, strict=True)))

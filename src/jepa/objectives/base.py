@@ -37,6 +37,11 @@ class Objective(nn.Module):
         """The penalty on latents, computed over the whole batch also with micro-batches; None without one."""
         return None
 
+    @property
+    def contract(self) -> dict[str, Any]:
+        """What a later user of the model must know besides its encoder, for the checkpoint; empty if nothing."""
+        return {}
+
     def lr_scales(self) -> dict[str, float]:
         """Parameter name -> factor of its learning rate; missing names have 1."""
         return {}

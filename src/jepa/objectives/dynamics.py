@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from typing import Any, Literal
 
@@ -15,7 +15,19 @@ from jepa.objectives.base import Objective
 from jepa.parallel.strategy import local_shards
 from jepa.predictors.action import ActionPredictor
 from jepa.schedules import linear
-from jepa.types import Batch, Field, Latents, LossOutput, Masks, NonNegative, PatchGrid, PositiveInt, Regularizer, Share
+from jepa.types import (
+    Batch,
+    Field,
+    HeadName,
+    Latents,
+    LossOutput,
+    Masks,
+    NonNegative,
+    PatchGrid,
+    PositiveInt,
+    Regularizer,
+    Share,
+)
 
 
 class Dynamics(Objective):
@@ -26,7 +38,8 @@ class Dynamics(Objective):
     itself (`target=none`: a regulariser prevents the collapse; `stopgrad`: without gradient) or of an average of it
     (`ema`). `inverse_weight` adds the error of the action predicted from two consecutive states (inverse dynamics,
     Pathak et al. 2017), `similarity_weight` the squared difference of consecutive states (EB-JEPA). With `freeze` the
-    encoder stays as it is, e.g. encoder=pretrained.
+    encoder stays as it is, e.g. encoder=pretrained. After the training the `heads` are fitted on its frozen states for
+    `head_steps` steps each (jepa.planning.heads).
     """
 
     predicts = "states"
@@ -36,8 +49,10 @@ class Dynamics(Objective):
     def __init__(
         self, *, encoder: nn.Module, predictor: nn.Module, regularizers: Mapping[str, nn.Module] | None = None,
         fields: Mapping[str, Field], target: Literal["none", "stopgrad", "ema"] = "none",
-        starts: Literal["all", "first"] = "all", inverse_weight: NonNegative = 1.0, similarity_weight: NonNegative = 0.0,
-        freeze: bool = False, momentum: Share = 0.99, final_momentum: Share = 1.0, total_steps: PositiveInt,
+        starts: Literal["all", "first"] = "all", inverse_weight: NonNegative = 1.0,
+        similarity_weight: NonNegative = 0.0, freeze: bool = False, momentum: Share = 0.99,
+        final_momentum: Share = 1.0, heads: Sequence[HeadName] = (), head_steps: PositiveInt = 4000,
+        total_steps: PositiveInt,
     ) -> None:  # fmt: skip
         super().__init__()
         if not isinstance(predictor, ActionPredictor):
@@ -45,7 +60,7 @@ class Dynamics(Objective):
         self.num_frames: int = fields["actions"].shape[0] + 1
         if self.num_frames <= predictor.history:
             raise ValueError(
-                f"num_frames={self.num_frames}: a history of {predictor.history} frames needs at least one more to predict"
+                f"num_frames={self.num_frames}: a history of {predictor.history} frames needs one more to predict"
             )
         self.encoder = encoder.requires_grad_(not freeze)
         self.predictor = predictor
@@ -53,12 +68,24 @@ class Dynamics(Objective):
         self.target, self.starts, self.freeze = target, starts, freeze
         self.inverse_weight, self.similarity_weight = inverse_weight, similarity_weight
         self.momentum, self.final_momentum, self.total_steps = momentum, final_momentum, total_steps
+        self.heads, self.head_steps = heads, head_steps
         average = nn.ModuleDict({"encoder": encoder, "projector": predictor.projector})
         self.average: Any = deepcopy(average).requires_grad_(False).eval() if target == "ema" else None
         space, width = predictor.actions.space, predictor.actions.mlp.fc2.out_features
         self.inverse = (
             Mlp(2 * predictor.state_dim, width, predictor.actions.block * space.size) if inverse_weight else None
         )
+
+    @property
+    def contract(self) -> dict[str, Any]:
+        """The predictor's settings, and the actions that it knows."""
+        actions = self.predictor.actions
+        space = {
+            "low": list(actions.space.low),
+            "high": list(actions.space.high),
+            "num_actions": actions.space.num_actions,
+        }
+        return {"predictor": self.predictor.settings, "block": actions.block, **space}
 
     def train(self, mode: bool = True) -> Dynamics:
         """Averaged and frozen modules stay in evaluation mode."""
@@ -108,7 +135,7 @@ class Dynamics(Objective):
     def rollout_errors(
         self, states: Tensor, targets: Tensor, actions: Tensor, starts: str
     ) -> tuple[list[Tensor], Tensor]:
-        """Squared errors after 1 ... K steps, [B, n] each, and the predictions [B, K, S, Z] of the rollouts from the first.
+        """Squared errors after 1 ... K steps, [B, n] each, and the rollouts from the first frames, [B, K, S, Z].
 
         States and targets are [B, T, S, Z], actions [B, T - 1, A].
         """
@@ -140,7 +167,7 @@ class Dynamics(Objective):
         return -(scaled.reshape(choices) * predicted.float().reshape(choices).log_softmax(dim=-1)).sum(dim=-1).mean()
 
     def latents(self, states: Tensor, predicted: Tensor) -> Latents:
-        """States [B, T, S, Z] as tokens of a grid with T steps of S tokens; each frame is a sample of the statistics."""
+        """States [B, T, S, Z] as tokens of a grid of T steps with S tokens; each frame is a sample of its own."""
         batch, frames, tokens = states.shape[:3]
         grid = PatchGrid(frames, 1, tokens)
         positions = torch.arange(grid.num_tokens, device=states.device).expand(batch, -1)

@@ -42,3 +42,20 @@ def pyramid(view: ConfigView, path: str) -> Iterator[str]:
     for size, patch in dict.fromkeys(zip(sizes or (), patches or (), strict=False)):
         if not size % patch:
             yield from not_divisible(view, "image_size", size, "encoder.patch_size", 2 * patch)
+
+
+def dynamics(view: ConfigView, path: str) -> Iterator[str]:
+    """The predictor takes actions, clips are not mirrored, every frame has a state, and states do not collapse."""
+    if not view["predictor._target_"].endswith(".ActionPredictor"):
+        yield f"{view.describe('predictor')}: objective=dynamics predicts the outcome of actions: use predictor=action"
+    elif view["num_frames"] <= view["predictor.history"]:
+        both = f"{view.describe('num_frames')} with {view.describe('predictor.history')}"
+        yield f"{both}: a history needs at least one more frame to predict"
+    if "encoder.tubelet_size" in view:
+        yield f"{view.describe('encoder')}: objective=dynamics takes frames one by one: use encoder=spatial"
+    if view["augment.flip"]:
+        yield f"{view.describe('augment.flip')}: in a mirrored clip the actions would be wrong: use augment.flip=false"
+    if view["augment.views"] > 1:
+        yield f"{view.describe('augment.views')}: objective=dynamics takes one crop of a clip: use augment.views=1"
+    if view[f"{path}.target"] == "none" and not view.config.get("regularizer") and not view[f"{path}.freeze"]:
+        yield f"{view.describe(f'{path}.target')} without a regularizer: the states would collapse; regularizer=vicreg"

@@ -33,6 +33,39 @@ def handlers(signals: Collection[int], handler: Callable[..., Any] | signal.Hand
             signal.signal(*item)
 
 
+def interrupt_once() -> None:
+    """Let the next Ctrl-C raise KeyboardInterrupt, and later ones end the process; Python's handler raises every time.
+
+    Unblocks SIGINT, which `no_interrupts` has blocked when it started this process.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        return
+    if signal.getsignal(signal.SIGINT) in (signal.SIG_DFL, signal.default_int_handler):
+        signal.signal(signal.SIGINT, _raise_once)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+
+
+def interrupt_no_more() -> None:
+    """Let the next Ctrl-C end the process: all is done, and an exception would disturb the exit of the interpreter."""
+    if signal.getsignal(signal.SIGINT) is _raise_once:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+def _raise_once(signum: int, frame: FrameType | None) -> None:
+    interrupt_no_more()
+    raise KeyboardInterrupt
+
+
+@contextmanager
+def no_interrupts() -> Iterator[None]:
+    """Hold Ctrl-C back while the block runs; processes that it starts do so until they call `interrupt_once`."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 @dataclass
 class Interrupt:
     """A request to stop; 0 stands for no signal."""
@@ -47,6 +80,7 @@ class Interrupt:
 
     def receive(self, signum: int, frame: FrameType | None) -> None:
         if self.signum and signum == signal.SIGINT:
+            signal.signal(signum, signal.SIG_IGN)  # until `handlers` restores the previous one
             raise KeyboardInterrupt
         if signum == signal.SIGHUP:
             mute_closed_terminal()

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import inspect
+import os
+import shutil
+import sys
 from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -10,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from jepa.errors import ConfigError
 from jepa.parallel.session import Session
 
 
@@ -33,7 +37,19 @@ def wrap(objective: Any, session: Session, *, compiled: bool) -> nn.Module:
         unused = objective.may_leave_parameters_idle
         options: dict[str, bool] = {sync: False, "find_unused_parameters": unused, "gradient_as_bucket_view": True}
         module = DistributedDataParallel(objective, **options)  # pyright: ignore[reportArgumentType]
+    if compiled:
+        check_compiler(session.device)
     return torch.compile(module) if compiled else module  # pyright: ignore[reportReturnType]
+
+
+def check_compiler(device: torch.device) -> None:
+    """Raises ConfigError if the compiler that torch.compile starts in the first step is missing."""
+    cpp = "clang++" if sys.platform == "darwin" else "g++"
+    variable, names = ("CC", ["gcc", "clang"]) if device.type == "cuda" else ("CXX", [cpp])
+    given = os.environ.get(variable, "").split()[:1]
+    if not any(map(shutil.which, given or names)):
+        reason = f"{variable}={given[0]} is no program" if given else f"there is no {' or '.join(names)}"
+        raise ConfigError([f"compile=true: {reason}; install a compiler, name it in {variable}, or use compile=false"])
 
 
 def blocks_of(objective: nn.Module) -> list[nn.Module]:

@@ -31,12 +31,16 @@ class ActionPredictor(nn.Module):
     predicts_tokens = False
 
     def __init__(
-        self, *, grid: PatchGrid, embed_dim: int, fields: Mapping[str, Field], state: Literal["pooled", "tokens"] = "pooled",
-        state_dim: PositiveInt = 64, model: Literal["mlp", "gru", "transformer"] = "mlp", history: PositiveInt = 1,
-        width: PositiveInt = 256, depth: PositiveInt = 2, num_heads: PositiveInt = 4, mlp_ratio: Positive = 2.0,
-        normalize: bool = False,
+        self, *, grid: PatchGrid, embed_dim: int, fields: Mapping[str, Field],
+        state: Literal["pooled", "tokens"] = "pooled", state_dim: PositiveInt = 64,
+        model: Literal["mlp", "gru", "transformer"] = "mlp", history: PositiveInt = 1, width: PositiveInt = 256,
+        depth: PositiveInt = 2, num_heads: PositiveInt = 4, mlp_ratio: Positive = 2.0, normalize: bool = False,
     ) -> None:  # fmt: skip
         super().__init__()
+        self.settings = {
+            "state": state, "state_dim": state_dim, "model": model, "history": history, "width": width, "depth": depth,
+            "num_heads": num_heads, "mlp_ratio": mlp_ratio, "normalize": normalize,
+        }  # fmt: skip
         num_tokens = grid.h * grid.w
         if state == "tokens" and model != "transformer":
             raise ValueError(
@@ -61,6 +65,11 @@ class ActionPredictor(nn.Module):
         else:
             self.dynamics = {"mlp": MLPDynamics, "gru": GRUDynamics}[model](**sizes)
 
+    @property
+    def state_size(self) -> int:
+        """Numbers of a state."""
+        return self.num_state_tokens * self.state_dim
+
     def project(self, tokens: Tensor) -> Tensor:
         """Tokens of frames [B, T, N, D] -> states [B, T, S, Z], in float32."""
         return self.norm(self.projector(tokens).float())
@@ -74,7 +83,7 @@ class ActionPredictor(nn.Module):
         return self.norm(states[:, -1] + self.dynamics(states, self.actions(actions)).float())
 
     def rollout(self, states: Tensor, actions: Tensor) -> Tensor:
-        """States [B, h, S, Z], actions between them and after the last [B, h - 1 + K, A] -> K next states [B, K, S, Z]."""
+        """States [B, h, S, Z], actions between and after them [B, h - 1 + K, A] -> the next states [B, K, S, Z]."""
         predicted = []
         for first in range(actions.shape[1] - self.history + 1):
             following = self.step(states, actions[:, first : first + self.history])
@@ -84,7 +93,7 @@ class ActionPredictor(nn.Module):
 
 
 class ActionEncoder(nn.Module):
-    """Actions, scaled to [-1, 1] by their bounds or as one-hot codes -> [.., width]; those of a block are concatenated."""
+    """Actions, scaled to [-1, 1] by their bounds or as one-hot codes -> [.., width]; a block has one code."""
 
     low: Tensor
     high: Tensor
@@ -198,7 +207,7 @@ class TransformerDynamics(nn.Module):
 
 
 class ModulatedBlock(nn.Module):
-    """A transformer block whose normalised inputs are scaled and shifted, and whose outputs are gated, by a condition."""
+    """A transformer block with inputs scaled and shifted, and outputs gated, by a condition."""
 
     def __init__(self, width: int, num_heads: int, mlp_ratio: float) -> None:
         super().__init__()

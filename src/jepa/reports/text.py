@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import io
 import sys
+from typing import Any
 
 PLAIN = {"±": "+-", "²": "2"}
 """What stands in ASCII for the characters of our tables; others are printed as escapes."""
@@ -22,11 +23,33 @@ def _in_plain_characters(error: UnicodeError) -> tuple[str, int]:
 codecs.register_error("plain", _in_plain_characters)
 
 
+class _Output(io.FileIO):
+    """A standard stream that a reader such as `head` may close: the command goes on and prints no more."""
+
+    is_lost = False
+
+    def write(self, data: Any, /) -> int:
+        try:
+            return super().write(data)
+        except OSError as error:
+            if self.is_lost or isinstance(error, BrokenPipeError):
+                return len(data)
+            self.is_lost = True  # the interpreter writes once more when it ends
+            raise OSError(error.errno, error.strerror, "standard output") from error
+
+
 def print_any_text() -> None:
     """Let this process print text that its terminal cannot show, such as names of folders, in plain characters."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="plain")
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if not isinstance(stream, io.TextIOWrapper):
+            continue
+        stream.reconfigure(errors="plain")
+        if stream is getattr(sys, f"__{name}__"):  # neither one of a test or notebook, nor ours
+            stream.flush()
+            buffer = io.BufferedWriter(_Output(stream.fileno(), "w", closefd=False))
+            is_flushed = stream.line_buffering or stream.write_through
+            setattr(sys, name, io.TextIOWrapper(buffer, stream.encoding, "plain", line_buffering=is_flushed))
 
 
 def printable(text: str) -> str:

@@ -89,6 +89,8 @@ def verdict(rows: Rows, initial: str = UNTRAINED) -> Verdict:
     ]
     probes = [change for kind in kinds for change in kind]
     if not probes and not any(step > 0 for step, _ in series(rows, "collapse/std")):
+        if any(step > 0 for step, _ in series(rows, NUM_EVALUATED)):
+            return Verdict("too few to tell", "no evaluation had the labels or boxes that a measure of progress needs")
         return Verdict("too early to tell", "there is no evaluation after step 0 yet")
     reported = probes if len(probes) < 3 else [max(kinds[0], key=lambda c: c.gain)] * bool(kinds[0]) + kinds[1]
     if reason := _too_few(rows):

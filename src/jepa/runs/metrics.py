@@ -163,8 +163,11 @@ def step_of(folder: Path) -> int:
 def write_atomically(path: Path, text: str) -> None:
     """Write a file so that it holds the old or the new text, even if the process is killed."""
     temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        os.replace(temporary, path)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror or f"{error}", path) from error  # a failed write names no file
 
 
 def read_json(path: Path, fields: files.Fields | None = None) -> dict[str, Any]:

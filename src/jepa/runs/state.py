@@ -85,9 +85,9 @@ def peek(checkpoint: Path) -> dict:
                 as_mapping(state["data"], f"{path}: data", DATA_FIELDS)
     except FileError as error:
         raise damaged(checkpoint, f"{error}") from error
-    if state.get("format") != FORMAT:
+    if state.get("format") != FORMAT and "checksum" not in state:
         raise CheckpointError(f"{checkpoint} was not written by this version of jepa-train: expected format '{FORMAT}'")
-    if not _has_its_checksum(state):
+    if state.get("format") != FORMAT or not _has_its_checksum(state):
         raise damaged(checkpoint, "state.json has changed since it was written")
     return state
 

@@ -116,10 +116,24 @@ def assemble(phase: Phase, dataset: Dataset, folder: Path, session: Session) -> 
         broken=BrokenSamples(dataset),
         shares=MixtureCounter(dataset),
         config_text=to_yaml(phase.whole),
-        facts={"clip_shape": encoder.clip_shape, "mean": dataset.mean, "std": dataset.std, "encoder": encoder_node},
+        facts={
+            "clip_shape": encoder.clip_shape,
+            "mean": dataset.mean,
+            "std": dataset.std,
+            "encoder": encoder_node,
+            **world_facts(components.objective, dataset),
+        },
         writer=checkpoint.Writer(folder, session, keep=config.keep, asynchronous=config.save_async),
         judge=config.evaluation.judge,
     )
+
+
+def world_facts(objective: Any, dataset: Dataset) -> dict[str, Any]:
+    """What a world model must later be used with: its own contract, and that of the episodes it learnt from."""
+    channels, _, height, width = objective.backbone.clip_shape
+    default = {"frame_shape": (channels, height, width), "frame_skip": 1, "env": {}}
+    contract = objective.contract
+    return {"world": default | DatasetTraits.of(dataset).world | contract} if contract else {}
 
 
 def make_snapshotter(
@@ -147,6 +161,7 @@ def make_snapshotter(
         crops=partial(Augment, **images, **crops),
         train_samples=config.evaluation.train_samples,
         still=config.evaluation.still,
+        fields=components.fields,
         **arguments,
     )
 
@@ -226,6 +241,7 @@ def make_objective(config: TrainConfig, dataset: Dataset, plan: Plan) -> tuple[A
         embed_dim=encoder.embed_dim,
         num_heads=config.predictor.get("num_heads") or encoder.num_heads,
         num_mask_tokens=num_mask_tokens,
+        fields=DatasetTraits.of(dataset).fields,
     )
     objective = build_with(
         config.objective,
@@ -260,7 +276,8 @@ def needed_fields(config: TrainConfig, dataset: Dataset) -> dict[str, Field]:
     names, fields = sorted(objective_needs(config) - {"labels"}), DatasetTraits.of(dataset).fields
     objective, data = config.objective["_target_"].rpartition(".")[2], type(dataset).__name__
     if missing := [name for name in names if name not in fields]:
-        raise ConfigError([f"objective: {objective} learns from {name}, and {data} has none" for name in missing])
+        reasons = [f"{objective} learns from {name}, and {data} has none" for name in missing]
+        raise ConfigError([f"objective: {reason}; it has {', '.join(fields) or 'no fields'}" for reason in reasons])
     return {name: fields[name] for name in names}
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from jepa.config.schema import TrainConfig, to_yaml
 from jepa.parallel.environment import num_cores, process_info
-from jepa.parallel.signals import SIGNALS, handlers
+from jepa.parallel.signals import SIGNALS, handlers, no_interrupts
 
 GRACE_SECONDS = 20
 """Time for the other processes to stop by themselves after one has failed; then they are killed."""
@@ -43,10 +43,11 @@ def start_processes(config: TrainConfig, folder: Path, count: int) -> int:
         config_file = Path(temporary) / "config.yaml"
         config_file.write_text(to_yaml(config), encoding="utf-8")
         command = [sys.executable, "-m", "jepa.cli.worker", str(config_file), str(folder)]
-        children = [
-            subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, start_new_session=True)
-            for environment in _environments(count)
-        ]
+        with no_interrupts():
+            children = [
+                subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, start_new_session=True)
+                for environment in _environments(count)
+            ]
         try:
             with handlers(SIGNALS, lambda signum, _: _send(children, signum)):
                 return _wait(children)

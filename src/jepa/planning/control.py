@@ -1,0 +1,215 @@
+"""Controllers: what acts in an environment to reach goals, from a random policy to planning with a world model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from jepa.envs.types import EnvTraits
+from jepa.planning.costs import total
+from jepa.planning.types import Cost, Imagined, Planner, PlannerTraits, Search
+from jepa.planning.world import World
+from jepa.seeding import generator
+from jepa.types import ActionSpace
+
+
+class Goals(NamedTuple):
+    """Of B episodes."""
+
+    frames: np.ndarray
+    """uint8 [B, C, H, W]"""
+    states: np.ndarray
+    """float32 [B, S]: what the simulator knows"""
+
+
+class Controller(Protocol):
+    """Acts in B episodes at once; an action depends on its own episode alone."""
+
+    def begin(self, goals: Goals, seeds: Sequence[int], num_steps: int) -> None: ...
+
+    def act(self, step: int, frames: np.ndarray, states: np.ndarray) -> np.ndarray:
+        """Frames uint8 [B, C, H, W] and states [B, S] -> actions of the environment, [B, A] or [B]"""
+        ...
+
+
+class Function:
+    """Actions from a function of true states and goals: the straight line, or an expert."""
+
+    def __init__(self, function: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> None:
+        self.function = function
+
+    def begin(self, goals: Goals, seeds: Sequence[int], num_steps: int) -> None:
+        self.goals = goals
+
+    def act(self, step: int, frames: np.ndarray, states: np.ndarray) -> np.ndarray:
+        return self.function(states, self.goals.states)
+
+
+class Blind:
+    """A policy for collecting, which knows no goal."""
+
+    def __init__(self, policy: Any, space: ActionSpace) -> None:
+        self.policy, self.space = policy, space
+
+    def begin(self, goals: Goals, seeds: Sequence[int], num_steps: int) -> None:
+        self.policy.begin(self.space, seeds, num_steps)
+
+    def act(self, step: int, frames: np.ndarray, states: np.ndarray) -> np.ndarray:
+        return self.policy.act(step, frames, states)
+
+
+class HeadController:
+    """The policy or the clone of a world: one forward pass a step."""
+
+    def __init__(self, world: World, head: str) -> None:
+        self.world, self.head = world, world.heads[head]
+
+    def begin(self, goals: Goals, seeds: Sequence[int], num_steps: int) -> None:
+        self.goals = self.world.encode(goals.frames)
+
+    @torch.no_grad()
+    def act(self, step: int, frames: np.ndarray, states: np.ndarray) -> np.ndarray:
+        actions = head_actions(self.world, self.head, self.world.encode(frames), self.goals)
+        return first_of_block(self.world.unscale(actions), self.world)
+
+
+class Planning:
+    """Model predictive control: plan, execute the first steps of the plan, plan again from what is seen then."""
+
+    def __init__(self, world: World, planner: Planner, costs: Mapping[str, Cost], seed: int = 0) -> None:
+        self.world, self.planner, self.costs, self.seed = world, planner, costs, seed
+        if missing := [name for cost in costs.values() for name in cost.needs if name not in world.heads]:
+            raise ValueError(f"cost: the world has no head {missing[0]}; add it to objective.heads and fit it")
+
+    def begin(self, goals: Goals, seeds: Sequence[int], num_steps: int) -> None:
+        self.goals, self.num_steps = self.world.encode(goals.frames), num_steps
+        self.seen: list[Tensor] = []
+        self.done: list[Tensor] = []
+        self.plan: Tensor | None = None
+        self.seeds = list(seeds)
+
+    @torch.no_grad()
+    def act(self, step: int, frames: np.ndarray, states: np.ndarray) -> np.ndarray:
+        """Frames before the first action of a block of actions are seen by the world."""
+        position, part = divmod(step, self.world.contract.block)
+        if part == 0:
+            self.seen.append(self.world.encode(frames))
+            if position % self.planner.execute == 0:
+                self._plan(step)
+            assert self.plan is not None
+            self.done.append(self.plan[:, position % self.planner.execute])
+        actions = self.world.unscale(self.done[-1])
+        return (actions if self.world.contract.block == 1 else actions[:, part]).numpy()
+
+    def _plan(self, step: int) -> None:
+        world, planner = self.world, self.planner
+        generators = [generator(self.seed, step, seed, "plan") for seed in self.seeds]
+        history = self._history()
+        search = Search(
+            cost=lambda candidates: self._cost(candidates, history), horizon=planner.horizon, size=plan_size(world),
+            num_actions=world.contract.actions.num_actions, generators=generators,
+            warm_start=self._warm_start(history[0]),
+        )  # fmt: skip
+        self.plan = planner(search)
+
+    def _history(self) -> tuple[Tensor, Tensor]:
+        """The last states [B, h, S, Z], the first repeated if there are fewer, and the actions between them."""
+        count = self.world.history
+        seen = [*[self.seen[0]] * (count - len(self.seen)), *self.seen[-count:]]
+        idle = torch.zeros(len(self.seeds), plan_size(self.world))
+        if self.world.contract.actions.is_discrete:
+            idle = idle.long()
+        done = [*[idle] * (count - 1 - len(self.done)), *self.done[len(self.done) - count + 1 :]] if count > 1 else []
+        return torch.stack(seen, dim=1), torch.stack(done, dim=1) if done else idle[:, None][:, :0]
+
+    def _warm_start(self, states: Tensor) -> Tensor | None:
+        if PlannerTraits.of(self.planner).warm_start == "policy":
+            return policy_plan(self.world, states, self.goals, self.planner.horizon)
+        if self.plan is None:
+            return None
+        rest = self.plan[:, self.planner.execute :]
+        padding = rest[:, -1:] if self.world.contract.actions.is_discrete else torch.zeros_like(self.plan[:, :1])
+        return torch.cat([rest, padding.expand(-1, self.plan.shape[1] - rest.shape[1], -1)], dim=1)
+
+    def _cost(self, candidates: Tensor, history: tuple[Tensor, Tensor]) -> Tensor:
+        """[B, N, H, A] -> [B, N]; one episode after the other, so that a plan is the same in any batch, bit for bit."""
+        return torch.stack([self._cost_of(row, candidate, history) for row, candidate in enumerate(candidates)])
+
+    def _cost_of(self, row: int, candidates: Tensor, history: tuple[Tensor, Tensor]) -> Tensor:
+        """[N, H, A] -> [N]"""
+        states, past = (part[row].expand(len(candidates), *part.shape[1:]) for part in history)
+        actions = self.world.unscale(torch.cat([past, candidates], dim=1))
+        imagined = Imagined(self.world.rollout(states, actions), states[0, -1], self.goals[row], candidates)
+        return total(self.costs, self.world, imagined)
+
+
+class TruePlanning:
+    """As Planning, with the simulator's own dynamics and a distance of true states: a bound that knows everything."""
+
+    def __init__(
+        self, traits: EnvTraits, space: ActionSpace, planner: Planner, distance: Callable, seed: int = 0
+    ) -> None:
+        self.traits, self.space, self.planner, self.distance, self.seed = traits, space, planner, distance, seed
+
+    def begin(self, goals: Goals, seeds: Sequence[int], num_steps: int) -> None:
+        self.goals, self.seeds = goals, list(seeds)
+        self.plan: Tensor | None = None
+
+    def act(self, step: int, frames: np.ndarray, states: np.ndarray) -> np.ndarray:
+        part = step % self.planner.execute
+        if part == 0:
+            rest = None if self.plan is None else self.plan[:, self.planner.execute :]
+            if rest is not None:
+                rest = torch.cat([rest, torch.zeros(len(rest), self.planner.execute, rest.shape[2])], dim=1)
+            generators = [generator(self.seed, step, seed, "plan") for seed in self.seeds]
+            cost = lambda candidates: self._cost(candidates, states)  # noqa: E731
+            size = self.space.size
+            self.plan = self.planner(Search(cost, self.planner.horizon, size, 0, generators, rest))
+        assert self.plan is not None
+        return self._unscale(self.plan[:, part].numpy())
+
+    def _cost(self, candidates: Tensor, states: np.ndarray) -> Tensor:
+        """[B, N, H, A] -> [B, N]: the distances after all steps, summed"""
+        batch, count, horizon, _ = candidates.shape
+        now, goals = (np.repeat(values, count, axis=0) for values in (states, self.goals.states))
+        costs = np.zeros(batch * count)
+        assert self.traits.simulate is not None
+        for step in range(horizon):
+            now = self.traits.simulate(now, self._unscale(candidates[:, :, step].flatten(0, 1).numpy()))
+            costs += self.distance(now, goals)
+        return torch.from_numpy(costs).float().unflatten(0, (batch, count))
+
+    def _unscale(self, actions: np.ndarray) -> np.ndarray:
+        low, high = np.asarray(self.space.low), np.asarray(self.space.high)
+        return low + (np.clip(actions, -1, 1) + 1) / 2 * (high - low)
+
+
+def plan_size(world: World) -> int:
+    """Numbers of an action of a plan; discrete actions have one for each action of a block."""
+    space, block = world.contract.actions, world.contract.block
+    return block if space.is_discrete else block * space.size
+
+
+def head_actions(world: World, head: nn.Module, states: Tensor, goals: Tensor) -> Tensor:
+    """States and goals [B, S, Z] -> actions [B, A] in [-1, 1], or the likeliest discrete ones, long [B, block]"""
+    outputs = head(states.flatten(1), goals.flatten(1))
+    if world.contract.actions.is_discrete:
+        return outputs.unflatten(1, (world.contract.block, -1)).argmax(dim=2)
+    return outputs.clamp(-1, 1)
+
+
+def first_of_block(actions: Tensor, world: World) -> np.ndarray:
+    return (actions if world.contract.block == 1 else actions[:, 0]).numpy()
+
+
+def policy_plan(world: World, history: Tensor, goals: Tensor, horizon: int) -> Tensor:
+    """The actions [B, H, A] of the policy head in imagination, from states [B, h, S, Z]; for a history of one frame."""
+    states, plan = history[:, -1:], []
+    for _ in range(horizon):
+        plan.append(head_actions(world, world.heads["policy"], states[:, -1], goals))
+        states = world.step(states, world.unscale(plan[-1])[:, None])[:, None]
+    return torch.stack(plan, dim=1)

@@ -1,0 +1,139 @@
+"""Costs of imagined futures; each is weighted, and those of a configuration are summed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from jepa.planning.types import Cost, Imagined
+from jepa.types import NonNegative, Share
+
+Over = Literal["sum", "mean", "last"]
+"""How the costs of the steps of a plan become one: all, on average, or that of the last step alone."""
+
+
+class GCValue:
+    """Minus the goal-conditioned value of the predicted states: the expected number of steps that are left."""
+
+    needs = ("value",)
+
+    def __init__(self, *, weight: NonNegative = 1.0, over: Literal["sum", "mean", "last"] = "sum") -> None:
+        self.weight, self.over = weight, over
+
+    def __call__(self, world: Any, imagined: Imagined) -> Tensor:
+        return self.weight * over_steps(-to_goal(world.heads["value"], imagined)[..., 0], self.over)
+
+
+class TemporalDistance:
+    """The predicted number of steps between the predicted states and the goal."""
+
+    needs = ("distance",)
+
+    def __init__(self, *, weight: NonNegative = 1.0, over: Literal["sum", "mean", "last"] = "sum") -> None:
+        self.weight, self.over = weight, over
+
+    def __call__(self, world: Any, imagined: Imagined) -> Tensor:
+        steps = nn.functional.softplus(to_goal(world.heads["distance"], imagined)[..., 0])
+        return self.weight * over_steps(steps, self.over)
+
+
+class ProbeDistance:
+    """Distance of the quantities that the probe reads from the predicted states and from the goal.
+
+    `columns` are the first quantities that count, e.g. 2 for a position; null takes all.
+    """
+
+    needs = ("probe",)
+
+    def __init__(
+        self, *, weight: NonNegative = 1.0, over: Literal["sum", "mean", "last"] = "sum", columns: int | None = None
+    ) -> None:
+        self.weight, self.over, self.columns = weight, over, columns
+
+    def __call__(self, world: Any, imagined: Imagined) -> Tensor:
+        read = world.heads["probe"]
+        states, goal = (read(states.flatten(-2))[..., : self.columns] for states in (imagined.states, imagined.goal))
+        return self.weight * over_steps((states - goal).norm(dim=-1), self.over)
+
+
+class LatentL2:
+    """Mean squared distance of the predicted states from the goal, as in DINO-WM and LeWorldModel."""
+
+    needs = ()
+
+    def __init__(self, *, weight: NonNegative = 1.0, over: Literal["sum", "mean", "last"] = "sum") -> None:
+        self.weight, self.over = weight, over
+
+    def __call__(self, world: Any, imagined: Imagined) -> Tensor:
+        return self.weight * over_steps((imagined.states - imagined.goal).square().mean(dim=(-2, -1)), self.over)
+
+
+class Reward:
+    """Minus the predicted rewards, discounted, and with a continuation head no further than the predicted end."""
+
+    needs = ("reward", "continuation")
+
+    def __init__(self, *, weight: NonNegative = 1.0, gamma: Share = 0.99) -> None:
+        self.weight, self.gamma = weight, gamma
+
+    def __call__(self, world: Any, imagined: Imagined) -> Tensor:
+        states = imagined.states.flatten(-2)
+        rewards = world.heads["reward"](states)[..., 0]  # [N, H]
+        goes_on = world.heads["continuation"](states)[..., 0].sigmoid()
+        alive = torch.cat([torch.ones_like(goes_on[:, :1]), goes_on[:, :-1]], dim=1).cumprod(dim=1)
+        discounts = self.gamma ** torch.arange(rewards.shape[1])
+        return -self.weight * (discounts * alive * rewards).sum(dim=1)
+
+
+class Control:
+    """Mean square of the actions, so that plans are no wilder than they need to be."""
+
+    needs = ()
+
+    def __init__(self, *, weight: NonNegative = 0.01) -> None:
+        self.weight = weight
+
+    def __call__(self, world: Any, imagined: Imagined) -> Tensor:
+        return self.weight * imagined.actions.float().square().mean(dim=(1, 2))
+
+
+class Constraint:
+    """Quantities that the probe reads stay between bounds; what lies beyond is penalised by `weight` per unit and step.
+
+    `low` and `high` have a bound for each quantity, or null.
+    """
+
+    needs = ("probe",)
+
+    def __init__(
+        self, *, low: Sequence[float | None] = (), high: Sequence[float | None] = (), weight: NonNegative = 1000.0
+    ) -> None:
+        self.low, self.high, self.weight = low, high, weight
+
+    def __call__(self, world: Any, imagined: Imagined) -> Tensor:
+        read = world.heads["probe"](imagined.states.flatten(-2))  # [N, H, Q]
+        beyond = torch.zeros(read.shape[:2])
+        for column, (low, high) in enumerate(zip(self.low, self.high, strict=True)):
+            quantity = read[..., column]
+            beyond = beyond + (0 if low is None else (low - quantity).clamp(min=0))
+            beyond = beyond + (0 if high is None else (quantity - high).clamp(min=0))
+        return self.weight * beyond.sum(dim=1)
+
+
+def to_goal(head: nn.Module, imagined: Imagined) -> Tensor:
+    """A head of states and goals, on all predicted states: -> [N, H, size]"""
+    states, goal = imagined.states.flatten(-2), imagined.goal.flatten()
+    return head(states, goal.expand_as(states))
+
+
+def over_steps(values: Tensor, over: Over) -> Tensor:
+    """[N, H] -> [N]"""
+    return {"sum": values.sum, "mean": values.mean}[over](dim=1) if over != "last" else values[:, -1]
+
+
+def total(costs: Mapping[str, Cost], world: Any, imagined: Imagined) -> Tensor:
+    """The sum of all costs: [N]"""
+    return torch.stack([cost(world, imagined) for cost in costs.values()]).sum(dim=0)

@@ -1,0 +1,118 @@
+"""Fit the heads of a world model on its stored episodes and keep them in the run folder."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from safetensors.torch import save_file
+from torch import Tensor
+from tqdm import tqdm
+
+from jepa.data.episode_store import EpisodeStore
+from jepa.errors import ConfigError
+from jepa.planning.heads import MLPHead, Recordings, fit_head
+from jepa.planning.world import HEADS_FILE, World, load_world
+from jepa.runs.state import find
+from jepa.seeding import derive_seed
+from jepa.types import ActionSpace
+
+log = logging.getLogger(__name__)
+MAX_FRAMES = 60_000
+"""Largest number of frames that heads are fitted on; of more, the first episodes are taken."""
+PICTURE_SIDE = 32
+"""Pixels of a decoded picture."""
+DEFAULT_STEPS = 4000
+
+
+def fit_heads(
+    folder: Path,
+    store: EpisodeStore,
+    names: Sequence[str],
+    *,
+    num_steps: int = DEFAULT_STEPS,
+    seed: int = 0,
+) -> dict[str, float]:
+    """Fit those heads that the world in `folder` lacks, each saved as soon as it is fitted; returns their last losses.
+
+    The value is fitted before the policy, which needs it. Raises ConfigError if the episodes lack what a head needs.
+    """
+    world = load_world(folder)
+    ordered = sorted(names, key=lambda name: name == "policy")
+    missing = [name for name in ordered if name not in world.heads]
+    if not missing:
+        return {}
+    if "probe" in missing and not store.facts.state_names:
+        raise ConfigError([f"objective.heads: probe reads the simulator's state, and {store.folder} has none"])
+    if "policy" in missing and "value" not in names and "value" not in world.heads:
+        raise ConfigError(["objective.heads: policy needs value, which weights its actions; add value"])
+    begun = time.perf_counter()
+    data = record(world, store, pictures="decoder" in missing)
+    log.info("encoded %s frames in %.0f s", f"{len(data.states):,}", time.perf_counter() - begun)
+    losses = {}
+    for name in tqdm(missing, desc="heads", leave=False, delay=5):
+        begun = time.perf_counter()
+        fitted: dict[str, MLPHead] = dict(world.heads.items())  # pyright: ignore[reportAssignmentType]
+        world.heads[name], losses[name] = fit_head(
+            name, data, fitted, num_steps, derive_seed(seed, 0, 0, f"head {name}")
+        )
+        save_heads(folder, world)
+        log.info(
+            "head %s: loss %.4g after %d steps, %.0f s", name, losses[name], num_steps, time.perf_counter() - begun
+        )
+    return losses
+
+
+@torch.no_grad()
+def record(world: World, store: EpisodeStore, *, pictures: bool = False) -> Recordings:
+    """Encode the frames of the first episodes."""
+    counts = np.cumsum(store.lengths + 1)
+    number = max(1, int(np.searchsorted(counts, MAX_FRAMES, side="right")))
+    block = world.contract.block
+    parts: list[tuple[Tensor, ...]] = []
+    ends, total = [], 0
+    for episode in range(number):
+        arrays = store.read(episode)
+        frames = np.ascontiguousarray(arrays["frames"][::block])
+        steps = len(frames) - 1
+        codes = world.predictor.actions.scale(torch.from_numpy(arrays["actions"][: steps * block].copy()))
+        transitions = [arrays[name][: steps * block].reshape(steps, block) for name in ("rewards", "terminated")]
+        parts.append((
+            world.encode(frames).flatten(1),
+            torch.cat([codes.reshape(steps, -1), torch.zeros(1, codes[0].numel() * block)]),
+            torch.from_numpy(np.append(0, transitions[0].sum(axis=1)).astype(np.float32)),
+            torch.from_numpy(np.append(0, transitions[1].any(axis=1)).astype(np.float32)),
+            torch.from_numpy(arrays["states"][::block].copy()),
+            small(frames) if pictures else torch.zeros(0, 0),
+        ))  # fmt: skip
+        total += steps + 1
+        ends += [total - 1] * (steps + 1)
+    states, actions, rewards, terminated, simulator, small_frames = (
+        torch.cat(part) for part in zip(*parts, strict=True)
+    )
+    space: ActionSpace = store.facts.actions
+    return Recordings(states, torch.tensor(ends), actions, rewards, terminated, simulator, small_frames, space)
+
+
+def small(frames: np.ndarray) -> Tensor:
+    """uint8 [n, C, H, W] -> float32 [n, C * side * side] in [0, 1]"""
+    pictures = torch.from_numpy(frames).float() / 255
+    return F.interpolate(pictures, size=(PICTURE_SIDE, PICTURE_SIDE), mode="area").flatten(1)
+
+
+def save_heads(folder: Path, world: World) -> None:
+    """Write heads.safetensors, then heads.json, each atomically."""
+    tensors = {f"{name}.{key}": value for name, head in world.heads.items() for key, value in head.state_dict().items()}
+    facts = {"checkpoint": find(folder).name, "heads": {name: head.size for name, head in world.heads.items()}}
+    temporary = folder / f".{HEADS_FILE}.{os.getpid()}"
+    save_file(tensors, temporary)
+    os.replace(temporary, folder / f"{HEADS_FILE}.safetensors")
+    temporary.write_text(json.dumps(facts, indent=1))
+    os.replace(temporary, folder / f"{HEADS_FILE}.json")

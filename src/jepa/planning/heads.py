@@ -1,0 +1,265 @@
+"""Small networks on the frozen states of a world model: values, distances, policies, probes, rewards, pictures."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from copy import deepcopy
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from jepa.types import ActionSpace
+
+WIDTH, DEPTH = 256, 2
+"""Width and number of hidden layers of a head."""
+LR = 1e-3
+BATCH_SIZE = 512
+GAMMA = 0.97
+"""Discount of a step in the value."""
+EXPECTILE = 0.9
+"""Of the value: it is optimistic about which action is taken."""
+NEAR = 0.1
+"""Expectile of the temporal distance: of the ways between two frames the shorter ones count."""
+AVERAGE = 0.995
+"""Momentum of the average of the value that its targets are computed with."""
+OTHER_GOALS, OWN_GOALS = 0.3, 0.65
+"""Shares of goals that are frames of any episode, and later frames of their state's own; the rest are the state."""
+TEMPERATURE = 3.0
+"""Of the advantage that weights the actions of a policy."""
+MAX_WEIGHT = 100.0
+STATES_IN = {
+    "value": 2,
+    "distance": 2,
+    "policy": 2,
+    "clone": 2,
+    "probe": 1,
+    "reward": 1,
+    "continuation": 1,
+    "decoder": 1,
+}
+"""Number of states that each head reads: two are a state and a goal."""
+
+
+class Recordings(NamedTuple):
+    """Frozen states of all frames of some episodes, one episode after the other; F frames."""
+
+    states: Tensor
+    """float32 [F, D]"""
+    ends: Tensor
+    """long [F]: index of the last frame of the episode that each frame belongs to"""
+    actions: Tensor
+    """float32 [F, A] in [-1, 1], or one-hot codes: the action after each frame; zeros after the last of an episode"""
+    rewards: Tensor
+    """float32 [F]: of the transition that led to each frame; 0 for the first of an episode"""
+    terminated: Tensor
+    """float32 [F]: 1 if that transition ended the world"""
+    simulator: Tensor
+    """float32 [F, Q]: what the simulator knows"""
+    frames: Tensor
+    """float32 [F or 0, P]: small pictures in [0, 1], flattened, for the decoder"""
+    space: ActionSpace
+
+    @property
+    def transitions(self) -> Tensor:
+        """Indices of the frames that have a successor."""
+        return torch.nonzero(torch.arange(len(self.states)) < self.ends)[:, 0]
+
+
+class MLPHead(nn.Module):
+    """Standardised states, concatenated, to `size` numbers by an MLP with layer normalisation."""
+
+    mean: Tensor
+    std: Tensor
+    offset: Tensor
+    scale: Tensor
+
+    def __init__(self, state_size: int, num_states: int, size: int) -> None:
+        super().__init__()
+        self.size = size
+        self.register_buffer("mean", torch.zeros(state_size))
+        self.register_buffer("std", torch.ones(state_size))
+        self.register_buffer("offset", torch.zeros(size))
+        self.register_buffer("scale", torch.ones(size))
+        sizes = [num_states * state_size, *[WIDTH] * DEPTH]
+        layers = [(nn.Linear(inputs, outputs), nn.LayerNorm(outputs), nn.GELU()) for inputs, outputs in pairwise(sizes)]
+        self.layers = nn.Sequential(*(module for layer in layers for module in layer), nn.Linear(WIDTH, size))
+
+    def standardise_by(self, states: Tensor) -> None:
+        self.mean.copy_(states.mean(dim=0))
+        self.std.copy_(states.std(dim=0).clamp(min=1e-4))
+
+    def forward(self, *states: Tensor) -> Tensor:
+        """num_states times [.., D] -> [.., size]"""
+        hidden = torch.cat([(state - self.mean) / self.std for state in states], dim=-1)
+        return self.offset + self.scale * self.layers(hidden)
+
+
+def build_head(name: str, state_size: int, size: int) -> MLPHead:
+    """Raises KeyError for an unknown name."""
+    return MLPHead(state_size, STATES_IN[name], size)
+
+
+def fit(
+    head: nn.Module, loss: Callable[[Tensor], Tensor], rows: Tensor, num_steps: int, random: torch.Generator
+) -> float:
+    """Minimise `loss(indices)` over batches drawn from `rows`; returns the mean loss of the last tenth."""
+    optimizer = torch.optim.AdamW(head.parameters(), lr=LR, weight_decay=1e-4)
+    losses = []
+    for step in range(num_steps):
+        for group in optimizer.param_groups:
+            group["lr"] = LR * min(1, (step + 1) / 100) * (1 + math.cos(math.pi * step / num_steps)) / 2
+        value = loss(rows[torch.randint(len(rows), (BATCH_SIZE,), generator=random)])
+        optimizer.zero_grad(set_to_none=True)
+        value.backward()
+        optimizer.step()
+        losses.append(value.detach())
+    return torch.stack(losses[-max(1, num_steps // 10) :]).mean().item()
+
+
+def expectile_loss(error: Tensor, expectile: float) -> Tensor:
+    """Mean of squared errors; positive ones are weighted by `expectile`, others by 1 - `expectile`."""
+    return (torch.where(error > 0, expectile, 1 - expectile) * error.square()).mean()
+
+
+def later(data: Recordings, rows: Tensor, random: torch.Generator) -> Tensor:
+    """A later frame of the same episode for each frame [n] that has a successor"""
+    ahead = torch.rand(len(rows), generator=random) * (data.ends[rows] - rows)
+    return torch.minimum(rows + 1 + ahead.floor().long(), data.ends[rows])
+
+
+def mixed_goals(data: Recordings, rows: Tensor, random: torch.Generator) -> Tensor:
+    """Goals for the frames `rows` [n]: frames of any episode, later frames of their own, or themselves."""
+    kind = torch.rand(len(rows), generator=random)
+    other = torch.randint(len(data.states), (len(rows),), generator=random)
+    goals = torch.where(kind < OTHER_GOALS, other, later(data, rows, random))
+    return torch.where(kind < OTHER_GOALS + OWN_GOALS, goals, rows)
+
+
+def fit_value(
+    head: MLPHead, data: Recordings, num_steps: int, random: torch.Generator, fitted: Mapping[str, Any]
+) -> float:
+    """Goal-conditioned value: minus the discounted number of steps to the goal, on the best known way.
+
+    Implicit V-learning (HIQL, Park et al. 2023, equation 5): the expectile of -1 + gamma V(next state, goal). Value
+    functions of this kind were proposed as planning costs of JEPAs in arXiv:2601.00844.
+    """
+    average = deepcopy(head).requires_grad_(False)
+
+    def loss(rows: Tensor) -> Tensor:
+        goals = mixed_goals(data, rows, random)
+        state, after, goal = data.states[rows], data.states[rows + 1], data.states[goals]
+        with torch.no_grad():
+            following = -1 + GAMMA * average(after, goal)[:, 0].clamp(-1 / (1 - GAMMA), 0)
+            target = torch.where(goals == rows, 0.0, following)
+        value = expectile_loss(target - head(state, goal)[:, 0], EXPECTILE)
+        with torch.no_grad():
+            torch._foreach_lerp_(list(average.parameters()), list(head.parameters()), 1 - AVERAGE)  # pyright: ignore
+        return value
+
+    return fit(head, loss, data.transitions, num_steps, random)
+
+
+def fit_distance(
+    head: MLPHead, data: Recordings, num_steps: int, random: torch.Generator, fitted: Mapping[str, Any]
+) -> float:
+    """Temporal distance: a low expectile of the logarithm of the number of steps between two frames of an episode."""
+
+    def loss(rows: Tensor) -> Tensor:
+        goals = later(data, rows, random)
+        predicted = F.softplus(head(data.states[rows], data.states[goals])[:, 0])
+        return expectile_loss((goals - rows).float().log1p() - predicted.log1p(), NEAR)
+
+    return fit(head, loss, data.transitions, num_steps, random)
+
+
+def fit_clone(
+    head: MLPHead, data: Recordings, num_steps: int, random: torch.Generator, fitted: Mapping[str, Any]
+) -> float:
+    """Goal-conditioned behaviour cloning: the action on the way to a later frame of the same episode."""
+
+    def loss(rows: Tensor) -> Tensor:
+        goals = later(data, rows, random)
+        return action_error(head(data.states[rows], data.states[goals]), data.actions[rows], data.space).mean()
+
+    return fit(head, loss, data.transitions, num_steps, random)
+
+
+def fit_policy(
+    head: MLPHead, data: Recordings, num_steps: int, random: torch.Generator, fitted: Mapping[str, Any]
+) -> float:
+    """Goal-conditioned inverse dynamics (GC-IDM), towards goals anywhere.
+
+    Each action is weighted by exp(temperature * advantage) of the value (AWR, Peng et al. 2019): how much nearer to the
+    goal it led.
+    """
+    value: MLPHead = fitted["value"]
+
+    def loss(rows: Tensor) -> Tensor:
+        goals = mixed_goals(data, rows, random)
+        state, after, goal = data.states[rows], data.states[rows + 1], data.states[goals]
+        with torch.no_grad():
+            advantage = value(after, goal)[:, 0] - value(state, goal)[:, 0]
+            weight = (TEMPERATURE * advantage).exp().clamp(max=MAX_WEIGHT)
+        error = action_error(head(state, goal), data.actions[rows], data.space)
+        return (weight * error).sum() / weight.sum()
+
+    return fit(head, loss, data.transitions, num_steps, random)
+
+
+def action_error(predicted: Tensor, actions: Tensor, space: ActionSpace) -> Tensor:
+    """[n, A], [n, A] -> [n]: squared error, or the cross-entropy of discrete actions"""
+    if not space.is_discrete:
+        return (predicted - actions).square().mean(dim=1)
+    choices = (len(actions), -1, space.num_actions)
+    return -(actions.reshape(choices) * predicted.reshape(choices).log_softmax(dim=2)).sum(dim=(1, 2))
+
+
+def fit_regression(target: Tensor) -> Callable[..., float]:
+    """A fit of the targets [F, Q] by squared error, standardised."""
+
+    def fit_targets(head: MLPHead, data: Recordings, num_steps: int, random: torch.Generator, fitted: Any) -> float:
+        head.offset.copy_(target.mean(dim=0))
+        head.scale.copy_(target.std(dim=0).clamp(min=1e-4))
+
+        def loss(rows: Tensor) -> Tensor:
+            return ((head(data.states[rows]) - target[rows]) / head.scale).square().mean()
+
+        return fit(head, loss, torch.arange(len(target)), num_steps, random)
+
+    return fit_targets
+
+
+def fit_continuation(
+    head: MLPHead, data: Recordings, num_steps: int, random: torch.Generator, fitted: Mapping[str, Any]
+) -> float:
+    """The logit of going on after a state."""
+
+    def loss(rows: Tensor) -> Tensor:
+        return F.binary_cross_entropy_with_logits(head(data.states[rows])[:, 0], 1 - data.terminated[rows])
+
+    return fit(head, loss, torch.arange(len(data.states)), num_steps, random)
+
+
+def fit_head(
+    name: str, data: Recordings, fitted: Mapping[str, MLPHead], num_steps: int, seed: int
+) -> tuple[MLPHead, float]:
+    """A fitted head, and its last loss. `fitted` has the heads before it; a policy needs the value."""
+    targets = {"probe": data.simulator, "reward": data.rewards[:, None], "decoder": data.frames}
+    sizes = {"policy": data.actions.shape[1], "clone": data.actions.shape[1]}
+    size = targets[name].shape[1] if name in targets else sizes.get(name, 1)
+    random = torch.Generator().manual_seed(seed)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        head = build_head(name, data.states.shape[1], size)
+    head.standardise_by(data.states)
+    fits = {
+        "value": fit_value, "distance": fit_distance, "policy": fit_policy, "clone": fit_clone,
+        "continuation": fit_continuation,
+    }  # fmt: skip
+    fit_one = fit_regression(targets[name]) if name in targets else fits[name]
+    loss = fit_one(head, data, num_steps, random, fitted)
+    return head.requires_grad_(False).eval(), loss

@@ -1,0 +1,73 @@
+"""What planners, costs and worlds hand to each other.
+
+Legend of shape letters: B episodes, N candidates, H steps of a plan, A numbers of an action or block of actions,
+S state tokens, Z their width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+from torch import Generator, Tensor
+
+from jepa.types import Traits
+
+
+class Search(NamedTuple):
+    """What a planner minimises over, for several episodes at once."""
+
+    cost: Callable[[Tensor], Tensor]
+    """Candidates [B, N, H, A] in [-1, 1], or whole numbers [B, N, H, block] -> costs [B, N]; differentiable"""
+    horizon: int
+    size: int
+    """A, or the block if actions are discrete."""
+    num_actions: int
+    """0 for continuous actions."""
+    generators: Sequence[Generator]
+    """One for each episode, so that a plan does not depend on what it is batched with."""
+    warm_start: Tensor | None = None
+    """[B, H, A] or [B, H, block]: the rest of the last plan, or the actions of a policy"""
+
+
+class Planner(Protocol):
+    """Minimises the cost of a sequence of actions: -> plans [B, H, A] in [-1, 1], or long [B, H, block]."""
+
+    horizon: int
+    """Steps of a plan."""
+    execute: int
+    """Steps that are executed before the next plan is made."""
+
+    def __call__(self, search: Search) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class PlannerTraits(Traits):
+    """Optional attributes of a planner."""
+
+    is_discrete: bool = False
+    """True if it plans discrete actions, and only those."""
+    warm_start: str = "plan"
+    """"plan": the rest of the last plan; "policy": the actions of the world's policy head"""
+
+
+class Imagined(NamedTuple):
+    """Candidates of one episode, as a cost sees them."""
+
+    states: Tensor
+    """[N, H, S, Z]: predicted states after each action"""
+    start: Tensor
+    """[S, Z]"""
+    goal: Tensor
+    """[S, Z]"""
+    actions: Tensor
+    """[N, H, A] in [-1, 1], or long [N, H, block]"""
+
+
+class Cost(Protocol):
+    """Costs [N] of imagined candidates; attribute `needs`: names of the heads of the world that it reads."""
+
+    needs: Sequence[str]
+
+    def __call__(self, world: Any, imagined: Imagined) -> Tensor: ...

@@ -1,0 +1,300 @@
+"""Each fault of the surroundings in each command that meets it: used, or one message with the path or the key."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+from fault_commands import Place, call, full, process, read_only, write_pictures
+
+from jepa.data import images
+from jepa.data.folders import FileDataset
+
+COMMANDS = ("train", "sweep", "finetune", "eval", "export", "compare", "find-lr", "find-batch")
+READ_RUNS = ("finetune", "eval", "export", "compare")
+READ_DATA = ("train", "sweep", "finetune", "eval", "find-lr", "find-batch")
+ODD = "a [b]*? {c,d} é, e"
+LONG = "x" * 300
+Fault = Callable[[Path, ExitStack, pytest.MonkeyPatch], Place | None]
+
+
+@pytest.fixture(scope="module")
+def earlier(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with pictures and a finished run on them."""
+    folder = tmp_path_factory.mktemp("earlier")
+    write_pictures(folder / "pictures")
+    with contextlib.chdir(folder), pytest.MonkeyPatch.context() as patch:
+        from fault_commands import arguments
+
+        from jepa.cli.train import main
+
+        patch.setattr("sys.argv", ["jepa-train"])
+        main([*arguments("train", Place())[1], "name=earlier"])
+    return folder
+
+
+@pytest.fixture
+def work(earlier: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    folder = shutil.copytree(earlier, tmp_path / "work", symlinks=True)
+    monkeypatch.chdir(folder)
+    return folder
+
+
+def nothing(work: Path, stack: ExitStack, patch: pytest.MonkeyPatch) -> None:
+    """No fault."""
+
+
+def read_only_outputs(work: Path, stack: ExitStack, patch: pytest.MonkeyPatch) -> None:
+    stack.enter_context(read_only(work / "outputs"))
+
+
+def full_outputs(work: Path, stack: ExitStack, patch: pytest.MonkeyPatch) -> None:
+    stack.enter_context(full(work / "outputs"))
+
+
+def outputs_is_a_file(work: Path, stack: ExitStack, patch: pytest.MonkeyPatch) -> Place:
+    (work / "outputs").rename(work / "runs")
+    (work / "outputs").touch()
+    return Place(run="runs/earlier")
+
+
+def read_only_working_folder(work: Path, stack: ExitStack, patch: pytest.MonkeyPatch) -> Place:
+    (work / "here").mkdir()
+    stack.enter_context(read_only(work / "here"))
+    patch.chdir(work / "here")
+    return Place(str(work / "outputs/earlier"), str(work / "pictures"))
+
+
+def removed_working_folder(work: Path, stack: ExitStack, patch: pytest.MonkeyPatch) -> Place:
+    (work / "gone").mkdir()
+    patch.chdir(work / "gone")
+    (work / "gone").rmdir()
+    return Place(str(work / "outputs/earlier"), str(work / "pictures"))
+
+
+def no_run(work: Path, stack: ExitStack, patch: pytest.MonkeyPatch) -> Place:
+    return Place(run="outputs/none")
+
+
+def run_is_a_file(work: Path, stack: ExitStack, patch: pytest.MonkeyPatch) -> Place:
+    (work / "outputs/file").write_text("hello")
+    return Place(run="outputs/file")
+
+
+def run_is_empty(work: Path, stack: ExitStack, patch: pytest.MonkeyPatch) -> Place:
+    (work / "outputs/empty").mkdir()
+    return Place(run="outputs/empty")
+
+
+def run_without_checkpoint(work: Path, stack: ExitStack, patch: pytest.MonkeyPatch) -> None:
+    shutil.rmtree(work / "outputs/earlier/checkpoints")
+
+
+def run_with_an_empty_checkpoint(work: Path, stack: ExitStack, patch: pytest.MonkeyPatch) -> None:
+    for path in (work / "outputs/earlier/checkpoints").glob("*/*"):
+        path.unlink(missing_ok=True)
+
+
+def stale_link(work: Path, stack: ExitStack, patch: pytest.MonkeyPatch) -> Place:
+    (work / "outputs/link").symlink_to("nowhere")
+    return Place(run="outputs/link")
+
+
+def circular_link(work: Path, stack: ExitStack, patch: pytest.MonkeyPatch) -> Place:
+    (work / "outputs/link").symlink_to("link")
+    return Place(run="outputs/link")
+
+
+def long_run(work: Path, stack: ExitStack, patch: pytest.MonkeyPatch) -> Place:
+    return Place(run=LONG)
+
+
+def odd_run(work: Path, stack: ExitStack, patch: pytest.MonkeyPatch) -> Place:
+    (work / "outputs/earlier").rename(work / "outputs" / ODD)
+    return Place(run=f"outputs/{ODD}")
+
+
+def hub(work: Path, stack: ExitStack, patch: pytest.MonkeyPatch) -> Place:
+    return Place(run="hf:nobody/nothing-of-this-name")
+
+
+def timm(work: Path, stack: ExitStack, patch: pytest.MonkeyPatch) -> Place:
+    patch.setenv("HF_HOME", str(work / "cache"))
+    patch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(work / "cache"))
+    return Place(run="timm:vit_tiny_patch16_224")
+
+
+def no_data(work: Path, stack: ExitStack, patch: pytest.MonkeyPatch) -> Place:
+    return Place(data="elsewhere")
+
+
+def data_is_a_file(work: Path, stack: ExitStack, patch: pytest.MonkeyPatch) -> Place:
+    (work / "elsewhere").write_text("hello")
+    return Place(data="elsewhere")
+
+
+def data_are_empty(work: Path, stack: ExitStack, patch: pytest.MonkeyPatch) -> Place:
+    (work / "elsewhere/train").mkdir(parents=True)
+    return Place(data="elsewhere")
+
+
+def unreadable_data(work: Path, stack: ExitStack, patch: pytest.MonkeyPatch) -> None:
+    scandir = os.scandir
+
+    def refuse(path: str | Path = ".") -> object:
+        if "pictures" in str(path):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    patch.setattr(os, "scandir", refuse)
+
+
+def long_data(work: Path, stack: ExitStack, patch: pytest.MonkeyPatch) -> Place:
+    return Place(data=LONG)
+
+
+def odd_data(work: Path, stack: ExitStack, patch: pytest.MonkeyPatch) -> Place:
+    (work / "pictures").rename(work / ODD)
+    return Place(data=ODD)
+
+
+def class_of_other_bytes(work: Path, stack: ExitStack, patch: pytest.MonkeyPatch) -> Place:
+    write_pictures(work / "others", (b"caf\xe9", b"bee"))
+    return Place(data="others")
+
+
+def vanish(number: int, patch: pytest.MonkeyPatch) -> None:
+    """Delete pictures after the training part was listed."""
+    listed = images.list_files
+
+    def list_files(folder: Path, *arguments: object) -> object:
+        listing = listed(folder, *arguments)
+        for path in sorted(folder.rglob("*.png"))[:number]:
+            path.unlink()
+        return listing
+
+    patch.setattr(images, "list_files", list_files)
+
+
+def one_picture_vanishes(work: Path, stack: ExitStack, patch: pytest.MonkeyPatch) -> None:
+    vanish(1, patch)
+
+
+def pictures_vanish(work: Path, stack: ExitStack, patch: pytest.MonkeyPatch) -> None:
+    vanish(16, patch)
+
+
+def disk_of_the_data_fails(work: Path, stack: ExitStack, patch: pytest.MonkeyPatch) -> None:
+    def fail(self: FileDataset, index: int) -> bytes:
+        raise OSError(5, "Input/output error", self.file(index))
+
+    patch.setattr(FileDataset, "read", fail)
+
+
+USED: dict[Fault, tuple[str, ...]] = {
+    nothing: COMMANDS,
+    odd_run: READ_RUNS,
+    odd_data: READ_DATA,
+    class_of_other_bytes: READ_DATA,
+    one_picture_vanishes: READ_DATA,
+    outputs_is_a_file: ("export", "compare"),
+    run_without_checkpoint: ("compare",),
+    run_with_an_empty_checkpoint: ("compare",),
+    read_only_working_folder: ("export", "compare"),
+}
+REFUSED: dict[Fault, tuple[tuple[str, ...], str]] = {
+    read_only_outputs: (COMMANDS, "outputs/"),
+    full_outputs: (COMMANDS, "outputs/"),
+    outputs_is_a_file: (READ_DATA, "outputs"),
+    read_only_working_folder: (READ_DATA, "outputs"),
+    removed_working_folder: (COMMANDS, "the working folder"),
+    no_run: (READ_RUNS, "outputs/none"),
+    run_is_a_file: (READ_RUNS, "outputs/file"),
+    run_is_empty: (READ_RUNS, "outputs/empty"),
+    run_without_checkpoint: (("finetune", "eval", "export"), "outputs/earlier"),
+    run_with_an_empty_checkpoint: (("finetune", "eval", "export"), "outputs/earlier"),
+    stale_link: (READ_RUNS, "outputs/link"),
+    circular_link: (READ_RUNS, "outputs/link"),
+    long_run: (READ_RUNS, LONG),
+    hub: (READ_RUNS, "nobody/nothing-of-this-name"),
+    timm: (READ_RUNS, "vit_tiny_patch16_224"),
+    no_data: (READ_DATA, "elsewhere"),
+    data_is_a_file: (READ_DATA, "elsewhere"),
+    data_are_empty: (READ_DATA, "elsewhere"),
+    unreadable_data: (READ_DATA, "pictures"),
+    long_data: (READ_DATA, LONG),
+    pictures_vanish: (READ_DATA, "pictures/train"),
+    disk_of_the_data_fails: (READ_DATA, "pictures/"),
+}
+
+
+def cells(commands_of: dict) -> list:
+    """(fault, command), and what the message names."""
+    return [
+        pytest.param(
+            fault, command, *named, id=f"{fault.__name__}-{command}",
+            marks=() if command in ("eval", "export", "compare") else pytest.mark.slow,
+        )
+        for fault, (commands, *named) in commands_of.items()
+        for command in commands
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(("fault", "command"), cells({fault: (commands,) for fault, commands in USED.items()}))
+def test_a_command_works_all_the_same(fault: Fault, command: str, work: Path, capfd, monkeypatch) -> None:
+    with ExitStack() as stack:
+        ended = call(command, fault(work, stack, monkeypatch) or Place(), capfd, monkeypatch)
+    assert ended.status == 0, ended.errors
+    assert "Traceback" not in ended.errors
+
+
+@pytest.mark.parametrize(("fault", "command", "named"), cells(REFUSED))
+def test_a_command_ends_with_one_message(
+    fault: Fault, command: str, named: str, work: Path, capfd, monkeypatch
+) -> None:
+    with ExitStack() as stack:
+        ended = call(command, fault(work, stack, monkeypatch) or Place(), capfd, monkeypatch)
+    assert ended.status in (1, 2), ended
+    assert "Traceback" not in ended.errors
+    assert "Error executing" not in ended.errors
+    message = ended.errors[ended.errors.rindex(f"jepa-{command.partition('-')[0].replace('sweep', 'train')}: ") :]
+    if command != "sweep":
+        assert named in message, ended.errors
+        assert len(message.splitlines()) <= 2
+    assert named in ended.errors
+
+
+ENVIRONMENTS = {
+    "no home, in ascii": {"HOME": "/nonexistent", "LC_ALL": "C", "PYTHONIOENCODING": "ascii"},
+    "read-only home, output closed": {"HOME": "/proc"},
+}
+CACHES = ("XDG_CACHE_HOME", "XDG_CONFIG_HOME", "TORCH_HOME", "HF_HOME", "MPLCONFIGDIR", "WANDB_DIR")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("environment", ENVIRONMENTS)
+def test_a_command_works_in_any_home_and_terminal(environment: str, command: str, work: Path, monkeypatch) -> None:
+    for name in CACHES:
+        monkeypatch.delenv(name, raising=False)
+    ended = process(command, Place(), work, closed="closed" in environment, **ENVIRONMENTS[environment])
+    assert ended.status == 0, ended.errors
+    assert "Traceback" not in ended.errors
+    assert "BrokenPipe" not in ended.errors
+
+
+def test_an_output_that_cannot_be_written_is_named_once(work: Path) -> None:
+    with open("/dev/full", "w") as full_device:
+        command = [sys.executable, "-m", "jepa.cli.compare", "outputs/earlier"]
+        done = subprocess.run(command, cwd=work, stdout=full_device, stderr=subprocess.PIPE, text=True, check=False)
+    assert done.stderr == (
+        "jepa-compare: standard output: No space left on device; make room there, then run the same command again\n"
+    )
+    assert done.returncode == 2

@@ -1,0 +1,139 @@
+"""All commands with arguments that take a second, on a small run and pictures; disks that are full or read-only."""
+
+from __future__ import annotations
+
+import importlib
+import io
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+from PIL import Image
+from tiny_agent import TINY
+
+LENGTH = ["steps=2", "batch_size=4", "evaluation.train_samples=8", "evaluation.val_samples=8", "device=cpu", "name=new"]
+REPLACED = {"dataset.num_samples", *(text.partition("=")[0] for text in LENGTH)}
+TRAINING = [*(text for text in TINY if text.partition("=")[0] not in REPLACED), *LENGTH]
+OF_WEIGHTS = ("encoder.", "predictor.", "mask.", "image_size")
+"""Keys that fine-tuning takes from the weights."""
+
+
+class Place(NamedTuple):
+    """Where a command finds what it reads."""
+
+    run: str = "outputs/earlier"
+    data: str = "pictures"
+
+
+class Ended(NamedTuple):
+    status: int
+    output: str
+    errors: str
+
+
+def arguments(command: str, place: Place) -> tuple[str, list[str]]:
+    """Module of `jepa.cli` and arguments of a command on this run and these data."""
+    data = ["dataset=imagefolder", f"dataset.root_path='{place.data}'"]
+    run = f"run='{place.run}'"
+    tuning = [text for text in TRAINING if not text.startswith(OF_WEIGHTS)]
+    return {
+        "train": ("train", [*TRAINING, *data, "evaluator=knn"]),
+        "sweep": ("train", [*TRAINING, *data, "evaluator=knn", "--multirun", "seed=0,1"]),
+        "finetune": ("finetune", [run, *tuning, *data, "evaluator=accuracy"]),
+        "eval": ("eval", [run, "task=knn", "floors=[]", *data, "device=cpu", "num_workers=0", "name=new"]),
+        "export": ("export", [run]),
+        "compare": ("compare", [place.run]),
+        "find-lr": ("find", ["lr", *TRAINING, *data, "--steps", "10"]),
+        "find-batch": ("find", ["batch", *TRAINING, *data]),
+    }[command]
+
+
+def call(command: str, place: Place, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Ended:
+    """Run the command in this process."""
+    module, given = arguments(command, place)
+    monkeypatch.setattr(sys, "argv", [f"jepa-{module}"])
+    capfd.readouterr()
+    try:
+        status = importlib.import_module(f"jepa.cli.{module}").main(given)
+    except SystemExit as exit:
+        status = exit.code
+    return Ended(status, *capfd.readouterr())
+
+
+def process(command: str, place: Place, folder: Path, *, closed: bool = False, **environment: str) -> Ended:
+    """Run the command in a process; with `closed`, nobody reads its output."""
+    module, given = arguments(command, place)
+    command_line = [sys.executable, "-m", f"jepa.cli.{module}", *given]
+    reader, writer = os.pipe()
+    if closed:
+        os.close(reader)
+    done = subprocess.run(
+        command_line, cwd=folder, env=os.environ | environment, stderr=subprocess.PIPE,
+        stdout=writer if closed else subprocess.DEVNULL, text=True, errors="replace", check=False,
+    )  # fmt: skip
+    os.close(writer)
+    if not closed:
+        os.close(reader)
+    return Ended(done.returncode, "", done.stderr)
+
+
+def write_pictures(root: Path, classes: Sequence[bytes] = (b"ant", b"bee"), number: int = 8) -> None:
+    for place, name in enumerate(classes):
+        for part in (b"train", b"val"):
+            folder = os.path.join(os.fsencode(root), part, name)
+            os.makedirs(folder)
+            for k in range(number):
+                file = io.BytesIO()
+                Image.new("RGB", (32, 32), (40 * place, 20 * k, 99)).save(file, "PNG")
+                with open(os.path.join(folder, b"%d.png" % k), "wb") as target:
+                    target.write(file.getvalue())
+
+
+@contextmanager
+def disk(folder: Path, *options: str) -> Iterator[None]:
+    """A small disk in place of the folder, with its content; skips where nothing can be mounted."""
+    aside = folder.with_name(f"{folder.name}-aside")
+    folder.rename(aside)
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=9m", "none", str(folder)]
+    if os.geteuid() or subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("nothing can be mounted here")
+    try:
+        shutil.copytree(aside, folder, symlinks=True, dirs_exist_ok=True)
+        for option in options:
+            subprocess.run(["mount", "-o", f"remount,{option}", str(folder)], check=True)
+        yield
+    finally:
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+@contextmanager
+def read_only(folder: Path) -> Iterator[None]:
+    """A folder in which nothing can be written: by its permissions or, for root, by a mount."""
+    if not os.geteuid():
+        with disk(folder, "ro"):
+            yield
+        return
+    modes = {path: path.stat().st_mode for path in (folder, *folder.rglob("*")) if path.is_dir()}
+    try:
+        for path in modes:
+            path.chmod(0o555)
+        yield
+    finally:
+        for path, mode in modes.items():
+            path.chmod(mode)
+
+
+@contextmanager
+def full(folder: Path) -> Iterator[None]:
+    with disk(folder):
+        with suppress(OSError), (folder / "filling").open("wb", buffering=0) as file:
+            while file.write(bytes(4096)):
+                pass
+        yield
