@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import resource
 import signal
 from pathlib import Path
 
@@ -187,20 +186,6 @@ def test_a_world_of_another_project_goes_through(tmp_path: Path) -> None:
         np.testing.assert_allclose(replayed, episode.states[1:, :2], atol=1e-4)
         brightest = episode.frames[:, 0].reshape(13, -1).max(axis=1)
         assert (brightest > 200).all()
-
-
-def test_a_store_of_more_files_than_may_be_open_is_read(tmp_path: Path) -> None:
-    class Single(Countdown):
-        group_size = 1
-
-    fill(tmp_path, env=Single(), num_episodes=40, num_steps=2)
-    child = os.fork()
-    if child == 0:
-        _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/dev/fd")) + 100, most))
-        store = EpisodeStore(tmp_path)
-        os._exit(0 if all(len(store.episode(number).actions) == 2 for number in range(40)) else 1)
-    assert os.waitpid(child, 0)[1] == 0
 
 
 def test_a_group_of_long_episodes_is_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

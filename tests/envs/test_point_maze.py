@@ -90,6 +90,17 @@ def test_a_machine_that_cannot_draw_says_so_in_one_line() -> None:
     assert "ValueError: env: MuJoCo cannot draw with MUJOCO_GL=crayon" in result.stderr.splitlines()[-1]
 
 
+@pytest.mark.slow
+def test_torch_and_torchvision_are_imported_after_mujoco_has_drawn() -> None:
+    pytest.importorskip("gymnasium_robotics")
+    program = (
+        "from jepa.envs.point_maze import PointMaze; env = PointMaze(size=8); import torch, torchvision; print('alive')"
+    )
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert (result.stdout, result.returncode) == ("alive\n", 0)
+    assert "Exception ignored" not in result.stderr
+
+
 @pytest.fixture(scope="module")
 def env() -> Iterator[PointMaze]:
     pytest.importorskip("gymnasium_robotics")

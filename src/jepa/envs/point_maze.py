@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 from collections.abc import Sequence
+from contextlib import suppress
+from importlib import import_module
 from types import ModuleType
 from typing import Any
 
@@ -55,6 +58,7 @@ class PointMaze:
         self.actions = ActionSpace(low=(-1.0, -1.0), high=(1.0, 1.0))
         self.env = _make(self.paths.walls, size)
         self.simulator = self.env.unwrapped.point_env
+        atexit.register(self.env.close)  # before MuJoCo ends, whose windows else complain
 
     def reset(
         self, seeds: Sequence[int], states: np.ndarray | None = None, goals: np.ndarray | None = None
@@ -86,6 +90,7 @@ class PointMaze:
         return Transition(self.frames.copy(), self.states.copy(), reached.astype(np.float32), reached, no)
 
     def close(self) -> None:
+        atexit.unregister(self.env.close)
         self.env.close()
 
     def sample(self, seed: int) -> np.ndarray:
@@ -177,6 +182,8 @@ def _make(walls: np.ndarray, size: int) -> Any:
 def _import_mujoco() -> ModuleType:
     if not os.environ.get("DISPLAY"):
         os.environ.setdefault("MUJOCO_GL", "egl")  # MuJoCo reads it when it is first imported
+    with suppress(ImportError):
+        import_module("triton")  # torch loads it later, and its LLVM crashes if Mesa's was there before
     try:
         return require("mujoco")
     except (AttributeError, RuntimeError) as error:  # of a library of OpenGL that is not there

@@ -97,8 +97,8 @@ def node_of(component: Any) -> dict[str, Any]:
 def stored_node(node: Mapping[str, Any], file: Path) -> Mapping[str, Any]:
     """The node of an environment in a file. Raises FileError if building it would run code that the file chose.
 
-    That is any class outside of `jepa.envs`, a nested node or an interpolation, and an id with a module, which gymnasium
-    would import.
+    That is any class outside of `jepa.envs`, a nested node or an interpolation, and an id with a module, which
+    gymnasium would import.
     """
     target = str(node.get("_target_"))
     if not re.fullmatch(r"jepa\.envs\.\w+\.[A-Z]\w*", target):
