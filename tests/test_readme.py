@@ -19,6 +19,7 @@ import pytest
 from PIL import Image
 from synthetic_run import write_run
 
+from jepa.cli.collect import main as collect
 from jepa.cli.compare import main as compare
 from jepa.cli.eval import main as judge
 from jepa.cli.export import main as export
@@ -229,6 +230,12 @@ def jepa_export(arguments: list[str], tiny: list[str], cwd: Path) -> None:
     assert (cwd / "outputs" / "quickstart" / "export" / "transformers" / "config.json").is_file()
 
 
+def jepa_collect(arguments: list[str], tiny: list[str], cwd: Path) -> None:
+    if "env=two_rooms" not in arguments:
+        pytest.importorskip("minigrid")
+    assert "frames/s" in output_of(collect, [*arguments, "episodes=2", "steps=3"], cwd)
+
+
 RULES: dict[str, Callable[[list[str], list[str], Path], None]] = {
     "make": make_target,
     "jepa-train": jepa_train,
@@ -238,6 +245,7 @@ RULES: dict[str, Callable[[list[str], list[str], Path], None]] = {
     "jepa-eval": jepa_eval,
     "jepa-finetune": jepa_finetune,
     "jepa-export": jepa_export,
+    "jepa-collect": jepa_collect,
     "sbatch": submit,
     "source": activate,
     "eval": evaluate,

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from jepa.data import collect as collecting
 from jepa.data import episode_store
 from jepa.data.collect import collect, rollouts
 from jepa.data.episode_store import Episode, EpisodeStore, StoreFacts
@@ -185,3 +186,9 @@ def test_a_world_of_another_project_goes_through(tmp_path: Path) -> None:
         np.testing.assert_allclose(replayed, episode.states[1:, :2], atol=1e-4)
         brightest = episode.frames[:, 0].reshape(13, -1).max(axis=1)
         assert (brightest > 200).all()
+
+
+def test_a_group_of_long_episodes_is_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(collecting, "GROUP_BYTES", 14)  # two episodes of seven frames of one byte
+    store = fill(tmp_path, num_episodes=5)
+    assert [len(group.lengths) for group in store.groups] == [2, 2, 1]

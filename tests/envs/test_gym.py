@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -152,6 +153,17 @@ def test_what_cannot_be_used_is_refused_in_one_line(id: str, kwargs: dict[str, A
     assert "\n" not in str(refusal.value)
 
 
+@pytest.mark.parametrize("id", ["MiniGrid-Empty-Random-5x5-v0", "MiniGrid-DoorKey-5x5-v0", "CartPole-v1"])
+def test_the_environments_of_the_presets_keep_the_rules_of_gymnasium(id: str) -> None:
+    if id.startswith("MiniGrid"):
+        pytest.importorskip("minigrid")
+    from gymnasium.utils.env_checker import check_env
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        check_env(GymEnv(id=id).envs[0].unwrapped, skip_render_check=True)
+
+
 @pytest.mark.parametrize("package", ["gymnasium", "minigrid"])
 def test_a_missing_extra_is_named_with_the_line_of_pip(package: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def without(name: str) -> Any:
@@ -178,6 +190,7 @@ def test_a_typed_id_may_import_a_module(tmp_path: Path, monkeypatch: pytest.Monk
         {"_target_": "os.system", "command": "true"},
         {"_target_": "jepa.envs.gym.import_module", "name": "os"},
         {"_target_": "jepa.envs.gym.GymEnv", "id": "CartPole-v1", "kwargs": {"x": {"_target_": "os.system"}}},
+        {"_target_": "jepa.envs.gym.GymEnv", "id": "${oc.env:HOME}"},
         {},
     ],
 )

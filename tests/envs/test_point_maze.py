@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import heapq
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from itertools import product
 
@@ -76,6 +79,26 @@ def test_no_path_is_infinite() -> None:
 def test_mazes_that_are_open_or_hold_no_way_are_refused(maze) -> None:
     with pytest.raises(ValueError, match=r"env\.maze"):
         _walls(maze)
+
+
+@pytest.mark.slow
+def test_a_machine_that_cannot_draw_says_so_in_one_line() -> None:
+    pytest.importorskip("gymnasium_robotics")
+    program = "from jepa.envs.point_maze import PointMaze; PointMaze()"
+    variables = os.environ | {"MUJOCO_GL": "crayon"}
+    result = subprocess.run([sys.executable, "-c", program], env=variables, capture_output=True, text=True, check=False)
+    assert "ValueError: env: MuJoCo cannot draw with MUJOCO_GL=crayon" in result.stderr.splitlines()[-1]
+
+
+@pytest.mark.slow
+def test_torch_and_torchvision_are_imported_after_mujoco_has_drawn() -> None:
+    pytest.importorskip("gymnasium_robotics")
+    program = (
+        "from jepa.envs.point_maze import PointMaze; env = PointMaze(size=8); import torch, torchvision; print('alive')"
+    )
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert (result.stdout, result.returncode) == ("alive\n", 0)
+    assert "Exception ignored" not in result.stderr
 
 
 @pytest.fixture(scope="module")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,6 +16,8 @@ from jepa.seeding import derive_seed
 
 BAR_DELAY = 5
 """Seconds before a progress bar appears."""
+GROUP_BYTES = 1 << 29
+"""Largest size of the frames of a group, which lie in memory until it is written."""
 
 
 def collect(
@@ -29,7 +32,7 @@ def collect(
         frame_shape=env.frame_shape, actions=env.actions, state_names=env.state_names, env=node_of(env),
         policy=node_of(policy), seed=seed, steps=num_steps, frame_skip=env.settings.get("frame_skip", 1),
     )  # fmt: skip
-    size = EnvTraits.of(env).group_size
+    size = _group_size(env, num_steps)
     with writing(folder, facts):
         done = len(EpisodeStore(folder))
         total, initial = num_episodes * num_steps, done * num_steps
@@ -41,6 +44,12 @@ def collect(
                 done = numbers.stop
                 bar.update(done * num_steps - bar.n)  # episodes may end early
     return EpisodeStore(folder)
+
+
+def _group_size(env: BatchedEnv, num_steps: int) -> int:
+    """Number of episodes that are collected together; it depends on nothing that may differ when a store goes on."""
+    bytes_of_episode = math.prod(env.frame_shape) * (num_steps + 1)
+    return max(1, min(EnvTraits.of(env).group_size, GROUP_BYTES // bytes_of_episode))
 
 
 def rollouts(

@@ -267,7 +267,7 @@ def _check(folder: Path, facts: StoreFacts) -> None:
     others = sorted(path.name for path in folder.iterdir() if path.name not in (".lock", "store.json"))
     if others and not (folder / "store.json").exists():
         raise RunError(f"{folder} is no store of episodes, it holds {', '.join(others[:3])}; give another folder")
-    if not (folder / "store.json").exists():
+    if not others:
         facts.write(folder)
     old, new = (_flat(of) for of in (StoreFacts.read(folder), facts))
     changed = [key for key in (*old, *(new.keys() - old.keys())) if old.get(key) != new.get(key)]

@@ -146,7 +146,7 @@ def require(module: str) -> ModuleType:
         return import_module(module)
     except ModuleNotFoundError as error:
         package = (error.name or module).partition(".")[0]
-        line = dict.fromkeys(("gymnasium", *PLUGINS.values()), EXTRA) | {"ale_py": "pip install ale-py"}
+        line = dict.fromkeys(("gymnasium", "mujoco", *PLUGINS.values()), EXTRA) | {"ale_py": "pip install ale-py"}
         raise ValueError(f"env: needs the package {package}: {line.get(package, 'install it')}") from error
 
 

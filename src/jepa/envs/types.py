@@ -99,17 +99,19 @@ def node_of(component: Any) -> dict[str, Any]:
 
 
 def stored_node(node: Mapping[str, Any], file: Path) -> Mapping[str, Any]:
-    """The node of an environment that a file names. Raises FileError if building it would run code that the file chose.
+    """The node of an environment in a file. Raises FileError if building it would run code that the file chose.
 
-    That is any class outside of `jepa.envs`, a nested node, and an id with a module, which gymnasium would import.
+    That is any class outside of `jepa.envs`, a nested node or an interpolation, and an id with a module, which
+    gymnasium would import.
     """
     target = str(node.get("_target_"))
     if not re.fullmatch(r"jepa\.envs\.\w+\.[A-Z]\w*", target):
         raise FileError(f"{file}: env {target!r} is no environment of this package; give env= on the command line")
     if ":" in str(node.get("id", "")):
         raise FileError(f"{file}: env.id {node['id']!r} imports a module; give env= and env.id= on the command line")
-    if "_target_" in json.dumps({key: value for key, value in node.items() if key != "_target_"}):
-        raise FileError(f"{file}: env {target!r} has a component as argument; give env= on the command line")
+    arguments = json.dumps({key: value for key, value in node.items() if key != "_target_"})
+    if found := next((text for text in ("_target_", "${") if text in arguments), None):
+        raise FileError(f"{file}: env {target!r} has {found} in its arguments; give env= on the command line")
     return node
 
 
