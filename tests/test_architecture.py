@@ -318,7 +318,7 @@ OF_DATA = {"classes", "fields"}
 WIRED = {
     "encoder": {"clip_shape"},
     "mask": {"grid"},
-    "predictor": {"grid", "embed_dim", "num_mask_tokens"},
+    "predictor": {"grid", "embed_dim", "num_mask_tokens", "fields"},
     "dataset": {"num_frames"},
     "objective": {"encoder", "predictor", "regularizers", "num_mask_tokens", *OF_DATA, "batch_size", "total_steps"},
     "schedule": {"total_steps", "steps_per_epoch", "lr"},
@@ -372,4 +372,4 @@ def test_configuration_file_fits_its_constructor(path: Path) -> None:
 @pytest.mark.parametrize("path", sorted((ROOT / "conf" / "experiment").glob("*.yaml")), ids=file_id)
 def test_experiment_starts_with_its_command(path: Path) -> None:
     head = [line for line in path.read_text().splitlines() if not line.startswith("# @package")][:1]
-    assert head[0].startswith(f"# jepa-train experiment={path.stem}")
+    assert head[0].startswith((f"# jepa-train experiment={path.stem}", f"# jepa-plan experiment={path.stem}"))

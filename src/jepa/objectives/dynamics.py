@@ -71,7 +71,7 @@ class Dynamics(Objective):
         self.heads, self.head_steps = heads, head_steps
         average = nn.ModuleDict({"encoder": encoder, "projector": predictor.projector})
         self.average: Any = deepcopy(average).requires_grad_(False).eval() if target == "ema" else None
-        space, width = predictor.actions.space, predictor.actions.mlp.fc2.out_features
+        space, width = predictor.actions.space, predictor.settings["width"]
         self.inverse = (
             Mlp(2 * predictor.state_dim, width, predictor.actions.block * space.size) if inverse_weight else None
         )

@@ -11,9 +11,6 @@ from torch import Tensor, nn
 from jepa.planning.types import Cost, Imagined
 from jepa.types import NonNegative, Share
 
-Over = Literal["sum", "mean", "last"]
-"""How the costs of the steps of a plan become one: all, on average, or that of the last step alone."""
-
 
 class GCValue:
     """Minus the goal-conditioned value of the predicted states: the expected number of steps that are left."""
@@ -129,8 +126,8 @@ def to_goal(head: nn.Module, imagined: Imagined) -> Tensor:
     return head(states, goal.expand_as(states))
 
 
-def over_steps(values: Tensor, over: Over) -> Tensor:
-    """[N, H] -> [N]"""
+def over_steps(values: Tensor, over: str) -> Tensor:
+    """[N, H] -> [N]: of all steps together, on average, or of the last one alone"""
     return {"sum": values.sum, "mean": values.mean}[over](dim=1) if over != "last" else values[:, -1]
 
 

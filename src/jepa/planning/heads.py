@@ -144,8 +144,10 @@ def fit_value(
 ) -> float:
     """Goal-conditioned value: minus the discounted number of steps to the goal, on the best known way.
 
-    Implicit V-learning (HIQL, Park et al. 2023, equation 5): the expectile of -1 + gamma V(next state, goal). Value
-    functions of this kind were proposed as planning costs of JEPAs in arXiv:2601.00844.
+    Implicit V-learning (HIQL, Park et al. 2023, equation 5): the expectile of -1 + gamma V(next state, goal). Where the
+    goal was reached later in the same episode, the number of steps that it took is a bound (optimality tightening, He et
+    al. 2017), without which values spread by one step an update. Value functions of this kind were proposed as planning
+    costs of JEPAs in arXiv:2601.00844.
     """
     average = deepcopy(head).requires_grad_(False)
 
@@ -154,7 +156,8 @@ def fit_value(
         state, after, goal = data.states[rows], data.states[rows + 1], data.states[goals]
         with torch.no_grad():
             following = -1 + GAMMA * average(after, goal)[:, 0].clamp(-1 / (1 - GAMMA), 0)
-            target = torch.where(goals == rows, 0.0, following)
+            reached_in = torch.where((goals >= rows) & (goals <= data.ends[rows]), goals - rows, torch.inf)
+            target = torch.maximum(following, -(1 - GAMMA**reached_in) / (1 - GAMMA))
         value = expectile_loss(target - head(state, goal)[:, 0], EXPECTILE)
         with torch.no_grad():
             torch._foreach_lerp_(list(average.parameters()), list(head.parameters()), 1 - AVERAGE)  # pyright: ignore

@@ -66,7 +66,7 @@ def cost_correlation(world: World, costs: Mapping[str, Cost], traits: EnvTraits)
 
 def spearman(a: np.ndarray, b: np.ndarray) -> float:
     ranks = [np.argsort(np.argsort(values)).astype(float) for values in (a, b)]
-    return float(np.corrcoef(*ranks)[0, 1])
+    return float(np.corrcoef(np.stack(ranks))[0, 1])
 
 
 def prediction(world: World, store: EpisodeStore) -> dict[str, float]:

@@ -194,6 +194,7 @@ def landscape(folder: Path, label: str, world: World, costs: Mapping[str, Cost],
     scaled = [
         torch.from_numpy((m - m.min()) / max(float(np.ptp(m)), 1e-9)).float().view(LANDSCAPE, LANDSCAPE) for m in maps
     ]
+    (folder / MEDIA).mkdir(exist_ok=True)
     path = folder / MEDIA / f"landscape-{label.replace('/', '_')}.png"
     write_png(montage([enlarge(heatmap(torch.stack(scaled)), 192)]).permute(2, 0, 1), str(path))
     return picture(path)

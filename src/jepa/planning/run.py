@@ -108,7 +108,7 @@ def contenders(
     """The baselines that exist, then policies and the planner with every world."""
     traits, settings = EnvTraits.of(env), {"budget": config.budget}
     wanted = config.baselines
-    functions = {"random": Blind(StickyRandom(), env.actions)}
+    functions: dict[str, Controller] = {"random": Blind(StickyRandom(), env.actions)}
     if traits.expert:
         functions["expert"] = Function(traits.expert)
     if traits.straight_line:

@@ -48,11 +48,12 @@ class ActionPredictor(nn.Module):
             )
         self.history = history
         self.num_state_tokens, self.state_dim = (1, state_dim) if state == "pooled" else (num_tokens, embed_dim)
-        self.projector = (
-            PooledState(num_tokens, embed_dim, width, state_dim) if state == "pooled" else TokenState(embed_dim)
-        )
+        if state == "pooled":
+            self.projector = PooledState(num_tokens=num_tokens, embed_dim=embed_dim, width=width, state_dim=state_dim)
+        else:
+            self.projector = TokenState(embed_dim=embed_dim)
         self.normalize = normalize
-        self.actions = ActionEncoder(fields["actions"], width)
+        self.actions = ActionEncoder(field=fields["actions"], width=width)
         sizes = {
             "state_dim": self.state_dim,
             "width": width,
@@ -98,7 +99,7 @@ class ActionEncoder(nn.Module):
     low: Tensor
     high: Tensor
 
-    def __init__(self, field: Field, width: int) -> None:
+    def __init__(self, *, field: Field, width: int) -> None:
         super().__init__()
         space = field.space or ActionSpace(low=(-1.0,) * field.shape[-1], high=(1.0,) * field.shape[-1])
         self.space = space
@@ -121,7 +122,7 @@ class ActionEncoder(nn.Module):
 class PooledState(nn.Module):
     """[B, T, N, D] -> [B, T, 1, state_dim]: an MLP on all tokens, so that it knows where something is."""
 
-    def __init__(self, num_tokens: int, embed_dim: int, width: int, state_dim: int) -> None:
+    def __init__(self, *, num_tokens: int, embed_dim: int, width: int, state_dim: int) -> None:
         super().__init__()
         self.reduce = nn.Linear(embed_dim, max(1, min(embed_dim, MAX_FLAT // num_tokens)))
         flat = num_tokens * self.reduce.out_features
@@ -134,7 +135,7 @@ class PooledState(nn.Module):
 class TokenState(nn.Module):
     """[B, T, N, D] -> [B, T, N, D], normalised"""
 
-    def __init__(self, embed_dim: int) -> None:
+    def __init__(self, *, embed_dim: int) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(embed_dim, elementwise_affine=False)
 
@@ -189,7 +190,9 @@ class TransformerDynamics(nn.Module):
         super().__init__()
         self.embed = nn.Linear(state_dim, width)
         self.positions = nn.Parameter(0.02 * torch.randn(history, num_state_tokens, width))
-        self.blocks = nn.ModuleList(ModulatedBlock(width, num_heads, mlp_ratio) for _ in range(depth))
+        self.blocks = nn.ModuleList(
+            ModulatedBlock(width=width, num_heads=num_heads, mlp_ratio=mlp_ratio) for _ in range(depth)
+        )
         self.head = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, state_dim))
         init_weights(self, self.blocks)
         for block in self.blocks:
@@ -209,7 +212,7 @@ class TransformerDynamics(nn.Module):
 class ModulatedBlock(nn.Module):
     """A transformer block with inputs scaled and shifted, and outputs gated, by a condition."""
 
-    def __init__(self, width: int, num_heads: int, mlp_ratio: float) -> None:
+    def __init__(self, *, width: int, num_heads: int, mlp_ratio: float) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(width, elementwise_affine=False)
         self.attn = SelfAttention(width, num_heads, qkv_bias=True)

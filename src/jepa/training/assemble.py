@@ -133,7 +133,7 @@ def world_facts(objective: Any, dataset: Dataset) -> dict[str, Any]:
     channels, _, height, width = objective.backbone.clip_shape
     default = {"frame_shape": (channels, height, width), "frame_skip": 1, "env": {}}
     contract = objective.contract
-    return {"world": default | DatasetTraits.of(dataset).world | contract} if contract else {}
+    return {"world": {**default, **DatasetTraits.of(dataset).world, **contract}} if contract else {}
 
 
 def make_snapshotter(
