@@ -12,7 +12,9 @@ import pytest
 from jepa.cli.collect import main
 from jepa.config import ConfigError, compose_collect
 from jepa.config.catalogue import conf_folder
+from jepa.config.command_rules import RECORDINGS
 from jepa.data.episode_store import EpisodeStore
+from jepa.data.exchange import READERS, WRITERS
 
 SMALL = ["episodes=3", "steps=4"]
 
@@ -49,6 +51,7 @@ def test_the_expert_is_rewarded_in_every_episode(capsys: pytest.CaptureFixture[s
         (["name=../x"], "below outputs/"),
         (["source=lerobot"], "takes KIND:PATH"),
         (["export=lerobot"], "takes KIND:PATH"),
+        (["export=minary:x"], 'did you mean "minari"?'),
         (["source=minari:x"], "give name=NAME"),
     ],
 )
@@ -68,6 +71,20 @@ def test_other_settings_in_the_same_folder_are_refused_with_both(capsys: pytest.
     assert main([*SMALL, "name=a"]) == 0
     assert main([*SMALL, "name=a", "env=two_rooms_random", "seed=3"]) == 1
     assert "env.walls=fixed, seed=0, and env.walls=random, seed=3 was asked for" in capsys.readouterr().err
+
+
+def test_formats_are_refused_before_anything_is_collected_by_the_names_that_are_read_and_written() -> None:
+    assert set(RECORDINGS) == READERS.keys() == WRITERS.keys()
+
+
+def test_episodes_are_exported_and_imported_again(capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("h5py")
+    assert main([*SMALL, "env.channels=3", "name=a", "export=minari:exported"]) == 0
+    assert main(["name=b", "source=minari:exported"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1].split()[1:3] == ["3", "12"]
+    a, b = (EpisodeStore(Path("outputs", name)).episode(2) for name in "ab")
+    assert (a.frames == b.frames).all()
+    assert (a.actions == b.actions).all()
 
 
 def test_all_errors_come_at_once() -> None:

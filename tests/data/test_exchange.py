@@ -177,9 +177,9 @@ def test_a_missing_package_is_named_with_the_command(tmp_path: Path, monkeypatch
 def test_a_folder_that_holds_something_else_is_left_alone(tmp_path: Path) -> None:
     write_store(tmp_path / "store", [2, 2], shape=(3, 32, 32))
     write_export(f"minari:{tmp_path / 'exported'}", tmp_path / "store")
-    with pytest.raises(RunError, match=r"holds episodes of source , and minari:.* was asked for; give another folder"):
+    with pytest.raises(RunError, match=r"of source=, and source=minari:.* was asked for; give another"):
         read_source(f"minari:{tmp_path / 'exported'}", tmp_path / "store")
-    with pytest.raises(RunError, match=r"holds data and no store\.json; give another folder"):
+    with pytest.raises(RunError, match="is no store of episodes, it holds data; give another folder"):
         read_source(f"minari:{tmp_path / 'exported'}", tmp_path / "exported")
     assert len(EpisodeStore(tmp_path / "store")) == 2
 

@@ -91,13 +91,21 @@ def test_a_machine_that_cannot_draw_says_so_in_one_line() -> None:
 
 
 @pytest.mark.slow
-def test_torch_and_torchvision_are_imported_after_mujoco_has_drawn() -> None:
+@pytest.mark.parametrize(
+    "make", ["point_maze import PointMaze; env = PointMaze()", "gym import GymEnv; env = GymEnv(id='Reacher-v5')"]
+)
+def test_torch_and_torchvision_are_imported_after_mujoco_has_drawn(make: str) -> None:
     pytest.importorskip("gymnasium_robotics")
-    program = (
-        "from jepa.envs.point_maze import PointMaze; env = PointMaze(size=8); import torch, torchvision; print('alive')"
-    )
+    program = f"from jepa.envs.{make}; import torch, torchvision; print('alive'); env.close()"
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert (result.stdout, result.returncode) == ("alive\n", 0)
+
+
+@pytest.mark.slow
+def test_a_maze_that_nobody_closes_ends_without_complaints() -> None:
+    pytest.importorskip("gymnasium_robotics")
+    program = "from jepa.envs.point_maze import PointMaze; env = PointMaze()"
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert "Exception ignored" not in result.stderr
 
 

@@ -21,8 +21,8 @@ usage: jepa-collect [env=CHOICE] [policy=CHOICE] [episodes=N] [key=value ...] [f
   jepa-collect env=two_rooms policy=sticky_random episodes=2500 steps=40 name=rooms
   jepa-collect env=gym env.id=CartPole-v1 policy=random episodes=100
   jepa-collect env=point_maze policy=expert policy.random=0.2
-  jepa-collect name=rooms source=KIND:PATH      imports recorded episodes
-  jepa-collect ... export=KIND:PATH             also writes the store in another format
+  jepa-collect name=logs source=frames:./logs             imports recordings; lerobot:, minari:, frames:
+  jepa-collect env=two_rooms export=minari:./exported     also writes the store in another format
 
 The same command again goes on where it was, and does nothing when all episodes are there."""
 FLAGS = """\
@@ -54,7 +54,7 @@ def _run(overrides: Sequence[str], config_dir: str | None) -> int:
     folder = Path("outputs", config.name)
     speed = _import(config.source, folder) if config.source else _collect(config, folder)
     if config.export:
-        from jepa.data.exchange import write_export  # pyright: ignore[reportMissingImports]
+        from jepa.data.exchange import write_export
 
         write_export(config.export, folder)
     print(summary(EpisodeStore(folder), speed), flush=True)
@@ -80,7 +80,7 @@ def _collect(config: CollectConfig, folder: Path) -> float:
 
 
 def _import(source: str, folder: Path) -> float:
-    from jepa.data.exchange import read_source  # pyright: ignore[reportMissingImports]
+    from jepa.data.exchange import read_source
 
     read_source(source, folder)
     return 0

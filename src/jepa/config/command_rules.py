@@ -172,9 +172,15 @@ def _hub(view: ConfigView) -> Iterator[str]:
 EXPORT_RULES: tuple[Rule, ...] = (_format, _export_paths, _hub)
 
 
+RECORDINGS = ("lerobot", "minari", "frames")
+"""Formats of recorded episodes that are imported and exported."""
+
+
 def _kind_and_path(view: ConfigView, key: str) -> Iterator[str]:
-    if not re.fullmatch(r"[a-z]\w*:.+", view[key]):
-        yield f"{view.describe(key)}: takes KIND:PATH"
+    kind, colon, path = view[key].partition(":")
+    if kind not in RECORDINGS or not colon or not path:
+        hint = suggestion(kind, RECORDINGS)
+        yield f"{view.describe(key)}: takes KIND:PATH with a KIND of {', '.join(RECORDINGS)}{hint}"
 
 
 BASELINE_POLICIES = ("random", "straight_line", "clone", "policy", "expert", "true_dynamics")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from importlib import import_module
 from types import MappingProxyType, ModuleType
 from typing import Any
@@ -125,6 +127,9 @@ def make(id: str, kwargs: Mapping[str, Any], limit: int | None = None) -> Any:
         raise ValueError(f"env.kwargs.render_mode={kwargs['render_mode']}: frames are rgb_array always; leave it out")
     module, _, name = id.rpartition(":")
     module = module or next((plugin for prefix, plugin in PLUGINS.items() if id.startswith(prefix)), "")
+    known = gymnasium.registry.get(name)
+    if module == "gymnasium_robotics" or "mujoco" in str(getattr(known, "entry_point", "")):
+        import_mujoco()
     try:
         if module:
             require(module)
@@ -148,6 +153,23 @@ def require(module: str) -> ModuleType:
         package = (error.name or module).partition(".")[0]
         line = dict.fromkeys(("gymnasium", "mujoco", *PLUGINS.values()), EXTRA) | {"ale_py": "pip install ale-py"}
         raise ValueError(f"env: needs the package {package}: {line.get(package, 'install it')}") from error
+
+
+def import_mujoco() -> ModuleType:
+    """Raises ValueError if it finds nothing to draw with."""
+    if not os.environ.get("DISPLAY"):
+        os.environ.setdefault("MUJOCO_GL", "egl")  # MuJoCo reads it when it is first imported
+    with suppress(ImportError):
+        import_module("triton")  # torch loads it later, and its LLVM crashes if Mesa's was there before
+    try:
+        return require("mujoco")
+    except (AttributeError, RuntimeError) as error:  # of a library of OpenGL that is not there
+        raise cannot_draw(error) from error
+
+
+def cannot_draw(error: Exception) -> ValueError:
+    backend = os.environ.get("MUJOCO_GL", "")
+    return ValueError(f"env: MuJoCo cannot draw with MUJOCO_GL={backend} ({error}); set it to egl, osmesa or glfw")
 
 
 def _no_such_id(id: str, registered: list[str]) -> str:

@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import atexit
-import os
 from collections.abc import Sequence
-from contextlib import suppress
-from importlib import import_module
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 
-from jepa.envs.gym import make, require, to_frame
+from jepa.envs.gym import cannot_draw, import_mujoco, make, to_frame
 from jepa.envs.maze_paths import MazePaths
 from jepa.envs.types import Task, Transition, check_actions, check_states
 from jepa.types import ActionSpace, Channels, PositiveInt
@@ -169,7 +165,7 @@ def _walls(maze: Sequence[str]) -> np.ndarray:
 
 def _make(walls: np.ndarray, size: int) -> Any:
     """The simulator, seen from above, without shadows and without the target. Raises ValueError if it cannot draw."""
-    mujoco = _import_mujoco()
+    mujoco = import_mujoco()
     kwargs = {"maze_map": walls.astype(int).tolist(), "width": size, "height": size}
     env = make("PointMaze_UMaze-v3", kwargs, limit=-1)
     model, simulator = env.unwrapped.model, env.unwrapped.point_env
@@ -183,21 +179,5 @@ def _make(walls: np.ndarray, size: int) -> Any:
     try:
         env.render()
     except mujoco.FatalError as error:
-        raise _cannot_draw(error) from error
+        raise cannot_draw(error) from error
     return env
-
-
-def _import_mujoco() -> ModuleType:
-    if not os.environ.get("DISPLAY"):
-        os.environ.setdefault("MUJOCO_GL", "egl")  # MuJoCo reads it when it is first imported
-    with suppress(ImportError):
-        import_module("triton")  # torch loads it later, and its LLVM crashes if Mesa's was there before
-    try:
-        return require("mujoco")
-    except (AttributeError, RuntimeError) as error:  # of a library of OpenGL that is not there
-        raise _cannot_draw(error) from error
-
-
-def _cannot_draw(error: Exception) -> ValueError:
-    backend = os.environ.get("MUJOCO_GL", "")
-    return ValueError(f"env: MuJoCo cannot draw with MUJOCO_GL={backend} ({error}); set it to egl, osmesa or glfw")
