@@ -122,7 +122,7 @@ def compose_plan(overrides: Sequence[str] = (), config_dir: str | os.PathLike | 
 
 def to_dataclass(config: Mapping[str, Any] | DictConfig) -> TrainConfig:
     """A composed configuration, resolved, as plain Python objects."""
-    empty = {group: {} for group in OPTIONAL}  # as evaluator=[], which composes no such section
+    empty = {group: {} for group in OPTIONAL if group in TrainConfig.__dataclass_fields__}  # as evaluator=[] leaves out
     result = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(TrainConfig), empty, config))
     assert isinstance(result, TrainConfig)
     return result

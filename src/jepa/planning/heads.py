@@ -28,7 +28,7 @@ AVERAGE = 0.995
 """Momentum of the average of the value that its targets are computed with."""
 OTHER_GOALS, OWN_GOALS = 0.3, 0.65
 """Shares of goals that are frames of any episode, and later frames of their state's own; the rest are the state."""
-TEMPERATURE = 3.0
+TEMPERATURE = 10.0
 """Of the advantage that weights the actions of a policy."""
 MAX_WEIGHT = 100.0
 STATES_IN = {
