@@ -1,7 +1,7 @@
 # A fresh machine needs Python >= 3.11 and make, nothing else.  `make gpu-check PYTHON=python3` (any target) skips the
 # set-up and uses that interpreter with the packages it has.
 .DEFAULT_GOAL := help
-.PHONY: help train test quick setup lint bench gpu-check clean constraints
+.PHONY: help train plan test quick setup lint bench gpu-check clean constraints
 
 # Many short processes: what they import is compiled once.
 unexport PYTHONDONTWRITEBYTECODE
@@ -15,10 +15,13 @@ ARGS ?=
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
-	@echo '  ARGS="..." is handed on to train, test, quick, bench and gpu-check'
+	@echo '  ARGS="..." is handed on to train, plan, test, quick, bench and gpu-check'
 
 train: $(SETUP) ## Set up, then train the quickstart: a few minutes, ends with a table and a report
 	$(PYTHON) -m jepa.cli.train experiment=quickstart $(ARGS)
+
+plan: $(SETUP) ## Set up, then train a small world model and plan with it: about seven minutes, ends with a table and a video
+	$(PYTHON) -m jepa.cli.plan experiment=two_rooms name=two_rooms_plan $(ARGS)
 
 test: $(SETUP) ## Set up, then run all tests
 	$(PYTHON) -m pytest -n 3 --dist loadfile --no-loadscope-reorder $(ARGS)

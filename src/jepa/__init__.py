@@ -1,4 +1,4 @@
-"""Train joint embedding predictive architectures: `JEPAConfig`, `JEPAAgent`, `load_encoder`."""
+"""Train joint embedding predictive architectures: `JEPAConfig`, `JEPAAgent`, `load_encoder`, `load_world`."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from jepa.agent import JEPAAgent, JEPAConfig, load_encoder
+    from jepa.agent import JEPAAgent, JEPAConfig, load_encoder, load_planner, load_world
 
-__all__ = ["JEPAAgent", "JEPAConfig", "load_encoder"]
+__all__ = ["JEPAAgent", "JEPAConfig", "load_encoder", "load_planner", "load_world"]
 
 
 def __getattr__(name: str) -> Any:

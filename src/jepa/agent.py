@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from jepa.config import TrainConfig, as_config_errors, to_yaml
+from jepa.config import TrainConfig, as_config_errors, compose_plan, factory, to_yaml
 from jepa.config.attributes import JEPAConfig
 from jepa.data.decode import ImageSource
 from jepa.data.loader import killed_worker
@@ -25,6 +25,9 @@ from jepa.parallel.device import total_memory
 from jepa.parallel.environment import requeue
 from jepa.parallel.session import Session, forward_failures, open_distributed_session
 from jepa.parallel.signals import FROM_SCHEDULERS, SIGNALS, Interrupt, handlers, listen
+from jepa.planning.fit import fit_heads
+from jepa.planning.goal_planner import GoalPlanner
+from jepa.planning.world import load_world
 from jepa.reports.run import final_table, write_report
 from jepa.reports.text import printable
 from jepa.reports.verdict import initial_weights, verdict
@@ -36,7 +39,7 @@ from jepa.training.assemble import Phase, assemble, data_identity, make_dataset,
 from jepa.training.launch import num_processes, start_processes
 from jepa.training.run import Run
 
-__all__ = ["JEPAAgent", "JEPAConfig", "load_encoder"]
+__all__ = ["JEPAAgent", "JEPAConfig", "load_encoder", "load_planner", "load_world"]
 
 
 class JEPAAgent:
@@ -79,6 +82,17 @@ def load_encoder(path_or_name: str | os.PathLike) -> nn.Module:
     are built, so that no file can run code.
     """
     return open_encoder(path_or_name)
+
+
+def load_planner(planner: str = "cem", cost: str | Sequence[str] = "gc_value", *, overrides: Sequence[str] = ()) -> Any:
+    """A planner of conf/planner with costs of conf/cost: `plan(world, goal, frame)` returns actions.
+
+    `overrides` are those of jepa-plan, as planner.horizon=24. Raises ConfigError for unknown names and wrong values.
+    """
+    costs = [cost] if isinstance(cost, str) else cost
+    choices = [f"planner={planner}", f"cost=[{','.join(costs)}]"]
+    config = compose_plan(["experiment=two_rooms", *choices, *overrides])  # jepa-plan would need an experiment or a run
+    return GoalPlanner(factory(config.planner)(), {name: factory(node)() for name, node in config.cost.items()})
 
 
 def train(config: TrainConfig, folder: Path, interrupt: Interrupt | None = None) -> int:
@@ -148,8 +162,6 @@ def _train(config: TrainConfig, folder: RunFolder, interrupt: Interrupt, session
 def _fit_heads(config: TrainConfig, folder: Path) -> None:
     """Fit the heads of a world model that are named in the configuration and not yet in the run folder."""
     if names := config.objective.get("heads"):
-        from jepa.planning.fit import fit_heads
-
         with as_config_errors():
             dataset: Any = make_dataset(config)
             fit_heads(folder, dataset.store, names, num_steps=config.objective["head_steps"], seed=config.seed)

@@ -174,6 +174,9 @@ class Composer:
         return [self._parsed[text] for text in dict.fromkeys(overrides) if text in self._parsed], errors
 
     def is_group(self, override: Override) -> bool:
+        """True if it chooses from a group; `experiment` of jepa-plan is a key, whose value names a choice."""
+        if self._primary and override.key_or_group in self._primary.values:
+            return False
         return override.key_or_group in self.catalogue.groups or override.key_or_group.startswith("hydra/")
 
     def default(self, overrides: Sequence[str]) -> dict[str, Any]:

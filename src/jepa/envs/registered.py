@@ -9,24 +9,28 @@ import numpy as np
 from gymnasium import spaces
 
 from jepa.envs.two_rooms import SIDE, STRICT, TwoRooms, distance
+from jepa.types import Channels
 
 
 class TwoRoomsEnv(gymnasium.Env[np.ndarray, np.ndarray]):
-    """One environment: observations and pictures are uint8 [H, W, 3], actions are steps in pixels.
+    """One environment: observations are uint8 [H, W, channels], actions are steps in pixels.
 
     `reset(seed=, options={"state": ..., "goal_state": ...})` takes (x, y, x of the wall, y of the door) in pixels; what
     is not given is drawn, with start and goal in different rooms. `info` has `state`, `goal_state`, `goal` (a picture),
-    `distance` in pixels and `success`. An episode ends with a reward of 1 when the dot is within `STRICT` of the goal.
+    `distance` in pixels, `success` and the number of `steps`. An episode ends with a reward of 1 when the dot is within
+    `STRICT` of the goal.
     """
 
     metadata: dict[str, Any] = {"render_modes": ["rgb_array"], "render_fps": 10}
 
-    def __init__(self, *, walls: Literal["fixed", "random"] = "fixed", render_mode: str | None = None) -> None:
-        self.rooms = TwoRooms(walls=walls, channels=3)
+    def __init__(
+        self, *, walls: Literal["fixed", "random"] = "fixed", channels: Channels = 3, render_mode: str | None = None
+    ) -> None:
+        self.rooms = TwoRooms(walls=walls, channels=channels)
         self.render_mode = render_mode
         low, high = (np.array(bound, dtype=np.float32) for bound in (self.rooms.actions.low, self.rooms.actions.high))
         self.action_space = spaces.Box(low, high, dtype=np.float32)
-        self.observation_space = spaces.Box(0, 255, (SIDE, SIDE, 3), dtype=np.uint8)
+        self.observation_space = spaces.Box(0, 255, (SIDE, SIDE, channels), dtype=np.uint8)
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -39,24 +43,25 @@ class TwoRoomsEnv(gymnasium.Env[np.ndarray, np.ndarray]):
             raise ValueError(f"options {sorted(unknown)}: valid are state and goal_state")
         start, goal = _states(given, start=task.start, goal=task.goal)
         frames, self.states = self.rooms.reset([0], start[None], goal[None])
-        self.goals = goal[None]
+        self.goals, self.num_steps = goal[None], 0
         self.frame, self.goal_frame = _image(frames), _image(self.rooms.render(self.goals))
         return self.frame, self._info()
 
     def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
         frames, self.states, rewards, terminated, _ = self.rooms.step(np.asarray(action)[None])
-        self.frame = _image(frames)
+        self.frame, self.num_steps = _image(frames), self.num_steps + 1
         return self.frame, float(rewards[0]), bool(terminated[0]), False, self._info()
 
     def render(self) -> np.ndarray | None:  # pyright: ignore[reportIncompatibleMethodOverride]
-        return self.frame if self.render_mode == "rgb_array" else None
+        """uint8 [H, W, 3]"""
+        return np.broadcast_to(self.frame, (SIDE, SIDE, 3)).copy() if self.render_mode == "rgb_array" else None
 
     def _info(self) -> dict[str, Any]:
         left = float(distance(self.states, self.goals)[0])
         state, goal_state = self.states[0].copy(), self.goals[0].copy()
         return {
             "state": state, "goal_state": goal_state, "goal": self.goal_frame.copy(), "distance": left,
-            "success": left < STRICT,
+            "success": left < STRICT, "steps": self.num_steps,
         }  # fmt: skip
 
 

@@ -145,8 +145,8 @@ def fit_value(
     """Goal-conditioned value: minus the discounted number of steps to the goal, on the best known way.
 
     Implicit V-learning (HIQL, Park et al. 2023, equation 5): the expectile of -1 + gamma V(next state, goal). Where the
-    goal was reached later in the same episode, the number of steps that it took is a bound (optimality tightening, He et
-    al. 2017), without which values spread by one step an update. Value functions of this kind were proposed as planning
+    goal was reached later in the same episode, the number of steps that it took is a bound (optimality tightening, He
+    et al. 2017), without which values spread by one step an update. Value functions of this kind were proposed as planning
     costs of JEPAs in arXiv:2601.00844.
     """
     average = deepcopy(head).requires_grad_(False)
