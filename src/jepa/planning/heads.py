@@ -146,8 +146,8 @@ def fit_value(
 
     Implicit V-learning (HIQL, Park et al. 2023, equation 5): the expectile of -1 + gamma V(next state, goal). Where the
     goal was reached later in the same episode, the number of steps that it took is a bound (optimality tightening, He
-    et al. 2017), without which values spread by one step an update. Value functions of this kind were proposed as planning
-    costs of JEPAs in arXiv:2601.00844.
+    et al. 2017), without which values spread by one step an update. Such values were proposed as planning costs of
+    JEPAs in arXiv:2601.00844.
     """
     average = deepcopy(head).requires_grad_(False)
 

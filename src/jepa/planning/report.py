@@ -172,7 +172,7 @@ def success_chart(results: Mapping[str, Any], env: BatchedEnv) -> Any:
         won = np.array([o["strict"] for o in found["outcomes"]])
         points = [(float(lengths[part].mean()), 100 * float(won[part].mean())) for part in parts if len(part)]
         lines.append(Line(name=" ".join(filter(None, (found["policy"], found["cost"], found["world"]))), points=points))
-    return line_chart(Chart(title="Success over the length of the way", unit="% strict", axis="unit of length"), lines)
+    return line_chart(Chart(title="Success over the length of the way", unit="% strict", axis="length"), lines)
 
 
 @torch.no_grad()
