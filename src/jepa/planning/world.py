@@ -72,7 +72,6 @@ class World(nn.Module):
         self.heads = nn.ModuleDict(heads)
         self.num_rows = 0
         """Rows of states that the predictor has stepped so far."""
-        self.eval().requires_grad_(False)
 
     @property
     def history(self) -> int:
@@ -134,7 +133,7 @@ def load_world(path_or_name: str | os.PathLike, *, heads: bool = True) -> World:
     world = World(encoder, predictor, contract, {})
     if heads:
         world.heads.update(read_heads(run_folder(checkpoint), world, checkpoint.name))
-    return world
+    return world.eval().requires_grad_(False)
 
 
 def run_folder(checkpoint: Path) -> Path:
