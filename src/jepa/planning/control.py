@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -76,11 +77,12 @@ class HeadController:
         self.world, self.head = world, world.heads[head]
 
     def begin(self, goals: Goals, seeds: Sequence[int], num_steps: int) -> None:
-        self.goals = self.world.encode(goals.frames)
+        self.goals = one_by_one(self.world.encode, goals.frames)
 
     @torch.no_grad()
     def act(self, step: int, frames: np.ndarray, states: np.ndarray, active: np.ndarray) -> np.ndarray:
-        actions = head_actions(self.world, self.head, self.world.encode(frames), self.goals)
+        choose = partial(head_actions, self.world, self.head)
+        actions = one_by_one(choose, one_by_one(self.world.encode, frames), self.goals)
         return first_of_block(self.world.unscale(actions), self.world)
 
 
@@ -93,7 +95,7 @@ class Planning:
             raise ValueError(f"cost: the world has no head {missing[0]}; add it to objective.heads and fit it")
 
     def begin(self, goals: Goals, seeds: Sequence[int], num_steps: int) -> None:
-        self.goals = self.world.encode(goals.frames)
+        self.goals = one_by_one(self.world.encode, goals.frames)
         self.seen: list[Tensor] = []
         self.done: list[Tensor] = []
         self.plan: Tensor | None = None
@@ -105,7 +107,7 @@ class Planning:
         """Frames before the first action of a block of actions are seen by the world."""
         position, part = divmod(step, self.world.contract.block)
         if part == 0:
-            self.seen.append(self.world.encode(frames))
+            self.seen.append(one_by_one(self.world.encode, frames))
             if position % self.planner.execute == 0:
                 self._plan(step, active)
             assert self.plan is not None
@@ -144,7 +146,7 @@ class Planning:
         idle = torch.zeros(len(self.seeds), plan_size(self.world))
         if self.world.contract.actions.is_discrete:
             idle = idle.long()
-        done = [*[idle] * (count - 1 - len(self.done)), *self.done[len(self.done) - count + 1 :]] if count > 1 else []
+        done = [*[idle] * (count - 1), *self.done][len(self.done) :]
         return torch.stack(seen, dim=1), torch.stack(done, dim=1) if done else idle[:, None][:, :0]
 
     def _warm_start(self, states: Tensor) -> Tensor | None:
@@ -211,6 +213,11 @@ class TruePlanning:
     def _unscale(self, actions: np.ndarray) -> np.ndarray:
         low, high = np.asarray(self.space.low), np.asarray(self.space.high)
         return low + (np.clip(actions, -1, 1) + 1) / 2 * (high - low)
+
+
+def one_by_one(function: Callable[..., Tensor], *batches: Any) -> Tensor:
+    """The function of each row by itself: the same bits in any batch, which matrix products of many rows do not give."""
+    return torch.cat([function(*(batch[row : row + 1] for batch in batches)) for row in range(len(batches[0]))])
 
 
 def plan_size(world: World) -> int:
