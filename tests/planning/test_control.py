@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tests.helpers.tiny_world import make_world
 from torch import Tensor
 
 from jepa.envs.policies import StickyRandom
@@ -18,7 +19,6 @@ from jepa.planning.costs import Control, GCValue, LatentL2
 from jepa.planning.random_shooting import RandomShooting
 from jepa.planning.types import Search
 from jepa.types import ActionSpace
-from tests.helpers.tiny_world import make_world
 
 DISCRETE = ActionSpace(num_actions=3)
 SIDE = 16

@@ -216,7 +216,7 @@ class TruePlanning:
 
 
 def one_by_one(function: Callable[..., Tensor], *batches: Any) -> Tensor:
-    """The function of each row by itself: the same bits in any batch, which matrix products of many rows do not give."""
+    """The function of each row by itself: the same bits in any batch, other than products of many rows."""
     return torch.cat([function(*(batch[row : row + 1] for batch in batches)) for row in range(len(batches[0]))])
 
 

@@ -152,8 +152,9 @@ def fit_value(
     average = deepcopy(head).requires_grad_(False)
 
     def loss(rows: Tensor) -> Tensor:
-        goals = mixed_goals(data, rows, random)
-        state, after, goal = data.states[rows], data.states[rows + 1], data.states[goals]
+        is_last = rows == data.ends[rows]  # what was reached there is all that is known of it
+        goals = torch.where(is_last, rows, mixed_goals(data, rows, random))
+        state, after, goal = data.states[rows], data.states[torch.where(is_last, rows, rows + 1)], data.states[goals]
         with torch.no_grad():
             following = -1 + GAMMA * average(after, goal)[:, 0].clamp(-1 / (1 - GAMMA), 0)
             reached_in = torch.where((goals >= rows) & (goals <= data.ends[rows]), goals - rows, torch.inf)
@@ -163,7 +164,7 @@ def fit_value(
             torch._foreach_lerp_(list(average.parameters()), list(head.parameters()), 1 - AVERAGE)  # pyright: ignore
         return value
 
-    return fit(head, loss, data.transitions, num_steps, random)
+    return fit(head, loss, torch.arange(len(data.states)), num_steps, random)
 
 
 def fit_distance(

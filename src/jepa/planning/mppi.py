@@ -30,7 +30,8 @@ class MPPI:
             candidates = (mean[:, None] + std * noise).clamp(-1, 1)
             candidates[:, 0] = mean
             costs = search.cost(candidates)
-            scaled = (costs - costs.amin(dim=1, keepdim=True)) / costs.std(dim=1, keepdim=True, correction=0).clamp(min=1e-6)
+            spread = costs.std(dim=1, keepdim=True, correction=0).clamp(min=1e-6)
+            scaled = (costs - costs.amin(dim=1, keepdim=True)) / spread
             weights = (-scaled / self.temperature).softmax(dim=1)
             mean, std = (weights[:, :, None, None] * candidates).sum(dim=1), std * self.shrink
         return mean
