@@ -75,7 +75,7 @@ def cells() -> tuple[Tensor, Tensor, Tensor]:
 
 @cache
 def value_of_the_grid() -> MLPHead:
-    return fit_head("value", walks(), {}, 600, 0)[0]
+    return fit_head("value", walks(), {}, 1500, 0)[0]
 
 
 def test_the_value_of_a_grid_counts_the_steps_of_the_shortest_way() -> None:
