@@ -376,3 +376,24 @@ def test_a_training_that_was_killed_ends_with_the_same_world(home: Path, copy: P
     for path in home.glob("outputs/a/checkpoints/step_00000020/*model*.safetensors"):
         assert_same_tensors(copy / path.relative_to(home), path)
     assert_same_tensors(copy / "outputs/a/heads.safetensors", home / "outputs/a/heads.safetensors")
+
+
+@pytest.mark.slow
+def test_an_experiment_is_collected_trained_for_every_seed_and_planned_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    changes = ",".join(f"'{change}'" for change in TINY if not change.startswith("experiment="))
+    arguments = ["experiment=two_rooms", f"train=[{changes}]", "seeds=2", "name=e"]
+    assert main([*arguments, *PLAN, "baselines=[random]"]) == 0
+    rows = results("e")["rows"]
+    assert [(row["policy"], row["world"], row["seed"]) for row in rows] == [
+        ("random", "", 0),
+        ("cem", "two_rooms", 0),
+        ("cem", "two_rooms-seed1", 1),
+        ("cem", "", None),
+    ]
+    written = {path: path.stat().st_mtime_ns for path in tmp_path.glob("outputs/two_rooms*/checkpoints/*/state.json")}
+    assert main([*arguments, *PLAN, "baselines=[random]"]) == 0
+    assert written == {path: path.stat().st_mtime_ns for path in written}
+    assert results("e")["rows"] == rows
