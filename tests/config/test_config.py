@@ -34,6 +34,7 @@ CATALOGUE = Catalogue([conf_folder()])
 CHOICES = [(group, name) for group, choices in CATALOGUE.groups.items() for name in choices]
 EMPTY = Path(__file__).parents[1] / "files" / "empty.tar"
 VOC = [f"dataset.root_path={EMPTY.with_name('empty_voc')}", "dataset.split=null", "dataset.val_split=null"]
+EPISODES = ["dataset=episodes", f"dataset.path={EMPTY.parent / 'empty_episodes'}"]
 NEEDED = {
     "imagefolder": ["dataset.root_path=.", "dataset.image_folder=."],
     "videofolder": ["dataset.root_path=.", "dataset.video_folder=."],
@@ -54,12 +55,15 @@ NEEDED = {
         *("dataset.val_annotations=null", "dataset.val_images=null"),
     ],
     "webdataset": [f"dataset.shards={EMPTY}"],
-    "episodes": [f"dataset.path={EMPTY.parent / 'empty_episodes'}"],
+    "episodes": EPISODES[1:],
     "pretrained": ["encoder.weights=timm:vit_tiny_patch16_224"],
     "cross_view": ["augment.views=2"],
     "temporal_similarity": ["dataset=moving_digits", "encoder=temporal"],
     "temporal": ["dataset=moving_digits", "encoder=temporal"],
     "gym": ["env.id=CartPole-v1"],
+    **{f"{group}={name}": ["experiment=two_rooms"] for group, name in CHOICES if group in ("planner", "cost")},
+    "objective=dynamics": [*EPISODES, "num_frames=3"],
+    "predictor=action": [*EPISODES, "num_frames=3", "objective=dynamics"],
     "mask=none": ["predictor=projector", "regularizer=[cross_view,sigreg]", "augment.views=2"],
     "projector": ["mask=none", "regularizer=[cross_view,sigreg]", "augment.views=2"],
 }
@@ -224,7 +228,7 @@ def faults(*overrides: str) -> list[str]:
         (["objective.context_weight=-1"], "objective.context_weight=-1: must not be negative"),
         (["evaluator=accuracy"], "evaluator=accuracy: objective=jepa gives accuracy nothing to look at; leave it out"),
         (["objective=vae", "predictor.depth=2"], "predictor.depth=2: objective=vae uses no predictor; leave it out"),
-        (["objective=mae", "objective.momentum=0.9"], "has no 'momentum'; objective=classify, jepa has"),
+        (["objective=mae", "objective.momentum=0.9"], "has no 'momentum'; objective=classify, dynamics, jepa has"),
         (
             ["objective=vae", "objective.bottleneck=pool"],
             'no such bottleneck; did you mean "pooled"?; valid: pooled, tokens',
@@ -274,7 +278,8 @@ def test_every_choice_composes_without_a_fault(group: str, name: str) -> None:
         if group == "experiment" and "in1k" in name
         else needed_by(group, name)
     )
-    composer = Composer(None, "collect") if group in ("env", "policy") else COMPOSER
+    commands = {"env": "collect", "policy": "collect", "planner": "plan", "cost": "plan"}
+    composer = Composer(None, commands[group]) if group in commands else COMPOSER
     assert not composer.check([f"{group}={name}", *needed]).errors
 
 

@@ -37,7 +37,8 @@ def make(
     with torch.no_grad():
         for parameter in built.dynamics.parameters():
             parameter.copy_(0.3 * torch.randn_like(parameter))
-    return Dynamics(encoder=encoder, predictor=built, fields=fields, total_steps=10, **changes)
+    options = {"similarity_weight": 0.0, **changes}
+    return Dynamics(encoder=encoder, predictor=built, fields=fields, total_steps=10, **options)
 
 
 def draw(space: ActionSpace = CONTINUOUS, count: int = B, seed: int = 1) -> Batch:
@@ -298,7 +299,7 @@ def test_a_linear_world_is_learnt() -> None:
     states: Any = nn.Identity()
     predictor.projector = states
     objective = Dynamics(
-        encoder=Pixels(), predictor=predictor, fields=fields, target="stopgrad", inverse_weight=1.0, total_steps=300
+        encoder=Pixels(), predictor=predictor, fields=fields, target="stopgrad", similarity_weight=0.0, total_steps=300
     )
     train(objective, linear_world, 300, 5e-3)
     found = objective.eval().diagnose(linear_world(1000), NO_MASKS)

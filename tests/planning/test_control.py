@@ -16,6 +16,7 @@ from jepa.envs.types import EnvTraits
 from jepa.planning.cem import CEM
 from jepa.planning.control import Blind, Function, Goals, HeadController, Planning, TruePlanning
 from jepa.planning.costs import Control, GCValue, LatentL2
+from jepa.planning.policy import PolicyPlanner
 from jepa.planning.random_shooting import RandomShooting
 from jepa.planning.types import Search
 from jepa.types import ActionSpace
@@ -214,6 +215,8 @@ def test_seeds_make_plans_differ() -> None:
 def test_a_head_that_a_cost_needs_and_the_world_lacks_is_refused_by_name() -> None:
     with pytest.raises(ValueError, match=r"no head value; add it to objective.heads"):
         Planning(make_world(), CEM(), {"gc_value": GCValue()})
+    with pytest.raises(ValueError, match=r"no head policy; add it to objective.heads"):
+        Planning(make_world(), PolicyPlanner(), {})
 
 
 def test_the_film_begins_with_the_first_frame_and_has_one_picture_for_each() -> None:

@@ -50,9 +50,9 @@ class Dynamics(Objective):
         self, *, encoder: nn.Module, predictor: nn.Module, regularizers: Mapping[str, nn.Module] | None = None,
         fields: Mapping[str, Field], target: Literal["none", "stopgrad", "ema"] = "none",
         starts: Literal["all", "first"] = "all", inverse_weight: NonNegative = 1.0,
-        similarity_weight: NonNegative = 0.0, freeze: bool = False, momentum: Share = 0.99,
-        final_momentum: Share = 1.0, heads: Sequence[HeadName] = (), head_steps: PositiveInt = 4000,
-        total_steps: PositiveInt,
+        similarity_weight: NonNegative = 12.0, freeze: bool = False, momentum: Share = 0.99,
+        final_momentum: Share = 1.0, heads: Sequence[HeadName] = ("probe", "value", "policy", "clone"),
+        head_steps: PositiveInt = 4000, total_steps: PositiveInt,
     ) -> None:  # fmt: skip
         super().__init__()
         if not isinstance(predictor, ActionPredictor):

@@ -91,8 +91,10 @@ class Planning:
 
     def __init__(self, world: World, planner: Planner, costs: Mapping[str, Cost], seed: int = 0) -> None:
         self.world, self.planner, self.costs, self.seed = world, planner, costs, seed
-        if missing := [name for cost in costs.values() for name in cost.needs if name not in world.heads]:
-            raise ValueError(f"cost: the world has no head {missing[0]}; add it to objective.heads and fit it")
+        needs = [name for cost in costs.values() for name in cost.needs]
+        needs += ["policy"] * (PlannerTraits.of(planner).warm_start == "policy")
+        if missing := [name for name in needs if name not in world.heads]:
+            raise ValueError(f"planner, cost: the world has no head {missing[0]}; add it to objective.heads and fit it")
 
     def begin(self, goals: Goals, seeds: Sequence[int], num_steps: int) -> None:
         self.goals = one_by_one(self.world.encode, goals.frames)

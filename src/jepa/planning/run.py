@@ -125,7 +125,7 @@ def contenders(
     for label, world in worlds.items():
         seed = int(read_config(folders[label]).get("seed", 0))
         for name in ("clone", "policy"):
-            if name in wanted and name in world.heads:
+            if (name in wanted or name == planner) and name in world.heads:
                 yield Contender(
                     name, "", label, seed, lambda name=name, world=world: HeadController(world, name), settings, world
                 )
@@ -197,6 +197,7 @@ def with_means(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     groups: dict[str, list[dict[str, Any]]] = {}
     for found in rows:
         if found["world"]:
-            groups.setdefault(json.dumps([found["policy"], found["cost"]]), []).append(found)
-    means = [mean_row(group) | {"world": ""} for group in groups.values() if len(group) > 1]
+            policy, cost, _, _, settings = json.loads(found["key"])
+            groups.setdefault(json.dumps([policy, cost, settings]), []).append(found)
+    means = [mean_row(group) | {"world": ""} for group in groups.values() if len({row["seed"] for row in group}) > 1]
     return [*rows, *means]

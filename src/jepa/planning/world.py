@@ -51,7 +51,11 @@ class WorldContract:
 
     def check(self, env: BatchedEnv) -> None:
         """Raises ConfigError that names all differences with both values."""
-        pairs = {"frame_shape": (self.frame_shape, env.frame_shape), "actions": (self.actions, env.actions)}
+        pairs = {
+            "frame_shape": (self.frame_shape, env.frame_shape),
+            "actions": (self.actions, env.actions),
+            "frame_skip": (self.frame_skip, env.settings.get("frame_skip", 1)),
+        }
         faults = [
             f"{name}: the world was trained with {ours}, the environment has {theirs}"
             for name, (ours, theirs) in pairs.items()
@@ -157,7 +161,7 @@ def build_predictor(encoder: Any, contract: WorldContract, settings: Mapping[str
     grid = make_grid((1, height, width), encoder.patch_size)
     try:
         return ActionPredictor(grid=grid, embed_dim=encoder.embed_dim, fields=fields, **settings)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, KeyError, AssertionError, RuntimeError) as error:
         raise CheckpointError(f"{where}: {error}") from error
 
 

@@ -1,0 +1,72 @@
+"""A world model trains on two ranks, and in micro-batches, as in one process: real processes over gloo."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+import torch.multiprocessing as multiprocessing
+
+from jepa import JEPAAgent, JEPAConfig
+from tests.helpers.tiny_world import TINY
+from tests.parallel.test_ranks import free_ports
+
+pytestmark = pytest.mark.slow
+
+STEPS = ["steps=10", "eval_every=10", "save_every=10", "log_every=1", "batch_size=12", "objective.heads=[]"]
+VARIANTS = {
+    "vicreg": [],
+    "average": ["objective.target=ema", "predictor.normalize=true", "regularizer=sigreg"],
+    "tokens": ["predictor.state=tokens", "predictor.model=transformer", "predictor.history=2"],
+}
+
+
+def train(folder: Path, episodes: Path, name: str, how: list[str]) -> None:
+    config = JEPAConfig(*TINY, *STEPS, f"dataset.path={episodes}", "device=cpu", *VARIANTS[name], *how)
+    JEPAAgent(config, folder=folder).train()
+
+
+def be_a_rank(rank: int, folder: Path, ports: list[int]) -> None:
+    os.environ.update(RANK=str(rank), WORLD_SIZE="2", LOCAL_RANK=str(rank), LOCAL_WORLD_SIZE="2")
+    os.environ.update(MASTER_ADDR="127.0.0.1")
+    for port, name in zip(ports, VARIANTS, strict=True):
+        os.environ["MASTER_PORT"] = str(port)
+        train(folder / f"two {name}", folder / "episodes", name, ["strategy=ddp"])
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("dynamics")
+    for name in VARIANTS:
+        train(folder / name, folder / "episodes", name, [])
+    multiprocessing.spawn(be_a_rank, args=(folder, free_ports(len(VARIANTS))), nprocs=2)  # pyright: ignore
+    return folder
+
+
+def rows(folder: Path) -> list[dict]:
+    lines = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
+    return [row for row in lines if "train/loss" in row]
+
+
+def assert_same_numbers(one: Path, other: Path) -> None:
+    expected, found = rows(one), rows(other)
+    assert len(expected) == len(found) == 10
+    assert expected[-1]["train/loss"] != expected[0]["train/loss"]
+    for before, after in zip(expected, found, strict=True):
+        assert before.keys() == after.keys()
+        for name in (n for n in before if not n.startswith("perf/")):
+            assert after[name] == pytest.approx(before[name], rel=1e-4, abs=1e-4), (name, before["step"])
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("name", VARIANTS)
+def test_two_ranks_train_as_one_process_does(name: str, runs: Path) -> None:
+    assert_same_numbers(runs / name, runs / f"two {name}")
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_micro_batches_train_as_the_whole_batch_does(name: str, runs: Path, tmp_path: Path) -> None:
+    train(tmp_path, runs / "episodes", name, ["micro_batch_size=4"])
+    assert_same_numbers(runs / name, tmp_path)

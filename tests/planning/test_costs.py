@@ -1,0 +1,114 @@
+"""Costs of imagined futures against plain loops."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from jepa.planning.costs import (
+    Constraint,
+    Control,
+    GCValue,
+    LatentL2,
+    ProbeDistance,
+    Reward,
+    TemporalDistance,
+    over_steps,
+    total,
+)
+from jepa.planning.types import Imagined
+
+N, H, S, Z = 3, 4, 2, 3
+
+
+def imagined() -> Imagined:
+    random = torch.Generator().manual_seed(0)
+    draw = lambda *shape: torch.randn(*shape, generator=random)  # noqa: E731
+    return Imagined(draw(N, H, S, Z), draw(S, Z), draw(S, Z), draw(N, H, 2))
+
+
+def world(**heads: Any) -> Any:
+    return SimpleNamespace(heads=heads)
+
+
+def gap(states: Tensor, goals: Tensor) -> Tensor:
+    """A head of a state and a goal: the sum of their differences."""
+    return (states - goals).sum(dim=-1, keepdim=True)
+
+
+def each_step(function: Any) -> Tensor:
+    """[N, H] of a function of the number of a candidate and of a step"""
+    return torch.tensor([[float(function(n, h)) for h in range(H)] for n in range(N)])
+
+
+@pytest.mark.parametrize(("over", "expected"), [("sum", [6.0, 15.0]), ("mean", [2.0, 5.0]), ("last", [3.0, 6.0])])
+def test_steps_count_together_on_average_or_the_last_alone(over: str, expected: list[float]) -> None:
+    assert over_steps(torch.tensor([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]]), over).tolist() == expected
+
+
+@pytest.mark.parametrize("over", ["sum", "mean", "last"])
+def test_latent_distance_is_the_mean_square_of_all_numbers_of_a_state(over: Any) -> None:
+    seen = imagined()
+    rows = each_step(lambda n, h: (seen.states[n, h] - seen.goal).square().mean())
+    torch.testing.assert_close(LatentL2(weight=2.0, over=over)(world(), seen), 2 * over_steps(rows, over))
+
+
+def test_the_value_counts_negatively_and_the_distance_is_positive() -> None:
+    seen = imagined()
+    rows = each_step(lambda n, h: (seen.states[n, h] - seen.goal).sum())
+    torch.testing.assert_close(GCValue()(world(value=gap), seen), -rows.sum(dim=1))
+    expected = rows.exp().log1p().sum(dim=1)
+    torch.testing.assert_close(TemporalDistance()(world(distance=gap), seen), expected)
+
+
+@pytest.mark.parametrize("columns", [None, 2])
+def test_the_distance_of_what_the_probe_reads_takes_its_first_columns(columns: int | None) -> None:
+    seen = imagined()
+    rows = each_step(lambda n, h: (seen.states[n, h] - seen.goal).flatten()[:columns].norm())
+    found = ProbeDistance(columns=columns, over="last")(world(probe=lambda states: states), seen)
+    torch.testing.assert_close(found, rows[:, -1])
+
+
+def test_rewards_are_discounted_and_end_where_the_world_does() -> None:
+    seen = imagined()
+    heads = {"reward": lambda states: states[..., :1], "continuation": lambda states: states[..., 1:2]}
+    expected = []
+    for n in range(N):
+        alive, gained = 1.0, 0.0
+        for h in range(H):
+            state = seen.states[n, h].flatten()
+            gained += 0.9**h * alive * float(state[0])
+            alive *= float(state[1].sigmoid())
+        expected.append(-2 * gained)
+    torch.testing.assert_close(Reward(weight=2.0, gamma=0.9)(world(**heads), seen), torch.tensor(expected))
+
+
+def test_control_is_the_mean_square_of_actions() -> None:
+    seen = imagined()
+    expected = torch.stack([actions.square().mean() for actions in seen.actions])
+    torch.testing.assert_close(Control(weight=0.5)(world(), seen), 0.5 * expected)
+
+
+def test_a_constraint_penalises_what_lies_beyond_its_bounds_alone() -> None:
+    seen = imagined()
+    cost = Constraint(low=[None, -0.2], high=[0.5, 0.1], weight=10.0)
+
+    def beyond(n: int, h: int) -> float:
+        first, second = seen.states[n, h].flatten()[:2].tolist()
+        return max(0, first - 0.5) + max(0, -0.2 - second) + max(0, second - 0.1)
+
+    expected = 10 * each_step(beyond).sum(dim=1)
+    torch.testing.assert_close(cost(world(probe=lambda states: states[..., :2]), seen), expected)
+    inside = seen._replace(states=torch.zeros(N, H, S, Z))
+    assert cost(world(probe=lambda states: states[..., :2]), inside).tolist() == [0.0] * N
+
+
+def test_costs_are_summed() -> None:
+    seen = imagined()
+    costs = {"latent_l2": LatentL2(), "control": Control(weight=3.0)}
+    expected = LatentL2()(world(), seen) + Control(weight=3.0)(world(), seen)
+    torch.testing.assert_close(total(costs, world(), seen), expected)

@@ -1,0 +1,221 @@
+"""Heads on frozen states: values that count steps, goals that stay in their episode, policies that go the right way."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import cache
+from itertools import product
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from jepa.planning import heads
+from jepa.planning.heads import GAMMA, MLPHead, Recordings, expectile_loss, fit_head, later, mixed_goals
+from jepa.planning.plannability import spearman
+from jepa.types import ActionSpace
+
+SIDE = 5
+MOVES = torch.tensor([[1, 0], [-1, 0], [0, 1], [0, -1]])
+DISCRETE = ActionSpace(num_actions=4)
+PLANE = ActionSpace(low=(-1.0, -1.0), high=(1.0, 1.0))
+LENGTHS = (3, 7, 1, 5)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _small_heads() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(heads, "WIDTH", 64)
+        patch.setattr(heads, "BATCH_SIZE", 128)
+        yield
+
+
+def record(
+    episodes: list[Tensor], actions: list[Tensor], space: ActionSpace, rewards: Tensor | None = None
+) -> Recordings:
+    """Episodes of positions [T + 1, 2] and the codes of the actions between them [T, A]"""
+    ends, total = [], 0
+    for positions in episodes:
+        total += len(positions)
+        ends += [total - 1] * len(positions)
+    states = torch.cat(episodes).float()
+    codes = torch.cat([torch.cat([taken, torch.zeros(1, taken.shape[1])]) for taken in actions])
+    zeros = torch.zeros(len(states))
+    return Recordings(
+        states, torch.tensor(ends), codes, zeros if rewards is None else rewards, zeros, states[:, :1] * 3 + 1,
+        torch.zeros(0, 0), space,
+    )  # fmt: skip
+
+
+@cache
+def walks(*, discrete: bool = True, count: int = 300, steps: int = 12) -> Recordings:
+    """Random walks on a grid; each keeps its direction half of the time."""
+    random = torch.Generator().manual_seed(0)
+    episodes, actions = [], []
+    for _ in range(count):
+        position, choice = torch.randint(SIDE, (2,), generator=random), 0
+        positions, taken = [position], []
+        for _ in range(steps):
+            if torch.rand(1, generator=random) < 0.5:
+                choice = int(torch.randint(4, (1,), generator=random))
+            taken.append(torch.eye(4)[choice] if discrete else MOVES[choice].float())
+            positions.append((positions[-1] + MOVES[choice]).clamp(0, SIDE - 1))
+        episodes.append(torch.stack(positions))
+        actions.append(torch.stack(taken))
+    return record(episodes, actions, DISCRETE if discrete else PLANE)
+
+
+def cells() -> tuple[Tensor, Tensor, Tensor]:
+    """All pairs of different cells, and the number of steps between them."""
+    cells = list(product(range(SIDE), repeat=2))
+    pairs = torch.tensor([[*a, *b] for a in cells for b in cells if a != b]).float()
+    return pairs[:, :2], pairs[:, 2:], (pairs[:, :2] - pairs[:, 2:]).abs().sum(dim=1)
+
+
+@cache
+def value_of_the_grid() -> MLPHead:
+    return fit_head("value", walks(), {}, 1500, 0)[0]
+
+
+def test_the_value_of_a_grid_counts_the_steps_of_the_shortest_way() -> None:
+    states, goals, steps = cells()
+    values = value_of_the_grid()(states, goals)[:, 0]
+    assert spearman(-values.numpy(), steps.numpy()) > 0.95
+    expected = -(1 - GAMMA**steps) / (1 - GAMMA)
+    assert (values - expected).abs().mean() < 1
+
+
+def test_the_value_of_the_goal_itself_is_the_highest() -> None:
+    own = torch.tensor(list(product(range(SIDE), repeat=2))).float()
+    states, goals, _ = cells()
+    assert value_of_the_grid()(own, own).min() > value_of_the_grid()(states, goals).mean() + 1
+    assert value_of_the_grid()(own, own).abs().mean() < 0.5
+
+
+def test_the_value_of_a_chain_reaches_beyond_single_episodes() -> None:
+    """Episodes are three steps long, the chain twelve."""
+    starts = [torch.arange(first, first + 4) for first in range(9)] * 4
+    both = [*starts, *(positions.flip(0) for positions in starts)]
+    episodes = [torch.stack([positions, torch.zeros(4)], dim=1) for positions in both]
+    moves = [(positions[1:] - positions[:-1]) for positions in episodes]
+    value = fit_head("value", record(episodes, moves, PLANE), {}, 1500, 0)[0]
+    place = torch.arange(12.0)
+    points = torch.stack([place, torch.zeros(12)], dim=1)
+    found = value(points, points[-1:].expand(12, -1))[:, 0]
+    assert spearman(found.numpy(), place.numpy()) > 0.95
+    assert found[0] < found[8] - 2
+
+
+def test_the_temporal_distance_grows_with_the_steps() -> None:
+    states, goals, steps = cells()
+    head = fit_head("distance", walks(), {}, 600, 0)[0]
+    assert spearman(head(states, goals)[:, 0].numpy(), steps.numpy()) > 0.85
+
+
+@pytest.mark.parametrize("discrete", [True, False])
+def test_the_policy_goes_the_right_way(discrete: bool) -> None:
+    data = walks(discrete=discrete)
+    policy = fit_head("policy", data, {"value": value_of_the_grid()}, 600, 0)[0]
+    states, goals, steps = cells()
+    outputs = policy(states, goals)
+    moves = MOVES[outputs.argmax(dim=1)] if discrete else outputs.clamp(-1, 1)
+    after = (states + moves).clamp(0, SIDE - 1)
+    nearer = (goals - after).abs().sum(dim=1) < steps - (0.5 if discrete else 0.02)
+    assert nearer.float().mean() > 0.9
+
+
+def test_the_clone_imitates_its_data() -> None:
+    """Right to goals on the right, left to those on the left."""
+    ways = [torch.stack([torch.arange(6), torch.zeros(6)], dim=1)]
+    ways = [*ways, ways[0].flip(0)] * 8
+    data = record(ways, [(way[1:] - way[:-1]).float() for way in ways], PLANE)
+    clone = fit_head("clone", data, {}, 300, 0)[0]
+    found = clone(torch.tensor([[2.0, 0], [2.0, 0]]), torch.tensor([[5.0, 0], [0.0, 0]]))
+    torch.testing.assert_close(found, torch.tensor([[1.0, 0], [-1.0, 0]]), atol=0.15, rtol=0)
+
+
+def test_reward_continuation_and_probe_are_read_from_states() -> None:
+    data = walks()
+    is_corner = (data.states == SIDE - 1).all(dim=1).float()
+    data = data._replace(rewards=2 * is_corner, terminated=is_corner)
+    at = torch.tensor([[4.0, 4.0], [1.0, 1.0]])
+    torch.testing.assert_close(
+        fit_head("reward", data, {}, 500, 0)[0](at)[:, 0], torch.tensor([2.0, 0.0]), atol=0.3, rtol=0
+    )
+    goes_on = fit_head("continuation", data, {}, 500, 0)[0](at)[:, 0].sigmoid()
+    assert goes_on[0] < 0.2
+    assert goes_on[1] > 0.9
+    torch.testing.assert_close(fit_head("probe", data, {}, 300, 0)[0](at)[:, 0], 3 * at[:, 0] + 1, atol=0.3, rtol=0)
+
+
+def test_the_expectile_loss_weights_positive_errors() -> None:
+    assert expectile_loss(torch.tensor([2.0]), 0.9).item() == pytest.approx(0.9 * 4)
+    assert expectile_loss(torch.tensor([-2.0]), 0.9).item() == pytest.approx(0.1 * 4)
+    values = torch.tensor([0.0, 1.0])
+    grid = torch.linspace(0, 1, 1001)
+    best = grid[torch.stack([expectile_loss(values - guess, 0.9) for guess in grid]).argmin()]
+    assert best.item() == pytest.approx(0.9, abs=1e-3)
+
+
+def lengths_data() -> Recordings:
+    episodes = [
+        torch.stack([torch.full((n + 1,), float(k)), torch.arange(n + 1.0)], dim=1) for k, n in enumerate(LENGTHS)
+    ]
+    return record(episodes, [torch.zeros(n, 2) for n in LENGTHS], PLANE)
+
+
+def test_frames_with_a_successor_are_all_but_the_last_of_each_episode() -> None:
+    states = lengths_data().states[lengths_data().transitions]
+    assert states.tolist() == [[k, t] for k, n in enumerate(LENGTHS) for t in range(n)]
+
+
+def test_later_frames_are_all_those_of_the_same_episode_and_as_likely() -> None:
+    data = lengths_data()
+    rows = data.transitions.repeat(4000)
+    goals = later(data, rows, torch.Generator().manual_seed(0))
+    assert (data.states[goals, 0] == data.states[rows, 0]).all()
+    ahead = (data.states[goals, 1] - data.states[rows, 1])[data.states[rows, 0].eq(1) & data.states[rows, 1].eq(2)]
+    shares = [(ahead == k).float().mean().item() for k in range(1, 6)]
+    np.testing.assert_allclose(shares, 0.2, atol=0.03)
+
+
+def test_goals_are_of_any_episode_of_their_own_or_the_state_itself() -> None:
+    data = lengths_data()
+    rows = data.transitions.repeat(2000)
+    goals = mixed_goals(data, rows, torch.Generator().manual_seed(0))
+    own = data.states[goals, 0] == data.states[rows, 0]
+    others = (~own).float().mean().item()
+    sizes = torch.tensor([n + 1 for n in LENGTHS]) / len(data.states)
+    strangers = 0.3 * (1 - sizes[data.states[rows, 0].long()]).mean().item()
+    assert others == pytest.approx(strangers, abs=0.02)
+    assert (goals == rows).float().mean() > 0.04
+    assert goals.max() == len(data.states) - 1
+
+
+@pytest.mark.parametrize("name", ["value", "distance", "clone", "probe"])
+def test_a_head_is_a_function_of_data_and_seed(name: str) -> None:
+    torch.manual_seed(5)
+    one, loss = fit_head(name, walks(), {}, 5, 3)
+    torch.manual_seed(6)
+    again, same_loss = fit_head(name, walks(), {}, 5, 3)
+    other, _ = fit_head(name, walks(), {}, 5, 4)
+    assert loss == same_loss
+    assert all(torch.equal(a, b) for a, b in zip(one.parameters(), again.parameters(), strict=True))
+    assert not all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
+
+
+def test_fitting_leaves_the_random_numbers_of_the_process_alone() -> None:
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    fit_head("probe", walks(), {}, 2, 3)
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_a_fitted_head_is_frozen_and_standardises_its_states() -> None:
+    data = walks()._replace(states=1000 + 50 * walks().states)
+    head = fit_head("probe", data, {}, 2, 0)[0]
+    torch.testing.assert_close(head.mean, data.states.mean(dim=0))
+    torch.testing.assert_close(head.std, data.states.std(dim=0))
+    assert not any(parameter.requires_grad for parameter in head.parameters())
