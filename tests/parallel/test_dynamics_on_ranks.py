@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch.multiprocessing as multiprocessing
-
-from jepa import JEPAAgent, JEPAConfig
 from tests.helpers.tiny_world import TINY
 from tests.parallel.test_ranks import free_ports
+
+from jepa import JEPAAgent, JEPAConfig
 
 pytestmark = pytest.mark.slow
 

@@ -147,5 +147,5 @@ def verdict(figures: Mapping[str, Any]) -> str:
             "predictions are hardly better than copying the last frame: train longer, or raise regularizer and history"
         )
     if figures.get("cost_correlation", 1) < 0.7:
-        return "the cost says little about the way that is left: plans will stop at walls; try cost=gc_value"
+        return "the cost rises and falls otherwise than the way that is left: plans may stop at walls"
     return "nothing stands in the way: actions matter, predictions hold, and the cost falls along the way to the goal"
