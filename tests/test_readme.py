@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from synthetic_run import write_run
+from tiny_world import train_world
 
 from jepa.cli.collect import main as collect
 from jepa.cli.compare import main as compare
@@ -25,6 +26,7 @@ from jepa.cli.eval import main as judge
 from jepa.cli.export import main as export
 from jepa.cli.find import main as find
 from jepa.cli.finetune import main as finetune
+from jepa.cli.plan import main as plan
 from jepa.cli.train import main as train
 from jepa.comparison.runs import TrainProcesses
 from jepa.config import Composer
@@ -34,6 +36,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 ROOT = Path(__file__).resolve().parents[1]
 BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```$", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL)
 SHELL_LINES = [line for kind, block in BLOCKS if kind == "bash" for line in block.splitlines() if line.strip()]
+PLANNED = ["episodes=2", "budget=4", "baselines=[random]", "videos=1", "planner.samples=8", "planner.elites=4"]
 PYTHON_BLOCKS = [block for kind, block in BLOCKS if kind == "python"]
 
 
@@ -49,6 +52,16 @@ def quickstart(tmp_path_factory: pytest.TempPathFactory, tiny: list[str]) -> Pat
     folder = tmp_path_factory.mktemp("trained")
     output_of(train, shrunk(["experiment=quickstart"], tiny), folder)
     return folder / "outputs" / "quickstart"
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished world model of Two Rooms."""
+    folder = tmp_path_factory.mktemp("world")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        train_world("two_rooms")
+    return folder / "outputs" / "two_rooms"
 
 
 @pytest.fixture
@@ -182,7 +195,7 @@ def jepa_find(arguments: list[str], tiny: list[str], cwd: Path) -> None:
 def make_target(arguments: list[str], tiny: list[str], cwd: Path) -> None:
     """Not run, since this test is part of `make test`: the target exists and its recipe expands."""
     recipe = run(["make", "-n", *arguments], ROOT)
-    assert {"train": "experiment=quickstart", "test": "pytest"}[arguments[0]] in recipe
+    assert {"train": "experiment=quickstart", "test": "pytest", "plan": "experiment=two_rooms"}[arguments[0]] in recipe
 
 
 def submit(arguments: list[str], tiny: list[str], cwd: Path) -> None:
@@ -230,6 +243,10 @@ def jepa_export(arguments: list[str], tiny: list[str], cwd: Path) -> None:
     assert (cwd / "outputs" / "quickstart" / "export" / "transformers" / "config.json").is_file()
 
 
+def jepa_plan(arguments: list[str], tiny: list[str], cwd: Path) -> None:
+    assert "is this latent plannable?" in output_of(plan, [*arguments, *PLANNED, "planner.horizon=4"], cwd)
+
+
 def jepa_collect(arguments: list[str], tiny: list[str], cwd: Path) -> None:
     if "env=two_rooms" not in arguments:
         pytest.importorskip("minigrid")
@@ -246,6 +263,7 @@ RULES: dict[str, Callable[[list[str], list[str], Path], None]] = {
     "jepa-finetune": jepa_finetune,
     "jepa-export": jepa_export,
     "jepa-collect": jepa_collect,
+    "jepa-plan": jepa_plan,
     "sbatch": submit,
     "source": activate,
     "eval": evaluate,
@@ -253,18 +271,23 @@ RULES: dict[str, Callable[[list[str], list[str], Path], None]] = {
 
 
 @pytest.mark.parametrize("line", SHELL_LINES, ids=lambda line: line.split("#")[0].strip())
-def test_shell_command_works(line: str, tiny: list[str], workplace: Path, quickstart: Path) -> None:
+def test_shell_command_works(line: str, tiny: list[str], workplace: Path, quickstart: Path, world: Path) -> None:
     program, *arguments = shlex.split(line, comments=True)
     assert program in RULES, "no rule says how to test this command"
     if any(text.endswith("=outputs/quickstart") for text in arguments):
         shutil.copytree(quickstart, workplace / "outputs" / "quickstart", symlinks=True)
+    if any(text.endswith("=outputs/two_rooms") for text in arguments):
+        shutil.copytree(world, workplace / "outputs" / "two_rooms", symlinks=True)
     RULES[program](arguments, tiny, workplace)
 
 
-@pytest.mark.parametrize("block", PYTHON_BLOCKS, ids=["train", "load"])
+@pytest.mark.parametrize("block", PYTHON_BLOCKS, ids=["plan", "train", "load"])
 def test_python_block_works(
-    block: str, tiny: list[str], workplace: Path, quickstart: Path, monkeypatch: pytest.MonkeyPatch
+    block: str, tiny: list[str], workplace: Path, quickstart: Path, world: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    if "gymnasium" in block:
+        pytest.importorskip("gymnasium")
+        shutil.copytree(world, workplace / "outputs" / "two_rooms", symlinks=True)
     shutil.copytree(quickstart, workplace / "outputs" / "quickstart", symlinks=True)
     monkeypatch.chdir(workplace)
     exec(block.replace("JEPAConfig()", f"JEPAConfig(*{shrunk([], tiny)})"), {"__name__": "__main__"})

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.helpers.tiny_world import TINY, train_world
+from tiny_world import TINY, train_world
 
 from jepa.cli import train
 from jepa.cli.plan import main

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tests.helpers.tiny_world import make_world, train_world
+from tiny_world import make_world, train_world
 
 from jepa.data.episode_store import EpisodeStore
 from jepa.envs.two_rooms import TwoRooms

@@ -264,6 +264,8 @@ def fit_head(
         "value": fit_value, "distance": fit_distance, "policy": fit_policy, "clone": fit_clone,
         "continuation": fit_continuation,
     }  # fmt: skip
-    fit_one = fit_regression(targets[name]) if name in targets else fits[name]
-    loss = fit_one(head, data, num_steps, random, fitted)
+    if name in targets:
+        loss = fit_regression(targets[name])(head, data, -(-num_steps // 4), random, fitted)  # learnt soon
+    else:
+        loss = fits[name](head, data, num_steps, random, fitted)
     return head.requires_grad_(False).eval(), loss
