@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tiny_world import TINY, train_world
 
 from jepa.cli import train
 from jepa.cli.plan import main
 from jepa.config import ConfigError, compose_plan
 from jepa.planning import run as planning
 from jepa.planning.protocol import wilson
-from tests.helpers.tiny_world import TINY, train_world
 
 PLAN = [
     *("episodes=4", "budget=8", "videos=2", "planner.samples=8", "planner.elites=4", "planner.iterations=2"),

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch.multiprocessing as multiprocessing
+from ports import free_ports
+from tiny_world import TINY
 
 from jepa import JEPAAgent, JEPAConfig
-from tests.helpers.tiny_world import TINY
-from tests.parallel.test_ranks import free_ports
 
 pytestmark = pytest.mark.slow
 

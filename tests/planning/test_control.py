@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tests.helpers.tiny_world import make_world
+from tiny_world import make_world
 from torch import Tensor
 
 from jepa.envs.policies import StickyRandom

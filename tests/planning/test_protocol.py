@@ -78,7 +78,7 @@ def test_tasks_that_are_solved_at_their_start_are_left_out() -> None:
 
 
 def test_an_environment_without_tasks_is_refused() -> None:
-    with pytest.raises(ConfigError, match="NoTasks has no tasks.*env=two_rooms"):
+    with pytest.raises(ConfigError, match=r"NoTasks has no tasks.*env=two_rooms"):
         make_tasks(NoTasks(), 1, 0)
     with pytest.raises(ConfigError, match="solved at their start"):
         make_tasks(AllSolved(), 1, 0)

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tiny_world import make_world, train_world
 
 from jepa.data.episode_store import EpisodeStore
 from jepa.envs.two_rooms import TwoRooms
@@ -19,7 +20,6 @@ from jepa.planning.fit import fit_heads, record
 from jepa.planning.world import load_world
 from jepa.runs.checkpoint import CheckpointError, load_model, with_checksum
 from jepa.types import ActionSpace
-from tests.helpers.tiny_world import make_world, train_world
 
 DISCRETE = ActionSpace(num_actions=3)
 
