@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from synthetic_run import write_run
+from tiny_world import train_world
 
 from jepa.cli.collect import main as collect
 from jepa.cli.compare import main as compare
@@ -261,12 +262,15 @@ def test_shell_command_works(line: str, tiny: list[str], workplace: Path, quicks
     RULES[program](arguments, tiny, workplace)
 
 
-@pytest.mark.parametrize("block", PYTHON_BLOCKS, ids=["train", "load"])
+@pytest.mark.parametrize("block", PYTHON_BLOCKS, ids=["plan", "train", "load"])
 def test_python_block_works(
     block: str, tiny: list[str], workplace: Path, quickstart: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shutil.copytree(quickstart, workplace / "outputs" / "quickstart", symlinks=True)
     monkeypatch.chdir(workplace)
+    if "outputs/two_rooms" in block:
+        pytest.importorskip("gymnasium")
+        train_world("two_rooms")
     exec(block.replace("JEPAConfig()", f"JEPAConfig(*{shrunk([], tiny)})"), {"__name__": "__main__"})
 
 
