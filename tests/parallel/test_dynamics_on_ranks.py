@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch.multiprocessing as multiprocessing
-from tests.parallel.test_ranks import free_ports
+from ports import free_ports
 from tiny_world import TINY
 
 from jepa import JEPAAgent, JEPAConfig

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 from pathlib import Path
 
 import pytest
 import torch.multiprocessing as multiprocessing
+from ports import free_ports
 
 from jepa import JEPAAgent, JEPAConfig
 
@@ -65,14 +65,6 @@ def be_a_rank(rank: int, folder: Path, ports: list[int]) -> None:
     for port, (name, way) in zip(ports, CASES, strict=True):
         os.environ["MASTER_PORT"] = str(port)
         train(folder / f"{name} {way}", name, WAYS[way])
-
-
-def free_ports(number: int) -> list[int]:
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(number)]
-    ports = [one.getsockname()[1] for one in sockets]
-    for one in sockets:
-        one.close()
-    return ports
 
 
 @pytest.fixture(scope="module")

@@ -146,6 +146,12 @@ def test_a_damaged_contract_is_refused_by_name(kind: str, run: Path) -> None:
         load_world(run)
 
 
+def flip_last_bit(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+
+
 HEADS_DAMAGE: dict[str, Callable[[Path], Any]] = {
     "json cut off": lambda run: (run / "heads.json").write_text((run / "heads.json").read_text()[:20]),
     "json of other types": lambda run: (run / "heads.json").write_text('{"checkpoint": 3, "heads": []}'),
@@ -154,6 +160,7 @@ HEADS_DAMAGE: dict[str, Callable[[Path], Any]] = {
         (run / "heads.safetensors").read_bytes()[:1000]
     ),
     "weights of nothing": lambda run: (run / "heads.safetensors").write_bytes(b""),
+    "a flipped bit": lambda run: flip_last_bit(run / "heads.safetensors"),
     "an unknown head": lambda run: change_json(run / "heads.json", lambda facts: facts["heads"].update(wings=2)),
     "another size": lambda run: change_json(run / "heads.json", lambda facts: facts["heads"].update(probe=7)),
     "a size that is none": lambda run: change_json(run / "heads.json", lambda facts: facts["heads"].update(probe="x")),

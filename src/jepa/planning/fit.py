@@ -7,6 +7,7 @@ import logging
 import os
 import time
 from collections.abc import Sequence
+from operator import attrgetter
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,7 @@ from tqdm import tqdm
 from jepa.data.episode_store import EpisodeStore
 from jepa.errors import ConfigError
 from jepa.planning.heads import MLPHead, Recordings, fit_head
-from jepa.planning.world import HEADS_FILE, World, load_world
+from jepa.planning.world import HEADS_FILE, World, digest_of, load_world
 from jepa.runs.state import find
 from jepa.seeding import derive_seed
 from jepa.types import ActionSpace
@@ -110,7 +111,8 @@ def small(frames: np.ndarray) -> Tensor:
 def save_heads(folder: Path, world: World) -> None:
     """Write heads.safetensors, then heads.json, each atomically."""
     tensors = {f"{name}.{key}": value for name, head in world.heads.items() for key, value in head.state_dict().items()}
-    facts = {"checkpoint": find(folder).name, "heads": {name: head.size for name, head in world.heads.items()}}
+    sizes, digests = ({name: of(head) for name, head in world.heads.items()} for of in (attrgetter("size"), digest_of))
+    facts = {"checkpoint": find(folder).name, "heads": sizes, "digests": digests}
     temporary = folder / f".{HEADS_FILE}.{os.getpid()}"
     save_file(tensors, temporary)
     os.replace(temporary, folder / f"{HEADS_FILE}.safetensors")

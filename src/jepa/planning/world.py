@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -170,7 +171,7 @@ def read_heads(folder: Path, world: World, checkpoint: str) -> dict[str, MLPHead
     path = folder / f"{HEADS_FILE}.json"
     if not path.exists():
         return {}
-    facts = read_json(path, {"checkpoint": str, "heads": dict})
+    facts = read_json(path, {"checkpoint": str, "heads": dict, "digests": dict})
     if facts["checkpoint"] != checkpoint:
         return {}
     heads = {}
@@ -180,8 +181,15 @@ def read_heads(folder: Path, world: World, checkpoint: str) -> dict[str, MLPHead
             heads[name] = build_head(name, world.predictor.state_size, int(size))
             prefix = f"{name}."
             heads[name].load_state_dict({k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)})
+            if digest_of(heads[name]) != facts["digests"].get(name):
+                raise ValueError(f"{name} has changed since it was written")
     except (OSError, SafetensorError, RuntimeError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(
             f"{path}: {' '.join(str(error).split())[:200]}; remove it, and the heads are fitted again"
         ) from error
     return heads
+
+
+def digest_of(head: nn.Module) -> str:
+    """Of a head's numbers; it stays the same when others are fitted beside it."""
+    return hashlib.sha256(b"".join(tensor.numpy().tobytes() for tensor in head.state_dict().values())).hexdigest()
