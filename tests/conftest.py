@@ -58,6 +58,7 @@ def _no_handlers_are_left() -> Iterator[None]:
     signal.signal(signal.SIGINT, signal.default_int_handler)
     for handler in [handler for handler in logging.root.handlers if type(handler) is logging.StreamHandler]:
         logging.root.removeHandler(handler)
+    logging.root.setLevel(logging.WARNING)
 
 
 @pytest.fixture(scope="session")

@@ -397,3 +397,16 @@ def test_an_experiment_is_collected_trained_for_every_seed_and_planned_with(
     assert main([*arguments, *PLAN, "baselines=[random]"]) == 0
     assert written == {path: path.stat().st_mtime_ns for path in written}
     assert results("e")["rows"] == rows
+
+
+def test_an_open_loop_saves_its_plans_and_executes_one(here: Path) -> None:
+    assert main(["run=outputs/a", "name=open", "open_loop=true", "baselines=[random]", *PLAN]) == 0
+    (plans,) = json.loads(Path("outputs/open/plans.json").read_text()).values()
+    assert [len(plan) for plan in plans] == [4] * 4  # the horizon, for each task
+    (row,) = [row for row in results("open")["rows"] if row["policy"] == "cem"]
+    assert max(outcome["steps"] for outcome in row["outcomes"]) <= 4
+
+
+def test_a_plan_may_begin_with_the_policy(here: Path) -> None:
+    assert main(["run=outputs/a", "name=warm", "planner.warm_start=policy", "baselines=[random]", *PLAN]) == 0
+    assert [row["policy"] for row in results("warm")["rows"]] == ["random", "cem"]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from torch import Tensor
 
 from jepa.planning.sampling import begin, best, normal
@@ -15,11 +17,12 @@ class CEM:
     def __init__(
         self, *, samples: PositiveInt = 128, iterations: PositiveInt = 6, elites: PositiveInt = 16,
         horizon: PositiveInt = 16, execute: PositiveInt = 4, std: Positive = 0.7, min_std: NonNegative = 0.05,
+        warm_start: Literal["plan", "policy"] = "plan",
     ) -> None:  # fmt: skip
         if not 1 < elites <= samples:
             raise ValueError(f"planner.elites={elites}: must be at least 2 and at most planner.samples={samples}")
         self.samples, self.iterations, self.elites = samples, iterations, elites
-        self.horizon, self.execute = horizon, execute
+        self.horizon, self.execute, self.warm_start = horizon, execute, warm_start
         self.std, self.min_std = std, min_std
 
     def __call__(self, search: Search) -> Tensor:

@@ -101,6 +101,7 @@ class Planning:
         self.seen: list[Tensor] = []
         self.done: list[Tensor] = []
         self.plan: Tensor | None = None
+        self.first: Tensor | None = None
         self.imagined: list[Tensor] = []
         self.seeds = list(seeds)
 
@@ -131,8 +132,14 @@ class Planning:
             warm_start=self._warm_start(history[0]),
         )
         self.plan = planner(search)
+        self.first = self.plan if self.first is None else self.first
         past = torch.cat([history[1], self.plan], dim=1)[:FILMED]
         self.outcome = world.rollout(history[0][:FILMED], world.unscale(past))  # [n, H, S, Z]
+
+    def first_plans(self) -> np.ndarray:
+        """Actions of the environment of the first plan of each episode: [B, H, A], or [B, H] if they are discrete."""
+        assert self.first is not None
+        return self.world.unscale(self.first).numpy()
 
     def film(self, episode: int, num_frames: int) -> Tensor | None:
         """uint8 [T, C, h, w]: the imagined frames of an episode, after the true first one; None without a decoder."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import Tensor
 
@@ -21,11 +23,12 @@ class ICEM:
         self, *, samples: PositiveInt = 128, iterations: PositiveInt = 6, elites: PositiveInt = 16,
         horizon: PositiveInt = 16, execute: PositiveInt = 4, std: Positive = 0.7, beta: NonNegative = 2.0,
         keep: Share = 0.3, momentum: ShareBelowOne = 0.1, decay: Positive = 1.25,
+        warm_start: Literal["plan", "policy"] = "plan",
     ) -> None:  # fmt: skip
         if not 1 < elites <= samples:
             raise ValueError(f"planner.elites={elites}: must be at least 2 and at most planner.samples={samples}")
         self.samples, self.iterations, self.elites = samples, iterations, elites
-        self.horizon, self.execute = horizon, execute
+        self.horizon, self.execute, self.warm_start = horizon, execute, warm_start
         self.std, self.beta, self.keep, self.momentum, self.decay = std, beta, keep, momentum, decay
 
     def __call__(self, search: Search) -> Tensor:

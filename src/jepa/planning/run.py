@@ -73,6 +73,8 @@ def plan(config: PlanConfig, worlds: Mapping[str, Path]) -> dict[str, Any]:
         if done is None:
             log.info("%s %s", contender.policy, f"({contender.label})" if contender.label else "")
             done, played, controller = run_one(config, env, contender, tasks)
+            if config.open_loop:
+                save_plans(folder, contender.label, controller)
             report.save_strips(folder, contender, played, controller, env, tasks, config.videos)
             results["rows"] = [r for r in results["rows"] if r.get("key") != contender.key] + [done]
             write_json(folder / "results.json", {**results, "world": facts})
@@ -92,14 +94,30 @@ def run_one(
     """The row of a contender on all tasks; a few tasks are run alone to time an episode at batch 1."""
     controller = contender.make()
     before = contender.world.num_rows if contender.world else 0
-    played = play(env, controller, tasks, budget=config.budget, num_shown=min(config.videos, len(tasks)))
+    budget = budget_of(config, controller)
+    played = play(env, controller, tasks, budget=budget, num_shown=min(config.videos, len(tasks)))
     rows = (contender.world.num_rows - before if contender.world else 0) / len(tasks)
-    alone = [play(env, contender.make(), [task], budget=config.budget).seconds for task in tasks[:NUM_TIMED]]
+    alone = [play(env, contender.make(), [task], budget=budget).seconds for task in tasks[:NUM_TIMED]]
     seconds = sum(alone) / len(alone)
     result = row(
         contender.policy, contender.cost, contender.seed, played, seconds_per_episode=seconds, predictor_rows=rows
     )
     return {**result, "world": contender.label, "key": contender.key}, played, controller
+
+
+def budget_of(config: PlanConfig, controller: Controller) -> int:
+    """Steps of an episode: with `open_loop` a planner gets those of one plan."""
+    if not (config.open_loop and isinstance(controller, Planning)):
+        return config.budget
+    return min(config.budget, controller.planner.horizon * controller.world.contract.block)
+
+
+def save_plans(folder: Path, label: str, controller: Controller) -> None:
+    """plans.json: the actions of the first plan of every task, by world."""
+    if isinstance(controller, Planning):
+        path = folder / "plans.json"
+        plans = read_json(path) if path.exists() else {}
+        write_json(path, plans | {label: controller.first_plans().tolist()})
 
 
 def contenders(
