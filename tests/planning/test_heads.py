@@ -146,7 +146,7 @@ def test_reward_continuation_and_probe_are_read_from_states() -> None:
     goes_on = fit_head("continuation", data, {}, 500, 0)[0](at)[:, 0].sigmoid()
     assert goes_on[0] < 0.2
     assert goes_on[1] > 0.9
-    torch.testing.assert_close(fit_head("probe", data, {}, 300, 0)[0](at)[:, 0], 3 * at[:, 0] + 1, atol=0.3, rtol=0)
+    torch.testing.assert_close(fit_head("probe", data, {}, 1200, 0)[0](at)[:, 0], 3 * at[:, 0] + 1, atol=0.3, rtol=0)
 
 
 def test_the_expectile_loss_weights_positive_errors() -> None:

@@ -44,6 +44,10 @@ STATES_IN = {
 """Number of states that each head reads: two are a state and a goal."""
 
 
+LEARNT_SOON = {"probe", "decoder"}
+"""Heads that are fitted for a quarter of the steps."""
+
+
 class Recordings(NamedTuple):
     """Frozen states of all frames of some episodes, one episode after the other; F frames."""
 
@@ -264,8 +268,6 @@ def fit_head(
         "value": fit_value, "distance": fit_distance, "policy": fit_policy, "clone": fit_clone,
         "continuation": fit_continuation,
     }  # fmt: skip
-    if name in targets:
-        loss = fit_regression(targets[name])(head, data, -(-num_steps // 4), random, fitted)  # learnt soon
-    else:
-        loss = fits[name](head, data, num_steps, random, fitted)
+    fit_one = fit_regression(targets[name]) if name in targets else fits[name]
+    loss = fit_one(head, data, -(-num_steps // 4) if name in LEARNT_SOON else num_steps, random, fitted)
     return head.requires_grad_(False).eval(), loss
