@@ -28,7 +28,7 @@ OF_ENCODER = {
     "temporal": ["dataset=moving_digits", "num_frames=8", "dataset.side=16"],
 }
 OF_PREDICTOR = {"transformer": ["predictor.width=24", "predictor.depth=1"], "projector": ["predictor.hidden_dim=16"]}
-OF_OBJECTIVE = {"jepa": [], "classify": [], "detect": [], "mae": ["objective.decoder_depth=1"]}
+OF_OBJECTIVE = {"jepa": [], "classify": [], "detect": [], "dynamics": [], "mae": ["objective.decoder_depth=1"]}
 SMALL_DECODER = ["objective.decoder_depth=1", "objective.latent_dim=4"]
 
 

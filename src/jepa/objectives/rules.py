@@ -51,6 +51,8 @@ def dynamics(view: ConfigView, path: str) -> Iterator[str]:
     elif view["num_frames"] <= view["predictor.history"]:
         both = f"{view.describe('num_frames')} with {view.describe('predictor.history')}"
         yield f"{both}: a history needs at least one more frame to predict"
+    if hides_tokens(view):
+        yield f"{view.describe('mask')}: objective=dynamics uses no mask: leave it out, or use mask=none"
     if "encoder.tubelet_size" in view:
         yield f"{view.describe('encoder')}: objective=dynamics takes frames one by one: use encoder=spatial"
     if view["augment.flip"]:
