@@ -280,7 +280,7 @@ def test_help_lists_planners_and_costs(capsys: pytest.CaptureFixture[str]) -> No
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("arguments", [case[0] for case in REFUSED[:11:5]])
+@pytest.mark.parametrize("arguments", [case[0] for case in REFUSED[:1]])
 def test_torch_is_not_imported_for_a_refusal(arguments: list[str], here: Path, changed: None) -> None:
     program = f"import sys; from jepa.cli.plan import main; main({arguments}); assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", program], check=True, capture_output=True)
@@ -328,7 +328,7 @@ def assert_same_tensors(one: Path, other: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("function", "count"), [("save_file", 1), ("save_heads", 1), ("save_file", 3)])
+@pytest.mark.parametrize(("function", "count"), [("save_heads", 1), ("save_file", 3)])
 def test_heads_are_the_same_after_a_kill_while_they_were_fitted(
     function: str, count: int, home: Path, copy: Path
 ) -> None:
@@ -345,7 +345,7 @@ def test_heads_are_the_same_after_a_kill_while_they_were_fitted(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("count", [1, 4, 8])
+@pytest.mark.parametrize("count", [4])
 def test_the_table_is_the_same_after_a_kill_while_planning(count: int, home: Path, copy: Path) -> None:
     arguments = ["run=outputs/a", "name=plans", *PLAN]
     run_killed(

@@ -104,7 +104,7 @@ def record(world: World, store: EpisodeStore, *, pictures: bool = False) -> Reco
 
 def small(frames: np.ndarray) -> Tensor:
     """uint8 [n, C, H, W] -> float32 [n, C * side * side] in [0, 1]"""
-    pictures = torch.from_numpy(frames).float() / 255
+    pictures = torch.tensor(frames).float() / 255
     return F.interpolate(pictures, size=(PICTURE_SIDE, PICTURE_SIDE), mode="area").flatten(1)
 
 
