@@ -65,9 +65,7 @@ def fit_heads(
             name, data, fitted, num_steps, derive_seed(seed, 0, 0, f"head {name}")
         )
         save_heads(folder, world)
-        log.info(
-            "head %s: loss %.4g after %d steps, %.0f s", name, losses[name], num_steps, time.perf_counter() - begun
-        )
+        log.info("head %s: loss %.4g, %.0f s", name, losses[name], time.perf_counter() - begun)
     return losses
 
 
