@@ -20,7 +20,7 @@ help: ## Show this list
 train: $(SETUP) ## Set up, then train the quickstart: a few minutes, ends with a table and a report
 	$(PYTHON) -m jepa.cli.train experiment=quickstart $(ARGS)
 
-plan: $(SETUP) ## Set up, then train a small world model and plan with it: about seven minutes, ends with a table and a video
+plan: $(SETUP) ## Set up, then train a small world model and plan with it: some ten minutes, ends with a table and a video
 	$(PYTHON) -m jepa.cli.plan experiment=two_rooms name=two_rooms_plan $(ARGS)
 
 test: $(SETUP) ## Set up, then run all tests

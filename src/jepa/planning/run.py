@@ -6,6 +6,7 @@ import json
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ from jepa.planning.protocol import (
     row,
     write_json,
 )
-from jepa.planning.world import World, load_world
+from jepa.planning.world import World, digest_of, load_world
 from jepa.runs.metrics import read_config
 
 log = logging.getLogger(__name__)
@@ -48,10 +49,11 @@ class Contender:
     settings: Mapping[str, Any]
     world: World | None = None
 
-    @property
+    @cached_property
     def key(self) -> str:
-        """Rows with this key are not run again."""
-        values = [self.policy, self.cost, self.label, self.seed, self.settings]
+        """Rows with this key are not run again; those of a world that was trained further are."""
+        world = [self.label, digest_of(self.world)] if self.world else self.label
+        values = [self.policy, self.cost, world, self.seed, self.settings]
         return json.dumps(values, sort_keys=True, default=str)
 
 
@@ -76,11 +78,11 @@ def plan(config: PlanConfig, worlds: Mapping[str, Path]) -> dict[str, Any]:
             if config.open_loop:
                 save_plans(folder, contender.label, controller)
             report.save_strips(folder, contender, played, controller, env, tasks, config.videos)
-            results["rows"] = [r for r in results["rows"] if r.get("key") != contender.key] + [done]
+            results["rows"] = [*results["rows"], done]
+            results["plannable"].pop(contender.label, None)
             write_json(folder / "results.json", {**results, "world": facts})
-    results["plannable"] = {
-        label: plannability(world, costs_of(config), env, store_of(worlds[label])) for label, world in loaded.items()
-    }
+    for label in loaded.keys() - results["plannable"].keys():
+        results["plannable"][label] = plannability(loaded[label], costs_of(config), env, store_of(worlds[label]))
     results["world"] = facts
     results["rows"] = with_means(results["rows"])
     write_json(folder / "results.json", results)
@@ -200,8 +202,8 @@ def read_results(folder: Path, digest: str) -> dict[str, Any]:
     """Earlier results on the same tasks, without means; empty results if there are none."""
     path = folder / "results.json"
     if not path.exists():
-        return {"schema": SCHEMA, "tasks": digest, "world": {}, "rows": []}
-    results = read_json(path, {"schema": int, "tasks": str, "rows": list})
+        return {"schema": SCHEMA, "tasks": digest, "world": {}, "rows": [], "plannable": {}}
+    results = read_json(path, {"schema": int, "tasks": str, "rows": list, "plannable": dict})
     if results["tasks"] != digest:
         raise ConfigError(
             [f"{path} has results on other tasks ({results['tasks'][:18]}, now {digest[:18]}); give another name="]
