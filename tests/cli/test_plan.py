@@ -410,3 +410,14 @@ def test_an_open_loop_saves_its_plans_and_executes_one(here: Path) -> None:
 def test_a_plan_may_begin_with_the_policy(here: Path) -> None:
     assert main(["run=outputs/a", "name=warm", "planner.warm_start=policy", "baselines=[random]", *PLAN]) == 0
     assert [row["policy"] for row in results("warm")["rows"]] == ["random", "cem"]
+
+
+def test_a_world_that_has_changed_is_planned_with_anew(home: Path, copy: Path) -> None:
+    shutil.copytree(home / "outputs/plans", "outputs/plans")
+    before = results("plans")["rows"]
+    shutil.rmtree("outputs/a")
+    shutil.copytree(home / "outputs/b", "outputs/a", symlinks=True)
+    assert main(["run=outputs/a", "name=plans", *PLAN]) == 0
+    after = results("plans")["rows"]
+    assert [row["policy"] for row in after if row["world"]] == ["clone", "policy", "cem"]
+    assert {row["key"] for row in after if row["world"]}.isdisjoint(row["key"] for row in before)

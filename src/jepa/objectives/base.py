@@ -5,9 +5,18 @@ from __future__ import annotations
 from collections.abc import Set
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
-from jepa.types import Batch, Masks, Regularizer
+from jepa.types import Batch, Latents, Masks, Regularizer
+
+
+def total_penalty(regularizers: nn.ModuleDict, latents: Latents) -> tuple[Tensor, dict[str, Tensor]]:
+    """The sum of all regularisers, and each of their terms by name, detached."""
+    parts = {name: regularizer(latents) for name, regularizer in regularizers.items()}
+    total = torch.stack([value for value, _ in parts.values()]).sum()
+    terms = {f"{name}_{term}": value for name, (_, values) in parts.items() for term, value in values.items()}
+    return total, {"regularizer": total.detach(), **terms}
 
 
 class Objective(nn.Module):

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from timm.layers.mlp import Mlp
 from torch import Tensor, nn
 
-from jepa.objectives.base import Objective
+from jepa.objectives.base import Objective, total_penalty
 from jepa.parallel.strategy import local_shards
 from jepa.predictors.action import ActionPredictor
 from jepa.schedules import linear
@@ -180,10 +180,7 @@ class Dynamics(Objective):
 
     def penalty(self, latents: Latents) -> tuple[Tensor, dict[str, Tensor]]:
         """The sum of all regularisers, and each of their terms by name, detached."""
-        parts = {name: regularizer(latents) for name, regularizer in self.regularizers.items()}
-        total = torch.stack([value for value, _ in parts.values()]).sum()
-        terms = {f"{name}_{term}": value for name, (_, values) in parts.items() for term, value in values.items()}
-        return total, {"regularizer": total.detach(), **terms}
+        return total_penalty(self.regularizers, latents)
 
     @torch.no_grad()
     def after_step(self, step: int) -> dict[str, float]:

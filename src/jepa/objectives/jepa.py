@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from jepa.layers.tokens import gather_tokens
-from jepa.objectives.base import Objective
+from jepa.objectives.base import Objective, total_penalty
 from jepa.parallel.strategy import local_shards
 from jepa.schedules import linear
 from jepa.types import Batch, Latents, LossOutput, Masks, NonNegative, PatchGrid, PositiveInt, Regularizer, Share
@@ -136,10 +136,7 @@ class JEPA(Objective):
 
     def penalty(self, latents: Latents) -> tuple[Tensor, dict[str, Tensor]]:
         """The sum of all regularisers, and each of their terms by name, detached."""
-        parts = {name: regularizer(latents) for name, regularizer in self.regularizers.items()}
-        total = torch.stack([value for value, _ in parts.values()]).sum()
-        terms = {f"{name}_{term}": value for name, (_, values) in parts.items() for term, value in values.items()}
-        return total, {"regularizer": total.detach(), **terms}
+        return total_penalty(self.regularizers, latents)
 
     def encode_targets(self, clips: Tensor) -> Tensor:
         """[B, C, T, H, W] -> [B, N, D]: the target encoder's tokens, with gradient only for target=none."""

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -22,6 +21,7 @@ from jepa.config.files import as_mapping, read_json
 from jepa.envs.types import BatchedEnv, EnvTraits, Task, node_of
 from jepa.errors import ConfigError, FileError
 from jepa.planning.control import Controller, Goals
+from jepa.runs.metrics import write_atomically
 from jepa.seeding import derive_seed
 
 SCHEMA = 1
@@ -195,6 +195,4 @@ def wilson(wins: int, count: int) -> list[float]:
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Write atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(json.dumps(content, indent=1), encoding="utf-8")
-    temporary.rename(path)
+    write_atomically(path, json.dumps(content, indent=1))

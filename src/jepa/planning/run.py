@@ -78,10 +78,11 @@ def plan(config: PlanConfig, worlds: Mapping[str, Path]) -> dict[str, Any]:
             if config.open_loop:
                 save_plans(folder, contender.label, controller)
             report.save_strips(folder, contender, played, controller, env, tasks, config.videos)
-            results["rows"] = [*results["rows"], done]
+            kept = [found for found in results["rows"] if not is_older(found, done)]
+            results["rows"] = [*kept, done]
             results["plannable"].pop(contender.label, None)
             write_json(folder / "results.json", {**results, "world": facts})
-    for label in loaded.keys() - results["plannable"].keys():
+    for label in [label for label in loaded if label not in results["plannable"]]:
         results["plannable"][label] = plannability(loaded[label], costs_of(config), env, store_of(worlds[label]))
     results["world"] = facts
     results["rows"] = with_means(results["rows"])
@@ -105,6 +106,12 @@ def run_one(
         contender.policy, contender.cost, contender.seed, played, seconds_per_episode=seconds, predictor_rows=rows
     )
     return {**result, "world": contender.label, "key": contender.key}, played, controller
+
+
+def is_older(found: Mapping[str, Any], done: Mapping[str, Any]) -> bool:
+    """True if a row is of the same contender as the new one, with the world as it was before."""
+    keys = [json.loads(result["key"]) for result in (found, done)]
+    return found["world"] == done["world"] and all(keys[0][part] == keys[1][part] for part in (0, 1, 4))
 
 
 def budget_of(config: PlanConfig, controller: Controller) -> int:
