@@ -19,6 +19,7 @@ import pytest
 from tiny_agent import TINY
 
 from jepa.agent import _out_of_memory_advice
+from jepa.cli.sweep_signals import forward_to_slurm
 from jepa.data.loader import DataError, batches
 from jepa.data.moving_digits import MovingDigits
 from jepa.parallel.signals import STOPS, Interrupt, handlers, listen
@@ -73,6 +74,30 @@ def test_handlers_are_what_they_were_afterwards() -> None:
     before = [signal.getsignal(signum) for signum in STOPS]
     with handlers(STOPS, Interrupt().receive):
         pass
+    assert [signal.getsignal(signum) for signum in STOPS] == before
+
+
+def test_ctrl_c_while_an_object_is_removed_ends_the_process() -> None:
+    code = """
+import signal
+from jepa.parallel.signals import interrupt_once
+class Interrupted:
+    def __del__(self):
+        signal.raise_signal(signal.SIGINT)
+interrupt_once()
+Interrupted()
+print("goes on")
+"""
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (130, "", "")
+
+
+def test_a_sweep_is_cancelled_once() -> None:
+    before = [signal.getsignal(signum) for signum in STOPS]
+    with forward_to_slurm([]):
+        with pytest.raises(SystemExit):
+            signal.raise_signal(signal.SIGINT)
+        assert [signal.getsignal(signum) for signum in STOPS] == [signal.SIG_DFL] * len(STOPS)
     assert [signal.getsignal(signum) for signum in STOPS] == before
 
 

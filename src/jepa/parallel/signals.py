@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
@@ -36,10 +37,12 @@ def handlers(signals: Collection[int], handler: Callable[..., Any] | signal.Hand
 def interrupt_once() -> None:
     """Let the next Ctrl-C raise KeyboardInterrupt, and later ones end the process; Python's handler raises every time.
 
-    Unblocks SIGINT, which `no_interrupts` has blocked when it started this process.
+    Unblocks SIGINT, which `no_interrupts` has blocked when it started this process. A Ctrl-C during the removal of an
+    object, from where Python lets no exception out, ends the process too.
     """
     if threading.current_thread() is not threading.main_thread():
         return
+    sys.unraisablehook = _end_if_interrupted
     if signal.getsignal(signal.SIGINT) in (signal.SIG_DFL, signal.default_int_handler):
         signal.signal(signal.SIGINT, _raise_once)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
@@ -54,6 +57,12 @@ def interrupt_no_more() -> None:
 def _raise_once(signum: int, frame: FrameType | None) -> None:
     interrupt_no_more()
     raise KeyboardInterrupt
+
+
+def _end_if_interrupted(unraisable: Any) -> None:
+    if issubclass(unraisable.exc_type, KeyboardInterrupt):
+        os._exit(128 + signal.SIGINT)
+    sys.__unraisablehook__(unraisable)
 
 
 @contextmanager
