@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from jepa.data.episode_store import EpisodeStore
+from jepa.data.episodes import Episodes
 from jepa.envs.policies import StickyRandom
 from jepa.envs.types import BatchedEnv, EnvTraits
 from jepa.planning.costs import total
@@ -24,21 +24,22 @@ HORIZONS = (1, 5, 10)
 
 @torch.no_grad()
 def plannability(
-    world: World, costs: Mapping[str, Cost], env: BatchedEnv, store: EpisodeStore | None
+    world: World, costs: Mapping[str, Cost], env: BatchedEnv, data: Episodes | None
 ) -> dict[str, float]:
     """Shares and correlations by name.
 
     `cost_correlation`: of the cost of being at a state with the length of the shortest path to the goal;
     `rollout_h*`: squared error of a prediction after so many steps over that of copying the last frame;
     `shuffled_ratio`: error with the actions of other windows over the error; `true_action_rank`: the share of random
-    actions that explain the next state less well than the true one; `state_r2`: of the probe, on held-out episodes.
+    actions that explain the next state less well than the true one; `state_r2`: of the probe. All but the first are
+    of held-out episodes, which neither the world nor its heads were fitted on, or of all if none are held out.
     """
     figures = {}
     traits = EnvTraits.of(env)
     if traits.task and traits.path_length and traits.render:
         figures["cost_correlation"] = cost_correlation(world, costs, traits)
-    if store is not None:
-        figures |= prediction(world, store)
+    if data is not None:
+        figures |= prediction(world, data)
     return figures
 
 
@@ -69,11 +70,11 @@ def spearman(a: np.ndarray, b: np.ndarray) -> float:
     return float(np.corrcoef(np.stack(ranks))[0, 1])
 
 
-def prediction(world: World, store: EpisodeStore) -> dict[str, float]:
-    """Errors of rollouts from held-out windows (the last tenth of the episodes)."""
+def prediction(world: World, data: Episodes) -> dict[str, float]:
+    """Errors of rollouts from windows of held-out episodes."""
     history, block = world.history, world.contract.block
     longest = max(HORIZONS)
-    frames, actions, simulator = windows(store, history, block, longest)
+    frames, actions, simulator = windows(data, history, block, longest)
     states = world.encode(frames)  # [n, h + K, S, Z]
     figures: dict[str, float] = {}
     predicted = world.rollout(states[:, :history], actions)
@@ -97,13 +98,13 @@ def prediction(world: World, store: EpisodeStore) -> dict[str, float]:
 
 
 def windows(
-    store: EpisodeStore, history: int, block: int, longest: int
+    data: Episodes, history: int, block: int, longest: int
 ) -> tuple[np.ndarray, torch.Tensor, torch.Tensor]:
     """Frames [n, h + K, C, H, W], actions [n, h - 1 + K, ...], simulator states [n, h + K, S] of held-out episodes.
 
     K is at most `longest`, less where the episodes are shorter.
     """
-    numbers = range(len(store) - max(1, len(store) // 10), len(store))
+    store, numbers = data.store, data.held_out_numbers or data.numbers
     longest = min(longest, max(int(store.lengths[n]) for n in numbers) // block - history + 1)
     span = (history + longest - 1) * block
     usable = [n for n in numbers if store.lengths[n] >= span]
