@@ -51,10 +51,10 @@ class SwmModel(nn.Module):
         return torch.stack([self._cost(*row) for row in rows])
 
     def _encode(self, pictures: Any) -> Tensor:
-        """The last picture of each episode -> states [B, S, Z]; colours are averaged if the world sees none."""
+        """The last picture of each episode -> states [B, S, Z]; grey may come as three equal channels."""
         last = np.asarray(pictures[:, 0, -1])
-        if self.world.contract.frame_shape[0] == 1 and last.shape[-1] == 3:
-            last = last.mean(axis=-1, keepdims=True).round().astype(np.uint8)
+        if self.world.contract.frame_shape[0] == 1 and (last == last[..., :1]).all():
+            last = last[..., :1]
         return self.world.encode(np.stack([channels_first(picture, self.world) for picture in last]))
 
     def _cost(self, start: Tensor, goal: Tensor, candidates: Tensor) -> Tensor:

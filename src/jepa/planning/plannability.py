@@ -66,8 +66,12 @@ def cost_correlation(world: World, costs: Mapping[str, Cost], traits: EnvTraits)
 
 
 def spearman(a: np.ndarray, b: np.ndarray) -> float:
-    ranks = [np.argsort(np.argsort(values)).astype(float) for values in (a, b)]
-    return float(np.corrcoef(np.stack(ranks))[0, 1])
+    """Correlation of ranks; equal values have their mean rank. 0 if all values of one are equal."""
+    ranks = []
+    for values in (a, b):
+        _, places, counts = np.unique(values, return_inverse=True, return_counts=True)
+        ranks.append((np.cumsum(counts) - (counts + 1) / 2)[places])
+    return float(np.corrcoef(np.stack(ranks))[0, 1]) if min(map(np.ptp, ranks)) else 0.0
 
 
 def prediction(world: World, data: Episodes) -> dict[str, float]:
@@ -120,7 +124,10 @@ def windows(
 
 
 def true_action_rank(world: World, states: torch.Tensor, actions: torch.Tensor) -> float:
-    """Mean share of random actions whose predicted next state is further from the true one than the true action's."""
+    """Mean share of random actions whose predicted next state is further from the true one than the true action's.
+
+    Those that are as far count half, so that a world without actions has 0.5.
+    """
     history, space = world.history, world.contract.actions
     random = torch.Generator().manual_seed(0)
     shares = []
@@ -135,7 +142,7 @@ def true_action_rank(world: World, states: torch.Tensor, actions: torch.Tensor) 
             repeated[1:, -1] = low + torch.rand(repeated[1:, -1].shape, generator=random) * (high - low)
         after = world.step(known.expand(count, *known.shape), repeated)
         errors = (after - states[row, history]).square().mean(dim=(1, 2))
-        shares.append((errors[1:] > errors[0]).float().mean())
+        shares.append((errors[1:] > errors[0]).float().mean() + (errors[1:] == errors[0]).float().mean() / 2)
     return torch.stack(shares).mean().item()
 
 

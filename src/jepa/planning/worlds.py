@@ -8,6 +8,7 @@ as many steps, and as many frames in each, as the world.
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -53,18 +54,16 @@ def experiment_runs(config: PlanConfig, composer: Composer) -> list[WorldRun]:
     """For every seed one world, or one for each encoder. Raises ConfigError with the errors of all of them."""
     runs: list[WorldRun] = []
     errors: list[str] = []
-    for seed in range(config.seeds):
+    encoders = dict.fromkeys(config.encoders) if config.compare else ("",)
+    for seed, encoder in itertools.product(range(config.seeds), encoders):
         shared = [f"experiment={config.experiment}", f"seed={seed}", *config.train]
         base = to_dataclass(composer.compose(shared))
         if config.compare and base.steps is None:
             raise ConfigError([f"compare=encoders: {config.experiment} says no steps; give train=['steps=1000']"])
-        for encoder in dict.fromkeys(config.encoders) if config.compare else ("",):
-            try:
-                runs.append(_run(encoder, base, shared, composer))
-                if runs[-1].pretraining is None:
-                    runs[-1].config(composer)
-            except ConfigError as error:
-                errors += [f"encoders={encoder}: {text}" for text in error.errors]
+        try:
+            runs.append(_run(encoder, base, shared, composer))
+        except ConfigError as error:
+            errors += [f"encoders={encoder}: {text}" for text in error.errors]
     is_discrete = acts_discretely(config.experiment, config.train, composer)
     errors += planner_error(config.planner["_target_"], str(config.experiment), is_discrete)
     if errors:
@@ -80,9 +79,10 @@ def _run(encoder: str, base: TrainConfig, shared: Sequence[str], composer: Compo
     name = f"{base.name}-{slug}"
     if encoder == "untrained":
         return WorldRun(name + end, encoder, [*shared, FROZEN])
+    others = [*without(shared, OF_ENCODER), FROZEN]
     if encoder == "pixels":
         patch = [text for text in shared if text.startswith("encoder.patch_size=")]
-        return WorldRun(name + end, encoder, [*without(shared, OF_ENCODER), FROZEN, "encoder=pixels", *patch])
+        return WorldRun(name + end, encoder, [*others, "encoder=pixels", *patch])
     if encoder in PRETRAINED:
         frames = f"batch_size={base.batch_size * base.num_frames}"
         overrides = [*without(shared, OF_WORLD), *PRETRAINED[encoder], "num_frames=1", frames]
@@ -90,7 +90,10 @@ def _run(encoder: str, base: TrainConfig, shared: Sequence[str], composer: Compo
         pretraining.name = f"{name}-encoder{end}"
     weights = os.path.join("outputs", pretraining.name) if pretraining else encoder
     chosen = ["encoder=pretrained", f"encoder.weights={override_literal(weights)}"]
-    return WorldRun(name + end, encoder, [*without(shared, OF_ENCODER), FROZEN, *chosen], pretraining)
+    run = WorldRun(name + end, encoder, [*others, *chosen], pretraining)
+    if pretraining is None:
+        run.config(composer)
+    return run
 
 
 def without(overrides: Sequence[str], sections: Collection[str]) -> Iterator[str]:
