@@ -73,7 +73,7 @@ class ActionScale:
     """Actions of the environment to those of planners in [-1, 1], and back."""
 
     def __init__(self, space: ActionSpace) -> None:
-        self.low, self.high = np.float32(space.low), np.float32(space.high)
+        self.low, self.high = (np.array(bound, dtype=np.float32) for bound in (space.low, space.high))
 
     def transform(self, x: np.ndarray) -> np.ndarray:
         return 2 * (x - self.low) / (self.high - self.low) - 1

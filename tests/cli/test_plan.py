@@ -218,7 +218,10 @@ REFUSED = [
     ),
     (["experiment=two_rooms", "planner=categorical_cem"], "two_rooms has continuous actions"),
     (["experiment=two_rooms", "compare=encoder"], 'did you mean "encoders"?; valid: encoders'),
-    (["experiment=two_rooms", "compare=encoders", "encoders=[jepa,maee]"], 'no such encoder \'maee\'; did you mean "mae"?'),
+    (
+        ["experiment=two_rooms", "compare=encoders", "encoders=[jepa,maee]"],
+        "no such encoder 'maee'; did you mean \"mae\"?",
+    ),
     (["experiment=two_rooms", "compare=encoders", "encoders=[outputs/nothing]"], "nothing does not exist"),
     (["experiment=two_rooms", "encoders=[jepa]"], "needs compare=encoders"),
     (["run=outputs/a", "compare=encoders"], "give experiment= instead of run="),

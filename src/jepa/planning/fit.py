@@ -72,9 +72,7 @@ def fit_heads(
 
 
 @torch.no_grad()
-def record(
-    world: World, store: EpisodeStore, *, pictures: bool = False, num_episodes: int | None = None
-) -> Recordings:
+def record(world: World, store: EpisodeStore, *, pictures: bool = False, num_episodes: int | None = None) -> Recordings:
     """Encode the frames of the first episodes."""
     counts = np.cumsum(store.lengths[:num_episodes] + 1)
     number = max(1, int(np.searchsorted(counts, MAX_FRAMES, side="right")))

@@ -23,9 +23,7 @@ HORIZONS = (1, 5, 10)
 
 
 @torch.no_grad()
-def plannability(
-    world: World, costs: Mapping[str, Cost], env: BatchedEnv, data: Episodes | None
-) -> dict[str, float]:
+def plannability(world: World, costs: Mapping[str, Cost], env: BatchedEnv, data: Episodes | None) -> dict[str, float]:
     """Shares and correlations by name.
 
     `cost_correlation`: of the cost of being at a state with the length of the shortest path to the goal;
@@ -101,9 +99,7 @@ def prediction(world: World, data: Episodes) -> dict[str, float]:
     return figures
 
 
-def windows(
-    data: Episodes, history: int, block: int, longest: int
-) -> tuple[np.ndarray, torch.Tensor, torch.Tensor]:
+def windows(data: Episodes, history: int, block: int, longest: int) -> tuple[np.ndarray, torch.Tensor, torch.Tensor]:
     """Frames [n, h + K, C, H, W], actions [n, h - 1 + K, ...], simulator states [n, h + K, S] of held-out episodes.
 
     K is at most `longest`, less where the episodes are shorter.

@@ -50,6 +50,7 @@ class Contender:
     make: Callable[[], Controller]
     settings: Mapping[str, Any]
     world: World | None = None
+
     @cached_property
     def key(self) -> str:
         """Rows with this key are not run again; those of a world that was trained further are."""
@@ -58,9 +59,7 @@ class Contender:
         return json.dumps(values, sort_keys=True, default=str)
 
 
-def plan(
-    config: PlanConfig, worlds: Mapping[str, Path], encoders: Mapping[str, str] | None = None
-) -> dict[str, Any]:
+def plan(config: PlanConfig, worlds: Mapping[str, Path], encoders: Mapping[str, str] | None = None) -> dict[str, Any]:
     """Evaluate the planner with every world and the baselines in outputs/NAME; returns the content of results.json.
 
     `worlds` are the run folders by label, `encoders` the names of their encoders if those are compared. Raises

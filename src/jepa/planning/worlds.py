@@ -8,7 +8,6 @@ as many steps, and as many frames in each, as the world.
 
 from __future__ import annotations
 
-import itertools
 import os
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -55,15 +54,16 @@ def experiment_runs(config: PlanConfig, composer: Composer) -> list[WorldRun]:
     runs: list[WorldRun] = []
     errors: list[str] = []
     encoders = dict.fromkeys(config.encoders) if config.compare else ("",)
-    for seed, encoder in itertools.product(range(config.seeds), encoders):
+    for seed in range(config.seeds):
         shared = [f"experiment={config.experiment}", f"seed={seed}", *config.train]
         base = to_dataclass(composer.compose(shared))
         if config.compare and base.steps is None:
             raise ConfigError([f"compare=encoders: {config.experiment} says no steps; give train=['steps=1000']"])
-        try:
-            runs.append(_run(encoder, base, shared, composer))
-        except ConfigError as error:
-            errors += [f"encoders={encoder}: {text}" for text in error.errors]
+        for encoder in encoders:
+            try:
+                runs.append(_run(encoder, base, shared, composer))
+            except ConfigError as error:
+                errors += [f"encoders={encoder}: {text}" for text in error.errors]
     is_discrete = acts_discretely(config.experiment, config.train, composer)
     errors += planner_error(config.planner["_target_"], str(config.experiment), is_discrete)
     if errors:
