@@ -86,9 +86,8 @@ def _train(run: WorldRun, composer: Composer) -> None:
     """Collect episodes and train the encoder and the world, as far as they are not there yet."""
     from jepa.agent import JEPAAgent
 
-    stages = [lambda: run.pretraining] if run.pretraining else []
-    for stage in (*stages, lambda: run.config(composer)):
-        agent = JEPAAgent(stage())
+    for config in run.stages(composer):
+        agent = JEPAAgent(config)
         agent.train()
         if read_ending(agent.folder).get("status") != "finished":
             raise KeyboardInterrupt  # a signal stopped it, and everything is saved

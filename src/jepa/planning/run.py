@@ -222,12 +222,11 @@ def data_of(run: Path) -> Episodes | None:
     if (Path(str(node.get("path"))).expanduser() / "store.json").exists():
         try:
             data = Episodes(num_frames=config["num_frames"], **{name: node[name] for name in names if name in node})
-            differences = changes(before, identity(data)) if before else []
+            if not (differences := changes(before, identity(data)) if before else []):
+                return data
+            reason = f"have changed ({differences[0]})"
         except ValueError as error:
-            differences = [f"{error}"]
-        if not differences:
-            return data
-        reason = f"have changed ({differences[0]})"
+            reason = f"have changed ({error})"
     log.warning("%s: the episodes in %s %s: its predictions are not measured", run, node.get("path"), reason)
     return None
 

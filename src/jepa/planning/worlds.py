@@ -42,8 +42,14 @@ class WorldRun:
     pretraining: TrainConfig | None = None
     """The training of the encoder before it."""
 
+    def stages(self, composer: Composer) -> Iterator[TrainConfig]:
+        """What is trained, one after the other; the world is composed when its encoder is there."""
+        if self.pretraining:
+            yield self.pretraining
+        yield self.config(composer)
+
     def config(self, composer: Composer) -> TrainConfig:
-        """Composed when the encoder is there. Raises ConfigError."""
+        """Of the world. Raises ConfigError."""
         config = to_dataclass(composer.compose(self.overrides))
         config.name = self.name
         return config
