@@ -28,6 +28,7 @@ class PixelEncoder(nn.Module):
 
     def forward(self, clips: Tensor, keep: Tensor | None = None) -> Tensor:
         """[B, C, T, H, W] or [B, C, H, W] -> [B, N, D]; with `keep` [B, K] only those tokens: [B, K, D]."""
+        self.grid_of(clips)  # refuses other channels and sizes without a grid
         tokens = patchify(clips if clips.ndim == 5 else clips[:, :, None], (1, *self.patch_size))
         return tokens if keep is None else gather_tokens(tokens, keep)
 
