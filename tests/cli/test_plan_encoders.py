@@ -16,6 +16,8 @@ from jepa.cli.plan import main
 from jepa.config import Composer, ConfigError, compose_plan
 from jepa.planning import plannability
 from jepa.planning import run as planning
+from jepa.planning.protocol import wilson
+from jepa.planning.run import by_encoder, with_means
 from jepa.planning.worlds import experiment_runs
 
 SMALL = [
@@ -87,6 +89,42 @@ def test_a_comparison_without_a_number_of_steps_is_refused() -> None:
 def test_pixels_learn_nothing_alone() -> None:
     with pytest.raises(ConfigError, match="has no weights to learn"):
         Composer().compose(["encoder=pixels", "objective=vae"])
+
+
+def row(encoder: str, seed: int, wins: int) -> dict[str, Any]:
+    """Of a planner with one world, 10 tasks."""
+    world = f"{encoder}{seed}"
+    shares = {f"success_{name}": wins / 10 for name in ("moderate", "strict")}
+    rest = {
+        "seconds_per_episode": 1.0,
+        "ms_per_step": 1.0,
+        "predictor_rows": 1.0,
+        "key": json.dumps(["cem", "", world, seed, {}]),
+    }
+    return {
+        "policy": "cem",
+        "cost": "",
+        "world": world,
+        "seed": seed,
+        "episodes": 10,
+        "encoder": encoder,
+        **shares,
+        **rest,
+    }
+
+
+def test_seeds_of_one_encoder_are_taken_together_and_encoders_stay_apart() -> None:
+    rows = [row("mae", 0, 4), row("vae", 0, 1), row("mae", 1, 8), row("vae", 1, 3)]
+    figures = {"mae0": {"a": 1.0, "b": 5.0}, "mae1": {"a": 3.0}, "vae0": {"a": 0.0}, "vae1": {"a": 1.0}}
+    mae, vae = by_encoder(rows, "cem", figures)
+    assert (mae["encoder"], mae["worlds"], mae["episodes"], mae["success_strict"]) == ("mae", ["mae0", "mae1"], 20, 0.6)
+    assert mae["interval_strict"] == wilson(12, 20)
+    assert (mae["plannable"], vae["plannable"]) == ({"a": 2.0}, {"a": 0.5})
+    means = with_means(rows)[4:]
+    assert [(mean["encoder"], mean["seed"], mean["success_strict"]) for mean in means] == [
+        ("mae", None, 0.6),
+        ("vae", None, 0.2),
+    ]
 
 
 def results(name: str) -> dict[str, Any]:

@@ -83,6 +83,7 @@ def plan(config: PlanConfig, worlds: Mapping[str, Path], encoders: Mapping[str, 
         results["plannable"][label] = plannability(loaded[label], costs_of(config), env, data_of(worlds[label]))
         write_json(folder / "results.json", results)
     results["rows"] = with_means(results["rows"])
+    results.pop("encoders", None)
     if encoders:
         results["encoders"] = by_encoder(current, planner_name(config), results["plannable"])
     write_json(folder / "results.json", results)
