@@ -12,6 +12,8 @@ __all__ = ["JEPAAgent", "JEPAConfig", "load_encoder", "load_planner", "load_worl
 
 
 def __getattr__(name: str) -> Any:
+    if name == "worlds":
+        return importlib.import_module("jepa.worlds")
     if name not in __all__:
         raise AttributeError(f"module 'jepa' has no attribute {name!r}; it offers {', '.join(__all__)}")
     return getattr(importlib.import_module("jepa.agent"), name)

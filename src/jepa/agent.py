@@ -164,7 +164,8 @@ def _fit_heads(config: TrainConfig, folder: Path) -> None:
     if names := config.objective.get("heads"):
         with as_config_errors():
             dataset: Any = make_dataset(config)
-            fit_heads(folder, dataset.store, names, num_steps=config.objective["head_steps"], seed=config.seed)
+            sizes = {"num_steps": config.objective["head_steps"], "num_episodes": len(dataset.numbers)}
+            fit_heads(folder, dataset.store, names, **sizes, seed=config.seed)
 
 
 def _close(folder: RunFolder, run: Run, stopped_by: int) -> None:

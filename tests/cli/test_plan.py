@@ -12,6 +12,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from tiny_world import TINY, train_world
 
@@ -20,6 +21,7 @@ from jepa.cli.plan import main
 from jepa.config import ConfigError, compose_plan
 from jepa.planning import run as planning
 from jepa.planning.protocol import wilson
+from jepa.planning.worlds import with_planner
 
 PLAN = [
     *("episodes=4", "budget=8", "videos=2", "planner.samples=8", "planner.elites=4", "planner.iterations=2"),
@@ -210,7 +212,19 @@ REFUSED = [
         ["run=outputs/a", "planner=categorical_cem"],
         "continuous actions, which CategoricalCEM does not plan; use planner=cem",
     ),
-    (["run=outputs/discrete"], "discrete actions, which CEM does not plan; use planner=categorical_cem"),
+    (
+        ["run=outputs/discrete", "planner=icem"],
+        "discrete actions, which ICEM does not plan; use planner=categorical_cem",
+    ),
+    (["experiment=two_rooms", "planner=categorical_cem"], "two_rooms has continuous actions"),
+    (["experiment=two_rooms", "compare=encoder"], 'did you mean "encoders"?; valid: encoders'),
+    (
+        ["experiment=two_rooms", "compare=encoders", "encoders=[jepa,maee]"],
+        "no such encoder 'maee'; did you mean \"mae\"?",
+    ),
+    (["experiment=two_rooms", "compare=encoders", "encoders=[outputs/nothing]"], "nothing does not exist"),
+    (["experiment=two_rooms", "encoders=[jepa]"], "needs compare=encoders"),
+    (["run=outputs/a", "compare=encoders"], "give experiment= instead of run="),
     (["run=outputs/a", "budget=10"], "a plan is longer than an episode"),
     (["run=outputs/a", "planner.execute=20"], "more steps are executed than planned"),
     (["run=outputs/a", "planner.samples=0"], "at least 1"),
@@ -250,6 +264,40 @@ def test_mistakes_are_refused_in_one_line(
     assert expected in " ".join(lines)
     assert sum("error" not in line for line in lines) <= 1
     assert not Path("outputs/refused").exists()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "added"),
+    [
+        (["run=outputs/discrete"], ["planner=categorical_cem"]),
+        (["run=[outputs/discrete,outputs/a]"], ["planner=categorical_cem"]),
+        (["run=outputs/a"], []),
+        (["experiment=two_rooms"], []),
+        (["run=outputs/discrete", "planner=policy"], []),
+        (["run=outputs/nothing"], []),
+    ],
+)
+def test_the_planner_follows_the_actions_if_none_is_named(
+    overrides: list[str], added: list[str], here: Path, changed: None
+) -> None:
+    assert with_planner(overrides, None) == [*overrides, *added]
+
+
+def test_predictions_are_measured_on_the_episodes_of_the_training_alone(
+    copy: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run, store = Path("outputs/a"), Path("outputs/episodes")
+    data = planning.data_of(run)
+    assert data is not None
+    assert list(data.held_out_numbers) == [36, 37, 38, 39]
+    assert not caplog.records
+    frames = np.load(store / "group-000000/frames.npy")
+    np.save(store / "group-000000/frames.npy", frames[::-1])
+    assert planning.data_of(run) is None
+    assert "have changed (as many samples, but other contents" in caplog.text
+    shutil.rmtree(store)
+    assert planning.data_of(run) is None
+    assert "are not there any more" in caplog.text
 
 
 def test_all_errors_come_at_once(here: Path) -> None:

@@ -64,6 +64,7 @@ NEEDED = {
     **{f"{group}={name}": ["experiment=two_rooms"] for group, name in CHOICES if group in ("planner", "cost")},
     "objective=dynamics": [*EPISODES, "num_frames=3"],
     "predictor=action": [*EPISODES, "num_frames=3", "objective=dynamics"],
+    "encoder=pixels": [*EPISODES, "num_frames=3", "objective=dynamics"],
     "mask=none": ["predictor=projector", "regularizer=[cross_view,sigreg]", "augment.views=2"],
     "projector": ["mask=none", "regularizer=[cross_view,sigreg]", "augment.views=2"],
 }

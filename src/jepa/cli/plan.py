@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from jepa.cli.help import print_help
 from jepa.cli.terminal import STOPPED, quick_imports, run_command, setup_logging
 from jepa.config.schema import PlanConfig
+from jepa.runs.metrics import read_ending
+
+if TYPE_CHECKING:
+    from jepa.config import Composer
+    from jepa.planning.worlds import WorldRun
+
+log = logging.getLogger(__name__)
 
 HEAD = """\
 jepa-plan reaches goals with the plans of a world model: a table with intervals, baselines, film strips and a video.
@@ -17,6 +26,7 @@ jepa-plan reaches goals with the plans of a world model: a table with intervals,
 usage: jepa-plan run=RUN [planner=CHOICE] [cost=CHOICE] [key=value ...] [flags]
 
   jepa-plan experiment=two_rooms                      collects episodes, trains the world model, then plans with it
+  jepa-plan experiment=two_rooms compare=encoders     the same on encoders of JEPA, MAE, VAE, autoencoder, and on pixels
   jepa-plan run=outputs/two_rooms planner=icem cost=latent_l2
   jepa-plan run=[outputs/a,outputs/b] name=both       several worlds in one table
   jepa-plan run=outputs/two_rooms cost=[gc_value,control] planner.horizon=24
@@ -42,17 +52,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(overrides: Sequence[str], config_dir: str | None) -> int:
-    from jepa.config import as_config_errors, compose_plan
+    from jepa.config import Composer, as_config_errors, compose_plan
+    from jepa.planning.worlds import experiment_runs, with_planner
 
-    config = compose_plan(overrides, config_dir)
+    chosen = with_planner(overrides, config_dir)
+    config = compose_plan(chosen, config_dir)
     setup_logging()
+    if chosen != [*overrides]:
+        log.info("%s, since the actions are discrete", chosen[-1])
+    composer = Composer(config_dir)
+    planned = experiment_runs(config, composer) if config.experiment else []
     with quick_imports():
         from jepa.planning.report import terminal
         from jepa.planning.run import plan
 
-    worlds = _train(config, config_dir) if config.experiment else _runs(config)
+    for number, run in enumerate(planned, start=1):
+        log.info("world %d of %d: %s", number, len(planned), run.name)
+        _train(run, composer)
+    worlds = {run.name: Path("outputs", run.name) for run in planned} or _runs(config)
     with as_config_errors():
-        results = plan(config, worlds)
+        results = plan(config, worlds, {run.name: run.encoder for run in planned if run.encoder})
     print(terminal(results, Path("outputs", config.name)), flush=True)
     return 0
 
@@ -63,18 +82,15 @@ def _runs(config: PlanConfig) -> dict[str, Path]:
     return {str(run).rstrip("/").removeprefix("outputs/"): Path(run).expanduser() for run in runs}
 
 
-def _train(config: PlanConfig, config_dir: str | None) -> dict[str, Path]:
-    """Collect episodes and train the worlds of the experiment, as far as they are not there yet."""
+def _train(run: WorldRun, composer: Composer) -> None:
+    """Collect episodes and train the encoder and the world, as far as they are not there yet."""
     from jepa.agent import JEPAAgent
-    from jepa.config import compose
 
-    worlds = {}
-    for seed in range(config.seeds):
-        trained = compose([f"experiment={config.experiment}", f"seed={seed}", *config.train], config_dir)
-        trained.name += f"-seed{seed}" if seed else ""
-        JEPAAgent(trained).train()
-        worlds[trained.name] = Path("outputs", trained.name)
-    return worlds
+    for config in run.stages(composer):
+        agent = JEPAAgent(config)
+        agent.train()
+        if read_ending(agent.folder).get("status") != "finished":
+            raise KeyboardInterrupt  # a signal stopped it, and everything is saved
 
 
 if __name__ == "__main__":

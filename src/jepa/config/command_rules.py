@@ -215,15 +215,50 @@ def _world(view: ConfigView, run: str) -> Iterator[str]:
     if not isinstance(world, dict):
         yield f"{key}: {run} holds no world model; train one with objective=dynamics"
         return
-    name = view["planner._target_"].rpartition(".")[2]
-    is_discrete, plans_discrete = world.get("num_actions", 0) > 0, _trait(view, "is_discrete")
-    if is_discrete != plans_discrete and name != "PolicyPlanner":
+    yield from planner_error(view["planner._target_"], run, world.get("num_actions", 0) > 0)
+
+
+def planner_error(target: str, world: str, is_discrete: bool | None) -> Iterator[str]:
+    """Why a planner does not plan the actions of a world; None stands for unknown ones."""
+    name, plans_discrete = target.rpartition(".")[2], signatures.traits(target).get("is_discrete", False)
+    if is_discrete not in (None, plans_discrete) and name != "PolicyPlanner":
         kind, other = ("discrete", "categorical_cem") if is_discrete else ("continuous", "cem")
-        yield f"{view.describe('planner')}: {run} has {kind} actions, which {name} does not plan; use planner={other}"
+        yield f"planner: {world} has {kind} actions, which {name} does not plan; use planner={other}"
 
 
-def _trait(view: ConfigView, name: str) -> bool:
-    return signatures.traits(view["planner._target_"]).get(name, False)
+def runs_discrete(runs: Any) -> bool | None:
+    """True if the first run that holds a world acts discretely; None if there is none."""
+    for run in as_list(runs) if runs is not None else ():
+        path = checkpoints.locate(Path(str(run)).expanduser())
+        world = checkpoints.quiet_state(path).get("world") if path else None
+        if isinstance(world, dict):
+            return bool(world.get("num_actions"))
+    return None
+
+
+ENCODERS = ("jepa", "mae", "vae", "autoencoder", "untrained", "pixels")
+"""Encoders that compare=encoders knows by name; others are sources of encoder=pretrained."""
+
+
+def _comparison(view: ConfigView) -> Iterator[str]:
+    compare, encoders = view.get("compare"), view["encoders"]
+    if compare is None:
+        if encoders != list(ENCODERS):
+            yield f"{view.describe('encoders')}: needs compare=encoders"
+        return
+    if compare != "encoders":
+        yield f"{view.describe('compare')}: no such comparison{suggestion(str(compare), ['encoders'])}; valid: encoders"
+    if view.get("experiment") is None:
+        yield f"{view.describe('compare')}: trains its worlds; give experiment= instead of run="
+    if not encoders:
+        yield f"{view.describe('encoders')}: names nothing; valid: {', '.join(ENCODERS)}"
+    for name in (name for name in encoders if name not in ENCODERS):
+        try:
+            find_source(name)
+        except ValueError as error:
+            sources = f"{error}" if re.search("[:/]", name) else "a run, timm:NAME or hf:ORG/NAME"
+            valid = f"{suggestion(name, ENCODERS)}; valid: {', '.join(ENCODERS)}, or a source of weights ({sources})"
+            yield f"{view.describe('encoders')}: no such encoder {name!r}{valid}"
 
 
 def _horizon(view: ConfigView) -> Iterator[str]:
@@ -235,5 +270,5 @@ def _horizon(view: ConfigView) -> Iterator[str]:
         yield f"{both}: more steps are executed than planned"
 
 
-PLAN_RULES: tuple[Rule, ...] = (_plan_baselines, _worlds, _horizon)
+PLAN_RULES: tuple[Rule, ...] = (_plan_baselines, _comparison, _worlds, _horizon)
 COLLECT_RULES: tuple[Rule, ...] = (partial(_kind_and_path, key="source"), partial(_kind_and_path, key="export"))

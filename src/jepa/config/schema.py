@@ -170,6 +170,8 @@ class PlanConfig:
     experiment: str | None
     train: list[str]
     seeds: PositiveInt
+    compare: str | None
+    encoders: list[str]
     name: str
     episodes: PositiveInt
     budget: PositiveInt

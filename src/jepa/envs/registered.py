@@ -16,9 +16,9 @@ class TwoRoomsEnv(gymnasium.Env[np.ndarray, np.ndarray]):
     """One environment: observations are uint8 [H, W, channels], actions are steps in pixels.
 
     `reset(seed=, options={"state": ..., "goal_state": ...})` takes (x, y, x of the wall, y of the door) in pixels; what
-    is not given is drawn, with start and goal in different rooms. `info` has `state`, `goal_state`, `goal` (a picture),
-    `distance` in pixels, `success` and the number of `steps`. An episode ends with a reward of 1 when the dot is within
-    `STRICT` of the goal.
+    is not given is drawn, with start and goal in different rooms. `info` has `state`, `goal_state`, `goal` (a picture,
+    as of `render` or else as of the observations), `distance` in pixels, `success` and the number of `steps`. An
+    episode ends with a reward of 1 when the dot is within `STRICT` of the goal.
     """
 
     metadata: dict[str, Any] = {"render_modes": ["rgb_array"], "render_fps": 10}
@@ -44,7 +44,8 @@ class TwoRoomsEnv(gymnasium.Env[np.ndarray, np.ndarray]):
         start, goal = _states(given, start=task.start, goal=task.goal)
         frames, self.states = self.rooms.reset([0], start[None], goal[None])
         self.goals, self.num_steps = goal[None], 0
-        self.frame, self.goal_frame = _image(frames), _image(self.rooms.render(self.goals))
+        self.frame, goal_frame = _image(frames), _image(self.rooms.render(self.goals))
+        self.goal_frame = _in_colours(goal_frame) if self.render_mode == "rgb_array" else goal_frame
         return self.frame, self._info()
 
     def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
@@ -54,7 +55,7 @@ class TwoRoomsEnv(gymnasium.Env[np.ndarray, np.ndarray]):
 
     def render(self) -> np.ndarray | None:  # pyright: ignore[reportIncompatibleMethodOverride]
         """uint8 [H, W, 3]"""
-        return np.broadcast_to(self.frame, (SIDE, SIDE, 3)).copy() if self.render_mode == "rgb_array" else None
+        return _in_colours(self.frame) if self.render_mode == "rgb_array" else None
 
     def _info(self) -> dict[str, Any]:
         left = float(distance(self.states, self.goals)[0])
@@ -80,6 +81,11 @@ def _states(given: dict[str, Any], start: np.ndarray, goal: np.ndarray) -> tuple
 def _image(frames: np.ndarray) -> np.ndarray:
     """[1, C, H, W] -> [H, W, C]"""
     return np.ascontiguousarray(frames[0].transpose(1, 2, 0))
+
+
+def _in_colours(image: np.ndarray) -> np.ndarray:
+    """[H, W, 1 or 3] -> [H, W, 3]"""
+    return np.broadcast_to(image, (SIDE, SIDE, 3)).copy()
 
 
 gymnasium.register(

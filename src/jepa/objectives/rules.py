@@ -61,3 +61,8 @@ def dynamics(view: ConfigView, path: str) -> Iterator[str]:
         yield f"{view.describe('augment.views')}: objective=dynamics takes one crop of a clip: use augment.views=1"
     if view[f"{path}.target"] == "none" and not view.config.get("regularizer") and not view[f"{path}.freeze"]:
         yield f"{view.describe(f'{path}.target')} without a regularizer: the states would collapse; regularizer=vicreg"
+
+
+def pixels(view: ConfigView, path: str) -> Iterator[str]:
+    if not view["objective._target_"].endswith(".Dynamics"):
+        yield f"{view.describe('encoder')}: has no weights to learn, it is a baseline for objective=dynamics"

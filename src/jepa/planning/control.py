@@ -164,7 +164,7 @@ class Planning:
         if self.plan is None:
             return None
         rest = self.plan[:, self.planner.execute :]
-        padding = rest[:, -1:] if self.world.contract.actions.is_discrete else torch.zeros_like(self.plan[:, :1])
+        padding = self.plan[:, -1:] if self.world.contract.actions.is_discrete else torch.zeros_like(self.plan[:, :1])
         return torch.cat([rest, padding.expand(-1, self.plan.shape[1] - rest.shape[1], -1)], dim=1)
 
     def _cost(self, candidates: Tensor, history: tuple[Tensor, Tensor], active: np.ndarray) -> Tensor:

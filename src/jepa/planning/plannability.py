@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from jepa.data.episode_store import EpisodeStore
+from jepa.data.episodes import Episodes
 from jepa.envs.policies import StickyRandom
 from jepa.envs.types import BatchedEnv, EnvTraits
 from jepa.planning.costs import total
@@ -23,22 +23,21 @@ HORIZONS = (1, 5, 10)
 
 
 @torch.no_grad()
-def plannability(
-    world: World, costs: Mapping[str, Cost], env: BatchedEnv, store: EpisodeStore | None
-) -> dict[str, float]:
+def plannability(world: World, costs: Mapping[str, Cost], env: BatchedEnv, data: Episodes | None) -> dict[str, float]:
     """Shares and correlations by name.
 
     `cost_correlation`: of the cost of being at a state with the length of the shortest path to the goal;
     `rollout_h*`: squared error of a prediction after so many steps over that of copying the last frame;
     `shuffled_ratio`: error with the actions of other windows over the error; `true_action_rank`: the share of random
-    actions that explain the next state less well than the true one; `state_r2`: of the probe, on held-out episodes.
+    actions that explain the next state less well than the true one; `state_r2`: of the probe. All but the first are
+    of held-out episodes, which neither the world nor its heads were fitted on, or of all if none are held out.
     """
     figures = {}
     traits = EnvTraits.of(env)
     if traits.task and traits.path_length and traits.render:
         figures["cost_correlation"] = cost_correlation(world, costs, traits)
-    if store is not None:
-        figures |= prediction(world, store)
+    if data is not None:
+        figures |= prediction(world, data)
     return figures
 
 
@@ -65,15 +64,19 @@ def cost_correlation(world: World, costs: Mapping[str, Cost], traits: EnvTraits)
 
 
 def spearman(a: np.ndarray, b: np.ndarray) -> float:
-    ranks = [np.argsort(np.argsort(values)).astype(float) for values in (a, b)]
-    return float(np.corrcoef(np.stack(ranks))[0, 1])
+    """Correlation of ranks; equal values have their mean rank. 0 if all values of one are equal."""
+    ranks = []
+    for values in (a, b):
+        _, places, counts = np.unique(values, return_inverse=True, return_counts=True)
+        ranks.append((np.cumsum(counts) - (counts + 1) / 2)[places])
+    return float(np.corrcoef(np.stack(ranks))[0, 1]) if min(map(np.ptp, ranks)) else 0.0
 
 
-def prediction(world: World, store: EpisodeStore) -> dict[str, float]:
-    """Errors of rollouts from held-out windows (the last tenth of the episodes)."""
+def prediction(world: World, data: Episodes) -> dict[str, float]:
+    """Errors of rollouts from windows of held-out episodes."""
     history, block = world.history, world.contract.block
     longest = max(HORIZONS)
-    frames, actions, simulator = windows(store, history, block, longest)
+    frames, actions, simulator = windows(data, history, block, longest)
     states = world.encode(frames)  # [n, h + K, S, Z]
     figures: dict[str, float] = {}
     predicted = world.rollout(states[:, :history], actions)
@@ -96,14 +99,12 @@ def prediction(world: World, store: EpisodeStore) -> dict[str, float]:
     return figures
 
 
-def windows(
-    store: EpisodeStore, history: int, block: int, longest: int
-) -> tuple[np.ndarray, torch.Tensor, torch.Tensor]:
+def windows(data: Episodes, history: int, block: int, longest: int) -> tuple[np.ndarray, torch.Tensor, torch.Tensor]:
     """Frames [n, h + K, C, H, W], actions [n, h - 1 + K, ...], simulator states [n, h + K, S] of held-out episodes.
 
     K is at most `longest`, less where the episodes are shorter.
     """
-    numbers = range(len(store) - max(1, len(store) // 10), len(store))
+    store, numbers = data.store, data.held_out_numbers or data.numbers
     longest = min(longest, max(int(store.lengths[n]) for n in numbers) // block - history + 1)
     span = (history + longest - 1) * block
     usable = [n for n in numbers if store.lengths[n] >= span]
@@ -119,7 +120,10 @@ def windows(
 
 
 def true_action_rank(world: World, states: torch.Tensor, actions: torch.Tensor) -> float:
-    """Mean share of random actions whose predicted next state is further from the true one than the true action's."""
+    """Mean share of random actions whose predicted next state is further from the true one than the true action's.
+
+    Those that are as far count half, so that a world without actions has 0.5.
+    """
     history, space = world.history, world.contract.actions
     random = torch.Generator().manual_seed(0)
     shares = []
@@ -134,7 +138,7 @@ def true_action_rank(world: World, states: torch.Tensor, actions: torch.Tensor) 
             repeated[1:, -1] = low + torch.rand(repeated[1:, -1].shape, generator=random) * (high - low)
         after = world.step(known.expand(count, *known.shape), repeated)
         errors = (after - states[row, history]).square().mean(dim=(1, 2))
-        shares.append((errors[1:] > errors[0]).float().mean())
+        shares.append((errors[1:] > errors[0]).float().mean() + (errors[1:] == errors[0]).float().mean() / 2)
     return torch.stack(shares).mean().item()
 
 

@@ -46,7 +46,8 @@ def table(results: Mapping[str, Any]) -> Table:
             f"{found['ms_per_step']:.2f}",
             f"{found['predictor_rows']:,.0f}",
         )
-        rows.append([found["policy"], found["cost"], found["world"], seed, str(found["episodes"]), *cells, *costs])
+        name = " ".join(filter(None, [found["world"], f"({found['encoder']})" if "encoder" in found else ""]))
+        rows.append([found["policy"], found["cost"], name, seed, str(found["episodes"]), *cells, *costs])
     heads = ("", "cost", "world", "seed", "episodes", "moderate %", "strict %", "s/episode", "ms/step", "rows/episode")
     return Table(heads=heads, rows=rows, text_columns={1, 2})
 
@@ -55,6 +56,18 @@ def share(found: Mapping[str, Any], name: str) -> str:
     """Success and its interval in percent: 97 (92-99)"""
     low, high = found[f"interval_{name}"]
     return f"{100 * found[f'success_{name}']:.0f} ({100 * low:.0f}-{100 * high:.0f})"
+
+
+def encoder_table(results: Mapping[str, Any]) -> Table | None:
+    """Success and figures of the worlds on each encoder; None if no encoders were compared."""
+    compared = results.get("encoders") or []
+    names = list(dict.fromkeys(name for found in compared for name in found["plannable"]))
+    rows = [
+        [found["encoder"], str(found["episodes"]), *(share(found, name) for name in ("moderate", "strict"))]
+        + [f"{found['plannable'][name]:.3f}" if name in found["plannable"] else "-" for name in names]
+        for found in compared
+    ]
+    return Table(heads=["encoder", "episodes", "moderate %", "strict %", *names], rows=rows) if compared else None
 
 
 def plannable_table(results: Mapping[str, Any]) -> Table:
@@ -68,7 +81,8 @@ def plannable_table(results: Mapping[str, Any]) -> Table:
 
 
 def terminal(results: Mapping[str, Any], folder: Path) -> str:
-    return "\n".join([table(results).terminal(), plannable_table(results).terminal(), f"page: {folder / 'plan.html'}"])
+    tables = filter(None, [table(results), plannable_table(results), encoder_table(results)])
+    return "\n".join([*(part.terminal() for part in tables), f"page: {folder / 'plan.html'}"])
 
 
 def save_strips(
@@ -142,8 +156,9 @@ def write(
     strips = [
         (path.stem.removeprefix("strip-"), picture(path)) for path in sorted((folder / MEDIA).glob("strip-*.png"))
     ]
+    encoders = encoder_table(results)
     page = render(
-        "planning.html", name=config.name, result=table(results), plannable=plannable_table(results),
+        "planning.html", name=config.name, result=table(results), plannable=plannable_table(results), encoders=encoders,
         tasks=results["tasks"], budget=config.budget, charts=[success_chart(results, env)], landscapes=landscapes,
         strips=strips,
     )  # fmt: skip
@@ -153,6 +168,7 @@ def write(
         table(results).markdown(),
         "## Is this latent plannable?",
         plannable_table(results).markdown(),
+        *(["## Encoders as world models", encoders.markdown()] if encoders else []),
     ]
     write_atomically(folder / "plan.md", "\n\n".join(text) + "\n")
 
@@ -163,7 +179,7 @@ def success_chart(results: Mapping[str, Any], env: BatchedEnv) -> Any:
     measure = traits.path_length or traits.distance
     assert measure
     lines = []
-    for found in results["rows"][:8]:
+    for found in sorted(results["rows"], key=lambda found: not found["cost"])[:8]:
         if not found["outcomes"]:
             continue
         starts, goals = (np.array([o[key] for o in found["outcomes"]], dtype=np.float32) for key in ("start", "goal"))

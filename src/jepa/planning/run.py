@@ -12,7 +12,8 @@ from typing import Any
 
 from jepa.config import PlanConfig, build_with, factory
 from jepa.config.files import read_json
-from jepa.data.episode_store import EpisodeStore
+from jepa.data.episodes import Episodes
+from jepa.data.identity import changes, identity
 from jepa.envs.policies import StickyRandom
 from jepa.envs.types import BatchedEnv, EnvTraits, Task, stored_node
 from jepa.errors import ConfigError
@@ -32,6 +33,7 @@ from jepa.planning.protocol import (
 )
 from jepa.planning.world import World, digest_of, load_world
 from jepa.runs.metrics import read_config
+from jepa.runs.state import find, read_state
 
 log = logging.getLogger(__name__)
 
@@ -57,10 +59,11 @@ class Contender:
         return json.dumps(values, sort_keys=True, default=str)
 
 
-def plan(config: PlanConfig, worlds: Mapping[str, Path]) -> dict[str, Any]:
+def plan(config: PlanConfig, worlds: Mapping[str, Path], encoders: Mapping[str, str] | None = None) -> dict[str, Any]:
     """Evaluate the planner with every world and the baselines in outputs/NAME; returns the content of results.json.
 
-    `worlds` are the run folders by label. Raises ConfigError if the environment does not fit the worlds.
+    `worlds` are the run folders by label, `encoders` the names of their encoders if those are compared. Raises
+    ConfigError if the environment does not fit the worlds.
     """
     folder = Path("outputs", config.name)
     loaded = {label: load_world(path) for label, path in worlds.items()}
@@ -69,26 +72,39 @@ def plan(config: PlanConfig, worlds: Mapping[str, Path]) -> dict[str, Any]:
         check(world, env, label, config)
     tasks, digest = frozen_tasks(folder, env, config.episodes, config.seed)
     results = read_results(folder, digest)
-    facts = {label: asdict(world.contract) for label, world in loaded.items()}
+    results["world"] = {label: asdict(world.contract) for label, world in loaded.items()}
+    current = []
     for contender in contenders(config, env, loaded, worlds):
         done = next((found for found in results["rows"] if found.get("key") == contender.key), None)
-        if done is None:
-            log.info("%s %s", contender.policy, f"({contender.label})" if contender.label else "")
-            done, played, controller = run_one(config, env, contender, tasks)
-            if config.open_loop:
-                save_plans(folder, contender.label, controller)
-            report.save_strips(folder, contender, played, controller, env, tasks, config.videos)
-            kept = [found for found in results["rows"] if not is_older(found, done)]
-            results["rows"] = [*kept, done]
-            results["plannable"].pop(contender.label, None)
-            write_json(folder / "results.json", {**results, "world": facts})
+        current.append(done or add_row(config, env, contender, tasks, results))
+        if encoders and contender.label:
+            current[-1]["encoder"] = encoders[contender.label]
     for label in [label for label in loaded if label not in results["plannable"]]:
-        results["plannable"][label] = plannability(loaded[label], costs_of(config), env, store_of(worlds[label]))
-    results["world"] = facts
+        results["plannable"][label] = plannability(loaded[label], costs_of(config), env, data_of(worlds[label]))
+        write_json(folder / "results.json", results)
     results["rows"] = with_means(results["rows"])
+    results.pop("encoders", None)
+    if encoders:
+        results["encoders"] = by_encoder(current, planner_name(config), results["plannable"])
     write_json(folder / "results.json", results)
     report.write(folder, config, results, env, loaded, costs_of(config), tasks)
     return results
+
+
+def add_row(
+    config: PlanConfig, env: BatchedEnv, contender: Contender, tasks: Sequence[Task], results: dict[str, Any]
+) -> dict[str, Any]:
+    """Run a contender; its row, film strips and plans are saved at once."""
+    folder = Path("outputs", config.name)
+    log.info("%s %s", contender.policy, f"({contender.label})" if contender.label else "")
+    done, played, controller = run_one(config, env, contender, tasks)
+    if config.open_loop:
+        save_plans(folder, contender.label, controller)
+    report.save_strips(folder, contender, played, controller, env, tasks, config.videos)
+    results["rows"] = [*(found for found in results["rows"] if not is_older(found, done)), done]
+    results["plannable"].pop(contender.label, None)
+    write_json(folder / "results.json", results)
+    return done
 
 
 def run_one(
@@ -199,10 +215,21 @@ def check(world: World, env: BatchedEnv, label: str, config: PlanConfig) -> None
         raise ConfigError([f"{label}: {error}"]) from error
 
 
-def store_of(run: Path) -> EpisodeStore | None:
-    """The episodes that a run was trained on, if they are still there."""
-    path = Path(str(read_config(run).get("dataset", {}).get("path", "")))
-    return EpisodeStore(path) if (path / "store.json").exists() else None
+def data_of(run: Path) -> Episodes | None:
+    """The windows that a run was trained on; None, with a line that says why, if others or none are there now."""
+    config, reason = read_config(run), "are not there any more"
+    node, before = config.get("dataset", {}), read_state(find(run)).get("data")
+    names = ("path", "frame_skip", "hop", "val_ratio", "episodes")
+    if (Path(str(node.get("path"))).expanduser() / "store.json").exists():
+        try:
+            data = Episodes(num_frames=config["num_frames"], **{name: node[name] for name in names if name in node})
+            if not (differences := changes(before, identity(data)) if before else []):
+                return data
+            reason = f"have changed ({differences[0]})"
+        except ValueError as error:
+            reason = f"have changed ({error})"
+    log.warning("%s: the episodes in %s %s: its predictions are not measured", run, node.get("path"), reason)
+    return None
 
 
 def read_results(folder: Path, digest: str) -> dict[str, Any]:
@@ -225,6 +252,27 @@ def with_means(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     for found in rows:
         if found["world"]:
             policy, cost, _, _, settings = json.loads(found["key"])
-            groups.setdefault(json.dumps([policy, cost, settings]), []).append(found)
-    means = [mean_row(group) | {"world": ""} for group in groups.values() if len({row["seed"] for row in group}) > 1]
+            groups.setdefault(json.dumps([policy, cost, settings, found.get("encoder")]), []).append(found)
+    means = [
+        mean_row(group) | {"world": ""} | {key: group[0][key] for key in ("encoder",) if key in group[0]}
+        for group in groups.values() if len({row["seed"] for row in group}) > 1
+    ]  # fmt: skip
     return [*rows, *means]
+
+
+def by_encoder(
+    rows: Sequence[dict[str, Any]], planner: str, plannable: Mapping[str, Mapping[str, float]]
+) -> list[dict[str, Any]]:
+    """A row for each encoder: the planner's success over its worlds together, and the means of their figures."""
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for found in rows:
+        if found["policy"] == planner and "encoder" in found:
+            groups.setdefault(found["encoder"], []).append(found)
+    table = []
+    for encoder, group in groups.items():
+        figures = [plannable[found["world"]] for found in group]
+        names = [name for name in figures[0] if all(name in figure for figure in figures)]
+        means = {name: sum(figure[name] for figure in figures) / len(figures) for name in names}
+        merged = {key: value for key, value in mean_row(group).items() if key not in ("seed", "outcomes")}
+        table.append({"encoder": encoder, "worlds": [found["world"] for found in group], **merged, "plannable": means})
+    return table
