@@ -28,7 +28,7 @@ N, H, S, Z = 3, 4, 2, 3
 def imagined() -> Imagined:
     random = torch.Generator().manual_seed(0)
     draw = lambda *shape: torch.randn(*shape, generator=random)  # noqa: E731
-    return Imagined(draw(N, H, S, Z), draw(S, Z), draw(S, Z), draw(N, H, 2))
+    return Imagined(draw(N, H, S, Z), draw(1, S, Z), draw(S, Z), draw(N, H, 2))
 
 
 def world(**heads: Any) -> Any:
