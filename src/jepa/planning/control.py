@@ -237,13 +237,13 @@ def plan_size(world: World) -> int:
 
 
 def last_states(seen: Sequence[Tensor], count: int, stride: int = 1) -> Tensor:
-    """Of the states [B, S, Z] at each step the last and those before it: [B, count, S, Z]; the first may be repeated."""
+    """Of the states [B, S, Z] at each step the last ones [B, count, S, Z]; the first is repeated if there are fewer."""
     places = range(len(seen) - 1 - stride * (count - 1), len(seen), stride)
     return torch.stack([seen[max(0, place)] for place in places], dim=1)
 
 
 def head_actions(world: World, head: nn.Module, states: Tensor, goals: Tensor) -> Tensor:
-    """The last states [B, h, S, Z] and goals [B, S, Z] -> actions [B, A] in [-1, 1], or the likeliest discrete ones, long [B, block]"""
+    """The last states [B, h, S, Z], goals [B, S, Z] -> actions [B, A] in [-1, 1], or the likeliest, long [B, block]"""
     outputs = head(states.flatten(1), goals.flatten(1))
     if world.contract.actions.is_discrete:
         return outputs.unflatten(1, (world.contract.block, -1)).argmax(dim=2)
