@@ -112,6 +112,19 @@ def test_inverse_dynamics_is_the_squared_error_of_scaled_actions(state: str) -> 
     torch.testing.assert_close(objective(batch, NO_MASKS).metrics["inverse"], expected)
 
 
+@pytest.mark.parametrize("history", [1, 3])
+def test_inverse_dynamics_reads_the_history_before_an_action_and_the_state_after_it(history: int) -> None:
+    objective, batch = make(predictor={"history": history}), draw()
+    inverse: Any = objective.inverse
+    states, actions = objective.states(batch.clips)[:, :, 0], batch.fields["actions"]
+    errors = [
+        inverse(states[:, time + 1 - history : time + 2].flatten(1)) - actions[:, time] / 2
+        for time in range(history - 1, T - 1)
+    ]
+    expected = torch.stack(errors).square().mean().detach()
+    torch.testing.assert_close(objective(batch, NO_MASKS).metrics["inverse"], expected)
+
+
 def test_inverse_dynamics_of_discrete_actions_is_a_cross_entropy() -> None:
     objective, batch = make(DISCRETE), draw(DISCRETE)
     inverse: Any = objective.inverse

@@ -36,10 +36,10 @@ class Dynamics(Objective):
     The loss is the mean squared error of states predicted in 1 to num_frames - history steps, each from the prediction
     before it; the rollouts begin at every frame (`starts=all`) or at the first. Targets are the states of the encoder
     itself (`target=none`: a regulariser prevents the collapse; `stopgrad`: without gradient) or of an average of it
-    (`ema`). `inverse_weight` adds the error of the action predicted from two consecutive states (inverse dynamics,
-    Pathak et al. 2017), `similarity_weight` the squared difference of consecutive states (EB-JEPA). With `freeze` the
-    encoder stays as it is, e.g. encoder=pretrained. After the training the `heads` are fitted on its frozen states for
-    `head_steps` steps each (jepa.planning.heads).
+    (`ema`). `inverse_weight` adds the error of the action predicted from the history before it and the state after it
+    (inverse dynamics, Pathak et al. 2017), `similarity_weight` the squared difference of consecutive states (EB-JEPA).
+    With `freeze` the encoder stays as it is, e.g. encoder=pretrained. After the training the `heads` are fitted on its
+    frozen states for `head_steps` steps each (jepa.planning.heads).
     """
 
     predicts = "states"
@@ -71,10 +71,9 @@ class Dynamics(Objective):
         self.heads, self.head_steps = heads, head_steps
         average = nn.ModuleDict({"encoder": encoder, "projector": predictor.projector})
         self.average: Any = deepcopy(average).requires_grad_(False).eval() if target == "ema" else None
-        space, width = predictor.actions.space, predictor.settings["width"]
-        self.inverse = (
-            Mlp(2 * predictor.state_dim, width, predictor.actions.block * space.size) if inverse_weight else None
-        )
+        actions, sizes = predictor.actions, predictor.settings
+        inputs, outputs = (predictor.history + 1) * predictor.state_dim, actions.block * actions.space.size
+        self.inverse = Mlp(inputs, sizes["width"], outputs) if inverse_weight else None
 
     @property
     def contract(self) -> dict[str, Any]:
@@ -156,11 +155,12 @@ class Dynamics(Objective):
         return errors, torch.stack(first_predictions, dim=1)
 
     def inverse_error(self, states: Tensor, actions: Tensor) -> Tensor:
-        """Of the action between two consecutive states; a squared error, or a cross-entropy if actions are discrete."""
+        """Of the action between the states of a history and the next; a cross-entropy if actions are discrete."""
         assert self.inverse is not None
-        pooled = states.mean(dim=2)
-        predicted = self.inverse(torch.cat([pooled[:, :-1], pooled[:, 1:]], dim=-1))
-        scaled = self.predictor.actions.scale(actions).flatten(2)
+        history = self.predictor.history
+        windows = states.mean(dim=2).unfold(1, history + 1, 1).mT.flatten(2)  # [B, T - h, (h + 1) Z]
+        predicted = self.inverse(windows)
+        scaled = self.predictor.actions.scale(actions[:, history - 1 :]).flatten(2)
         if not self.predictor.actions.space.is_discrete:
             return F.mse_loss(predicted.float(), scaled)
         choices = (*predicted.shape[:2], self.predictor.actions.block, -1)
