@@ -421,3 +421,11 @@ def test_a_world_that_has_changed_is_planned_with_anew(home: Path, copy: Path) -
     after = results("plans")["rows"]
     assert [row["policy"] for row in after if row["world"]] == ["clone", "policy", "cem"]
     assert {row["key"] for row in after if row["world"]}.isdisjoint(row["key"] for row in before)
+
+
+def test_a_world_with_a_history_is_planned_with(here: Path) -> None:
+    train_world("moving", ["predictor.history=2", "steps=2", "objective.head_steps=2"])
+    costs = "cost=[gc_value,probe_distance]"
+    assert main(["run=outputs/moving", "name=moving_plan", "planner.warm_start=policy", costs, *PLAN]) == 0
+    assert [row["policy"] for row in results("moving_plan")["rows"] if row["world"]] == ["clone", "policy", "cem"]
+    assert "state_r2" in results("moving_plan")["plannable"]["moving"]

@@ -135,3 +135,17 @@ def test_states_inside_a_wall_are_refused(env: PointMaze) -> None:
     for values in ([[0, 2, 0, 0]], [[9, 9, 0, 0]]):
         with pytest.raises(ValueError, match="inside a wall"):
             env.reset([0], np.array(values))
+
+
+def test_the_ball_moves_as_in_gymnasium_robotics(env: PointMaze) -> None:
+    random = np.random.default_rng(0)
+    states = np.stack([env.sample(seed) for seed in range(30)])
+    for _ in range(6):  # some run into walls, some are faster than the limit
+        actions = random.choice([-1.2, -0.3, 1.0], size=(30, 2))
+        after = env.simulate(states, actions)
+        for state, action, moved in zip(states.astype(float), actions, after, strict=True):
+            env.simulator.reset()
+            env.simulator.set_state(state[:2], state[2:])
+            expected = [env.simulator.step(action)[0] for _ in range(env.frame_skip)][-1]
+            np.testing.assert_allclose(moved, expected, atol=1e-6)
+        states = after

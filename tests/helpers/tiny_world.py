@@ -11,7 +11,7 @@ import torch
 from jepa.cli import train
 from jepa.data.transforms import EvalTransform
 from jepa.encoders.spatial import SpatialEncoder
-from jepa.planning.heads import STATES_IN, MLPHead
+from jepa.planning.heads import build_head
 from jepa.planning.world import World, WorldContract
 from jepa.predictors.action import ActionPredictor
 from jepa.types import ActionSpace, Field
@@ -43,7 +43,7 @@ def make_world(
         for parameter in predictor.dynamics.parameters():
             parameter.copy_(0.3 * torch.randn_like(parameter))
     contract = WorldContract(frame_shape=(1, side, side), actions=space, block=block, frame_skip=1, env=env or {})
-    built = {name: MLPHead(predictor.state_size, STATES_IN[name], size) for name, size in (heads or {}).items()}
+    built = {name: build_head(name, predictor.state_size, size, history) for name, size in (heads or {}).items()}
     return World(encoder, predictor, contract, built)
 
 

@@ -7,14 +7,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tiny_world import make_world
+from tiny_world import PIXELS, make_world
 from torch import Tensor
 
 from jepa.envs.policies import StickyRandom
 from jepa.envs.two_rooms import TwoRooms
 from jepa.envs.types import EnvTraits
 from jepa.planning.cem import CEM
-from jepa.planning.control import Blind, Function, Goals, HeadController, Planning, TruePlanning
+from jepa.planning.control import Blind, Function, Goals, HeadController, Planning, TruePlanning, policy_plan
 from jepa.planning.costs import Control, GCValue, LatentL2
 from jepa.planning.policy import PolicyPlanner
 from jepa.planning.random_shooting import RandomShooting
@@ -205,6 +205,45 @@ def test_actions_of_an_episode_do_not_depend_on_what_it_is_batched_with(kind: st
 def test_an_episode_that_is_over_changes_no_other(kind: str) -> None:
     all_active, one_over = acted(kind, [3, 4, 5]), acted(kind, [3, 4, 5], inactive=1)
     np.testing.assert_array_equal(all_active[:, [0, 2]], one_over[:, [0, 2]])
+
+
+@pytest.mark.parametrize("space", [None, DISCRETE], ids=["continuous", "discrete"])
+@pytest.mark.parametrize(("history", "block"), [(1, 1), (3, 1), (2, 3)])
+def test_a_head_acts_on_the_frames_of_its_own_episode(history: int, block: int, space: ActionSpace | None) -> None:
+    size = block * (3 if space else 2)
+    world = make_world(space or PIXELS, history=history, block=block, side=SIDE, heads={"policy": size})
+    control = HeadController(world, "policy")
+    goals = Goals(pictures(2, 99), np.zeros((2, 2)))
+    for first in (0, 10):  # of two episodes
+        control.begin(goals, range(2), 7)
+        for step in range(7):
+            acted = control.act(step, pictures(2, first + step), np.zeros((2, 2)), np.ones(2, dtype=bool))
+            times = [max(0, step - block * back) for back in reversed(range(history))]
+            states = torch.stack([world.encode(pictures(2, first + time)) for time in times], dim=1)
+            outputs = world.heads["policy"](states.flatten(1), world.encode(goals.frames).flatten(1))
+            if space:
+                assert acted.tolist() == outputs[:, :3].argmax(dim=1).tolist()
+            else:
+                np.testing.assert_allclose(acted, 4 * outputs[:, :2].clamp(-1, 1).detach(), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("space", [None, DISCRETE], ids=["continuous", "discrete"])
+@pytest.mark.parametrize("history", [1, 3])
+def test_the_policy_imagines_from_the_history_and_its_own_actions(history: int, space: ActionSpace | None) -> None:
+    world = make_world(space or PIXELS, history=history, side=SIDE, heads={"policy": 3 if space else 2})
+    states = [state[:, None] for state in world.encode(np.stack([pictures(2, n) for n in range(history)]))]
+    drawn = torch.rand(2, history - 1, 2, generator=torch.Generator().manual_seed(0))
+    actions = torch.randint(3, (2, history - 1, 1)) if space else drawn
+    goals = world.encode(pictures(2, 99))
+    plan = policy_plan(world, (torch.cat(states, dim=1), actions), goals, 4)
+    done = list(actions.unbind(dim=1))
+    for step in range(4):
+        outputs = world.heads["policy"](torch.cat(states[-history:], dim=1).flatten(1), goals.flatten(1))
+        expected = outputs.argmax(dim=1, keepdim=True) if space else outputs.clamp(-1, 1)
+        torch.testing.assert_close(plan[:, step], expected)
+        done.append(expected)
+        past = torch.stack(done[-history:], dim=1)
+        states.append(world.step(torch.cat(states[-history:], dim=1), world.unscale(past))[:, None])
 
 
 def test_seeds_make_plans_differ() -> None:

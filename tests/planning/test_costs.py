@@ -17,6 +17,7 @@ from jepa.planning.costs import (
     ProbeDistance,
     Reward,
     TemporalDistance,
+    cost_at_rest,
     over_steps,
     total,
 )
@@ -25,10 +26,10 @@ from jepa.planning.types import Imagined
 N, H, S, Z = 3, 4, 2, 3
 
 
-def imagined() -> Imagined:
+def imagined(history: int = 1) -> Imagined:
     random = torch.Generator().manual_seed(0)
     draw = lambda *shape: torch.randn(*shape, generator=random)  # noqa: E731
-    return Imagined(draw(N, H, S, Z), draw(S, Z), draw(S, Z), draw(N, H, 2))
+    return Imagined(draw(N, H, S, Z), draw(history, S, Z), draw(S, Z), draw(N, H, 2))
 
 
 def world(**heads: Any) -> Any:
@@ -112,3 +113,31 @@ def test_costs_are_summed() -> None:
     costs = {"latent_l2": LatentL2(), "control": Control(weight=3.0)}
     expected = LatentL2()(world(), seen) + Control(weight=3.0)(world(), seen)
     torch.testing.assert_close(total(costs, world(), seen), expected)
+
+
+@pytest.mark.parametrize("history", [1, 2, 3, 6])
+def test_heads_see_the_states_before_the_plan_and_the_imagined_ones(history: int) -> None:
+    seen = imagined(history)
+    assert seen.seen.shape == (N, H, history * S * Z)
+    for n in range(N):
+        states = [*seen.history, *seen.states[n]]
+        for h in range(H):
+            expected = torch.stack(states[h + 1 : h + 1 + history])
+            assert torch.equal(seen.seen[n, h], expected.flatten())
+
+
+def test_costs_read_heads_with_the_whole_history() -> None:
+    """Heads that read the last but one frame: the first step's cost is of the last known state."""
+    seen = imagined(2)
+    before = seen._replace(states=torch.cat([seen.history[-1:].expand(N, 1, S, Z), seen.states[:, :-1]], dim=1))
+    before = before._replace(history=seen.history[-1:])
+    heads = {"value": lambda states, goals: gap(states[..., : S * Z], goals), "probe": lambda s: s[..., : S * Z]}
+    frames = {"value": gap, "probe": lambda states: states}
+    for cost in (GCValue(), ProbeDistance(), Constraint(low=[0.0] * S * Z, high=[0.1] * S * Z)):
+        torch.testing.assert_close(cost(world(**heads), seen), cost(world(**frames), before))
+
+
+def test_the_cost_at_rest_is_that_of_a_state_which_never_changed() -> None:
+    seen = imagined(3)
+    still = SimpleNamespace(heads={"value": lambda states, goals: states.unflatten(-1, (3, -1)).var(dim=-2)}, history=3)
+    assert cost_at_rest({"value": GCValue()}, still, seen.history[0], seen.goal) == 0

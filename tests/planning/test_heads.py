@@ -12,7 +12,17 @@ import torch
 from torch import Tensor
 
 from jepa.planning import heads
-from jepa.planning.heads import GAMMA, MLPHead, Recordings, expectile_loss, fit_head, later, mixed_goals
+from jepa.planning.heads import (
+    GAMMA,
+    MLPHead,
+    Recordings,
+    build_head,
+    expectile_loss,
+    fit_head,
+    later,
+    mixed_goals,
+    windows_of,
+)
 from jepa.planning.plannability import spearman
 from jepa.types import ActionSpace
 
@@ -219,3 +229,52 @@ def test_a_fitted_head_is_frozen_and_standardises_its_states() -> None:
     torch.testing.assert_close(head.mean, data.states.mean(dim=0))
     torch.testing.assert_close(head.std, data.states.std(dim=0))
     assert not any(parameter.requires_grad for parameter in head.parameters())
+
+
+@pytest.mark.parametrize("history", [1, 2, 4, 9])
+def test_what_a_head_sees_is_of_one_episode_and_begins_with_its_first_frame_repeated(history: int) -> None:
+    data = lengths_data()._replace(history=history)
+    seen = data.seen(torch.arange(len(data.states))).unflatten(1, (history, 2)).tolist()
+    places = [(k, t) for k, n in enumerate(LENGTHS) for t in range(n + 1)]
+    assert seen == [[[k, max(0, t - back)] for back in reversed(range(history))] for k, t in places]
+
+
+@pytest.mark.parametrize("history", [1, 3])
+def test_windows_of_consecutive_frames_are_what_recordings_give(history: int) -> None:
+    states = torch.randn(2, 7, 3, 2, generator=torch.Generator().manual_seed(0))
+    data = record(list(states.flatten(2)), [torch.zeros(6, 2)] * 2, PLANE)._replace(history=history)
+    expected = data.seen(torch.arange(14)).unflatten(0, (2, 7))[:, history - 1 :]
+    assert torch.equal(windows_of(states, history), expected)
+
+
+def test_a_history_changes_no_head_that_reads_one_frame() -> None:
+    data = walks()._replace(frames=walks().states)
+    pairs = [fit_head("decoder", data._replace(history=history), {}, 8, 0)[0] for history in (1, 3)]
+    assert all(torch.equal(*both) for both in zip(*(head.parameters() for head in pairs), strict=True))
+    assert build_head("value", 5, 1, 3).layers[0].in_features == 4 * 5
+    assert build_head("probe", 5, 1, 3).layers[0].in_features == 3 * 5
+
+
+def test_heads_read_from_two_frames_which_way_something_moves() -> None:
+    """A speed of 1 or -1, and an action that brakes."""
+    speeds = [1.0, -1.0] * 40
+    right = torch.stack([torch.arange(6.0), torch.zeros(6)], dim=1)
+    ways = [right if speed > 0 else right.flip(0) for speed in speeds]
+    data = record(ways, [torch.tensor([[-speed, 0.0]]).expand(5, 2) for speed in speeds], PLANE)
+    data = data._replace(simulator=torch.tensor(speeds).repeat_interleave(6)[:, None], history=2)
+    moving = torch.tensor([[1.0, 0, 2, 0], [3, 0, 2, 0]])
+    goals = torch.tensor([[2.0, 0], [2.0, 0]])
+    probe, clone = (fit_head(name, data, {}, steps, 0)[0] for name, steps in (("probe", 1200), ("clone", 300)))
+    torch.testing.assert_close(probe(moving), torch.tensor([[1.0], [-1.0]]), atol=0.2, rtol=0)
+    torch.testing.assert_close(clone(moving, goals)[:, 0], torch.tensor([-1.0, 1.0]), atol=0.2, rtol=0)
+    blind = fit_head("clone", data._replace(history=1), {}, 300, 0)[0]
+    assert blind(moving[:, 2:], goals)[:, 0].abs().max() < 0.5
+
+
+@pytest.mark.parametrize("name", ["value", "distance", "policy", "reward", "continuation"])
+def test_every_head_is_fitted_on_windows(name: str) -> None:
+    data = walks()._replace(history=3)
+    fitted = {"value": fit_head("value", data, {}, 2, 0)[0]}
+    head = fit_head(name, data, fitted, 2, 0)[0]
+    goals = [data.states[:5]] if name in ("value", "distance", "policy") else []
+    assert torch.isfinite(head(data.seen(torch.arange(5)), *goals)).all()

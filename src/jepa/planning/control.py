@@ -78,11 +78,13 @@ class HeadController:
 
     def begin(self, goals: Goals, seeds: Sequence[int], num_steps: int) -> None:
         self.goals = one_by_one(self.world.encode, goals.frames)
+        self.seen: list[Tensor] = []
 
     @torch.no_grad()
     def act(self, step: int, frames: np.ndarray, states: np.ndarray, active: np.ndarray) -> np.ndarray:
+        self.seen.append(one_by_one(self.world.encode, frames))
         choose = partial(head_actions, self.world, self.head)
-        actions = one_by_one(choose, one_by_one(self.world.encode, frames), self.goals)
+        actions = one_by_one(choose, last_states(self.seen, self.world.history, self.world.contract.block), self.goals)
         return first_of_block(self.world.unscale(actions), self.world)
 
 
@@ -129,7 +131,7 @@ class Planning:
             size=plan_size(world),
             num_actions=world.contract.actions.num_actions,
             generators=generators,
-            warm_start=self._warm_start(history[0]),
+            warm_start=self._warm_start(history),
         )
         self.plan = planner(search)
         self.first = self.plan if self.first is None else self.first
@@ -149,18 +151,17 @@ class Planning:
         return decoded(self.world.heads["decoder"](states.flatten(1)), self.world.contract.frame_shape[0])
 
     def _history(self) -> tuple[Tensor, Tensor]:
-        """The last states [B, h, S, Z], the first repeated if there are fewer, and the actions between them."""
+        """The last states [B, h, S, Z] and the actions between them [B, h - 1, A], zeros before the first."""
         count = self.world.history
-        seen = [*[self.seen[0]] * (count - len(self.seen)), *self.seen[-count:]]
         idle = torch.zeros(len(self.seeds), plan_size(self.world))
         if self.world.contract.actions.is_discrete:
             idle = idle.long()
         done = [*[idle] * (count - 1), *self.done][len(self.done) :]
-        return torch.stack(seen, dim=1), torch.stack(done, dim=1) if done else idle[:, None][:, :0]
+        return last_states(self.seen, count), torch.stack(done, dim=1) if done else idle[:, None][:, :0]
 
-    def _warm_start(self, states: Tensor) -> Tensor | None:
+    def _warm_start(self, history: tuple[Tensor, Tensor]) -> Tensor | None:
         if PlannerTraits.of(self.planner).warm_start == "policy":
-            return policy_plan(self.world, states, self.goals, self.planner.horizon)
+            return policy_plan(self.world, history, self.goals, self.planner.horizon)
         if self.plan is None:
             return None
         rest = self.plan[:, self.planner.execute :]
@@ -179,7 +180,7 @@ class Planning:
         """[N, H, A] -> [N]"""
         states, past = (part[row].expand(len(candidates), *part.shape[1:]) for part in history)
         actions = self.world.unscale(torch.cat([past, candidates], dim=1))
-        imagined = Imagined(self.world.rollout(states, actions), states[0, -1], self.goals[row], candidates)
+        imagined = Imagined(self.world.rollout(states, actions), states[0], self.goals[row], candidates)
         return total(self.costs, self.world, imagined)
 
 
@@ -235,8 +236,14 @@ def plan_size(world: World) -> int:
     return block if space.is_discrete else block * space.size
 
 
+def last_states(seen: Sequence[Tensor], count: int, stride: int = 1) -> Tensor:
+    """Of the states [B, S, Z] at each step the last ones [B, count, S, Z]; the first is repeated if there are fewer."""
+    places = range(len(seen) - 1 - stride * (count - 1), len(seen), stride)
+    return torch.stack([seen[max(0, place)] for place in places], dim=1)
+
+
 def head_actions(world: World, head: nn.Module, states: Tensor, goals: Tensor) -> Tensor:
-    """States and goals [B, S, Z] -> actions [B, A] in [-1, 1], or the likeliest discrete ones, long [B, block]"""
+    """The last states [B, h, S, Z], goals [B, S, Z] -> actions [B, A] in [-1, 1], or the likeliest, long [B, block]"""
     outputs = head(states.flatten(1), goals.flatten(1))
     if world.contract.actions.is_discrete:
         return outputs.unflatten(1, (world.contract.block, -1)).argmax(dim=2)
@@ -247,10 +254,12 @@ def first_of_block(actions: Tensor, world: World) -> np.ndarray:
     return (actions if world.contract.block == 1 else actions[:, 0]).numpy()
 
 
-def policy_plan(world: World, history: Tensor, goals: Tensor, horizon: int) -> Tensor:
-    """The actions [B, H, A] of the policy head in imagination, from states [B, h, S, Z]; for a history of one frame."""
-    states, plan = history[:, -1:], []
+def policy_plan(world: World, history: tuple[Tensor, Tensor], goals: Tensor, horizon: int) -> Tensor:
+    """The actions [B, H, A] of the policy head in imagination, after the last states and the actions between them."""
+    states, actions = history
     for _ in range(horizon):
-        plan.append(head_actions(world, world.heads["policy"], states[:, -1], goals))
-        states = world.step(states, world.unscale(plan[-1])[:, None])[:, None]
-    return torch.stack(plan, dim=1)
+        chosen = head_actions(world, world.heads["policy"], states, goals)
+        actions = torch.cat([actions, chosen[:, None]], dim=1)
+        following = world.step(states, world.unscale(actions[:, -world.history :]))
+        states = torch.cat([states[:, 1:], following[:, None]], dim=1)
+    return actions[:, world.history - 1 :]

@@ -52,7 +52,8 @@ class ProbeDistance:
 
     def __call__(self, world: Any, imagined: Imagined) -> Tensor:
         read = world.heads["probe"]
-        states, goal = (read(states.flatten(-2))[..., : self.columns] for states in (imagined.states, imagined.goal))
+        at_goal = imagined.goal.flatten().repeat(len(imagined.history))
+        states, goal = (read(seen)[..., : self.columns] for seen in (imagined.seen, at_goal))
         return self.weight * over_steps((states - goal).norm(dim=-1), self.over)
 
 
@@ -77,7 +78,7 @@ class Reward:
         self.weight, self.gamma = weight, gamma
 
     def __call__(self, world: Any, imagined: Imagined) -> Tensor:
-        states = imagined.states.flatten(-2)
+        states = imagined.seen
         rewards = world.heads["reward"](states)[..., 0]  # [N, H]
         goes_on = world.heads["continuation"](states)[..., 0].sigmoid()
         alive = torch.cat([torch.ones_like(goes_on[:, :1]), goes_on[:, :-1]], dim=1).cumprod(dim=1)
@@ -111,7 +112,7 @@ class Constraint:
         self.low, self.high, self.weight = low, high, weight
 
     def __call__(self, world: Any, imagined: Imagined) -> Tensor:
-        read = world.heads["probe"](imagined.states.flatten(-2))  # [N, H, Q]
+        read = world.heads["probe"](imagined.seen)  # [N, H, Q]
         beyond = torch.zeros(read.shape[:2])
         for column, (low, high) in enumerate(zip(self.low, self.high, strict=True)):
             quantity = read[..., column]
@@ -122,8 +123,8 @@ class Constraint:
 
 def to_goal(head: nn.Module, imagined: Imagined) -> Tensor:
     """A head of states and goals, on all predicted states: -> [N, H, size]"""
-    states, goal = imagined.states.flatten(-2), imagined.goal.flatten()
-    return head(states, goal.expand_as(states))
+    states, goal = imagined.seen, imagined.goal.flatten()
+    return head(states, goal.expand(*states.shape[:2], -1))
 
 
 def over_steps(values: Tensor, over: str) -> Tensor:
@@ -134,3 +135,9 @@ def over_steps(values: Tensor, over: str) -> Tensor:
 def total(costs: Mapping[str, Cost], world: Any, imagined: Imagined) -> Tensor:
     """The sum of all costs: [N]"""
     return torch.stack([cost(world, imagined) for cost in costs.values()]).sum(dim=0)
+
+
+def cost_at_rest(costs: Mapping[str, Cost], world: Any, state: Tensor, goal: Tensor) -> float:
+    """The cost of having been at a state [S, Z] for the whole history."""
+    history = state.expand(world.history, *state.shape)
+    return total(costs, world, Imagined(state[None, None], history, goal, torch.zeros(1, 1, 1))).item()

@@ -97,7 +97,9 @@ def record(world: World, store: EpisodeStore, *, pictures: bool = False) -> Reco
         torch.cat(part) for part in zip(*parts, strict=True)
     )
     space: ActionSpace = store.facts.actions
-    return Recordings(states, torch.tensor(ends), actions, rewards, terminated, simulator, small_frames, space)
+    return Recordings(
+        states, torch.tensor(ends), actions, rewards, terminated, simulator, small_frames, space, world.history
+    )
 
 
 def small(frames: np.ndarray) -> Tensor:

@@ -1,4 +1,4 @@
-"""Planning for programs of one's own: from a frame and a goal to actions."""
+"""Planning for programs of one's own: from frames and a goal to actions."""
 
 from __future__ import annotations
 
@@ -13,24 +13,52 @@ from jepa.planning.world import World
 
 
 class GoalPlanner:
-    """A planner with its costs; `planner.execute` steps of a plan are usually taken before the next is made."""
+    """A planner with its costs.
+
+    In a loop, `reset` begins an episode and `act` is given each of its frames; it keeps what was seen and done, and
+    makes a new plan every `planner.execute` steps, as jepa-plan does. `plan` makes one plan from one frame.
+
+    Pictures are uint8 [C, H, W] or [H, W, C]. Raises ValueError for others, and for heads that the costs need and the
+    world lacks.
+    """
 
     def __init__(self, planner: Planner, costs: Mapping[str, Cost], seed: int = 0) -> None:
         self.planner, self.costs, self.seed = planner, costs, seed
+        self.control: Planning | None = None
+
+    def reset(self, world: World, goal: np.ndarray) -> None:
+        """Begin an episode, at rest, with a picture of its goal."""
+        self.control, self.step = self._begin(world, goal), 0
+
+    def act(self, frame: np.ndarray) -> np.ndarray:
+        """The picture of now, each since `reset` once and in order -> the action of the environment, [A] or []."""
+        if self.control is None:
+            raise ValueError("act() continues an episode: begin it with reset(world, goal)")
+        action = _act(self.control, self.step, frame)
+        self.step += 1
+        return action
 
     def plan(self, world: World, goal: np.ndarray, frame: np.ndarray) -> np.ndarray:
-        """Pictures uint8 [C, H, W] or [H, W, C] of the goal and of now -> actions of the environment [H, A] or [H].
+        """Pictures of the goal and of now -> actions of the environment, [K, A] or [K]: K steps, or blocks of them.
 
-        For worlds with a history of one frame and blocks of one action. Raises ValueError for other worlds, pictures
-        and heads that the costs need and the world lacks.
+        Raises ValueError for worlds with a history of several frames, which `act` keeps.
         """
-        if world.history > 1 or world.contract.block > 1:
-            raise ValueError("plan() takes one frame: this world sees several, or acts in blocks; use jepa-plan")
+        if world.history > 1:
+            raise ValueError(f"plan() takes one frame, this world sees {world.history}: use reset(world, goal) and act")
+        control = self._begin(world, goal)
+        _act(control, 0, frame)
+        (actions,) = control.first_plans()
+        return actions if world.contract.block == 1 else actions.reshape(-1, *actions.shape[2:])
+
+    def _begin(self, world: World, goal: np.ndarray) -> Planning:
         control = Planning(world, self.planner, self.costs, self.seed)
         control.begin(Goals(channels_first(goal, world)[None], np.zeros((1, 0))), [0], self.planner.horizon)
-        control.act(0, channels_first(frame, world)[None], np.zeros((1, 0)), np.ones(1, dtype=bool))
-        assert control.plan is not None
-        return world.unscale(control.plan[0]).numpy()
+        return control
+
+
+def _act(control: Planning, step: int, frame: np.ndarray) -> np.ndarray:
+    frames = channels_first(frame, control.world)[None]
+    return control.act(step, frames, np.zeros((1, 0)), np.ones(1, dtype=bool))[0]
 
 
 def channels_first(picture: Any, world: World) -> np.ndarray:

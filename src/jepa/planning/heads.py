@@ -41,7 +41,10 @@ STATES_IN = {
     "continuation": 1,
     "decoder": 1,
 }
-"""Number of states that each head reads: two are a state and a goal."""
+"""Number of states that each head reads: two are a state and a goal.
+
+The state is that of the last frames, as many as the world's history; goals and pictures are of one frame.
+"""
 
 
 LEARNT_SOON = {"probe", "decoder"}
@@ -66,6 +69,14 @@ class Recordings(NamedTuple):
     frames: Tensor
     """float32 [F or 0, P]: small pictures in [0, 1], flattened, for the decoder"""
     space: ActionSpace
+    history: int = 1
+    """Frames that heads read"""
+
+    def seen(self, rows: Tensor) -> Tensor:
+        """What heads read at the frames `rows` [n]: [n, h D]; the first of an episode is repeated at its start."""
+        first = torch.searchsorted(self.ends, self.ends[rows])
+        past = rows[:, None] + torch.arange(1 - self.history, 1)
+        return self.states[torch.maximum(past, first[:, None])].flatten(1)
 
     @property
     def transitions(self) -> Tensor:
@@ -97,14 +108,20 @@ class MLPHead(nn.Module):
         self.std.copy_(states.std(dim=0).clamp(min=1e-4))
 
     def forward(self, *states: Tensor) -> Tensor:
-        """num_states times [.., D] -> [.., size]"""
-        hidden = torch.cat([(state - self.mean) / self.std for state in states], dim=-1)
+        """States of one or several frames [.., D] or [.., h D], num_states in all -> [.., size]"""
+        hidden = torch.cat(states, dim=-1).unflatten(-1, (-1, len(self.mean)))
+        hidden = ((hidden - self.mean) / self.std).flatten(-2)
         return self.offset + self.scale * self.layers(hidden)
 
 
-def build_head(name: str, state_size: int, size: int) -> MLPHead:
+def build_head(name: str, state_size: int, size: int, history: int = 1) -> MLPHead:
     """Raises KeyError for an unknown name."""
-    return MLPHead(state_size, STATES_IN[name], size)
+    return MLPHead(state_size, STATES_IN[name] + (0 if name == "decoder" else history - 1), size)
+
+
+def windows_of(states: Tensor, history: int) -> Tensor:
+    """States of frames [n, T, S, Z] -> what heads read at all but the first h - 1 of them: [n, T - h + 1, h S Z]"""
+    return states.flatten(2).unfold(1, history, 1).mT.flatten(2)
 
 
 def fit(
@@ -158,7 +175,7 @@ def fit_value(
     def loss(rows: Tensor) -> Tensor:
         is_last = rows == data.ends[rows]  # what was reached there is all that is known of it
         goals = torch.where(is_last, rows, mixed_goals(data, rows, random))
-        state, after, goal = data.states[rows], data.states[torch.where(is_last, rows, rows + 1)], data.states[goals]
+        state, after, goal = data.seen(rows), data.seen(torch.where(is_last, rows, rows + 1)), data.states[goals]
         with torch.no_grad():
             following = -1 + GAMMA * average(after, goal)[:, 0].clamp(-1 / (1 - GAMMA), 0)
             reached_in = torch.where((goals >= rows) & (goals <= data.ends[rows]), goals - rows, torch.inf)
@@ -178,7 +195,7 @@ def fit_distance(
 
     def loss(rows: Tensor) -> Tensor:
         goals = later(data, rows, random)
-        predicted = F.softplus(head(data.states[rows], data.states[goals])[:, 0])
+        predicted = F.softplus(head(data.seen(rows), data.states[goals])[:, 0])
         return expectile_loss((goals - rows).float().log1p() - predicted.log1p(), NEAR)
 
     return fit(head, loss, data.transitions, num_steps, random)
@@ -191,7 +208,7 @@ def fit_clone(
 
     def loss(rows: Tensor) -> Tensor:
         goals = later(data, rows, random)
-        return action_error(head(data.states[rows], data.states[goals]), data.actions[rows], data.space).mean()
+        return action_error(head(data.seen(rows), data.states[goals]), data.actions[rows], data.space).mean()
 
     return fit(head, loss, data.transitions, num_steps, random)
 
@@ -208,7 +225,7 @@ def fit_policy(
 
     def loss(rows: Tensor) -> Tensor:
         goals = mixed_goals(data, rows, random)
-        state, after, goal = data.states[rows], data.states[rows + 1], data.states[goals]
+        state, after, goal = data.seen(rows), data.seen(rows + 1), data.states[goals]
         with torch.no_grad():
             advantage = value(after, goal)[:, 0] - value(state, goal)[:, 0]
             weight = (TEMPERATURE * advantage).exp().clamp(max=MAX_WEIGHT)
@@ -234,7 +251,7 @@ def fit_regression(target: Tensor) -> Callable[..., float]:
         head.scale.copy_(target.std(dim=0).clamp(min=1e-4))
 
         def loss(rows: Tensor) -> Tensor:
-            return ((head(data.states[rows]) - target[rows]) / head.scale).square().mean()
+            return ((head(data.seen(rows)) - target[rows]) / head.scale).square().mean()
 
         return fit(head, loss, torch.arange(len(target)), num_steps, random)
 
@@ -247,7 +264,7 @@ def fit_continuation(
     """The logit of going on after a state."""
 
     def loss(rows: Tensor) -> Tensor:
-        return F.binary_cross_entropy_with_logits(head(data.states[rows])[:, 0], 1 - data.terminated[rows])
+        return F.binary_cross_entropy_with_logits(head(data.seen(rows))[:, 0], 1 - data.terminated[rows])
 
     return fit(head, loss, torch.arange(len(data.states)), num_steps, random)
 
@@ -260,9 +277,10 @@ def fit_head(
     sizes = {"policy": data.actions.shape[1], "clone": data.actions.shape[1]}
     size = targets[name].shape[1] if name in targets else sizes.get(name, 1)
     random = torch.Generator().manual_seed(seed)
+    data = data._replace(history=1) if name == "decoder" else data
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        head = build_head(name, data.states.shape[1], size)
+        head = build_head(name, data.states.shape[1], size, data.history)
     head.standardise_by(data.states)
     fits = {
         "value": fit_value, "distance": fit_distance, "policy": fit_policy, "clone": fit_clone,

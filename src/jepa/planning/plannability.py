@@ -11,8 +11,9 @@ import torch
 from jepa.data.episode_store import EpisodeStore
 from jepa.envs.policies import StickyRandom
 from jepa.envs.types import BatchedEnv, EnvTraits
-from jepa.planning.costs import total
-from jepa.planning.types import Cost, Imagined
+from jepa.planning.costs import cost_at_rest
+from jepa.planning.heads import windows_of
+from jepa.planning.types import Cost
 from jepa.planning.world import World
 
 NUM_PAIRS, NUM_STEPS = 1000, 40
@@ -56,11 +57,7 @@ def cost_correlation(world: World, costs: Mapping[str, Cost], traits: EnvTraits)
             starts = traits.simulate(starts, walk.act(step, starts, starts))
     lengths = traits.path_length(starts, goals)
     states, targets = (world.encode(traits.render(values)) for values in (starts, goals))
-    stay = torch.zeros(1, 1, 1)
-    values = [
-        total(costs, world, Imagined(state[None, None], state, target, stay)).item()
-        for state, target in zip(states, targets, strict=True)
-    ]
+    values = [cost_at_rest(costs, world, state, target) for state, target in zip(states, targets, strict=True)]
     return spearman(np.array(values), lengths)
 
 
@@ -89,7 +86,7 @@ def prediction(world: World, store: EpisodeStore) -> dict[str, float]:
     figures["shuffled_ratio"] = (errors["shuffled"].mean() / errors["model"].mean()).item()
     figures["true_action_rank"] = true_action_rank(world, states, actions)
     if "probe" in world.heads and simulator.shape[-1]:
-        read = world.heads["probe"](states.flatten(2))
+        read, simulator = world.heads["probe"](windows_of(states, history)), simulator[:, history - 1 :]
         residual, spread = (read - simulator).square().mean(dim=(0, 1)), simulator.flatten(0, 1).var(dim=0)
         varies = spread > 1e-6
         figures["state_r2"] = (1 - residual[varies] / spread[varies]).mean().item() if varies.any() else float("nan")

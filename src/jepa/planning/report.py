@@ -16,10 +16,10 @@ from jepa.config import PlanConfig
 from jepa.envs.types import BatchedEnv, EnvTraits, Task
 from jepa.evaluation.pictures import enlarge, heatmap, montage, resize_nearest, to_rgb
 from jepa.planning.control import Controller, Planning
-from jepa.planning.costs import total
+from jepa.planning.costs import cost_at_rest
 from jepa.planning.plannability import verdict
 from jepa.planning.protocol import Played
-from jepa.planning.types import Cost, Imagined
+from jepa.planning.types import Cost
 from jepa.planning.world import World
 from jepa.reports.charts import Chart, Line, line_chart
 from jepa.reports.page import Table, picture, render
@@ -188,8 +188,7 @@ def landscape(folder: Path, label: str, world: World, costs: Mapping[str, Cost],
     goals = np.repeat(task.goal[None], x.size, axis=0)
     target = world.encode(traits.render(goals[:1]))[0]
     encoded = world.encode(traits.render(states))
-    stay = torch.zeros(1, 1, 2)
-    values = [total(costs, world, Imagined(state[None, None], state, target, stay)).item() for state in encoded]
+    values = [cost_at_rest(costs, world, state, target) for state in encoded]
     maps = [np.array(values), traits.path_length(states, goals)]
     scaled = [
         torch.from_numpy((m - m.min()) / max(float(np.ptp(m)), 1e-9)).float().view(LANDSCAPE, LANDSCAPE) for m in maps

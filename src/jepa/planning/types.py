@@ -10,8 +10,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
+import torch
 from torch import Generator, Tensor
 
+from jepa.planning.heads import windows_of
 from jepa.types import Traits
 
 
@@ -57,12 +59,18 @@ class Imagined(NamedTuple):
 
     states: Tensor
     """[N, H, S, Z]: predicted states after each action"""
-    start: Tensor
-    """[S, Z]"""
+    history: Tensor
+    """[h, S, Z]: the last known states, before the first action"""
     goal: Tensor
     """[S, Z]"""
     actions: Tensor
     """[N, H, A] in [-1, 1], or long [N, H, block]"""
+
+    @property
+    def seen(self) -> Tensor:
+        """What heads read after each action, [N, H, h S Z]: the states of the last frames, known and predicted ones."""
+        known = self.history[1:].expand(len(self.states), *self.history[1:].shape)
+        return windows_of(torch.cat([known, self.states], dim=1), len(self.history))
 
 
 class Cost(Protocol):

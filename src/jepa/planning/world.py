@@ -178,7 +178,7 @@ def read_heads(folder: Path, world: World, checkpoint: str) -> dict[str, MLPHead
     try:
         tensors = load_file(path.with_suffix(".safetensors"))
         for name, size in facts["heads"].items():
-            heads[name] = build_head(name, world.predictor.state_size, int(size))
+            heads[name] = build_head(name, world.predictor.state_size, int(size), world.history)
             prefix = f"{name}."
             heads[name].load_state_dict({k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)})
             if digest_of(heads[name]) != facts["digests"].get(name):
