@@ -39,7 +39,8 @@ def table(results: Mapping[str, Any]) -> Table:
     """A row for each policy, with 95 % intervals in percent."""
     rows = []
     for found in results["rows"]:
-        cells = [share(found, name) for name in ("moderate", "strict")]
+        has_goals = "mean_return" not in found
+        cells = [share(found, name) for name in ("moderate", "strict")] if has_goals else [returned(found)]
         seed = "mean" if found["seed"] is None else str(found["seed"])
         costs = (
             f"{found['seconds_per_episode']:.3f}",
@@ -47,7 +48,8 @@ def table(results: Mapping[str, Any]) -> Table:
             f"{found['predictor_rows']:,.0f}",
         )
         rows.append([found["policy"], found["cost"], found["world"], seed, str(found["episodes"]), *cells, *costs])
-    heads = ("", "cost", "world", "seed", "episodes", "moderate %", "strict %", "s/episode", "ms/step", "rows/episode")
+    scores = ("return",) if any("mean_return" in found for found in results["rows"]) else ("moderate %", "strict %")
+    heads = ("", "cost", "world", "seed", "episodes", *scores, "s/episode", "ms/step", "rows/episode")
     return Table(heads=heads, rows=rows, text_columns={1, 2})
 
 
@@ -55,6 +57,12 @@ def share(found: Mapping[str, Any], name: str) -> str:
     """Success and its interval in percent: 97 (92-99)"""
     low, high = found[f"interval_{name}"]
     return f"{100 * found[f'success_{name}']:.0f} ({100 * low:.0f}-{100 * high:.0f})"
+
+
+def returned(found: Mapping[str, Any]) -> str:
+    """Mean return and its interval: 8.6 (8.1-9.1)"""
+    low, high = found["interval_return"]
+    return f"{found['mean_return']:.2f} ({low:.2f}-{high:.2f})"
 
 
 def plannable_table(results: Mapping[str, Any]) -> Table:
@@ -85,14 +93,15 @@ def save_strips(
         return
     media = folder / MEDIA
     media.mkdir(parents=True, exist_ok=True)
-    render_states = EnvTraits.of(env).render
-    assert render_states
-    goals = render_states(np.stack([task.goal for task in tasks[: len(played.frames)]]))
+    traits, shown_tasks = EnvTraits.of(env), tasks[: len(played.frames)]
+    goals = None
+    if traits.task and traits.render:
+        goals = traits.render(np.stack([task.goal for task in shown_tasks]))
     films = []
     for number, frames in enumerate(played.frames):
         agent = to_rgb(torch.from_numpy(frames))
-        goal = to_rgb(torch.from_numpy(goals[number]))[None].expand(len(agent), -1, -1, -1)
-        columns = [agent, goal]
+        end = agent[-1] if goals is None else to_rgb(torch.from_numpy(goals[number]))
+        columns = [agent, end[None].expand(len(agent), -1, -1, -1)]
         if isinstance(controller, Planning) and (imagined := controller.film(number, len(agent))) is not None:
             columns.append(resize_nearest(to_rgb(imagined)[None], agent.shape[-2:])[0])
         films.append(columns)
@@ -144,8 +153,8 @@ def write(
     ]
     page = render(
         "planning.html", name=config.name, result=table(results), plannable=plannable_table(results),
-        tasks=results["tasks"], budget=config.budget, charts=[success_chart(results, env)], landscapes=landscapes,
-        strips=strips,
+        tasks=results["tasks"], budget=config.budget, landscapes=landscapes, strips=strips,
+        charts=[chart for chart in [success_chart(results, env)] if chart],
     )  # fmt: skip
     write_atomically(folder / "plan.html", page)
     text = [
@@ -161,7 +170,8 @@ def success_chart(results: Mapping[str, Any], env: BatchedEnv) -> Any:
     """Strict success over the length of the shortest path, in bins with about as many tasks."""
     traits = EnvTraits.of(env)
     measure = traits.path_length or traits.distance
-    assert measure
+    if not (traits.task and measure):
+        return None
     lines = []
     for found in results["rows"][:8]:
         if not found["outcomes"]:
