@@ -65,7 +65,7 @@ Channels = Annotated[int, Literal[1, 3]]
 ScaleRange = Annotated[list[float], Within(0, 1, above=True)]
 """Smallest and largest share of an area."""
 
-HeadName = Literal["probe", "value", "distance", "policy", "clone", "reward", "continuation", "decoder"]
+HeadName = Literal["probe", "value", "distance", "policy", "clone", "reward", "continuation", "return", "decoder"]
 """A network on the frozen states of a world model; jepa.planning.heads explains each."""
 
 ClipShape = tuple[int, int, int, int]

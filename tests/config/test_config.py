@@ -56,6 +56,7 @@ NEEDED = {
     ],
     "webdataset": [f"dataset.shards={EMPTY}"],
     "episodes": EPISODES[1:],
+    "driving_world": EPISODES[1:],
     "pretrained": ["encoder.weights=timm:vit_tiny_patch16_224"],
     "cross_view": ["augment.views=2"],
     "temporal_similarity": ["dataset=moving_digits", "encoder=temporal"],

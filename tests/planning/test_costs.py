@@ -15,6 +15,7 @@ from jepa.planning.costs import (
     GCValue,
     LatentL2,
     ProbeDistance,
+    Return,
     Reward,
     TemporalDistance,
     cost_at_rest,
@@ -86,6 +87,19 @@ def test_rewards_are_discounted_and_end_where_the_world_does() -> None:
             alive *= float(state[1].sigmoid())
         expected.append(-2 * gained)
     torch.testing.assert_close(Reward(weight=2.0, gamma=0.9)(world(**heads), seen), torch.tensor(expected))
+
+
+def test_a_return_adds_what_is_expected_after_the_last_step_unless_the_world_has_ended() -> None:
+    seen = imagined()
+    heads = {
+        "reward": lambda states: states[..., :1], "continuation": lambda states: states[..., 1:2],
+        "return": lambda states: states[..., 2:3],
+    }  # fmt: skip
+    expected = Reward(weight=2.0, gamma=0.9)(world(**heads), seen)
+    for n in range(N):
+        alive = seen.states[n].flatten(1)[:, 1].sigmoid().prod()
+        expected[n] -= 2 * 0.9**H * alive * seen.states[n, -1].flatten()[2]
+    torch.testing.assert_close(Return(weight=2.0, gamma=0.9)(world(**heads), seen), expected)
 
 
 def test_control_is_the_mean_square_of_actions() -> None:

@@ -159,6 +159,25 @@ def test_reward_continuation_and_probe_are_read_from_states() -> None:
     torch.testing.assert_close(fit_head("probe", data, {}, 1200, 0)[0](at)[:, 0], 3 * at[:, 0] + 1, atol=0.3, rtol=0)
 
 
+def test_a_reward_is_read_from_what_the_action_led_to_and_not_from_what_came_next() -> None:
+    """Whoever reaches the corner is taken elsewhere at once, so the state that follows does not show the reward."""
+    data = walks()
+    is_corner = (data.states == SIDE - 1).all(dim=1)
+    elsewhere = torch.where(is_corner[:, None], torch.zeros(2), data.states)
+    data = data._replace(rewards=is_corner.float(), states=elsewhere, predicted=data.states)
+    reward = fit_head("reward", data, {}, 500, 0)[0](torch.tensor([[4.0, 4.0], [0.0, 0.0]]))[:, 0]
+    torch.testing.assert_close(reward, torch.tensor([1.0, 0.0]), atol=0.2, rtol=0)
+
+
+def test_the_return_counts_discounted_rewards_on_the_best_way() -> None:
+    """One reward in the corner, where the world ends."""
+    data = walks()
+    is_corner = (data.states == SIDE - 1).all(dim=1).float()
+    value = fit_head("return", data._replace(rewards=is_corner, terminated=is_corner), {}, 2500, 0)[0]
+    at = torch.tensor([[4.0, 3.0], [3.0, 3.0], [2.0, 2.0]])
+    torch.testing.assert_close(value(at)[:, 0], GAMMA ** torch.tensor([0.0, 1.0, 3.0]), atol=0.12, rtol=0)
+
+
 def test_the_expectile_loss_weights_positive_errors() -> None:
     assert expectile_loss(torch.tensor([2.0]), 0.9).item() == pytest.approx(0.9 * 4)
     assert expectile_loss(torch.tensor([-2.0]), 0.9).item() == pytest.approx(0.1 * 4)

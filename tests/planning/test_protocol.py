@@ -9,12 +9,14 @@ import numpy as np
 import pytest
 
 from jepa.envs.two_rooms import MODERATE, STRICT, TwoRooms
-from jepa.envs.types import EnvTraits, Task
+from jepa.envs.types import EnvTraits, Task, Transition
 from jepa.errors import ConfigError, FileError
 from jepa.planning.control import Function, Goals
 from jepa.planning.protocol import (
+    Gain,
     Outcome,
     Played,
+    Z,
     frozen_tasks,
     make_tasks,
     mean_row,
@@ -22,6 +24,7 @@ from jepa.planning.protocol import (
     row,
     wilson,
 )
+from jepa.types import ActionSpace
 
 FIELDS = {
     *("policy", "cost", "seed", "episodes", "success_moderate", "success_strict", "interval_moderate"),
@@ -256,3 +259,58 @@ def test_the_mean_row_has_no_seed_and_the_intervals_of_all_episodes() -> None:
     assert (mean["success_moderate"], mean["success_strict"]) == (pytest.approx(5 / 7), pytest.approx(3 / 7))
     assert mean["interval_strict"] == wilson(3, 7)
     assert mean["seconds_per_episode"] == 2.0
+
+
+class Countdown:
+    """An environment without goals: every step gives its action, and the world ends after 1, 2 or 3 steps."""
+
+    settings: dict = {}
+    actions = ActionSpace(num_actions=4)
+    frame_shape = (1, 2, 2)
+    state_names = ("left",)
+
+    def reset(self, seeds, states=None, goals=None):
+        assert states is None
+        assert goals is None
+        self.left = np.array([[1 + seed % 3] for seed in seeds], dtype=np.float32)
+        return self._frames(), self.left.copy()
+
+    def step(self, actions: np.ndarray) -> Transition:
+        self.left = self.left - 1
+        ended = self.left[:, 0] <= 0
+        return Transition(self._frames(), self.left.copy(), actions.astype(np.float32), ended, np.zeros_like(ended))
+
+    def _frames(self) -> np.ndarray:
+        return np.zeros((len(self.left), 1, 2, 2), dtype=np.uint8)
+
+    def close(self) -> None: ...
+
+
+class Three:
+    def begin(self, goals: Goals, seeds, num_steps: int) -> None: ...
+
+    def act(self, step: int, frames: np.ndarray, states: np.ndarray, active: np.ndarray) -> np.ndarray:
+        return np.full(len(frames), 3)
+
+
+def test_without_goals_rewards_are_summed_until_the_world_ends(tmp_path: Path) -> None:
+    env = Countdown()
+    tasks, digest = frozen_tasks(tmp_path, env, 12, 0)
+    lengths = [1 + int(task.start[0]) % 3 for task in tasks]
+    assert set(lengths) == {1, 2, 3}
+    assert frozen_tasks(tmp_path / "other", env, 12, 1)[1] != digest
+    found = play(env, Three(), tasks, budget=2, num_shown=12)
+    expected = [min(2, length) for length in lengths]
+    assert [gain.steps for gain in found.outcomes] == expected
+    assert [gain.reward for gain in found.outcomes] == [3.0 * steps for steps in expected]
+    assert [len(states) for states in found.states] == [steps + 1 for steps in expected]
+
+
+def test_a_row_without_goals_has_the_mean_return_and_no_success() -> None:
+    gains = [Gain([0.0], 1.0, 4), Gain([1.0], 3.0, 4)]
+    found = row("cem", "return", 0, Played(gains, 4, 1.0), seconds_per_episode=1.0, predictor_rows=1)
+    assert found["mean_return"] == 2
+    assert found["interval_return"] == pytest.approx([2 - Z / 2**0.5, 2 + Z / 2**0.5])
+    assert not [name for name in found if name.startswith("success")]
+    assert mean_row([found, found])["mean_return"] == 2
+    assert mean_row([found, found])["episodes"] == 4

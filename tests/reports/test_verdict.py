@@ -266,3 +266,19 @@ def test_evaluations_that_measured_nothing_are_no_missing_evaluations():
     said = verdict(run(counted, counted))
     assert said.word == "too few to tell"
     assert "no evaluation had the labels or boxes" in said.reason
+
+
+def test_a_world_model_is_compared_with_copying_and_with_other_actions():
+    def errors(error, copy, shuffled):
+        values = {"error": error, "copy_error": copy, "shuffled_error": shuffled}
+        far = {f"predict/{name}_h4": 2 * value for name, value in values.items()}
+        return {"predict/gain": 1 - error} | {f"predict/{name}": value for name, value in values.items()} | far
+
+    rows = run(START | errors(0.9, 0.5, 0.9), HEALTHY | errors(0.2, 0.4, 0.3))
+    rows.append({"step": 110, "train/loss": 0.1})
+    reason = verdict(rows).reason
+    assert "after 4 steps the error is 0.50 of that of copying the last frame" in reason
+    assert "1.50 times as large with the actions of other samples" in reason
+    table = final_table(rows)
+    assert list(table.heads) == ["", "error", "of copying", "with other actions", "rank"]
+    assert table.rows[-1][1:4] == ["0.200", "0.400", "0.300"]

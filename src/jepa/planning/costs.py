@@ -8,6 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from jepa.planning.heads import GAMMA
 from jepa.planning.types import Cost, Imagined
 from jepa.types import NonNegative, Share
 
@@ -86,6 +87,21 @@ class Reward:
         return -self.weight * (discounts * alive * rewards).sum(dim=1)
 
 
+class Return(Reward):
+    """Minus the predicted rewards, and the return that is expected after the last predicted state (as in TD-MPC)."""
+
+    needs = (*Reward.needs, "return")
+
+    def __init__(self, *, weight: NonNegative = 1.0, gamma: Share = GAMMA) -> None:
+        super().__init__(weight=weight, gamma=gamma)
+
+    def __call__(self, world: Any, imagined: Imagined) -> Tensor:
+        last = imagined.seen[:, -1]
+        goes_on = world.heads["continuation"](imagined.seen)[..., 0].sigmoid().prod(dim=1)
+        rest = self.gamma ** imagined.states.shape[1] * goes_on * world.heads["return"](last)[:, 0]
+        return super().__call__(world, imagined) - self.weight * rest
+
+
 class Control:
     """Mean square of the actions, so that plans are no wilder than they need to be."""
 
@@ -119,6 +135,10 @@ class Constraint:
             beyond = beyond + (0 if low is None else (low - quantity).clamp(min=0))
             beyond = beyond + (0 if high is None else (quantity - high).clamp(min=0))
         return self.weight * beyond.sum(dim=1)
+
+
+TOWARDS_GOALS = (GCValue, TemporalDistance, ProbeDistance, LatentL2)
+"""Costs that an environment without goals cannot have."""
 
 
 def to_goal(head: nn.Module, imagined: Imagined) -> Tensor:

@@ -83,25 +83,32 @@ def record(world: World, store: EpisodeStore, *, pictures: bool = False, num_epi
         arrays = store.read(episode)
         frames = np.ascontiguousarray(arrays["frames"][::block])
         steps = len(frames) - 1
-        codes = world.predictor.actions.scale(torch.from_numpy(arrays["actions"][: steps * block].copy()))
+        actions = torch.from_numpy(arrays["actions"][: steps * block].copy())
+        codes, states = world.predictor.actions.scale(actions), world.encode(frames)
         transitions = [arrays[name][: steps * block].reshape(steps, block) for name in ("rewards", "terminated")]
         parts.append((
-            world.encode(frames).flatten(1),
+            states.flatten(1),
             torch.cat([codes.reshape(steps, -1), torch.zeros(1, codes[0].numel() * block)]),
             torch.from_numpy(np.append(0, transitions[0].sum(axis=1)).astype(np.float32)),
             torch.from_numpy(np.append(0, transitions[1].any(axis=1)).astype(np.float32)),
             torch.from_numpy(arrays["states"][::block].copy()),
             small(frames) if pictures else torch.zeros(0, 0),
+            foresee(world, states, actions if block == 1 else actions.unflatten(0, (-1, block))).flatten(1),
         ))  # fmt: skip
         total += steps + 1
         ends += [total - 1] * (steps + 1)
-    states, actions, rewards, terminated, simulator, small_frames = (
-        torch.cat(part) for part in zip(*parts, strict=True)
-    )
+    states, *others, predicted = (torch.cat(part) for part in zip(*parts, strict=True))
     space: ActionSpace = store.facts.actions
-    return Recordings(
-        states, torch.tensor(ends), actions, rewards, terminated, simulator, small_frames, space, world.history
-    )
+    return Recordings(states, torch.tensor(ends), *others, space, world.history, predicted)
+
+
+def foresee(world: World, states: Tensor, actions: Tensor) -> Tensor:
+    """States [T, S, Z] and the actions between them -> each as predicted from those before; the first as it is."""
+    count = world.history
+    if len(states) <= count:
+        return states
+    past, acted = states[:-1].unfold(0, count, 1).movedim(-1, 1), actions.unfold(0, count, 1).movedim(-1, 1)
+    return torch.cat([states[:count], world.step(past, acted)])
 
 
 def small(frames: np.ndarray) -> Tensor:

@@ -39,6 +39,7 @@ STATES_IN = {
     "probe": 1,
     "reward": 1,
     "continuation": 1,
+    "return": 1,
     "decoder": 1,
 }
 """Number of states that each head reads: two are a state and a goal.
@@ -71,12 +72,19 @@ class Recordings(NamedTuple):
     space: ActionSpace
     history: int = 1
     """Frames that heads read"""
+    predicted: Tensor | None = None
+    """float32 [F, D]: each state as the world predicts it from those before; None takes the states themselves"""
 
     def seen(self, rows: Tensor) -> Tensor:
         """What heads read at the frames `rows` [n]: [n, h D]; the first of an episode is repeated at its start."""
         first = torch.searchsorted(self.ends, self.ends[rows])
         past = rows[:, None] + torch.arange(1 - self.history, 1)
         return self.states[torch.maximum(past, first[:, None])].flatten(1)
+
+    def foreseen(self, rows: Tensor) -> Tensor:
+        """As `seen`, with the state of the frame itself as it is predicted."""
+        last = self.states if self.predicted is None else self.predicted
+        return torch.cat([self.seen(rows)[:, : -last.shape[1]], last[rows]], dim=1)
 
     @property
     def transitions(self) -> Tensor:
@@ -243,15 +251,44 @@ def action_error(predicted: Tensor, actions: Tensor, space: ActionSpace) -> Tens
     return -(actions.reshape(choices) * predicted.reshape(choices).log_softmax(dim=2)).sum(dim=(1, 2))
 
 
-def fit_regression(target: Tensor) -> Callable[..., float]:
-    """A fit of the targets [F, Q] by squared error, standardised."""
+def fit_return(
+    head: MLPHead, data: Recordings, num_steps: int, random: torch.Generator, fitted: Mapping[str, Any]
+) -> float:
+    """The discounted sum of the rewards after a state, if good actions are taken.
+
+    Implicit V-learning (IQL, Kostrikov et al. 2022): the expectile of reward + gamma V(next state). It is fitted on
+    encoded and on predicted states, since plans end in predicted ones.
+    """
+    average = deepcopy(head).requires_grad_(False)
+
+    def loss(rows: Tensor) -> Tensor:
+        after = rows + 1
+        with torch.no_grad():
+            following = (1 - data.terminated[after]) * average(data.seen(after))[:, 0]
+            target = data.rewards[after] + GAMMA * following
+        errors = [expectile_loss(target - head(read(rows))[:, 0], EXPECTILE) for read in (data.seen, data.foreseen)]
+        with torch.no_grad():
+            torch._foreach_lerp_(list(average.parameters()), list(head.parameters()), 1 - AVERAGE)  # pyright: ignore
+        return torch.stack(errors).mean()
+
+    return fit(head, loss, data.transitions, num_steps, random)
+
+
+def fit_regression(target: Tensor, *, foreseen: bool = False) -> Callable[..., float]:
+    """A fit of the targets [F, Q] by squared error, standardised.
+
+    What belongs to a transition is read from the state as it is `foreseen`, which the action alone decides: of the one
+    that followed, other things may be visible, such as the next goal.
+    """
 
     def fit_targets(head: MLPHead, data: Recordings, num_steps: int, random: torch.Generator, fitted: Any) -> float:
         head.offset.copy_(target.mean(dim=0))
         head.scale.copy_(target.std(dim=0).clamp(min=1e-4))
 
+        read = data.foreseen if foreseen else data.seen
+
         def loss(rows: Tensor) -> Tensor:
-            return ((head(data.seen(rows)) - target[rows]) / head.scale).square().mean()
+            return ((head(read(rows)) - target[rows]) / head.scale).square().mean()
 
         return fit(head, loss, torch.arange(len(target)), num_steps, random)
 
@@ -264,7 +301,7 @@ def fit_continuation(
     """The logit of going on after a state."""
 
     def loss(rows: Tensor) -> Tensor:
-        return F.binary_cross_entropy_with_logits(head(data.seen(rows))[:, 0], 1 - data.terminated[rows])
+        return F.binary_cross_entropy_with_logits(head(data.foreseen(rows))[:, 0], 1 - data.terminated[rows])
 
     return fit(head, loss, torch.arange(len(data.states)), num_steps, random)
 
@@ -284,8 +321,8 @@ def fit_head(
     head.standardise_by(data.states)
     fits = {
         "value": fit_value, "distance": fit_distance, "policy": fit_policy, "clone": fit_clone,
-        "continuation": fit_continuation,
+        "continuation": fit_continuation, "return": fit_return,
     }  # fmt: skip
-    fit_one = fit_regression(targets[name]) if name in targets else fits[name]
+    fit_one = fit_regression(targets[name], foreseen=name == "reward") if name in targets else fits[name]
     loss = fit_one(head, data, -(-num_steps // 4) if name in LEARNT_SOON else num_steps, random, fitted)
     return head.requires_grad_(False).eval(), loss

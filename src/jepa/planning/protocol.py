@@ -1,7 +1,8 @@
 """The protocol of planning: frozen tasks, episodes of a controller, rows of results with intervals.
 
 Start and goal of every task are saved in tasks.json; its hash stands in the results, so that only results on the same
-tasks are compared. A task that is solved at its start is left out.
+tasks are compared. A task that is solved at its start is left out. In an environment without goals a task is an episode
+for rewards: its start is the number that the environment is reset with, its goal is zero.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -44,11 +45,20 @@ class Outcome(NamedTuple):
     strict: bool
 
 
+class Gain(NamedTuple):
+    """Of one episode without a goal."""
+
+    start: list[float]
+    reward: float
+    """Sum over the episode."""
+    steps: int
+
+
 @dataclass(frozen=True)
 class Played:
     """The episodes of a controller."""
 
-    outcomes: list[Outcome]
+    outcomes: list[Outcome] | list[Gain]
     num_steps: int
     """Steps of the longest episode."""
     seconds: float
@@ -59,9 +69,12 @@ class Played:
 
 
 def make_tasks(env: BatchedEnv, num_tasks: int, seed: int) -> list[Task]:
-    """Tasks that are not solved at their start. Raises ConfigError if the environment has none."""
+    """Tasks that are not solved at their start. Raises ConfigError if the environment has goals but no way to tell."""
     traits = EnvTraits.of(env)
-    if traits.task is None or traits.distance is None or traits.render is None or not traits.thresholds:
+    if traits.task is None:
+        numbers = [derive_seed(seed, number, 0, "task") >> 40 for number in range(num_tasks)]  # exact as float32
+        return [Task(np.array([number], dtype=np.float32), np.zeros(1, dtype=np.float32)) for number in numbers]
+    if traits.distance is None or traits.render is None or not traits.thresholds:
         raise ConfigError(
             [f"env: {type(env).__name__} has no tasks with starts and goals to plan for; try env=two_rooms"]
         )
@@ -105,6 +118,8 @@ def frozen_tasks(folder: Path, env: BatchedEnv, num_tasks: int, seed: int) -> tu
 def play(env: BatchedEnv, controller: Controller, tasks: Sequence[Task], *, budget: int, num_shown: int = 0) -> Played:
     """Run a controller on all tasks together, each until the strict criterion is met or the budget is used."""
     traits = EnvTraits.of(env)
+    if traits.task is None:
+        return play_for_rewards(env, controller, tasks, budget=budget, num_shown=num_shown)
     assert traits.distance
     assert traits.render
     assert traits.thresholds
@@ -136,8 +151,36 @@ def play(env: BatchedEnv, controller: Controller, tasks: Sequence[Task], *, budg
         )
         for task, count, nearest in zip(tasks, steps, least, strict=True)
     ]
-    series = ([np.stack([row[part][n] for row in shown[: steps[n] + 1]]) for n in range(num_shown)] for part in (0, 1))
-    return Played(outcomes, int(steps.max()), seconds, *series)
+    return Played(outcomes, int(steps.max()), seconds, *series(shown, steps))
+
+
+def play_for_rewards(
+    env: BatchedEnv, controller: Controller, tasks: Sequence[Task], *, budget: int, num_shown: int = 0
+) -> Played:
+    """Run a controller on all tasks together, each until its world ends or the budget is used."""
+    begun = time.perf_counter()
+    frames, states = env.reset([int(task.start[0]) for task in tasks])
+    controller.begin(Goals(frames, states), range(len(tasks)), budget)  # nothing reads these goals
+    active, gained, steps = np.ones(len(tasks), dtype=bool), np.zeros(len(tasks)), np.zeros(len(tasks), dtype=int)
+    shown = [(frames[:num_shown].copy(), states[:num_shown].copy())]
+    for step in range(budget):
+        after = env.step(usable(env, controller.act(step, frames, states, active)))
+        frames, states = after.frames, after.states
+        gained, steps = gained + active * after.rewards, steps + active
+        shown.append((frames[:num_shown].copy(), states[:num_shown].copy()))
+        active &= ~after.terminated & ~after.truncated
+        if not active.any():
+            break
+    seconds = time.perf_counter() - begun
+    rows = zip(tasks, gained, steps, strict=True)
+    gains = [Gain(task.start.tolist(), float(reward), int(count)) for task, reward, count in rows]
+    return Played(gains, int(steps.max()), seconds, *series(shown, steps))
+
+
+def series(shown: Sequence[tuple[np.ndarray, np.ndarray]], steps: np.ndarray) -> Iterator[list[np.ndarray]]:
+    """Frames, then states, of each step of the first episodes -> those of each episode, up to its end."""
+    for part in (0, 1):
+        yield [np.stack([row[part][n] for row in shown[: steps[n] + 1]]) for n in range(len(shown[0][0]))]
 
 
 def usable(env: BatchedEnv, actions: np.ndarray) -> np.ndarray:
@@ -152,14 +195,12 @@ def row(
 ) -> dict[str, Any]:
     """A row of results.json."""
     count = len(played.outcomes)
-    wins = {name: sum(getattr(outcome, name) for outcome in played.outcomes) for name in ("moderate", "strict")}
     return {
         "policy": policy,
         "cost": cost,
         "seed": seed,
         "episodes": count,
-        **{f"success_{name}": won / count for name, won in wins.items()},
-        **{f"interval_{name}": wilson(won, count) for name, won in wins.items()},
+        **scores([outcome._asdict() for outcome in played.outcomes]),
         "seconds_per_episode": round(seconds_per_episode, 4),
         "ms_per_step": round(1000 * played.seconds / max(1, sum(outcome.steps for outcome in played.outcomes)), 3),
         "predictor_rows": round(predictor_rows),
@@ -169,19 +210,28 @@ def row(
 
 def mean_row(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """The mean over world seeds of rows of one policy and cost; the intervals are those of all episodes together."""
-    count = sum(row["episodes"] for row in rows)
-    wins = {name: sum(row[f"success_{name}"] * row["episodes"] for row in rows) for name in ("moderate", "strict")}
     averages = ("seconds_per_episode", "ms_per_step", "predictor_rows")
     return {
         "policy": rows[0]["policy"],
         "cost": rows[0]["cost"],
         "seed": None,
-        "episodes": count,
-        **{f"success_{name}": won / count for name, won in wins.items()},
-        **{f"interval_{name}": wilson(round(won), count) for name, won in wins.items()},
+        "episodes": sum(row["episodes"] for row in rows),
+        **scores([outcome for row in rows for outcome in row["outcomes"]]),
         **{name: sum(row[name] for row in rows) / len(rows) for name in averages},
         "outcomes": [],
     }
+
+
+def scores(outcomes: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Shares of success, or the mean return of episodes without goals, with 95 % intervals."""
+    count = len(outcomes)
+    if "reward" in outcomes[0]:
+        rewards = np.array([outcome["reward"] for outcome in outcomes])
+        mean, half = float(rewards.mean()), float(Z * rewards.std() / math.sqrt(count))
+        return {"mean_return": mean, "interval_return": [mean - half, mean + half]}
+    wins = {name: sum(outcome[name] for outcome in outcomes) for name in ("moderate", "strict")}
+    shares = {f"success_{name}": won / count for name, won in wins.items()}
+    return shares | {f"interval_{name}": wilson(won, count) for name, won in wins.items()}
 
 
 def wilson(wins: int, count: int) -> list[float]:

@@ -39,7 +39,8 @@ def table(results: Mapping[str, Any]) -> Table:
     """A row for each policy, with 95 % intervals in percent."""
     rows = []
     for found in results["rows"]:
-        cells = [share(found, name) for name in ("moderate", "strict")]
+        has_goals = "mean_return" not in found
+        cells = [share(found, name) for name in ("moderate", "strict")] if has_goals else [returned(found)]
         seed = "mean" if found["seed"] is None else str(found["seed"])
         costs = (
             f"{found['seconds_per_episode']:.3f}",
@@ -48,7 +49,8 @@ def table(results: Mapping[str, Any]) -> Table:
         )
         name = " ".join(filter(None, [found["world"], f"({found['encoder']})" if "encoder" in found else ""]))
         rows.append([found["policy"], found["cost"], name, seed, str(found["episodes"]), *cells, *costs])
-    heads = ("", "cost", "world", "seed", "episodes", "moderate %", "strict %", "s/episode", "ms/step", "rows/episode")
+    scores = ("return",) if any("mean_return" in found for found in results["rows"]) else ("moderate %", "strict %")
+    heads = ("", "cost", "world", "seed", "episodes", *scores, "s/episode", "ms/step", "rows/episode")
     return Table(heads=heads, rows=rows, text_columns={1, 2})
 
 
@@ -68,6 +70,12 @@ def encoder_table(results: Mapping[str, Any]) -> Table | None:
         for found in compared
     ]
     return Table(heads=["encoder", "episodes", "moderate %", "strict %", *names], rows=rows) if compared else None
+
+
+def returned(found: Mapping[str, Any]) -> str:
+    """Mean return and its interval: 8.6 (8.1-9.1)"""
+    low, high = found["interval_return"]
+    return f"{found['mean_return']:.2f} ({low:.2f}-{high:.2f})"
 
 
 def plannable_table(results: Mapping[str, Any]) -> Table:
@@ -99,14 +107,15 @@ def save_strips(
         return
     media = folder / MEDIA
     media.mkdir(parents=True, exist_ok=True)
-    render_states = EnvTraits.of(env).render
-    assert render_states
-    goals = render_states(np.stack([task.goal for task in tasks[: len(played.frames)]]))
+    traits, shown_tasks = EnvTraits.of(env), tasks[: len(played.frames)]
+    goals = None
+    if traits.task and traits.render:
+        goals = traits.render(np.stack([task.goal for task in shown_tasks]))
     films = []
     for number, frames in enumerate(played.frames):
         agent = to_rgb(torch.from_numpy(frames))
-        goal = to_rgb(torch.from_numpy(goals[number]))[None].expand(len(agent), -1, -1, -1)
-        columns = [agent, goal]
+        end = agent[-1] if goals is None else to_rgb(torch.from_numpy(goals[number]))
+        columns = [agent, end[None].expand(len(agent), -1, -1, -1)]
         if isinstance(controller, Planning) and (imagined := controller.film(number, len(agent))) is not None:
             columns.append(resize_nearest(to_rgb(imagined)[None], agent.shape[-2:])[0])
         films.append(columns)
@@ -159,8 +168,8 @@ def write(
     encoders = encoder_table(results)
     page = render(
         "planning.html", name=config.name, result=table(results), plannable=plannable_table(results), encoders=encoders,
-        tasks=results["tasks"], budget=config.budget, charts=[success_chart(results, env)], landscapes=landscapes,
-        strips=strips,
+        tasks=results["tasks"], budget=config.budget, landscapes=landscapes, strips=strips,
+        charts=[chart for chart in [success_chart(results, env)] if chart],
     )  # fmt: skip
     write_atomically(folder / "plan.html", page)
     text = [
@@ -177,7 +186,8 @@ def success_chart(results: Mapping[str, Any], env: BatchedEnv) -> Any:
     """Strict success over the length of the shortest path, in bins with about as many tasks."""
     traits = EnvTraits.of(env)
     measure = traits.path_length or traits.distance
-    assert measure
+    if not (traits.task and measure):
+        return None
     lines = []
     for found in sorted(results["rows"], key=lambda found: not found["cost"])[:8]:
         if not found["outcomes"]:

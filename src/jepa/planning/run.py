@@ -20,6 +20,7 @@ from jepa.errors import ConfigError
 from jepa.planning import report
 from jepa.planning.cem import CEM
 from jepa.planning.control import Blind, Controller, Function, HeadController, Planning, TruePlanning
+from jepa.planning.costs import TOWARDS_GOALS
 from jepa.planning.plannability import plannability
 from jepa.planning.protocol import (
     NUM_TIMED,
@@ -168,7 +169,7 @@ def contenders(
     for label, world in worlds.items():
         seed = int(read_config(folders[label]).get("seed", 0))
         for name in ("clone", "policy"):
-            if (name in wanted or name == planner) and name in world.heads:
+            if (name in wanted or name == planner) and name in world.heads and traits.task:
                 yield Contender(
                     name, "", label, seed, lambda name=name, world=world: HeadController(world, name), settings, world
                 )
@@ -210,6 +211,9 @@ def check(world: World, env: BatchedEnv, label: str, config: PlanConfig) -> None
     """Raises ConfigError where environment, planner and costs do not fit the world."""
     try:
         world.contract.check(env)
+        towards = [name for name, cost in costs_of(config).items() if isinstance(cost, TOWARDS_GOALS)]
+        if towards and not EnvTraits.of(env).task:
+            raise ValueError(f"cost={towards[0]}: {type(env).__name__} has no goals; choose cost=return or cost=reward")
         Planning(world, planner_of(config), costs_of(config))
     except (ConfigError, ValueError) as error:
         raise ConfigError([f"{label}: {error}"]) from error

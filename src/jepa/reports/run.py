@@ -50,8 +50,11 @@ SIGNS = {"good": "\u2713", "bad": "\u26a0", "wait": "\u23f8", "calm": "\u22ef"}
 MAX_EMBEDDED = 600
 """Number of vectors in the scatter plot of an embedding."""
 EMBEDDING_CAPTION = "Features of images on their two main directions at each evaluation; labels under the pointer."
-HORIZON = re.compile(r"predict/(error|copy_error|trivial_error)_h(\d+)")
-HORIZON_LINES = {"error": "predictor", "copy_error": "copy of the last step", "trivial_error": "mean target"}
+HORIZON_LINES = {
+    "error": "predictor", "copy_error": "copy of the last step", "trivial_error": "mean target",
+    "shuffled_error": "predictor, actions of other samples",
+}  # fmt: skip
+HORIZON = re.compile(rf"predict/({'|'.join(HORIZON_LINES)})_h(\d+)")
 MOTION_METRICS = re.compile(rf"still/.*|{REGRESSION.pattern}|predict/copy_error")
 Section = tuple[str, str, list[Markup]]
 """Title, introduction, charts."""

@@ -67,6 +67,7 @@ SECTIONS: dict[str, tuple[str, Sequence[Curve]]] = {
                 metrics={
                     "predict/error": "predictor", "predict/trivial_error": "mean target",
                     "predict/copy_error": "copy of the last step",
+                    "predict/shuffled_error": "predictor, actions of other samples",
                 },
                 hint="The predictor must beat the trivial answers; all near zero is a collapse.",
             ),

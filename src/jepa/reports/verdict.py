@@ -33,6 +33,8 @@ NUM_EVALUATED = "perf/evaluation_samples"
 MIN_EVALUATED = 20
 """Least number of evaluated samples for a verdict; of fewer, a single one moves an accuracy by more than 5 points."""
 UNTRAINED, NOT_MEASURED = "untrained", "-"
+WORLD_ERRORS = {"error": "error", "copy_error": "of copying", "shuffled_error": "with other actions"}
+"""Errors of a world model's predictions."""
 SELECTION_METRICS = (
     "probe/classifier_balanced",
     CLASSIFIED,
@@ -132,11 +134,13 @@ class Column(NamedTuple):
     head: str
     metric: str
     unit: str = " %"
+    digits: int = 1
 
     def cell(self, value: float | None, deviation: float | None = None) -> str:
         if value is None:
             return NOT_MEASURED
-        return f"{value:.1f}{'' if deviation is None else f' ± {deviation:.1f}'}{self.unit}"
+        spread = "" if deviation is None else f" ± {deviation:.{self.digits}f}"
+        return f"{value:.{self.digits}f}{spread}{self.unit}"
 
 
 def selection_metric(names: Collection[str], judge: str | None) -> str | None:
@@ -162,11 +166,12 @@ def table_columns(rows: Rows) -> list[Column]:
         tested = {metric.replace("/", "/test_"): f"test {head}" for metric, head in DETECTED.items()}
         return [Column(head, name) for name, head in (DETECTED | tested).items() if name in names]
     regressions = [Column(f"{name} R²", metric) for metric, name in _regressions(rows)]
-    columns = []
+    is_world = "predict/shuffled_error" in names
+    columns = [Column(head, f"predict/{name}", "", 3) for name, head in WORLD_ERRORS.items()] if is_world else []
     for probe in ("classifier", "knn", "linear", "attentive", "finetune"):
         kind = "balanced" if f"probe/{probe}_balanced" in names else "top1"
         head = {"knn": "kNN", "finetune": "fine-tuned"}.get(probe, probe) + (" bal." if kind == "balanced" else "")
-        always = probe in ("knn", "linear") and not regressions and CLASSIFIED not in names
+        always = probe in ("knn", "linear") and not regressions and not is_world and CLASSIFIED not in names
         if always or f"probe/{probe}_{kind}" in names:
             columns.append(Column(head, f"probe/{probe}_{kind}"))
     return [*columns, *regressions, Column("rank", "collapse/rank", "")]
@@ -298,10 +303,24 @@ def _unlabelled(rows: Rows) -> Verdict:
         return Verdict("too early to tell", "there is neither a probe nor a prediction error to compare with step 0")
     reason = f"the prediction beats a constant by {gain.last:.0%} (step 0: {gain.start:.0%}) and "
     reason += f"the centred rank went from {rank.start:.1f} to {rank.last:.1f}" if rank else "no rank was measured"
+    reason += _rollouts(rows)
     hint = " (without labels this is a hint, not a proof)"
     if gain.last >= max(0.0, gain.start) + SIGNIFICANT_GAIN:
         return Verdict("learning", f"{reason}{hint}")
     return Verdict("stalled", f"{reason}: train longer, or raise lr{hint}")
+
+
+def _rollouts(rows: Rows) -> str:
+    """What the longest predictions of a world model are worth; empty for other runs."""
+    names = {name for row in rows for name in row}
+    horizons = [int(match[1]) for name in names if (match := re.fullmatch(r"predict/shuffled_error_h(\d+)", name))]
+    error, copy, shuffled = (_last(rows, f"predict/{name}_h{max(horizons, default=0)}") for name in WORLD_ERRORS)
+    if not (error and copy and shuffled):
+        return ""
+    return (
+        f"; after {max(horizons)} steps the error is {error / copy:.2f} of that of copying the last frame, and "
+        f"{shuffled / error:.2f} times as large with the actions of other samples"
+    )
 
 
 def series(rows: Rows, name: str) -> Series:

@@ -1,0 +1,55 @@
+"""jepa-plan in a world of another project that has rewards and no goals."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from jepa.cli import train
+from jepa.cli.plan import main
+
+pytest.importorskip("tiny_jepa")
+WORLD = [
+    *(
+        "objective=dynamics",
+        "dataset=episodes",
+        "dataset.path=outputs/episodes",
+        "dataset.episodes=30",
+        "dataset.steps=12",
+    ),
+    *("dataset.env={_target_: orby.Orby}", "dataset.policy={_target_: jepa.envs.policies.StickyRandom}"),
+    *("encoder=spatial", "encoder.patch_size=8", "encoder.embed_dim=16", "encoder.depth=1", "encoder.num_heads=1"),
+    *("image_size=32", "num_frames=4", "batch_size=16", "steps=10", "num_workers=0", "logger=none", "evaluator=[]"),
+    *("predictor.width=32", "predictor.state_dim=16", "predictor.history=2", "objective.head_steps=20", "name=orby"),
+    "objective.heads=[reward,continuation,return,decoder]",
+]
+PLAN = [
+    *("run=outputs/orby", "env=orby", "planner=categorical_cem", "planner.samples=8", "planner.elites=4"),
+    *("planner.iterations=2", "planner.horizon=3", "episodes=3", "budget=6", "videos=2"),
+]
+
+
+def test_a_world_with_rewards_and_no_goals_is_planned_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("conf/env").mkdir(parents=True)
+    Path("conf/env/orby.yaml").write_text("_target_: orby.Orby\n")
+    assert train.main(WORLD) == 0
+    plan = ["--config-dir", "conf", *PLAN]
+    assert main([*plan, "cost=gc_value"]) == 2
+    assert "Orby has no goals; choose cost=return" in capsys.readouterr().err
+    assert main([*plan, "cost=return"]) == 0
+    rows = json.loads(Path("outputs/plan/results.json").read_text())["rows"]
+    assert [row["policy"] for row in rows] == ["random", "categorical_cem"]
+    for row in rows:
+        assert row["mean_return"] == sum(outcome["reward"] for outcome in row["outcomes"]) / 3
+        assert [outcome["steps"] for outcome in row["outcomes"]] == [6, 6, 6]
+        assert "success_strict" not in row
+    assert [outcome["start"] for outcome in rows[0]["outcomes"]] == [
+        outcome["start"] for outcome in rows[1]["outcomes"]
+    ]
+    page = Path("outputs/plan/plan.html").read_text()
+    assert "Sum of the rewards in 6 steps" in page
+    assert "Success over distance" not in page
+    assert len(list(Path("outputs/plan/media").glob("strip-*.png"))) == 2
