@@ -9,7 +9,7 @@ import torch
 from checked import checked
 
 from jepa.encoders.spatial import SpatialEncoder
-from jepa.objectives.frame_tokens import moving_weights
+from jepa.layers.frame_tokenizer import moving_weights
 from jepa.objectives.iris import IRIS
 from jepa.types import ActionSpace, Batch, Field, Masks
 

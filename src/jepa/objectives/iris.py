@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from jepa.layers.frame_tokenizer import FrameTokenizer, Tokenized, moving_weights
 from jepa.objectives.base import Objective
-from jepa.objectives.frame_tokens import FrameTokenizer, Tokenized, moving_weights
-from jepa.objectives.token_dynamics import TokenDynamics
+from jepa.predictors.token_dynamics import TokenDynamics
 from jepa.types import Batch, Field, LossOutput, Masks, NonNegative, PositiveInt, Share, Within
 
 
@@ -31,7 +31,7 @@ class IRIS(Objective):
     def __init__(
         self, *, encoder: nn.Module, fields: Mapping[str, Field], quantizer: Literal["vq", "fsq"] = "vq",
         num_codes: Annotated[int, Within(2)] = 512, code_dim: PositiveInt = 32,
-        levels: Sequence[Annotated[int, Within(2)]] = (8, 8, 8), merge: PositiveInt = 1,
+        levels: Sequence[Annotated[int, Within(3)]] = (8, 8, 8), merge: PositiveInt = 1,
         commitment: NonNegative = 0.25, motion: Share = 0.5, width: PositiveInt = 256, depth: PositiveInt = 4,
         num_heads: PositiveInt = 4, decoder_width: PositiveInt | None = None, decoder_depth: PositiveInt = 4,
         decoder_num_heads: PositiveInt | None = None,

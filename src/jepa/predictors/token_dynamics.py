@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from jepa.layers.actions import ActionEncoder
 from jepa.layers.causal import Cache, CausalTransformer
 from jepa.layers.init import STD
-from jepa.predictors.action import ActionEncoder
 from jepa.types import Field
 
 
