@@ -15,16 +15,22 @@ from jepa import JEPAAgent, JEPAConfig
 
 pytestmark = pytest.mark.slow
 
-STEPS = ["steps=10", "eval_every=10", "save_every=10", "log_every=1", "batch_size=12", "objective.heads=[]"]
+STEPS = ["steps=12", "eval_every=12", "save_every=12", "log_every=1", "batch_size=12"]
+WORLD = [*TINY, "objective.heads=[]"]
 VARIANTS = {
-    "vicreg": [],
-    "average": ["objective.target=ema", "predictor.normalize=true", "regularizer=sigreg"],
-    "tokens": ["predictor.state=tokens", "predictor.model=transformer", "predictor.history=2"],
+    "vicreg": WORLD,
+    "average": [*WORLD, "objective.target=ema", "predictor.normalize=true", "regularizer=sigreg"],
+    "tokens": [*WORLD, "predictor.state=tokens", "predictor.model=transformer", "predictor.history=2"],
+    "iris": [
+        *(override for override in TINY if not override.startswith(("predictor.", "objective."))),
+        *("objective=iris", "regularizer=none", "objective.width=16", "objective.depth=1", "objective.num_codes=16"),
+        *("objective.merge=2", "objective.decoder_depth=1"),
+    ],
 }
 
 
 def train(folder: Path, episodes: Path, name: str, how: list[str]) -> None:
-    config = JEPAConfig(*TINY, *STEPS, f"dataset.path={episodes}", "device=cpu", *VARIANTS[name], *how)
+    config = JEPAConfig(*VARIANTS[name], *STEPS, f"dataset.path={episodes}", "device=cpu", *how)
     JEPAAgent(config, folder=folder).train()
 
 
@@ -52,7 +58,7 @@ def rows(folder: Path) -> list[dict]:
 
 def assert_same_numbers(one: Path, other: Path) -> None:
     expected, found = rows(one), rows(other)
-    assert len(expected) == len(found) == 10
+    assert len(expected) == len(found) == 12
     assert expected[-1]["train/loss"] != expected[0]["train/loss"]
     for before, after in zip(expected, found, strict=True):
         assert before.keys() == after.keys()

@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from jepa.predictors.action import ActionEncoder, ActionPredictor
+from jepa.layers.actions import ActionEncoder
+from jepa.predictors.action import ActionPredictor
 from jepa.types import ActionSpace, Field, PatchGrid
 
 GRID, D, B = PatchGrid(1, 2, 3), 8, 4

@@ -29,6 +29,7 @@ OF_ENCODER = {
 }
 OF_PREDICTOR = {"transformer": ["predictor.width=24", "predictor.depth=1"], "projector": ["predictor.hidden_dim=16"]}
 OF_OBJECTIVE = {"jepa": [], "classify": [], "detect": [], "dynamics": [], "mae": ["objective.decoder_depth=1"]}
+OF_OBJECTIVE["iris"] = ["objective.width=16", "objective.depth=1", "objective.num_heads=2", "objective.decoder_depth=1"]
 SMALL_DECODER = ["objective.decoder_depth=1", "objective.latent_dim=4"]
 
 
@@ -45,12 +46,14 @@ COMBINATIONS = [chosen for chosen in itertools.product(*GROUPS) if chosen[0] not
 
 def refusal(encoder: str, mask: str, objective: str, regularizer: str) -> str | None:
     """A part of the expected message; None if the combination trains."""
-    if objective in ("autoencoder", "classify", "detect", "dynamics", "vae") and mask != "none":
+    if objective in ("autoencoder", "classify", "detect", "dynamics", "iris", "vae") and mask != "none":
         return "uses no mask"
     if objective == "dynamics":
         return "Dynamics learns from actions"  # tests/cli/test_plan.py trains it on episodes
     if objective != "jepa" and regularizer != "none":
         return "uses no regularizer"
+    if objective == "iris" and encoder == "temporal":
+        return "takes frames one by one"
     if objective == "detect":
         return "Detector learns from boxes"
     if objective == "mae" and mask == "none":
@@ -78,7 +81,8 @@ def test_a_combination_trains_or_is_refused_with_a_reason(
     combination: tuple[str, str, str, str], tmp_path: Path
 ) -> None:
     encoder, *_ = combination
-    checked = COMPOSER.check([*overrides(*combination), *OF_ENCODER[encoder], *SIZES])
+    dataset = OF_ENCODER["temporal" if combination[2] == "iris" else encoder]  # iris predicts frames
+    checked = COMPOSER.check([*overrides(*combination), *dataset, *SIZES])
     expected = refusal(*combination)
     if expected is not None:
         assert any(expected in fault for fault in checked.errors), checked.errors

@@ -11,6 +11,7 @@ COMPARED = ("masked", "reconstruction")
 """Reconstructions with one clip per sample, shown below it."""
 CAPTIONS = {
     "reconstruction": "Samples that were not trained on, with their reconstructions below",
+    "imagined": "Clips that were not trained on; below, all frames after the second are imagined",
     "samples": "Decoded from random latents",
     "interpolations": "Decoded from latents interpolated between two samples",
 }
@@ -29,7 +30,13 @@ class Reconstructions:
             clips = [snapshot.pictures, *(snapshot.reconstructions[name] for name in names)]
             middle = ", and the masked input in between" if len(names) > 1 else ""
             pictures.append(_picture("reconstruction", *clips, addition=middle))
-        pictures += [_picture(name, clips) for name, clips in snapshot.reconstructions.items() if name not in COMPARED]
+        if "imagined" in snapshot.reconstructions:
+            pictures.append(_picture("imagined", snapshot.pictures, snapshot.reconstructions["imagined"]))
+        pictures += [
+            _picture(name, clips)
+            for name, clips in snapshot.reconstructions.items()
+            if name not in (*COMPARED, "imagined")
+        ]
         return Evaluation(pictures=tuple(pictures))
 
 

@@ -29,6 +29,8 @@ class Objective(nn.Module):
     encoder: Any
     needs: Set[str] = frozenset()
     """Fields of the data set that the loss reads; "labels" if it learns labels."""
+    uses: Set[str] = frozenset()
+    """Fields that the loss reads too if the data set has them."""
     may_leave_parameters_idle: Any = False
     """True if some parameters may get no gradient (DDP then needs find_unused_parameters)."""
     classify: Any = None

@@ -38,10 +38,15 @@ def detector(view: ConfigView, path: str) -> Iterator[str]:
 
 def pyramid(view: ConfigView, path: str) -> Iterator[str]:
     """The coarsest level of a detector's pyramid halves the patch grid."""
+    yield from _patches_in_squares(view, 2)
+
+
+def _patches_in_squares(view: ConfigView, count: int) -> Iterator[str]:
+    """Squares of `count` x `count` patches fill a frame."""
     sizes, patches = pair_of(view["image_size"]), pair_of(view["encoder.patch_size"])
     for size, patch in dict.fromkeys(zip(sizes or (), patches or (), strict=False)):
         if not size % patch:
-            yield from not_divisible(view, "image_size", size, "encoder.patch_size", 2 * patch)
+            yield from not_divisible(view, "image_size", size, "encoder.patch_size", count * patch)
 
 
 def dynamics(view: ConfigView, path: str) -> Iterator[str]:
@@ -51,14 +56,7 @@ def dynamics(view: ConfigView, path: str) -> Iterator[str]:
     elif view["num_frames"] <= view["predictor.history"]:
         both = f"{view.describe('num_frames')} with {view.describe('predictor.history')}"
         yield f"{both}: a history needs at least one more frame to predict"
-    if hides_tokens(view):
-        yield f"{view.describe('mask')}: objective=dynamics uses no mask: leave it out, or use mask=none"
-    if "encoder.tubelet_size" in view:
-        yield f"{view.describe('encoder')}: objective=dynamics takes frames one by one: use encoder=spatial"
-    if view["augment.flip"]:
-        yield f"{view.describe('augment.flip')}: in a mirrored clip the actions would be wrong: use augment.flip=false"
-    if view["augment.views"] > 1:
-        yield f"{view.describe('augment.views')}: objective=dynamics takes one crop of a clip: use augment.views=1"
+    yield from _frames_of_a_world(view, "dynamics")
     if view[f"{path}.target"] == "none" and not view.config.get("regularizer") and not view[f"{path}.freeze"]:
         yield f"{view.describe(f'{path}.target')} without a regularizer: the states would collapse; regularizer=vicreg"
 
@@ -66,3 +64,24 @@ def dynamics(view: ConfigView, path: str) -> Iterator[str]:
 def pixels(view: ConfigView, path: str) -> Iterator[str]:
     if not view["objective._target_"].endswith(".Dynamics"):
         yield f"{view.describe('encoder')}: has no weights to learn, it is a baseline for objective=dynamics"
+
+
+def iris(view: ConfigView, path: str) -> Iterator[str]:
+    """There is a frame to predict, and squares of `merge` patches fill a frame."""
+    yield from _frames_of_a_world(view, "iris")
+    if view["num_frames"] < 2:
+        yield f"{view.describe('num_frames')}: objective=iris predicts frames from earlier ones: use 2 or more"
+    yield from _patches_in_squares(view, view[f"{path}.merge"])
+
+
+def _frames_of_a_world(view: ConfigView, name: str) -> Iterator[str]:
+    """A world is seen frame by frame, whole, and as it is."""
+    if hides_tokens(view):
+        yield f"{view.describe('mask')}: objective={name} uses no mask: leave it out, or use mask=none"
+    if "encoder.tubelet_size" in view:
+        yield f"{view.describe('encoder')}: objective={name} takes frames one by one: use encoder=spatial"
+    has_actions = "actions" in (signatures.traits(view["dataset._target_"]).get("fields") or ())
+    if view["augment.flip"] and has_actions:
+        yield f"{view.describe('augment.flip')}: in a mirrored clip the actions would be wrong: use augment.flip=false"
+    if view["augment.views"] > 1:
+        yield f"{view.describe('augment.views')}: objective={name} takes one crop of a clip: use augment.views=1"

@@ -97,9 +97,11 @@ def record(world: World, store: EpisodeStore, *, pictures: bool = False, num_epi
         ))  # fmt: skip
         total += steps + 1
         ends += [total - 1] * (steps + 1)
-    states, *others, predicted = (torch.cat(part) for part in zip(*parts, strict=True))
+    columns = [torch.cat(part) for part in zip(*parts, strict=True)]
+    states, acted, rewards, terminated, simulator, small_frames, predicted = columns
     space: ActionSpace = store.facts.actions
-    return Recordings(states, torch.tensor(ends), *others, space, world.history, predicted)
+    known = (states, torch.tensor(ends), acted, rewards, terminated, simulator, small_frames, space)
+    return Recordings(*known, world.history, predicted)
 
 
 def foresee(world: World, states: Tensor, actions: Tensor) -> Tensor:

@@ -10,9 +10,10 @@ import torch.nn.functional as F
 from timm.layers.mlp import Mlp
 from torch import Tensor, nn
 
+from jepa.layers.actions import ActionEncoder
 from jepa.layers.attention import SelfAttention
 from jepa.layers.init import init_weights
-from jepa.types import ActionSpace, Field, PatchGrid, Positive, PositiveInt
+from jepa.types import Field, PatchGrid, Positive, PositiveInt
 
 MAX_FLAT = 2048
 """Largest number of features that the tokens of a frame are flattened to."""
@@ -91,32 +92,6 @@ class ActionPredictor(nn.Module):
             states = torch.cat([states[:, 1:], following[:, None]], dim=1)
             predicted.append(following)
         return torch.stack(predicted, dim=1)
-
-
-class ActionEncoder(nn.Module):
-    """Actions, scaled to [-1, 1] by their bounds or as one-hot codes -> [.., width]; a block has one code."""
-
-    low: Tensor
-    high: Tensor
-
-    def __init__(self, *, field: Field, width: int) -> None:
-        super().__init__()
-        space = field.space or ActionSpace(low=(-1.0,) * field.shape[-1], high=(1.0,) * field.shape[-1])
-        self.space = space
-        self.block = field.shape[1] if len(field.shape) > 1 + len(space.shape) else 1
-        self.register_buffer("low", torch.tensor(space.low))
-        self.register_buffer("high", torch.tensor(space.high))
-        self.mlp = Mlp(self.block * space.size, width, width, act_layer=nn.SiLU)
-
-    def scale(self, actions: Tensor) -> Tensor:
-        """[.., A] or [..] -> float32 [.., size]"""
-        if self.space.is_discrete:
-            return F.one_hot(actions.long(), self.space.num_actions).float()
-        return 2 * (actions.float() - self.low) / (self.high - self.low) - 1
-
-    def forward(self, actions: Tensor) -> Tensor:
-        """[B, T, (block,) A] or [B, T, (block)] -> [B, T, width]"""
-        return self.mlp(self.scale(actions).flatten(2))
 
 
 class PooledState(nn.Module):

@@ -278,11 +278,12 @@ def needed_fields(config: TrainConfig, dataset: Dataset) -> dict[str, Field]:
     if missing := [name for name in names if name not in fields]:
         reasons = [f"{objective} learns from {name}, and {data} has none" for name in missing]
         raise ConfigError([f"objective: {reason}; it has {', '.join(fields) or 'no fields'}" for reason in reasons])
-    return {name: fields[name] for name in names}
+    uses = getattr(resolve_name(config.objective["_target_"]), "uses", frozenset())
+    return {name: fields[name] for name in [*names, *sorted(uses & fields.keys())]}
 
 
 def objective_needs(config: TrainConfig) -> Set[str]:
-    """The names of all fields that the objective learns from."""
+    """The names of all fields that the objective cannot learn without."""
     return getattr(resolve_name(config.objective["_target_"]), "needs", frozenset())
 
 
