@@ -101,7 +101,7 @@ def record(world: World, store: EpisodeStore, *, pictures: bool = False) -> Reco
 
 
 def foresee(world: World, states: Tensor, actions: Tensor) -> Tensor:
-    """States [T, S, Z] and the actions between them -> each as it is predicted from those before; the first as it is."""
+    """States [T, S, Z] and the actions between them -> each as predicted from those before; the first as it is."""
     count = world.history
     if len(states) <= count:
         return states
