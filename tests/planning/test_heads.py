@@ -178,7 +178,7 @@ def test_the_return_falls_with_the_steps_to_a_reward_that_ends_the_world(monkeyp
     values = value(torch.tensor([[4.0, 3.0], [3.0, 3.0], [2.0, 2.0], [0.0, 0.0]]))[:, 0]
     assert (values.diff() < 0).all()
     assert (values < GAMMA ** torch.tensor([0.0, 1.0, 3.0, 7.0]) + 0.05).all()
-    assert values[0] > 0.85
+    assert values[0] > 0.75
 
 
 def test_the_expectile_loss_weights_positive_errors() -> None:
