@@ -95,9 +95,14 @@ def record(world: World, store: EpisodeStore, *, pictures: bool = False) -> Reco
         ))  # fmt: skip
         total += steps + 1
         ends += [total - 1] * (steps + 1)
-    states, *others, predicted = (torch.cat(part) for part in zip(*parts, strict=True))
+    states, actions, rewards, terminated, simulator, small_frames, predicted = (
+        torch.cat(part) for part in zip(*parts, strict=True)
+    )
     space: ActionSpace = store.facts.actions
-    return Recordings(states, torch.tensor(ends), *others, space, world.history, predicted)
+    return Recordings(
+        states, torch.tensor(ends), actions, rewards, terminated, simulator, small_frames, space, world.history,
+        predicted,
+    )  # fmt: skip
 
 
 def foresee(world: World, states: Tensor, actions: Tensor) -> Tensor:
