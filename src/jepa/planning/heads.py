@@ -21,9 +21,7 @@ BATCH_SIZE = 512
 GAMMA = 0.97
 """Discount of a step in the value."""
 EXPECTILE = 0.9
-"""Of the value: it is optimistic about which action is taken."""
-RETURN_EXPECTILE = 0.7
-"""Of the return, which no bound holds: at 0.9 its targets, which are values themselves, drift upwards."""
+"""Of values and returns: they are optimistic about which action is taken."""
 NEAR = 0.1
 """Expectile of the temporal distance: of the ways between two frames the shorter ones count."""
 AVERAGE = 0.995
@@ -268,8 +266,7 @@ def fit_return(
         with torch.no_grad():
             following = (1 - data.terminated[after]) * average(data.seen(after))[:, 0]
             target = data.rewards[after] + GAMMA * following
-        values = [head(read(rows))[:, 0] for read in (data.seen, data.foreseen)]
-        errors = [expectile_loss(target - value, RETURN_EXPECTILE) for value in values]
+        errors = [expectile_loss(target - head(read(rows))[:, 0], EXPECTILE) for read in (data.seen, data.foreseen)]
         with torch.no_grad():
             torch._foreach_lerp_(list(average.parameters()), list(head.parameters()), 1 - AVERAGE)  # pyright: ignore
         return torch.stack(errors).mean()
