@@ -10,13 +10,8 @@ from jepa.cli.plan import main
 
 pytest.importorskip("tiny_jepa")
 WORLD = [
-    *(
-        "objective=dynamics",
-        "dataset=episodes",
-        "dataset.path=outputs/episodes",
-        "dataset.episodes=30",
-        "dataset.steps=12",
-    ),
+    *("objective=dynamics", "dataset=episodes", "dataset.path=outputs/episodes", "dataset.episodes=30"),
+    "dataset.steps=12",
     *("dataset.env={_target_: orby.Orby}", "dataset.policy={_target_: jepa.envs.policies.StickyRandom}"),
     *("encoder=spatial", "encoder.patch_size=8", "encoder.embed_dim=16", "encoder.depth=1", "encoder.num_heads=1"),
     *("image_size=32", "num_frames=4", "batch_size=16", "steps=10", "num_workers=0", "logger=none", "evaluator=[]"),
@@ -46,9 +41,8 @@ def test_a_world_with_rewards_and_no_goals_is_planned_with(
         assert row["mean_return"] == sum(outcome["reward"] for outcome in row["outcomes"]) / 3
         assert [outcome["steps"] for outcome in row["outcomes"]] == [6, 6, 6]
         assert "success_strict" not in row
-    assert [outcome["start"] for outcome in rows[0]["outcomes"]] == [
-        outcome["start"] for outcome in rows[1]["outcomes"]
-    ]
+    starts = [[outcome["start"] for outcome in row["outcomes"]] for row in rows]
+    assert starts[0] == starts[1]
     page = Path("outputs/plan/plan.html").read_text()
     assert "Sum of the rewards in 6 steps" in page
     assert "Success over distance" not in page

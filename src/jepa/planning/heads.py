@@ -21,7 +21,7 @@ BATCH_SIZE = 512
 GAMMA = 0.97
 """Discount of a step in the value."""
 EXPECTILE = 0.9
-"""Of the value: it is optimistic about which action is taken."""
+"""Of values and returns: they are optimistic about which action is taken."""
 NEAR = 0.1
 """Expectile of the temporal distance: of the ways between two frames the shorter ones count."""
 AVERAGE = 0.995
