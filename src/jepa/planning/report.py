@@ -39,8 +39,7 @@ def table(results: Mapping[str, Any]) -> Table:
     """A row for each policy, with 95 % intervals in percent."""
     rows = []
     for found in results["rows"]:
-        has_goals = "mean_return" not in found
-        cells = [share(found, name) for name in ("moderate", "strict")] if has_goals else [returned(found)]
+        cells = scores_of(found)
         seed = "mean" if found["seed"] is None else str(found["seed"])
         costs = (
             f"{found['seconds_per_episode']:.3f}",
@@ -49,9 +48,29 @@ def table(results: Mapping[str, Any]) -> Table:
         )
         name = " ".join(filter(None, [found["world"], f"({found['encoder']})" if "encoder" in found else ""]))
         rows.append([found["policy"], found["cost"], name, seed, str(found["episodes"]), *cells, *costs])
-    scores = ("return",) if any("mean_return" in found for found in results["rows"]) else ("moderate %", "strict %")
-    heads = ("", "cost", "world", "seed", "episodes", *scores, "s/episode", "ms/step", "rows/episode")
+    heads = (
+        "",
+        "cost",
+        "world",
+        "seed",
+        "episodes",
+        *score_heads(results["rows"]),
+        "s/episode",
+        "ms/step",
+        "rows/episode",
+    )
     return Table(heads=heads, rows=rows, text_columns={1, 2})
+
+
+def scores_of(found: Mapping[str, Any]) -> list[str]:
+    """Success by both criteria, or the return where there are no goals."""
+    if "mean_return" in found:
+        return [returned(found)]
+    return [share(found, name) for name in ("moderate", "strict")]
+
+
+def score_heads(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    return ["return"] if any("mean_return" in found for found in rows) else ["moderate %", "strict %"]
 
 
 def share(found: Mapping[str, Any], name: str) -> str:
@@ -65,11 +84,11 @@ def encoder_table(results: Mapping[str, Any]) -> Table | None:
     compared = results.get("encoders") or []
     names = list(dict.fromkeys(name for found in compared for name in found["plannable"]))
     rows = [
-        [found["encoder"], str(found["episodes"]), *(share(found, name) for name in ("moderate", "strict"))]
+        [found["encoder"], str(found["episodes"]), *scores_of(found)]
         + [f"{found['plannable'][name]:.3f}" if name in found["plannable"] else "-" for name in names]
         for found in compared
     ]
-    return Table(heads=["encoder", "episodes", "moderate %", "strict %", *names], rows=rows) if compared else None
+    return Table(heads=["encoder", "episodes", *score_heads(compared), *names], rows=rows) if compared else None
 
 
 def returned(found: Mapping[str, Any]) -> str:
