@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from synthetic_run import write_run
-from tiny_world import train_world
+from tiny_world import TINY, train_world
 
 from jepa.cli.collect import main as collect
 from jepa.cli.compare import main as compare
@@ -244,6 +244,8 @@ def jepa_export(arguments: list[str], tiny: list[str], cwd: Path) -> None:
 
 
 def jepa_plan(arguments: list[str], tiny: list[str], cwd: Path) -> None:
+    if "experiment=two_rooms" in arguments:
+        arguments = [*arguments, f"train=[{','.join(map(repr, TINY[1:]))}]", "encoders=[untrained]"]
     assert "is this latent plannable?" in output_of(plan, [*arguments, *PLANNED, "planner.horizon=4"], cwd)
 
 

@@ -39,10 +39,12 @@ def fit_heads(
     names: Sequence[str],
     *,
     num_steps: int = DEFAULT_STEPS,
+    num_episodes: int | None = None,
     seed: int = 0,
 ) -> dict[str, float]:
     """Fit those heads that the world in `folder` lacks, each saved as soon as it is fitted; returns their last losses.
 
+    They see the first `num_episodes` at most, so that those held out are new to them too.
     The value is fitted before the policy, which needs it. Raises ConfigError if the episodes lack what a head needs.
     """
     world = load_world(folder)
@@ -55,7 +57,7 @@ def fit_heads(
     if "policy" in missing and "value" not in names and "value" not in world.heads:
         raise ConfigError(["objective.heads: policy needs value, which weights its actions; add value"])
     begun = time.perf_counter()
-    data = record(world, store, pictures="decoder" in missing)
+    data = record(world, store, pictures="decoder" in missing, num_episodes=num_episodes)
     log.info("encoded %s frames in %.0f s", f"{len(data.states):,}", time.perf_counter() - begun)
     losses = {}
     for name in tqdm(missing, desc="heads", leave=False, delay=5):
@@ -70,9 +72,9 @@ def fit_heads(
 
 
 @torch.no_grad()
-def record(world: World, store: EpisodeStore, *, pictures: bool = False) -> Recordings:
+def record(world: World, store: EpisodeStore, *, pictures: bool = False, num_episodes: int | None = None) -> Recordings:
     """Encode the frames of the first episodes."""
-    counts = np.cumsum(store.lengths + 1)
+    counts = np.cumsum(store.lengths[:num_episodes] + 1)
     number = max(1, int(np.searchsorted(counts, MAX_FRAMES, side="right")))
     block = world.contract.block
     parts: list[tuple[Tensor, ...]] = []
@@ -95,14 +97,11 @@ def record(world: World, store: EpisodeStore, *, pictures: bool = False) -> Reco
         ))  # fmt: skip
         total += steps + 1
         ends += [total - 1] * (steps + 1)
-    states, actions, rewards, terminated, simulator, small_frames, predicted = (
-        torch.cat(part) for part in zip(*parts, strict=True)
-    )
+    columns = [torch.cat(part) for part in zip(*parts, strict=True)]
+    states, acted, rewards, terminated, simulator, small_frames, predicted = columns
     space: ActionSpace = store.facts.actions
-    return Recordings(
-        states, torch.tensor(ends), actions, rewards, terminated, simulator, small_frames, space, world.history,
-        predicted,
-    )  # fmt: skip
+    known = (states, torch.tensor(ends), acted, rewards, terminated, simulator, small_frames, space)
+    return Recordings(*known, world.history, predicted)
 
 
 def foresee(world: World, states: Tensor, actions: Tensor) -> Tensor:
