@@ -51,6 +51,9 @@ def dynamics(view: ConfigView, path: str) -> Iterator[str]:
     elif view["num_frames"] <= view["predictor.history"]:
         both = f"{view.describe('num_frames')} with {view.describe('predictor.history')}"
         yield f"{both}: a history needs at least one more frame to predict"
+    if view["num_frames"] <= view[f"{path}.inverse_steps"]:
+        both = f"{view.describe('num_frames')} with {view.describe(f'{path}.inverse_steps')}"
+        yield f"{both}: no two frames of a clip are so many steps apart"
     if hides_tokens(view):
         yield f"{view.describe('mask')}: objective=dynamics uses no mask: leave it out, or use mask=none"
     if "encoder.tubelet_size" in view:
