@@ -64,6 +64,7 @@ NEEDED = {
     "gym": ["env.id=CartPole-v1"],
     **{f"{group}={name}": ["experiment=two_rooms"] for group, name in CHOICES if group in ("planner", "cost")},
     "objective=dynamics": [*EPISODES, "num_frames=3"],
+    "objective=iris": [*EPISODES, "num_frames=3"],
     "predictor=action": [*EPISODES, "num_frames=3", "objective=dynamics"],
     "encoder=pixels": [*EPISODES, "num_frames=3", "objective=dynamics"],
     "mask=none": ["predictor=projector", "regularizer=[cross_view,sigreg]", "augment.views=2"],
@@ -165,6 +166,10 @@ def faults(*overrides: str) -> list[str]:
         (["schedule.warmup_epochs=100"], "the warm-up must be shorter than the run"),
         (["steps=50", "schedule.warmup_epochs=1"], "steps=50: a warm-up of 312 steps"),
         (["schedule.warmup_ratio=1.0"], "a warm-up as long as the run"),
+        (
+            [*EPISODES, "num_frames=3", "objective=dynamics", "objective.inverse_steps=3"],
+            "num_frames=3 with objective.inverse_steps=3: no two frames of a clip are so many steps apart",
+        ),
         (["num_frames=16"], "num_frames=16: Shapes delivers images: num_frames=1"),
         (
             [*CLIPS, "num_frames=7"],

@@ -41,6 +41,15 @@ def test_the_clip_and_the_patch_decide_the_grid(clip_shape: Any, patch_size: Any
     assert encoder(random_clips(encoder)).shape == (2, grid.num_tokens, 16)
 
 
+def test_without_blocks_a_token_depends_on_its_own_patch_alone() -> None:
+    encoder = make_encoder(depth=0).eval()
+    clips = random_clips(encoder)
+    changed = clips.clone()
+    changed[..., :8, 8:16] += 1  # the second patch of the first row
+    differs = (encoder(clips) != encoder(changed)).any(dim=(0, 2))
+    assert differs.tolist() == [False, True, False, False, False, False]
+
+
 def test_without_class_token_and_with_the_same_weights_it_is_timms_vision_transformer() -> None:
     encoder = make_encoder().eval()
     timm_encoder = VisionTransformer(

@@ -212,6 +212,8 @@ def test_a_failed_write_leaves_no_files(tmp_path: Path, monkeypatch: pytest.Monk
         ("timm", encoder_of(TemporalEncoder, (3, 4, 16, 16)), "use onnx or torch_export"),
         ("transformers", encoder_of(TemporalEncoder, (3, 4, 16, 16)), "encoder.position=vjepa2"),
         ("transformers", encoder_of(TemporalEncoder, (3, 4, 16, 24), position="vjepa2"), "16x24"),
+        ("timm", encoder_of(SpatialEncoder, (3, 1, 16, 16), depth=0), "no blocks"),
+        ("transformers", encoder_of(SpatialEncoder, (3, 1, 16, 16), depth=0), "use onnx or torch_export"),
         ("pickle", encoder_of(SpatialEncoder, (3, 1, 16, 16)), "valid: safetensors, timm"),
     ],
 )

@@ -136,6 +136,50 @@ def test_inverse_dynamics_of_discrete_actions_is_a_cross_entropy() -> None:
     torch.testing.assert_close(objective(batch, NO_MASKS).metrics["inverse"], expected)
 
 
+class Recorder(nn.Module):
+    """Predicts zeros and keeps what it was given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inputs: list[Tensor] = []
+
+    def forward(self, pairs: Tensor) -> Tensor:
+        self.inputs.append(pairs)
+        return torch.zeros(*pairs.shape[:2], 2)
+
+
+def test_inverse_dynamics_over_several_steps_predicts_the_sum_of_the_actions_from_the_change() -> None:
+    objective, states = make(inverse_steps=3), torch.randn(B, T, 1, 6)
+    actions = draw().fields["actions"]
+    objective.inverse = recorder = Recorder()
+    error = objective.inverse_error(states, actions)
+    unit = torch.stack([(states[:, t + 1] - states[:, t]).square().mean() for t in range(T - 1)]).mean().sqrt()
+    expected = []
+    for steps in (1, 2, 3):
+        starts = range(T - steps)
+        sums = torch.stack([actions[:, t : t + steps].sum(dim=1) / 2 for t in starts], dim=1)
+        expected.append(sums.square().mean())
+        pairs = [torch.cat([states[:, t, 0], (states[:, t + steps, 0] - states[:, t, 0]) / unit], 1) for t in starts]
+        torch.testing.assert_close(recorder.inputs[steps - 1], torch.stack(pairs, dim=1))
+    torch.testing.assert_close(error, torch.stack(expected).mean())
+
+
+def test_inverse_dynamics_over_several_steps_of_discrete_actions_sums_their_cross_entropies() -> None:
+    objective, batch = make(DISCRETE, inverse_steps=2), draw(DISCRETE)
+    inverse: Any = objective.inverse
+    nn.init.zeros_(inverse.fc2.weight)
+    with torch.no_grad():
+        inverse.fc2.bias.copy_(torch.tensor([0.5, 0.25, 0.25]).log())
+    losses = -torch.tensor([0.5, 0.25, 0.25])[batch.fields["actions"]].log()
+    expected = (losses.mean() + (losses[:, 1:] + losses[:, :-1]).mean()) / 2
+    torch.testing.assert_close(objective(batch, NO_MASKS).metrics["inverse"], expected)
+
+
+def test_more_steps_between_two_states_than_a_clip_has_are_refused() -> None:
+    with pytest.raises(ValueError, match="inverse_steps=5: needs more frames than num_frames=5"):
+        make(inverse_steps=5)
+
+
 def gradient_of_targets(target: str) -> Tensor:
     """The prediction error's gradient of the encoder when the predicted side is cut off."""
     objective, batch = make(target=target, inverse_weight=0.0), draw()

@@ -22,7 +22,8 @@ NONE = Masks(torch.zeros(B, 0, dtype=torch.long), torch.zeros(B, 0, 0, dtype=tor
 def iris(actions: Field | None = DISCRETE, **changes: Any) -> IRIS:
     torch.manual_seed(0)
     encoder = SpatialEncoder(clip_shape=(1, T, SIDE, SIDE), patch_size=4, embed_dim=16, depth=1, num_heads=2)
-    sizes = {"merge": 2, "width": 16, "depth": 1, "num_heads": 2, "decoder_depth": 1, "num_codes": 20, "code_dim": 4}
+    sizes = {"merge": 2, "decoder_depth": 1, "num_codes": 20, "code_dim": 4}
+    sizes |= {"dynamics_width": 16, "dynamics_depth": 1, "dynamics_num_heads": 2}
     fields = {"actions": actions} if actions else {}
     return checked(IRIS, encoder=encoder, fields=fields, **{**sizes, **changes})
 

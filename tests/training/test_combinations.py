@@ -29,7 +29,7 @@ OF_ENCODER = {
 }
 OF_PREDICTOR = {"transformer": ["predictor.width=24", "predictor.depth=1"], "projector": ["predictor.hidden_dim=16"]}
 OF_OBJECTIVE = {"jepa": [], "classify": [], "detect": [], "dynamics": [], "mae": ["objective.decoder_depth=1"]}
-OF_OBJECTIVE["iris"] = ["objective.width=16", "objective.depth=1", "objective.num_heads=2", "objective.decoder_depth=1"]
+OF_OBJECTIVE["iris"] = ["objective.dynamics_width=16", "objective.dynamics_depth=1", "objective.decoder_depth=1"]
 SMALL_DECODER = ["objective.decoder_depth=1", "objective.latent_dim=4"]
 
 

@@ -15,7 +15,7 @@ from jepa.layers.init import init_weights
 from jepa.layers.position import Positions
 from jepa.layers.tokens import as_pair, gather_tokens, grid_of, make_grid, patchify
 from jepa.layers.transformer import check_sizes, make_blocks, run_blocks
-from jepa.types import ClipShape, PatchGrid, Positive, PositiveInt, ShareBelowOne
+from jepa.types import ClipShape, NonNegativeInt, PatchGrid, Positive, PositiveInt, ShareBelowOne
 
 
 class SpatialEncoder(nn.Module):
@@ -23,7 +23,8 @@ class SpatialEncoder(nn.Module):
 
     The frames of a clip, of which there may be any number, do not attend to each other. The positions of an image of
     another size count its rows and columns from the upper left corner, so that a smaller grid has a part of those of a
-    larger one. With `position=table` they are those of `clip_shape`, resampled.
+    larger one. With `position=table` they are those of `clip_shape`, resampled. With `depth=0` tokens are embedded
+    patches that know nothing of each other, for a predictor or probe that reads all of them.
     """
 
     num_prefix_tokens = 0
@@ -34,7 +35,7 @@ class SpatialEncoder(nn.Module):
         clip_shape: Sequence[int],
         patch_size: PositiveInt | Sequence[PositiveInt],
         embed_dim: PositiveInt,
-        depth: PositiveInt,
+        depth: NonNegativeInt,
         num_heads: PositiveInt,
         mlp_ratio: Positive = 4.0,
         drop_path: ShareBelowOne = 0.0,

@@ -77,5 +77,12 @@ def require(module: str, extra: str = "export") -> ModuleType:
         raise RunError(f"{module} is not installed: pip install 'jepa-train[{extra}]'") from error
 
 
+def mlp_width(format: str, encoder: Any) -> int:
+    """Hidden width of the blocks. Raises ConfigError for an encoder without blocks, which `format` has no model of."""
+    if not len(encoder.blocks):
+        raise unsupported(format, encoder, "it has no blocks (encoder.depth=0); use onnx or torch_export")
+    return encoder.blocks[0].mlp.fc1.out_features
+
+
 def unsupported(format: str, encoder: nn.Module, reason: str) -> ConfigError:
     return ConfigError([f"format={format} does not support {type(encoder).__name__}: {reason}"])

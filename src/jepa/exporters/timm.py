@@ -18,6 +18,7 @@ from jepa.exporters.format import (
     ExportFormat,
     frame_notes,
     image_input,
+    mlp_width,
     pixel_statistics,
     quoted,
     unsupported,
@@ -67,7 +68,7 @@ def _arguments(encoder: Any) -> dict[str, Any]:
         "embed_dim": encoder.embed_dim,
         "depth": len(encoder.blocks),
         "num_heads": encoder.num_heads,
-        "mlp_ratio": encoder.blocks[0].mlp.fc1.out_features / encoder.embed_dim,
+        "mlp_ratio": mlp_width("timm", encoder) / encoder.embed_dim,
     }
 
 

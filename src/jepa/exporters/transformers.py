@@ -19,6 +19,7 @@ from jepa.exporters.format import (
     ExportFormat,
     frame_notes,
     image_input,
+    mlp_width,
     pixel_statistics,
     quoted,
     require,
@@ -80,7 +81,7 @@ def _image_sizes(encoder: Any) -> dict[str, Any]:
     return {
         "architectures": ["IJepaModel"],
         **_common_sizes(encoder),
-        "intermediate_size": encoder.blocks[0].mlp.fc1.out_features,
+        "intermediate_size": mlp_width("transformers", encoder),
         "image_size": height if height == width else [height, width],
         "patch_size": patch_height if patch_height == patch_width else [patch_height, patch_width],
         "num_channels": channels,
@@ -93,7 +94,7 @@ def _clip_sizes(encoder: Any) -> dict[str, Any]:
     return {
         "architectures": ["VJEPA2Model"],
         **_common_sizes(encoder),
-        "mlp_ratio": encoder.blocks[0].mlp.fc1.out_features / encoder.embed_dim,
+        "mlp_ratio": mlp_width("transformers", encoder) / encoder.embed_dim,
         "crop_size": side,
         "frames_per_clip": frames,
         "patch_size": encoder.patch_size[0],

@@ -37,9 +37,10 @@ class Dynamics(Objective):
     before it; the rollouts begin at every frame (`starts=all`) or at the first. Targets are the states of the encoder
     itself (`target=none`: a regulariser prevents the collapse; `stopgrad`: without gradient) or of an average of it
     (`ema`). `inverse_weight` adds the error of the action predicted from the history before it and the state after it
-    (inverse dynamics, Pathak et al. 2017), `similarity_weight` the squared difference of consecutive states (EB-JEPA).
-    With `freeze` the encoder stays as it is, e.g. encoder=pretrained. After the training the `heads` are fitted on its
-    frozen states for `head_steps` steps each (jepa.planning.heads).
+    (inverse dynamics, Pathak et al. 2017), or with `inverse_steps` K > 1 of the sum of the actions up to a state 1 to K
+    steps later; `similarity_weight` adds the squared difference of consecutive states (EB-JEPA). With `freeze` the
+    encoder stays as it is, e.g. encoder=pretrained. After the training the `heads` are fitted on its frozen states for
+    `head_steps` steps each (jepa.planning.heads).
     """
 
     predicts = "states"
@@ -50,9 +51,10 @@ class Dynamics(Objective):
         self, *, encoder: nn.Module, predictor: nn.Module, regularizers: Mapping[str, nn.Module] | None = None,
         fields: Mapping[str, Field], target: Literal["none", "stopgrad", "ema"] = "none",
         starts: Literal["all", "first"] = "all", inverse_weight: NonNegative = 1.0,
-        similarity_weight: NonNegative = 12.0, freeze: bool = False, momentum: Share = 0.99,
-        final_momentum: Share = 1.0, heads: Sequence[HeadName] = ("probe", "value", "policy", "clone"),
-        head_steps: PositiveInt = 4000, total_steps: PositiveInt,
+        inverse_steps: PositiveInt = 1, similarity_weight: NonNegative = 12.0, freeze: bool = False,
+        momentum: Share = 0.99, final_momentum: Share = 1.0,
+        heads: Sequence[HeadName] = ("probe", "value", "policy", "clone"), head_steps: PositiveInt = 4000,
+        total_steps: PositiveInt,
     ) -> None:  # fmt: skip
         super().__init__()
         if not isinstance(predictor, ActionPredictor):
@@ -62,11 +64,16 @@ class Dynamics(Objective):
             raise ValueError(
                 f"num_frames={self.num_frames}: a history of {predictor.history} frames needs one more to predict"
             )
+        if inverse_steps > self.num_frames - predictor.history:
+            raise ValueError(
+                f"objective.inverse_steps={inverse_steps}: needs more frames than num_frames={self.num_frames}"
+            )
         self.encoder = encoder.requires_grad_(not freeze)
         self.predictor = predictor
         self.regularizers = nn.ModuleDict(regularizers)
         self.target, self.starts, self.freeze = target, starts, freeze
-        self.inverse_weight, self.similarity_weight = inverse_weight, similarity_weight
+        self.inverse_weight, self.inverse_steps = inverse_weight, inverse_steps
+        self.similarity_weight = similarity_weight
         self.momentum, self.final_momentum, self.total_steps = momentum, final_momentum, total_steps
         self.heads, self.head_steps = heads, head_steps
         average = nn.ModuleDict({"encoder": encoder, "projector": predictor.projector})
@@ -155,16 +162,30 @@ class Dynamics(Objective):
         return errors, torch.stack(first_predictions, dim=1)
 
     def inverse_error(self, states: Tensor, actions: Tensor) -> Tensor:
-        """Of the action between the states of a history and the next; a cross-entropy if actions are discrete."""
+        """Of the actions from a history to a later state, the mean over 1 to `inverse_steps` steps between them.
+
+        A squared error of the sum of the actions, or the sum of their cross-entropies if actions are discrete. With
+        several steps the later state is given as its change, in units of the usual change in a step: what stays as it
+        is in an episode, as its walls do, would hide it.
+        """
         assert self.inverse is not None
-        history = self.predictor.history
-        windows = states.mean(dim=2).unfold(1, history + 1, 1).mT.flatten(2)  # [B, T - h, (h + 1) Z]
-        predicted = self.inverse(windows)
+        history, pooled = self.predictor.history, states.mean(dim=2)
         scaled = self.predictor.actions.scale(actions[:, history - 1 :]).flatten(2)
+        known, last = pooled.unfold(1, history, 1).mT.flatten(2), pooled[:, history - 1 :]  # [B, T - h + 1, h Z or Z]
+        unit = (last[:, 1:] - last[:, :-1]).square().mean().sqrt().detach().clamp(min=1e-4)
+        errors = []
+        for steps in range(1, self.inverse_steps + 1):
+            later = last[:, steps:] if self.inverse_steps == 1 else (last[:, steps:] - last[:, :-steps]) / unit
+            predicted = self.inverse(torch.cat([known[:, :-steps], later], dim=-1)).float()
+            errors.append(self._action_error(predicted, scaled.unfold(1, steps, 1).sum(dim=-1)))
+        return torch.stack(errors).mean()
+
+    def _action_error(self, predicted: Tensor, actions: Tensor) -> Tensor:
+        """[B, n, A], sums of scaled actions [B, n, A] -> scalar"""
         if not self.predictor.actions.space.is_discrete:
-            return F.mse_loss(predicted.float(), scaled)
+            return F.mse_loss(predicted, actions)
         choices = (*predicted.shape[:2], self.predictor.actions.block, -1)
-        return -(scaled.reshape(choices) * predicted.float().reshape(choices).log_softmax(dim=-1)).sum(dim=-1).mean()
+        return -(actions.reshape(choices) * predicted.reshape(choices).log_softmax(dim=-1)).sum(dim=-1).mean()
 
     def latents(self, states: Tensor, predicted: Tensor) -> Latents:
         """States [B, T, S, Z] as tokens of a grid of T steps with S tokens; each frame is a sample of its own."""

@@ -32,8 +32,8 @@ class IRIS(Objective):
         self, *, encoder: nn.Module, fields: Mapping[str, Field], quantizer: Literal["vq", "fsq"] = "vq",
         num_codes: Annotated[int, Within(2)] = 512, code_dim: PositiveInt = 32,
         levels: Sequence[Annotated[int, Within(3)]] = (8, 8, 8), merge: PositiveInt = 1,
-        commitment: NonNegative = 0.25, motion: Share = 0.5, width: PositiveInt = 256, depth: PositiveInt = 4,
-        num_heads: PositiveInt = 4, decoder_width: PositiveInt | None = None, decoder_depth: PositiveInt = 4,
+        commitment: NonNegative = 0.25, motion: Share = 0.5, dynamics_width: PositiveInt = 256,
+        dynamics_depth: PositiveInt = 4, dynamics_num_heads: PositiveInt = 4, decoder_width: PositiveInt | None = None, decoder_depth: PositiveInt = 4,
         decoder_num_heads: PositiveInt | None = None,
     ) -> None:  # fmt: skip
         super().__init__()
@@ -44,8 +44,8 @@ class IRIS(Objective):
         )  # fmt: skip
         self.dynamics = TokenDynamics(
             num_codes=self.tokenizer.quantizer.num_codes, tokens_per_frame=self.tokenizer.tokens_per_frame,
-            num_frames=self.encoder.clip_shape[1], actions=fields.get("actions"), width=width, depth=depth,
-            num_heads=num_heads,
+            num_frames=self.encoder.clip_shape[1], actions=fields.get("actions"), width=dynamics_width,
+            depth=dynamics_depth, num_heads=dynamics_num_heads,
         )  # fmt: skip
         self.commitment, self.motion = commitment, motion
 

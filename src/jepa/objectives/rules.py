@@ -56,6 +56,9 @@ def dynamics(view: ConfigView, path: str) -> Iterator[str]:
     elif view["num_frames"] <= view["predictor.history"]:
         both = f"{view.describe('num_frames')} with {view.describe('predictor.history')}"
         yield f"{both}: a history needs at least one more frame to predict"
+    elif view["num_frames"] - view["predictor.history"] < view[f"{path}.inverse_steps"]:
+        both = f"{view.describe('num_frames')} with {view.describe(f'{path}.inverse_steps')}"
+        yield f"{both}: no two frames of a clip are so many steps apart after the history"
     yield from _frames_of_a_world(view, "dynamics")
     if view[f"{path}.target"] == "none" and not view.config.get("regularizer") and not view[f"{path}.freeze"]:
         yield f"{view.describe(f'{path}.target')} without a regularizer: the states would collapse; regularizer=vicreg"

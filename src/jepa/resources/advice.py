@@ -48,7 +48,7 @@ def _with_numbers(config: TrainConfig, dataset: Dataset, load: RankLoad, cluster
             if hasattr(module, CHECKPOINTING):
                 setattr(module, CHECKPOINTING, True)
         checkpointed = model.cost(samples, bf16=cluster.bf16, backward=False)
-        recomputed = (cost.activations - checkpointed.activations) / config.encoder.get("depth", 1)  # of one block
+        recomputed = (cost.activations - checkpointed.activations) / (config.encoder.get("depth") or 1)  # of one block
         checkpointed = replace(checkpointed, workspace=checkpointed.workspace + recomputed)
         options[f"encoder.{CHECKPOINTING}=true ("] = checkpointed, load, cluster
     if load.strategy == "ddp":
