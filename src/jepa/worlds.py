@@ -66,7 +66,7 @@ class SwmModel(nn.Module):
             candidates = candidates.clamp(-1, 1)
         states = start.expand(len(candidates), 1, *start.shape)
         imagined = world.rollout(states, world.unscale(candidates))
-        return total(self.costs, world, Imagined(imagined, start, goal, candidates))
+        return total(self.costs, world, Imagined(imagined, states[0], goal, candidates))
 
 
 class ActionScale:
