@@ -28,7 +28,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts what 
 
 LONGEST_FILES = (
     *("test_slurm", "test_faults", "test_readme", "test_ranks", "test_compare", "test_sweeps", "test_export"),
-    *("test_runs", "test_combinations", "test_find", "test_phases"),
+    *("test_matrix", "test_runs", "test_plan", "test_plan_encoders", "test_combinations", "test_find", "test_phases"),
 )
 """The longest files, longest first: they start first, so that no worker is left alone with one of them at the end."""
 
