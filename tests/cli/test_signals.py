@@ -97,7 +97,7 @@ def test_a_sweep_is_cancelled_once() -> None:
     with forward_to_slurm([]):
         with pytest.raises(SystemExit):
             signal.raise_signal(signal.SIGINT)
-        assert [signal.getsignal(signum) for signum in STOPS] == [signal.SIG_DFL] * len(STOPS)
+        assert {signal.getsignal(signum) for signum in STOPS} <= {signal.SIG_DFL, signal.SIG_IGN}  # nohup's stays
     assert [signal.getsignal(signum) for signum in STOPS] == before
 
 

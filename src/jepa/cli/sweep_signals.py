@@ -65,7 +65,8 @@ def forward_to_slurm(folders: Collection[Path]) -> Iterator[None]:
 
     def cancel(signum: int, frame: FrameType | None) -> None:
         for stop in STOPS:
-            signal.signal(stop, signal.SIG_DFL)  # a second one ends the process, where it would disturb the exit
+            if signal.getsignal(stop) is cancel:
+                signal.signal(stop, signal.SIG_DFL)  # a second one ends the process: raised, it would disturb the exit
         if jobs := sorted(_jobs(folders) - before):
             print(f"{program_name()}: cancelling Slurm jobs {' '.join(jobs)}", file=sys.stderr)
             subprocess.run(["scancel", *jobs], check=False, timeout=60)

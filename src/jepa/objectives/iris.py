@@ -33,7 +33,8 @@ class IRIS(Objective):
         num_codes: Annotated[int, Within(2)] = 512, code_dim: PositiveInt = 32,
         levels: Sequence[Annotated[int, Within(3)]] = (8, 8, 8), merge: PositiveInt = 1,
         commitment: NonNegative = 0.25, motion: Share = 0.5, dynamics_width: PositiveInt = 256,
-        dynamics_depth: PositiveInt = 4, dynamics_num_heads: PositiveInt = 4, decoder_width: PositiveInt | None = None, decoder_depth: PositiveInt = 4,
+        dynamics_depth: PositiveInt = 4, dynamics_num_heads: PositiveInt = 4,
+        decoder_width: PositiveInt | None = None, decoder_depth: PositiveInt = 4,
         decoder_num_heads: PositiveInt | None = None,
     ) -> None:  # fmt: skip
         super().__init__()
