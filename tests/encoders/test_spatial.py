@@ -163,7 +163,7 @@ def test_drop_path_acts_in_training_alone() -> None:
         ({"num_heads": 3}, r"encoder.embed_dim=16 is not divisible by encoder.num_heads=3"),
         ({"num_heads": 0}, "num_heads=0"),
         ({"embed_dim": 18}, "divisible by 4, got 18"),
-        ({"depth": 0}, "depth=0"),
+        ({"depth": -1}, "depth=-1"),
         ({"patch_size": 0}, "patch_size=0"),
         ({"mlp_ratio": 0.0}, "mlp_ratio=0.0"),
         ({"drop_path": 1.0}, "drop_path=1.0"),
