@@ -109,7 +109,7 @@ def test_every_encoder_of_the_configuration_may_be_named_by_a_file() -> None:
     [
         ({"depth": "1"}, "depth takes a whole number, not the text '1'"),
         ({"depth": True}, "depth takes a whole number"),
-        ({"depth": -1}, "depth must be at least 0"),
+        ({"depth": -1}, "depth must not be negative"),
         ({"depth": None}, "depth takes a whole number, not null"),
         ({"patch_size": [4, {"_target_": "os.getcwd"}]}, "patch_size takes"),
         ({"patch_size": [4, 4, 4]}, "too many values"),
