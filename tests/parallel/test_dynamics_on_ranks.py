@@ -18,7 +18,6 @@ pytestmark = pytest.mark.slow
 STEPS = ["steps=12", "eval_every=12", "save_every=12", "log_every=1", "batch_size=12"]
 WORLD = [*TINY, "objective.heads=[]"]
 VARIANTS = {
-    "vicreg": WORLD,
     "average": [*WORLD, "objective.target=ema", "predictor.normalize=true", "regularizer=sigreg"],
     "tokens": [*WORLD, "predictor.state=tokens", "predictor.model=transformer", "predictor.history=2"],
     "iris": [
