@@ -9,9 +9,11 @@ from jepa.evaluation.types import Evaluation, Picture, Snapshot
 
 COMPARED = ("masked", "reconstruction")
 """Reconstructions with one clip per sample, shown below it."""
+CONTINUED = "imagined"
+"""Clips that begin as the samples do and go on otherwise, shown below them."""
 CAPTIONS = {
     "reconstruction": "Samples that were not trained on, with their reconstructions below",
-    "imagined": "Clips that were not trained on; below, all frames after the second are imagined",
+    "imagined": "Clips that were not trained on; below, what is imagined after their first two frames (one of two)",
     "samples": "Decoded from random latents",
     "interpolations": "Decoded from latents interpolated between two samples",
 }
@@ -30,13 +32,9 @@ class Reconstructions:
             clips = [snapshot.pictures, *(snapshot.reconstructions[name] for name in names)]
             middle = ", and the masked input in between" if len(names) > 1 else ""
             pictures.append(_picture("reconstruction", *clips, addition=middle))
-        if "imagined" in snapshot.reconstructions:
-            pictures.append(_picture("imagined", snapshot.pictures, snapshot.reconstructions["imagined"]))
-        pictures += [
-            _picture(name, clips)
-            for name, clips in snapshot.reconstructions.items()
-            if name not in (*COMPARED, "imagined")
-        ]
+        for name, clips in snapshot.reconstructions.items():
+            if name not in COMPARED:
+                pictures.append(_picture(name, *([snapshot.pictures] if name == CONTINUED else []), clips))
         return Evaluation(pictures=tuple(pictures))
 
 

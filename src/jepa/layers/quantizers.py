@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from jepa.parallel.collectives import sum_over_ranks, world_size
+from jepa.parallel.collectives import gather_over_ranks, sum_over_ranks
 
 AVERAGE = 0.98
 """Momentum of the averages that the vectors of a codebook follow."""
@@ -151,12 +151,3 @@ def farthest(vectors: Tensor, count: int) -> Tensor:
         near = (vectors - chosen[-1]).square().sum(dim=1)
         distances = near if number == 0 else torch.minimum(distances, near)
     return torch.stack(chosen)
-
-
-def gather_over_ranks(vectors: Tensor) -> Tensor:
-    """[n, d] of each rank -> [ranks * n, d] in the order of the ranks, on every rank"""
-    if world_size() == 1:
-        return vectors
-    parts = torch.zeros(world_size(), *vectors.shape, device=vectors.device)
-    parts[torch.distributed.get_rank()] = vectors
-    return sum_over_ranks(parts).flatten(0, 1)

@@ -35,6 +35,15 @@ def same_on_all_ranks(values: Tensor) -> Tensor:
     return shared
 
 
+def gather_over_ranks(values: Tensor) -> Tensor:
+    """[n, d] of each rank -> [ranks * n, d] in the order of the ranks, on every rank"""
+    if world_size() == 1:
+        return values
+    parts = torch.zeros(world_size(), *values.shape, device=values.device)
+    parts[dist.get_rank()] = values
+    return sum_over_ranks(parts).flatten(0, 1)
+
+
 class _SumOverRanks(torch.autograd.Function):
     @staticmethod
     def forward(ctx, values: Tensor) -> Tensor:

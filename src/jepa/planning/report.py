@@ -48,17 +48,8 @@ def table(results: Mapping[str, Any]) -> Table:
         )
         name = " ".join(filter(None, [found["world"], f"({found['encoder']})" if "encoder" in found else ""]))
         rows.append([found["policy"], found["cost"], name, seed, str(found["episodes"]), *cells, *costs])
-    heads = (
-        "",
-        "cost",
-        "world",
-        "seed",
-        "episodes",
-        *score_heads(results["rows"]),
-        "s/episode",
-        "ms/step",
-        "rows/episode",
-    )
+    scores = score_heads(results["rows"])
+    heads = ("", "cost", "world", "seed", "episodes", *scores, "s/episode", "ms/step", "rows/episode")
     return Table(heads=heads, rows=rows, text_columns={1, 2})
 
 
