@@ -354,6 +354,8 @@ class DatasetTraits(Traits):
     """index -> value that changes whenever the sample is written again, e.g. size and time of its file"""
     world: Mapping[str, Any] = field(default_factory=dict)
     """of recorded episodes: `frame_shape`, `frame_skip` and the node of the environment, `env`"""
+    grows: bool = False
+    """True if samples may be added while a run is stopped; those that were there keep their numbers"""
     probe_dataset: Dataset | None = None
     """the part of a mixture that evaluations see"""
 

@@ -27,7 +27,7 @@ from jepa.data import episode_store
 from jepa.data.collect import collect
 from jepa.data.episode_store import EpisodeStore, StoreFacts, append, writing
 from jepa.data.episodes import MIN_STD, Episodes
-from jepa.data.identity import changes, identity
+from jepa.data.identity import changes, has_grown, identity
 from jepa.data.loader import batches
 from jepa.envs.policies import StickyRandom
 from jepa.envs.two_rooms import TwoRooms
@@ -449,3 +449,38 @@ def test_an_objective_of_images_learns_from_single_frames(tmp_path: Path, object
     agent.train()
     rows = map(json.loads, (tmp_path / "run" / "metrics.jsonl").read_text().splitlines())
     assert [row["step"] for row in rows if row.get("train/loss", 0) > 0] == [1, 2]
+
+
+def test_padded_windows_show_the_end_at_every_position(tmp_path: Path) -> None:
+    (written,) = write_store(tmp_path, [4])
+    data = dataset(tmp_path, num_frames=4, pad=True)
+    assert len(data) == 4  # one for each transition
+    for first in range(4):
+        clip, _, fields = data[first]
+        count = min(3, 4 - first)
+        kept = [*range(first, first + count + 1), *[4] * (3 - count)]
+        assert np.array_equal(clip.numpy().transpose(1, 0, 2, 3), written.frames[kept])
+        assert fields["valid"].tolist() == [1.0] * count + [0.0] * (3 - count)
+        assert fields["rewards"].tolist() == [*written.rewards[first : first + count], *[0.0] * (3 - count)]
+        assert np.array_equal(fields["actions"][:count].numpy(), written.actions[first : first + count])
+        assert fields["terminated"].tolist()[:count] == written.terminated[first : first + count].tolist()
+
+
+def test_padding_is_for_objectives_that_leave_it_out(tmp_path: Path) -> None:
+    write_store(tmp_path, [8, 8])
+    choices = ["dataset=episodes", f"dataset.path={tmp_path}", "encoder=spatial", "num_frames=3", "dataset.pad=true"]
+    compose([*choices, "objective=iris"])
+    with pytest.raises(ConfigError, match=r"dataset.pad=true: objective=iris alone leaves repeated frames out"):
+        compose([*choices, "objective=dynamics", "predictor=action", "regularizer=vicreg"])
+
+
+def test_a_store_that_has_grown_is_the_same_data(tmp_path: Path) -> None:
+    write_store(tmp_path / "store", [5, 4, 6])
+    before = identity(dataset(tmp_path / "store", val_ratio=0.34))
+    shutil.copytree(tmp_path / "store", tmp_path / "other")
+    write_store(tmp_path / "store", [7, 3])
+    assert has_grown(before, dataset(tmp_path / "store", val_ratio=0.34))
+    assert not has_grown(before, dataset(tmp_path / "other", val_ratio=0.34))  # as it was
+    frames = np.load(tmp_path / "store" / "group-000000" / "frames.npy")
+    np.save(tmp_path / "store" / "group-000000" / "frames.npy", 255 - frames)
+    assert not has_grown(before, dataset(tmp_path / "store", val_ratio=0.34))

@@ -11,6 +11,7 @@ from checked import checked
 from jepa.encoders.spatial import SpatialEncoder
 from jepa.layers.frame_tokenizer import moving_weights
 from jepa.objectives.iris import IRIS
+from jepa.predictors.token_dynamics import Imagination
 from jepa.types import ActionSpace, Batch, Field, Masks
 
 B, T, SIDE = 4, 4, 16
@@ -19,12 +20,15 @@ CONTINUOUS = Field(shape=(T - 1, 2), space=ActionSpace(low=(-1.0, -2.0), high=(1
 NONE = Masks(torch.zeros(B, 0, dtype=torch.long), torch.zeros(B, 0, 0, dtype=torch.long))
 
 
-def iris(actions: Field | None = DISCRETE, **changes: Any) -> IRIS:
+REWARDS = {name: Field(shape=(T - 1,)) for name in ("rewards", "terminated", "valid")}
+
+
+def iris(actions: Field | None = DISCRETE, rewards: bool = False, **changes: Any) -> IRIS:
     torch.manual_seed(0)
     encoder = SpatialEncoder(clip_shape=(1, T, SIDE, SIDE), patch_size=4, embed_dim=16, depth=1, num_heads=2)
     sizes = {"merge": 2, "decoder_depth": 1, "num_codes": 20, "code_dim": 4}
     sizes |= {"dynamics_width": 16, "dynamics_depth": 1, "dynamics_num_heads": 2}
-    fields = {"actions": actions} if actions else {}
+    fields = ({"actions": actions} if actions else {}) | (REWARDS if rewards else {})
     return checked(IRIS, encoder=encoder, fields=fields, **{**sizes, **changes})
 
 
@@ -53,7 +57,7 @@ def test_every_parameter_learns(quantizer: str, actions: Field | None) -> None:
 def test_the_encoder_learns_from_pixels_alone() -> None:
     model = iris()
     tokenized = model.tokenizer(model.encoder(batch().clips))
-    model.token_errors(tokenized, batch().fields["actions"]).mean().backward()
+    torch.stack([*model.dynamics_errors(tokenized.codes, batch().fields).values()]).sum().backward()
     assert all(value.grad is None for value in (*model.encoder.parameters(), *model.tokenizer.parameters()))
 
 
@@ -64,7 +68,9 @@ def test_no_code_is_predicted_from_itself_or_a_later_one(frame: int, slot: int) 
     after = before.clone()
     after[:, frame, slot] = (after[:, frame, slot] + 1) % 20
     with torch.no_grad():
-        differs = (model.dynamics(before, actions) - model.dynamics(after, actions)).abs().amax(dim=(0, 3)) > 1e-7
+        differs = (model.dynamics(before, actions).codes - model.dynamics(after, actions).codes).abs().amax(
+            dim=(0, 3)
+        ) > 1e-7
     position = frame * 4 + slot
     assert differs.flatten().tolist() == [place > position for place in range(4 * T)]
 
@@ -75,7 +81,8 @@ def test_an_action_changes_the_frames_after_it_alone(step: int) -> None:
     others = actions.clone()
     others[:, step] = (others[:, step] + 1) % 3
     with torch.no_grad():
-        differs = (model.dynamics(codes, actions) - model.dynamics(codes, others)).abs().amax(dim=(0, 2, 3)) > 1e-7
+        logits, changed = (model.dynamics(codes, moves).codes for moves in (actions, others))
+    differs = (logits - changed).abs().amax(dim=(0, 2, 3)) > 1e-7
     assert differs.tolist() == [frame > step for frame in range(T)]
 
 
@@ -89,7 +96,7 @@ def test_imagined_frames_are_the_likeliest_of_full_passes(actions: Field | None,
         for number in range(known, T):
             frames = torch.cat([frames, torch.zeros_like(frames[:, :1])], dim=1)
             for slot in range(4):
-                logits = model.dynamics(frames, None if moves is None else moves[:, :number])
+                logits = model.dynamics(frames, None if moves is None else moves[:, :number]).codes
                 frames[:, number, slot] = logits[:, number, slot].argmax(dim=-1)
     assert torch.equal(model.dynamics.imagine(codes[:, :known], moves, T - known), frames[:, known:])
 
@@ -102,6 +109,57 @@ def test_a_dream_is_longer_than_the_clips_that_were_learnt() -> None:
     assert torch.equal(
         model.dynamics.imagine(last, None, 1), model.dynamics.imagine(torch.cat([codes, dream[:, :-1]], dim=1), None, 1)
     )
+
+
+def rewarding(model: IRIS) -> IRIS:
+    """With outcomes that depend on what is seen, which are zero at first."""
+    assert model.dynamics.outcome is not None
+    torch.nn.init.normal_(model.dynamics.outcome.weight, generator=torch.Generator().manual_seed(3))
+    return model
+
+
+def outcomes(count: int = B) -> dict[str, torch.Tensor]:
+    rewards, ends = torch.zeros(2, count, T - 1)
+    rewards[0, 1], ends[0, 1] = 0.9, 1.0
+    return {"rewards": rewards, "terminated": ends, "valid": torch.ones(count, T - 1)}
+
+
+@pytest.mark.parametrize("step", range(T - 1))
+def test_outcomes_see_the_action_of_their_transition_and_nothing_later(step: int) -> None:
+    model, codes, actions = rewarding(iris(rewards=True)), codes_of(iris(), batch().clips), batch().fields["actions"]
+    others, later = actions.clone(), codes.clone()
+    others[:, step] = (others[:, step] + 1) % 3
+    later[:, step + 1 :] = (later[:, step + 1 :] + 1) % 20
+    with torch.no_grad():
+        first, acted, seen = (model.dynamics(*pair) for pair in ((codes, actions), (codes, others), (later, actions)))
+    for one, two in ((first.ends, acted.ends), (first.rewards.mean(-1), acted.rewards.mean(-1))):
+        assert ((one - two).abs().amax(dim=0) > 1e-7).tolist() == [position >= step for position in range(T - 1)]
+    assert torch.allclose(first.ends[:, : step + 1], seen.ends[:, : step + 1], atol=1e-6)
+
+
+@pytest.mark.parametrize("known", [1, 2, 3])
+def test_imagined_outcomes_are_those_of_full_passes(known: int) -> None:
+    model, codes, actions = rewarding(iris(rewards=True)), codes_of(iris(), batch().clips), batch().fields["actions"]
+    dream = Imagination(model.dynamics, codes[:, :known], actions[:, : known - 1])
+    frames = [dream.step(actions[:, step]) for step in range(known - 1, T - 1)]
+    with torch.no_grad():
+        whole = model.dynamics(torch.cat([codes[:, :known], *(frame.codes[:, None] for frame in frames)], 1), actions)
+    ends = torch.stack([frame.ends for frame in frames], dim=1)
+    rewards = torch.stack([frame.rewards for frame in frames], dim=1)
+    assert torch.allclose(ends, whole.ends[:, known - 1 :].sigmoid(), atol=1e-5)
+    assert torch.allclose(rewards, model.dynamics.scalars.mean(whole.rewards[:, known - 1 :]), rtol=1e-4, atol=1e-3)
+
+
+def test_frames_beyond_an_end_are_not_learnt() -> None:
+    model, its_batch = rewarding(iris(rewards=True)), batch()
+    codes, fields = codes_of(model, its_batch.clips), its_batch.fields | outcomes()
+    fields["valid"][0, 2:] = 0
+    errors = model.dynamics_errors(codes, fields)
+    codes[0, 3] = (codes[0, 3] + 5) % 20
+    fields["rewards"][0, 2], fields["terminated"][0, 2] = 7.0, 1.0
+    assert model.dynamics_errors(codes, fields) == errors
+    fields["valid"][0, 2] = 1
+    assert all(model.dynamics_errors(codes, fields)[name] != value for name, value in errors.items())
 
 
 def test_what_moves_weighs_more() -> None:

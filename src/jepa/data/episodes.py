@@ -34,18 +34,22 @@ class Episodes:
     The fields are actions [T - 1, A] (with a frame skip of k [T - 1, k, A]), rewards and ends of the transitions (sums
     and ends of a skip), the states [T, S] and, for regression probes, the state of the last frame as quantities. A
     window of one frame has no transitions, and a store without states has no states and quantities.
+    With `pad` windows begin wherever a transition follows and may reach beyond the end of their episode: the last frame
+    is repeated, and the field `valid` [T - 1] is 1 for transitions that took place. So the end of an episode is seen at
+    every position of a window. A run may go on when the store has grown.
     """
 
     classes = ()
-    fields = {"actions": ..., "rewards": ..., "terminated": ..., "states": ..., "quantities": ...}
+    fields = {"actions": ..., "rewards": ..., "terminated": ..., "valid": ..., "states": ..., "quantities": ...}
     rules = ("jepa.data.rules.episodes",)
+    grows = True
 
     def __init__(
         self, *, num_frames: PositiveInt, path: str, frame_skip: PositiveInt = 1, hop: PositiveInt = 1,
         val_ratio: ShareBelowOne = 0.1, episodes: PositiveInt | None = None, steps: PositiveInt = 40,
-        env: Any = None, policy: Any = None, seed: NonNegativeInt = 0,
+        env: Any = None, policy: Any = None, seed: NonNegativeInt = 0, pad: bool = False,
     ) -> None:  # fmt: skip
-        self.num_frames, self.frame_skip, self.hop = num_frames, frame_skip, hop
+        self.num_frames, self.frame_skip, self.hop, self.pad = num_frames, frame_skip, hop, pad
         folder = Path(path).expanduser().absolute()
         if env is not None:
             if policy is None or episodes is None:
@@ -71,15 +75,18 @@ class Episodes:
 
     def _counts(self, numbers: range) -> np.ndarray:
         """Number of windows of each of these episodes."""
-        span = (self.num_frames - 1) * self.frame_skip
-        return np.maximum(0, (self.store.lengths[numbers.start : numbers.stop] - span) // self.hop + 1)
+        return np.maximum(0, (self.store.lengths[numbers.start : numbers.stop] - self._span()) // self.hop + 1)
+
+    def _span(self) -> int:
+        """Transitions that must follow the first frame of a window."""
+        return min(1, self.num_frames - 1) * self.frame_skip if self.pad else (self.num_frames - 1) * self.frame_skip
 
     def _load(self, numbers: range) -> None:
         """Index the windows of these episodes."""
         self.numbers = numbers
         self.windows = np.cumsum([0, *self._counts(numbers)])
         if not self.windows[-1]:
-            span = (self.num_frames - 1) * self.frame_skip
+            span = self._span()
             longest = max(self.store.lengths[numbers.start : numbers.stop], default=-1) + 1
             raise ValueError(
                 f"dataset.path: no episode of {self.store.folder} has the {span + 1} frames of a window "
@@ -96,7 +103,7 @@ class Episodes:
             "rewards": Field(shape=(steps,)),
             "terminated": Field(shape=(steps,)),
         }
-        fields = fields if steps else {}
+        fields = fields | ({"valid": Field(shape=(steps,))} if self.pad else {}) if steps else {}
         if names := facts.state_names:
             fields |= {"states": Field(shape=(self.num_frames, len(names)), names=names)}
             fields |= {"quantities": Field(shape=(len(names),), names=names)}
@@ -119,30 +126,33 @@ class Episodes:
         return int(self.windows[-1])
 
     def __getitem__(self, index: int) -> Sample:
-        episode, first = self._window(index)
-        skip, steps = self.frame_skip, self.num_frames - 1
+        episode, first, steps = self._window(index)
+        skip, missing = self.frame_skip, self.num_frames - 1 - steps
         arrays = self.store.read(episode, first, steps * skip + 1)
-        clip = torch.from_numpy(arrays["frames"][::skip].transpose(1, 0, 2, 3).copy())  # [C, T, H, W]
+        frames = padded(arrays["frames"][::skip], missing)
+        clip = torch.from_numpy(frames.transpose(1, 0, 2, 3).copy())  # [C, T, H, W]
         blocks = {name: arrays[name].reshape(steps, skip, *arrays[name].shape[1:]) for name in TRANSITIONS}
         rewards, ends = blocks["rewards"], blocks["terminated"]
         values = {
-            "actions": arrays["actions"] if skip == 1 else blocks["actions"],
-            "rewards": rewards.sum(axis=1),
-            "terminated": ends.any(axis=1).astype(np.float32),
-            "states": arrays["states"][::skip],
+            "actions": padded(arrays["actions"] if skip == 1 else blocks["actions"], missing),
+            "rewards": np.pad(rewards.sum(axis=1), (0, missing)),
+            "terminated": np.pad(ends.any(axis=1).astype(np.float32), (0, missing)),
+            "valid": np.pad(np.ones(steps, dtype=np.float32), (0, missing)),
+            "states": padded(arrays["states"][::skip], missing),
             "quantities": arrays["states"][-1],
         }
         return Sample(clip, fields={name: torch.from_numpy(np.array(values[name])) for name in self.fields})
 
-    def _window(self, index: int) -> tuple[int, int]:
-        """Episode and first frame of a window."""
+    def _window(self, index: int) -> tuple[int, int, int]:
+        """Episode and first frame of a window, and the number of its transitions, all but those beyond the end."""
         if not 0 <= index < len(self):
             raise IndexError(f"index {index} of {len(self)} windows")
         position = int(np.searchsorted(self.windows, index, side="right")) - 1
-        return self.numbers[position], (index - int(self.windows[position])) * self.hop
+        number, first = self.numbers[position], (index - int(self.windows[position])) * self.hop
+        return number, first, min(self.num_frames - 1, (int(self.store.lengths[number]) - first) // self.frame_skip)
 
     def describe(self, index: int) -> str:
-        episode, first = self._window(index)
+        episode, first, _ = self._window(index)
         return f"episode {episode} of {self.store.folder} from frame {first} on"
 
     def source(self, index: int) -> int:
@@ -151,8 +161,8 @@ class Episodes:
 
     def encoded(self, index: int) -> bytes:
         """The frames of the window and all that is known of its transitions."""
-        episode, first = self._window(index)
-        arrays = self.store.read(episode, first, (self.num_frames - 1) * self.frame_skip + 1)
+        episode, first, steps = self._window(index)
+        arrays = self.store.read(episode, first, steps * self.frame_skip + 1)
         return b"".join(arrays[name].tobytes() for name in Episode._fields)
 
     def modified(self, index: int) -> tuple[int, int]:
@@ -169,3 +179,8 @@ class Episodes:
         part._load(self.held_out_numbers)
         part.held_out_numbers = range(0)
         return part
+
+
+def padded(rows: np.ndarray, missing: int) -> np.ndarray:
+    """[n, ...] -> [n + missing, ...]: the last row is repeated"""
+    return np.concatenate([rows, np.repeat(rows[-1:], missing, axis=0)]) if missing else rows

@@ -40,6 +40,14 @@ def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     return differences
 
 
+def has_grown(before: Mapping[str, Any], dataset: Dataset) -> bool:
+    """True if a data set that may grow has more samples than then, and those of then are the same."""
+    count = before["num_samples"]
+    if not DatasetTraits.of(dataset).grows or count >= len(dataset) or before["classes"] != list(dataset.classes):
+        return False
+    return digest_of_samples(dataset, range(count)) == before["digest"]
+
+
 def digest_of_samples(dataset: Dataset, indices: Sequence[int]) -> str:
     """Hash of the labels of these samples and of the contents of some of them, evenly spaced."""
     digest = hashlib.sha256(f"{len(indices)}".encode())

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from jepa.config import signatures
 from jepa.config.paths import content, existing, find_shards, on_this_machine
 from jepa.config.view import ConfigView
 
@@ -53,7 +54,9 @@ def shards(view: ConfigView, path: str) -> Iterator[str]:
 
 
 def episodes(view: ConfigView, path: str) -> Iterator[str]:
-    """The store exists, or an environment and a policy fill it."""
+    """The store exists, or an environment and a policy fill it; frames beyond an end are left out of the loss."""
+    if view.get(f"{path}.pad") and "valid" not in signatures.traits(view["objective._target_"]).get("uses", ()):
+        yield f"{view.describe(f'{path}.pad')}: objective=iris alone leaves repeated frames out"
     if any(key.startswith(f"{path}.env.") for key in view):
         if not any(key.startswith(f"{path}.policy.") for key in view) or f"{path}.episodes" not in view:
             yield f"{path}.env: collecting needs {path}.policy and {path}.episodes, their number"

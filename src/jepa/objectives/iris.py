@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from jepa.layers.frame_tokenizer import FrameTokenizer, Tokenized, moving_weights
+from jepa.layers.frame_tokenizer import FrameTokenizer, moving_weights
 from jepa.objectives.base import Objective
 from jepa.predictors.token_dynamics import TokenDynamics
 from jepa.types import Batch, Field, LossOutput, Masks, NonNegative, PositiveInt, Share, Within
@@ -21,11 +21,11 @@ class IRIS(Objective):
     The tokenizer is an autoencoder through K discrete codes of each frame: the loss is the squared error of its pixels
     and `commitment` times the distance of the encoder's outputs from their codes. `motion` is the share of the pixels'
     weight that goes by how much they vary over time. The dynamics learn by the cross-entropy of each code, given those
-    before it and the actions; no gradient of it reaches the tokenizer.
+    before it and the actions, and of rewards and ends if there are any; no gradient of it reaches the tokenizer.
     """
 
     predicts = "tokens"
-    uses = {"actions"}
+    uses = {"actions", "rewards", "terminated", "valid"}
     rules = ("jepa.objectives.rules.iris",)
 
     def __init__(
@@ -39,34 +39,52 @@ class IRIS(Objective):
     ) -> None:  # fmt: skip
         super().__init__()
         self.encoder: Any = encoder
-        self.tokenizer = FrameTokenizer(
-            encoder=encoder, quantizer=quantizer, num_codes=num_codes, code_dim=code_dim, levels=levels, merge=merge,
-            decoder_width=decoder_width, decoder_depth=decoder_depth, decoder_num_heads=decoder_num_heads,
-        )  # fmt: skip
+        tokenizer = {
+            "quantizer": quantizer, "num_codes": num_codes, "code_dim": code_dim, "levels": levels, "merge": merge,
+            "decoder_width": decoder_width, "decoder_depth": decoder_depth, "decoder_num_heads": decoder_num_heads,
+        }  # fmt: skip
+        dynamics = {"width": dynamics_width, "depth": dynamics_depth, "num_heads": dynamics_num_heads}
+        self.settings = {**tokenizer, **{f"dynamics_{name}": value for name, value in dynamics.items()}}
+        self.tokenizer = FrameTokenizer(encoder=encoder, **tokenizer)
         self.dynamics = TokenDynamics(
             num_codes=self.tokenizer.quantizer.num_codes, tokens_per_frame=self.tokenizer.tokens_per_frame,
-            num_frames=self.encoder.clip_shape[1], actions=fields.get("actions"), width=dynamics_width,
-            depth=dynamics_depth, num_heads=dynamics_num_heads,
+            num_frames=self.encoder.clip_shape[1], actions=fields.get("actions"), rewards="rewards" in fields,
+            **dynamics,
         )  # fmt: skip
         self.commitment, self.motion = commitment, motion
+
+    @property
+    def contract(self) -> dict[str, Any]:
+        """The settings, and the actions that the dynamics know; empty if they know none."""
+        if (actions := self.dynamics.actions) is None:
+            return {}
+        names = ("low", "high", "num_actions")
+        space = {
+            name: list(value) if isinstance(value := getattr(actions.space, name), tuple) else value for name in names
+        }
+        return {"tokens": self.settings, "num_frames": self.dynamics.num_frames, "block": actions.block, **space}
 
     def forward(self, batch: Batch, masks: Masks) -> LossOutput:
         tokenized = self.tokenizer(self.encoder(batch.clips))
         pixels = self.tokenizer.pixels(batch.clips)
         errors = (self.tokenizer.decode(tokenized.vectors) - pixels).square()
         reconstruction = (errors * moving_weights(pixels, self.motion)).mean()
-        tokens = self.token_errors(tokenized, batch.fields.get("actions")).mean()
-        loss = reconstruction + self.commitment * tokenized.commitment + tokens
-        metrics = {
-            "reconstruction": errors.mean().detach(), "commitment": tokenized.commitment.detach(),
-            "tokens": tokens.detach(),
-        }  # fmt: skip
-        return LossOutput(loss, metrics, tokenized.embedding)
+        terms = self.dynamics_errors(tokenized.codes, batch.fields)
+        loss = reconstruction + self.commitment * tokenized.commitment + torch.stack([*terms.values()]).sum()
+        metrics = {"reconstruction": errors.mean(), "commitment": tokenized.commitment, **terms}
+        return LossOutput(loss, {name: value.detach() for name, value in metrics.items()}, tokenized.embedding)
 
-    def token_errors(self, tokenized: Tokenized, actions: Tensor | None) -> Tensor:
-        """Cross-entropies in nats of all codes but the very first: [B, T K - 1]"""
-        logits = self.dynamics(tokenized.codes, actions).flatten(1, 2)[:, 1:]
-        return F.cross_entropy(logits.transpose(1, 2), tokenized.codes.flatten(1)[:, 1:], reduction="none")
+    def dynamics_errors(self, codes: Tensor, fields: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Cross-entropies in nats of the codes but the very first, of rewards and of ends; means over what is valid."""
+        predicted, took_place = self.dynamics(codes, fields.get("actions")), real_transitions(codes, fields)
+        is_real = F.pad(took_place, (1, 0), value=1.0).repeat_interleave(codes.shape[2], dim=1)[:, 1:]
+        logits = predicted.codes.flatten(1, 2)[:, 1:].transpose(1, 2)
+        terms = {"tokens": weighted_mean(F.cross_entropy(logits, codes.flatten(1)[:, 1:], reduction="none"), is_real)}
+        if self.dynamics.outcome is not None:
+            rewards = self.dynamics.scalars.loss(predicted.rewards, fields["rewards"])
+            ends = F.binary_cross_entropy_with_logits(predicted.ends, fields["terminated"].float(), reduction="none")
+            terms |= {"rewards": weighted_mean(rewards, took_place), "ends": weighted_mean(ends, took_place)}
+        return terms
 
     @torch.no_grad()
     def after_step(self, step: int) -> dict[str, float]:
@@ -81,12 +99,16 @@ class IRIS(Objective):
         `token_accuracy` and `exact_frames` are shares of the likeliest codes, and of frames with all of them, that are
         right, `copy_accuracy` is the share of codes that stay from frame to frame. `distinct` is the number of
         different token frames over that of different frames: below 1, frames were confused. `codes` is the exponential
-        of the entropy of the codes.
+        of the entropy of the codes. Frames beyond the end of an episode are left out.
         """
         tokenized, pixels = self.tokenizer(self.encoder(batch.clips)), self.tokenizer.pixels(batch.clips)
         codes = tokenized.codes
-        logits, following = self.dynamics(codes, batch.fields.get("actions"))[:, 1:], codes[:, 1:]
-        error = F.cross_entropy(logits.flatten(0, 2), following.flatten())
+        is_real = real_transitions(codes, batch.fields) > 0
+        logits, following = (
+            self.dynamics(codes, batch.fields.get("actions")).codes[:, 1:][is_real],
+            codes[:, 1:][is_real],
+        )
+        error = F.cross_entropy(logits.flatten(0, 1), following.flatten())
         is_right = logits.argmax(dim=-1) == following
         shares = torch.bincount(following.flatten()).float() / following.numel()
         entropy = -torch.special.xlogy(shares, shares).sum()
@@ -94,7 +116,7 @@ class IRIS(Objective):
         return {
             "error": error, "trivial_error": entropy,
             "token_accuracy": is_right.float().mean(), "exact_frames": is_right.all(dim=-1).float().mean(),
-            "copy_accuracy": (following == codes[:, :-1]).float().mean(),
+            "copy_accuracy": (following == codes[:, :-1][is_real]).float().mean(),
             "distinct": torch.tensor(len(torch.unique(codes.flatten(0, 1), dim=0)) / different),
             "codes": entropy.exp(),
             "reconstruction_error": (self.tokenizer.decode(tokenized.vectors) - pixels).square().mean(),
@@ -110,3 +132,13 @@ class IRIS(Objective):
         vectors = torch.cat([tokenized.vectors[:, :known], self.tokenizer.quantizer.lookup(imagined)], dim=1)
         clips = {"reconstruction": tokenized.vectors, "imagined": vectors}
         return {name: self.tokenizer.to_clips(self.tokenizer.decode(values)) for name, values in clips.items()}
+
+
+def real_transitions(codes: Tensor, fields: Mapping[str, Tensor]) -> Tensor:
+    """Codes [B, T, K] -> float32 [B, T - 1]: 0 for transitions beyond the end of an episode"""
+    valid = fields.get("valid")
+    return torch.ones_like(codes[:, 1:, 0], dtype=torch.float32) if valid is None else valid
+
+
+def weighted_mean(values: Tensor, weights: Tensor) -> Tensor:
+    return (values * weights).sum() / weights.sum().clamp(min=1)

@@ -17,7 +17,7 @@ import torch
 
 from jepa.config import ConfigError, TrainConfig, build_with, factory, to_yaml
 from jepa.data.box_transforms import BoxAugment, Letterbox
-from jepa.data.identity import changes, identity
+from jepa.data.identity import changes, has_grown, identity
 from jepa.data.loader import BrokenSamples, batches
 from jepa.data.mixture import MixtureCounter
 from jepa.data.transforms import Augment, EvalTransform
@@ -88,7 +88,14 @@ def data_identity(dataset: Dataset, folder: Path) -> dict[str, Any]:
     """What the data set consists of. Raises ConfigError if the run in the folder has other data so far."""
     data, last = identity(dataset), checkpoint.latest(folder)
     before = checkpoint.peek(last).get("data") if last else None
-    if before and (differences := changes(before, data)):
+    if before and has_grown(before, dataset):
+        log.info(
+            "%s: the data set has grown from %s to %s samples",
+            folder,
+            f"{before['num_samples']:,}",
+            f"{len(dataset):,}",
+        )
+    elif before and (differences := changes(before, data)):
         reason = f"the data set has changed since the run was begun: {'; '.join(differences)}"
         advice = (
             "put the data back, or give another name= (encoder=pretrained encoder.weights=FOLDER keeps the weights)"
