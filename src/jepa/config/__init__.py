@@ -19,6 +19,8 @@ from jepa.config.schema import (
     EvalConfig,
     ExportConfig,
     PlanConfig,
+    PlayConfig,
+    RLConfig,
     TrainConfig,
     changed_keys,
     show_value,
@@ -118,6 +120,17 @@ def compose_plan(overrides: Sequence[str] = (), config_dir: str | os.PathLike | 
     """The configuration of `jepa-plan` with these overrides. Raises ConfigError with all errors."""
     config = Composer(config_dir, "plan").compose([name_as_text(override) for override in overrides])
     return PlanConfig(**{"env": None, "cost": {}, **config, "name": str(config["name"])})
+
+
+def compose_rl(overrides: Sequence[str] = (), config_dir: str | os.PathLike | None = None) -> RLConfig:
+    """The configuration of `jepa-rl` with these overrides. Raises ConfigError with all errors."""
+    config = Composer(config_dir, "rl").compose([name_as_text(override) for override in overrides])
+    return RLConfig(**{"logger": {}, **config, "name": str(config["name"])})
+
+
+def compose_play(overrides: Sequence[str] = (), config_dir: str | os.PathLike | None = None) -> PlayConfig:
+    """The configuration of `jepa-play` with these overrides. Raises ConfigError with all errors."""
+    return PlayConfig(**{"env": None, "keys": {}, **Composer(config_dir, "play").compose(overrides)})
 
 
 def to_dataclass(config: Mapping[str, Any] | DictConfig) -> TrainConfig:

@@ -31,7 +31,16 @@ from omegaconf.errors import OmegaConfBaseException
 
 from jepa.config import signatures
 from jepa.config.catalogue import Catalogue, Choice, conf_folder, find
-from jepa.config.schema import CollectConfig, EvalConfig, ExportConfig, PlanConfig, TrainConfig, show_value
+from jepa.config.schema import (
+    CollectConfig,
+    EvalConfig,
+    ExportConfig,
+    PlanConfig,
+    PlayConfig,
+    RLConfig,
+    TrainConfig,
+    show_value,
+)
 from jepa.config.values import accepts, unknown_key, unused_overrides, value_errors, without_unused
 from jepa.errors import ConfigError
 from jepa.suggestions import suggestion
@@ -42,10 +51,10 @@ PATHS = {"run", "task"}
 """Keys of jepa-eval that take any value: a path, or a list of them."""
 SCHEMAS = {
     "schema": TrainConfig, "eval_schema": EvalConfig, "export_schema": ExportConfig, "collect_schema": CollectConfig,
-    "plan_schema": PlanConfig,
+    "plan_schema": PlanConfig, "rl_schema": RLConfig, "play_schema": PlayConfig,
 }  # fmt: skip
 """Name in a defaults list -> dataclass of the configurations that begin with it."""
-COMMANDS = ("train", "eval", "export", "collect", "plan")
+COMMANDS = ("train", "eval", "export", "collect", "plan", "rl", "play")
 """Primary configurations of this package."""
 
 

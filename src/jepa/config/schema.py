@@ -12,7 +12,7 @@ import yaml
 
 from jepa.config import signatures
 from jepa.config.catalogue import conf_folder, find, flatten
-from jepa.types import NonNegativeInt, Positive, PositiveInt, PositiveShare, ScaleRange, Share, Within
+from jepa.types import NonNegative, NonNegativeInt, Positive, PositiveInt, PositiveShare, ScaleRange, Share, Within
 
 IRRELEVANT = {
     *("log_every", "eval_every", "save_every", "save_async", "keep", "num_workers", "resume", "name"),
@@ -184,6 +184,63 @@ class PlanConfig:
     env: dict[str, Any] | None
 
 
+@dataclass(kw_only=True)
+class RLConfig:
+    """The configuration of `jepa-rl`; conf/rl.yaml explains every key and holds its default."""
+
+    name: str
+    seed: NonNegativeInt
+    seeds: PositiveInt
+    env_steps: PositiveInt
+    first_steps: PositiveInt | None
+    episode_steps: PositiveInt
+    rounds: PositiveInt
+    explore: Share
+    world_steps: PositiveInt
+    policy_steps: PositiveInt
+    batch_size: PositiveInt
+    horizon: PositiveInt
+    gamma: Share
+    lam: Share
+    entropy: NonNegative
+    lr: Positive
+    clip_grad: Positive
+    history: PositiveInt
+    sees: Annotated[str, Literal["states", "frames"]]
+    log_every: PositiveInt
+    save_every: PositiveInt | None
+    keep: PositiveInt
+    eval_every: PositiveInt
+    eval_episodes: PositiveInt
+    greedy: bool
+    success_return: float | None
+    baselines: list[str]
+    ppo_steps: list[PositiveInt]
+    videos: NonNegativeInt
+    device: str
+    train: list[str]
+    world: dict[str, Any]
+    env: dict[str, Any]
+    policy: dict[str, Any]
+    logger: dict[str, Any]
+
+
+@dataclass(kw_only=True)
+class PlayConfig:
+    """The configuration of `jepa-play`; conf/play.yaml explains every key and holds its default."""
+
+    run: str
+    actions: Any
+    typed: bool
+    keys: dict[str, Any]
+    steps: PositiveInt
+    episodes: PositiveInt
+    seed: NonNegativeInt
+    greedy: bool
+    output: str | None
+    env: dict[str, Any] | None
+
+
 class _Dumper(yaml.SafeDumper):
     """Quotes text that OmegaConf, other than PyYAML, would read as a number: 1e3."""
 
@@ -193,7 +250,7 @@ _Dumper.add_implicit_resolver(
 )
 
 
-def to_yaml(config: TrainConfig) -> str:
+def to_yaml(config: TrainConfig | RLConfig) -> str:
     """The text of config.yaml; `jepa-train --config-dir FOLDER --config-name config` runs it again."""
     return yaml.dump(asdict(config), Dumper=_Dumper, sort_keys=False, default_flow_style=None, width=120)
 

@@ -9,6 +9,9 @@ from torch import Tensor, nn
 NUM_BINS = 129
 LARGEST = 12.0
 """Logarithm of 1 plus the largest value."""
+PRIOR = 2.0
+"""Fall of the logits towards large values, for each unit of the logarithm: a trace of probability at bins that no value
+was ever in would otherwise outweigh all others in the mean."""
 
 
 class TwoHot(nn.Module):
@@ -19,11 +22,13 @@ class TwoHot(nn.Module):
     """
 
     bins: Tensor
+    prior: Tensor
 
     def __init__(self) -> None:
         super().__init__()
         steps = torch.linspace(-LARGEST, LARGEST, NUM_BINS, dtype=torch.float64)
         self.register_buffer("bins", (steps.sign() * steps.abs().expm1()).float(), persistent=False)
+        self.register_buffer("prior", -PRIOR * steps.abs().float(), persistent=False)
 
     def encode(self, values: Tensor) -> Tensor:
         """[..] -> probabilities [.., NUM_BINS] with the values as their means"""
@@ -35,11 +40,11 @@ class TwoHot(nn.Module):
 
     def loss(self, logits: Tensor, values: Tensor) -> Tensor:
         """[.., NUM_BINS], [..] -> cross-entropies [..]"""
-        return -(self.encode(values) * logits.float().log_softmax(dim=-1)).sum(dim=-1)
+        return -(self.encode(values) * (logits.float() + self.prior).log_softmax(dim=-1)).sum(dim=-1)
 
     def mean(self, logits: Tensor) -> Tensor:
         """[.., NUM_BINS] -> [..]; exactly 0 for uniform logits, whose bins cancel"""
-        probabilities = logits.float().softmax(dim=-1)
+        probabilities = (logits.float() + self.prior).softmax(dim=-1)
         half = NUM_BINS // 2
         return ((probabilities[..., half + 1 :] - probabilities[..., :half].flip(-1)) * self.bins[half + 1 :]).sum(
             dim=-1

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from jepa.layers.two_hot import NUM_BINS, TwoHot
 from jepa.types import ActionSpace
 
 WIDTH, DEPTH = 256, 2
@@ -122,9 +123,25 @@ class MLPHead(nn.Module):
         return self.offset + self.scale * self.layers(hidden)
 
 
+class RewardHead(MLPHead):
+    """The expected reward [.., 1], from a distribution over bins: a rare one is not smoothed over others."""
+
+    def __init__(self, state_size: int, num_states: int) -> None:
+        super().__init__(state_size, num_states, NUM_BINS)
+        self.code = TwoHot()
+
+    def forward(self, *states: Tensor) -> Tensor:
+        return self.code.mean(super().forward(*states))[..., None]
+
+    def loss(self, states: Tensor, rewards: Tensor) -> Tensor:
+        """[n, h D], [n] -> cross-entropies [n]"""
+        return self.code.loss(super().forward(states), rewards)
+
+
 def build_head(name: str, state_size: int, size: int, history: int = 1) -> MLPHead:
     """Raises KeyError for an unknown name."""
-    return MLPHead(state_size, STATES_IN[name] + (0 if name == "decoder" else history - 1), size)
+    num_states = STATES_IN[name] + (0 if name == "decoder" else history - 1)
+    return RewardHead(state_size, num_states) if name == "reward" else MLPHead(state_size, num_states, size)
 
 
 def windows_of(states: Tensor, history: int) -> Tensor:
@@ -274,21 +291,29 @@ def fit_return(
     return fit(head, loss, data.transitions, num_steps, random)
 
 
-def fit_regression(target: Tensor, *, foreseen: bool = False) -> Callable[..., float]:
-    """A fit of the targets [F, Q] by squared error, standardised.
+def fit_reward(
+    head: RewardHead, data: Recordings, num_steps: int, random: torch.Generator, fitted: Mapping[str, Any]
+) -> float:
+    """The reward of a transition, read from the state as it is foreseen, which the action alone decides.
 
-    What belongs to a transition is read from the state as it is `foreseen`, which the action alone decides: of the one
-    that followed, other things may be visible, such as the next goal.
+    In the one that followed, other things may be visible, such as the next goal.
     """
+
+    def loss(rows: Tensor) -> Tensor:
+        return head.loss(data.foreseen(rows), data.rewards[rows]).mean()
+
+    return fit(head, loss, torch.arange(len(data.states)), num_steps, random)
+
+
+def fit_regression(target: Tensor) -> Callable[..., float]:
+    """A fit of the targets [F, Q] by squared error, standardised."""
 
     def fit_targets(head: MLPHead, data: Recordings, num_steps: int, random: torch.Generator, fitted: Any) -> float:
         head.offset.copy_(target.mean(dim=0))
         head.scale.copy_(target.std(dim=0).clamp(min=1e-4))
 
-        read = data.foreseen if foreseen else data.seen
-
         def loss(rows: Tensor) -> Tensor:
-            return ((head(read(rows)) - target[rows]) / head.scale).square().mean()
+            return ((head(data.seen(rows)) - target[rows]) / head.scale).square().mean()
 
         return fit(head, loss, torch.arange(len(target)), num_steps, random)
 
@@ -310,7 +335,7 @@ def fit_head(
     name: str, data: Recordings, fitted: Mapping[str, MLPHead], num_steps: int, seed: int
 ) -> tuple[MLPHead, float]:
     """A fitted head, and its last loss. `fitted` has the heads before it; a policy needs the value."""
-    targets = {"probe": data.simulator, "reward": data.rewards[:, None], "decoder": data.frames}
+    targets = {"probe": data.simulator, "decoder": data.frames}
     sizes = {"policy": data.actions.shape[1], "clone": data.actions.shape[1]}
     size = targets[name].shape[1] if name in targets else sizes.get(name, 1)
     random = torch.Generator().manual_seed(seed)
@@ -321,8 +346,8 @@ def fit_head(
     head.standardise_by(data.states)
     fits = {
         "value": fit_value, "distance": fit_distance, "policy": fit_policy, "clone": fit_clone,
-        "continuation": fit_continuation, "return": fit_return,
+        "continuation": fit_continuation, "return": fit_return, "reward": fit_reward,
     }  # fmt: skip
-    fit_one = fit_regression(targets[name], foreseen=name == "reward") if name in targets else fits[name]
+    fit_one = fit_regression(targets[name]) if name in targets else fits[name]
     loss = fit_one(head, data, -(-num_steps // 4) if name in LEARNT_SOON else num_steps, random, fitted)
     return head.requires_grad_(False).eval(), loss

@@ -1,0 +1,58 @@
+"""jepa-rl: reinforcement learning in the imagination of a world model, beside baselines."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from jepa.cli.help import print_help
+from jepa.cli.terminal import STOPPED, quick_imports, run_command, setup_logging
+
+HEAD = """\
+jepa-rl trains a world model of an environment, and a policy in its dreams: a table with intervals, baselines, a video.
+
+usage: jepa-rl [rl=RECIPE] [env=CHOICE] [world=jepa|iris] [key=value ...] [flags]
+
+  jepa-rl rl=minigrid_jepa                            a recipe of conf/rl
+  jepa-rl env=minigrid_empty world=iris env_steps=4000
+  jepa-rl env=gym env.id=CartPole-v1 world=jepa rounds=10 env_steps=20000
+  jepa-rl rl=minigrid_iris baselines=[random,ppo] seeds=3 name=three   three seeds and their mean in one table
+  jepa-rl rl=minigrid_iris "train=['lr=5e-4','objective.num_codes=64']"   overrides of the world's training
+
+The result is results.json, rl.html and media/*.mp4 in outputs/NAME, beside the episodes and the world; a run that was
+stopped, wherever, goes on with the same command. Afterwards: jepa-play run=outputs/NAME"""
+FLAGS = """\
+  --config-dir FOLDER     a folder with your own configuration groups, as FOLDER/rl/mine.yaml
+  -h, --help              this text, including the groups of --config-dir"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Exit status: 0, 1 if it failed, 2 for an error in the arguments, 130 after Ctrl-C."""
+    parser = argparse.ArgumentParser("jepa-rl", add_help=False, allow_abbrev=False)
+    parser.add_argument("overrides", nargs="*")
+    parser.add_argument("--config-dir")
+    parser.add_argument("-h", "--help", action="store_true")
+    flags = parser.parse_intermixed_args(arguments)
+    if flags.help:
+        return print_help(sys.argv[1:] if arguments is None else arguments, "rl", HEAD, FLAGS)
+    return run_command("jepa-rl", lambda: _run(flags.overrides, flags.config_dir), stopped=STOPPED)
+
+
+def _run(overrides: Sequence[str], config_dir: str | None) -> int:
+    from jepa.config import Composer, compose_rl
+
+    config = compose_rl(overrides, config_dir)
+    setup_logging()
+    with quick_imports():
+        from jepa.rl.report import terminal
+        from jepa.rl.run import run_seeds
+
+    results = run_seeds(config, Composer(config_dir))
+    print(terminal(results, Path("outputs", config.name)), flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

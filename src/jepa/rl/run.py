@@ -1,0 +1,359 @@
+"""jepa-rl: collect, train a world, train a policy in its dreams, evaluate; all in one folder that goes on where it was.
+
+outputs/NAME/replay holds the episodes, world/ the run of jepa-train that trains the world, checkpoints/ actor, critic
+and optimizer. Every part is a function of the seed and of what was before it, and is saved before the next one begins.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from jepa.agent import JEPAAgent
+from jepa.config import (
+    Composer,
+    RLConfig,
+    TrainConfig,
+    as_config_errors,
+    build_with,
+    factory,
+    override_literal,
+    to_dataclass,
+    to_yaml,
+)
+from jepa.config.files import read_json
+from jepa.data.episode_store import Episode, EpisodeStore
+from jepa.envs.types import BatchedEnv
+from jepa.evaluation.types import Logger
+from jepa.parallel.session import Session
+from jepa.parallel.signals import listen
+from jepa.planning.protocol import SCHEMA, write_json
+from jepa.rl import evaluate, report
+from jepa.rl.dreams import DreamWorld, load_dream_world
+from jepa.rl.film import film
+from jepa.rl.learn import learn, make_learner
+from jepa.rl.policy import Actor
+from jepa.rl.replay import Memory, extend, idle_action, remember
+from jepa.rl.truth import compared_returns, doubts, truth
+from jepa.runs import checkpoint
+from jepa.runs.folder import RunFolder, open_folder
+from jepa.runs.metrics import FolderLogger, read_ending
+
+log = logging.getLogger(__name__)
+KEPT_OF_WORLD = "keep=12"
+"""Checkpoints of the world, so that the one that the policy was trained in stays until the next round has its own."""
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Where the rounds of a run end, as totals from its beginning."""
+
+    env_steps: list[int]
+    world_steps: list[int]
+    policy_steps: list[int]
+
+    @classmethod
+    def of(cls, config: RLConfig) -> Parts:
+        """Equal shares; only the steps of the first round are given by first_steps."""
+        count = config.rounds
+        first = config.first_steps or config.env_steps // count
+        rest = [first + (config.env_steps - first) * number // max(1, count - 1) for number in range(count)]
+        rest[-1] = config.env_steps
+        shares = (
+            [total * (number + 1) // count for number in range(count)]
+            for total in (config.world_steps, config.policy_steps)
+        )
+        return cls(rest, *shares)
+
+    def round_of(self, policy_step: int) -> int:
+        """The round in which this step of the policy is the next."""
+        return sum(end <= policy_step for end in self.policy_steps)
+
+
+def world_config(config: RLConfig, number: int, composer: Composer) -> TrainConfig:
+    """The training of the world up to the end of a round. Raises ConfigError."""
+    replay, steps = Path("outputs", config.name, "replay"), Parts.of(config).world_steps[number]
+    shared = [f"dataset.path={override_literal(replay)}", f"seed={config.seed}", f"steps={steps}"]
+    if not (replay / "store.json").exists():  # so that the rest can be checked before anything is collected
+        nodes = {name: override_literal(getattr(config, name)) for name in ("env", "policy")}
+        shared += ["dataset.episodes=1", *(f"dataset.{name}={node}" for name, node in nodes.items())]
+    overrides = [*config.world["overrides"], *config.world["settings"], KEPT_OF_WORLD, *config.train, *shared]
+    result = to_dataclass(composer.compose(overrides))
+    result.name = f"{config.name}/world"
+    return result
+
+
+def run(config: RLConfig, composer: Composer) -> dict[str, Any]:
+    """Train and evaluate in outputs/NAME; returns the content of results.json. Raises ConfigError."""
+    folder = Path("outputs", config.name)
+    device = torch.device(
+        ("cuda" if torch.cuda.is_available() else "cpu") if config.device == "auto" else config.device
+    )
+    session = Session(device, bf16=False)
+    for number in (0, config.rounds - 1):
+        world_config(config, number, composer)  # refused before anything is collected
+    with open_folder(folder, config=asdict(config), resume=True, session=session) as run_dir:
+        with as_config_errors():
+            env = build_with(config.env)
+        trainer = Trainer(config, composer, folder, session, run_dir, env)
+        run_dir.begin(to_yaml(config))
+        try:
+            trainer.train()
+            results = trainer.finish()
+        finally:
+            trainer.close()
+        return results
+
+
+def run_seeds(config: RLConfig, composer: Composer) -> dict[str, Any]:
+    """One run in outputs/NAME, or one in outputs/NAME/seedN for each seed and the rows of all with their means."""
+    if config.seeds == 1:
+        return run(config, composer)
+    rows: list[dict[str, Any]] = []
+    for seed in range(config.seed, config.seed + config.seeds):
+        log.info("seed %d", seed)
+        rows += run(replace(config, seed=seed, seeds=1, name=f"{config.name}/seed{seed}"), composer)["rows"]
+    groups: dict[tuple[str, int], list[dict[str, Any]]] = {}
+    for found in rows:
+        groups.setdefault((found["policy"], found["env_steps"]), []).append(found)
+    means = [evaluate.mean_row(group) for group in groups.values()]
+    results = {"schema": SCHEMA, "world": {}, "rows": [*rows, *means], "history": []}
+    folder = Path("outputs", config.name)
+    write_json(folder / "results.json", results)
+    report.write(folder, config, results, [])
+    return results
+
+
+class Trainer:
+    """The rounds of a run in its folder."""
+
+    def __init__(
+        self, config: RLConfig, composer: Composer, folder: Path, session: Session, run_dir: RunFolder, env: BatchedEnv
+    ) -> None:
+        self.config, self.composer, self.folder, self.session, self.run_dir = config, composer, folder, session, run_dir
+        self.env, self.device, self.parts = env, session.device, Parts.of(config)
+        self.writer = checkpoint.Writer(folder, session, keep=config.keep)
+        self.last = checkpoint.latest(folder)
+        state = checkpoint.peek(self.last) if self.last else {}
+        self.step: int = state.get("step", 0)
+        self.actor: Actor | None = None
+        self.world_name = ""
+        arguments: dict[str, Any] = {
+            "folder": folder, "config": asdict(config), "run_id": run_dir.facts["run_id"],
+            "resume_step": self.step if self.last else None,
+        }  # fmt: skip
+        self.loggers: list[Logger] = [FolderLogger(**arguments)]
+        self.loggers += [factory(node)(**arguments) for node in config.logger.values()]
+        self.interrupted = 0
+
+    def train(self) -> None:
+        """The rounds that are left."""
+        number = self.parts.round_of(self.step)
+        if 0 < number < self.config.rounds or (number and not self.is_evaluated()):
+            self.load(self.folder / "world" / "checkpoints" / self.policy_facts()["world"])
+            self.evaluate_if_due(number - 1)
+        for current in range(number, self.config.rounds):
+            self.collect(current)
+            world = self.train_world(current)
+            self.train_policy(current, world)
+            self.evaluate_if_due(current)
+
+    def collect(self, number: int) -> None:
+        """By the first policy, later by the one of the round before."""
+        config, num_steps = self.config, self.parts.env_steps[number]
+        extend(
+            self.folder / "replay", env=self.env, policy=self.actor_that_explores, num_steps=num_steps,
+            episode_steps=config.episode_steps, seed=config.seed,
+        )  # fmt: skip
+
+    def actor_that_explores(self) -> Any:
+        if self.actor is None:
+            return build_with(self.config.policy)
+        actor = self.actor
+        return Actor(actor.world, actor.model, history=actor.history, sees=actor.sees, explore=self.config.explore)
+
+    def train_world(self, number: int) -> DreamWorld:
+        """The world after its part of the training in this round."""
+        config = world_config(self.config, number, self.composer)
+        agent = JEPAAgent(config, self.folder / "world")
+        agent.train()
+        if read_ending(agent.folder).get("status") != "finished":
+            raise KeyboardInterrupt  # a signal stopped it, and everything is saved
+        last = checkpoint.find(agent.folder)
+        self.world_name = last.name
+        return load_dream_world(last).to(self.device)
+
+    def load(self, place: Path) -> None:
+        """The policy of the last checkpoint, in the world that it was trained in."""
+        world = load_dream_world(place, dreams=False).to(self.device)
+        self.world_name = place.name
+        model, optimizer = make_learner(self.config, world, self.device)
+        assert self.last is not None
+        checkpoint.restore(self.last, model, optimizer, None)
+        self.set_actor(world, model)
+        self.optimizer = optimizer
+
+    def set_actor(self, world: DreamWorld, model: Any) -> None:
+        config = self.config
+        self.actor = Actor(world, model, history=config.history, sees=config.sees, greedy=config.greedy)
+
+    def train_policy(self, number: int, world: DreamWorld) -> None:
+        """From the weights of the round before, or from those of a checkpoint within this one."""
+        config, store = self.config, EpisodeStore(self.folder / "replay")
+        model, optimizer = make_learner(config, world, self.device)
+        if self.actor is not None:
+            model.load_state_dict(self.actor.model.state_dict())
+            optimizer.load_state_dict(self.optimizer.state_dict())
+        elif self.last is not None:
+            checkpoint.restore(self.last, model, optimizer, None)
+        memory = remember(world, store, range(len(store)), self.device)
+        self.set_actor(world, model)
+        self.optimizer = optimizer
+        with listen() as interrupt:
+            self.step = learn(
+                config, world, memory, model, optimizer, first_step=self.step, end_step=self.parts.policy_steps[number],
+                interrupt=interrupt, log=self.log, save=self.save,
+            )  # fmt: skip
+            self.interrupted = interrupt.signum
+        if self.interrupted:
+            raise KeyboardInterrupt
+
+    def policy_facts(self) -> dict[str, Any]:
+        """What it takes to load the policy, of the last checkpoint."""
+        assert self.last is not None
+        return checkpoint.peek(self.last)["policy"]
+
+    def save(self, step: int) -> None:
+        actor = self.actor
+        assert actor is not None
+        facts = {
+            "num_features": len(actor.model.actor.mean), "history": actor.history, "sees": actor.sees,
+            "world": self.world_name,
+        }  # fmt: skip
+        tensors = checkpoint.training_tensors(actor.model, self.optimizer, None)
+        self.writer.save(step=step, tensors=tensors, config=to_yaml(self.config), state={"policy": facts})
+        self.last = checkpoint.latest(self.folder)
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        steps = {"env_steps": float(self.parts.env_steps[self.parts.round_of(step - 1)])}
+        for logger in self.loggers:
+            logger.log(step, {**steps, **metrics})
+
+    @property
+    def results_path(self) -> Path:
+        return self.folder / "results.json"
+
+    def read_results(self) -> dict[str, Any]:
+        if not self.results_path.exists():
+            return {"schema": SCHEMA, "world": {}, "rows": [], "history": []}
+        return read_json(self.results_path, {"schema": int, "rows": list, "history": list})
+
+    def is_evaluated(self) -> bool:
+        return any(found["step"] == self.step for found in self.read_results()["history"])
+
+    def evaluate_if_due(self, number: int) -> None:
+        """The policy after a round, unless that was done before."""
+        is_last = number + 1 == self.config.rounds
+        if not (is_last or (number + 1) % self.config.eval_every == 0) or self.is_evaluated():
+            return
+        results, (found, figures) = self.read_results(), self.evaluate(number)
+        self.log(
+            self.step,
+            {f"eval/{name}": found[name] for name in ("mean_return", "mean_steps", "success") if name in found},
+        )
+        self.log(self.step, {f"truth/{name}": value for name, value in figures.items()})
+        entry = {"step": self.step, "env_steps": self.parts.env_steps[number], "truth": figures}
+        results["history"].append(entry | {name: value for name, value in found.items() if name != "outcomes"})
+        results["truth"] = figures | {"doubts": doubts(figures)}
+        results["world"] = asdict(self.actor.world.contract) if self.actor else {}
+        results["rows"] = [row for row in results["rows"] if row["policy"] != found["policy"]] + [found]
+        write_json(self.results_path, results)
+
+    def evaluate(self, number: int) -> tuple[dict[str, Any], dict[str, float]]:
+        """The row of the policy, and what is true of the world."""
+        config, actor = self.config, self.actor
+        assert actor is not None
+        log.info("evaluating %s episodes after %s steps", config.eval_episodes, f"{self.parts.env_steps[number]:,}")
+        episodes, seconds = evaluate.play_episodes(
+            self.env, actor, num_episodes=config.eval_episodes, episode_steps=config.episode_steps, seed=config.seed
+        )
+        found = self.row(self.kind, episodes, self.parts.env_steps[number], seconds)
+        store = EpisodeStore(self.folder / "replay")
+        held_out = held_out_numbers(len(store), world_config(config, number, self.composer))
+        figures = truth(actor.world, store, held_out, remember(actor.world, store, held_out, self.device))
+        begun = first_frames(actor.world, episodes, self.device)
+        figures |= compared_returns(actor, episodes, begun, seed=config.seed, steps=config.episode_steps)
+        return found, figures
+
+    @property
+    def kind(self) -> str:
+        """ "jepa" or "iris": the name of the policy's row."""
+        return "jepa" if any("objective=dynamics" in one for one in self.config.world["overrides"]) else "iris"
+
+    def row(self, policy: str, episodes: list[Episode], env_steps: int, seconds: float) -> dict[str, Any]:
+        config = self.config
+        return evaluate.row(
+            policy,
+            episodes,
+            seed=config.seed,
+            env_steps=env_steps,
+            seconds=seconds,
+            success_return=config.success_return,
+        )
+
+    def finish(self) -> dict[str, Any]:
+        """Baselines, films and the page."""
+        results = self.read_results()
+        for name, env_steps, make in self.baselines():
+            if not any(found["policy"] == name and found["env_steps"] == env_steps for found in results["rows"]):
+                log.info("%s, %s steps", name, f"{env_steps:,}")
+                episodes, seconds = evaluate.play_episodes(
+                    self.env, make(), num_episodes=self.config.eval_episodes, episode_steps=self.config.episode_steps,
+                    seed=self.config.seed,
+                )  # fmt: skip
+                results["rows"].append(self.row(name, episodes, env_steps, seconds))
+                write_json(self.results_path, results)
+        report.write(self.folder, self.config, results, self.films())
+        return results
+
+    def baselines(self) -> Iterator[tuple[str, int, Callable[[], Any]]]:
+        """Name, steps of the environment, and the policy."""
+        config = self.config
+        if "random" in config.baselines:
+            yield "random", 0, partial(build_with, config.policy)
+
+    def films(self) -> list[Any]:
+        actor = self.actor
+        if actor is None:
+            self.load(self.folder / "world" / "checkpoints" / self.policy_facts()["world"])
+            actor = self.actor
+        assert actor is not None
+        steps, seed = min(self.config.episode_steps, report.MAX_SHOWN), self.config.seed
+        return [film(self.env, actor, steps=steps, seed=seed + 1000 * n) for n in range(self.config.videos)]
+
+    def close(self) -> None:
+        self.run_dir.end(self.interrupted)
+        for logger in self.loggers:
+            logger.close(self.run_dir.status)
+        self.env.close()
+
+
+def held_out_numbers(count: int, config: TrainConfig) -> range:
+    """The episodes that the world was not trained on; all if there are too few to hold any out."""
+    held_out = round(config.dataset.get("val_ratio", 0) * count)
+    return range(count - held_out, count) if held_out else range(count)
+
+
+def first_frames(world: DreamWorld, episodes: list[Episode], device: torch.device) -> Memory:
+    """A memory of the first frame of each episode."""
+    encoded = world.encode(np.stack([one.frames[0] for one in episodes]))
+    rows, idle = torch.arange(len(encoded)), idle_action(world.actions)
+    actions = idle.expand(len(encoded), *idle.shape)
+    return Memory(*(column.to(device) for column in (encoded, rows, actions, rows, idle)))
