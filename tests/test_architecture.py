@@ -40,7 +40,7 @@ LEVELS = (
     {"training", "benchmark", "exporters", "planning"},
     {"comparison", "resources"},
     {"agent"},
-    {"worlds"},
+    {"worlds", "rl"},
     {"cli"},
 )
 LEVEL = {part: number for number, parts in enumerate(LEVELS) for part in parts}
@@ -73,6 +73,8 @@ WITHOUT_TORCH = (
     "jepa.data.collect",
     "jepa.comparison.plan",
     "jepa.cli.compare",
+    "jepa.cli.rl",
+    "jepa.cli.play",
 )
 WITHOUT_JINJA = tuple(name for name in WITHOUT_TORCH if name != "jepa.reports.run")
 BLOCKS = (ast.If, ast.For, ast.While, ast.With, ast.Try, ast.Match, ast.AsyncFor, ast.AsyncWith)
@@ -218,7 +220,7 @@ def test_configuration_side_is_imported_without(names: tuple[str, ...], packages
 def test_source_stays_small() -> None:
     lengths = {path.relative_to(SOURCE).as_posix(): path.read_text().count("\n") for path in FILES}
     assert not {path: length for path, length in lengths.items() if length > 400}
-    assert sum(lengths.values()) < 31_000
+    assert sum(lengths.values()) < 33_000
     assert not {p: n for p, n in lengths.items() if p.startswith("cli/") and n > 110}
 
 

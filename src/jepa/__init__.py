@@ -1,4 +1,4 @@
-"""Train joint embedding predictive architectures: `JEPAConfig`, `JEPAAgent`, `load_encoder`, `load_world`."""
+"""Train joint embedding predictive architectures: `JEPAConfig`, `JEPAAgent`, `load_encoder` and others."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from jepa.agent import JEPAAgent, JEPAConfig, load_encoder, load_planner, load_world
+    from jepa.rl.policy import load_policy
 
-__all__ = ["JEPAAgent", "JEPAConfig", "load_encoder", "load_planner", "load_world"]
+__all__ = ["JEPAAgent", "JEPAConfig", "load_encoder", "load_planner", "load_policy", "load_world"]
 
 
 def __getattr__(name: str) -> Any:
@@ -16,4 +17,5 @@ def __getattr__(name: str) -> Any:
         return importlib.import_module("jepa.worlds")
     if name not in __all__:
         raise AttributeError(f"module 'jepa' has no attribute {name!r}; it offers {', '.join(__all__)}")
-    return getattr(importlib.import_module("jepa.agent"), name)
+    home = "jepa.rl.policy" if name == "load_policy" else "jepa.agent"
+    return getattr(importlib.import_module(home), name)

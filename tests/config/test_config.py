@@ -285,7 +285,7 @@ def test_every_choice_composes_without_a_fault(group: str, name: str) -> None:
         if group == "experiment" and "in1k" in name
         else needed_by(group, name)
     )
-    commands = {"env": "collect", "policy": "collect", "planner": "plan", "cost": "plan"}
+    commands = {"env": "collect", "policy": "collect", "planner": "plan", "cost": "plan", "world": "rl", "rl": "rl"}
     composer = Composer(None, commands[group]) if group in commands else COMPOSER
     assert not composer.check([f"{group}={name}", *needed]).errors
 

@@ -140,7 +140,7 @@ def test_outcomes_see_the_action_of_their_transition_and_nothing_later(step: int
 @pytest.mark.parametrize("known", [1, 2, 3])
 def test_imagined_outcomes_are_those_of_full_passes(known: int) -> None:
     model, codes, actions = rewarding(iris(rewards=True)), codes_of(iris(), batch().clips), batch().fields["actions"]
-    dream = Imagination(model.dynamics, codes[:, :known], actions[:, : known - 1])
+    dream = Imagination(dynamics=model.dynamics, codes=codes[:, :known], actions=actions[:, : known - 1])
     frames = [dream.step(actions[:, step]) for step in range(known - 1, T - 1)]
     with torch.no_grad():
         whole = model.dynamics(torch.cat([codes[:, :known], *(frame.codes[:, None] for frame in frames)], 1), actions)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from jepa.cli.help import print_help
 from jepa.cli.terminal import STOPPED, quick_imports, run_command, setup_logging
@@ -18,7 +17,7 @@ usage: jepa-rl [rl=RECIPE] [env=CHOICE] [world=jepa|iris] [key=value ...] [flags
   jepa-rl rl=minigrid_jepa                            a recipe of conf/rl
   jepa-rl env=minigrid_empty world=iris env_steps=4000
   jepa-rl env=gym env.id=CartPole-v1 world=jepa rounds=10 env_steps=20000
-  jepa-rl rl=minigrid_iris baselines=[random,ppo] seeds=3 name=three   three seeds and their mean in one table
+  jepa-rl rl=minigrid_iris baselines=[random,ppo] seed=0,1,2   every combination, and the mean over seeds, in one table
   jepa-rl rl=minigrid_iris "train=['lr=5e-4','objective.num_codes=64']"   overrides of the world's training
 
 The result is results.json, rl.html and media/*.mp4 in outputs/NAME, beside the episodes and the world; a run that was
@@ -41,16 +40,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(overrides: Sequence[str], config_dir: str | None) -> int:
-    from jepa.config import Composer, compose_rl
+    from jepa.config import Composer, compose_rl_runs
 
-    config = compose_rl(overrides, config_dir)
+    folder, configs = compose_rl_runs(overrides, config_dir)
     setup_logging()
     with quick_imports():
         from jepa.rl.report import terminal
-        from jepa.rl.run import run_seeds
+        from jepa.rl.run import run, run_all
 
-    results = run_seeds(config, Composer(config_dir))
-    print(terminal(results, Path("outputs", config.name)), flush=True)
+    composer = Composer(config_dir)
+    results = run(configs[""], composer) if "" in configs else run_all(configs, folder, composer)
+    print(terminal(results, folder), flush=True)
     return 0
 
 

@@ -6,6 +6,7 @@ import inspect
 import os
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from hydra.utils import instantiate
@@ -126,6 +127,30 @@ def compose_rl(overrides: Sequence[str] = (), config_dir: str | os.PathLike | No
     """The configuration of `jepa-rl` with these overrides. Raises ConfigError with all errors."""
     config = Composer(config_dir, "rl").compose([name_as_text(override) for override in overrides])
     return RLConfig(**{"logger": {}, **config, "name": str(config["name"])})
+
+
+def compose_rl_runs(
+    overrides: Sequence[str], config_dir: str | os.PathLike | None = None
+) -> tuple[Path, dict[str, RLConfig]]:
+    """The folder of `jepa-rl` and its runs: one, named "", or one for each combination of the values of key=a,b.
+
+    Those are named by what they differ in, as "lr=1e-3,seed=1". Raises ConfigError with the errors of all.
+    """
+    configs = {}
+    parsed, errors = Composer(config_dir, "rl").parse([name_as_text(override) for override in overrides])
+    several = [override.key_or_group for override in parsed if override.is_sweep_override()]
+    name = ""
+    for chosen in members(parsed):
+        label = ",".join(one for one in chosen if one.partition("=")[0] in several)
+        try:
+            configs[label] = compose_rl(chosen, config_dir)
+            name = configs[label].name
+            configs[label].name = f"{name}/{label}" if label else name
+        except ConfigError as error:
+            errors += [text if not label else f"{label}: {text}" for text in error.errors]
+    if errors:
+        raise ConfigError(errors)
+    return Path("outputs", name), configs
 
 
 def compose_play(overrides: Sequence[str] = (), config_dir: str | os.PathLike | None = None) -> PlayConfig:

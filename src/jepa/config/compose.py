@@ -31,6 +31,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from jepa.config import signatures
 from jepa.config.catalogue import Catalogue, Choice, conf_folder, find
+from jepa.config.override_errors import hydra_message, needs_multirun, syntax_error
 from jepa.config.schema import (
     CollectConfig,
     EvalConfig,
@@ -145,7 +146,7 @@ class Composer:
         try:
             return CheckResult(self._check(parsed, errors, sweep_folder), errors)
         except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
-            return CheckResult({}, [*errors, _hydra_message(error)])
+            return CheckResult({}, [*errors, hydra_message(error)])
 
     def _check(self, parsed: Sequence[Override], errors: list[str], sweep_folder: str | None) -> dict[str, Any]:
         """The resolved configuration; adds to `errors`."""
@@ -179,7 +180,7 @@ class Composer:
                 try:
                     self._parsed[text] = OverridesParser.create(self._loader).parse_override(text)
                 except HydraException:
-                    errors.append(_syntax_error(text))
+                    errors.append(syntax_error(text))
         return [self._parsed[text] for text in dict.fromkeys(overrides) if text in self._parsed], errors
 
     def is_group(self, override: Override) -> bool:
@@ -231,7 +232,7 @@ class Composer:
         if override.is_delete():
             return f"{text}: a group cannot be deleted; choose another, as {group}=none where that is offered"
         if override.is_sweep_override():
-            return _needs_multirun(override)
+            return needs_multirun(override)
         valid = self._loader.repository.get_group_options(group, ObjectType.CONFIG)
         value = override.value()
         for name in value if isinstance(value, list) else [value]:
@@ -254,7 +255,7 @@ class Composer:
         plain = _plain(config)
         exists = find(plain, key, ABSENT) is not ABSENT
         if override.is_sweep_override():
-            return [_needs_multirun(override)]
+            return [needs_multirun(override)]
         if not exists and not (override.is_add() or override.is_force_add()):
             return [unknown_key(text or key, key, plain, self.catalogue)]
         if override.is_add() and exists:
@@ -380,25 +381,3 @@ def _existing_run(config: DictConfig, sweep_folder: str | None) -> list[str]:
     if not files:
         return []
     return [f"resume=false: {folder} holds a run already ({', '.join(files)}); give another name= or remove it"]
-
-
-def _needs_multirun(override: Override) -> str:
-    as_list = f"{override.key_or_group}=[{override.get_value_string()}]"
-    return f"{override.input_line}: several values need --multirun, which runs one after the other; a list is {as_list}"
-
-
-def _syntax_error(text: str) -> str:
-    """The probable mistake in an override that cannot be parsed."""
-    if "=" not in text:
-        return f"{text}: cannot be read; an override is KEY=VALUE"
-    key, _, value = text.partition("=")
-    return f"{text}: cannot be read; quote special characters, as '{key}=\"{value}\"' with both kinds of quotes"
-
-
-def _hydra_message(error: Exception) -> str:
-    """Hydra's own message on one line; another one for a group that the command lacks."""
-    if lacking := re.match(r"Could not override '([\w/]+)'\. No match", str(error)):
-        return f"{lacking[1]}: this command has no such group; its --help lists those that it has"
-    reason = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
-    lines = [line.strip() for line in f"{reason}".splitlines() if line.strip() and "full_key" not in line]
-    return " ".join(line for line in lines if not line.startswith("object_type"))

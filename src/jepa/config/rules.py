@@ -14,6 +14,7 @@ from jepa.config import signatures
 from jepa.config.catalogue import Catalogue, components, conf_folder, find
 from jepa.config.command_rules import COLLECT_RULES, EVAL_RULES, EXPORT_RULES, PLAN_RULES
 from jepa.config.paths import find_source
+from jepa.config.rl_rules import RL_RULES
 from jepa.config.schema import show_value
 from jepa.config.view import ConfigView, MissingValue, Rule, check_size, hides_tokens, not_divisible, pair_of
 from jepa.errors import explain
@@ -307,5 +308,5 @@ SIZE_RULES: tuple[Rule, ...] = (
 """Rules that the sizes of a phase can break."""
 RULES: tuple[Rule, ...] = (
     *(_words, _heads, _weights, _decoder, _hardware, _processes, *SIZE_RULES),
-    *(_phases, _warmup, _fields, _colours, *EVAL_RULES, *EXPORT_RULES, *COLLECT_RULES, *PLAN_RULES),
+    *(_phases, _warmup, _fields, _colours, *EVAL_RULES, *EXPORT_RULES, *COLLECT_RULES, *PLAN_RULES, *RL_RULES),
 )

@@ -190,7 +190,6 @@ class RLConfig:
 
     name: str
     seed: NonNegativeInt
-    seeds: PositiveInt
     env_steps: PositiveInt
     first_steps: PositiveInt | None
     episode_steps: PositiveInt

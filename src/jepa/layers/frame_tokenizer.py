@@ -91,5 +91,5 @@ def moving_weights(pixels: Tensor, share: float) -> Tensor:
     Small things that move count as much as a large background; it stands in for the perceptual loss of IRIS, which
     needs trained weights.
     """
-    variance = pixels.var(dim=1, keepdim=True, correction=0)
+    variance = (pixels - pixels.mean(dim=1, keepdim=True)).square().mean(dim=1, keepdim=True)  # faster than var
     return 1 - share + share * variance / (variance.mean(dim=(2, 3), keepdim=True) + EPSILON)

@@ -85,7 +85,7 @@ class World(nn.Module):
     @torch.no_grad()
     def encode(self, frames: Tensor | np.ndarray) -> Tensor:
         """uint8 frames [.., C, H, W] -> states [.., S, Z]"""
-        frames = torch.as_tensor(np.array(frames))
+        frames = frames if isinstance(frames, Tensor) else torch.from_numpy(np.array(frames))
         flat = frames.flatten(0, -4)
         parts = [self._encode(flat[start : start + ROWS]) for start in range(0, len(flat), ROWS)]
         return torch.cat(parts).unflatten(0, frames.shape[:-3])

@@ -103,7 +103,8 @@ class TokenDynamics(nn.Module):
         Codes are drawn with `random`, else the likeliest are taken.
         """
         known = codes.shape[1]
-        imagination = Imagination(self, codes, None if actions is None else actions[:, : known - 1], random)
+        past = None if actions is None else actions[:, : known - 1]
+        imagination = Imagination(dynamics=self, codes=codes, actions=past, random=random)
         steps = range(known - 1, known - 1 + count)
         frames = [imagination.step(None if actions is None else actions[:, step]) for step in steps]
         return torch.stack([frame.codes for frame in frames], dim=1)
@@ -117,7 +118,7 @@ class Imagination:
     """
 
     def __init__(
-        self, dynamics: TokenDynamics, codes: Tensor, actions: Tensor | None, random: torch.Generator | None = None
+        self, *, dynamics: TokenDynamics, codes: Tensor, actions: Tensor | None, random: torch.Generator | None = None
     ) -> None:
         self.dynamics, self.frames, self.actions, self.random = dynamics, codes, actions, random
         self.cache: Cache | None = None

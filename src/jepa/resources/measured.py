@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
+from torch import nn
 
 from jepa.data.loader import blank_fields
 from jepa.evaluation.box_snapshot import DetectionSnapshotter
@@ -79,10 +81,22 @@ def _measure(plan: Plan, components: TrainComponents, size: int) -> tuple[float,
             encoder(batch.clips[:size])
 
     torch.manual_seed(derive_seed(plan.seed, 0, 0, "cost"))
-    trained = _seconds(train, components.session)
+    with kept_buffers(components.objective):
+        trained = _seconds(train, components.session)
     if components.session.strategy == "fsdp":
         return trained, trained / 3  # shards are gathered in a step only, of which the forward pass is about a third
     return trained, _seconds(encode, components.session)
+
+
+@contextmanager
+def kept_buffers(module: nn.Module) -> Iterator[None]:
+    """Restore all buffers after the block, also those that no checkpoint holds, such as sums since the last step."""
+    before = [
+        (part, name, value.clone()) for part in module.modules() for name, value in part.named_buffers(recurse=False)
+    ]
+    yield
+    for part, name, value in before:
+        setattr(part, name, value)
 
 
 def _seconds(work: Callable[[], None], session: Session) -> float:

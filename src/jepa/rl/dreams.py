@@ -142,7 +142,7 @@ class TokenWorld(DreamWorld):
 
     @torch.no_grad()
     def encode(self, frames: Tensor | np.ndarray) -> Tensor:
-        frames = torch.as_tensor(np.array(frames))
+        frames = frames if isinstance(frames, Tensor) else torch.from_numpy(np.array(frames))
         parts = [self._encode(frames[start : start + ROWS]) for start in range(0, len(frames), ROWS)]
         return torch.cat(parts)
 
@@ -159,7 +159,7 @@ class TokenWorld(DreamWorld):
         return (255 * clips[:, :, 0].clamp(0, 1)).round().byte()
 
     def dream(self, encoded: Tensor, actions: Tensor, random: Generator | None) -> Dream:
-        return TokenDream(Imagination(self.model.dynamics, encoded, actions, random))
+        return TokenDream(Imagination(dynamics=self.model.dynamics, codes=encoded, actions=actions, random=random))
 
 
 class TokenDream:

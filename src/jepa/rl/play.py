@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ SIDE = 128
 QUIT = "q"
 
 
-def play(config: PlayConfig, lines: Iterable[str] = sys.stdin) -> Path:
+def play(config: PlayConfig) -> Path:
     """Play the episodes and write play.mp4 and play.html; returns the page. Raises ConfigError for unusable actions."""
     actor = load_actor(config.run, dreams=True)
     actor.greedy = config.greedy
@@ -40,7 +41,7 @@ def play(config: PlayConfig, lines: Iterable[str] = sys.stdin) -> Path:
     for episode in range(config.episodes):
         stage = Stage(env, actor, config.seed + episode)
         if config.typed:
-            follow_keys(stage, config, lines, lambda: write_page(page, config, [*films, stage.film()], refreshes=True))
+            follow_keys(stage, config, sys.stdin, partial(draw_again, page, config, films, stage))
         else:
             follow(stage, script, config.steps)
         films.append(stage.film())
@@ -48,6 +49,10 @@ def play(config: PlayConfig, lines: Iterable[str] = sys.stdin) -> Path:
     write_page(page, config, films)
     write_video(folder / "play.mp4", [columns(one) for one in films])
     return page
+
+
+def draw_again(page: Path, config: PlayConfig, films: Sequence[Film], stage: Stage) -> None:
+    write_page(page, config, [*films, stage.film()], refreshes=True)
 
 
 def make_env(config: PlayConfig, actor: Actor) -> BatchedEnv:

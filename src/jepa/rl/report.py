@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 from torchvision.io import write_png
 
-from jepa.config import RLConfig
 from jepa.evaluation.pictures import enlarge, montage, resize_nearest, to_rgb
 from jepa.planning.report import NUM_STRIP, returned, write_video
 from jepa.reports.charts import Chart, Line, line_chart
@@ -42,7 +41,8 @@ def table(results: Mapping[str, Any]) -> Table:
         seed = "mean" if found["seed"] is None else str(found["seed"])
         success = [success_of(found)] if has_success else []
         numbers = (f"{found['mean_steps']:.1f}", f"{found['env_steps']:,}")
-        rows.append([found["policy"], seed, str(found["episodes"]), *success, returned(found), *numbers])
+        name = " ".join(filter(None, (found["policy"], found.get("run"))))
+        rows.append([name, seed, str(found["episodes"]), *success, returned(found), *numbers])
     success_head = ["success %"] if has_success else []
     heads = ["", "seed", "episodes", *success_head, "return", "steps", "steps learnt from"]
     return Table(heads=heads, rows=rows)
@@ -73,18 +73,18 @@ def terminal(results: Mapping[str, Any], folder: Path) -> str:
     return "\n".join([*parts, f"page: {folder / 'rl.html'}"])
 
 
-def write(folder: Path, config: RLConfig, results: Mapping[str, Any], films: Sequence[Film]) -> None:
+def write(folder: Path, name: str, results: Mapping[str, Any], films: Sequence[Film]) -> None:
     """Write rl.html and rl.md, the films as PNG and mp4."""
     strips = [(f"episode {number}", save_strip(folder, number, one)) for number, one in enumerate(films)]
     if films:
         write_video(folder / MEDIA / "dreams.mp4", [columns(one) for one in films])
     truth = results.get("truth")
     page = render(
-        "rl.html", name=config.name, result=table(results), truth=truth and truth_table(truth),
+        "rl.html", name=name, result=table(results), truth=truth and truth_table(truth),
         verdict=truth and verdict(truth), strips=strips, charts=charts(results["history"]),
     )  # fmt: skip
     write_atomically(folder / "rl.html", page)
-    text = [f"# {config.name}", table(results).markdown()]
+    text = [f"# {name}", table(results).markdown()]
     if truth:
         text += ["## Is the dream true?", truth_table(truth).markdown(), f"The imagined return is {verdict(truth)}."]
     write_atomically(folder / "rl.md", "\n\n".join(text) + "\n")

@@ -7,8 +7,8 @@ and optimizer. Every part is a function of the seed and of what was before it, a
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -77,15 +77,16 @@ class Parts:
         return sum(end <= policy_step for end in self.policy_steps)
 
 
-def world_config(config: RLConfig, number: int, composer: Composer) -> TrainConfig:
-    """The training of the world up to the end of a round. Raises ConfigError."""
+def world_config(config: RLConfig, number: int, composer: Composer, frame_shape: Sequence[int]) -> TrainConfig:
+    """The training of the world up to the end of a round, on frames of this shape. Raises ConfigError."""
     replay, steps = Path("outputs", config.name, "replay"), Parts.of(config).world_steps[number]
     shared = [f"dataset.path={override_literal(replay)}", f"seed={config.seed}", f"steps={steps}"]
     if not (replay / "store.json").exists():  # so that the rest can be checked before anything is collected
         nodes = {name: override_literal(getattr(config, name)) for name in ("env", "policy")}
         shared += ["dataset.episodes=1", *(f"dataset.{name}={node}" for name, node in nodes.items())]
-    overrides = [*config.world["overrides"], *config.world["settings"], KEPT_OF_WORLD, *config.train, *shared]
-    result = to_dataclass(composer.compose(overrides))
+    size = f"image_size={override_literal(list(frame_shape[1:]))}"
+    chosen = [*config.world["overrides"], size, *config.world["settings"], KEPT_OF_WORLD, *config.train, *shared]
+    result = to_dataclass(composer.compose(chosen))
     result.name = f"{config.name}/world"
     return result
 
@@ -97,11 +98,10 @@ def run(config: RLConfig, composer: Composer) -> dict[str, Any]:
         ("cuda" if torch.cuda.is_available() else "cpu") if config.device == "auto" else config.device
     )
     session = Session(device, bf16=False)
-    for number in (0, config.rounds - 1):
-        world_config(config, number, composer)  # refused before anything is collected
+    with as_config_errors():
+        env = build_with(config.env)
+    world_config(config, 0, composer, env.frame_shape)  # is refused before anything is collected
     with open_folder(folder, config=asdict(config), resume=True, session=session) as run_dir:
-        with as_config_errors():
-            env = build_with(config.env)
         trainer = Trainer(config, composer, folder, session, run_dir, env)
         run_dir.begin(to_yaml(config))
         try:
@@ -112,22 +112,20 @@ def run(config: RLConfig, composer: Composer) -> dict[str, Any]:
         return results
 
 
-def run_seeds(config: RLConfig, composer: Composer) -> dict[str, Any]:
-    """One run in outputs/NAME, or one in outputs/NAME/seedN for each seed and the rows of all with their means."""
-    if config.seeds == 1:
-        return run(config, composer)
+def run_all(configs: Mapping[str, RLConfig], folder: Path, composer: Composer) -> dict[str, Any]:
+    """Runs by what they differ in, as "seed=1"; their rows and the means over seeds are written into `folder`."""
     rows: list[dict[str, Any]] = []
-    for seed in range(config.seed, config.seed + config.seeds):
-        log.info("seed %d", seed)
-        rows += run(replace(config, seed=seed, seeds=1, name=f"{config.name}/seed{seed}"), composer)["rows"]
-    groups: dict[tuple[str, int], list[dict[str, Any]]] = {}
+    for label, config in configs.items():
+        log.info("%s", label)
+        others = ",".join(part for part in label.split(",") if not part.startswith("seed="))
+        rows += [found | {"run": others} for found in run(config, composer)["rows"]]
+    groups: dict[tuple[str, ...], list[dict[str, Any]]] = {}
     for found in rows:
-        groups.setdefault((found["policy"], found["env_steps"]), []).append(found)
-    means = [evaluate.mean_row(group) for group in groups.values()]
+        groups.setdefault((found["run"], found["policy"], str(found["env_steps"])), []).append(found)
+    means = [evaluate.mean_row(group) | {"run": group[0]["run"]} for group in groups.values() if len(group) > 1]
     results = {"schema": SCHEMA, "world": {}, "rows": [*rows, *means], "history": []}
-    folder = Path("outputs", config.name)
     write_json(folder / "results.json", results)
-    report.write(folder, config, results, [])
+    report.write(folder, folder.name, results, [])
     return results
 
 
@@ -181,7 +179,7 @@ class Trainer:
 
     def train_world(self, number: int) -> DreamWorld:
         """The world after its part of the training in this round."""
-        config = world_config(self.config, number, self.composer)
+        config = world_config(self.config, number, self.composer, self.env.frame_shape)
         agent = JEPAAgent(config, self.folder / "world")
         agent.train()
         if read_ending(agent.folder).get("status") != "finished":
@@ -286,7 +284,7 @@ class Trainer:
         )
         found = self.row(self.kind, episodes, self.parts.env_steps[number], seconds)
         store = EpisodeStore(self.folder / "replay")
-        held_out = held_out_numbers(len(store), world_config(config, number, self.composer))
+        held_out = held_out_numbers(len(store), world_config(config, number, self.composer, self.env.frame_shape))
         figures = truth(actor.world, store, held_out, remember(actor.world, store, held_out, self.device))
         begun = first_frames(actor.world, episodes, self.device)
         figures |= compared_returns(actor, episodes, begun, seed=config.seed, steps=config.episode_steps)
@@ -320,7 +318,7 @@ class Trainer:
                 )  # fmt: skip
                 results["rows"].append(self.row(name, episodes, env_steps, seconds))
                 write_json(self.results_path, results)
-        report.write(self.folder, self.config, results, self.films())
+        report.write(self.folder, self.config.name, results, self.films())
         return results
 
     def baselines(self) -> Iterator[tuple[str, int, Callable[[], Any]]]:

@@ -6,9 +6,12 @@ import errno
 import fcntl
 import json
 import logging
+import os
 import secrets
 import signal
+import socket
 import sys
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
@@ -24,6 +27,8 @@ from jepa.runs.metrics import read_config, read_ending, write_atomically
 log = logging.getLogger(__name__)
 FULL_OR_READ_ONLY = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.EFBIG}
 """Numbers of the errors of a disk that takes no more files."""
+PATIENCE = 10
+"""Seconds in which the workers of a killed process must have ended."""
 LENGTH = {"steps", "epochs"}
 """Keys that say how long a run is, which may change when it is resumed."""
 
@@ -94,7 +99,7 @@ def _claim(path: Path, config: dict, resume: bool | str, stack: ExitStack) -> di
         raise ConfigError([f"resume=false: {path} exists already; give another name= or remove it"])
     try:
         path.mkdir(parents=True, exist_ok=True)
-        lock = stack.enter_context((path / ".lock").open("w"))
+        lock = stack.enter_context((path / ".lock").open("a+"))
     except OSError as error:
         raise RunError(
             f"{path} cannot be written ({error.strerror}): give another name= or start in another folder"
@@ -120,15 +125,46 @@ def _claim(path: Path, config: dict, resume: bool | str, stack: ExitStack) -> di
 
 
 def _lock(file: IO[str], path: Path) -> None:
-    """Lock an open file; one warning where the file system has no locks."""
+    """Lock an open file and leave the owner's process number there; one warning where the file system has no locks.
+
+    Worker processes of one that was killed keep its lock until they notice; that is waited for.
+    """
     try:
-        fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        raise ConfigError([f"{path} is in use by another training process; give another name="]) from error
+        end = time.monotonic() + PATIENCE
+        while not _try_to_lock(file):
+            if not _owner_is_gone(file) or time.monotonic() > end:
+                raise ConfigError([f"{path} is in use by another training process; give another name="])
+            time.sleep(0.1)
+        file.truncate(0)
+        file.write(f"{socket.gethostname()} {os.getpid()}")
+        file.flush()
     except OSError as error:
         if error.errno not in checkpoint.UNSUPPORTED:
             raise RunError(f"{path} cannot be locked ({error.strerror}): give another name=") from error
         log.warning("%s has no locks (%s): start no second training in this folder", path, error.strerror)
+
+
+def _try_to_lock(file: IO[str]) -> bool:
+    try:
+        fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _owner_is_gone(file: IO[str]) -> bool:
+    """True if the process that took the lock was one of this machine and does not exist any more."""
+    file.seek(0)
+    host, _, number = file.read(200).rpartition(" ")
+    if host != socket.gethostname() or not number.isdigit():
+        return False
+    try:
+        os.kill(int(number), 0)
+    except ProcessLookupError:
+        return True
+    except OSError:
+        return False
+    return False
 
 
 def _changed_length(earlier: Mapping, config: Mapping) -> str:
