@@ -19,9 +19,12 @@ from jepa.types import ActionSpace, Channels, PositiveInt
 EXTRA = "pip install 'jepa-train[envs]'"
 PLUGINS = {
     "MiniGrid-": "minigrid", "BabyAI-": "minigrid", "ALE/": "ale_py", "jepa/": "jepa.envs.registered",
+    "Vizdoom": "vizdoom.gymnasium_wrapper",
     **dict.fromkeys(("PointMaze_", "AntMaze_", "Fetch", "Hand", "Adroit", "Franka"), "gymnasium_robotics"),
 }  # fmt: skip
 """First letters of an id -> the module that registers it."""
+EXTRAS = {"ale_py": "pip install 'jepa-train[atari]'", "vizdoom": "pip install 'jepa-train[vizdoom]'"}
+"""Packages that have an extra of their own."""
 NO_ARGUMENTS: Mapping[str, Any] = MappingProxyType({})
 MAX_STATE = 64
 """Observations of more numbers are not taken for states."""
@@ -151,7 +154,7 @@ def require(module: str) -> ModuleType:
         return import_module(module)
     except ModuleNotFoundError as error:
         package = (error.name or module).partition(".")[0]
-        line = dict.fromkeys(("gymnasium", "mujoco", *PLUGINS.values()), EXTRA) | {"ale_py": "pip install ale-py"}
+        line = dict.fromkeys(("gymnasium", "mujoco", *PLUGINS.values()), EXTRA) | EXTRAS
         raise ValueError(f"env: needs the package {package}: {line.get(package, 'install it')}") from error
 
 
