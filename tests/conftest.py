@@ -2,6 +2,7 @@
 
 `make test` runs everything. `make quick` runs what is not marked `slow`: less than two minutes, for every day. Mark
 `slow` whatever starts a process or trains for more than a step or two; keep one quick test for each folder of src/jepa.
+A command that needs a process of its own runs in a fork (helpers/forked.py), unless its start is what is tested.
 """
 
 from __future__ import annotations
@@ -27,8 +28,9 @@ signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts what 
 
 
 LONGEST_FILES = (
-    *("test_slurm", "test_faults", "test_readme", "test_ranks", "test_compare", "test_sweeps", "test_export"),
-    *("test_matrix", "test_runs", "test_plan", "test_plan_encoders", "test_combinations", "test_find", "test_phases"),
+    *("test_slurm", "test_faults", "test_readme", "test_matrix", "test_compare", "test_signals", "test_sweeps"),
+    *("test_plan", "test_runs", "test_ranks", "test_dynamics_on_ranks", "test_heads", "test_callers", "test_phases"),
+    *("test_export", "test_machine", "test_damaged_files", "test_point_maze", "test_plan_encoders", "test_find"),
 )
 """The longest files, longest first: they start first, so that no worker is left alone with one of them at the end."""
 

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 
+import forked
 import pytest
 import torch
 from PIL import Image
@@ -11,11 +12,6 @@ from tiny_agent import TINY
 
 pytestmark = pytest.mark.slow
 ASCII = {"PYTHONIOENCODING": "ascii", "LC_ALL": "C"}
-
-
-def run(cwd, module, *arguments):
-    command = [sys.executable, "-m", f"jepa.cli.{module}", *arguments]
-    return subprocess.run(command, cwd=cwd, env=os.environ | ASCII, capture_output=True, check=False)
 
 
 def test_commands_print_names_of_classes_runs_and_folders_in_ascii(tmp_path):
@@ -26,21 +22,20 @@ def test_commands_print_names_of_classes_runs_and_folders_in_ascii(tmp_path):
             Image.fromarray(picture.numpy()).save(tmp_path / "tür" / "train" / label / f"{number}.png")
     keys = [key for key in TINY if "num_samples" not in key]
     keys += ["dataset=imagefolder", 'dataset.root_path="tür"', "steps=2", "name=lauf", "evaluation.val_samples=8"]
-    trained = run(tmp_path, "train", *keys)
-    assert trained.returncode == 0, trained.stderr
-    for done in (
-        trained,
-        run(tmp_path, "train", *keys),
-        run(tmp_path, "compare", "outputs/lauf"),
-        run(tmp_path, "train", "--help"),
-    ):
-        assert done.returncode == 0, done.stderr
-        assert b"Traceback" not in done.stderr + done.stdout
-        assert b"Logging error" not in done.stderr
-        assert (done.stdout + done.stderr).isascii()
-    refused = run(tmp_path, "train", *keys[:-3], 'dataset.image_folder="gibt es nicht, ä"')
-    assert refused.returncode == 2
-    assert b"Traceback" not in refused.stderr
+    lines = [
+        ("train", keys), ("train", keys), ("compare", ["outputs/lauf"]), ("train", ["--help"]),
+        ("train", [*keys[:-3], 'dataset.image_folder="gibt es nicht, ä"']),
+    ]  # fmt: skip
+    printed = [tmp_path / f"printed-{number}" for number in range(len(lines))]
+    commands = [forked.Command(*line, tmp_path, path, path) for line, path in zip(lines, printed, strict=True)]
+    *worked, refused = forked.statuses(commands, os.environ | ASCII)
+    assert worked == [0] * 4, [path.read_text() for path in printed]
+    assert refused == 2
+    for path in printed:
+        assert b"Traceback" not in path.read_bytes()
+        assert b"Logging error" not in path.read_bytes()
+    for path in printed[:4]:
+        assert path.read_bytes().isascii()
 
 
 def test_plus_minus_and_squares_have_an_ascii_form():

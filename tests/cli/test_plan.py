@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import forked
 import numpy as np
 import pytest
 from tiny_world import TINY, train_world
@@ -19,6 +22,8 @@ from tiny_world import TINY, train_world
 from jepa.cli import train
 from jepa.cli.plan import main
 from jepa.config import ConfigError, compose_plan
+from jepa.objectives.dynamics import Dynamics
+from jepa.planning import fit
 from jepa.planning import run as planning
 from jepa.planning.protocol import wilson
 from jepa.planning.worlds import with_planner
@@ -334,24 +339,27 @@ def test_torch_is_not_imported_for_a_refusal(arguments: list[str], here: Path, c
     subprocess.run([sys.executable, "-c", program], check=True, capture_output=True)
 
 
-def run_killed(program: str, folder: Path) -> None:
-    """Run a program that kills itself."""
-    done = subprocess.run([sys.executable, "-c", program], check=False, capture_output=True, cwd=folder, text=True)
-    assert done.returncode == -9, done.stderr[-2000:]
+def run_killed(module: Any, function: str, count: int, main: Callable[[list[str]], int], arguments: list[str]) -> None:
+    """Run the command in a process that is killed when the function of the module has ended for the count-th time."""
+
+    def run() -> int:
+        setattr(module, function, kill_after(getattr(module, function), count))
+        return main(arguments)
+
+    assert forked.status(run, Path.cwd(), Path("output")) == -signal.SIGKILL, Path("output").read_text()
 
 
-KILL_AFTER = """
-import os, signal
-def kill_after(function, count):
-    calls = []
-    def wrapped(*arguments, **keywords):
+def kill_after(function: Callable[..., Any], count: int) -> Callable[..., Any]:
+    calls: list[None] = []
+
+    def wrapped(*arguments: Any, **keywords: Any) -> Any:
         value = function(*arguments, **keywords)
-        calls.append(0)
+        calls.append(None)
         if len(calls) == count:
             os.kill(os.getpid(), signal.SIGKILL)
         return value
+
     return wrapped
-"""
 
 
 @pytest.fixture
@@ -382,11 +390,7 @@ def test_heads_are_the_same_after_a_kill_while_they_were_fitted(
 ) -> None:
     for path in copy.glob("outputs/a/heads.*"):
         path.unlink()
-    run_killed(
-        f"{KILL_AFTER}\nfrom jepa.planning import fit\nfit.{function} = kill_after(fit.{function}, {count})\n"
-        f"from jepa.cli.train import main\nmain({[*TINY, 'name=a']})",
-        copy,
-    )
+    run_killed(fit, function, count, train.main, [*TINY, "name=a"])
     assert train.main([*TINY, "name=a"]) == 0
     assert_same_tensors(copy / "outputs/a/heads.safetensors", home / "outputs/a/heads.safetensors")
     assert (copy / "outputs/a/heads.json").read_bytes() == (home / "outputs/a/heads.json").read_bytes()
@@ -396,11 +400,7 @@ def test_heads_are_the_same_after_a_kill_while_they_were_fitted(
 @pytest.mark.parametrize("count", [4])
 def test_the_table_is_the_same_after_a_kill_while_planning(count: int, home: Path, copy: Path) -> None:
     arguments = ["run=outputs/a", "name=plans", *PLAN]
-    run_killed(
-        f"{KILL_AFTER}\nfrom jepa.planning import run\nrun.write_json = kill_after(run.write_json, {count})\n"
-        f"from jepa.cli.plan import main\nmain({arguments})",
-        copy,
-    )
+    run_killed(planning, "write_json", count, main, arguments)
     assert len(results("plans")["rows"]) == count
     assert main(arguments) == 0
     expected = json.loads((home / "outputs/plans/results.json").read_text())
@@ -414,12 +414,7 @@ def test_the_table_is_the_same_after_a_kill_while_planning(count: int, home: Pat
 @pytest.mark.slow
 def test_a_training_that_was_killed_ends_with_the_same_world(home: Path, copy: Path) -> None:
     shutil.rmtree(copy / "outputs/a")
-    run_killed(
-        f"{KILL_AFTER}\nfrom jepa.objectives.dynamics import Dynamics\n"
-        f"Dynamics.after_step = kill_after(Dynamics.after_step, 14)\n"
-        f"from jepa.cli.train import main\nmain({[*TINY, 'name=a']})",
-        copy,
-    )
+    run_killed(Dynamics, "after_step", 14, train.main, [*TINY, "name=a"])
     assert train.main([*TINY, "name=a"]) == 0
     for path in home.glob("outputs/a/checkpoints/step_00000020/*model*.safetensors"):
         assert_same_tensors(copy / path.relative_to(home), path)

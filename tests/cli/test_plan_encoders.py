@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
+import forked
 import pytest
 from tiny_world import TINY
 
 from jepa import load_encoder
+from jepa.cli import plan
 from jepa.cli.plan import main
 from jepa.config import Composer, ConfigError, compose_plan
 from jepa.planning import plannability
@@ -136,18 +138,6 @@ def few_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(plannability, "NUM_PAIRS", 20)
 
 
-KILLED = """
-import os, signal, sys
-from jepa.cli import plan
-train = plan._train
-def killed_after_the_first(run, composer):
-    train(run, composer)
-    os.kill(os.getpid(), signal.SIGKILL)
-plan._train = killed_after_the_first
-plan.main(sys.argv[1:])
-"""
-
-
 @pytest.mark.slow
 def test_encoders_are_compared_and_a_killed_comparison_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, few_pairs: None
@@ -155,8 +145,19 @@ def test_encoders_are_compared_and_a_killed_comparison_goes_on(
     monkeypatch.chdir(tmp_path)
     train = train_as("objective.heads=[value]", "steps=4", "objective.head_steps=2")
     command = ["experiment=two_rooms", "compare=encoders", "encoders=[mae,pixels]", "name=encoders", train, *SMALL]
-    done = subprocess.run([sys.executable, "-c", KILLED, *command], check=False, capture_output=True, text=True)
-    assert done.returncode == -9, done.stderr[-2000:]
+
+    def killed_after_the_first_training() -> int:
+        train = plan._train
+
+        def killed_after(run: Any, composer: Composer) -> None:
+            train(run, composer)
+            os.kill(os.getpid(), signal.SIGKILL)
+
+        plan._train = killed_after
+        return main(command)
+
+    ended = forked.status(killed_after_the_first_training, tmp_path, tmp_path / "output")
+    assert ended == -signal.SIGKILL, Path("output").read_text()
     trained = Path("outputs/two_rooms-mae/metrics.jsonl").read_bytes()
     assert main(command) == 0
     assert Path("outputs/two_rooms-mae/metrics.jsonl").read_bytes() == trained

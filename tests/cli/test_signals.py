@@ -10,11 +10,13 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable
 from contextlib import suppress
 from itertools import islice
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
+import forked
 import pytest
 from tiny_agent import TINY
 
@@ -24,26 +26,39 @@ from jepa.data.loader import DataError, batches
 from jepa.data.moving_digits import MovingDigits
 from jepa.parallel.signals import STOPS, Interrupt, handlers, listen
 
-COMMAND = [sys.executable, "-m", "jepa.cli.train", *TINY, "steps=4000", "save_every=4000", "eval_every=null"]
-COMMAND += ["device=cpu", "name=x", "log_every=1"]
-
-
+ARGUMENTS = [*TINY, "steps=4000", "save_every=4000", "eval_every=null", "device=cpu", "name=x", "log_every=1"]
 COMMANDS = {
-    "run": COMMAND,
-    "ranks": [*COMMAND, "processes=2"],
-    "sweep": [*COMMAND, "--multirun", "seed=0,1"],
-    "comparison": [*COMMAND[:2], "jepa.cli.compare", *COMMAND[3:], "objective=jepa,mae"],
+    "run": ("train", ARGUMENTS),
+    "ranks": ("train", [*ARGUMENTS, "processes=2"]),
+    "sweep": ("train", [*ARGUMENTS, "--multirun", "seed=0,1"]),
+    "comparison": ("compare", [*ARGUMENTS, "objective=jepa,mae"]),
 }
 
 
-def start(folder: Path, command: Sequence[str] = COMMAND, **streams: int) -> subprocess.Popen:
-    """Runs of which the first has trained a few steps."""
-    process = subprocess.Popen(command, cwd=folder, start_new_session=True, text=True, **streams)
+def line(name: str) -> list[str]:
+    command, arguments = COMMANDS[name]
+    return [sys.executable, "-m", f"jepa.cli.{command}", *arguments]
+
+
+def wait_for_steps(folder: Path, has_ended: Callable[[], object]) -> None:
+    """Until the first run has trained a few steps."""
     limit = time.monotonic() + 120
     while not any(file.read_text().count("train/loss") >= 3 for file in folder.glob("outputs/x/**/metrics.jsonl")):
-        assert process.poll() is None
+        assert not has_ended()
         assert time.monotonic() < limit
         time.sleep(0.05)
+
+
+def start(folder: Path, name: str = "run", **streams: int) -> subprocess.Popen:
+    """Runs of which the first has trained a few steps."""
+    process = subprocess.Popen(line(name), cwd=folder, start_new_session=True, text=True, **streams)
+    wait_for_steps(folder, lambda: process.poll() is not None)
+    return process
+
+
+def start_fork(folder: Path, name: str) -> BaseProcess:
+    process = forked.start(forked.command(*COMMANDS[name]), folder, folder / "output")
+    wait_for_steps(folder, lambda: process.exitcode is not None)
     return process
 
 
@@ -102,17 +117,6 @@ def test_a_sweep_is_cancelled_once() -> None:
 
 
 @pytest.mark.slow
-def test_quit_saves_and_stops(tmp_path: Path) -> None:
-    process = start(tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-    process.send_signal(signal.SIGQUIT)
-    output, _ = process.communicate(timeout=120)
-    assert process.returncode == 128 + signal.SIGQUIT, output
-    assert "Traceback" not in output
-    assert ending(tmp_path)["message"] == "stopped by SIGQUIT"
-    assert (tmp_path / "outputs/x/checkpoints/last/state.json").is_file()
-
-
-@pytest.mark.slow
 def test_a_closed_terminal_saves_and_stops(tmp_path: Path) -> None:
     ours, theirs = pty.openpty()
     process = start(tmp_path, stdin=theirs, stdout=theirs, stderr=theirs)
@@ -126,17 +130,18 @@ def test_a_closed_terminal_saves_and_stops(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("name", "signum"), [("ranks", signal.SIGQUIT), ("sweep", signal.SIGHUP), ("comparison", signal.SIGQUIT)]
+    ("name", "signum"), [("run", signal.SIGQUIT), ("ranks", signal.SIGQUIT), ("sweep", signal.SIGHUP)]
 )
-def test_several_runs_save_and_stop(name: str, signum: int, tmp_path: Path) -> None:
-    process = start(tmp_path, COMMANDS[name], stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-    process.send_signal(signum)
-    output, _ = process.communicate(timeout=120)
-    assert process.returncode == 128 + signum, output
+def test_a_signal_saves_and_stops_and_no_other_run_begins(name: str, signum: int, tmp_path: Path) -> None:
+    process = start_fork(tmp_path, name)
+    os.kill(process.pid or 0, signum)
+    process.join(120)
+    output = (tmp_path / "output").read_text()
+    assert process.exitcode == 128 + signum, output
     assert "Traceback" not in output
     endings = [json.loads(file.read_text()) for file in tmp_path.glob("outputs/x/**/run.json")]
     assert [ending["message"] for ending in endings] == [f"stopped by {signal.Signals(signum).name}"]
-    assert len([*tmp_path.glob("outputs/x/**/state.json")]) > 0
+    assert len([*tmp_path.glob("outputs/x/**/checkpoints/last/state.json")]) == 1
 
 
 def storm(process: subprocess.Popen) -> str:
@@ -151,7 +156,7 @@ def storm(process: subprocess.Popen) -> str:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", COMMANDS)
 def test_a_storm_of_ctrl_c_ends_without_a_traceback(name: str, tmp_path: Path) -> None:
-    process = start(tmp_path, COMMANDS[name], stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    process = start(tmp_path, name, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     output = storm(process)
     assert process.returncode in (130, -signal.SIGINT), output
     assert "Traceback" not in output
@@ -161,7 +166,7 @@ def test_a_storm_of_ctrl_c_ends_without_a_traceback(name: str, tmp_path: Path) -
 @pytest.mark.parametrize("seconds", [0.3, 1.5])
 def test_a_storm_of_ctrl_c_during_the_imports_ends_without_a_traceback(seconds: float, tmp_path: Path) -> None:
     process = subprocess.Popen(
-        COMMAND, cwd=tmp_path, start_new_session=True, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        line("run"), cwd=tmp_path, start_new_session=True, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
     )
     time.sleep(seconds)
     assert "Traceback" not in storm(process)
@@ -169,12 +174,13 @@ def test_a_storm_of_ctrl_c_during_the_imports_ends_without_a_traceback(seconds: 
 
 @pytest.mark.slow
 def test_a_second_ctrl_c_ends_without_a_traceback(tmp_path: Path) -> None:
-    process = start(tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    process = start_fork(tmp_path, "run")
     for _ in range(2):
-        process.send_signal(signal.SIGINT)
+        os.kill(process.pid or 0, signal.SIGINT)
         time.sleep(0.01)
-    output, _ = process.communicate(timeout=60)
-    assert process.returncode in (130, -signal.SIGINT), output
+    process.join(60)
+    output = (tmp_path / "output").read_text()
+    assert process.exitcode in (130, -signal.SIGINT), output
     assert "Traceback" not in output
 
 

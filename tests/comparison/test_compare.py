@@ -107,7 +107,7 @@ def compared(*folders: Path):
 
 @pytest.mark.slow
 def test_folders_are_those_of_a_sweep_of_jepa_train():
-    sweep = ["lr=3e-4,1e-3", "mask=random,block", "seed=range(0,2)"]
+    sweep = ["mask=random,block", "seed=range(0,2)"]
     program = (
         "import sys, types; agent = types.ModuleType('jepa.agent'); sys.modules['jepa.agent'] = agent\n"
         "agent.train = lambda config, folder, interrupt: print('FOLDER', folder) or 0\n"
@@ -117,7 +117,7 @@ def test_folders_are_those_of_a_sweep_of_jepa_train():
     output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     hydras = [line.removeprefix("FOLDER ") for line in output.splitlines() if line.startswith("FOLDER")]
     assert [str(m.folder) for m in members(*QUICK, *sweep, "image_size=64", "name=same")] == hydras
-    assert len(hydras) == 8
+    assert len(hydras) == 4
 
 
 def test_each_run_is_what_jepa_train_makes_of_its_overrides():
@@ -311,7 +311,7 @@ def test_the_table_is_sent_to_wandb(real):
 
 
 @pytest.mark.slow
-def test_a_terminated_comparison_lets_the_run_save_and_goes_on_from_there(tiny, tmp_path):
+def test_a_comparison_that_a_signal_stops_lets_the_run_save_and_starts_no_other(tiny, tmp_path):
     quiet = [
         "experiment=quickstart",
         *tiny,
@@ -326,9 +326,10 @@ def test_a_terminated_comparison_lets_the_run_save_and_goes_on_from_there(tiny, 
     metrics = tmp_path / "outputs/long/seed=0/metrics.jsonl"
     while process.poll() is None and not (metrics.exists() and '"step": 5,' in metrics.read_text()):
         time.sleep(0.2)
-    process.send_signal(signal.SIGTERM)
+    process.send_signal(signal.SIGQUIT)
     output = process.communicate()[0]
-    assert process.returncode == 128 + signal.SIGTERM, output
+    assert process.returncode == 128 + signal.SIGQUIT, output
+    assert "Traceback" not in output
     state = json.loads((tmp_path / "outputs/long/seed=0/run.json").read_text())
     assert (state["status"], (tmp_path / "outputs/long/seed=0/checkpoints/last").exists()) == ("stopped", True)
     assert not (tmp_path / "outputs/long/seed=1").exists()

@@ -347,7 +347,7 @@ def collected(folder: str, barrier: Any, results: Any) -> None:
 
 @pytest.mark.slow
 def test_ranks_that_start_at_once_collect_once(tmp_path: Path) -> None:
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("fork")
     barrier, results = context.Barrier(2), context.Queue()
     ranks = [context.Process(target=collected, args=(str(tmp_path), barrier, results)) for _ in range(2)]
     for rank in ranks:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
-from collections.abc import Sequence
 from pathlib import Path
 
+import forked
 import pytest
 import torch
 from tiny_agent import TINY
@@ -17,17 +16,6 @@ from jepa.parallel.strategy import check_compiler
 
 SHORT = [*TINY, "steps=2", "evaluator=[]", "device=cpu", "name=x"]
 EVAL = ["run=outputs/x", "task=knn", "floors=[]", "dataset=shapes", "device=cpu", "num_workers=2", "name=new"]
-
-
-def train(folder: Path, *overrides: str, **environment: str) -> subprocess.CompletedProcess:
-    return command(folder, "train", *SHORT, *overrides, **environment)
-
-
-def command(
-    folder: Path, name: str, *arguments: str, before: Sequence[str] = (), **environment: str
-) -> subprocess.CompletedProcess:
-    line = [*before, sys.executable, "-m", f"jepa.cli.{name}", *arguments]
-    return subprocess.run(line, cwd=folder, env=os.environ | environment, capture_output=True, text=True, check=False)
 
 
 def small_shared_memory(kilobytes: int, fill: str = "true") -> list[str]:
@@ -41,19 +29,21 @@ def small_shared_memory(kilobytes: int, fill: str = "true") -> list[str]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("fill", ["true", "cat /dev/zero 2>/dev/null > /dev/shm/x; true"], ids=["small", "full"])
-@pytest.mark.parametrize("name", ["train", "eval"])
-def test_shared_memory_that_is_too_small_ends_in_one_line_with_what_to_do(name: str, fill: str, tmp_path) -> None:
+def test_shared_memory_that_is_too_small_ends_in_one_line_with_what_to_do(fill: str, tmp_path: Path) -> None:
     before = small_shared_memory(20, f"{{ {fill}; }}")
-    if name == "eval":
-        assert train(tmp_path).returncode == 0
-    given = EVAL if name == "eval" else [*SHORT, "num_workers=2"]
-    done = command(tmp_path, name, *given, before=before)
-    assert done.returncode == 1, done.stderr
-    assert "Traceback" not in done.stderr
-    message = done.stderr.splitlines()[-1]
-    assert message.startswith(f"jepa-{name}: the shared memory (/dev/shm)")
-    assert "num_workers=0" in message
-    assert "--shm-size" in message
+    assert forked.status(forked.command("train", SHORT), tmp_path, tmp_path / "output") == 0
+    given = {"train": [*SHORT, "num_workers=2", "name=y"], "eval": EVAL}
+    commands = [
+        forked.Command(name, line, tmp_path, tmp_path / "output", tmp_path / name) for name, line in given.items()
+    ]
+    assert forked.statuses(commands, dict(os.environ), before) == [1, 1]
+    for name in given:
+        errors = (tmp_path / name).read_text()
+        assert "Traceback" not in errors
+        message = errors.splitlines()[-1]
+        assert message.startswith(f"jepa-{name}: the shared memory (/dev/shm)")
+        assert "num_workers=0" in message
+        assert "--shm-size" in message
 
 
 @pytest.mark.parametrize(("device", "variable"), [("cpu", "CXX"), ("cuda", "CC")])
@@ -68,9 +58,10 @@ def test_a_missing_compiler_is_named_with_its_variable(device: str, variable: st
 
 
 @pytest.mark.slow
-def test_a_run_without_a_compiler_is_refused_before_it_starts(tmp_path: Path) -> None:
-    done = train(tmp_path, "compile=true", PATH=str(tmp_path))
-    assert done.returncode == 2
-    assert "Traceback" not in done.stderr
-    assert "compile=true: there is no" in done.stderr
+def test_a_run_without_a_compiler_is_refused_before_it_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    output = tmp_path / "output"
+    assert forked.status(forked.command("train", [*SHORT, "compile=true"]), tmp_path, output) == 2
+    assert "Traceback" not in output.read_text()
+    assert "compile=true: there is no" in output.read_text()
     assert not (tmp_path / "outputs/x/metrics.jsonl").exists()

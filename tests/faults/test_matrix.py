@@ -12,7 +12,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-from fault_commands import Place, call, full, process, read_only, write_pictures
+from fault_commands import Ended, Place, call, ended_in, full, read_only, write_pictures
 
 from jepa.data import images
 from jepa.data.folders import FileDataset
@@ -278,13 +278,21 @@ ENVIRONMENTS = {
 CACHES = ("XDG_CACHE_HOME", "XDG_CONFIG_HOME", "TORCH_HOME", "HF_HOME", "MPLCONFIGDIR", "WANDB_DIR")
 
 
+@pytest.fixture(scope="module", params=ENVIRONMENTS)
+def in_environment(
+    request: pytest.FixtureRequest, earlier: Path, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Ended]:
+    """How each command ends, of those that a Python started in this environment forks."""
+    top = tmp_path_factory.mktemp("environment")
+    folders = {command: shutil.copytree(earlier, top / command, symlinks=True) for command in COMMANDS}
+    kept = {name: value for name, value in os.environ.items() if name not in CACHES}
+    return ended_in(folders, closed="closed" in request.param, **(kept | ENVIRONMENTS[request.param]))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("command", COMMANDS)
-@pytest.mark.parametrize("environment", ENVIRONMENTS)
-def test_a_command_works_in_any_home_and_terminal(environment: str, command: str, work: Path, monkeypatch) -> None:
-    for name in CACHES:
-        monkeypatch.delenv(name, raising=False)
-    ended = process(command, Place(), work, closed="closed" in environment, **ENVIRONMENTS[environment])
+def test_a_command_works_in_any_home_and_terminal(command: str, in_environment: dict[str, Ended]) -> None:
+    ended = in_environment[command]
     assert ended.status == 0, ended.errors
     assert "Traceback" not in ended.errors
     assert "BrokenPipe" not in ended.errors

@@ -8,11 +8,12 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
+import forked
 import pytest
 from PIL import Image
 from tiny_agent import TINY
@@ -66,21 +67,16 @@ def call(command: str, place: Place, capfd: pytest.CaptureFixture[str], monkeypa
     return Ended(status, *capfd.readouterr())
 
 
-def process(command: str, place: Place, folder: Path, *, closed: bool = False, **environment: str) -> Ended:
-    """Run the command in a process; with `closed`, nobody reads its output."""
-    module, given = arguments(command, place)
-    command_line = [sys.executable, "-m", f"jepa.cli.{module}", *given]
-    reader, writer = os.pipe()
-    if closed:
-        os.close(reader)
-    done = subprocess.run(
-        command_line, cwd=folder, env=os.environ | environment, stderr=subprocess.PIPE,
-        stdout=writer if closed else subprocess.DEVNULL, text=True, errors="replace", check=False,
-    )  # fmt: skip
-    os.close(writer)
-    if not closed:
-        os.close(reader)
-    return Ended(done.returncode, "", done.stderr)
+def ended_in(folders: Mapping[str, Path], *, closed: bool = False, **environment: str) -> dict[str, Ended]:
+    """Run each command in its folder, started in this environment; with `closed`, nobody reads what they print."""
+    commands = []
+    for command, folder in folders.items():
+        module, given = arguments(command, Place())
+        output = forked.NOBODY if closed else folder / "output"
+        commands.append(forked.Command(module, given, folder, output, folder / "errors"))
+    statuses = forked.statuses(commands, environment)
+    errors = [command.errors.read_text(errors="replace") for command in commands]
+    return {name: Ended(*end) for name, *end in zip(folders, statuses, [""] * len(errors), errors, strict=True)}
 
 
 def write_pictures(root: Path, classes: Sequence[bytes] = (b"ant", b"bee"), number: int = 8) -> None:

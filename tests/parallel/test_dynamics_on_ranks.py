@@ -46,7 +46,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("dynamics")
     for name in VARIANTS:
         train(folder / name, folder / "episodes", name, [])
-    multiprocessing.spawn(be_a_rank, args=(folder, free_ports(len(VARIANTS))), nprocs=2)  # pyright: ignore
+    multiprocessing.start_processes(be_a_rank, args=(folder, free_ports(len(VARIANTS))), nprocs=2, start_method="fork")  # pyright: ignore[reportPrivateImportUsage]
     return folder
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import random
 import secrets
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -17,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+import forked
 import pytest
 import torch
 
@@ -49,18 +52,19 @@ as_root = pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small disk ne
 
 
 class Job:
-    """jepa-train with two ranks; all its processes have a mark in their environment."""
+    """jepa-train with two ranks: a fork of this process, which starts them; they have a mark in their environment."""
 
-    def __init__(self, folder: Path, *overrides: str, before: tuple[str, ...] = ()) -> None:
+    def __init__(self, folder: Path, *overrides: str, first: Callable[[], object] = list) -> None:
         self.mark = secrets.token_hex(8)
         self.printed = folder.parent / f"{folder.name}-{self.mark}.txt"
-        command = [sys.executable, "-m", "jepa.cli.train", *overrides, "processes=2", f"hydra.run.dir={folder}"]
         paths = os.pathsep.join([str(Path(__file__).parents[1] / "helpers"), os.environ.get("PYTHONPATH", "")])
-        environment = os.environ | {"JEPA_TEST_JOB": self.mark, "PYTHONPATH": paths}
-        with self.printed.open("w") as printed:
-            self.process = subprocess.Popen(
-                [*before, *command], env=environment, stdout=printed, stderr=subprocess.STDOUT, start_new_session=True
-            )
+
+        def run() -> int:
+            first()
+            os.environ.update(JEPA_TEST_JOB=self.mark, PYTHONPATH=paths)
+            return forked.command("train", [*overrides, "processes=2", f"hydra.run.dir={folder}"])()
+
+        self.process = forked.start(run, folder.parent, self.printed)
 
     @property
     def output(self) -> str:
@@ -73,7 +77,7 @@ class Job:
     def pids(self, rank: int | None = None) -> list[int]:
         """Process ids of the job, or of one rank, that are alive."""
         variables = {f"JEPA_TEST_JOB={self.mark}"} | ({f"RANK={rank}"} if rank is not None else set())
-        pids = []
+        pids = [self.process.pid or 0] if rank is None and self.process.is_alive() else []
         for folder in Path("/proc").glob("[0-9]*"):
             with suppress(OSError):
                 is_of_job = variables <= set((folder / "environ").read_text(errors="replace").split("\0"))
@@ -90,7 +94,7 @@ class Job:
         """Wait and return the seconds; fails if the job ends before."""
         begun = time.monotonic()
         while not condition():
-            assert self.process.poll() is None, self.output
+            assert self.process.exitcode is None, self.output
             assert time.monotonic() < begun + seconds, self.output
             time.sleep(pause)
         return time.monotonic() - begun
@@ -98,27 +102,27 @@ class Job:
     def wait_for_end_of_all(self, seconds: float) -> float:
         """Wait until no process of the job is left; returns the seconds."""
         begun = time.monotonic()
-        self.process.wait(seconds)
+        self.process.join(seconds)
         while self.pids():
             assert time.monotonic() < begun + seconds, self.output
             time.sleep(0.1)
         return time.monotonic() - begun
 
-    def finish(self) -> int:
-        self.process.wait(LIMIT)
-        return self.process.returncode
+    def finish(self) -> int | None:
+        self.process.join(LIMIT)
+        return self.process.exitcode
 
 
 @contextmanager
-def started(folder: Path, *overrides: str, before: tuple[str, ...] = ()) -> Iterator[Job]:
-    job = Job(folder, *overrides, before=before)
+def started(folder: Path, *overrides: str, first: Callable[[], object] = list) -> Iterator[Job]:
+    job = Job(folder, *overrides, first=first)
     try:
         yield job
     finally:
         while job.pids():
             job.signal_all(signal.SIGKILL)
             time.sleep(0.05)
-        job.process.wait()
+        job.process.join()
 
 
 def last_step(folder: Path) -> int:
@@ -150,7 +154,7 @@ def assert_same_weights(folder: Path, other: Path) -> None:
 
 
 class Refused(NamedTuple):
-    status: int
+    status: int | None
     output: str
 
 
@@ -181,7 +185,7 @@ class Ending:
     """the newest whole checkpoint when the fault happened"""
     saved_after: int
     reached: int
-    status: int
+    status: int | None
     seconds: float
     complaints: list[str]
 
@@ -201,7 +205,7 @@ def run_until(folder: Path, fault: Fault) -> Ending:
         fault(job, folder)
         before, reached = saved_step(folder), last_step(folder)
         seconds = job.wait_for_end_of_all(LIMIT)
-        return Ending(before, saved_step(folder), reached, job.process.returncode, seconds, job.complaints)
+        return Ending(before, saved_step(folder), reached, job.process.exitcode, seconds, job.complaints)
 
 
 def kill_rank(job: Job, folder: Path) -> None:
@@ -247,14 +251,19 @@ def survivor(tmp_path_factory: pytest.TempPathFactory) -> Survivor:
     endings = {name: run_until(folder, fault) for name, fault in FAULTS.items()}
     for path in (folder, *folder.rglob("*")):
         os.utime(path, (4e9, 4e9), follow_symlinks=False)
-    before = ("unshare", "--uts", "sh", "-c", 'hostname "no.such-host" && exec "$@"', "sh") if can_rename() else ()
-    with started(folder, *LONG, before=before) as job:
+    with started(folder, *LONG, first=on_another_host if can_rename() else list) as job:
         assert job.finish() == 0, job.output
     return Survivor(folder, endings)
 
 
 def can_rename() -> bool:
     return subprocess.run(["unshare", "--uts", "true"], capture_output=True, check=False).returncode == 0
+
+
+def on_another_host() -> None:
+    new_names_of_host = 0x04000000  # CLONE_NEWUTS
+    assert ctypes.CDLL(None).unshare(new_names_of_host) == 0
+    socket.sethostname("no.such-host")
 
 
 def test_a_run_that_was_killed_at_every_turn_ends_with_the_weights_of_an_undisturbed_one(

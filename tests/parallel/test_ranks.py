@@ -71,7 +71,7 @@ def be_a_rank(rank: int, folder: Path, ports: list[int]) -> None:
 def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folders of all runs."""
     folder = tmp_path_factory.mktemp("ranks")
-    multiprocessing.spawn(be_a_rank, args=(folder, free_ports(len(CASES))), nprocs=2)  # pyright: ignore
+    multiprocessing.start_processes(be_a_rank, args=(folder, free_ports(len(CASES))), nprocs=2, start_method="fork")  # pyright: ignore[reportPrivateImportUsage]
     return folder
 
 

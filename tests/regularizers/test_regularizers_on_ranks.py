@@ -95,7 +95,7 @@ def work(rank: int, folder: str) -> None:
 @pytest.fixture(scope="module")
 def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
     folder: Path = tmp_path_factory.mktemp("ranks")
-    multiprocessing.spawn(work, args=(str(folder),), nprocs=2)  # pyright: ignore[reportPrivateImportUsage]
+    multiprocessing.start_processes(work, args=(str(folder),), nprocs=2, start_method="fork")  # pyright: ignore[reportPrivateImportUsage]
     return [torch.load(folder / f"rank{rank}.pt") for rank in range(2)]
 
 

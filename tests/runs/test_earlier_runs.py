@@ -6,10 +6,9 @@ steps 3 and 4, and the tokens of its last checkpoint for one image. earlier_expo
 
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
+import forked
 import pytest
 import torch
 
@@ -37,10 +36,9 @@ def resumed(tmp_path_factory):
         *("dataset.num_samples=32", "dataset.side=16", "dataset.val_samples=32", "evaluator=[knn,diagnostics]"),
         *("evaluation.train_samples=32", "evaluation.val_samples=32", "device=cpu", "precision=fp32"),
     ]
-    command = [sys.executable, "-m", "jepa.cli.train", *overrides]
-    done = subprocess.run(command, cwd=top, capture_output=True, text=True, timeout=250, check=False)
-    assert done.returncode == 0, done.stderr
-    assert "resuming from" in done.stdout + done.stderr
+    output = top / "output"
+    assert forked.status(forked.command("train", overrides), top, output) == 0, output.read_text()
+    assert "resuming from" in output.read_text()
     return folder
 
 

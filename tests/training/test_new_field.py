@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import re
-import subprocess
 import sys
 from itertools import islice
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import forked
 import pytest
 import torch
 
@@ -50,27 +49,29 @@ def own(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def jepa_train(folder: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "jepa.cli.train", "--config-dir", "conf", *SMALL, *overrides]
-    path = os.pathsep.join([str(folder), *filter(None, [os.environ.get("PYTHONPATH")])])
-    return subprocess.run(
-        command, cwd=folder, env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True, check=False
-    )
+def jepa_train(folder: Path, *overrides: str) -> tuple[int, str]:
+    """Status and output of the command in a process that finds the user's modules."""
+
+    def run() -> int:
+        sys.path.insert(0, str(folder))
+        return forked.command("train", ["--config-dir", "conf", *SMALL, *overrides])()
+
+    return forked.status(run, folder, folder / "output"), (folder / "output").read_text()
 
 
 def test_an_objective_learns_from_a_field_that_only_its_data_set_knows(own: Path) -> None:
-    done = jepa_train(own, "encoder=temporal", "dataset=walks", "objective=inverse_dynamics")
-    assert done.returncode == 0, done.stderr
+    status, output = jepa_train(own, "encoder=temporal", "dataset=walks", "objective=inverse_dynamics")
+    assert status == 0, output
     rows = [row for row in read_rows(own / "outputs" / "run") if "train/error" in row]
     assert [row["step"] for row in rows] == [1, 2]
     assert all(row["train/error"] == row["train/loss"] > 0 for row in rows)
 
 
 def test_data_without_the_field_are_refused_with_both_names(own: Path) -> None:
-    refused = jepa_train(own, "encoder=temporal", "dataset=moving_digits", "objective=inverse_dynamics")
-    assert refused.returncode == 2
-    assert "InverseDynamics learns from actions, and MovingDigits has none" in refused.stderr
-    assert "Traceback" not in refused.stderr
+    status, output = jepa_train(own, "encoder=temporal", "dataset=moving_digits", "objective=inverse_dynamics")
+    assert status == 2
+    assert "InverseDynamics learns from actions, and MovingDigits has none" in output
+    assert "Traceback" not in output
 
 
 def test_the_refusal_names_the_choices_that_have_the_field() -> None:
@@ -102,6 +103,6 @@ def test_actions_belong_to_the_frames_that_were_drawn(own: Path, monkeypatch: py
 def test_an_objective_that_is_no_objective_is_refused_by_name(own: Path) -> None:
     source = own / "inverse_dynamics.py"
     source.write_text(source.read_text().replace("(Objective)", "(nn.Module)"))
-    refused = jepa_train(own, "encoder=temporal", "dataset=walks", "objective=inverse_dynamics")
-    assert refused.returncode == 2
-    assert "objective: InverseDynamics must derive from jepa.objectives.base.Objective" in refused.stderr
+    status, output = jepa_train(own, "encoder=temporal", "dataset=walks", "objective=inverse_dynamics")
+    assert status == 2
+    assert "objective: InverseDynamics must derive from jepa.objectives.base.Objective" in output
