@@ -326,6 +326,19 @@ class Trainer:
         config = self.config
         if "random" in config.baselines:
             yield "random", 0, partial(build_with, config.policy)
+        for name in config.baselines:
+            if name.startswith("ppo"):
+                encoder = self.folder / "world" if name == "ppo_features" else None
+                for steps in (config.env_steps * factor for factor in config.ppo_steps):
+                    yield name, steps, partial(self.ppo, steps, encoder)
+
+    def ppo(self, steps: int, encoder: Path | None) -> Any:
+        from jepa.rl.baselines import ppo_policy  # needs an extra
+
+        config = self.config
+        return ppo_policy(
+            config.env, steps=steps, seed=config.seed, episode_steps=config.episode_steps, encoder=encoder
+        )
 
     def films(self) -> list[Any]:
         actor = self.actor
