@@ -27,6 +27,8 @@ from jepa.cli.export import main as export
 from jepa.cli.find import main as find
 from jepa.cli.finetune import main as finetune
 from jepa.cli.plan import main as plan
+from jepa.cli.play import main as play
+from jepa.cli.rl import main as learn
 from jepa.cli.train import main as train
 from jepa.comparison.runs import TrainProcesses
 from jepa.config import Composer
@@ -37,6 +39,17 @@ ROOT = Path(__file__).resolve().parents[1]
 BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```$", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL)
 SHELL_LINES = [line for kind, block in BLOCKS if kind == "bash" for line in block.splitlines() if line.strip()]
 PLANNED = ["episodes=2", "budget=4", "baselines=[random]", "videos=1", "planner.samples=8", "planner.elites=4"]
+DREAMT = [
+    "world_steps=6",
+    "policy_steps=4",
+    "env_steps=100",
+    "eval_episodes=2",
+    "videos=1",
+    "batch_size=8",
+    "horizon=2",
+]
+DREAMT += ["episode_steps=8", "ppo_steps=[1]"]
+WORLD = ["evaluator=[]", "batch_size=8"]
 PYTHON_BLOCKS = [block for kind, block in BLOCKS if kind == "python"]
 
 
@@ -62,6 +75,15 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
         patch.chdir(folder)
         train_world("two_rooms")
     return folder / "outputs" / "two_rooms"
+
+
+@pytest.fixture(scope="module")
+def policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of jepa-rl."""
+    pytest.importorskip("minigrid")
+    folder = tmp_path_factory.mktemp("policy")
+    jepa_rl(["rl=minigrid_jepa"], [], folder)
+    return folder / "outputs" / "minigrid_jepa"
 
 
 @pytest.fixture
@@ -255,6 +277,18 @@ def jepa_collect(arguments: list[str], tiny: list[str], cwd: Path) -> None:
     assert "frames/s" in output_of(collect, [*arguments, "episodes=2", "steps=3"], cwd)
 
 
+def jepa_rl(arguments: list[str], tiny: list[str], cwd: Path) -> None:
+    pytest.importorskip("minigrid")
+    world = WORLD if "rl=minigrid_iris" in arguments else [*WORLD, "objective.head_steps=8"]
+    arguments = [re.sub(r"^(seed=\d+,\d+),.*", r"\1", text) for text in arguments]
+    printed = output_of(learn, [*arguments, *DREAMT, f"train=[{','.join(map(repr, world))}]"], cwd)
+    assert all(f"\n{name}" in printed for name in ("random", *(["ppo"] if "ppo" in str(arguments) else [])))
+
+
+def jepa_play(arguments: list[str], tiny: list[str], cwd: Path) -> None:
+    assert "play.html" in output_of(play, [*arguments, "steps=3"], cwd)
+
+
 RULES: dict[str, Callable[[list[str], list[str], Path], None]] = {
     "make": make_target,
     "jepa-train": jepa_train,
@@ -266,6 +300,8 @@ RULES: dict[str, Callable[[list[str], list[str], Path], None]] = {
     "jepa-export": jepa_export,
     "jepa-collect": jepa_collect,
     "jepa-plan": jepa_plan,
+    "jepa-rl": jepa_rl,
+    "jepa-play": jepa_play,
     "sbatch": submit,
     "source": activate,
     "eval": evaluate,
@@ -273,20 +309,29 @@ RULES: dict[str, Callable[[list[str], list[str], Path], None]] = {
 
 
 @pytest.mark.parametrize("line", SHELL_LINES, ids=lambda line: line.split("#")[0].strip())
-def test_shell_command_works(line: str, tiny: list[str], workplace: Path, quickstart: Path, world: Path) -> None:
+def test_shell_command_works(
+    line: str, tiny: list[str], workplace: Path, quickstart: Path, world: Path, request: pytest.FixtureRequest
+) -> None:
     program, *arguments = shlex.split(line, comments=True)
     assert program in RULES, "no rule says how to test this command"
     if any(text.endswith("=outputs/quickstart") for text in arguments):
         shutil.copytree(quickstart, workplace / "outputs" / "quickstart", symlinks=True)
     if any(text.endswith("=outputs/two_rooms") for text in arguments):
         shutil.copytree(world, workplace / "outputs" / "two_rooms", symlinks=True)
+    if "run=outputs/minigrid_jepa" in arguments:
+        policy = request.getfixturevalue("policy")
+        shutil.copytree(policy, workplace / "outputs" / "minigrid_jepa", symlinks=True)
     RULES[program](arguments, tiny, workplace)
 
 
-@pytest.mark.parametrize("block", PYTHON_BLOCKS, ids=["plan", "train", "load"])
+@pytest.mark.parametrize("block", PYTHON_BLOCKS, ids=["plan", "act", "train", "load"])
 def test_python_block_works(
-    block: str, tiny: list[str], workplace: Path, quickstart: Path, world: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    block: str, tiny: list[str], workplace: Path, quickstart: Path, world: Path, monkeypatch: pytest.MonkeyPatch,
+    request: pytest.FixtureRequest,
+) -> None:  # fmt: skip
+    if "minigrid" in block:
+        policy = request.getfixturevalue("policy")
+        shutil.copytree(policy, workplace / "outputs" / "minigrid_jepa", symlinks=True)
     if "gymnasium" in block:
         pytest.importorskip("gymnasium")
         shutil.copytree(world, workplace / "outputs" / "two_rooms", symlinks=True)

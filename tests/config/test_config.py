@@ -44,6 +44,7 @@ NEEDED = {
     "sign_digits": ["dataset.root_path=.", "dataset.image_folder=."],
     "frames": ["dataset.root_path=.", "dataset.image_folder=."],
     "hf": ["dataset.path=somebody/something"],
+    "trained": ["policy.run=outputs/dreamer"],
     "voc": VOC,
     "bccd_detection": [*VOC, "dataset.test_split=null"],
     "bccd_jepa": VOC,

@@ -61,16 +61,16 @@ class Parts:
 
     @classmethod
     def of(cls, config: RLConfig) -> Parts:
-        """Equal shares; only the steps of the first round are given by first_steps."""
+        """Equal shares, but for first_steps; world and policy are trained in proportion, at least a step in each."""
         count = config.rounds
         first = config.first_steps or config.env_steps // count
-        rest = [first + (config.env_steps - first) * number // max(1, count - 1) for number in range(count)]
-        rest[-1] = config.env_steps
+        ends = [first + (config.env_steps - first) * number // max(1, count - 1) for number in range(count)]
+        ends[-1] = config.env_steps
         shares = (
-            [total * (number + 1) // count for number in range(count)]
+            [number + 1 + (total - count) * end // ends[-1] for number, end in enumerate(ends)]
             for total in (config.world_steps, config.policy_steps)
         )
-        return cls(rest, *shares)
+        return cls(ends, *shares)
 
     def round_of(self, policy_step: int) -> int:
         """The round in which this step of the policy is the next."""
@@ -84,8 +84,10 @@ def world_config(config: RLConfig, number: int, composer: Composer, frame_shape:
     if not (replay / "store.json").exists():  # so that the rest can be checked before anything is collected
         nodes = {name: override_literal(getattr(config, name)) for name in ("env", "policy")}
         shared += ["dataset.episodes=1", *(f"dataset.{name}={node}" for name, node in nodes.items())]
-    size = f"image_size={override_literal(list(frame_shape[1:]))}"
-    chosen = [*config.world["overrides"], size, *config.world["settings"], KEPT_OF_WORLD, *config.train, *shared]
+    given = [f"image_size={override_literal(list(frame_shape[1:]))}", KEPT_OF_WORLD]
+    if config.rounds > 1:  # the run gets longer in each round: its learning rate must not have ended
+        given += ["schedule=constant", "schedule.final_ratio=1.0"]
+    chosen = [*config.world["overrides"], *given, *config.world["settings"], *config.train, *shared]
     result = to_dataclass(composer.compose(chosen))
     result.name = f"{config.name}/world"
     return result
