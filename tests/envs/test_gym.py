@@ -97,6 +97,23 @@ def test_the_limit_counts_transitions_and_truncates() -> None:
     ]
 
 
+@pytest.mark.parametrize("mode", [*gymnasium.vector.AutoresetMode, None])
+def test_an_environment_that_resets_itself_is_refused(mode: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise the first frame of an episode would be stored as the outcome of the last action of the one before."""
+    if mode is not None:
+        monkeypatch.setitem(Counter.metadata, "autoreset_mode", mode)
+    wrap = gymnasium.wrappers.Autoreset if mode is None else lambda env: env
+    gymnasium.register("Selfreset-v0", lambda **settings: wrap(Counter(**settings)))
+    try:
+        if mode is gymnasium.vector.AutoresetMode.DISABLED:
+            assert GymEnv(id="Selfreset-v0").actions.num_actions == 2
+            return
+        with pytest.raises(ValueError, match="Selfreset-v0 resets itself at the end of an episode"):
+            GymEnv(id="Selfreset-v0")
+    finally:
+        del gymnasium.registry["Selfreset-v0"]
+
+
 def test_discrete_actions_begin_at_the_start_of_the_space() -> None:
     env = counter()
     env.reset([0])

@@ -22,7 +22,7 @@ VARIANTS = {
     "tokens": [*WORLD, "predictor.state=tokens", "predictor.model=transformer", "predictor.history=2"],
     "iris": [
         *(override for override in TINY if not override.startswith(("predictor.", "objective."))),
-        *("objective=iris", "regularizer=none", "objective.num_codes=16", "objective.merge=2"),
+        *("objective=iris", "dataset.pad=true", "regularizer=none", "objective.num_codes=16", "objective.merge=2"),
         *("objective.dynamics_width=16", "objective.dynamics_depth=1", "objective.decoder_depth=1"),
     ],
 }

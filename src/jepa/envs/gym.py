@@ -137,7 +137,7 @@ def make(id: str, kwargs: Mapping[str, Any], limit: int | None = None) -> Any:
         if module:
             require(module)
         _check_renders(gymnasium.spec(name))
-        return gymnasium.make(name, limit, disable_env_checker=True, render_mode="rgb_array", **kwargs)
+        made = gymnasium.make(name, limit, disable_env_checker=True, render_mode="rgb_array", **kwargs)
     except gymnasium.error.UnregisteredEnv as error:
         raise ValueError(f"env.id={id}: {_no_such_id(name, list(gymnasium.registry))}") from error
     except gymnasium.error.DependencyNotInstalled as error:
@@ -146,6 +146,19 @@ def make(id: str, kwargs: Mapping[str, Any], limit: int | None = None) -> Any:
         raise ValueError(f"env.id={id}: needs the package {error.name}; install it") from error
     except (gymnasium.error.Error, TypeError) as error:
         raise ValueError(f"env.id={id} with env.kwargs={kwargs}: {_one_line(error)}") from error
+    return _without_autoreset(made)
+
+
+def _without_autoreset(env: Any) -> Any:
+    """Raises ValueError for an environment that resets itself: a frame of a new episode would follow the old action."""
+    gymnasium, layer = require("gymnasium"), env
+    mode = env.metadata.get("autoreset_mode")
+    resets = getattr(mode, "value", mode) not in (None, "Disabled")
+    while layer is not env.unwrapped and not resets:
+        resets, layer = isinstance(layer, gymnasium.wrappers.Autoreset), layer.env
+    if resets:
+        raise ValueError(f"env.id={env.spec.id} resets itself at the end of an episode; register it without Autoreset")
+    return env
 
 
 def require(module: str) -> ModuleType:

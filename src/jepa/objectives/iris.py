@@ -75,15 +75,19 @@ class IRIS(Objective):
         return LossOutput(loss, {name: value.detach() for name, value in metrics.items()}, tokenized.embedding)
 
     def dynamics_errors(self, codes: Tensor, fields: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Cross-entropies in nats of the codes but the very first, of rewards and of ends; means over what is valid."""
+        """Cross-entropies in nats of the codes but the very first, of rewards and of ends.
+
+        Means over all positions, zero beyond the end of an episode: so they are the same for any number of ranks.
+        """
         predicted, took_place = self.dynamics(codes, fields.get("actions")), real_transitions(codes, fields)
         is_real = F.pad(took_place, (1, 0), value=1.0).repeat_interleave(codes.shape[2], dim=1)[:, 1:]
         logits = predicted.codes.flatten(1, 2)[:, 1:].transpose(1, 2)
-        terms = {"tokens": weighted_mean(F.cross_entropy(logits, codes.flatten(1)[:, 1:], reduction="none"), is_real)}
+        tokens = F.cross_entropy(logits, codes.flatten(1)[:, 1:], reduction="none")
+        terms = {"tokens": (tokens * is_real).mean()}
         if self.dynamics.outcome is not None:
             rewards = self.dynamics.scalars.loss(predicted.rewards, fields["rewards"])
             ends = F.binary_cross_entropy_with_logits(predicted.ends, fields["terminated"].float(), reduction="none")
-            terms |= {"rewards": weighted_mean(rewards, took_place), "ends": weighted_mean(ends, took_place)}
+            terms |= {"rewards": (rewards * took_place).mean(), "ends": (ends * took_place).mean()}
         return terms
 
     @torch.no_grad()
@@ -138,7 +142,3 @@ def real_transitions(codes: Tensor, fields: Mapping[str, Tensor]) -> Tensor:
     """Codes [B, T, K] -> float32 [B, T - 1]: 0 for transitions beyond the end of an episode"""
     valid = fields.get("valid")
     return torch.ones_like(codes[:, 1:, 0], dtype=torch.float32) if valid is None else valid
-
-
-def weighted_mean(values: Tensor, weights: Tensor) -> Tensor:
-    return (values * weights).sum() / weights.sum().clamp(min=1)
