@@ -27,12 +27,14 @@ PREDICTOR = {"state_dim": 6, "width": 16, "depth": 1, "num_heads": 2}
 
 
 def make(
-    space: ActionSpace = CONTINUOUS, *, predictor: dict[str, Any] | None = None, seed: int = 0, **changes: Any
-) -> Dynamics:
+    space: ActionSpace = CONTINUOUS, *, predictor: dict[str, Any] | None = None, seed: int = 0, rewards: bool = False,
+    **changes: Any,
+) -> Dynamics:  # fmt: skip
     """An objective whose predictor depends on all of its inputs."""
     torch.manual_seed(seed)
     encoder = SpatialEncoder(clip_shape=(1, 1, 8, 8), patch_size=4, embed_dim=8, depth=1, num_heads=2)
     fields = {"actions": Field(shape=(T - 1, *space.shape), space=space)}
+    fields |= {name: Field(shape=(T - 1,)) for name in ("rewards", "terminated")} if rewards else {}
     built = ActionPredictor(grid=encoder.grid, embed_dim=8, fields=fields, **PREDICTOR | (predictor or {}))
     with torch.no_grad():
         for parameter in built.dynamics.parameters():
@@ -173,6 +175,36 @@ def test_inverse_dynamics_over_several_steps_of_discrete_actions_sums_their_cros
     losses = -torch.tensor([0.5, 0.25, 0.25])[batch.fields["actions"]].log()
     expected = (losses.mean() + (losses[:, 1:] + losses[:, :-1]).mean()) / 2
     torch.testing.assert_close(objective(batch, NO_MASKS).metrics["inverse"], expected)
+
+
+@pytest.mark.parametrize("history", [1, 2])
+def test_a_reward_is_read_from_the_state_to_which_its_action_leads(history: int) -> None:
+    objective = make(predictor={"history": history}, rewards=True, reward_weight=2.0)
+    plain = make(predictor={"history": history}, rewards=True)
+    rewards, ends = torch.rand(B, T - 1), torch.zeros(B, T - 1)
+    ends[0, -1] = 1
+    batch = draw()
+    batch = batch._replace(fields={**batch.fields, "rewards": rewards, "terminated": ends})
+    assert objective.outcome is not None
+    expected = []
+    states = [objective.states(batch.clips)[:, k] for k in range(history)]
+    for step in range(history - 1, T - 1):
+        past = torch.stack(states[-history:], dim=1)
+        states.append(objective.predictor.step(past, batch.fields["actions"][:, step - history + 1 : step + 1]))
+        logits = objective.outcome(states[-1].flatten(1))
+        expected.append(objective.scalars.loss(logits[:, :-1], rewards[:, step]))
+        expected[-1] = expected[-1] + F.binary_cross_entropy_with_logits(logits[:, -1], ends[:, step], reduction="none")
+    output = objective(batch, NO_MASKS)
+    assert output.metrics["outcome"].item() == pytest.approx(torch.stack(expected).mean().item(), rel=1e-5)
+    difference = output.loss - plain(batch, NO_MASKS).loss
+    assert difference.item() == pytest.approx(2 * output.metrics["outcome"].item(), rel=1e-4)
+    objective.outcome_error(torch.stack(states[history:], dim=1), batch.fields).backward()
+    assert all(parameter.grad is not None for parameter in objective.encoder.parameters())
+
+
+def test_rewards_that_the_data_lack_are_refused() -> None:
+    with pytest.raises(ValueError, match="objective.reward_weight: the data set has no rewards"):
+        make(reward_weight=1.0)
 
 
 def test_more_steps_between_two_states_than_a_clip_has_are_refused() -> None:

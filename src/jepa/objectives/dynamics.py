@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from timm.layers.mlp import Mlp
 from torch import Tensor, nn
 
+from jepa.layers.two_hot import NUM_BINS, TwoHot
 from jepa.objectives.base import Objective, total_penalty
 from jepa.parallel.strategy import local_shards
 from jepa.predictors.action import ActionPredictor
@@ -38,20 +39,23 @@ class Dynamics(Objective):
     itself (`target=none`: a regulariser prevents the collapse; `stopgrad`: without gradient) or of an average of it
     (`ema`). `inverse_weight` adds the error of the action predicted from the history before it and the state after it
     (inverse dynamics, Pathak et al. 2017), or with `inverse_steps` K > 1 of the sum of the actions up to a state 1 to K
-    steps later; `similarity_weight` adds the squared difference of consecutive states (EB-JEPA). With `freeze` the
+    steps later; `reward_weight` adds the cross-entropies of rewards and ends, read from the states that are predicted
+    from the first frames, so that states hold what decides them; `similarity_weight` adds the squared difference of consecutive states (EB-JEPA). With `freeze` the
     encoder stays as it is, e.g. encoder=pretrained. After the training the `heads` are fitted on its frozen states for
     `head_steps` steps each (jepa.planning.heads).
     """
 
     predicts = "states"
     needs = {"actions"}
+    uses = {"rewards", "terminated"}
     rules = ("jepa.objectives.rules.dynamics",)
 
     def __init__(
         self, *, encoder: nn.Module, predictor: nn.Module, regularizers: Mapping[str, nn.Module] | None = None,
         fields: Mapping[str, Field], target: Literal["none", "stopgrad", "ema"] = "none",
         starts: Literal["all", "first"] = "all", inverse_weight: NonNegative = 1.0,
-        inverse_steps: PositiveInt = 1, similarity_weight: NonNegative = 12.0, freeze: bool = False,
+        inverse_steps: PositiveInt = 1, reward_weight: NonNegative = 0.0, similarity_weight: NonNegative = 12.0,
+        freeze: bool = False,
         momentum: Share = 0.99, final_momentum: Share = 1.0,
         heads: Sequence[HeadName] = ("probe", "value", "policy", "clone"), head_steps: PositiveInt = 4000,
         total_steps: PositiveInt,
@@ -73,7 +77,7 @@ class Dynamics(Objective):
         self.regularizers = nn.ModuleDict(regularizers)
         self.target, self.starts, self.freeze = target, starts, freeze
         self.inverse_weight, self.inverse_steps = inverse_weight, inverse_steps
-        self.similarity_weight = similarity_weight
+        self.reward_weight, self.similarity_weight = reward_weight, similarity_weight
         self.momentum, self.final_momentum, self.total_steps = momentum, final_momentum, total_steps
         self.heads, self.head_steps = heads, head_steps
         average = nn.ModuleDict({"encoder": encoder, "projector": predictor.projector})
@@ -81,6 +85,10 @@ class Dynamics(Objective):
         actions, sizes = predictor.actions, predictor.settings
         inputs, outputs = (predictor.history + 1) * predictor.state_dim, actions.block * actions.space.size
         self.inverse = Mlp(inputs, sizes["width"], outputs) if inverse_weight else None
+        if reward_weight and not self.uses <= fields.keys():
+            raise ValueError("objective.reward_weight: the data set has no rewards; leave it at 0")
+        self.outcome = Mlp(predictor.state_size, sizes["width"], NUM_BINS + 1) if reward_weight else None
+        self.scalars = TwoHot()
 
     @property
     def contract(self) -> dict[str, Any]:
@@ -129,6 +137,9 @@ class Dynamics(Objective):
         if self.inverse is not None:
             terms["inverse"] = self.inverse_error(states, actions)
             loss = loss + self.inverse_weight * terms["inverse"]
+        if self.outcome is not None:
+            terms["outcome"] = self.outcome_error(last, batch.fields)
+            loss = loss + self.reward_weight * terms["outcome"]
         terms["similarity"] = (states[:, 1:] - states[:, :-1]).square().mean()
         loss = loss + self.similarity_weight * terms["similarity"]
         terms = {name: value.detach() for name, value in terms.items()}
@@ -179,6 +190,14 @@ class Dynamics(Objective):
             predicted = self.inverse(torch.cat([known[:, :-steps], later], dim=-1)).float()
             errors.append(self._action_error(predicted, scaled.unfold(1, steps, 1).sum(dim=-1)))
         return torch.stack(errors).mean()
+
+    def outcome_error(self, predicted: Tensor, fields: Mapping[str, Tensor]) -> Tensor:
+        """Cross-entropies of the rewards and ends of the transitions to the predicted states [B, K, S, Z]."""
+        assert self.outcome is not None
+        logits = self.outcome(predicted.flatten(2)).float()
+        rewards, ends = (fields[name][:, -predicted.shape[1] :].float() for name in ("rewards", "terminated"))
+        ended = F.binary_cross_entropy_with_logits(logits[..., -1], ends)
+        return self.scalars.loss(logits[..., :-1], rewards).mean() + ended
 
     def _action_error(self, predicted: Tensor, actions: Tensor) -> Tensor:
         """[B, n, A], sums of scaled actions [B, n, A] -> scalar"""

@@ -100,6 +100,6 @@ def requeue(environ: Mapping[str, str]) -> None:
     try:
         _scontrol("requeue", job)
     except RunError as error:
-        print(f"jepa-train: {error}; submit the job again to resume the run", flush=True)
+        print(f"{error}; submit the job again to resume the run", flush=True)
         return
     time.sleep(REQUEUE_SECONDS)

@@ -91,7 +91,7 @@ class World(nn.Module):
         return torch.cat(parts).unflatten(0, frames.shape[:-3])
 
     def _encode(self, frames: Tensor) -> Tensor:
-        tokens = self.encoder(self.encoder.transform(frames))
+        tokens = self.encoder(self.encoder.transform(frames).to(next(self.predictor.parameters()).device))
         return self.predictor.project(tokens[:, None])[:, 0]
 
     def step(self, states: Tensor, actions: Tensor) -> Tensor:

@@ -171,5 +171,6 @@ class Imagination:
             if self.random is None:
                 chosen.append(logits.argmax(dim=-1))
             else:
-                chosen.append(logits.softmax(dim=-1).multinomial(1, generator=self.random)[:, 0])
+                shares = logits.softmax(dim=-1).to(self.random.device)
+                chosen.append(shares.multinomial(1, generator=self.random)[:, 0].to(logits.device))
         return torch.stack(chosen, dim=1)

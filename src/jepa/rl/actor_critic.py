@@ -78,11 +78,13 @@ class ActorCritic(nn.Module):
         """[B, F] -> choices drawn with `random`, else the likeliest: [B, A] around [-1, 1], or long [B]"""
         if self.space.is_discrete:
             shares = self.probabilities(features)
-            return shares.argmax(-1) if random is None else shares.multinomial(1, generator=random)[:, 0]
+            if random is None:
+                return shares.argmax(-1)
+            return shares.to(random.device).multinomial(1, generator=random)[:, 0].to(shares.device)
         mean, std = self.normal(features)
         if random is None:
             return mean
-        return mean + std * torch.randn(mean.shape, generator=random).to(mean.device)
+        return mean + std * torch.randn(mean.shape, generator=random, device=random.device).to(mean.device)
 
     def log_prob_and_entropy(self, features: Tensor, choices: Tensor) -> tuple[Tensor, Tensor]:
         """[.., F], choices -> [..], [..]"""
@@ -103,8 +105,8 @@ class ActorCritic(nn.Module):
     @torch.no_grad()
     def after_step(self) -> None:
         """The slow critic follows the critic."""
-        pairs = (list(head.parameters()) for head in (self.slow_critic, self.critic))
-        torch._foreach_lerp_(*pairs, 1 - SLOW)  # pyright: ignore[reportPrivateImportUsage]
+        slow, fast = list(self.slow_critic.parameters()), list(self.critic.parameters())
+        torch._foreach_lerp_(slow, fast, 1 - SLOW)  # pyright: ignore[reportPrivateImportUsage]
 
 
 def loss(

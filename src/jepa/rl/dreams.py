@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -26,8 +26,6 @@ from jepa.predictors.token_dynamics import Imagination
 from jepa.runs.checkpoint import CheckpointError, find, load_model, read_state
 from jepa.types import ActionSpace, Field, NonNegativeInt, PositiveInt
 
-Sees = Literal["states", "frames"]
-"""What a policy reads: states of the world (latents, or the vectors of tokens), or the frames that it draws."""
 SIDE = 16
 """Pixels of a side of the frames that a policy reads."""
 TOKENS_FIELDS: Fields = {
@@ -70,8 +68,11 @@ class DreamWorld(nn.Module):
         """uint8 [n, C, H, W] -> [n, *E]"""
         raise NotImplementedError
 
-    def features(self, seen: Tensor, sees: Sees) -> Tensor:
-        """The last frames [B, h, *E] -> float32 [B, F]"""
+    def features(self, seen: Tensor, sees: str) -> Tensor:
+        """What a policy reads of the last frames [B, h, *E]: float32 [B, F].
+
+        It `sees` states (latents, or the vectors of tokens) or frames, which the world draws.
+        """
         values = self.vectors(seen) if sees == "states" else small(self.draw(seen.flatten(0, 1)))
         return values.reshape(len(seen), -1)
 
@@ -147,7 +148,8 @@ class TokenWorld(DreamWorld):
         return torch.cat(parts)
 
     def _encode(self, frames: Tensor) -> Tensor:
-        return self.model.tokenizer(self.model.encoder(self.model.encoder.transform(frames))).codes[:, 0]
+        clips = self.model.encoder.transform(frames).to(self.mean.device)
+        return self.model.tokenizer(self.model.encoder(clips)).codes[:, 0]
 
     def vectors(self, encoded: Tensor) -> Tensor:
         return self.model.tokenizer.quantizer.lookup(encoded)

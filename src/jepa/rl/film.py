@@ -35,7 +35,7 @@ class Stage:
         self.env, self.actor, world = env, actor, actor.world
         frames, _ = env.reset([derive_seed(seed, 0, 0, "evaluation")])
         encoded = world.encode(frames)
-        idle = idle_action(world.actions)
+        idle = idle_action(world.actions).to(encoded.device)
         self.seen = encoded[:, None].repeat_interleave(actor.history, dim=1)
         past = idle.expand(1, world.context - 1, *idle.shape)
         random = torch.Generator().manual_seed(derive_seed(seed, 0, 0, "film"))
@@ -58,7 +58,7 @@ class Stage:
 
     def take(self, action: np.ndarray) -> None:
         """One step in both; what has ended keeps its last frame."""
-        outcome = self.dream.step(torch.as_tensor(np.array(action))[None])
+        outcome = self.dream.step(torch.as_tensor(np.array(action), device=self.seen.device)[None])
         self.seen = torch.cat([self.seen[:, 1:], outcome.encoded[:, None]], dim=1)
         after = self.env.step(np.array(action)[None])
         reward = 0.0 if self.has_ended else float(after.rewards[0])

@@ -6,13 +6,13 @@ import torch
 from torch import Generator, Tensor
 
 from jepa.rl.actor_critic import ActorCritic, Imagined
-from jepa.rl.dreams import DreamWorld, Sees
+from jepa.rl.dreams import DreamWorld
 from jepa.rl.replay import Memory
 
 
 @torch.no_grad()
 def imagine(
-    world: DreamWorld, model: ActorCritic, memory: Memory, rows: Tensor, *, horizon: int, history: int, sees: Sees,
+    world: DreamWorld, model: ActorCritic, memory: Memory, rows: Tensor, *, horizon: int, history: int, sees: str,
     random: Generator | None,
 ) -> tuple[Imagined, Tensor]:  # fmt: skip
     """`horizon` steps after the remembered frames `rows` [B], and their frames [B, horizon + 1, *E].

@@ -24,7 +24,7 @@ NUM_STANDARDISED = 4096
 
 def make_learner(config: RLConfig, world: DreamWorld, device: torch.device) -> tuple[ActorCritic, AdamW]:
     """Actor and critic with initial weights, and their optimizer."""
-    sample = world.encode(torch.zeros(1, *world.contract.frame_shape, dtype=torch.uint8))
+    sample = world.encode(torch.zeros(1, *world.contract.frame_shape, dtype=torch.uint8))  # on the device
     num_features = world.features(sample[:, None].repeat_interleave(config.history, dim=1), config.sees).shape[1]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(config.seed, 0, 0, "policy"))
@@ -79,7 +79,7 @@ def one_step(
     config: RLConfig, world: DreamWorld, memory: Memory, model: ActorCritic, optimizer: AdamW, step: int
 ) -> dict[str, torch.Tensor]:
     """Dream, and one step of the optimizer; returns metrics."""
-    random = generator(config.seed, step, 0, "dream")
+    random = torch.Generator(memory.encoded.device).manual_seed(derive_seed(config.seed, step, 0, "dream"))
     rows = memory.draw(config.batch_size, random)
     imagined, _ = imagine(
         world, model, memory, rows, horizon=config.horizon, history=config.history, sees=config.sees, random=random

@@ -14,7 +14,7 @@ from torch import Tensor
 from jepa.config.files import as_mapping
 from jepa.errors import ConfigError
 from jepa.rl.actor_critic import ActorCritic
-from jepa.rl.dreams import DreamWorld, Sees, load_dream_world
+from jepa.rl.dreams import DreamWorld, load_dream_world
 from jepa.runs.checkpoint import CheckpointError, find, load_model, read_state
 from jepa.seeding import generator
 from jepa.types import ActionSpace, PositiveInt, Share
@@ -31,7 +31,7 @@ class Actor:
     """
 
     def __init__(
-        self, world: DreamWorld, model: ActorCritic, *, history: int, sees: Sees, explore: Share = 0.0,
+        self, world: DreamWorld, model: ActorCritic, *, history: int, sees: str, explore: Share = 0.0,
         greedy: bool = False,
     ) -> None:  # fmt: skip
         self.world, self.model, self.history, self.sees = world, model, history, sees

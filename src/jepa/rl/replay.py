@@ -24,12 +24,14 @@ GROUP = 25
 
 
 def extend(
-    folder: Path, *, env: BatchedEnv, policy: Callable[[], Policy], num_steps: int, episode_steps: int, seed: int
-) -> EpisodeStore:
+    folder: Path, *, env: BatchedEnv, policy: Callable[[], Policy], num_steps: int, episode_steps: int, seed: int,
+    check: Callable[[], None] = lambda: None,
+) -> EpisodeStore:  # fmt: skip
     """The store in `folder`, extended by episodes of the policy until it has exactly `num_steps` steps.
 
     Episode n depends on (seed, n) and the policy alone, and the last one is cut off where the steps are used up: a
-    process that was killed goes on to the same store. Raises RunError if the folder holds other episodes.
+    process that was killed goes on to the same store. `check` is called before each group of episodes, and may raise.
+    Raises RunError if the folder holds other episodes.
     """
     facts = StoreFacts(
         frame_shape=env.frame_shape, actions=env.actions, state_names=env.state_names, env=node_of(env), seed=seed,
@@ -41,6 +43,7 @@ def extend(
         actor = policy() if done < num_steps else None
         with tqdm(total=num_steps, initial=done, unit="step", desc="collect", delay=BAR_DELAY, leave=False) as bar:
             while actor is not None and done < num_steps:
+                check()
                 count = min(GROUP, -(-(num_steps - done) // episode_steps))
                 seeds = [derive_seed(seed, len(store) + n, 0, "episode") for n in range(count)]
                 append(folder, cut(rollouts(env, actor, seeds, episode_steps), num_steps - done))
@@ -89,7 +92,7 @@ class Memory(NamedTuple):
 
     def draw(self, count: int, random: Generator) -> Tensor:
         """long [count]: starts, each as likely as any other"""
-        picks = torch.randint(len(self.starts), (count,), generator=random)
+        picks = torch.randint(len(self.starts), (count,), generator=random, device=random.device)
         return self.starts[picks.to(self.starts.device)]
 
 

@@ -7,6 +7,7 @@ and optimizer. Every part is a function of the seed and of what was before it, a
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -32,8 +33,9 @@ from jepa.config.files import read_json
 from jepa.data.episode_store import Episode, EpisodeStore
 from jepa.envs.types import BatchedEnv
 from jepa.evaluation.types import Logger
+from jepa.parallel.environment import requeue
 from jepa.parallel.session import Session
-from jepa.parallel.signals import listen
+from jepa.parallel.signals import FROM_SCHEDULERS, Interrupt, listen
 from jepa.planning.protocol import SCHEMA, write_json
 from jepa.rl import evaluate, report
 from jepa.rl.dreams import DreamWorld, load_dream_world
@@ -103,15 +105,19 @@ def run(config: RLConfig, composer: Composer) -> dict[str, Any]:
     with as_config_errors():
         env = build_with(config.env)
     world_config(config, 0, composer, env.frame_shape)  # is refused before anything is collected
-    with open_folder(folder, config=asdict(config), resume=True, session=session) as run_dir:
-        trainer = Trainer(config, composer, folder, session, run_dir, env)
+    with (
+        open_folder(folder, config=asdict(config), resume=True, session=session) as run_dir,
+        listen() as interrupt,
+    ):
+        trainer = Trainer(config, composer, folder, session, run_dir, env, interrupt)
         run_dir.begin(to_yaml(config))
         try:
             trainer.train()
-            results = trainer.finish()
+            return trainer.finish()
         finally:
             trainer.close()
-        return results
+            if interrupt.signum in FROM_SCHEDULERS:
+                requeue(os.environ)
 
 
 def run_all(configs: Mapping[str, RLConfig], folder: Path, composer: Composer) -> dict[str, Any]:
@@ -135,10 +141,11 @@ class Trainer:
     """The rounds of a run in its folder."""
 
     def __init__(
-        self, config: RLConfig, composer: Composer, folder: Path, session: Session, run_dir: RunFolder, env: BatchedEnv
-    ) -> None:
+        self, config: RLConfig, composer: Composer, folder: Path, session: Session, run_dir: RunFolder,
+        env: BatchedEnv, interrupt: Interrupt,
+    ) -> None:  # fmt: skip
         self.config, self.composer, self.folder, self.session, self.run_dir = config, composer, folder, session, run_dir
-        self.env, self.device, self.parts = env, session.device, Parts.of(config)
+        self.env, self.interrupt, self.device, self.parts = env, interrupt, session.device, Parts.of(config)
         self.writer = checkpoint.Writer(folder, session, keep=config.keep)
         self.last = checkpoint.latest(folder)
         state = checkpoint.peek(self.last) if self.last else {}
@@ -151,7 +158,11 @@ class Trainer:
         }  # fmt: skip
         self.loggers: list[Logger] = [FolderLogger(**arguments)]
         self.loggers += [factory(node)(**arguments) for node in config.logger.values()]
-        self.interrupted = 0
+
+    def stop_if_asked(self) -> None:
+        """Between two parts, each of which is saved. Raises KeyboardInterrupt after a signal."""
+        if self.interrupt.is_requested():
+            raise KeyboardInterrupt
 
     def train(self) -> None:
         """The rounds that are left."""
@@ -170,7 +181,7 @@ class Trainer:
         config, num_steps = self.config, self.parts.env_steps[number]
         extend(
             self.folder / "replay", env=self.env, policy=self.actor_that_explores, num_steps=num_steps,
-            episode_steps=config.episode_steps, seed=config.seed,
+            episode_steps=config.episode_steps, seed=config.seed, check=self.stop_if_asked,
         )  # fmt: skip
 
     def actor_that_explores(self) -> Any:
@@ -216,14 +227,12 @@ class Trainer:
         memory = remember(world, store, range(len(store)), self.device)
         self.set_actor(world, model)
         self.optimizer = optimizer
-        with listen() as interrupt:
-            self.step = learn(
-                config, world, memory, model, optimizer, first_step=self.step, end_step=self.parts.policy_steps[number],
-                interrupt=interrupt, log=self.log, save=self.save,
-            )  # fmt: skip
-            self.interrupted = interrupt.signum
-        if self.interrupted:
-            raise KeyboardInterrupt
+        self.stop_if_asked()
+        self.step = learn(
+            config, world, memory, model, optimizer, first_step=self.step, end_step=self.parts.policy_steps[number],
+            interrupt=self.interrupt, log=self.log, save=self.save,
+        )  # fmt: skip
+        self.stop_if_asked()
 
     def policy_facts(self) -> dict[str, Any]:
         """What it takes to load the policy, of the last checkpoint."""
@@ -312,6 +321,7 @@ class Trainer:
         """Baselines, films and the page."""
         results = self.read_results()
         for name, env_steps, make in self.baselines():
+            self.stop_if_asked()
             if not any(found["policy"] == name and found["env_steps"] == env_steps for found in results["rows"]):
                 log.info("%s, %s steps", name, f"{env_steps:,}")
                 episodes, seconds = evaluate.play_episodes(
@@ -352,7 +362,7 @@ class Trainer:
         return [film(self.env, actor, steps=steps, seed=seed + 1000 * n) for n in range(self.config.videos)]
 
     def close(self) -> None:
-        self.run_dir.end(self.interrupted)
+        self.run_dir.end(self.interrupt.signum)
         for logger in self.loggers:
             logger.close(self.run_dir.status)
         self.env.close()

@@ -83,7 +83,7 @@ def compared_returns(
     steps = min(steps, MAX_DREAM)
     random = None if actor.greedy else generator(seed, 0, 0, "truth")
     imagined, _ = imagine(
-        actor.world, actor.model, memory, torch.arange(len(memory.encoded)), horizon=steps, history=actor.history,
+        actor.world, actor.model, memory, memory.starts, horizon=steps, history=actor.history,
         sees=actor.sees, random=random,
     )  # fmt: skip
     alive = torch.cat([torch.ones_like(imagined.goes_on[:1]), imagined.goes_on[:-1]]).cumprod(dim=0)
