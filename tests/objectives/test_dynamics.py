@@ -203,7 +203,7 @@ def test_a_reward_is_read_from_the_state_to_which_its_action_leads(history: int)
 
 
 def test_rewards_that_the_data_lack_are_refused() -> None:
-    with pytest.raises(ValueError, match="objective.reward_weight: the data set has no rewards"):
+    with pytest.raises(ValueError, match=r"objective\.reward_weight: the data set has no rewards"):
         make(reward_weight=1.0)
 
 

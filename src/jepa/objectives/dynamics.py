@@ -39,10 +39,10 @@ class Dynamics(Objective):
     itself (`target=none`: a regulariser prevents the collapse; `stopgrad`: without gradient) or of an average of it
     (`ema`). `inverse_weight` adds the error of the action predicted from the history before it and the state after it
     (inverse dynamics, Pathak et al. 2017), or with `inverse_steps` K > 1 of the sum of the actions up to a state 1 to K
-    steps later; `reward_weight` adds the cross-entropies of rewards and ends, read from the states that are predicted
-    from the first frames, so that states hold what decides them; `similarity_weight` adds the squared difference of consecutive states (EB-JEPA). With `freeze` the
-    encoder stays as it is, e.g. encoder=pretrained. After the training the `heads` are fitted on its frozen states for
-    `head_steps` steps each (jepa.planning.heads).
+    steps later; `similarity_weight` adds the squared difference of consecutive states (EB-JEPA). `reward_weight` adds
+    the cross-entropies of rewards and ends, read from the states that are predicted from the first frames, so that
+    states hold what decides them. With `freeze` the encoder stays as it is, e.g. encoder=pretrained. After the training
+    the `heads` are fitted on its frozen states for `head_steps` steps each (jepa.planning.heads).
     """
 
     predicts = "states"
