@@ -66,4 +66,4 @@ class FileError(RunError, ValueError):
 
 
 class Interrupted(Exception):
-    """An evaluation was interrupted by a request to stop the run."""
+    """Work was interrupted by a request to stop the run; what is done is saved."""

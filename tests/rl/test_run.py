@@ -8,6 +8,7 @@ import re
 import signal
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -278,14 +279,41 @@ def test_a_run_that_is_killed_again_and_again_ends_in_the_same_table(world: str,
     assert results[0] == results[1]
 
 
-def kill_after(seconds: float | None, folder: Path, overrides: list[str]) -> int:
-    """Exit status of the command in a child that is killed after so many seconds."""
+@pytest.mark.slow
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_a_run_that_is_asked_to_stop_saves_and_goes_on(signum: signal.Signals, tmp_path: Path) -> None:
+    overrides = settings_of("jepa", "world_steps=4", "policy_steps=4000", "env_steps=60", "eval_episodes=2", "videos=0")
+    overrides += ["train=['objective.heads=[reward,continuation]','objective.head_steps=4']", "log_every=1"]
+    run = tmp_path / "outputs" / "run"
+
+    def learns() -> bool:
+        return (run / "metrics.jsonl").exists() and "policy/return" in (run / "metrics.jsonl").read_text()
+
+    assert kill_after(learns, tmp_path, overrides, signum) == 130
+    ending = json.loads((run / "run.json").read_text())
+    assert ending["status"] == "stopped"
+    assert ending["message"] == f"stopped by {signum.name}"
+    done = max(int(path.name.removeprefix("step_")) for path in (run / "checkpoints").glob("step_*"))
+    assert 0 < done < 4000
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert max(row["step"] for row in rows) == done
+
+
+def kill_after(
+    when: float | Callable[[], bool] | None, folder: Path, overrides: list[str], signum: int = signal.SIGKILL
+) -> int:
+    """Exit status of the command in a child that gets a signal after some seconds, or when something has happened."""
     child = os.fork()
     if child == 0:
         os.chdir(folder)
         torch.set_num_threads(1)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         os._exit(rl([*overrides, "name=run"]))
-    if seconds is not None:
-        time.sleep(seconds)
-        os.kill(child, signal.SIGKILL)
-    return os.waitpid(child, 0)[1]
+    if callable(when):
+        while not when():
+            time.sleep(0.02)
+    elif when is not None:
+        time.sleep(when)
+    if when is not None:
+        os.kill(child, signum)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])

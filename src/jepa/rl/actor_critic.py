@@ -106,7 +106,7 @@ class ActorCritic(nn.Module):
     def after_step(self) -> None:
         """The slow critic follows the critic."""
         slow, fast = list(self.slow_critic.parameters()), list(self.critic.parameters())
-        torch._foreach_lerp_(slow, fast, 1 - SLOW)  # pyright: ignore[reportPrivateImportUsage]
+        torch._foreach_lerp_(slow, fast, 1 - SLOW)  # pyright: ignore
 
 
 def loss(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -17,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from jepa.agent import JEPAAgent
+from jepa.agent import train
 from jepa.config import (
     Composer,
     RLConfig,
@@ -32,6 +33,7 @@ from jepa.config import (
 from jepa.config.files import read_json
 from jepa.data.episode_store import Episode, EpisodeStore
 from jepa.envs.types import BatchedEnv
+from jepa.errors import Interrupted
 from jepa.evaluation.types import Logger
 from jepa.parallel.environment import requeue
 from jepa.parallel.session import Session
@@ -46,7 +48,7 @@ from jepa.rl.replay import Memory, extend, idle_action, remember
 from jepa.rl.truth import compared_returns, doubts, truth
 from jepa.runs import checkpoint
 from jepa.runs.folder import RunFolder, open_folder
-from jepa.runs.metrics import FolderLogger, read_ending
+from jepa.runs.metrics import FolderLogger
 
 log = logging.getLogger(__name__)
 KEPT_OF_WORLD = "keep=12"
@@ -111,13 +113,19 @@ def run(config: RLConfig, composer: Composer) -> dict[str, Any]:
     ):
         trainer = Trainer(config, composer, folder, session, run_dir, env, interrupt)
         run_dir.begin(to_yaml(config))
+        results = None
         try:
             trainer.train()
-            return trainer.finish()
+            results = trainer.finish()
+        except Interrupted:
+            log.info("stopped by %s: everything is saved", signal.Signals(interrupt.signum).name)
         finally:
             trainer.close()
+        if results is None:
             if interrupt.signum in FROM_SCHEDULERS:
                 requeue(os.environ)
+            raise KeyboardInterrupt
+        return results
 
 
 def run_all(configs: Mapping[str, RLConfig], folder: Path, composer: Composer) -> dict[str, Any]:
@@ -160,9 +168,9 @@ class Trainer:
         self.loggers += [factory(node)(**arguments) for node in config.logger.values()]
 
     def stop_if_asked(self) -> None:
-        """Between two parts, each of which is saved. Raises KeyboardInterrupt after a signal."""
+        """Between two parts, each of which is saved. Raises Interrupted after a signal."""
         if self.interrupt.is_requested():
-            raise KeyboardInterrupt
+            raise Interrupted
 
     def train(self) -> None:
         """The rounds that are left."""
@@ -193,11 +201,9 @@ class Trainer:
     def train_world(self, number: int) -> DreamWorld:
         """The world after its part of the training in this round."""
         config = world_config(self.config, number, self.composer, self.env.frame_shape)
-        agent = JEPAAgent(config, self.folder / "world")
-        agent.train()
-        if read_ending(agent.folder).get("status") != "finished":
-            raise KeyboardInterrupt  # a signal stopped it, and everything is saved
-        last = checkpoint.find(agent.folder)
+        if train(config, self.folder / "world", self.interrupt):
+            raise Interrupted
+        last = checkpoint.find(self.folder / "world")
         self.world_name = last.name
         return load_dream_world(last).to(self.device)
 
