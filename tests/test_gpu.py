@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
+import numpy as np
 import pytest
 import torch
 
+from jepa import load_policy
+from jepa.cli.rl import main as rl
 from jepa.data.transforms import Augment
 from jepa.encoders.spatial import SpatialEncoder
 from jepa.masks.block import BlockMasker
@@ -164,3 +170,17 @@ def test_shards_on_one_gpu_train_and_save_as_one_process_does(tmp_path, override
     weights = [load_model(find(tmp_path / strategy)) for strategy in losses]
     for name in weights[0]:
         torch.testing.assert_close(weights[1][name], weights[0][name], rtol=0.05, atol=0.01)
+
+
+@pytest.mark.parametrize("world", ["jepa", "iris"])
+def test_a_policy_is_trained_in_dreams_on_the_gpu(world, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    sizes = ["encoder.patch_size=4", "encoder.embed_dim=16", "encoder.num_heads=1", "num_frames=4", "evaluator=[]"]
+    sizes += ["objective.head_steps=20"] if world == "jepa" else ["objective.dynamics_width=16"]
+    settings = f"world.settings=[{','.join(map(repr, sizes))}]"
+    env = ["env=corridor", f"--config-dir={Path(__file__).parent / 'files' / 'corridor'}", "episode_steps=12"]
+    steps = ["env_steps=120", "world_steps=10", "policy_steps=5", "batch_size=8", "horizon=3", "eval_episodes=4"]
+    assert rl([*env, f"world={world}", settings, *steps, "rounds=2", "device=cuda", "name=dreamer"]) == 0
+    (row, *_) = json.loads(Path("outputs/dreamer/results.json").read_text())["rows"]
+    assert row["env_steps"] == 120
+    assert load_policy("outputs/dreamer").act(np.zeros((8, 8, 1), dtype=np.uint8)) in (0, 1, 2)

@@ -48,6 +48,8 @@ from jepa.suggestions import suggestion
 
 ABSENT = object()
 KEYWORDS = ("true", "false", "null", "nan", "inf")
+EXPERIMENTS = ("experiment", "rl")
+"""Groups whose choices set keys of others: experiments of jepa-train, recipes of jepa-rl."""
 PATHS = {"run", "task"}
 """Keys of jepa-eval that take any value: a path, or a list of them."""
 SCHEMAS = {
@@ -241,9 +243,10 @@ class Composer:
         return None
 
     def _drop_inapplicable(self, config: DictConfig, chosen: set[str]) -> None:
-        """Drop the experiment's values for a group if another choice was made that has no such key."""
-        experiment = self.catalogue.groups.get("experiment", {}).get(config.hydra.runtime.choices.get("experiment"))
-        for key in experiment.values if experiment else ():
+        """Drop the values of an experiment for a group if another choice was made that has no such key."""
+        choices, groups = config.hydra.runtime.choices, self.catalogue.groups
+        experiments = [groups.get(group, {}).get(choices.get(group)) for group in EXPERIMENTS]
+        for key in (key for experiment in experiments if experiment for key in experiment.values):
             group, name, *_ = (*key.split("."), "")
             if group in chosen and name and not accepts(_plain(config).get(group), name):
                 OmegaConf.set_struct(config, False)

@@ -21,6 +21,7 @@ import torch
 from jepa.agent import train
 from jepa.config import (
     Composer,
+    ConfigError,
     RLConfig,
     TrainConfig,
     as_config_errors,
@@ -92,7 +93,10 @@ def world_config(config: RLConfig, number: int, composer: Composer, frame_shape:
     if config.rounds > 1:  # the run gets longer in each round: its learning rate must not have ended
         given += ["schedule=constant", "schedule.final_ratio=1.0"]
     chosen = [*config.world["overrides"], *given, *config.world["settings"], *config.train, *shared]
-    result = to_dataclass(composer.compose(chosen))
+    try:
+        result = to_dataclass(composer.compose(chosen))
+    except ConfigError as error:
+        raise ConfigError([f"training of the world: {text}" for text in error.errors]) from error
     result.name = f"{config.name}/world"
     return result
 
