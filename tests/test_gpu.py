@@ -175,7 +175,14 @@ def test_shards_on_one_gpu_train_and_save_as_one_process_does(tmp_path, override
 @pytest.mark.parametrize("world", ["jepa", "iris"])
 def test_a_policy_is_trained_in_dreams_on_the_gpu(world, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    sizes = ["encoder.patch_size=4", "encoder.embed_dim=16", "encoder.num_heads=1", "num_frames=4", "evaluator=[]"]
+    sizes = [
+        "encoder.patch_size=4",
+        "encoder.embed_dim=16",
+        "encoder.num_heads=1",
+        "num_frames=4",
+        "batch_size=16",
+        "evaluator=[]",
+    ]
     sizes += ["objective.head_steps=20"] if world == "jepa" else ["objective.dynamics_width=16"]
     settings = f"world.settings=[{','.join(map(repr, sizes))}]"
     env = ["env=corridor", f"--config-dir={Path(__file__).parent / 'files' / 'corridor'}", "episode_steps=12"]
