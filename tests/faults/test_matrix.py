@@ -20,6 +20,8 @@ from jepa.data.folders import FileDataset
 COMMANDS = ("train", "sweep", "finetune", "eval", "export", "compare", "find-lr", "find-batch")
 READ_RUNS = ("finetune", "eval", "export", "compare")
 READ_DATA = ("train", "sweep", "finetune", "eval", "find-lr", "find-batch")
+ONE_RUN = ("train", "finetune", "eval", "find-lr", "find-batch")
+"""What reads data, without the sweep, of which each member is a `train`."""
 ODD = "a [b]*? {c,d} é, e"
 LONG = "x" * 300
 Fault = Callable[[Path, ExitStack, pytest.MonkeyPatch], Place | None]
@@ -201,9 +203,9 @@ def disk_of_the_data_fails(work: Path, stack: ExitStack, patch: pytest.MonkeyPat
 USED: dict[Fault, tuple[str, ...]] = {
     nothing: COMMANDS,
     odd_run: READ_RUNS,
-    odd_data: READ_DATA,
-    class_of_other_bytes: READ_DATA,
-    one_picture_vanishes: READ_DATA,
+    odd_data: ONE_RUN,
+    class_of_other_bytes: ONE_RUN,
+    one_picture_vanishes: ONE_RUN,
     outputs_is_a_file: ("export", "compare"),
     run_without_checkpoint: ("compare",),
     run_with_an_empty_checkpoint: ("compare",),
@@ -226,12 +228,12 @@ REFUSED: dict[Fault, tuple[tuple[str, ...], str]] = {
     hub: (READ_RUNS, "nobody/nothing-of-this-name"),
     timm: (READ_RUNS, "vit_tiny_patch16_224"),
     no_data: (READ_DATA, "elsewhere"),
-    data_is_a_file: (READ_DATA, "elsewhere"),
-    data_are_empty: (READ_DATA, "elsewhere"),
-    unreadable_data: (READ_DATA, "pictures"),
-    long_data: (READ_DATA, LONG),
+    data_is_a_file: (ONE_RUN, "elsewhere"),
+    data_are_empty: (ONE_RUN, "elsewhere"),
+    unreadable_data: (ONE_RUN, "pictures"),
+    long_data: (ONE_RUN, LONG),
     pictures_vanish: (READ_DATA, "pictures/train"),
-    disk_of_the_data_fails: (READ_DATA, "pictures/"),
+    disk_of_the_data_fails: (ONE_RUN, "pictures/"),
 }
 
 

@@ -160,7 +160,7 @@ def test_learning_changes_the_policy_and_never_the_encoder(run: Path, tmp_path: 
 def test_ppo_acts_on_the_features_of_a_run(run: Path) -> None:
     node = {"_target_": "jepa.envs.two_rooms.TwoRooms", "channels": 3}
     policy = ppo_policy(node, steps=16, seed=0, episode_steps=8, encoder=run)
-    assert policy.model.policy.features_extractor.features_dim == load_encoder(run).embed_dim
+    assert policy.model.policy.features_extractor.features_dim == 16 * load_encoder(run).embed_dim
     assert policy.model.observation_space.shape == (3, 64, 64)
 
 

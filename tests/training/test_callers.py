@@ -17,7 +17,7 @@ from jepa.parallel.signals import SIGNALS
 from jepa.runs.checkpoint import find, load_model
 
 pytestmark = pytest.mark.slow
-SHORT = ("steps=4", "eval_every=4")
+SHORT = ("steps=4", "eval_every=4", "evaluator=knn")
 
 
 def weights(folder):
@@ -70,7 +70,7 @@ def test_two_runs_in_one_process_do_not_influence_each_other(tmp_path, reference
 
 def test_a_run_that_was_interrupted_goes_on_in_the_same_process(tmp_path, reference):
     before = [signal.getsignal(signum) for signum in SIGNALS]
-    keys = ("steps=4", "eval_every=4", "num_workers=0")
+    keys = (*SHORT, "num_workers=0")
 
     def send_when_trained():
         while not (tmp_path / "run" / "metrics.jsonl").exists():

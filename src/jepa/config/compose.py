@@ -6,7 +6,7 @@ import itertools
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from functools import cached_property, partial
+from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -115,6 +115,7 @@ class Composer:
         self.hydra_defaults = [] if self.config_name in COMMANDS else self._hydra_defaults()
         self._loader = _loader(self.folders)
         self._bases: dict[tuple[str, ...], DictConfig] = {}
+        self._shared = _compositions(self.config_name) if config_dir is None else {}
         self._parsed: dict[str, Override] = {}
 
     @cached_property
@@ -211,7 +212,9 @@ class Composer:
         if choices not in self._bases:
             parsed, _ = self.parse(choices)
             sets_hydra = any(override.is_hydra_override() for override in parsed)
-            config = None if sets_hydra else self._without_hydra(parsed)
+            config = None if sets_hydra else self._shared.get(choices) or self._without_hydra(parsed)
+            if config is not None:
+                self._shared[choices] = config
             self._bases[choices] = config or self._loader.load_configuration(
                 self.config_name, list(choices), RunMode.RUN, from_shell=False
             )
@@ -326,6 +329,12 @@ def members(parsed: Sequence[Override]) -> Iterator[list[str]]:
         else:
             axes.append([override.input_line or ""])
     yield from map(list, itertools.product(*axes))
+
+
+@cache
+def _compositions(config_name: str) -> dict[tuple[str, ...], DictConfig]:
+    """What choices compose of the files of this package, which do not change: for all composers of a process."""
+    return {}
 
 
 def _loader(folders: Sequence[Path]) -> ConfigLoaderImpl:

@@ -37,11 +37,12 @@ def ppo_policy(
 ) -> PPOPolicy:
     """PPO after exactly `steps` steps of the environment of `env_node`, in episodes of at most `episode_steps`.
 
-    It sees frames, or with the path of a run as `encoder` the mean token of its frozen encoder. Same seed, same policy.
+    It sees frames, or with the path of a run as `encoder` the tokens of its frozen encoder. Same seed, same policy.
     """
     env = build_with(dict(env_node))
     factor = 1 if encoder else math.ceil(SMALLEST / min(*env.frame_shape[1:], SMALLEST))
-    features = {"features_extractor_class": FeaturesExtractor, "features_extractor_kwargs": {"encoder": encoder}}
+    kwargs = {"encoder": encoder, "pooling": "flatten"}
+    features = {"features_extractor_class": FeaturesExtractor, "features_extractor_kwargs": kwargs}
     num_rollouts = max(1, round(steps / ROLLOUT))
     with torch.random.fork_rng(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*mini-batch", category=UserWarning)  # a smaller one does no harm

@@ -18,8 +18,9 @@ torch_layers = require("stable_baselines3.common.torch_layers", "rl")
 
 
 class FeaturesExtractor(torch_layers.BaseFeaturesExtractor):
-    """Features of frames from a frozen encoder: the mean of its tokens, or all of them one after the other.
+    """Features of frames from a frozen encoder: the mean of its tokens, or with "flatten" one after the other.
 
+    The mean hides where things are: PPO learned MiniGrid from all tokens, and hardly from their mean.
     `encoder` is any source of `jepa.load_encoder`, and is read again when a saved model is loaded. Frames are uint8
     [C, H, W] or [H, W, C] of any size, with as many channels as the encoder reads. For `policy_kwargs` of "CnnPolicy":
     `{"features_extractor_class": jepa.rl.FeaturesExtractor, "features_extractor_kwargs": {"encoder": "outputs/x"}}`.
