@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import shutil
+import time
 
 import pytest
 from tiny_agent import TINY, agent
@@ -164,3 +165,30 @@ def test_resume_previous_takes_the_checkpoint_before_a_damaged_one(finished, tmp
 def test_other_values_of_resume_are_refused():
     with pytest.raises(ConfigError, match=r"resume=newest.*previous"):
         JEPAConfig(*TINY, "resume=newest").compose()
+
+
+@pytest.mark.parametrize("is_alive", [False, True])
+def test_workers_of_a_killed_process_are_waited_for_and_a_living_owner_is_not(tmp_path, is_alive):
+    """The child owns the folder; its own child, which holds the lock too, outlives it by half a second."""
+    reading, writing = os.pipe()
+    owner = os.fork()
+    if owner == 0:
+        with opened(tmp_path / "run"):
+            if (worker := os.fork()) == 0:
+                time.sleep(1.0)
+                os._exit(0)
+            os.write(writing, b"x")
+            if is_alive:
+                os.waitpid(worker, 0)
+            os._exit(0)
+    os.read(reading, 1)
+    begun = time.monotonic()
+    if is_alive:
+        with pytest.raises(ConfigError, match="in use by another training process"), opened(tmp_path / "run"):
+            pass
+        assert time.monotonic() - begun < 0.8
+        os.waitpid(owner, 0)
+    else:
+        os.waitpid(owner, 0)
+        with opened(tmp_path / "run"):
+            assert 0.2 < time.monotonic() - begun < 8
