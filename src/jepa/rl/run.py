@@ -181,7 +181,8 @@ class Trainer:
         number = self.parts.round_of(self.step)
         if 0 < number < self.config.rounds or (number and not self.is_evaluated()):
             self.load(self.folder / "world" / "checkpoints" / self.policy_facts()["world"])
-            self.evaluate_if_due(number - 1)
+            if self.step == self.parts.policy_steps[number - 1]:
+                self.evaluate_if_due(number - 1)
         for current in range(number, self.config.rounds):
             self.collect(current)
             world = self.train_world(current)
