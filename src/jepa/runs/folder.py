@@ -135,9 +135,9 @@ def _lock(file: IO[str], path: Path) -> None:
             if not _owner_is_gone(file) or time.monotonic() > end:
                 raise ConfigError([f"{path} is in use by another training process; give another name="])
             time.sleep(0.1)
-        file.truncate(0)
-        file.write(f"{socket.gethostname()} {os.getpid()}")
-        file.flush()
+        with suppress(OSError):  # a full disk is told where something is lost
+            os.ftruncate(file.fileno(), 0)
+            os.write(file.fileno(), f"{socket.gethostname()} {os.getpid()}".encode())
     except OSError as error:
         if error.errno not in checkpoint.UNSUPPORTED:
             raise RunError(f"{path} cannot be locked ({error.strerror}): give another name=") from error
