@@ -20,6 +20,7 @@ from tqdm import tqdm
 from jepa.data.episode_store import EpisodeStore
 from jepa.errors import ConfigError
 from jepa.planning.heads import MLPHead, Recordings, fit_head
+from jepa.planning.refit import DynamicsHead, fit_dynamics
 from jepa.planning.world import HEADS_FILE, World, digest_of, load_world
 from jepa.runs.state import find
 from jepa.seeding import derive_seed
@@ -44,11 +45,14 @@ def fit_heads(
 ) -> dict[str, float]:
     """Fit those heads that the world in `folder` lacks, each saved as soon as it is fitted; returns their last losses.
 
-    They see the first `num_episodes` at most, so that those held out are new to them too.
-    The value is fitted before the policy, which needs it. Raises ConfigError if the episodes lack what a head needs.
+    They see the first `num_episodes` at most, so that those held out are new to them too. The dynamics are fitted
+    before all others, the value before the policy, which needs it. Raises ConfigError if the episodes lack what a head
+    needs.
     """
     world = load_world(folder)
-    ordered = sorted(names, key=lambda name: name == "policy")
+    ordered = sorted(names, key=lambda name: (name != "dynamics", name == "policy"))
+    if "dynamics" in names and "dynamics" not in world.heads:
+        world.heads.clear()  # they may have been fitted on what was predicted before
     missing = [name for name in ordered if name not in world.heads]
     if not missing:
         return {}
@@ -62,10 +66,14 @@ def fit_heads(
     losses = {}
     for name in tqdm(missing, desc="heads", leave=False, delay=5):
         begun = time.perf_counter()
-        fitted: dict[str, MLPHead] = dict(world.heads.items())  # pyright: ignore[reportAssignmentType]
-        world.heads[name], losses[name] = fit_head(
-            name, data, fitted, num_steps, derive_seed(seed, 0, 0, f"head {name}")
-        )
+        drawn = derive_seed(seed, 0, 0, f"head {name}")
+        if name == "dynamics":
+            losses[name] = fit_dynamics(world.predictor, data, num_steps, torch.Generator().manual_seed(drawn))
+            world.heads[name] = DynamicsHead(world.predictor)
+            data = record(world, store, pictures="decoder" in missing, num_episodes=num_episodes)
+        else:
+            fitted: dict[str, MLPHead] = dict(world.heads.items())  # pyright: ignore[reportAssignmentType]
+            world.heads[name], losses[name] = fit_head(name, data, fitted, num_steps, drawn)
         save_heads(folder, world)
         log.info("head %s: loss %.4g, %.0f s", name, losses[name], time.perf_counter() - begun)
     return losses
