@@ -40,8 +40,8 @@ class Dynamics(Objective):
     (inverse dynamics, Pathak et al. 2017), or with `inverse_steps` K > 1 of the sum of the actions up to a state 1 to K
     steps later; `similarity_weight` adds the squared difference of consecutive states (EB-JEPA). With `freeze` the
     encoder stays as it is, e.g. encoder=pretrained. After the training the `heads` are fitted on its frozen states for
-    `head_steps` steps each (jepa.planning.heads); the head `dynamics` is the predictor itself, which learns on while
-    its targets no longer change.
+    `head_steps` steps each (jepa.planning.heads); the head `dynamics` is the predictor's own, learnt anew now
+    that its targets no longer change.
     """
 
     predicts = "states"

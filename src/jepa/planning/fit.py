@@ -21,13 +21,14 @@ from jepa.data.episode_store import EpisodeStore
 from jepa.errors import ConfigError
 from jepa.planning.heads import MLPHead, Recordings, fit_head
 from jepa.planning.refit import DynamicsHead, fit_dynamics
-from jepa.planning.world import HEADS_FILE, World, digest_of, load_world
+from jepa.planning.world import HEADS_FILE, World, build_predictor, digest_of, load_world
+from jepa.predictors.action import ActionPredictor
 from jepa.runs.state import find
 from jepa.seeding import derive_seed
 from jepa.types import ActionSpace
 
 log = logging.getLogger(__name__)
-MAX_FRAMES = 60_000
+MAX_FRAMES = 100_000
 """Largest number of frames that heads are fitted on; of more, the first episodes are taken."""
 PICTURE_SIDE = 32
 """Pixels of a decoded picture."""
@@ -68,7 +69,7 @@ def fit_heads(
         begun = time.perf_counter()
         drawn = derive_seed(seed, 0, 0, f"head {name}")
         if name == "dynamics":
-            losses[name] = fit_dynamics(world.predictor, data, num_steps, torch.Generator().manual_seed(drawn))
+            losses[name] = fit_dynamics(fresh_dynamics(world, drawn), data, num_steps, drawn)
             world.heads[name] = DynamicsHead(world.predictor)
             data = record(world, store, pictures="decoder" in missing, num_episodes=num_episodes)
         else:
@@ -77,6 +78,15 @@ def fit_heads(
         save_heads(folder, world)
         log.info("head %s: loss %.4g, %.0f s", name, losses[name], time.perf_counter() - begun)
     return losses
+
+
+def fresh_dynamics(world: World, seed: int) -> ActionPredictor:
+    """The predictor of the world, its dynamics as they are before any training: those of moving states fit worse."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        fresh = build_predictor(world.encoder, world.contract, world.predictor.settings, "objective.heads: dynamics")
+    world.predictor.actions, world.predictor.dynamics = fresh.actions, fresh.dynamics
+    return world.predictor.eval()
 
 
 @torch.no_grad()

@@ -1,4 +1,4 @@
-"""The dynamics of a world model, fitted on when its states are frozen."""
+"""The dynamics of a world model, fitted when its states are frozen."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class DynamicsHead(nn.Module):
         self.actions, self.dynamics = predictor.actions, predictor.dynamics
 
 
-def fit_dynamics(predictor: ActionPredictor, data: Recordings, num_steps: int, random: torch.Generator) -> float:
+def fit_dynamics(predictor: ActionPredictor, data: Recordings, num_steps: int, seed: int) -> float:
     """Learn to predict the states of `NUM_STEPS` next frames; they no longer change, unlike in the training before.
 
     A step costs no encoding and sees as many predicted states as those of other heads. Returns the last loss.
@@ -42,7 +42,7 @@ def fit_dynamics(predictor: ActionPredictor, data: Recordings, num_steps: int, r
             states = torch.cat([states[:, 1:], following[:, None]], dim=1)
         return torch.stack(errors).mean()
 
-    value = fit(head, loss, rows, num_steps, random)
+    value = fit(head, loss, rows, num_steps, torch.Generator().manual_seed(seed))
     head.requires_grad_(False)
     return value
 
