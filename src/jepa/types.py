@@ -65,8 +65,10 @@ Channels = Annotated[int, Literal[1, 3]]
 ScaleRange = Annotated[list[float], Within(0, 1, above=True)]
 """Smallest and largest share of an area."""
 
-HeadName = Literal["probe", "value", "distance", "policy", "clone", "reward", "continuation", "return", "decoder"]
-"""A network on the frozen states of a world model; jepa.planning.heads explains each."""
+HeadName = Literal[
+    "dynamics", "probe", "value", "distance", "policy", "clone", "reward", "continuation", "return", "decoder"
+]
+"""A network on the frozen states of a world model; jepa.planning.heads and jepa.planning.refit explain each."""
 
 ClipShape = tuple[int, int, int, int]
 """(C, T, H, W) of an augmented clip; an image has T = 1."""

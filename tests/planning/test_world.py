@@ -203,6 +203,18 @@ def test_heads_that_are_there_are_not_fitted_again_and_missing_ones_are(run: Pat
     assert all(torch.equal(after[name], value) for name, value in before.items())
 
 
+def test_dynamics_that_are_fitted_again_are_those_of_the_world_and_other_heads_follow(run: Path, outputs: Path) -> None:
+    store, before = EpisodeStore(outputs / "episodes"), load_world(run)
+    assert list(fit_heads(run, store, ["probe", "dynamics"], num_steps=2)) == ["dynamics", "probe"]
+    after = load_world(run)
+    assert set(after.heads) == {"dynamics", "probe"}
+    kept, moved = (("encoder.", "predictor.projector."), ("predictor.actions.", "predictor.dynamics."))
+    weights, others = after.state_dict(), before.state_dict()
+    assert all(torch.equal(weights[name], others[name]) for name in others if name.startswith(kept))
+    assert any(not torch.equal(weights[name], others[name]) for name in others if name.startswith(moved))
+    assert fit_heads(run, store, ["probe", "dynamics"], num_steps=2) == {}
+
+
 def test_heads_do_not_depend_on_which_were_fitted_before(run: Path, outputs: Path) -> None:
     store = EpisodeStore(outputs / "episodes")
     expected = load_world(run).heads.state_dict()

@@ -42,7 +42,8 @@ class Dynamics(Objective):
     steps later; `similarity_weight` adds the squared difference of consecutive states (EB-JEPA). `reward_weight` adds
     the cross-entropies of rewards and ends, read from the states that are predicted from the first frames, so that
     states hold what decides them. With `freeze` the encoder stays as it is, e.g. encoder=pretrained. After the training
-    the `heads` are fitted on its frozen states for `head_steps` steps each (jepa.planning.heads).
+    the `heads` are fitted on its frozen states for `head_steps` steps each (jepa.planning.heads); the head `dynamics`
+    is the predictor's own, learnt anew now that its targets no longer change.
     """
 
     predicts = "states"

@@ -20,13 +20,15 @@ from tqdm import tqdm
 from jepa.data.episode_store import EpisodeStore
 from jepa.errors import ConfigError
 from jepa.planning.heads import MLPHead, Recordings, fit_head
-from jepa.planning.world import HEADS_FILE, World, digest_of, load_world
+from jepa.planning.refit import DynamicsHead, fit_dynamics
+from jepa.planning.world import HEADS_FILE, World, build_predictor, digest_of, load_world
+from jepa.predictors.action import ActionPredictor
 from jepa.runs.state import find
 from jepa.seeding import derive_seed
 from jepa.types import ActionSpace
 
 log = logging.getLogger(__name__)
-MAX_FRAMES = 60_000
+MAX_FRAMES = 100_000
 """Largest number of frames that heads are fitted on; of more, the first episodes are taken."""
 PICTURE_SIDE = 32
 """Pixels of a decoded picture."""
@@ -44,11 +46,14 @@ def fit_heads(
 ) -> dict[str, float]:
     """Fit those heads that the world in `folder` lacks, each saved as soon as it is fitted; returns their last losses.
 
-    They see the first `num_episodes` at most, so that those held out are new to them too.
-    The value is fitted before the policy, which needs it. Raises ConfigError if the episodes lack what a head needs.
+    They see the first `num_episodes` at most, so that those held out are new to them too. The dynamics are fitted
+    before all others, the value before the policy, which needs it. Raises ConfigError if the episodes lack what a head
+    needs.
     """
     world = load_world(folder)
-    ordered = sorted(names, key=lambda name: name == "policy")
+    ordered = sorted(names, key=lambda name: (name != "dynamics", name == "policy"))
+    if "dynamics" in names and "dynamics" not in world.heads:
+        world.heads.clear()  # they may have been fitted on what was predicted before
     missing = [name for name in ordered if name not in world.heads]
     if not missing:
         return {}
@@ -62,13 +67,26 @@ def fit_heads(
     losses = {}
     for name in tqdm(missing, desc="heads", leave=False, delay=5):
         begun = time.perf_counter()
-        fitted: dict[str, MLPHead] = dict(world.heads.items())  # pyright: ignore[reportAssignmentType]
-        world.heads[name], losses[name] = fit_head(
-            name, data, fitted, num_steps, derive_seed(seed, 0, 0, f"head {name}")
-        )
+        drawn = derive_seed(seed, 0, 0, f"head {name}")
+        if name == "dynamics":
+            losses[name] = fit_dynamics(fresh_dynamics(world, drawn), data, num_steps, drawn)
+            world.heads[name] = DynamicsHead(world.predictor)
+            data = record(world, store, pictures="decoder" in missing, num_episodes=num_episodes)
+        else:
+            fitted: dict[str, MLPHead] = dict(world.heads.items())  # pyright: ignore[reportAssignmentType]
+            world.heads[name], losses[name] = fit_head(name, data, fitted, num_steps, drawn)
         save_heads(folder, world)
         log.info("head %s: loss %.4g, %.0f s", name, losses[name], time.perf_counter() - begun)
     return losses
+
+
+def fresh_dynamics(world: World, seed: int) -> ActionPredictor:
+    """The predictor of the world, its dynamics as they are before any training: those of moving states fit worse."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        fresh = build_predictor(world.encoder, world.contract, world.predictor.settings, "objective.heads: dynamics")
+    world.predictor.actions, world.predictor.dynamics = fresh.actions, fresh.dynamics
+    return world.predictor.eval()
 
 
 @torch.no_grad()

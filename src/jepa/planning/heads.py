@@ -25,7 +25,7 @@ EXPECTILE = 0.9
 """Of values and returns: they are optimistic about which action is taken."""
 NEAR = 0.1
 """Expectile of the temporal distance: of the ways between two frames the shorter ones count."""
-AVERAGE = 0.995
+AVERAGE = 0.98
 """Momentum of the average of the value that its targets are computed with."""
 OTHER_GOALS, OWN_GOALS = 0.3, 0.65
 """Shares of goals that are frames of any episode, and later frames of their state's own; the rest are the state."""

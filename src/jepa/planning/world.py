@@ -21,6 +21,7 @@ from jepa.envs.types import BatchedEnv
 from jepa.errors import ConfigError
 from jepa.layers.tokens import make_grid
 from jepa.planning.heads import MLPHead, build_head
+from jepa.planning.refit import DynamicsHead
 from jepa.predictors.action import ActionPredictor
 from jepa.runs.checkpoint import CheckpointError, find, load_model, read_state
 from jepa.types import ActionSpace, Field, NonNegativeInt, PositiveInt
@@ -178,7 +179,10 @@ def read_heads(folder: Path, world: World, checkpoint: str) -> dict[str, MLPHead
     try:
         tensors = load_file(path.with_suffix(".safetensors"))
         for name, size in facts["heads"].items():
-            heads[name] = build_head(name, world.predictor.state_size, int(size), world.history)
+            if name == "dynamics":
+                heads[name] = DynamicsHead(world.predictor)
+            else:
+                heads[name] = build_head(name, world.predictor.state_size, int(size), world.history)
             prefix = f"{name}."
             heads[name].load_state_dict({k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)})
             if digest_of(heads[name]) != facts["digests"].get(name):

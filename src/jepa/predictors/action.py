@@ -82,7 +82,11 @@ class ActionPredictor(nn.Module):
 
     def step(self, states: Tensor, actions: Tensor) -> Tensor:
         """The last `history` states [B, h, S, Z], and the action after each [B, h, A] -> the next state [B, S, Z]."""
-        return self.norm(states[:, -1] + self.dynamics(states, self.actions(actions)).float())
+        return self.advance(states, self.actions(actions))
+
+    def advance(self, states: Tensor, codes: Tensor) -> Tensor:
+        """As `step`, with encoded actions [B, h, W]."""
+        return self.norm(states[:, -1] + self.dynamics(states, codes).float())
 
     def rollout(self, states: Tensor, actions: Tensor) -> Tensor:
         """States [B, h, S, Z], actions between and after them [B, h - 1 + K, A] -> the next states [B, K, S, Z]."""
