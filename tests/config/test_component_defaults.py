@@ -18,6 +18,8 @@ DELIBERATE = {
     ("frames", "image_folder"): "'.' is the root itself, with videos in it; the example has parts",
     ("two_rooms_random", "walls"): "is what the choice is for",
     ("mixture", "probe"): "names a part of the example's own mixture",
+    ("atari", "kwargs"): "are those of Atari 100k",
+    ("vizdoom_basic", "kwargs"): "are four tics of a step, as is usual",
 }
 """why the value in conf/ is another than that of the constructor"""
 
