@@ -15,7 +15,7 @@ from jepa.envs.types import EnvTraits, node_of
 
 NAMES = sorted(path.stem for path in (conf_folder() / "env").glob("*.yaml"))
 EXTRAS = {"gym": "gymnasium", "minigrid_empty": "minigrid", "minigrid_doorkey": "minigrid"}
-EXTRAS |= {"point_maze": "gymnasium_robotics"}
+EXTRAS |= {"point_maze": "gymnasium_robotics", "atari": "ale_py", "vizdoom_basic": "vizdoom"}
 OPTIONS = {"gym": ["env.id=Pendulum-v1", "env.size=16", "env.frame_skip=2"], "minigrid_doorkey": ["env.size=24"]}
 SETTABLE = ("two_rooms", "two_rooms_random", "minigrid_empty", "point_maze")
 

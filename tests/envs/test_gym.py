@@ -159,7 +159,7 @@ def test_states_are_small_observations() -> None:
         ("test/Counter-v0", {"action_space": spaces.Box(0, 9, (2,), dtype=np.int64)}, "cannot be used"),
         ("test/Counter-v0", {"pixels": np.zeros((8, 8), dtype=np.uint8)}, "renders uint8"),
         ("no_such_module:Env-v0", {}, "no_such_module"),
-        ("ALE/Pong-v5", {}, "pip install ale-py"),
+        ("ALE/Pong-v5", {}, "pip install 'jepa-train[atari]'"),
     ],
 )
 def test_what_cannot_be_used_is_refused_in_one_line(id: str, kwargs: dict[str, Any], expected: str) -> None:
