@@ -102,6 +102,9 @@ def test_the_same_command_again_changes_nothing(trained: Path, monkeypatch: pyte
     assert rl(settings_of("jepa", "name=jepa")) == 0
     assert results_of("jepa") == before
     assert time.perf_counter() - begun < 10
+    assert rl(settings_of("jepa", "name=jepa", "videos=2", "baselines=[]")) == 0
+    assert results_of("jepa") == before
+    assert Path("outputs/jepa/media/dream-1.png").exists()
 
 
 @pytest.mark.parametrize("world", ["jepa", "iris"])

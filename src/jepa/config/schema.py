@@ -16,7 +16,7 @@ from jepa.types import NonNegative, NonNegativeInt, Positive, PositiveInt, Posit
 
 IRRELEVANT = {
     *("log_every", "eval_every", "save_every", "save_async", "keep", "num_workers", "resume", "name"),
-    *("device", "strategy", "processes", "micro_batch_size", "estimate"),
+    *("device", "strategy", "processes", "micro_batch_size", "estimate", "baselines", "ppo_steps", "videos"),
 }
 IRRELEVANT_SECTIONS = {"logger", "evaluator", "evaluation", "hardware"}
 """Keys and sections that may change when a run is resumed, because its result does not depend on them."""
