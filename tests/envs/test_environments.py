@@ -150,7 +150,7 @@ def test_given_states_of_another_shape_are_refused(settable: Any) -> None:
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name not in SETTABLE])
 def test_states_that_cannot_be_set_are_refused(name: str, built: dict[str, Any]) -> None:
-    env = built.setdefault(name, None) or build(name)
+    env = built.get(name) or built.setdefault(name, build(name))
     for argument in ("states", "goals"):
         with pytest.raises(ValueError, match=f"{argument} cannot be set"):
             env.reset([0], **{argument: np.zeros((1, len(env.state_names)))})
