@@ -22,6 +22,7 @@ import jepa
 from jepa.cli.play import main as play
 from jepa.cli.rl import main as rl
 from jepa.config import ConfigError, compose_rl
+from jepa.rl import run as rl_run
 from jepa.rl.dreams import load_dream_world
 from jepa.rl.policy import load_actor
 from jepa.rl.run import Parts
@@ -265,6 +266,22 @@ def test_what_cannot_work_is_refused_before_anything_is_collected(
     assert rl([*SMALL[:2], "name=refused", *overrides]) == 2
     assert message in capsys.readouterr().err
     assert not Path("outputs/refused").exists()
+
+
+@pytest.mark.parametrize(
+    ("status", "expected", "message"), [(1, 1, ""), (128 + signal.SIGTERM, 130, "stopped by SIGTERM")]
+)
+def test_how_the_processes_of_a_world_end_is_how_the_run_ends(
+    status: int, expected: int, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(rl_run, "train", lambda *_: status)
+    assert rl(settings_of("jepa", "name=ended", "env_steps=30")) == expected
+    ending = json.loads(Path("outputs/ended/run.json").read_text())
+    assert ending["status"] == ("failed" if expected == 1 else "stopped")
+    assert message in ending["message"]
+    assert (expected == 1) == ("its training ended with status 1" in capsys.readouterr().err)
 
 
 @pytest.mark.slow

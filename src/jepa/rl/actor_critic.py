@@ -11,7 +11,7 @@ from torch import Generator, Tensor, nn
 
 from jepa.layers.two_hot import NUM_BINS, TwoHot
 from jepa.planning.heads import MLPHead
-from jepa.rl.returns import lambda_returns
+from jepa.rl.returns import lambda_returns, still_alive
 from jepa.types import ActionSpace
 
 UNIFORM = 0.01
@@ -118,11 +118,11 @@ def loss(
     t in which it was chosen, divided by the spread of returns where that is above 1. Steps after a likely end weigh
     less. The critic learns the distribution of the returns.
     """
-    states, last = imagined.features[:-1], imagined.features
+    states = imagined.features[:-1]
     with torch.no_grad():
-        values = model.code.mean(model.slow_critic(last))  # [H + 1, B]
+        values = model.code.mean(model.slow_critic(imagined.features))  # [H + 1, B]
         returns = lambda_returns(imagined.rewards, imagined.goes_on, values, gamma=gamma, lam=lam)
-        alive = torch.cat([torch.ones_like(returns[:1]), imagined.goes_on[:-1]]).cumprod(dim=0)
+        alive = still_alive(imagined.goes_on)
         low, high = returns.flatten().quantile(torch.tensor([LOW, HIGH], device=returns.device))
         model.spread.lerp_(high - low, 1 - SPREAD)
         advantages = (returns - values[:-1]) / model.spread.clamp(min=1)

@@ -74,11 +74,16 @@ class Stage:
         return Film(np.stack(self.real), np.stack(self.dreamt), np.array(self.actions), rewards[:, 0], rewards[:, 1])
 
 
-def film(env: BatchedEnv, actor: Actor, *, steps: int, seed: int, actions: Sequence | None = None) -> Film:
-    """At most `steps` steps of the policy in the dream, or the given actions, until both have ended."""
-    stage = Stage(env, actor, seed)
-    for step in range(steps if actions is None else len(actions)):
-        stage.take(stage.policy_action() if actions is None else np.asarray(actions[step]))
+def follow(stage: Stage, steps: int, script: Sequence | np.ndarray | None = None) -> None:
+    """At most `steps` steps of the policy in the dream, or of a script of actions, until both have ended."""
+    for step in range(steps if script is None else min(steps, len(script))):
+        stage.take(stage.policy_action() if script is None else np.asarray(script[step]))
         if stage.has_ended and stage.dream_has_ended:
             break
+
+
+def film(env: BatchedEnv, actor: Actor, *, steps: int, seed: int) -> Film:
+    """An episode of the policy."""
+    stage = Stage(env, actor, seed)
+    follow(stage, steps)
     return stage.film()

@@ -14,19 +14,18 @@ from jepa.rl.replay import Memory
 def imagine(
     world: DreamWorld, model: ActorCritic, memory: Memory, rows: Tensor, *, horizon: int, history: int, sees: str,
     random: Generator | None,
-) -> tuple[Imagined, Tensor]:  # fmt: skip
-    """`horizon` steps after the remembered frames `rows` [B], and their frames [B, horizon + 1, *E].
+) -> Imagined:  # fmt: skip
+    """`horizon` steps after the remembered frames `rows` [B].
 
     Actions and frames are drawn with `random`, else the likeliest are taken.
     """
     seen, _ = memory.windows(rows, history)
     dream = world.dream(*memory.windows(rows, world.context), random)
-    features, choices, outcomes, frames = [world.features(seen, sees)], [], [], [seen[:, -1]]
+    features, choices, outcomes = [world.features(seen, sees)], [], []
     for _ in range(horizon):
         choices.append(model.choose(features[-1], random))
         outcomes.append(dream.step(model.unscale(choices[-1])))
         seen = torch.cat([seen[:, 1:], outcomes[-1].encoded[:, None]], dim=1)
         features.append(world.features(seen, sees))
-        frames.append(seen[:, -1])
     rewards, goes_on = (torch.stack([getattr(one, name) for one in outcomes]) for name in ("rewards", "goes_on"))
-    return Imagined(torch.stack(features), torch.stack(choices), rewards, goes_on), torch.stack(frames, dim=1)
+    return Imagined(torch.stack(features), torch.stack(choices), rewards, goes_on)

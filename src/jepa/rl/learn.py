@@ -81,7 +81,7 @@ def one_step(
     """Dream, and one step of the optimizer; returns metrics."""
     random = torch.Generator(memory.encoded.device).manual_seed(derive_seed(config.seed, step, 0, "dream"))
     rows = memory.draw(config.batch_size, random)
-    imagined, _ = imagine(
+    imagined = imagine(
         world, model, memory, rows, horizon=config.horizon, history=config.history, sees=config.sees, random=random
     )
     total, metrics = loss(model, imagined, gamma=config.gamma, lam=config.lam, entropy=config.entropy)

@@ -17,7 +17,7 @@ from jepa.errors import ConfigError
 from jepa.evaluation.pictures import enlarge, montage
 from jepa.planning.report import write_video
 from jepa.reports.page import data_url, image, render
-from jepa.rl.film import Film, Stage
+from jepa.rl.film import Film, Stage, follow
 from jepa.rl.policy import Actor, load_actor
 from jepa.rl.report import columns
 from jepa.runs.metrics import write_atomically
@@ -43,7 +43,7 @@ def play(config: PlayConfig) -> Path:
         if config.typed:
             follow_keys(stage, config, sys.stdin, partial(draw_again, page, config, films, stage))
         else:
-            follow(stage, script, config.steps)
+            follow(stage, config.steps, script)
         films.append(stage.film())
         print(summary(episode, stage), flush=True)
     write_page(page, config, films)
@@ -71,16 +71,8 @@ def scripted(actions: Sequence[Any] | str, space: ActionSpace) -> np.ndarray:
             rows = [[float(number) for number in line.split()] for line in text.splitlines() if line.strip()]
             actions = [row[0] for row in rows] if space.is_discrete else rows
         return check_actions(space, np.array(actions, dtype=float), len(actions))
-    except (OSError, ValueError, IndexError) as error:
+    except (OSError, ValueError, IndexError, TypeError) as error:
         raise ConfigError([f"actions: {error}"]) from error
-
-
-def follow(stage: Stage, script: np.ndarray | None, steps: int) -> None:
-    """The policy or a script, until both the environment and the dream have ended."""
-    for step in range(steps if script is None else min(steps, len(script))):
-        stage.take(stage.policy_action() if script is None else script[step])
-        if stage.has_ended and stage.dream_has_ended:
-            break
 
 
 def follow_keys(stage: Stage, config: PlayConfig, lines: Iterable[str], draw: Callable[[], None]) -> None:

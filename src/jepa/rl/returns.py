@@ -19,3 +19,8 @@ def lambda_returns(rewards: Tensor, goes_on: Tensor, values: Tensor, *, gamma: f
         following = rewards[step] + gamma * goes_on[step] * mixed
         returns.append(following)
     return torch.stack(returns[::-1])
+
+
+def still_alive(goes_on: Tensor) -> Tensor:
+    """[H, B] -> [H, B]: the probability that the world has not ended before each step"""
+    return torch.cat([torch.ones_like(goes_on[:1]), goes_on[:-1]]).cumprod(dim=0)

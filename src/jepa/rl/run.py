@@ -34,11 +34,11 @@ from jepa.config import (
 from jepa.config.files import read_json
 from jepa.data.episode_store import Episode, EpisodeStore
 from jepa.envs.types import BatchedEnv
-from jepa.errors import Interrupted
+from jepa.errors import Interrupted, RunError
 from jepa.evaluation.types import Logger
 from jepa.parallel.environment import requeue
 from jepa.parallel.session import Session
-from jepa.parallel.signals import FROM_SCHEDULERS, Interrupt, listen
+from jepa.parallel.signals import FROM_SCHEDULERS, SIGNALS, Interrupt, listen
 from jepa.planning.protocol import SCHEMA, write_json
 from jepa.rl import evaluate, report
 from jepa.rl.dreams import DreamWorld, load_dream_world
@@ -89,7 +89,7 @@ def world_config(config: RLConfig, number: int, composer: Composer, frame_shape:
     if not (replay / "store.json").exists():  # so that the rest can be checked before anything is collected
         nodes = {name: override_literal(getattr(config, name)) for name in ("env", "policy")}
         shared += ["dataset.episodes=1", *(f"dataset.{name}={node}" for name, node in nodes.items())]
-    given = [f"image_size={override_literal(list(frame_shape[1:]))}", KEPT_OF_WORLD]
+    given = [f"image_size={override_literal(list(frame_shape[1:]))}", f"device={config.device}", KEPT_OF_WORLD]
     if config.rounds > 1:  # the run gets longer in each round: its learning rate must not have ended
         given += ["schedule=constant", "schedule.final_ratio=1.0"]
     chosen = [*config.world["overrides"], *given, *config.world["settings"], *config.train, *shared]
@@ -206,8 +206,12 @@ class Trainer:
     def train_world(self, number: int) -> DreamWorld:
         """The world after its part of the training in this round."""
         config = world_config(self.config, number, self.composer, self.env.frame_shape)
-        if train(config, self.folder / "world", self.interrupt):
+        status = train(config, self.folder / "world", self.interrupt)
+        if status - 128 in SIGNALS:
+            self.interrupt.signum = self.interrupt.signum or status - 128  # of processes that were started for it
             raise Interrupted
+        if status:
+            raise RunError(f"{self.folder / 'world'}: its training ended with status {status}; see the messages above")
         last = checkpoint.find(self.folder / "world")
         self.world_name = last.name
         return load_dream_world(last).to(self.device)

@@ -16,6 +16,7 @@ from jepa.rl.dreams import DreamWorld
 from jepa.rl.imagine import imagine
 from jepa.rl.policy import Actor
 from jepa.rl.replay import Memory
+from jepa.rl.returns import still_alive
 from jepa.seeding import generator
 
 MAX_FRAMES = 4000
@@ -82,11 +83,11 @@ def compared_returns(
     """
     steps = min(steps, MAX_DREAM)
     random = None if actor.greedy else generator(seed, 0, 0, "truth")
-    imagined, _ = imagine(
+    imagined = imagine(
         actor.world, actor.model, memory, memory.starts, horizon=steps, history=actor.history,
         sees=actor.sees, random=random,
     )  # fmt: skip
-    alive = torch.cat([torch.ones_like(imagined.goes_on[:1]), imagined.goes_on[:-1]]).cumprod(dim=0)
+    alive = still_alive(imagined.goes_on)
     real = np.mean([one.rewards[:steps].sum() for one in episodes])
     return {"imagined_return": (alive * imagined.rewards).sum(dim=0).mean().item(), "real_return": float(real)}
 
