@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from jepa.cli.help import print_help
-from jepa.cli.terminal import STOPPED, run_command, setup_logging
+from jepa.cli.overrides import run_overrides
+from jepa.cli.terminal import setup_logging
 from jepa.config.schema import CollectConfig
 from jepa.errors import ConfigError
 
@@ -32,14 +31,7 @@ FLAGS = """\
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit status: 0, 1 if it failed, 2 for an error in the arguments, 130 after Ctrl-C."""
-    parser = argparse.ArgumentParser("jepa-collect", add_help=False, allow_abbrev=False)
-    parser.add_argument("overrides", nargs="*")
-    parser.add_argument("--config-dir")
-    parser.add_argument("-h", "--help", action="store_true")
-    flags = parser.parse_intermixed_args(arguments)
-    if flags.help:
-        return print_help(sys.argv[1:] if arguments is None else arguments, "collect", HEAD, FLAGS)
-    return run_command("jepa-collect", lambda: _run(flags.overrides, flags.config_dir), stopped=STOPPED)
+    return run_overrides("collect", _run, arguments, head=HEAD, flags=FLAGS)
 
 
 def _run(overrides: Sequence[str], config_dir: str | None) -> int:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 
-from jepa.cli.help import print_help
-from jepa.cli.terminal import STOPPED, quick_imports, run_command, setup_logging
+from jepa.cli.overrides import run_overrides
+from jepa.cli.terminal import quick_imports, setup_logging
 
 HEAD = """\
 jepa-eval evaluates representations on one data set: a table with intervals, baselines and the protocol.
@@ -31,15 +30,7 @@ FLAGS = """\
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit status: 0, 1 if it failed, 2 for an error in the arguments, 130 after Ctrl-C."""
-    parser = argparse.ArgumentParser("jepa-eval", add_help=False, allow_abbrev=False)
-    parser.add_argument("overrides", nargs="*")
-    parser.add_argument("--config-dir")
-    parser.add_argument("-h", "--help", action="store_true")
-    flags = parser.parse_intermixed_args(arguments)
-    if flags.help:
-        given = sys.argv[1:] if arguments is None else arguments
-        return run_command("jepa-eval", lambda: print_help(given, "eval", HEAD, FLAGS))
-    return run_command("jepa-eval", lambda: _evaluate(flags.overrides, flags.config_dir), stopped=STOPPED)
+    return run_overrides("eval", _evaluate, arguments, head=HEAD, flags=FLAGS)
 
 
 def _evaluate(overrides: Sequence[str], config_dir: str | None) -> int:

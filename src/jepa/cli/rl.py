@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 
-from jepa.cli.help import print_help
-from jepa.cli.terminal import STOPPED, quick_imports, run_command, setup_logging
+from jepa.cli.overrides import run_overrides
+from jepa.cli.terminal import quick_imports, setup_logging
 
 HEAD = """\
 jepa-rl trains a world model of an environment, and a policy in its dreams: a table with intervals, baselines, a video.
@@ -29,14 +28,7 @@ FLAGS = """\
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit status: 0, 1 if it failed, 2 for an error in the arguments, 130 after Ctrl-C."""
-    parser = argparse.ArgumentParser("jepa-rl", add_help=False, allow_abbrev=False)
-    parser.add_argument("overrides", nargs="*")
-    parser.add_argument("--config-dir")
-    parser.add_argument("-h", "--help", action="store_true")
-    flags = parser.parse_intermixed_args(arguments)
-    if flags.help:
-        return print_help(sys.argv[1:] if arguments is None else arguments, "rl", HEAD, FLAGS)
-    return run_command("jepa-rl", lambda: _run(flags.overrides, flags.config_dir), stopped=STOPPED)
+    return run_overrides("rl", _run, arguments, head=HEAD, flags=FLAGS)
 
 
 def _run(overrides: Sequence[str], config_dir: str | None) -> int:
