@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from jepa.data.transforms import EvalTransform
-from jepa.errors import ConfigError, RunError
+from jepa.errors import RunError
 from jepa.evaluation.frozen import EncodedChunk, FrozenEncoder, digest_of
 from jepa.evaluation.samples import PIXELS_SIDE, Samples, raw_pixels
 from jepa.evaluation.splits import LabelledSplit
@@ -87,10 +87,7 @@ class Baseline:
 
 
 class DictionaryCells(nn.Module):
-    """A dictionary alone, as an encoder that learns nothing: its tokens are the cells of each frame.
-
-    Raises ConfigError if no whole number of cells fills a frame.
-    """
+    """A dictionary alone, as an encoder that learns nothing: its tokens are the cells that fill each frame."""
 
     num_heads = 0
     description = f"cells of a dictionary of {NUM_FILTERS} filters, fitted on training pictures without labels,"
@@ -98,9 +95,6 @@ class DictionaryCells(nn.Module):
     def __init__(self, clip_shape: tuple[int, int, int, int], *, mean: Sequence[float], std: Sequence[float]) -> None:
         super().__init__()
         channels, frames, *size = clip_shape
-        if any(side % CELL for side in size):
-            near = f"image_size={max(1, size[0] // CELL) * CELL}"
-            raise ConfigError([f"dictionary: its cells have {CELL} pixels a side; use {near}, or leave it out"])
         self.clip_shape, self.embed_dim, self.tubelet_size = clip_shape, 2 * NUM_FILTERS, 1
         self.transform = EvalTransform(image_size=(size[0], size[1]), mean=mean, std=std)
         self.grid = make_grid((frames, *size), (CELL, CELL))

@@ -36,6 +36,7 @@ from jepa.evaluation.splits import LabelledSplit, few_shot_rows, labelled_splits
 from jepa.evaluation.stems import fit_stems
 from jepa.evaluation.types import EvaluatorTraits, Features
 from jepa.layers.attention import choose_attention
+from jepa.layers.dictionary import CELL
 from jepa.parallel.session import Session, open_session
 from jepa.runs.metrics import versions
 from jepa.seeding import derive_seed
@@ -100,6 +101,7 @@ class Benchmark:
         for entry in self.entries:
             if not entry.baseline:
                 self._check(entry.title, self._encoder(entry.run, False, config.seed))
+        self._check_dictionary()
 
     def facts(self) -> dict[str, Any]:
         train, test = self.splits.train, self.splits.test
@@ -245,6 +247,18 @@ class Benchmark:
                 encoder.grid_of(torch.empty(1, channels, self.config.num_frames, height, width, device="meta"))
             except ValueError as error:
                 raise ConfigError([f"num_frames={self.config.num_frames}: {title} cannot read it: {error}"]) from error
+
+    def _check_dictionary(self) -> None:
+        """A dictionary that is only a floor is left out where no whole number of its cells fills a picture."""
+        floors = [entry for entry in self.entries if entry.baseline == "dictionary"]
+        if not floors or not any(side % CELL for side in self._baseline_size()):
+            return
+        size = " x ".join(map(str, self._baseline_size()))
+        reason = f"dictionary: its cells have {CELL} pixels a side and do not fill pictures of {size}"
+        if "dictionary" in as_list(self.config.run):
+            raise ConfigError([f"{reason}; give image_size={max(1, self._baseline_size()[0] // CELL) * CELL}"])
+        log.warning("%s; it is left out of the floors", reason)
+        self.entries.remove(floors[0])
 
     def _distinctions(self, task: str, readout: str) -> Iterator[str]:
         """The settings of a column that differ from the default protocol."""
