@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from jepa.encoders.spatial import SpatialEncoder
 from jepa.encoders.temporal import TemporalEncoder
-from jepa.layers.dictionary import CONTRAST, SIDE, THRESHOLD, principal_embedding
+from jepa.layers.dictionary import CONTRAST, FLOOR, SIDE, THRESHOLD, principal_embedding
 from jepa.layers.stems import fit_stem
 from jepa.optim import parameter_groups
 
@@ -104,7 +104,7 @@ def test_a_cell_is_the_mean_of_thresholded_responses_of_whitened_windows() -> No
     torch.testing.assert_close(four[1], response)
     positive = torch.stack([(one - THRESHOLD).relu() for one in four]).mean(0)
     negative = torch.stack([(-one - THRESHOLD).relu() for one in four]).mean(0)
-    expected = torch.cat([positive, negative], 1).clamp(min=1e-8).sqrt()
+    expected = torch.cat([positive, negative], 1).add(FLOOR).sqrt()
     torch.testing.assert_close(stem.describe(pictures)[:, 1, 2], expected, atol=1e-4, rtol=1e-3)
 
 

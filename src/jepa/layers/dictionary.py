@@ -19,6 +19,8 @@ CONTRAST = 2.5e-3
 """Added to the variance of a window, of normalised pixels, so that flat windows stay flat."""
 RIDGE = 0.1
 """Added to the eigenvalues that the whitening divides by."""
+FLOOR = 1e-3
+"""Added to a mean response before its square root, whose slope at 0 would be infinite."""
 ROUNDS = 8
 NUM_WINDOWS, NUM_CELLS = 60_000, 60_000
 """Windows that the filters are learned from, and cells that the statistics are measured on."""
@@ -80,7 +82,7 @@ class DictionaryStem(nn.Module):
             signed = F.softshrink(responses, THRESHOLD)
             difference, total = F.avg_pool2d(signed, POOL), F.avg_pool2d(signed.abs(), POOL)
             halves = torch.cat([total + difference, total - difference], 1)  # of the positive, and of the negative
-            return halves.mul(0.5).clamp(min=1e-8).sqrt().permute(0, 2, 3, 1)
+            return halves.mul(0.5).clamp(min=0).add(FLOOR).sqrt().permute(0, 2, 3, 1)
 
     @property
     def is_fitted(self) -> bool:
