@@ -15,7 +15,7 @@ from jepa.config.catalogue import conf_folder, find, flatten
 from jepa.types import NonNegative, NonNegativeInt, Positive, PositiveInt, PositiveShare, ScaleRange, Share, Within
 
 IRRELEVANT = {
-    *("log_every", "eval_every", "save_every", "save_async", "keep", "num_workers", "resume", "name"),
+    *("log_every", "eval_every", "save_every", "save_async", "keep", "num_workers", "keep_decoded", "resume", "name"),
     *("device", "strategy", "processes", "micro_batch_size", "estimate", "baselines", "ppo_steps", "videos"),
 }
 IRRELEVANT_SECTIONS = {"logger", "evaluator", "evaluation", "hardware"}
@@ -87,6 +87,7 @@ class TrainConfig:
     strategy: Annotated[str, Literal["auto", "single", "ddp", "fsdp"]]
     processes: PositiveInt | None
     num_workers: NonNegativeInt | None
+    keep_decoded: Annotated[bool | str, Literal[True, False, "auto"]]
     clip_grad: Positive | None
     spike_guard: Positive | None
     log_every: PositiveInt

@@ -23,6 +23,7 @@ from torch.utils._pytree import tree_map_only
 from torch.utils.data import DataLoader, get_worker_info
 from torch.utils.data import Dataset as TorchDataset
 
+from jepa.data.picture_cache import PictureCache, make_cache
 from jepa.errors import RunError
 from jepa.parallel.environment import num_cores, process_info
 from jepa.parallel.signals import no_interrupts
@@ -58,13 +59,15 @@ def batches(
     pin_memory: bool = False,
     short_side: int | None = None,
     fields: Mapping[str, Field] = NO_FIELDS,
+    keep_decoded: bool | str = False,
 ) -> Generator[RawBatch, None, None]:
     """Batches of `batch_size` samples for this rank, from step `first_step` on, without end.
 
     Every epoch is another permutation, and each step's samples are divided among the ranks: together they are the same
     for any number of ranks. Clips start at another frame of their video in each epoch. Samples are downscaled so that
     their shorter side is at most `short_side`. `fields` are the fields delivered besides the labels.
-    `num_workers=None` chooses the number. Closing the iterator ends the workers.
+    `keep_decoded` keeps downscaled images of encoded files in memory; "auto" only few. `num_workers=None` chooses the
+    number. Closing the iterator ends the workers.
     Raises ValueError at once, DataError if data or workers fail.
     """
     if min(batch_size, world_size) < 1 or not 0 <= rank < world_size:
@@ -82,6 +85,7 @@ def batches(
     steps = ([at(step * total + row) for row in range(rank, total, world_size)] for step in count(first_step))
     requests = ([(index, derive_seed(seed, epoch, index, "draw")) for index, epoch in step] for step in steps)
     reader = _BatchReader(dataset, short_side, fields)
+    reader.keep(keep_decoded)
     num_workers = choose_num_workers(dataset) if num_workers is None else num_workers
     return _iterate(_loader(reader, requests, num_workers, generator(seed, first_step, rank, "workers"), pin_memory))
 
@@ -159,6 +163,21 @@ class _BatchReader(TorchDataset[RawBatch | str]):
         self.part_of = DatasetTraits.of(dataset).part_of or self._single_part
         self.short_side = short_side
         self.fields = dict(fields)
+        self.cache: PictureCache | None = None
+
+    def keep(self, keep_decoded: bool | str) -> None:
+        """Keep images from now on, if they come from encoded files and have no fields to deliver."""
+        if not keep_decoded or self.has_clips or self.fields or DatasetTraits.of(self.dataset).encoded is None:
+            return
+        process = process_info(os.environ)
+        local_size = process.local_size if process else 1
+        self.cache = make_cache(keep_decoded, len(self.dataset), self._probe, processes=local_size)
+
+    def _probe(self, index: int) -> Sample | None:
+        try:
+            return self._sample(index)
+        except UNREADABLE:
+            return None
 
     def __getitem__(self, requests: list[tuple[int, int]]) -> RawBatch | str:
         broken: list[int] = []
@@ -179,13 +198,22 @@ class _BatchReader(TorchDataset[RawBatch | str]):
         for attempt in range(min(MAX_ATTEMPTS, len(part))):
             candidate = part[(index - part.start + attempt) % len(part)]
             try:
-                sample = Sample(*(self.dataset.draw(candidate, seed) if self.has_clips else self.dataset[candidate]))
+                return self._sample(candidate, seed)
             except UNREADABLE as error:
                 broken.append(candidate)
                 reason = f"{self.dataset.describe(candidate)}: {first_line(error)}"
-                continue
-            return sample if self.short_side is None else _downscale_sample(sample, self.short_side)
         raise DataError(f"{min(MAX_ATTEMPTS, len(part))} samples in a row can't be read; the last was {reason}")
+
+    def _sample(self, index: int, seed: int = 0) -> Sample:
+        """The downscaled sample; `seed` decides the position of a clip in its video."""
+        kept = self.cache.get(index) if self.cache else None
+        if kept is not None:
+            return kept
+        sample = Sample(*(self.dataset.draw(index, seed) if self.has_clips else self.dataset[index]))
+        sample = sample if self.short_side is None else _downscale_sample(sample, self.short_side)
+        if self.cache:
+            self.cache.put(index, sample)
+        return sample
 
     def _single_part(self, index: int) -> tuple[int, range]:
         return 0, range(len(self.dataset))

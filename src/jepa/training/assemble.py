@@ -332,6 +332,7 @@ def start_batches(
         pin_memory=session.device.type == "cuda",
         short_side=components.augment.short_side,
         fields=components.fields,
+        keep_decoded=config.keep_decoded,
     )
 
 
