@@ -13,6 +13,7 @@ from checked import checked
 from torch import Tensor, nn
 
 from jepa.encoders.spatial import SpatialEncoder
+from jepa.layers.stems import embed_patches
 from jepa.masks.none import NoMask
 from jepa.objectives.jepa import JEPA
 from jepa.predictors.cross_attention import CrossAttentionPredictor
@@ -91,6 +92,40 @@ def test_context_weight_adds_the_loss_on_context_tokens(loss: str, formula: Call
     assert output.loss.item() == pytest.approx(target_loss + 0.3 * context_loss, rel=1e-4)
     assert output.metrics["prediction"].item() == pytest.approx(target_loss, rel=1e-4)
     assert output.metrics["context_prediction"].item() == pytest.approx(context_loss, rel=1e-4)
+
+
+def normalised(tokens: Tensor) -> Tensor:
+    return F.layer_norm(tokens.float(), tokens.shape[-1:])
+
+
+def test_targets_of_several_layers_are_their_mean_each_normalised() -> None:
+    objective, (batch, _) = make_objective(depth=3, target_layers=2), sample()
+    encoder = objective.target_encoder
+    with torch.no_grad():
+        tokens = embed_patches(encoder.stem, batch.clips, encoder.grid, 1)
+        tokens = encoder.positions.add(encoder.embed(tokens), encoder.grid)
+        outputs = []
+        for block in encoder.blocks:
+            tokens = block(tokens)
+            outputs.append(tokens)
+        expected = (normalised(outputs[1]) + normalised(outputs[2])) / 2
+    torch.testing.assert_close(objective.encode_targets(batch.clips), expected)
+    frames = torch.randn(2, 3, 2, 16, 16)  # of a clip, which the spatial encoder sees apart
+    apart = torch.cat([objective.encode_targets(frames[:, :, [t]]) for t in range(2)], dim=1)
+    torch.testing.assert_close(objective.encode_targets(frames), apart)
+
+
+def test_a_crop_predicts_the_hidden_tokens_of_the_next_crop_of_its_sample() -> None:
+    objective, (batch, masks) = make_objective(target_view="other"), sample()
+    assert B % 2 == 0
+    batch = batch._replace(views=2)
+    partner = torch.arange(B).unflatten(0, (-1, 2)).flip(1).flatten()
+    with torch.no_grad():
+        tokens = objective.encode_targets(batch.clips)[partner]
+        predicted = objective.predictor(objective.context_encoder(batch.clips, keep=masks.context), masks)
+        expected = (predicted - objective.targets(tokens, masks)).square().mean()
+    assert objective(batch, masks).loss.item() == pytest.approx(expected.item(), rel=1e-5)
+    assert objective.diagnose(batch, masks) == {}
 
 
 @pytest.mark.parametrize("predictor", ["apart", "cross_attention"])
@@ -344,6 +379,8 @@ def test_no_mask_has_every_token_as_context_in_order() -> None:
         ({"target": "teacher"}, "target=teacher: no such target; valid: ema, stopgrad, none"),
         ({"loss": "huber"}, "loss=huber: no such loss; valid: mse, smooth_l1, l1"),
         ({"context_weight": -1.0}, "context_weight=-1.0: must not be negative"),
+        ({"target_layers": 3}, "objective.target_layers=3: the encoder has 2 blocks"),
+        ({"target_view": "next"}, "target_view=next"),
         ({"momentum": 1.1}, "momentum=1.1"),
         ({"momentum": 0.99, "final_momentum": 0.9}, "final_momentum=0.9"),
         ({"momentum_batch_size": 0}, "momentum_batch_size=0"),

@@ -67,6 +67,20 @@ def _whole_patches(view: ConfigView, key: str) -> Iterator[str]:
         yield from not_divisible(view, key, size, "encoder.patch_size", patch)
 
 
+def _stem(view: ConfigView) -> Iterator[str]:
+    """A stem of convolutions halves patches, the cells of a dictionary fill them, and other stems have no such keys."""
+    stem, patches = view["encoder.stem"], pair_of(view["encoder.patch_size"])
+    both = view.describe("encoder.stem", "encoder.patch_size")
+    if stem in ("conv", "residual") and any(patch % 2 for patch in patches or ()):
+        yield f"{both}: its convolutions halve a patch, whose sides must be even"
+    elif stem == "dictionary" and any(patch % 4 for patch in patches or ()):
+        yield f"{both}: its cells have 4 pixels a side, and the sides of a patch must be multiples of that"
+    if stem == "linear" and view.get("encoder.stem_width"):
+        yield f"{view.describe('encoder.stem_width')}: encoder.stem=linear has no width; choose another stem"
+    if stem != "dictionary" and view.get("encoder.stem_frozen", 1) < 1:
+        yield f"{view.describe('encoder.stem_frozen')}: encoder.stem={stem} always learns; only a dictionary is frozen"
+
+
 def _frames(view: ConfigView) -> Iterator[str]:
     """The encoder repeats a single frame to fill a tubelet."""
     if view["num_frames"] > 1:
@@ -303,7 +317,16 @@ def rule_errors(view: ConfigView) -> list[str]:
 
 
 SIZE_RULES: tuple[Rule, ...] = (
-    *(partial(_whole_patches, key="image_size"), _frames, _images_only, _mask, _local_views, _components, _batch),
+    *(
+        partial(_whole_patches, key="image_size"),
+        _stem,
+        _frames,
+        _images_only,
+        _mask,
+        _local_views,
+        _components,
+        _batch,
+    ),
 )
 """Rules that the sizes of a phase can break."""
 RULES: tuple[Rule, ...] = (
