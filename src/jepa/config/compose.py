@@ -34,10 +34,12 @@ from jepa.config.catalogue import Catalogue, Choice, conf_folder, find
 from jepa.config.override_errors import hydra_message, needs_multirun, syntax_error
 from jepa.config.schema import (
     CollectConfig,
+    EmbedConfig,
     EvalConfig,
     ExportConfig,
     PlanConfig,
     PlayConfig,
+    PredictConfig,
     RLConfig,
     TrainConfig,
     show_value,
@@ -54,10 +56,11 @@ PATHS = {"run", "task"}
 """Keys of jepa-eval that take any value: a path, or a list of them."""
 SCHEMAS = {
     "schema": TrainConfig, "eval_schema": EvalConfig, "export_schema": ExportConfig, "collect_schema": CollectConfig,
-    "plan_schema": PlanConfig, "rl_schema": RLConfig, "play_schema": PlayConfig,
+    "plan_schema": PlanConfig, "rl_schema": RLConfig, "play_schema": PlayConfig, "embed_schema": EmbedConfig,
+    "predict_schema": PredictConfig,
 }  # fmt: skip
 """Name in a defaults list -> dataclass of the configurations that begin with it."""
-COMMANDS = ("train", "eval", "export", "collect", "plan", "rl", "play")
+COMMANDS = ("train", "eval", "export", "collect", "plan", "rl", "play", "embed", "predict")
 """Primary configurations of this package."""
 
 

@@ -1,0 +1,92 @@
+"""Rules between the keys of `jepa-embed` and `jepa-predict`. Without torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
+
+from jepa.config.heads import head_of, stored_config
+from jepa.config.paths import existing, find_source
+from jepa.config.view import ConfigView, Rule
+
+FEATURE_FILES = (".parquet", ".npz", ".safetensors")
+TABLE_HEAD = "name,class,"
+"""Beginning of the first line of a table of predictions."""
+
+
+def _embedded_run(view: ConfigView) -> Iterator[str]:
+    if "neighbours" not in view:
+        return
+    try:
+        find_source(view["run"])
+    except ValueError as error:
+        yield f"{view.describe('run')}: {error}"
+
+
+def _one_input(view: ConfigView) -> Iterator[str]:
+    """Exactly one of images, videos and dataset, which exists; none where features are only searched."""
+    key = "min_score" if "min_score" in view else "neighbours"
+    if key not in view:
+        return
+    names = ["images", "videos", *(["dataset"] if key == "neighbours" else [])]
+    given = [name for name in names if name in view or any(k.startswith(f"{name}.") for k in view)]
+    if len(given) > 1:
+        yield f"{' and '.join(given)}: give one of them"
+    if not given and "like" not in view:
+        yield f"{', '.join(names[:-1])} or {names[-1]}: one must be given, as images=FOLDER"
+    for name in (name for name in ("images", "videos", "like") if name in view):
+        try:
+            existing(Path(view[name]).expanduser().absolute(), view.describe(name))
+        except ValueError as error:
+            yield f"{error}"
+
+
+def _feature_file(view: ConfigView) -> Iterator[str]:
+    """The suffix names a format whose package is there; what is searched is pooled."""
+    if "neighbours" not in view:
+        return
+    key, suffix = view.describe("out"), Path(view["out"]).suffix
+    if suffix not in FEATURE_FILES:
+        yield f"{key}: takes a file that ends in {', '.join(FEATURE_FILES[:-1])} or {FEATURE_FILES[-1]}"
+    if suffix == ".parquet" and find_spec("pyarrow") is None:
+        yield f"{key}: parquet files need pyarrow: pip install 'jepa-train[parquet]', or give a file that ends in .npz"
+    if Path(view["out"]).is_dir():
+        yield f"{key}: is a folder; give a file"
+    if "like" in view and view["pooling"] == "none":
+        yield f"{view.describe('like', 'pooling')}: neighbours are found by one vector a file; use pooling=mean"
+    if "page" in view and "like" not in view:
+        yield f"{view.describe('page')}: shows the neighbours of a picture; give like=PICTURE"
+
+
+def _predicted_table(view: ConfigView) -> Iterator[str]:
+    if "min_score" not in view:
+        return
+    key, path = view.describe("out"), Path(view["out"]).expanduser()
+    if path.suffix != ".csv" or path.is_dir():
+        yield f"{key}: takes a file that ends in .csv"
+    elif path.is_file() and not _first_line(path).startswith(TABLE_HEAD):
+        yield f"{key}: is no table of predictions; give another file, or remove it"
+
+
+def _first_line(path: Path) -> str:
+    with path.open(encoding="utf-8", errors="replace") as file:
+        return file.readline(200)
+
+
+def _head(view: ConfigView) -> Iterator[str]:
+    """The run has a head that predicts something."""
+    if "min_score" not in view:
+        return
+    run, key = view["run"], view.describe("run")
+    try:
+        if not (head := head_of(stored_config(run))):
+            advice = f"fine-tune it with labels: jepa-finetune run={run} dataset=... name=tuned, then run=outputs/tuned"
+            yield f"{key}: has no head that predicts classes or boxes; {advice}"
+        if head == "boxes" and "videos" in view:
+            yield f"{view.describe('videos')}: a detector takes images"
+    except ValueError as error:
+        yield f"{key}: {error}"
+
+
+USE_RULES: tuple[Rule, ...] = (_embedded_run, _one_input, _feature_file, _predicted_table, _head)
