@@ -27,9 +27,12 @@ def stored_config(run: str) -> dict[str, Any]:
 
     Raises ValueError for a source that does not exist, FileError for a damaged file.
     """
-    checkpoint = locate(Path(run).expanduser()) if find_source(run).kind == "run" else None
-    path = checkpoint / "config.yaml" if checkpoint else None
-    return read_yaml(path, {"objective": dict, "dataset": dict}) if path and path.is_file() else {}
+    if find_source(run).kind != "run":
+        return {}
+    checkpoint = locate(Path(run).expanduser())
+    if checkpoint is None or not (checkpoint / "config.yaml").is_file():
+        raise ValueError(f"{checkpoint or run} holds no checkpoint with a config.yaml")
+    return read_yaml(checkpoint / "config.yaml", {"objective": dict, "dataset": dict})
 
 
 def head_of(config: dict[str, Any]) -> str:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 
-from jepa.config.heads import head_of, stored_config
-from jepa.config.paths import existing, find_source
+from jepa.config.heads import BOXES, head_of, stored_config
+from jepa.config.paths import existing
 from jepa.config.view import ConfigView, Rule
 
 FEATURE_FILES = (".parquet", ".npz", ".safetensors")
@@ -15,22 +16,13 @@ TABLE_HEAD = "name,class,"
 """Beginning of the first line of a table of predictions."""
 
 
-def _embedded_run(view: ConfigView) -> Iterator[str]:
-    if "neighbours" not in view:
+def _inputs(view: ConfigView) -> Iterator[str]:
+    """The run, and exactly one of images, videos and dataset exist; none of these where features are only searched."""
+    embeds = "neighbours" in view
+    if not embeds and "min_score" not in view:
         return
-    try:
-        find_source(view["run"])
-    except ValueError as error:
-        yield f"{view.describe('run')}: {error}"
-
-
-def _one_input(view: ConfigView) -> Iterator[str]:
-    """Exactly one of images, videos and dataset, which exists; none where features are only searched."""
-    key = "min_score" if "min_score" in view else "neighbours"
-    if key not in view:
-        return
-    names = ["images", "videos", *(["dataset"] if key == "neighbours" else [])]
-    given = [name for name in names if name in view or any(k.startswith(f"{name}.") for k in view)]
+    names = ["images", "videos", *(["dataset"] if embeds else [])]
+    given = [name for name in names if name in view or any(key.startswith(f"{name}.") for key in view)]
     if len(given) > 1:
         yield f"{' and '.join(given)}: give one of them"
     if not given and "like" not in view:
@@ -40,6 +32,10 @@ def _one_input(view: ConfigView) -> Iterator[str]:
             existing(Path(view[name]).expanduser().absolute(), view.describe(name))
         except ValueError as error:
             yield f"{error}"
+    try:
+        stored_config(view["run"])
+    except ValueError as error:
+        yield f"{view.describe('run')}: {error}"
 
 
 def _feature_file(view: ConfigView) -> Iterator[str]:
@@ -78,15 +74,13 @@ def _head(view: ConfigView) -> Iterator[str]:
     """The run has a head that predicts something."""
     if "min_score" not in view:
         return
-    run, key = view["run"], view.describe("run")
-    try:
+    run, head = view["run"], ""
+    with suppress(ValueError):  # reported by `_inputs`
         if not (head := head_of(stored_config(run))):
             advice = f"fine-tune it with labels: jepa-finetune run={run} dataset=... name=tuned, then run=outputs/tuned"
-            yield f"{key}: has no head that predicts classes or boxes; {advice}"
-        if head == "boxes" and "videos" in view:
-            yield f"{view.describe('videos')}: a detector takes images"
-    except ValueError as error:
-        yield f"{key}: {error}"
+            yield f"{view.describe('run')}: has no head that predicts classes or boxes; {advice}"
+    if head == BOXES and "videos" in view:
+        yield f"{view.describe('videos')}: a detector takes images"
 
 
-USE_RULES: tuple[Rule, ...] = (_embedded_run, _one_input, _feature_file, _predicted_table, _head)
+USE_RULES: tuple[Rule, ...] = (_inputs, _feature_file, _predicted_table, _head)

@@ -25,7 +25,7 @@ from jepa.errors import ConfigError, RunError
 from jepa.evaluation.frozen import FrozenEncoder
 from jepa.evaluation.probe import nearest
 from jepa.evaluation.samples import Samples, Split
-from jepa.inference.feature_file import Batches, FeatureFile, read_facts, read_features, write_features
+from jepa.inference.feature_file import Batches, FeatureFile, read_features, write_features
 from jepa.inference.files import all_files, is_video_file, names_of
 from jepa.layers.attention import choose_attention
 from jepa.parallel.session import open_session
@@ -141,7 +141,7 @@ class Embedding:
         """Raises RunError if the file holds something else."""
         if not self.target.exists():
             return False
-        if read_facts(self.target)["key"] != key:
+        if read_features(self.target, with_features=False).facts["key"] != key:
             raise RunError(
                 f"{self.target} holds features of other files, or of another encoder or pooling; "
                 "remove it, or give another out="

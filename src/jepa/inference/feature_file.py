@@ -7,10 +7,11 @@ the target is then written batch by batch, so that only one is in memory, and re
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import zipfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, NamedTuple
@@ -56,7 +57,7 @@ class Batches:
     def numbers(self) -> list[int]:
         return sorted(int(path.stem) for path in self.folder.glob("*.npz"))
 
-    def add(self, number: int, **arrays: np.ndarray) -> None:
+    def add(self, number: int, **arrays: Any) -> None:
         with replacing(self.folder / f"{number:09d}.npz") as file:
             np.savez(file, **arrays)
 
@@ -91,81 +92,73 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
         temporary.unlink(missing_ok=True)
 
 
+class _Content(NamedTuple):
+    """What is written: texts by column, the facts, and the features chunk by chunk."""
+
+    columns: Mapping[str, list[str]]
+    facts: dict[str, Any]
+    chunks: Iterator[np.ndarray]
+    shape: tuple[int, ...]
+    dtype: np.dtype
+
+
 def write_features(path: Path, batches: Batches, columns: Mapping[str, list[str]], facts: Mapping[str, Any]) -> None:
     """Write the features of all batches, with columns of texts and the facts as metadata."""
     first = batches.read(batches.numbers()[0], "features")
     chunks = (batches.read(number, "features") for number in batches.numbers())
-    shape = (len(columns["name"]), *first.shape[1:])
+    all_facts = {"format": FORMAT, **facts, "shape": first.shape[1:]}
     writer = {".npz": _write_npz, ".safetensors": _write_safetensors, ".parquet": _write_parquet}[path.suffix]
     with replacing(path) as file:
-        writer(file, chunks, shape, first.dtype, columns, {"format": FORMAT, **facts, "shape": shape[1:]})
+        writer(file, _Content(columns, all_facts, chunks, (len(columns["name"]), *first.shape[1:]), first.dtype))
 
 
-def _write_npz(
-    file: IO[bytes], chunks: Iterator[np.ndarray], shape: Sequence[int], dtype: np.dtype,
-    columns: Mapping[str, list[str]], facts: Mapping[str, Any],
-) -> None:  # fmt: skip
-    texts = {**columns, "facts": json.dumps(facts)}
+def _write_npz(file: IO[bytes], content: _Content) -> None:
+    texts = {**content.columns, "facts": json.dumps(content.facts)}
+    header = {"descr": content.dtype.str, "fortran_order": False, "shape": content.shape}
     with zipfile.ZipFile(file, "w") as archive:
         for name, values in texts.items():
             with archive.open(zipfile.ZipInfo(f"{name}.npy"), "w", force_zip64=True) as member:  # without the time
                 np.lib.format.write_array(member, np.array(values, dtype=np.str_))
         with archive.open(zipfile.ZipInfo("features.npy"), "w", force_zip64=True) as member:
-            header = {"descr": dtype.str, "fortran_order": False, "shape": tuple(shape)}
             np.lib.format.write_array_header_1_0(member, header)
-            for chunk in chunks:
+            for chunk in content.chunks:
                 member.write(chunk.tobytes())
 
 
-def _write_safetensors(
-    file: IO[bytes], chunks: Iterator[np.ndarray], shape: Sequence[int], dtype: np.dtype,
-    columns: Mapping[str, list[str]], facts: Mapping[str, Any],
-) -> None:  # fmt: skip
-    num_bytes = int(np.prod(shape)) * dtype.itemsize
-    tensor = {"dtype": f"F{8 * dtype.itemsize}", "shape": shape, "data_offsets": [0, num_bytes]}
-    texts = {name: json.dumps(values) for name, values in {**columns, "facts": facts}.items()}
+def _write_safetensors(file: IO[bytes], content: _Content) -> None:
+    size = content.dtype.itemsize
+    tensor = {"dtype": f"F{8 * size}", "shape": content.shape, "data_offsets": [0, math.prod(content.shape) * size]}
+    texts = {name: json.dumps(values) for name, values in {**content.columns, "facts": content.facts}.items()}
     header = json.dumps({"__metadata__": texts, "features": tensor}).encode()
     if len(header) > MAX_HEADER:
-        raise RunError(f"{len(columns['name']):,} names do not fit into a file of safetensors; give out=FILE.parquet")
+        raise RunError(f"{content.shape[0]:,} names do not fit into a file of safetensors; give out=FILE.parquet")
     header += b" " * (-len(header) % 8)
     file.write(len(header).to_bytes(8, "little") + header)
-    for chunk in chunks:
+    for chunk in content.chunks:
         file.write(chunk.tobytes())
 
 
-def _write_parquet(
-    file: IO[bytes], chunks: Iterator[np.ndarray], shape: Sequence[int], dtype: np.dtype,
-    columns: Mapping[str, list[str]], facts: Mapping[str, Any],
-) -> None:  # fmt: skip
+def _write_parquet(file: IO[bytes], content: _Content) -> None:
     import pyarrow as pa
     from pyarrow import parquet
 
-    kind = pa.from_numpy_dtype(dtype)
-    for size in reversed(shape[1:]):
+    kind, sizes, row = pa.from_numpy_dtype(content.dtype), content.shape[:0:-1], 0
+    for size in sizes:
         kind = pa.list_(kind, size)
-    fields = [*(pa.field(name, pa.string()) for name in columns), pa.field("features", kind)]
-    schema, row = pa.schema(fields, {"jepa": json.dumps(facts)}), 0
+    fields = [*(pa.field(name, pa.string()) for name in content.columns), pa.field("features", kind)]
+    schema = pa.schema(fields, {"jepa": json.dumps(content.facts)})
     with parquet.ParquetWriter(file, schema) as writer:
-        for chunk in chunks:
+        for chunk in content.chunks:
             array = pa.array(chunk.ravel())
-            for size in reversed(shape[1:]):
+            for size in sizes:
                 array = pa.FixedSizeListArray.from_arrays(array, size)
-            texts = [pa.array(values[row : row + len(chunk)]) for values in columns.values()]
+            texts = [pa.array(values[row : row + len(chunk)]) for values in content.columns.values()]
             writer.write_table(pa.table([*texts, array], schema=schema))
             row += len(chunk)
 
 
-def read_facts(path: Path) -> dict[str, Any]:
-    """The facts of a file of features. Raises RunError for any other file."""
-    return _read(path, with_features=False).facts
-
-
-def read_features(path: Path) -> FeatureFile:
-    """The content of a file of `jepa-embed`. Raises RunError for any other file."""
-    return _read(path, with_features=True)
-
-
-def _read(path: Path, *, with_features: bool) -> FeatureFile:
+def read_features(path: Path, *, with_features: bool = True) -> FeatureFile:
+    """The content of a file of `jepa-embed`, or its texts alone. Raises RunError for any other file."""
     reader = {".npz": _read_npz, ".safetensors": _read_safetensors, ".parquet": _read_parquet}[path.suffix]
     try:
         content = reader(path, with_features)

@@ -63,8 +63,8 @@ class Finetuned(nn.Module):
 
         Images are uint8 tensors [C, H, W], arrays of numpy [H, W, C], images of Pillow or paths, of any sizes.
         """
-        images = images if isinstance(images, list | tuple) else [images]
-        pixels = [as_pixels(image, self.clip_shape[0]) for image in images]
+        given: Any = images if isinstance(images, list | tuple) else [images]
+        pixels = [as_pixels(image, self.clip_shape[0]) for image in given]
         clips = [image if image.ndim == 4 else image.unsqueeze(1) for image in pixels]
         return self.predict_prepared(self.prepare(clips), top=top, min_score=min_score)
 

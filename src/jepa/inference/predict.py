@@ -44,7 +44,10 @@ def predict(config: PredictConfig) -> str:
     check_input(config.run, model, dataset.channels, frames)
     _, names = names_of(dataset)
     target = Path(config.out).expanduser()
-    _write(target, model, names, {}, {}, config.top)  # raises before the work where nothing can be written
+    target.parent.mkdir(parents=True, exist_ok=True)
+    begun = target.with_name(f".{target.name}.begun")
+    begun.touch()  # raises before the work where nothing can be written
+    begun.unlink()
     workers = choose_num_workers(dataset) if config.num_workers is None else config.num_workers
     split = Split(dataset=dataset, name="given", indices=tuple(range(len(dataset))), num_workers=workers)
     size = config.batch_size // (IMAGES_PER_PICTURE if model.finds_boxes else 1)
@@ -82,7 +85,6 @@ def _write(
         for line in lines or [[]]:
             padding = [""] * (len(head) - 1 - len(line))
             table.writerow([names[row], *line, *padding, broken.get(row, "")])
-    path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, text.getvalue())
 
 
