@@ -7,14 +7,16 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import av
+import forked
 import numpy as np
 import pytest
 import torch
 from safetensors.numpy import load_file
-from used_run import Call, caller, train_runs, write_two_classes
+from used_run import QUIET, Call, caller, train_runs, write_two_classes
 
 from jepa import load_encoder
 from jepa.config import use_rules
@@ -158,6 +160,27 @@ def test_a_stopped_command_goes_on_and_ends_with_the_same_file(suffix: str, embe
     assert not list(Path().glob(".f*"))
 
 
+@pytest.mark.slow
+def test_a_command_that_is_killed_again_and_again_ends_with_the_same_file(embed: Call, monkeypatch) -> None:
+    command = [RUN, PICTURES, "batch_size=1"]
+    assert embed(*command, "out=whole.parquet").status == 0
+    add = Batches.add
+    monkeypatch.setattr(Batches, "add", lambda *given, **arrays: (time.sleep(0.03), add(*given, **arrays)))
+    for least in (3, 9, 17):
+        process = forked.start(forked.command("embed", [*QUIET, *command, "out=f.parquet"]), Path(), Path("output"))
+        while len(list(Path(".f.parquet.batches").glob("0*.npz"))) < least:
+            assert process.is_alive(), Path("output").read_text()
+            time.sleep(0.01)
+        process.kill()
+        process.join()
+        assert not Path("f.parquet").exists()
+    written = stop_after(monkeypatch, 100)
+    assert embed(*command, "out=f.parquet").status == 0
+    assert 0 < len(written) <= 36 - 17
+    assert Path("f.parquet").read_bytes() == Path("whole.parquet").read_bytes()
+    assert not list(Path().glob(".f*"))
+
+
 def test_what_fails_at_the_end_leaves_no_file_and_repeats_no_batch(embed: Call, monkeypatch) -> None:
     def fail(file, content) -> None:
         file.write(b"half")
@@ -262,7 +285,7 @@ def test_neighbours_of_a_picture_are_printed_and_shown(embed: Call) -> None:
     Path("pictures/val/bee/02.png").rename("elsewhere.png")
     again = embed(RUN, "out=f.parquet", "like=elsewhere.png", "neighbours=3", "page=pages/n.html")
     assert again.output.splitlines()[1].split() == ["val/bee/02.png", "1.0000"], "from the file alone"
-    assert "val/bee/02.png" in Path("pages/n.html").read_text()
+    assert 'src="data:,"><figcaption><span>02.png</span>' in Path("pages/n.html").read_text(), "it is not there"
 
 
 def test_neighbours_are_not_looked_for_among_features_of_another_encoder(embed: Call) -> None:

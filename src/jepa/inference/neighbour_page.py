@@ -12,16 +12,17 @@ from jepa.reports.page import render
 from jepa.runs.metrics import write_atomically
 
 
-def write_neighbour_page(path: Path, picture: str, found: Neighbours) -> None:
+def write_neighbour_page(target: Path, picture: str, found: Neighbours) -> None:
     """Write the page; a file that is not there any more is shown by its name."""
     tiles = [_tile(found, picture, Path(picture).name)]
     for name, cosine in zip(found.names, found.cosines, strict=True):
-        tiles.append(_tile(found, str(Path(found.folder, name)), name, f"{cosine:.3f}"))
+        path = Path(name)
+        tiles.append(_tile(found, str(Path(found.folder) / path), path.name, f"{cosine:.3f}", str(path.parent)))
     lead = f"The picture, then the files in {found.folder} with the most similar features (cosine), best first."
     section = Section(lead=lead, rows=[tiles])
     text = render("inspect.html", name=Path(picture).name, facts={}, protocol=(), sections={"Neighbours": section})
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, text)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(target, text)
 
 
 def _tile(found: Neighbours, path: str, *texts: str) -> Tile:
