@@ -250,12 +250,14 @@ class Composer:
 
     def _drop_inapplicable(self, config: DictConfig, chosen: set[str]) -> None:
         """Drop the values of an experiment for a group if another choice was made that has no such key."""
+        OmegaConf.set_struct(config, False)
+        if "augment" not in self.schema.__dataclass_fields__:
+            config.pop("augment", None)  # a data set sets it, for the training
         choices, groups = config.hydra.runtime.choices, self.catalogue.groups
         experiments = [groups.get(group, {}).get(choices.get(group)) for group in EXPERIMENTS]
         for key in (key for experiment in experiments if experiment for key in experiment.values):
             group, name, *_ = (*key.split("."), "")
             if group in chosen and name and not accepts(_plain(config).get(group), name):
-                OmegaConf.set_struct(config, False)
                 config[group].pop(name, None)
 
     def _apply(self, config: DictConfig, override: Override) -> list[str]:
