@@ -288,7 +288,7 @@ def jepa_predict(arguments: list[str], tiny: list[str], cwd: Path) -> None:
 
 def jepa_embed(arguments: list[str], tiny: list[str], cwd: Path) -> None:
     printed = output_of(embed, [*arguments, "num_workers=0"], cwd)
-    assert "16 files" in printed
+    assert "16 rows" in printed
     assert ("train/cat/1.jpg  1.0000" in re.sub(" +", "  ", printed)) == ("like=" in str(arguments))
 
 

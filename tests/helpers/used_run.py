@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+import av
 import numpy as np
 import pytest
 from fault_commands import TRAINING
@@ -35,6 +36,18 @@ def write_two_classes(root: Path) -> None:
             for k in range(number):
                 pixels = random.integers(120 * place, 120 * place + 100, (30 + k, 40, 3), dtype=np.uint8)
                 Image.fromarray(pixels).save(root / part / name / f"{k:02}.png")
+
+
+def write_clip(path: Path, brightness: int) -> None:
+    """A video of nine frames, each brighter than the one before by nine."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mpeg4", rate=20)
+        stream.width, stream.height, stream.pix_fmt = 48, 32, "yuv420p"
+        for number in range(9):
+            pixels = np.full((32, 48, 3), brightness + 9 * number, np.uint8)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
+        container.mux(stream.encode())
 
 
 def train_runs(folder: Path, *, tuned: bool) -> None:

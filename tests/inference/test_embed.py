@@ -10,13 +10,12 @@ import sys
 import time
 from pathlib import Path
 
-import av
 import forked
 import numpy as np
 import pytest
 import torch
 from safetensors.numpy import load_file
-from used_run import QUIET, Call, caller, train_runs, write_two_classes
+from used_run import QUIET, Call, caller, run, train_runs, write_clip, write_two_classes
 
 from jepa import load_encoder
 from jepa.config import use_rules
@@ -62,6 +61,18 @@ def test_each_file_has_a_row_with_its_name_and_the_mean_of_its_tokens(embed: Cal
     assert [path.name for path in Path("new").iterdir()] == ["features.npz"], "no batches are left"
 
 
+def test_a_run_a_checkpoint_and_exports_of_it_give_the_same_features(embed: Call) -> None:
+    assert run("export", RUN) == run("export", RUN, "format=timm") == 0
+    sources = ["outputs/first", "outputs/first/checkpoints/last", "outputs/first/export/safetensors"]
+    contents = []
+    for number, source in enumerate([*sources, "timm:local-dir:outputs/first/export/timm"]):
+        assert embed(f"run={source}", "images=pictures/val", f"out={number}.npz").status == 0
+        contents.append(read_features(Path(f"{number}.npz")).features)
+    assert np.array_equal(contents[0], contents[1])
+    assert np.array_equal(contents[0], contents[2])
+    np.testing.assert_allclose(contents[0], contents[3], rtol=1e-4, atol=1e-5)
+
+
 def test_all_formats_hold_the_same_and_are_read_by_their_own_libraries(embed: Call) -> None:
     from pyarrow import parquet
 
@@ -98,17 +109,6 @@ def test_a_data_set_gives_the_names_of_its_classes_and_its_held_out_part(embed: 
         assert content.names[0] == "ant/00.png"
     assert embed(RUN, *data, "out=t.npz").status == 0
     assert len(read_features(Path("t.npz")).names) == 24
-
-
-def write_clip(path: Path, brightness: int) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream("mpeg4", rate=20)
-        stream.width, stream.height, stream.pix_fmt = 48, 32, "yuv420p"
-        for number in range(9):
-            pixels = np.full((32, 48, 3), brightness + 9 * number, np.uint8)
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
-        container.mux(stream.encode())
 
 
 def test_videos_are_read_with_the_frames_of_the_run(embed: Call) -> None:
@@ -155,7 +155,7 @@ def test_a_stopped_command_goes_on_and_ends_with_the_same_file(suffix: str, embe
     ended = embed(*command, f"out=f.{suffix}")
     assert (written, later) == ([0, 1, 2], [3, 4, 5, 6]), "the eighth has one file, which cannot be read"
     assert Path(f"f.{suffix}").read_bytes() == Path(f"whole.{suffix}").read_bytes()
-    assert "34 files" in ended.output
+    assert "34 rows" in ended.output
     assert "left out: 2 that cannot be read (train/ant/03.png: " in ended.output, "also one that was read before"
     assert not list(Path().glob(".f*"))
 
@@ -252,7 +252,7 @@ def test_files_that_cannot_be_read_are_named_on_the_terminal_and_in_the_file(emb
     ended = embed(RUN, PICTURES, "out=f.npz", "batch_size=2")
     assert ended.status == 0
     assert "left out: 1 files of other types (.txt)" in ended.errors
-    assert ended.output.startswith("f.npz: 32 files")
+    assert ended.output.startswith("f.npz: 32 rows")
     assert "left out: 4 that cannot be read (train/ant/00.png: an empty file; " in ended.output
     assert "and 1 more" in ended.output
     content = read_features(Path("f.npz"))

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from used_run import Call, caller, run, train_runs, write_two_classes
+from used_run import Call, caller, run, train_runs, write_clip, write_two_classes
 from voc_folder import write_voc, xml
 
 from jepa import load_encoder, load_finetuned
@@ -85,6 +85,15 @@ def test_python_predicts_paths_pillow_arrays_and_tensors_alike(predict: Call) ->
     assert predictions[0][0].name == model.classes[int(logits.argmax())]
     assert predictions[0][0].score == pytest.approx(float(likeliest), abs=1e-5)
     assert model.predict(path)[0][0].score == pytest.approx(float(likeliest), abs=1e-5)
+
+
+def test_videos_are_classified_by_the_frames_that_the_run_has_seen(predict: Call) -> None:
+    for name, brightness in (("dark", 20), ("bright", 150)):
+        write_clip(Path("clips", name, "0.mp4"), brightness)
+    ended = predict(TUNED, "videos=clips", "draw=drawn")
+    assert ended.status == 0, ended.errors
+    assert {row["name"]: row["class"] for row in table()} == {"dark/0.mp4": "ant", "bright/0.mp4": "bee"}
+    assert Path("drawn/dark/0.mp4.png").is_file()
 
 
 def test_boxes_are_in_pixels_of_the_files_and_name_their_class(predict: Call) -> None:

@@ -94,6 +94,7 @@ class Embedding:
             if config.dataset:
                 num_frames = config.num_frames or self.clip_shape[1]
                 dataset = build_with(config.dataset, num_frames=num_frames)
+                dataset = DatasetTraits.of(dataset).probe_dataset or dataset
                 if config.part == "validation" and (dataset := dataset.validation()) is None:
                     raise ConfigError(["part=validation: the data set has no held-out part"])
             else:
@@ -183,9 +184,9 @@ class Embedding:
         return tokens.numpy()
 
 
-def _summary(target: Path, num_files: int, unreadable: dict[str, str]) -> str:
+def _summary(target: Path, num_rows: int, unreadable: dict[str, str]) -> str:
     reasons = "; ".join(f"{name}: {reason}" for name, reason in list(unreadable.items())[:MAX_NAMED])
     more = f" and {len(unreadable) - MAX_NAMED} more" if len(unreadable) > MAX_NAMED else ""
     size = f"{target.stat().st_size / 1e6:.1f} MB"
     left_out = Counter({f"that cannot be read ({reasons}{more})": len(unreadable)})
-    return account(f"{target}: {num_files:,} files, {size}", left_out)
+    return account(f"{target}: {num_rows:,} rows, {size}", left_out)
