@@ -19,6 +19,7 @@ from used_run import QUIET, Call, caller, run, train_runs, write_clip, write_two
 
 from jepa import load_encoder
 from jepa.config import use_rules
+from jepa.config.heads import file_settings, stored_config
 from jepa.inference import feature_file
 from jepa.inference.embed import Embedding
 from jepa.inference.feature_file import Batches, read_features
@@ -123,6 +124,16 @@ def test_videos_are_read_with_the_frames_of_the_run(embed: Call) -> None:
     ended = embed("run=outputs/first", "videos=pictures", "out=g.npz")
     assert ended.status == 2
     assert "no videos" in ended.errors
+
+
+def test_files_are_read_as_those_of_the_training_were(embed: Call) -> None:
+    stored = {"dataset": {"root_path": "x", "max_value": 4095, "fps": None, "stride": 2, "short": "loop"}}
+    settings = file_settings(stored)
+    assert settings == {"max_value": 4095, "stride": 2, "short": "loop"}
+    assert all_files("pictures", is_video=False, clip_shape=(3, 1, 8, 8), settings=settings).max_value == 4095
+    assert file_settings(stored_config("outputs/first")) == {}
+    with pytest.raises(ValueError, match="stride"):
+        file_settings({"dataset": {"stride": "two"}})
 
 
 def stop_after(monkeypatch: pytest.MonkeyPatch, number: int) -> list[int]:
