@@ -51,7 +51,18 @@ SHARED = {
     "masks": {"geometry", "sampling"},
     "objectives": {"base", "reconstruction", "rules"},
     "regularizers": {"pooling", "rules"},
-    "evaluation": {"types", "samples", "splits", "frozen", "snapshot", "box_snapshot", "probe", "pictures"},
+    "evaluation": {
+        "types",
+        "samples",
+        "splits",
+        "frozen",
+        "snapshot",
+        "box_snapshot",
+        "probe",
+        "pictures",
+        "readout",
+        "stems",
+    },
 }
 ONE_HOME = {
     "hydra": ("config/", "agent.py", "cli/"),
@@ -223,7 +234,7 @@ def test_configuration_side_is_imported_without(names: tuple[str, ...], packages
 def test_source_stays_small() -> None:
     lengths = {path.relative_to(SOURCE).as_posix(): path.read_text().count("\n") for path in FILES}
     assert not {path: length for path, length in lengths.items() if length > 400}
-    assert sum(lengths.values()) < 34_000
+    assert sum(lengths.values()) < 35_700
     assert not {p: n for p, n in lengths.items() if p.startswith("cli/") and n > 110}
 
 

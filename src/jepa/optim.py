@@ -12,15 +12,26 @@ from torch.optim import Optimizer
 def parameter_groups(module: nn.Module, scales: Mapping[str, float] | None = None) -> list[dict]:
     """Groups of trainable parameters: matrices with weight decay; biases, norms, tokens and other 1-D ones without.
 
-    `scales` maps parameter names to factors of the learning rate; each factor has its two groups.
+    The filters of a dictionary do not decay either, since they may be frozen at first. `scales` maps parameter names
+    to factors of the learning rate; each factor has groups of its own. Matrices outside of hidden layers form groups
+    with `use_fallback`, to which Muon applies AdamW.
     """
-    groups: dict[tuple[float, bool], list[nn.Parameter]] = {(1.0, True): [], (1.0, False): []}
+    groups: dict[tuple[float, bool, bool], list[nn.Parameter]] = {}
     for name, parameter in module.named_parameters():
         if not parameter.requires_grad:
             continue
-        decays = parameter.ndim > 1 and not name.endswith(("bias", "tokens"))
-        groups.setdefault(((scales or {}).get(name, 1.0), decays), []).append(parameter)
-    return [{"params": params, "decays": decays, "scale": scale} for (scale, decays), params in groups.items()]
+        decays = parameter.ndim > 1 and not name.endswith(("bias", "tokens", "filters"))
+        kind = (scales or {}).get(name, 1.0), decays, decays and is_hidden(name)
+        groups.setdefault(kind, []).append(parameter)
+    return [
+        {"params": params, "decays": decays, "scale": scale, "use_fallback": not hidden}
+        for (scale, decays, hidden), params in sorted(groups.items(), reverse=True)
+    ]
+
+
+def is_hidden(name: str) -> bool:
+    """True for parameters of transformer blocks and of the layers of a stem behind its first."""
+    return any(part in f".{name}" for part in (".blocks.", ".hidden."))
 
 
 def layer_scales(module: nn.Module, encoder: Any, decay: float) -> dict[str, float]:

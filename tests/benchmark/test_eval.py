@@ -198,7 +198,7 @@ def test_other_channels_are_refused_by_the_key(here, capsys):
 
 def test_clips_are_judged_frame_by_frame_and_say_so(here):
     clips = ["dataset=moving_digits", "num_frames=2", "dataset.num_samples=30", "dataset.val_samples=10"]
-    assert main(["run=outputs/first", "task=[knn,finetune]", *QUICK[3:], *clips, "num_workers=0", "pooling=steps"]) == 0
+    assert main(["run=outputs/first", "task=[knn,finetune]", *QUICK[3:], *clips, "num_workers=0", "readout=steps"]) == 0
     text = Path("outputs/eval-moving_digits/eval.md").read_text()
     assert "2 frames" in text
     assert "it was trained on 1 frames" in text
@@ -236,7 +236,7 @@ def test_features_are_kept_as_safetensors_and_only_where_wanted(here):
         (["shots=1.5"], "a whole number of samples per class"),
         (["shots=0"], "a share above 0"),
         (["layers=0"], "must be at least 1"),
-        (["pooling=max"], "valid: mean, mean_std, steps, cls"),
+        (["readout=max"], "valid: mean, mean_std, steps, grid2, layers, tokens, cls"),
         (["solver=adam"], "valid: lbfgs, sgd"),
         (["augment.flp=true"], 'did you mean "augment.flip"?'),
         (["evaluator=[knn]"], "evaluator=linear is not among those chosen"),

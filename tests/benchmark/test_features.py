@@ -26,7 +26,8 @@ from jepa.evaluation.attentive import AttentiveProbe
 from jepa.evaluation.frozen import FrozenEncoder
 from jepa.evaluation.linear import LinearProbe
 from jepa.evaluation.linear_sgd import MOMENTUM, SGDProbe
-from jepa.evaluation.probe import ProbeTask, pool_tokens
+from jepa.evaluation.probe import ProbeTask
+from jepa.evaluation.readout import pool_tokens
 from jepa.evaluation.samples import raw_pixels
 from jepa.evaluation.splits import few_shot_rows, labelled_splits
 from jepa.parallel.session import Session
@@ -82,9 +83,11 @@ def encoder_of(seed=0, frames=1):
     return encoder.eval()
 
 
-def frozen(encoder=None, pooling="mean", layers=1):
+def frozen(encoder=None, readout="mean", layers=1, further=()):
     encoder = encoder or encoder_of()
-    return FrozenEncoder(encoder=encoder, transform=encoder.transform, session=CPU, pooling=pooling, layers=layers)
+    return FrozenEncoder(
+        encoder=encoder, transform=encoder.transform, session=CPU, readout=readout, layers=layers, further=further
+    )
 
 
 # which samples
@@ -173,15 +176,27 @@ def test_two_layers_are_those_of_a_shorter_encoder_and_of_the_whole_one(frames):
     torch.testing.assert_close(encoded.tokens.float(), torch.cat([before, last], dim=2), atol=2e-3, rtol=2e-3)
 
 
-def test_the_poolings_are_what_they_say():
+def test_the_readouts_are_what_they_say():
     encoder, clips = encoder_of(frames=2), torch.randint(0, 256, (3, 3, 2, 16, 16), dtype=torch.uint8)
     with torch.no_grad():
         tokens = encoder(encoder.transform(clips))
     steps = torch.cat([tokens[:, :16].mean(1), tokens[:, 16:].mean(1)], dim=1)
     moments = torch.cat([tokens.mean(1), tokens.var(1, correction=0).sqrt()], dim=1)
-    for pooling, expected in {"mean": tokens.mean(1), "steps": steps, "mean_std": moments}.items():
-        torch.testing.assert_close(frozen(encoder, pooling).encode(clips, 0).vectors, expected)
-    with pytest.raises(ConfigError, match="pooling=cls: the encoder has no class token"):
+    grid = tokens.unflatten(1, (2, 4, 4)).mean(1)  # [b, 4, 4, D]
+    quarters = [grid[:, top : top + 2, left : left + 2].mean((1, 2)) for top in (0, 2) for left in (0, 2)]
+    few = pool_tokens(tokens, encoder.grid, 16)
+    expected_of = {
+        "mean": tokens.mean(1), "steps": steps, "mean_std": moments, "grid2": torch.cat(quarters, dim=1),
+        "tokens": few.flatten(1), "layers": frozen(encoder, layers=3).encode(clips, 0).vectors,
+    }  # fmt: skip
+    assert few.shape[1] <= 16
+    for readout, expected in expected_of.items():
+        torch.testing.assert_close(frozen(encoder, readout).encode(clips, 0).vectors, expected)
+    together = frozen(encoder, further=("grid2", "layers")).encode(clips, 0)
+    assert together.readouts.keys() == {"grid2", "layers"}
+    for readout, vectors in {"mean": together.vectors, **together.readouts}.items():
+        torch.testing.assert_close(vectors, expected_of[readout])
+    with pytest.raises(ConfigError, match="readout=cls: the encoder has no class token"):
         frozen(encoder, "cls")
     with pytest.raises(ConfigError, match="layers=4: the encoder has 3 blocks"):
         frozen(encoder, layers=4)
@@ -227,23 +242,23 @@ def test_kept_features_are_not_made_again_and_those_of_another_encoder_are(tmp_p
     assert not torch.allclose(first.vectors, other.vectors)
 
 
-@pytest.mark.parametrize("changed", ["weight", "layers", "pooling", "samples", "labels", "transform"])
+@pytest.mark.parametrize("changed", ["weight", "layers", "readout", "samples", "labels", "transform"])
 def test_whatever_features_depend_on_makes_new_ones(changed, tmp_path):
     cache, encoder = FeatureCache(tmp_path, 8), encoder_of()
     dataset = Toy([0, 1, 2] * 4, held_out=Toy([0, 1]))
     cache.features("a", frozen(encoder), parts_of(dataset).train)
     known = set(tmp_path.iterdir())
-    labels, pooling, layers, limit = [0, 1, 2] * 4, "mean", 1, None
+    labels, readout, layers, limit = [0, 1, 2] * 4, "mean", 1, None
     if changed == "weight":
         encoder.norm.bias.data[0] += 1e-3
     elif changed == "transform":
         encoder.transform = EvalTransform(image_size=(16, 16), mean=(0.5,) * 3, std=(0.2,) * 3)
     elif changed == "labels":
         labels = [2, 1, 0] * 4
-    pooling, layers = ("steps" if changed == "pooling" else pooling), (2 if changed == "layers" else layers)
+    readout, layers = ("steps" if changed == "readout" else readout), (2 if changed == "layers" else layers)
     limit = 6 if changed == "samples" else limit
     part = parts_of(Toy(labels, held_out=Toy([0, 1])), train_samples=limit).train
-    cache.features("a", frozen(encoder, pooling, layers), part)
+    cache.features("a", frozen(encoder, readout, layers), part)
     assert len(set(tmp_path.iterdir()) - known) == 1
 
 

@@ -17,7 +17,8 @@ from jepa.evaluation.diagnostics import Diagnostics, frame_steps
 from jepa.evaluation.knn import KNN
 from jepa.evaluation.linear import LinearProbe
 from jepa.evaluation.pictures import frame_indices, mask_overlay
-from jepa.evaluation.probe import balanced, coarse_grid, is_imbalanced, pool_tokens
+from jepa.evaluation.probe import balanced, is_imbalanced
+from jepa.evaluation.readout import coarse_grid, pool_tokens
 from jepa.evaluation.regression import Regression, r2, ridge
 from jepa.evaluation.snapshot import Snapshotter
 from jepa.evaluation.splits import probe_splits

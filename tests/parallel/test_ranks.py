@@ -34,6 +34,11 @@ RUNS = {
         "objective.target=none",
     ],
     "idle predictor": [*VIEWS, "regularizer=sigreg", "objective.target=none"],
+    "dictionary": [
+        *(*VIEWS, "regularizer=vicreg", "regularizer.vicreg.of=predicted", "objective.target=none"),
+        *("encoder.stem=dictionary", "encoder.stem_width=16", "encoder.stem_frozen=0.5"),
+    ],
+    "muon": [*PREDICTED, "optimizer=muon"],
     "mae": ["objective=mae", "mask.ratio=0.5"],
     "labels": ["objective=classify", "objective.momentum=0.9"],
 }
@@ -51,7 +56,7 @@ CASES = [
     *[("masks", way) for way in ("ddp", "fsdp")],
     *[("regularizers", way) for way in ("ddp", "ddp in pieces", "fsdp in pieces")],
     *[("mask-sets", "fsdp in pieces"), ("views", "ddp"), ("idle predictor", "ddp"), ("mae", "ddp in pieces")],
-    ("labels", "fsdp in pieces"),
+    *[("labels", "fsdp in pieces"), ("dictionary", "ddp"), ("dictionary", "fsdp"), ("muon", "ddp"), ("muon", "fsdp")],
 ]
 
 
@@ -88,20 +93,22 @@ def rows(folder: Path) -> list[dict]:
     return [row for row in lines if "train/loss" in row]
 
 
-def assert_same_numbers(one: Path, other: Path) -> None:
+def assert_same_numbers(one: Path, other: Path, tolerance: float = 1e-5) -> None:
     expected, found = rows(one), rows(other)
     assert len(expected) == len(found) == 8
     assert expected[-1]["train/loss"] != expected[0]["train/loss"]
     for before, after in zip(expected, found, strict=True):
         assert before.keys() == after.keys()
         for name in (n for n in before if not n.startswith("perf/")):
-            assert after[name] == pytest.approx(before[name], rel=1e-5, abs=1e-5), (name, before["step"])
+            assert after[name] == pytest.approx(before[name], rel=tolerance, abs=tolerance), (name, before["step"])
 
 
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize(("name", "way"), CASES)
 def test_two_ranks_train_as_one_process_does(name: str, way: str, one_process: Path, two_ranks: Path) -> None:
-    assert_same_numbers(one_process / name, two_ranks / f"{name} {way}")
+    # Muon orthogonalises matrices in bfloat16; small responses have steep square roots
+    tolerance = {"muon": 1e-3, "dictionary": 1e-4}.get(name, 1e-5)
+    assert_same_numbers(one_process / name, two_ranks / f"{name} {way}", tolerance)
 
 
 @pytest.mark.parametrize("name", ["masks", "regularizers", "mask-sets"])

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from jepa.data.transforms import EvalTransform
 from jepa.errors import RunError
@@ -22,7 +22,11 @@ from jepa.evaluation.frozen import EncodedChunk, FrozenEncoder, digest_of
 from jepa.evaluation.samples import PIXELS_SIDE, Samples, raw_pixels
 from jepa.evaluation.splits import LabelledSplit
 from jepa.evaluation.types import Features
+from jepa.layers.dictionary import CELL, DictionaryStem
+from jepa.layers.stems import NUM_FILTERS, embed_patches
+from jepa.layers.tokens import grid_of, make_grid
 from jepa.parallel.device import free_memory
+from jepa.types import PatchGrid
 
 GIB = 2**30
 USABLE = 0.8
@@ -80,6 +84,28 @@ class Baseline:
 
     def encode(self, values: Tensor, max_tokens: int) -> EncodedChunk:
         return EncodedChunk(values)
+
+
+class DictionaryCells(nn.Module):
+    """A dictionary alone, as an encoder that learns nothing: its tokens are the cells that fill each frame."""
+
+    num_heads = 0
+    description = f"cells of a dictionary of {NUM_FILTERS} filters, fitted on training pictures without labels,"
+
+    def __init__(self, clip_shape: tuple[int, int, int, int], *, mean: Sequence[float], std: Sequence[float]) -> None:
+        super().__init__()
+        channels, frames, *size = clip_shape
+        self.clip_shape, self.embed_dim, self.tubelet_size = clip_shape, 2 * NUM_FILTERS, 1
+        self.transform = EvalTransform(image_size=(size[0], size[1]), mean=mean, std=std)
+        self.grid = make_grid((frames, *size), (CELL, CELL))
+        self.stem = DictionaryStem(channels, (CELL, CELL), num_filters=NUM_FILTERS)
+
+    def grid_of(self, clips: Tensor) -> PatchGrid:
+        return grid_of(clips, self.clip_shape[0], (CELL, CELL))
+
+    def forward(self, clips: Tensor) -> Tensor:
+        """[B, C, T, H, W] -> [B, N, 2K]"""
+        return embed_patches(self.stem, clips, self.grid_of(clips), 1)
 
 
 class FeatureCache:

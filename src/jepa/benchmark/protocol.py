@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from jepa.benchmark.features import FORMAT, Baseline, FeatureCache
+from jepa.benchmark.features import FORMAT, Baseline, DictionaryCells, FeatureCache
 from jepa.benchmark.inspect import Subject
 from jepa.benchmark.inspect_page import write_page
 from jepa.benchmark.report import write
@@ -33,8 +33,10 @@ from jepa.evaluation.linear import LinearProbe
 from jepa.evaluation.probe import ClassProbe, Prediction, ProbeTask, select
 from jepa.evaluation.samples import Reduce, Samples, thumbnails
 from jepa.evaluation.splits import LabelledSplit, few_shot_rows, labelled_splits
+from jepa.evaluation.stems import fit_stems
 from jepa.evaluation.types import EvaluatorTraits, Features
 from jepa.layers.attention import choose_attention
+from jepa.layers.dictionary import CELL
 from jepa.parallel.session import Session, open_session
 from jepa.runs.metrics import versions
 from jepa.seeding import derive_seed
@@ -95,10 +97,11 @@ class Benchmark:
         )  # fmt: skip
         self.cache = FeatureCache(None, config.batch_size)
         self.entries = list(_entries(config))
-        self._opened: dict[tuple[Entry, int], Baseline | FrozenEncoder] = {}
+        self._opened: dict[tuple[Entry, int, str], Baseline | FrozenEncoder] = {}
         for entry in self.entries:
             if not entry.baseline:
                 self._check(entry.title, self._encoder(entry.run, False, config.seed))
+        self._check_dictionary()
 
     def facts(self) -> dict[str, Any]:
         train, test = self.splits.train, self.splits.test
@@ -116,10 +119,10 @@ class Benchmark:
             return
         name = evaluator_of(task, self.config.solver)
         assert name is not None
-        probe: ClassProbe = factory(self.config.evaluator[name])()
-        column = ", ".join([TITLES.get(name, name), *self._distinctions(task)])
+        probe: ClassProbe = factory(self._node(name))()
+        column = ", ".join([TITLES.get(name, name), *self._distinctions(task, probe.readout)])
         seeds = self._seeds(entry, task)
-        settings = self._settings(entry, name, seeds)
+        settings = self._settings(entry, name, probe.readout, seeds)
         key = hashlib.sha256(json.dumps(settings, default=str).encode()).hexdigest()[:24]
         stored = results.rows.get((entry.title, column))
         if stored and stored.key == key:
@@ -136,6 +139,11 @@ class Benchmark:
         results.add(row)
         accuracy = f"{row.top1:.1f} % ({row.low:.1f}-{row.high:.1f})"
         log.info("%s, %s: %s, %.1f s", row.title, row.column, accuracy, sum(seconds.values()))
+
+    def _node(self, evaluator: str) -> dict[str, Any]:
+        """The evaluator's node, with the readout of this evaluation if that is given."""
+        node = self.config.evaluator[evaluator]
+        return node | {"readout": self.config.readout} if self.config.readout and "readout" in node else node
 
     def _inspect(self, entry: Entry, folder: Path) -> None:
         """Write inspect.html; test samples come in a random order that is always the same."""
@@ -167,30 +175,49 @@ class Benchmark:
         samples = Samples(split=split, reduce=reduce, batch_size=self.config.batch_size, title=title)
         return torch.cat([batch.values for batch in samples.batches()])
 
-    def open(self, entry: Entry, seed: int) -> Baseline | FrozenEncoder:
+    def open(self, entry: Entry, seed: int, readout: str = "mean") -> Baseline | FrozenEncoder:
         """The representation of an entry; an untrained encoder depends on the seed."""
-        seed = seed if entry.baseline == "untrained" else self.config.seed
-        if (entry, seed) not in self._opened:
+        seed = seed if entry.baseline in ("untrained", "dictionary") else self.config.seed
+        key = (entry, seed, readout)
+        if key not in self._opened:
             is_encoder = entry.baseline not in ("pixels", "hog")
-            self._opened[entry, seed] = self._frozen(entry, seed) if is_encoder else self._baseline(entry.baseline)
-        return self._opened[entry, seed]
+            self._opened[key] = self._frozen(entry, seed, readout) if is_encoder else self._baseline(entry.baseline)
+        return self._opened[key]
 
-    def _frozen(self, entry: Entry, seed: int) -> FrozenEncoder:
-        encoder = self._encoder(entry.run, entry.baseline == "untrained", seed)
+    def _frozen(self, entry: Entry, seed: int, readout: str) -> FrozenEncoder:
+        encoder = self._dictionary(seed) if entry.baseline == "dictionary" else self._weights(entry, seed)
         choose_attention(encoder, self.session.device, torch.bfloat16 if self.session.bf16 else torch.float32)
+        layers = 1 if entry.baseline == "dictionary" else self.config.layers
         return FrozenEncoder(
             encoder=encoder.to(self.session.device), transform=encoder.transform, session=self.session,
-            pooling=self.config.pooling, layers=self.config.layers,
+            readout=readout, layers=layers,
         )  # fmt: skip
 
+    def _weights(self, entry: Entry, seed: int) -> Any:
+        """The encoder of a run; of an untrained one only the dictionary, if it has one, is fitted, to the data here."""
+        encoder = self._encoder(entry.run, entry.baseline == "untrained", seed)
+        fit_stems(encoder, self.splits.train.dataset, encoder.transform, seed=seed)
+        return encoder
+
+    def _dictionary(self, seed: int) -> DictionaryCells:
+        dataset = self.splits.train.dataset
+        clip_shape = dataset.channels, self.config.num_frames, *self._baseline_size()
+        encoder = DictionaryCells(clip_shape, mean=dataset.mean, std=dataset.std).eval()
+        fit_stems(encoder, dataset, encoder.transform, seed=seed)
+        return encoder
+
     def _baseline(self, name: str) -> Baseline:
-        """A baseline of pictures of `image_size`, or else of the input size of the first encoder."""
+        channels = self.splits.train.dataset.channels
+        transform = EvalTransform(image_size=self._baseline_size(), mean=[0.0] * channels, std=[1.0] * channels)
+        return Baseline(name, transform)
+
+    def _baseline_size(self) -> tuple[int, int]:
+        """Height and width of the pictures of a baseline: `image_size`, or else those of the first encoder."""
         size = pair_of(self.config.image_size)
         if size is None:
             first = next(entry for entry in self.entries if entry.run)
-            size = tuple(self._encoder(first.run, False, self.config.seed).transform.image_size)
-        channels = self.splits.train.dataset.channels
-        return Baseline(name, EvalTransform(image_size=size, mean=[0.0] * channels, std=[1.0] * channels))
+            size = self._encoder(first.run, False, self.config.seed).transform.image_size
+        return size[0], size[1]
 
     def close(self) -> None:
         """Free the memory of the last entry."""
@@ -210,7 +237,19 @@ class Benchmark:
     def _check(self, title: str, encoder: Any) -> None:
         check_input(title, encoder, self.splits.train.dataset.channels, self.config.num_frames)
 
-    def _distinctions(self, task: str) -> Iterator[str]:
+    def _check_dictionary(self) -> None:
+        """A dictionary that is only a floor is left out where no whole number of its cells fills a picture."""
+        floors = [entry for entry in self.entries if entry.baseline == "dictionary"]
+        if not floors or not any(side % CELL for side in self._baseline_size()):
+            return
+        size = " x ".join(map(str, self._baseline_size()))
+        reason = f"dictionary: its cells have {CELL} pixels a side and do not fill pictures of {size}"
+        if "dictionary" in as_list(self.config.run):
+            raise ConfigError([f"{reason}; give image_size={max(1, self._baseline_size()[0] // CELL) * CELL}"])
+        log.warning("%s; it is left out of the floors", reason)
+        self.entries.remove(floors[0])
+
+    def _distinctions(self, task: str, readout: str) -> Iterator[str]:
         """The settings of a column that differ from the default protocol."""
         config = self.config
         if config.shots:
@@ -221,28 +260,28 @@ class Benchmark:
             yield f"{config.image_size} px"
         if task != "finetune" and config.layers > 1:
             yield f"{config.layers} layers"
-        if task in VECTOR_TASKS and config.pooling != "mean":
-            yield config.pooling
+        if task in VECTOR_TASKS and readout != "mean":
+            yield readout
 
     def _seeds(self, entry: Entry, task: str) -> list[int]:
         """Several seeds if a part of the evaluation is random, otherwise one."""
         config = self.config
         is_random = (
             task in ("attentive", "finetune") or (task == "linear" and config.solver == "sgd")
-            or config.shots is not None or entry.baseline == "untrained"
+            or config.shots is not None or entry.baseline in ("untrained", "dictionary")
         )  # fmt: skip
         return [config.seed + number for number in range(config.seeds if is_random else 1)]
 
-    def _settings(self, entry: Entry, name: str, seeds: Sequence[int]) -> dict[str, Any]:
+    def _settings(self, entry: Entry, name: str, readout: str, seeds: Sequence[int]) -> dict[str, Any]:
         """Everything that determines the numbers of a row."""
-        config, representation = self.config, self.open(entry, seeds[0])
+        config, representation = self.config, self.open(entry, seeds[0], readout)
         tuned = representation if name == "finetune" and isinstance(representation, FrozenEncoder) else None
         return {
             "format": FORMAT, "features": tuned.encoder_digest if tuned else representation.digest,
-            "evaluator": config.evaluator[name], "train": self.splits.train.version, "test": self.splits.test.version,
+            "evaluator": self._node(name), "train": self.splits.train.version, "test": self.splits.test.version,
             "shots": config.shots, "seeds": list(seeds), "num_frames": config.num_frames, "bf16": self.session.bf16,
             "augment": asdict(config.augment) if tuned else None,
-            "pooling": config.pooling, "layers": config.layers, "train_samples": config.train_samples,
+            "layers": config.layers, "train_samples": config.train_samples,
         }  # fmt: skip
 
     def _trial(self, entry: Entry, probe: ClassProbe, seed: int) -> tuple[Trial, int, str]:
@@ -250,7 +289,7 @@ class Benchmark:
         train, test, classes, *_ = self.splits
         if self.config.shots:
             train = train.take(few_shot_rows(train.labels, self.config.shots, seed, classes))
-        representation = self.open(entry, seed)
+        representation = self.open(entry, seed, probe.readout)
         if isinstance(probe, FineTuning):
             assert isinstance(representation, FrozenEncoder)
             prediction, rows, num_train = self._tune(representation, probe, train, test, seed)
@@ -287,7 +326,7 @@ class Benchmark:
 
     def _protocol(self, entry: Entry, task: str, probe: ClassProbe, seeds: Sequence[int]) -> list[str]:
         """Sentences on the data, features, probe and seeds of a row."""
-        config, representation = self.config, self.open(entry, seeds[0])
+        config, representation = self.config, self.open(entry, seeds[0], probe.readout)
         size = "x".join(map(str, representation.transform.image_size))
         frames = f", {config.num_frames} frames" if config.num_frames > 1 else ""
         pictures = f"the central part resized to {size}{frames}, no augmentation"

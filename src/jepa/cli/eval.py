@@ -21,8 +21,8 @@ usage: jepa-eval run=SOURCE [task=TASK] [dataset=CHOICE] [key=value ...] [flags]
   jepa-eval run=outputs/x task=inspect dataset=cifar10    a page: feature maps, attention, neighbours, mistakes
 
 run: a run folder or checkpoint of jepa-train, an exported folder, published I-JEPA and V-JEPA files, a folder of
-transformers, timm:NAME, hf:ORG/NAME; or pixels, hog, untrained. The result is eval.json, .md and .html in outputs/NAME;
-the same command again repeats nothing that is done. Hyper-parameters are chosen on training samples only."""
+transformers, timm:NAME, hf:ORG/NAME; or pixels, hog, dictionary, untrained. The result is eval.json, .md and .html in
+outputs/NAME; the same command again repeats nothing that is done. Hyper-parameters are chosen on training samples."""
 FLAGS = """\
   --config-dir FOLDER     a folder with your own configuration groups, as FOLDER/dataset/mine.yaml
   -h, --help              this text, including the groups of --config-dir"""

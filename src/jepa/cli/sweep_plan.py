@@ -72,6 +72,8 @@ def missing_plugins(composer: Composer, parsed: Sequence[Override]) -> Iterator[
     """Errors for sweepers and launchers that the command line or a sweep file selects and that are not installed."""
     files = composer.catalogue.groups.get("sweep", {})
     for override in parsed:
+        if override.is_delete():
+            continue
         name, plugins = override.get_value_string(), []
         if override.key_or_group in ("hydra/sweeper", "hydra/launcher"):
             plugins = [name]

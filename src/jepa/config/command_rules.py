@@ -16,7 +16,7 @@ from jepa.config.paths import find_source
 from jepa.config.view import ConfigView, Rule, check_size
 from jepa.suggestions import suggestion
 
-BASELINES = ("pixels", "hog", "untrained")
+BASELINES = ("pixels", "hog", "dictionary", "untrained")
 TASKS = ("knn", "linear", "attentive", "finetune", "inspect")
 VECTOR_TASKS = ("knn", "linear")
 """Tasks that need neither tokens nor weights."""

@@ -123,7 +123,7 @@ class EvalConfig:
     shots: int | float | None
     seed: NonNegativeInt
     seeds: PositiveInt
-    pooling: Annotated[str, Literal["mean", "mean_std", "steps", "cls"]]
+    readout: Annotated[str, Literal["mean", "mean_std", "steps", "grid2", "layers", "tokens", "cls"]] | None
     layers: PositiveInt
     solver: Annotated[str, Literal["lbfgs", "sgd"]]
     image_size: Any

@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from jepa.layers.attention import compute_dtype, same_group
 from jepa.layers.init import init_weights
 from jepa.layers.position import Positions
-from jepa.layers.tokens import as_pair, gather_tokens, grid_of, make_grid, patchify
+from jepa.layers.stems import embed_patches, make_stem
+from jepa.layers.tokens import as_pair, gather_tokens, grid_of, make_grid
 from jepa.layers.transformer import check_sizes, make_blocks, run_blocks
-from jepa.types import ClipShape, NonNegativeInt, PatchGrid, Positive, PositiveInt, ShareBelowOne
+from jepa.types import ClipShape, NonNegativeInt, PatchGrid, Positive, PositiveInt, Share, ShareBelowOne
 
 
 class SpatialEncoder(nn.Module):
@@ -28,6 +29,7 @@ class SpatialEncoder(nn.Module):
     """
 
     num_prefix_tokens = 0
+    tubelet_size = 1
 
     def __init__(
         self,
@@ -42,19 +44,23 @@ class SpatialEncoder(nn.Module):
         checkpoint_activations: bool = False,
         position: Annotated[str, Literal["sincos", "table"]] = "sincos",
         norm_eps: Positive = 1e-6,
+        stem: Annotated[str, Literal["linear", "conv", "residual", "dictionary"]] = "linear",
+        stem_width: PositiveInt | None = None,
+        stem_frozen: Share = 1.0,
     ) -> None:
         super().__init__()
         check_sizes(embed_dim, num_heads, mlp_ratio, width_key="encoder.embed_dim", heads_key="encoder.num_heads")
         channels, frames, height, width = clip_shape
         self.clip_shape: ClipShape = (channels, frames, height, width)
-        self.patch_size = patch_height, patch_width = as_pair(patch_size)
+        self.patch_size = as_pair(patch_size)
         self.frame_grid = make_grid((1, height, width), self.patch_size)
         self.grid: PatchGrid = replace(self.frame_grid, t=frames)
         self.embed_dim = embed_dim
         self.num_heads = num_heads
         self.checkpoint_activations = checkpoint_activations
 
-        self.embed = nn.Linear(channels * patch_height * patch_width, embed_dim)
+        self.stem = make_stem(stem, channels, self.patch_size, stem_width, embed_dim, stem_frozen)
+        self.embed = nn.Linear(self.stem.width, embed_dim)
         self.positions = Positions(grid=self.frame_grid, width=embed_dim, kind=position)
         self.blocks = make_blocks(embed_dim, depth, num_heads, mlp_ratio, drop_path=drop_path, norm_eps=norm_eps)
         self.norm = LayerNorm(embed_dim, eps=norm_eps)
@@ -67,12 +73,12 @@ class SpatialEncoder(nn.Module):
         clips = clips if clips.ndim == 5 else clips[:, :, None]
         if keep is not None and grid.t > 1 and keep.shape[1] == grid.num_tokens:
             return gather_tokens(self(clips), keep)
-        patches = patchify(clips, (1, *self.patch_size))
+        patches = embed_patches(self.stem, clips, grid, self.tubelet_size, keep)
         if keep is None:
             return self._frames(patches, grid)
         frame_grid = replace(grid, t=1)
         frame, patch = keep // frame_grid.num_tokens, keep % frame_grid.num_tokens
-        tokens = self.positions.add(self.embed(gather_tokens(patches, keep)), frame_grid, patch)
+        tokens = self.positions.add(self.embed(patches), frame_grid, patch)
         mask = same_group(frame, compute_dtype(tokens)) if grid.t > 1 else None
         return self._trunk(tokens, mask)
 

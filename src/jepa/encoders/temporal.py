@@ -10,9 +10,10 @@ from torch import Tensor, nn
 
 from jepa.layers.init import init_weights
 from jepa.layers.position import Positions
-from jepa.layers.tokens import as_pair, gather_tokens, grid_of, make_grid, patchify
+from jepa.layers.stems import embed_patches, make_stem
+from jepa.layers.tokens import as_pair, grid_of, make_grid
 from jepa.layers.transformer import check_sizes, make_blocks, run_blocks
-from jepa.types import ClipShape, PatchGrid, Positive, PositiveInt, ShareBelowOne
+from jepa.types import ClipShape, PatchGrid, Positive, PositiveInt, Share, ShareBelowOne
 
 
 class TemporalEncoder(nn.Module):
@@ -37,19 +38,23 @@ class TemporalEncoder(nn.Module):
         checkpoint_activations: bool = False,
         position: Annotated[str, Literal["sincos", "rope", "vjepa2", "table"]] = "sincos",
         norm_eps: Positive = 1e-6,
+        stem: Annotated[str, Literal["linear", "conv", "residual", "dictionary"]] = "linear",
+        stem_width: PositiveInt | None = None,
+        stem_frozen: Share = 1.0,
     ) -> None:
         super().__init__()
         check_sizes(embed_dim, num_heads, mlp_ratio, width_key="encoder.embed_dim", heads_key="encoder.num_heads")
         channels, frames, height, width = clip_shape
         self.clip_shape: ClipShape = (channels, frames, height, width)
-        self.patch_size = patch_height, patch_width = as_pair(patch_size)
+        self.patch_size = as_pair(patch_size)
         self.tubelet_size = tubelet_size
         self.grid: PatchGrid = make_grid((frames, height, width), self.patch_size, tubelet_size)
         self.embed_dim = embed_dim
         self.num_heads = num_heads
         self.checkpoint_activations = checkpoint_activations
 
-        self.embed = nn.Linear(channels * tubelet_size * patch_height * patch_width, embed_dim)
+        self.stem = make_stem(stem, channels * tubelet_size, self.patch_size, stem_width, embed_dim, stem_frozen)
+        self.embed = nn.Linear(self.stem.width, embed_dim)
         self.positions = Positions(grid=self.grid, width=embed_dim, num_heads=num_heads, kind=position, in_time=True)
         self.blocks = make_blocks(embed_dim, depth, num_heads, mlp_ratio, drop_path=drop_path, norm_eps=norm_eps)
         self.norm = LayerNorm(embed_dim, eps=norm_eps)
@@ -62,9 +67,8 @@ class TemporalEncoder(nn.Module):
         clips = clips if clips.ndim == 5 else clips[:, :, None]
         if clips.shape[2] == 1:
             clips = clips.expand(-1, -1, self.tubelet_size, -1, -1)
-        patches = patchify(clips, (self.tubelet_size, *self.patch_size))
-        tokens = self.embed(patches if keep is None else gather_tokens(patches, keep))
-        tokens = self.positions.add(tokens, grid, keep)
+        patches = embed_patches(self.stem, clips, grid, self.tubelet_size, keep)
+        tokens = self.positions.add(self.embed(patches), grid, keep)
         rope = self.positions.rope(tokens, grid, keep)
         return self.norm(run_blocks(self.blocks, tokens, rope=rope, checkpointed=self.checkpoint_activations))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -15,22 +15,17 @@ from torch import Generator, Tensor, nn
 
 from jepa.data.transforms import Augment, EvalTransform
 from jepa.errors import ConfigError
-from jepa.evaluation.probe import pool_tokens
+from jepa.evaluation.readout import NUM_LAYERS, READOUTS, pool_tokens, read_tokens
 from jepa.evaluation.samples import Samples, raw_batch
+from jepa.layers.transformer import record_outputs
 from jepa.parallel.session import Session
-from jepa.types import PatchGrid
-
-POOLING = {
-    "mean": "averaged over the sample",
-    "mean_std": "mean and standard deviation over the sample side by side",
-    "steps": "averaged over each time step of the clip, the steps side by side",
-    "cls": "of which the class token is taken",
-}
 
 
 class EncodedChunk(NamedTuple):
     vectors: Tensor
     """float32 [b, D] on the CPU"""
+    readouts: dict[str, Tensor] = {}
+    """float32 [b, d] on the CPU by the name of a further readout"""
     tokens: Tensor | None = None
     """float16 [b, J, D] on the CPU, if tokens are needed"""
     last: Tensor | None = None
@@ -38,21 +33,27 @@ class EncodedChunk(NamedTuple):
 
 
 class FrozenEncoder:
-    """Pooled tokens of the last `layers` blocks of an encoder, concatenated.
+    """A readout of the tokens of the last `layers` blocks of an encoder, concatenated, and those named in `further`.
 
     Raises ConfigError if the encoder has too few blocks or no class token.
     """
 
     def __init__(
-        self, *, encoder: Any, transform: EvalTransform, session: Session, pooling: str = "mean", layers: int = 1
-    ) -> None:
+        self, *, encoder: Any, transform: EvalTransform, session: Session, readout: str = "mean", layers: int = 1,
+        further: Sequence[str] = (),
+    ) -> None:  # fmt: skip
         self.prefix = getattr(encoder, "num_prefix_tokens", 0)
-        if layers > 1 and layers > len(encoder.blocks):
-            raise ConfigError([f"layers={layers}: the encoder has {len(encoder.blocks)} blocks"])
-        if pooling == "cls" and self.prefix == 0:
-            raise ConfigError(["pooling=cls: the encoder has no class token; use pooling=mean"])
+        num_blocks = len(getattr(encoder, "blocks", ()))
+        if layers > 1 and layers > num_blocks:
+            raise ConfigError([f"layers={layers}: the encoder has {num_blocks} blocks"])
+        if "cls" in (readout, *further) and self.prefix == 0:
+            raise ConfigError(["readout=cls: the encoder has no class token; use readout=mean"])
         self.encoder, self.transform, self.session = encoder, transform, session
-        self.pooling, self.layers = pooling, layers
+        self.readout, self.further = readout, further
+        self.depths = dict.fromkeys((readout, *further), layers)
+        """Number of last blocks that each readout takes."""
+        if "layers" in self.depths:
+            self.depths["layers"] = max(layers, min(NUM_LAYERS, num_blocks))
 
     @cached_property
     def encoder_digest(self) -> str:
@@ -67,12 +68,14 @@ class FrozenEncoder:
 
     @property
     def digest(self) -> str:
-        return digest_of([self.encoder_digest, self.pooling, self.layers, self.session.bf16])
+        return digest_of([self.encoder_digest, self.readout, self.depths[self.readout], self.session.bf16])
 
     @property
     def description(self) -> str:
-        blocks = "" if self.layers == 1 else f" of each of the last {self.layers} blocks, through the final norm,"
-        return f"the encoder's tokens{blocks} in eval mode, {POOLING[self.pooling]}"
+        depth = self.depths[self.readout]
+        blocks = "" if depth == 1 else f" of each of the last {depth} blocks, through the final norm,"
+        tokens = getattr(self.encoder, "description", "the encoder's tokens")
+        return f"{tokens}{blocks} in eval mode, {READOUTS[self.readout]}"
 
     def reduce(self, clips: Sequence[Tensor]) -> Tensor:
         """uint8 [C, T, H, W] of any size -> uint8 [b, C, T, h, w] of the transform's size"""
@@ -89,21 +92,24 @@ class FrozenEncoder:
         grid = self.encoder.grid_of(clips)
         with self.session.autocast():
             layers = self._layers(clips)
-        vectors = torch.cat([_pool(cls, patches, self.pooling, grid) for cls, patches in layers], dim=1)
+        read = {
+            name: torch.cat([read_tokens(cls, patches, name, grid) for cls, patches in layers[-depth:]], dim=1).cpu()
+            for name, depth in self.depths.items()
+        }
         tokens = None
         if max_tokens:
-            concatenated = torch.cat([patches for _, patches in layers], dim=2)  # [b, N, layers * D]
+            last = layers[-self.depths[self.readout] :]
+            concatenated = torch.cat([patches for _, patches in last], dim=2)  # [b, N, layers * D]
             tokens = pool_tokens(concatenated, grid, max_tokens).half().cpu()
-        return EncodedChunk(vectors.cpu(), tokens, layers[-1][1])
+        return EncodedChunk(read.pop(self.readout), read, tokens, layers[-1][1])
 
     def _layers(self, clips: Tensor) -> list[tuple[Tensor | None, Tensor]]:
         """float32 class tokens [b, t, D], if there are any, and patch tokens [b, N, D] of each of the last blocks"""
-        if self.layers == 1 and self.pooling != "cls":
+        depth = max(self.depths.values())
+        if depth == 1 and "cls" not in self.depths:
             return [(None, self.encoder(clips).float())]
-        with _record_outputs(self.encoder.blocks[-self.layers :]) as outputs:
-            self.encoder(clips)
         layers = []
-        for output in outputs:
+        for output in record_outputs(self.encoder, clips, depth):
             tokens = _final_norm(self.encoder, output).float()  # [b * frames encoded apart, prefix + n, D]
             shape = len(clips), -1, tokens.shape[2]
             cls = tokens[:, 0].reshape(shape) if self.prefix else None
@@ -114,28 +120,6 @@ class FrozenEncoder:
 def _final_norm(encoder: Any, tokens: Tensor) -> Tensor:
     """The final norm of a native encoder, or of the timm trunk in a wrapped one."""
     return encoder.norm(tokens) if hasattr(encoder, "norm") else encoder.trunk.fc_norm(encoder.trunk.norm(tokens))
-
-
-@contextmanager
-def _record_outputs(blocks: nn.ModuleList) -> Iterator[list[Tensor]]:
-    """A list that receives the output of each block."""
-    outputs: list[Tensor] = []
-    with ExitStack() as stack:
-        for block in blocks:
-            stack.callback(block.register_forward_hook(lambda *call: outputs.append(call[-1])).remove)
-        yield outputs
-
-
-def _pool(cls: Tensor | None, tokens: Tensor, pooling: str, grid: PatchGrid) -> Tensor:
-    """[b, t, D], [b, N, D] -> [b, d]"""
-    if pooling == "cls":
-        assert cls is not None
-        return cls.mean(1)
-    if pooling == "mean_std":
-        return torch.cat([tokens.mean(1), tokens.std(1, correction=0)], dim=1)
-    if pooling == "steps":
-        return tokens.unflatten(1, (grid.t, -1)).mean(2).flatten(1)
-    return tokens.mean(1)
 
 
 def digest_of(values: Any) -> str:

@@ -5,20 +5,21 @@ from __future__ import annotations
 from torch import Tensor
 
 from jepa.evaluation.probe import ClassProbe, Prediction, ProbeTask, nearest
+from jepa.evaluation.readout import Readout
 from jepa.types import Positive, PositiveInt
 
 
 class KNN(ClassProbe):
     """Each of the k nearest training samples votes for its class with weight exp(cosine similarity / temperature)."""
 
-    def __init__(self, *, k: PositiveInt, temperature: Positive) -> None:
+    def __init__(self, *, k: PositiveInt, temperature: Positive, readout: Readout = "mean") -> None:
         self.k = k
         self.temperature = temperature
         protocol = (
             f"kNN: the {k} nearest training samples by cosine similarity vote with weight "
             f"exp(similarity / {temperature:g})"
         )
-        super().__init__(name="knn", protocol=protocol)
+        super().__init__(name="knn", protocol=protocol, readout=readout)
 
     def predict(self, task: ProbeTask) -> Prediction:
         queries, bank, labels = (

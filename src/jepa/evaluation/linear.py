@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from jepa.evaluation.probe import SELECTION_SHARE, ClassProbe, Prediction, ProbeTask, selection_split, standardise, top1
+from jepa.evaluation.readout import Readout
 from jepa.evaluation.types import Features
 
 L2_GRID = (1.0, 0.1, 0.01, 1e-3, 1e-4, 1e-5, 1e-6)
@@ -28,13 +29,13 @@ class LinearModel(NamedTuple):
 class LinearProbe(ClassProbe):
     """Logistic regression whose L2 weight is chosen on a fifth of the training samples."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, readout: Readout = "mean") -> None:
         protocol = (
             "linear: logistic regression on features standardised by the training samples, solved by L-BFGS; "
             f"L2 weight chosen from {L2_GRID[0]:g}, {L2_GRID[1]:g} ... {L2_GRID[-1]:g} on {SELECTION_SHARE:.0%} of the "
             "training samples, then fitted on all"
         )
-        super().__init__(name="linear", protocol=protocol)
+        super().__init__(name="linear", protocol=protocol, readout=readout)
 
     def predict(self, task: ProbeTask) -> Prediction:
         train, val = standardise(task.train, task.val, task.device)

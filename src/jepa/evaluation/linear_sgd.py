@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from jepa.evaluation.probe import SELECTION_SHARE, ClassProbe, Prediction, ProbeTask, selection_split, standardise
+from jepa.evaluation.readout import Readout
 from jepa.evaluation.types import Features
 from jepa.schedules import cosine
 from jepa.types import NonNegative, Positive, PositiveInt
@@ -42,7 +43,7 @@ class SGDProbe(ClassProbe):
 
     def __init__(
         self, *, epochs: PositiveInt, batch_size: PositiveInt, lrs: Sequence[Positive],
-        weight_decays: Sequence[NonNegative],
+        weight_decays: Sequence[NonNegative], readout: Readout = "mean",
     ) -> None:  # fmt: skip
         if not lrs or not weight_decays:
             raise ValueError(f"evaluator.linear_sgd: lrs={lrs} and weight_decays={weight_decays} must not be empty")
@@ -55,7 +56,7 @@ class SGDProbe(ClassProbe):
             f"(momentum {MOMENTUM}, batch {batch_size}, cosine schedule to 0); learning rate of {rates} and "
             f"weight decay of {decays} chosen on {SELECTION_SHARE:.0%} of the training samples, then trained on all"
         )
-        super().__init__(name="linear_sgd", protocol=protocol)
+        super().__init__(name="linear_sgd", protocol=protocol, readout=readout)
 
     def predict(self, task: ProbeTask) -> Prediction:
         train, val = standardise(task.train, task.val, task.device)

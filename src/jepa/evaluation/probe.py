@@ -1,4 +1,4 @@
-"""Shared by the probes of frozen features: labelled samples, selection split, neighbours, scores, pooling."""
+"""Shared by the probes of frozen features: labelled samples, selection split, neighbours, scores."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from jepa.evaluation.readout import READOUTS
 from jepa.evaluation.types import Evaluation, Features, Snapshot
-from jepa.types import PatchGrid
 
 SELECTION_SHARE = 0.2
 """Share of a probe's training samples that its hyper-parameters are chosen on."""
@@ -48,16 +48,19 @@ class ClassProbe:
 
     judges = "features"
 
-    def __init__(self, *, name: str, protocol: str) -> None:
+    def __init__(self, *, name: str, protocol: str, readout: str = "mean") -> None:
         self.name = name
         self.method = protocol
+        self.readout = readout
+        if readout != "mean":
+            protocol += f"; tokens are read by readout={readout}: {READOUTS[readout]}"
         self.protocol = f"{protocol}; top-1 micro accuracy in percent on the validation samples{BALANCED}"
         self._warned = False
 
     def __call__(self, snapshot: Snapshot) -> Evaluation:
         metrics = {}
         for prefix, train, val in feature_pairs(snapshot):
-            task = self.task(train, val)
+            task = self.task(train.by(self.readout), val.by(self.readout))
             if task is None:
                 return Evaluation()
             metrics |= scores(f"{prefix}/{self.name}", self.predict(task).predicted, task)
@@ -86,7 +89,9 @@ def feature_pairs(snapshot: Snapshot) -> Iterator[tuple[str, Features, Features]
 
 def select(features: Features, rows: Tensor) -> Features:
     """The samples of indices [m] or of a mask bool [n]."""
-    return Features._make(None if column is None else column[rows] for column in features)
+    readouts = {name: vectors[rows] for name, vectors in features.readouts.items()}
+    columns = (None if column is None else column[rows] for column in features[:-1])
+    return Features(*columns, readouts=readouts)  # pyright: ignore[reportArgumentType]
 
 
 def probe_task(train: Features, val: Features) -> ProbeTask | str:
@@ -171,22 +176,3 @@ def exp_entropy(values: Tensor) -> float:
     if total == 0:
         return 1.0
     return (values / total).xlogy(values / total).sum().neg().exp().item()
-
-
-def pool_tokens(tokens: Tensor, grid: PatchGrid, max_tokens: int) -> Tensor:
-    """[b, N, D] -> [b, J, D] with J <= max_tokens: neighbours on the grid are averaged"""
-    full, size = (grid.t, grid.h, grid.w), coarse_grid(grid, max_tokens)
-    if size == full:
-        return tokens
-    return F.adaptive_avg_pool3d(tokens.mT.unflatten(2, full), size).flatten(2).mT
-
-
-def coarse_grid(grid: PatchGrid, max_tokens: int) -> tuple[int, int, int]:
-    """Time, height and width, halved (rounded up) along the longest, space first, until at most `max_tokens` remain."""
-    t, h, w = grid.t, grid.h, grid.w
-    while t * h * w > max_tokens:
-        if max(h, w) >= t:
-            h, w = (h + 1) // 2, (w + 1) // 2
-        else:
-            t = (t + 1) // 2
-    return t, h, w

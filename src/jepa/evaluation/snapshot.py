@@ -93,6 +93,8 @@ class Snapshotter:
         self.batch_size = self.train.batch_size
         self.num_pictures = num_pictures
         self.max_tokens = max((EvaluatorTraits.of(evaluator).needs_tokens for evaluator in evaluators), default=0)
+        readouts = (EvaluatorTraits.of(evaluator).readout for evaluator in evaluators)
+        self.readouts = sorted({*readouts} - {"mean"})
         self.has_evaluators = bool(evaluators)
         multi_view = (evaluator for evaluator in evaluators if crops and EvaluatorTraits.of(evaluator).num_views)
         self.multi_view: Any = next(multi_view, None)
@@ -111,7 +113,7 @@ class Snapshotter:
         Raises Interrupted as soon as `should_stop`, which is called between batches, returns True.
         """
         backbone, head = objective.backbone, objective.classify
-        encoder = FrozenEncoder(encoder=backbone, transform=self.transform, session=self.session)
+        encoder = FrozenEncoder(encoder=backbone, transform=self.transform, session=self.session, further=self.readouts)
         bar = progress(self.num_samples, "evaluating", should_stop=should_stop)
         with eval_mode(objective), torch.no_grad(), bar as advance:
             train = self._encode(encoder, self.train, advance)
@@ -134,7 +136,7 @@ class Snapshotter:
     def baselines(self, snapshot: Snapshot, evaluators: Sequence[Evaluator]) -> dict[str, float]:
         """Metrics of the same probes on raw pixels, as baseline/pixels_*."""
         train, val = (
-            features._replace(vectors=self._first_passes[split.name].pixels, tokens=None)
+            features._replace(vectors=self._first_passes[split.name].pixels, tokens=None, readouts={})
             for features, split in zip((snapshot.train, snapshot.val), self.splits[:2], strict=True)
         )
         pixels = replace(
@@ -226,7 +228,7 @@ class Snapshotter:
 def _features(encoded: EncodedChunk, batch: SampleBatch) -> Features:
     quantities = batch.fields.get("quantities")
     targets = torch.zeros(len(batch.labels), 0) if quantities is None else torch.stack(quantities)
-    return Features(encoded.vectors, batch.labels, targets, encoded.tokens)
+    return Features(encoded.vectors, batch.labels, targets, encoded.tokens, encoded.readouts)
 
 
 def _join(parts: list[Any] | tuple[Any, ...]) -> Any:

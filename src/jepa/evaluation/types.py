@@ -51,6 +51,12 @@ class Features(NamedTuple):
     """float32 [n, Q]: the field `quantities` of the data set; nan if unknown"""
     tokens: Tensor | None = None
     """float16 [n, J, D], neighbours averaged; None unless an evaluator needs tokens"""
+    readouts: Mapping[str, Tensor] = {}
+    """float32 [n, d] on the CPU: what `vectors` are by other readouts than the mean, by name"""
+
+    def by(self, readout: str) -> Features:
+        """Features whose vectors are those of the readout; of features of pixels, which have none, the same."""
+        return self._replace(vectors=self.readouts.get(readout, self.vectors), readouts={})
 
 
 @dataclass(frozen=True)
@@ -130,6 +136,8 @@ class EvaluatorTraits(Traits):
 
     protocol: str = ""
     """The method in a sentence for the log."""
+    readout: str = "mean"
+    """What it reads of the tokens: a name of `evaluation.frozen.READOUTS`."""
     needs_tokens: int = 0
     """Largest number of tokens per sample that it needs."""
     num_views: int = 0

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 
 from jepa.errors import ConfigError, RunError
+from jepa.layers.stems import PixelStem
 
 EncodeFn = Callable[[Tensor], Tensor]
 """Normalised pixels [B, *input_shape] -> tokens [B, N, D]."""
@@ -78,7 +79,10 @@ def require(module: str, extra: str = "export") -> ModuleType:
 
 
 def mlp_width(format: str, encoder: Any) -> int:
-    """Hidden width of the blocks. Raises ConfigError for an encoder without blocks, which `format` has no model of."""
+    """Hidden width of the blocks. Raises ConfigError for an encoder that `format` has no model of."""
+    if not isinstance(getattr(encoder, "stem", None), PixelStem | None):
+        reason = "its models have no encoder.stem but linear; use safetensors, onnx or torch_export"
+        raise unsupported(format, encoder, reason)
     if not len(encoder.blocks):
         raise unsupported(format, encoder, "it has no blocks (encoder.depth=0); use onnx or torch_export")
     return encoder.blocks[0].mlp.fc1.out_features

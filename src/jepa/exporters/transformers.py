@@ -34,9 +34,9 @@ BILINEAR = 2
 def write(encoder: Any, folder: Path) -> None:
     transformers = require("transformers")
     if isinstance(encoder, SpatialEncoder):
+        config = transformers.IJepaConfig(**_image_sizes(encoder))
         patch = (encoder.clip_shape[0], *encoder.patch_size)
         tensors = to_foreign(encoder.state_dict() | {TABLE: encoder.positions.table}, IJEPA, patch)
-        config = transformers.IJepaConfig(**_image_sizes(encoder))
         write_json(folder / "preprocessor_config.json", _processing(encoder, image_processor_type="ViTImageProcessor"))
     else:
         if reason := _why_no_vjepa2(encoder):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import ExitStack
 from functools import partial
+from typing import Any
 
 import torch
 from timm.layers.norm import LayerNorm
@@ -66,6 +68,23 @@ def run_blocks(
         else:
             tokens = block(tokens, mask, rope=rope, prefix=prefix)
     return tokens
+
+
+def record_outputs(encoder: Any, clips: Tensor, num: int) -> list[Tensor]:
+    """The outputs of the last `num` blocks of an encoder on clips, as the blocks return them."""
+    outputs: list[Tensor] = []
+    with ExitStack() as stack:
+        for block in encoder.blocks[-num:]:
+            stack.callback(block.register_forward_hook(lambda *call: outputs.append(call[-1])).remove)
+        encoder(clips)
+    return outputs
+
+
+def last_layers(encoder: Any, clips: Tensor, num: int) -> list[Tensor]:
+    """[B, C, T, H, W] -> [B, N, D] for each of the last `num` blocks: their outputs without prefix tokens"""
+    prefix = getattr(encoder, "num_prefix_tokens", 0)
+    outputs = record_outputs(encoder, clips, num)  # [B * frames encoded apart, prefix + n, D]
+    return [tokens[:, prefix:].reshape(len(clips), -1, tokens.shape[-1]) for tokens in outputs]
 
 
 def check_sizes(width: int, num_heads: int, mlp_ratio: float, *, width_key: str, heads_key: str) -> None:

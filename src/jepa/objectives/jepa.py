@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from jepa.layers.tokens import gather_tokens
+from jepa.layers.transformer import last_layers
 from jepa.objectives.base import Objective, total_penalty
 from jepa.parallel.strategy import local_shards
 from jepa.schedules import linear
@@ -29,7 +30,9 @@ class JEPA(Objective):
     sets for each sample the losses of the sets are averaged (V-JEPA, Bardes et al. 2024). Where masks hide nothing, the
     regularisers are the whole loss: they compare views (LeJEPA, Balestriero and LeCun 2025). `context_weight` adds the
     prediction loss on the context tokens, which only the joint predictor has: the context loss of V-JEPA 2.1
-    (Mur-Labadia et al. 2026), but with equal weights for all tokens and from the first step on.
+    (Mur-Labadia et al. 2026), but with equal weights for all tokens and from the first step on. The targets are the
+    mean of the last `target_layers` blocks, each normalised over its width (data2vec, Baevski et al. 2022, section
+    3.3). With `target_view=other` a crop predicts the hidden tokens of the next crop of the same sample.
     """
 
     predicts = "latents"
@@ -44,6 +47,8 @@ class JEPA(Objective):
         loss: Literal["mse", "smooth_l1", "l1"] = "mse",
         target: Literal["ema", "stopgrad", "none"] = "ema",
         context_weight: NonNegative = 0.0,
+        target_layers: PositiveInt = 1,
+        target_view: Literal["same", "other"] = "same",
         momentum: Share = 0.996,
         final_momentum: Share = 1.0,
         momentum_batch_size: PositiveInt = 64,
@@ -53,11 +58,16 @@ class JEPA(Objective):
         super().__init__()
         if context_weight and not getattr(predictor, "joint", False):
             raise ValueError(f"objective.context_weight={context_weight} needs predictor=transformer, joint=true")
+        if target_layers > 1 and target_layers > len(getattr(encoder, "blocks", ())):
+            blocks = len(getattr(encoder, "blocks", ()))
+            raise ValueError(f"objective.target_layers={target_layers}: the encoder has {blocks} blocks")
         if momentum > final_momentum:
             raise ValueError(f"objective.momentum={momentum} must not exceed objective.final_momentum={final_momentum}")
         self.loss = LOSSES[loss]
         self.target = target
         self.context_weight = context_weight
+        self.target_layers = target_layers
+        self.target_view = target_view
         self.momentum = momentum
         self.final_momentum = final_momentum
         self.batch_ratio = batch_size / momentum_batch_size
@@ -89,6 +99,8 @@ class JEPA(Objective):
         grid, hides = self.context_encoder.grid_of(batch.clips), masks.hides_some
         is_recording = grad_cache is not None and grad_cache.is_recording
         target_tokens = self.encode_targets(batch.clips) if hides and not is_recording else None
+        if target_tokens is not None and self.target_view == "other":
+            target_tokens = target_tokens.unflatten(0, (-1, batch.views)).roll(-1, dims=1).flatten(0, 1)
         losses, metrics, embedding = [], {}, None
         for number, mask in enumerate(masks.sets):
             context = self.context_encoder(batch.clips, keep=mask.context if hides else None)
@@ -141,7 +153,10 @@ class JEPA(Objective):
     def encode_targets(self, clips: Tensor) -> Tensor:
         """[B, C, T, H, W] -> [B, N, D]: the target encoder's tokens, with gradient only for target=none."""
         with torch.set_grad_enabled(self.target == "none" and torch.is_grad_enabled()):
-            return self.backbone(clips)
+            if self.target_layers == 1:
+                return self.backbone(clips)
+            layers = last_layers(self.backbone, clips, self.target_layers)
+            return torch.stack([F.layer_norm(tokens.float(), tokens.shape[-1:]) for tokens in layers]).mean(dim=0)
 
     def targets(self, target_tokens: Tensor, masks: Masks) -> Tensor:
         """[B, N, D] -> float32 [B, M, J, D]: the tokens at the target positions, each normalised over its width."""
@@ -171,9 +186,9 @@ class JEPA(Objective):
         """Squared error of the prediction and of the best constant (the mean target), and the targets' std.
 
         For targets in the future also the error of copying the last visible step, and all three by horizon. Empty if
-        the masks hide nothing.
+        the masks hide nothing, or the targets are those of another crop.
         """
-        if not masks.hides_some:
+        if not masks.hides_some or self.target_view == "other":
             return {}
         training = self.training
         self.eval()

@@ -17,6 +17,8 @@ def jepa(view: ConfigView, path: str) -> Iterator[str]:
     """Mask and predictor fit each other: hidden tokens are predicted, or views are compared."""
     if view.get(f"{path}.context_weight", 0) > 0 and not view.get("predictor.joint", False):
         yield f"{view.describe(f'{path}.context_weight')}: needs predictor=transformer with predictor.joint=true"
+    if view.get(f"{path}.target_view") == "other" and view["augment.views"] < 2:
+        yield f"{view.describe(f'{path}.target_view')}: there is no other crop with augment.views=1; use 2 or more"
     hides = hides_tokens(view)
     predicts = signatures.traits(view["predictor._target_"]).get("predicts_tokens", True)
     if hides and not predicts:

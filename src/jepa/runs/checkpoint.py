@@ -243,6 +243,8 @@ def training_tensors(model: nn.Module, optimizer: Optimizer, guard: nn.Module | 
     for name, parameter in model.named_parameters():
         state = optimizer.state.get(parameter, {})
         tensors |= {f"optimizer.{name}.{key}": value for key, value in state.items() if isinstance(value, Tensor)}
+    for number, group in enumerate(optimizer.param_groups):  # where LAMB counts its steps
+        tensors |= {f"group.{number}.{key}": value for key, value in group.items() if isinstance(value, Tensor)}
     return tensors | {f"guard.{name}": tensor for name, tensor in (guard.state_dict() if guard else {}).items()}
 
 
@@ -260,6 +262,9 @@ def restore(
         if empty.ndim == 0 and optimizer.defaults.get("fused"):
             empty = empty.to(parameter.device)
         optimizer.state[parameter][key] = empty
+    for name, (shape, dtype) in _stored(checkpoint, "group.").items():
+        number, _, key = name.partition(".")
+        optimizer.param_groups[int(number)][key] = torch.zeros(shape, dtype=dtype)
     tensors = training_tensors(model, optimizer, guard)
     if differing := _stored(checkpoint, "model.").keys() ^ model.state_dict().keys():
         names = ", ".join(sorted(differing)[:3])

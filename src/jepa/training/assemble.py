@@ -24,8 +24,10 @@ from jepa.data.transforms import Augment, EvalTransform
 from jepa.encoders.names import TABLE
 from jepa.evaluation.box_snapshot import DetectionSnapshotter
 from jepa.evaluation.snapshot import Snapshotter
+from jepa.evaluation.stems import fit_stems
 from jepa.evaluation.types import Evaluator, Logger
 from jepa.layers.attention import choose_attention
+from jepa.layers.dictionary import DictionaryStem
 from jepa.masks.geometry import local_size
 from jepa.objectives.base import Objective
 from jepa.optim import parameter_groups
@@ -108,7 +110,7 @@ def assemble(phase: Phase, dataset: Dataset, folder: Path, session: Session) -> 
     """Raises ConfigError or ValueError for errors that show only when the components are built."""
     config = phase.config
     plan = make_plan(phase, len(dataset), session.world_size)
-    components = make_components(config, dataset, plan, session)
+    components = make_components(config, dataset, plan, session, is_new=checkpoint.latest(folder) is None)
     encoder: Any = components.objective.backbone
     check_phases(phase.whole, encoder)
     encoder_node = getattr(encoder, "node", config.encoder | {"clip_shape": encoder.clip_shape})
@@ -206,9 +208,16 @@ def make_plan(phase: Phase, dataset_size: int, world_size: int = 1) -> Plan:
     )
 
 
-def make_components(config: TrainConfig, dataset: Dataset, plan: Plan, session: Session) -> TrainComponents:
-    """The components of a training step, on the device of the session. Raises ConfigError or ValueError."""
+def make_components(
+    config: TrainConfig, dataset: Dataset, plan: Plan, session: Session, *, is_new: bool = True
+) -> TrainComponents:
+    """The components of a training step, on the device of the session. Raises ConfigError or ValueError.
+
+    Only in a run that `is_new` a dictionary has to be fitted; in others a checkpoint is loaded afterwards.
+    """
     objective, masker = make_objective(config, dataset, plan)
+    if is_new:
+        fit_stems(objective, dataset, EvalTransform(**transform_arguments(config, dataset)), seed=config.seed)
     if "labels" in objective_needs(config):
         check_labels(DatasetTraits.of(dataset).probe_dataset or dataset)
     choose_attention(objective, session.device, torch.bfloat16 if session.bf16 else torch.float32)
@@ -231,6 +240,7 @@ def make_components(config: TrainConfig, dataset: Dataset, plan: Plan, session: 
         masker=masker,
         image_masker=factory(config.mask)(grid=objective.backbone.grid_of(images)) if mixes_in_images else None,
         augment=make_augment(config, dataset, objective),
+        stems=[part for part in objective.modules() if isinstance(part, DictionaryStem) and part.filters.requires_grad],
         fields=needed_fields(config, dataset),
     )
 

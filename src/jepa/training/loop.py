@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
@@ -16,6 +16,7 @@ from torch.optim import Optimizer
 from jepa.data.box_transforms import BoxAugment
 from jepa.data.transforms import Augment
 from jepa.errors import RunError
+from jepa.layers.dictionary import DictionaryStem
 from jepa.optim import set_schedule
 from jepa.parallel.device import peak_memory_gib
 from jepa.parallel.session import Session, StopSignal
@@ -83,6 +84,8 @@ class TrainComponents:
     image_masker: Masker | None = None
     """For batches of images when the run trains on clips."""
     augment: Augment | BoxAugment
+    stems: Sequence[DictionaryStem] = ()
+    """Dictionaries whose filters are trained after a share of the run."""
     fields: Mapping[str, Field]
     """Fields of each batch besides the labels."""
 
@@ -136,6 +139,8 @@ def one_step(plan: Plan, components: TrainComponents, raw: RawBatch, step: int) 
     on_device = raw.map(lambda tensor: tensor.to(session.device, non_blocking=True))
     crops = generator(plan.seed, step, 0, "augment")
     batch = components.augment(on_device, crops, session.local_rows, session.world_size)
+    for stem in components.stems:
+        stem.at(step / plan.total_steps)
     lr, weight_decay = components.schedule.lr_at(step), components.schedule.weight_decay_at(step)
     set_schedule(components.optimizer, lr=lr, weight_decay=weight_decay)
     output = train_step(

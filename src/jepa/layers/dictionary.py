@@ -1,0 +1,163 @@
+"""A dictionary of whitened image patches: filters that are learned in seconds, before a network is trained."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Generator, Tensor, nn
+
+SIDE, STRIDE, POOL = 6, 2, 2
+"""Height and width of a filter, pixels between filters, and filters averaged on each side of a cell."""
+CELL = STRIDE * POOL
+THRESHOLD = 0.25
+"""Response that a filter must exceed."""
+CONTRAST = 2.5e-3
+"""Added to the variance of a window, of normalised pixels, so that flat windows stay flat."""
+RIDGE = 0.1
+"""Added to the eigenvalues that the whitening divides by."""
+ROUNDS = 8
+NUM_WINDOWS, NUM_CELLS = 60_000, 60_000
+"""Windows that the filters are learned from, and cells that the statistics are measured on."""
+CHUNK = {"cpu": 2**19, "accelerator": 2**26}
+"""Responses computed at a time: they fit into a core's cache, or take 256 MB."""
+
+
+class DictionaryStem(nn.Module):
+    """Cells of 4 x 4 pixels, described by `num_filters` whitened patches found by k-means (Coates and Ng 2011, 2012).
+
+    Windows of 6 x 6 pixels, 2 apart, have mean 0 and standard deviation 1, are compared with each filter, and count as
+    far as the response exceeds a threshold, for either sign: 2 `num_filters` values, averaged over the windows of a
+    cell, square-rooted, and standardised. `fit` learns the filters from pictures without labels. Gradients change them
+    after `frozen`, a share of the training run, for which `at` is called before each step.
+    """
+
+    def __init__(self, channels: int, patch_size: tuple[int, int], *, num_filters: int, frozen: float = 1.0) -> None:
+        super().__init__()
+        if any(side % CELL for side in patch_size):
+            raise ValueError(f"encoder.patch_size={list(patch_size)}: stem=dictionary needs multiples of {CELL}")
+        self.cells = tuple(side // CELL for side in patch_size)
+        self.width = 2 * num_filters * math.prod(self.cells)
+        filters = torch.randn(num_filters, channels, SIDE, SIDE)
+        self.filters = nn.Parameter(filters / math.sqrt(filters[0].numel()), requires_grad=frozen < 1)
+        self.frozen = frozen
+        self.is_frozen = True
+        self.register_buffer("offset", torch.zeros(num_filters))
+        self.register_buffer("mean", torch.zeros(2 * num_filters))
+        self.register_buffer("scale", torch.ones(2 * num_filters))
+
+    offset: Tensor
+    mean: Tensor
+    scale: Tensor
+
+    def at(self, progress: float) -> None:
+        """The filters learn from now on if this share of the run is done."""
+        self.is_frozen = progress < self.frozen or self.frozen == 1
+
+    def forward(self, pictures: Tensor) -> Tensor:
+        """[b, C, H, W] -> [b, n, 2K cells]"""
+        cells = torch.cat([self.describe(part) for part in _chunks(pictures, len(self.filters))])
+        cells = (cells - self.mean) * self.scale
+        if self.is_frozen and self.filters.requires_grad:
+            cells = cells + 0 * self.filters.sum()  # their gradient is 0, not None, which DDP would wait for
+        height, width = self.cells
+        return rearrange(cells, "b (y h) (x w) k -> b (y x) (h w k)", h=height, w=width)
+
+    def describe(self, pictures: Tensor) -> Tensor:
+        """[b, C, H, W] -> float32 [b, H / 4, W / 4, 2K], before they are standardised"""
+        with torch.autocast(pictures.device.type, enabled=False):
+            before = SIDE // 2
+            around = (before, SIDE - 1 - before, before, SIDE - 1 - before)
+            padded = F.pad(pictures.float(), around, mode="reflect")
+            mean = F.avg_pool2d(padded.mean(1, keepdim=True), SIDE, STRIDE)
+            variance = F.avg_pool2d(padded.square().mean(1, keepdim=True), SIDE, STRIDE) - mean.square()
+            padded = padded.contiguous(memory_format=torch.channels_last)  # half the time on a CPU
+            responses = F.conv2d(padded, self.filters.detach() if self.is_frozen else self.filters, stride=STRIDE)
+            responses = responses * (variance.clamp(min=0) + CONTRAST).rsqrt() + self.offset[:, None, None]
+            signed = F.softshrink(responses, THRESHOLD)
+            difference, total = F.avg_pool2d(signed, POOL), F.avg_pool2d(signed.abs(), POOL)
+            halves = torch.cat([total + difference, total - difference], 1)  # of the positive, and of the negative
+            return halves.mul(0.5).clamp(min=1e-8).sqrt().permute(0, 2, 3, 1)
+
+    @property
+    def is_fitted(self) -> bool:
+        return bool(self.mean.any())
+
+    @torch.no_grad()
+    def fit(self, pictures: Tensor, generator: Generator) -> None:
+        """Learn the dictionary from normalised pictures [n, C, H, W]; some thousand are enough."""
+        windows = normalise(draw_windows(pictures, generator))
+        filters, offset = learn_filters(windows, len(self.filters), generator)
+        self.filters.copy_(rearrange(filters, "k (c p q) -> k c p q", p=SIDE, q=SIDE))
+        self.offset.copy_(offset)
+        cells = torch.cat([self.describe(part).flatten(0, 2) for part in _some(pictures, self.filters)])
+        self.mean.copy_(cells.mean(0))
+        self.scale.copy_(1 / cells.std(0).clamp(min=1e-3))
+
+
+def principal_embedding(tokens: Tensor, num: int, scale: float = 0.7, ridge: float = 0.1) -> tuple[Tensor, Tensor]:
+    """[n, P] -> weight [num, P] and bias [num] that map tokens to their first principal components, of like size.
+
+    If there are fewer components than `num`, the other rows are 0.
+    """
+    mean = tokens.mean(0)
+    centred = tokens - mean
+    values, vectors = torch.linalg.eigh(centred.T @ centred / len(tokens))
+    values, vectors = values.flip(0)[:num], vectors.flip(1)[:, :num]
+    weight = tokens.new_zeros(num, tokens.shape[1])
+    weight[: len(values)] = (scale * vectors / (values + ridge * values.mean()).sqrt()).T
+    return weight, -weight @ mean
+
+
+def draw_windows(pictures: Tensor, generator: Generator) -> Tensor:
+    """[n, C, H, W] -> [NUM_WINDOWS, C h w]: windows at random places"""
+    num, _, height, width = pictures.shape
+    draws = torch.rand(3, NUM_WINDOWS, generator=generator)
+    picks, rows, columns = (draws * torch.tensor([[num], [height - SIDE + 1], [width - SIDE + 1]])).long()
+    offsets = torch.arange(SIDE)
+    rows, columns = rows[:, None, None] + offsets[:, None], columns[:, None, None] + offsets
+    windows = pictures.movedim(1, -1)[picks[:, None, None], rows, columns]  # [NUM_WINDOWS, h, w, C]
+    return windows.movedim(-1, 1).reshape(NUM_WINDOWS, -1)
+
+
+def normalise(windows: Tensor) -> Tensor:
+    """[n, D] -> [n, D], each with mean 0 and standard deviation 1, less for one of low contrast"""
+    centred = windows - windows.mean(1, keepdim=True)
+    return centred * (centred.square().mean(1, keepdim=True) + CONTRAST).rsqrt()
+
+
+def learn_filters(windows: Tensor, num: int, generator: Generator) -> tuple[Tensor, Tensor]:
+    """[n, D] -> filters [num, D] for unwhitened windows, and the offset [num] of their responses.
+
+    Spherical k-means on whitened windows in which a window belongs to the filter with the largest response of either
+    sign (Coates and Ng 2012, section 2).
+    """
+    mean = windows.mean(0)
+    values, vectors = torch.linalg.eigh((windows - mean).T @ (windows - mean) / len(windows))
+    whitening = vectors @ ((values + RIDGE).rsqrt()[:, None] * vectors.T)
+    white = (windows - mean) @ whitening
+    words = F.normalize(white[torch.randperm(len(white), generator=generator)[:num]], dim=1)
+    for _ in range(ROUNDS):
+        responses = white @ words.T
+        nearest = responses.abs().argmax(1)
+        weights = responses.gather(1, nearest[:, None])
+        words = F.normalize(torch.zeros_like(words).index_add_(0, nearest, white * weights) + 1e-3 * words, dim=1)
+    filters = words @ whitening
+    return filters - filters.mean(1, keepdim=True), -filters @ mean
+
+
+def _chunks(pictures: Tensor, num_filters: int) -> tuple[Tensor, ...]:
+    """Parts of the pictures whose responses fit; all at once where a graph is recorded."""
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():  # pyright: ignore[reportPrivateImportUsage]
+        return (pictures,)
+    responses = num_filters * math.prod(pictures.shape[-2:]) // STRIDE**2
+    return pictures.split(max(1, CHUNK["cpu" if pictures.device.type == "cpu" else "accelerator"] // responses))
+
+
+def _some(pictures: Tensor, filters: Tensor) -> Iterator[Tensor]:
+    """Parts of as many of the pictures as have NUM_CELLS cells."""
+    per_picture = math.prod(pictures.shape[-2:]) // CELL**2
+    yield from _chunks(pictures[: math.ceil(NUM_CELLS / per_picture)], len(filters))
