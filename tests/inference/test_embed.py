@@ -92,7 +92,7 @@ def test_all_formats_hold_the_same_and_are_read_by_their_own_libraries(embed: Ca
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
 def test_all_tokens_are_kept_in_half_precision(suffix: str, embed: Call) -> None:
-    assert embed(RUN, "images=pictures/val", f"out=f.{suffix}", "pooling=none").status == 0
+    assert embed(RUN, "images=pictures/val", f"out=f.{suffix}", "readout=all").status == 0
     content, encoder = read_features(Path(f"f.{suffix}")), load_encoder("outputs/first")
     with torch.no_grad():
         tokens = encoder(encoder.transform([Path("pictures/val", content.names[3])]))[0]
@@ -242,9 +242,9 @@ def test_a_complete_file_is_not_made_again_and_no_other_one_replaced(embed: Call
         ended = embed(RUN, PICTURES, f"out=f.{suffix}", "batch_size=7")
         assert ended.output == f"f.{suffix} is complete\n"
         before = Path(f"f.{suffix}").read_bytes()
-        ended = embed(RUN, PICTURES, f"out=f.{suffix}", "pooling=mean_std")
+        ended = embed(RUN, PICTURES, f"out=f.{suffix}", "readout=mean_std")
         assert ended.status == 1
-        assert f"f.{suffix} holds features of other files, or of another encoder or pooling" in ended.errors
+        assert f"f.{suffix} holds features of other files, or of another encoder or readout" in ended.errors
         assert Path(f"f.{suffix}").read_bytes() == before
         Path(f"foreign.{suffix}").write_bytes(b"hello")
         ended = embed(RUN, PICTURES, f"out=foreign.{suffix}")
@@ -304,9 +304,9 @@ def test_neighbours_are_not_looked_for_among_features_of_another_encoder(embed: 
     ended = embed(RUN, "out=f.npz", "like=pictures/val/bee/02.png", "layers=2")
     assert ended.status in (1, 2)
     shutil.copytree("outputs/first", "outputs/other", symlinks=True)
-    ended = embed(RUN, "out=f.npz", "like=pictures/val/bee/02.png", "pooling=mean_std")
+    ended = embed(RUN, "out=f.npz", "like=pictures/val/bee/02.png", "readout=mean_std")
     assert ended.status == 1
-    assert "f.npz was made with run=outputs/first pooling=mean" in ended.errors
+    assert "f.npz was made with run=outputs/first readout=mean" in ended.errors
     Path("torn.png").write_bytes(b"")
     ended = embed(RUN, "out=f.npz", "like=torn.png")
     assert ended.status == 1
@@ -323,11 +323,11 @@ def test_neighbours_are_not_looked_for_among_features_of_another_encoder(embed: 
         ([RUN, PICTURES, "out=f.csv"], "takes a file that ends in .parquet, .npz or .safetensors"),
         ([RUN, PICTURES], "out=VALUE"),
         ([RUN, PICTURES, "out=f.npz", "page=x.html"], "give like=PICTURE"),
-        ([RUN, PICTURES, "out=f.npz", "pooling=none", "like=pictures/val/bee/00.png"], "use pooling=mean"),
-        ([RUN, PICTURES, "out=f.npz", "poling=mean"], 'did you mean "pooling"?'),
+        ([RUN, PICTURES, "out=f.npz", "readout=all", "like=pictures/val/bee/00.png"], "use readout=mean"),
+        ([RUN, PICTURES, "out=f.npz", "readuot=mean"], 'did you mean "readout"?'),
         ([RUN, "dataset=imagfolder", "out=f.npz"], 'did you mean "imagefolder"?'),
         ([RUN, "dataset=mnist", "dataset.download=false", "out=f.npz"], "dataset.download"),
-        ([RUN, PICTURES, "out=f.npz", "pooling=cls"], "the encoder has no class token"),
+        ([RUN, PICTURES, "out=f.npz", "readout=cls"], "the encoder has no class token"),
     ],
 )
 def test_what_cannot_be_is_refused_by_name(arguments: list[str], message: str, embed: Call) -> None:
@@ -356,7 +356,7 @@ def test_refusals_and_help_of_both_commands_come_without_torch(tmp_path: Path) -
     command = [sys.executable, "-c", program]
     result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
-    assert "pooling=mean" in result.stdout
+    assert "readout=mean" in result.stdout
     assert "min_score=0.5" in result.stdout
 
 

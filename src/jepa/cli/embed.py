@@ -15,8 +15,8 @@ jepa-embed writes the features of files: one row for each file, with its name.
 usage: jepa-embed run=SOURCE images=FOLDER out=FILE [key=value ...] [flags]
 
   jepa-embed run=outputs/x images=photos out=features.parquet
-  jepa-embed run=outputs/x videos=clips out=features.npz pooling=steps
-  jepa-embed run=timm:vit_small_patch16_224.dino images=photos out=tokens.safetensors pooling=none    all tokens
+  jepa-embed run=outputs/x videos=clips out=features.npz readout=steps
+  jepa-embed run=timm:vit_small_patch16_224.dino images=photos out=tokens.safetensors readout=all    all tokens
   jepa-embed run=outputs/x dataset=cifar10 part=validation out=cifar10.parquet      with the names of the classes
   jepa-embed run=outputs/x out=features.parquet like=cat.jpg page=cats.html         the nearest files, by cosine
 

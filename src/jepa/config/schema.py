@@ -248,7 +248,7 @@ class EmbedConfig:
     images: str | None
     videos: str | None
     out: str
-    pooling: Annotated[str, Literal["mean", "mean_std", "steps", "cls", "none"]]
+    readout: Annotated[str, Literal["mean", "mean_std", "steps", "grid2", "layers", "tokens", "cls", "all"]]
     layers: PositiveInt
     part: Annotated[str, Literal["training", "validation"]]
     num_frames: PositiveInt | None

@@ -49,8 +49,8 @@ def _feature_file(view: ConfigView) -> Iterator[str]:
         yield f"{key}: parquet files need pyarrow: pip install 'jepa-train[parquet]', or give a file that ends in .npz"
     if Path(view["out"]).is_dir():
         yield f"{key}: is a folder; give a file"
-    if "like" in view and view["pooling"] == "none":
-        yield f"{view.describe('like', 'pooling')}: neighbours are found by one vector a file; use pooling=mean"
+    if "like" in view and view["readout"] == "all":
+        yield f"{view.describe('like', 'readout')}: neighbours are found by one vector a file; use readout=mean"
     if "page" in view and "like" not in view:
         yield f"{view.describe('page')}: shows the neighbours of a picture; give like=PICTURE"
 

@@ -58,7 +58,7 @@ class Embedding:
         self.clip_shape = encoder.clip_shape
         self.encoder = FrozenEncoder(
             encoder=encoder.to(session.device), transform=encoder.transform, session=session, layers=config.layers,
-            pooling="mean" if config.pooling == "none" else config.pooling,
+            readout="mean" if config.readout == "all" else config.readout,
         )  # fmt: skip
 
     def write(self) -> str:
@@ -82,7 +82,7 @@ class Embedding:
             columns = {"name": [names[index] for index in indices]}
             if dataset.classes:
                 columns["label"] = [dataset.classes[label] if label >= 0 else "" for label in labels]
-            settings = {"run": self.config.run, "pooling": self.config.pooling, "layers": self.config.layers}
+            settings = {"run": self.config.run, "readout": self.config.readout, "layers": self.config.layers}
             facts = {**settings, "key": key, "encoder": self.encoder.digest, "folder": folder, "unreadable": unreadable}
             write_features(self.target, batches, columns, facts)
             batches.remove()
@@ -125,8 +125,8 @@ class Embedding:
 
     def _searched(self) -> FeatureFile:
         content = read_features(self.target)
-        if content.facts["encoder"] != self.encoder.digest or content.facts["pooling"] != self.config.pooling:
-            made = f"run={content.facts['run']} pooling={content.facts['pooling']} layers={content.facts['layers']}"
+        if content.facts["encoder"] != self.encoder.digest or content.facts["readout"] != self.config.readout:
+            made = f"run={content.facts['run']} readout={content.facts['readout']} layers={content.facts['layers']}"
             raise RunError(f"{self.target} was made with {made}, or its weights have changed since; give that run")
         return content
 
@@ -135,7 +135,7 @@ class Embedding:
         indices, traits = range(len(dataset)), DatasetTraits.of(dataset)
         frames = traits.num_frames, self.settings
         content = [digest_of_samples(dataset, indices), *(traits.modified(index) for index in indices)]
-        values = [self.encoder.digest, self.config.pooling, frames, list(names), content]
+        values = [self.encoder.digest, self.config.readout, frames, list(names), content]
         return hashlib.sha256(json.dumps(values, default=str).encode()).hexdigest()[:24]
 
     def _is_complete(self, key: str) -> bool:
@@ -144,7 +144,7 @@ class Embedding:
             return False
         if read_features(self.target, with_features=False).facts["key"] != key:
             raise RunError(
-                f"{self.target} holds features of other files, or of another encoder or pooling; "
+                f"{self.target} holds features of other files, or of another encoder or readout; "
                 "remove it, or give another out="
             )
         return True
@@ -176,7 +176,7 @@ class Embedding:
 
     def _features(self, pictures: torch.Tensor) -> np.ndarray:
         """uint8 [b, C, T, H, W] -> float32 [b, D], or all tokens, float16 [b, N, D]"""
-        if self.config.pooling != "none":
+        if self.config.readout != "all":
             return self.encoder.encode(pictures).vectors.numpy()
         num_tokens = self.encoder.encoder.grid_of(pictures).num_tokens
         tokens = self.encoder.encode(pictures, num_tokens).tokens

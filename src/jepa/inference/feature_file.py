@@ -41,7 +41,7 @@ class FeatureFile(NamedTuple):
     labels: list[str] | None
     """class names, "" without one; None for files without classes"""
     facts: dict[str, Any]
-    """run, pooling, folder, unreadable files with the reason ..."""
+    """run, readout, folder, unreadable files with the reason ..."""
 
 
 class Batches:
