@@ -36,7 +36,7 @@ from jepa.data.loader import killed_worker
 from jepa.encoders.pretrained import open_encoder
 from jepa.errors import RunError
 from jepa.inference.feature_file import FeatureFile, read_features
-from jepa.inference.finetuned import Prediction, load_finetuned
+from jepa.inference.finetuned import Finetuned, Prediction, load_finetuned
 from jepa.parallel.device import total_memory
 from jepa.parallel.environment import requeue
 from jepa.parallel.session import Session, forward_failures, open_distributed_session
@@ -62,8 +62,8 @@ class JEPAAgent:
     """A run: it is trained, evaluated, fine-tuned, exported, and its encoder and head are used.
 
     `config` is a JEPAConfig or a checked TrainConfig, whose run folder is `folder`, by default outputs/NAME; or the
-    path of an existing run folder. Methods take overrides as the commands of the same name do, and use the data set of
-    the run if these name none. Raises ConfigError with all errors at once.
+    path of an existing run folder. Methods take overrides as the commands of the same name do; `evaluate` and
+    `finetune` use the data set of the run if these name none. Raises ConfigError with all errors at once.
     """
 
     def __init__(
@@ -90,7 +90,8 @@ class JEPAAgent:
 
     def train(self) -> dict[str, float]:
         """Train to the end, resuming a run in the run folder; returns the last value of every metric."""
-        self.__dict__.pop("encoder", None)  # cached before this training
+        for name in ("encoder", "finetuned"):
+            self.__dict__.pop(name, None)  # cached before this training
         status = train(self.config, self.folder)
         if status and status - 128 not in SIGNALS:
             raise RunError(f"{self.folder}: the processes of the run ended with status {status}; see their messages")
@@ -100,6 +101,11 @@ class JEPAAgent:
     def encoder(self) -> nn.Module:
         """The encoder in the run folder, in eval mode; see `load_encoder`."""
         return load_encoder(self.folder)
+
+    @cached_property
+    def finetuned(self) -> Finetuned:
+        """Encoder and head of a fine-tuned run; see `load_finetuned`."""
+        return load_finetuned(self.folder)
 
     @torch.no_grad()
     def encode(self, images: ImageSource | Sequence[ImageSource]) -> Tensor:
@@ -111,7 +117,7 @@ class JEPAAgent:
         self, images: ImageSource | Sequence[ImageSource], *, top: int = 1, min_score: float = 0.5
     ) -> list[list[Prediction]]:
         """Classes or boxes that the head of a fine-tuned run finds in each image; see `Finetuned.predict`."""
-        return load_finetuned(self.folder).predict(images, top=top, min_score=min_score)
+        return self.finetuned.predict(images, top=top, min_score=min_score)
 
     def evaluate(self, *overrides: str) -> list[dict[str, Any]]:
         """The rows of `jepa-eval` with these overrides: title, column (the task), top1, low, high ...; it prints them.

@@ -42,12 +42,12 @@ def _feature_file(view: ConfigView) -> Iterator[str]:
     """The suffix names a format whose package is there; what is searched is pooled."""
     if "neighbours" not in view:
         return
-    key, suffix = view.describe("out"), Path(view["out"]).suffix
-    if suffix not in FEATURE_FILES:
+    key, path = view.describe("out"), Path(view["out"]).expanduser()
+    if path.suffix not in FEATURE_FILES:
         yield f"{key}: takes a file that ends in {', '.join(FEATURE_FILES[:-1])} or {FEATURE_FILES[-1]}"
-    if suffix == ".parquet" and find_spec("pyarrow") is None:
+    if path.suffix == ".parquet" and find_spec("pyarrow") is None:
         yield f"{key}: parquet files need pyarrow: pip install 'jepa-train[parquet]', or give a file that ends in .npz"
-    if Path(view["out"]).is_dir():
+    if path.is_dir():
         yield f"{key}: is a folder; give a file"
     if "like" in view and view["readout"] == "all":
         yield f"{view.describe('like', 'readout')}: neighbours are found by one vector a file; use readout=mean"
