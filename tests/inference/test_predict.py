@@ -21,6 +21,7 @@ from jepa.inference.predict import DRAWN_SIDE
 from jepa.runs.checkpoint import CheckpointError
 from jepa.runs.metrics import read_rows
 
+pytestmark = pytest.mark.slow
 TUNED, BOXES = "run=outputs/tuned", "run=outputs/boxes"
 DETECTOR = [
     "objective=detect", "dataset=voc", "dataset.root_path=voc", "image_size=32", "objective.width=8", "steps=1",
