@@ -47,6 +47,7 @@ def test_wheel_carries_the_whole_configuration_the_templates_and_the_licence(whe
     templates = {path.relative_to(ROOT / "src").as_posix() for path in (ROOT / "src/jepa/reports/templates").iterdir()}
     assert "jepa/reports/templates/page.css" in templates
     assert templates <= names
+    assert "jepa/py.typed" in names
     assert any(name.endswith("licenses/LICENSE") for name in names)
 
 

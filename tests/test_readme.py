@@ -22,12 +22,14 @@ from tiny_world import TINY, train_world
 
 from jepa.cli.collect import main as collect
 from jepa.cli.compare import main as compare
+from jepa.cli.embed import main as embed
 from jepa.cli.eval import main as judge
 from jepa.cli.export import main as export
 from jepa.cli.find import main as find
 from jepa.cli.finetune import main as finetune
 from jepa.cli.plan import main as plan
 from jepa.cli.play import main as play
+from jepa.cli.predict import main as predict
 from jepa.cli.rl import main as learn
 from jepa.cli.train import main as train
 from jepa.comparison.runs import TrainProcesses
@@ -86,18 +88,33 @@ def policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "outputs" / "minigrid_jepa"
 
 
+@pytest.fixture(scope="module")
+def tuned(quickstart: Path, tiny: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of two classes that was fine-tuned from the quickstart."""
+    folder = tmp_path_factory.mktemp("tuned")
+    write_pictures(folder)
+    data = ["dataset=imagefolder", "dataset.root_path=data", "dataset.val_folder=test"]
+    jepa_finetune([f"run={quickstart}", *data, "name=tuned"], tiny, folder)
+    return folder / "outputs" / "tuned"
+
+
 @pytest.fixture
 def workplace(tmp_path: Path) -> Path:
     """A folder with what the README's commands expect to find."""
     write_boxes(tmp_path / "voc")
     for number in range(6):
         write_video(tmp_path / "videos" / "train" / ("left" if number % 2 == 0 else "right") / f"{number}.mp4", number)
+    write_pictures(tmp_path)
+    return tmp_path
+
+
+def write_pictures(folder: Path) -> None:
+    """Noise of two classes, in folder/data."""
     for number in range(16):
         part, kind = "test" if number > 11 else "train", "dog" if number % 2 == 0 else "cat"
-        path = tmp_path / "data" / part / kind / f"{number}.jpg"
+        path = folder / "data" / part / kind / f"{number}.jpg"
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.effect_noise((48, 40), 20.0 * number).convert("RGB").save(path)
-    return tmp_path
 
 
 def write_boxes(root: Path) -> None:
@@ -263,6 +280,18 @@ def jepa_finetune(arguments: list[str], tiny: list[str], cwd: Path) -> None:
     assert "step 2" in printed
 
 
+def jepa_predict(arguments: list[str], tiny: list[str], cwd: Path) -> None:
+    assert "16 files" in output_of(predict, [*arguments, "num_workers=0"], cwd)
+    assert "cat/13.jpg," in (cwd / "predictions.csv").read_text()
+    assert len(list((cwd / "drawn").rglob("*.png"))) == 16
+
+
+def jepa_embed(arguments: list[str], tiny: list[str], cwd: Path) -> None:
+    printed = output_of(embed, [*arguments, "num_workers=0"], cwd)
+    assert "16 rows" in printed
+    assert ("train/cat/1.jpg  1.0000" in re.sub(" +", "  ", printed)) == ("like=" in str(arguments))
+
+
 def jepa_export(arguments: list[str], tiny: list[str], cwd: Path) -> None:
     assert "from_pretrained" in output_of(export, arguments, cwd)
     assert (cwd / "outputs" / "quickstart" / "export" / "transformers" / "config.json").is_file()
@@ -300,6 +329,8 @@ RULES: dict[str, Callable[[list[str], list[str], Path], None]] = {
     "jepa-find": jepa_find,
     "jepa-eval": jepa_eval,
     "jepa-finetune": jepa_finetune,
+    "jepa-predict": jepa_predict,
+    "jepa-embed": jepa_embed,
     "jepa-export": jepa_export,
     "jepa-collect": jepa_collect,
     "jepa-plan": jepa_plan,
@@ -321,13 +352,15 @@ def test_shell_command_works(
         shutil.copytree(quickstart, workplace / "outputs" / "quickstart", symlinks=True)
     if any(text.endswith("=outputs/two_rooms") for text in arguments):
         shutil.copytree(world, workplace / "outputs" / "two_rooms", symlinks=True)
+    if "run=outputs/tuned" in arguments:
+        shutil.copytree(request.getfixturevalue("tuned"), workplace / "outputs" / "tuned", symlinks=True)
     if "run=outputs/minigrid_jepa" in arguments:
         policy = request.getfixturevalue("policy")
         shutil.copytree(policy, workplace / "outputs" / "minigrid_jepa", symlinks=True)
     RULES[program](arguments, tiny, workplace)
 
 
-@pytest.mark.parametrize("block", PYTHON_BLOCKS, ids=["plan", "act", "train", "load"])
+@pytest.mark.parametrize("block", PYTHON_BLOCKS, ids=["plan", "act", "train", "load", "attach"])
 def test_python_block_works(
     block: str, tiny: list[str], workplace: Path, quickstart: Path, world: Path, monkeypatch: pytest.MonkeyPatch,
     request: pytest.FixtureRequest,

@@ -7,7 +7,7 @@ import signal
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -15,12 +15,28 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from jepa.config import TrainConfig, as_config_errors, compose_plan, factory, to_yaml
+from jepa.config import (
+    Composer,
+    ConfigError,
+    TrainConfig,
+    as_config_errors,
+    compose_embed,
+    compose_eval,
+    compose_plan,
+    factory,
+    override_literal,
+    to_dataclass,
+    to_yaml,
+)
 from jepa.config.attributes import JEPAConfig
+from jepa.config.finetuning import to_train_arguments
+from jepa.config.paths import content
 from jepa.data.decode import ImageSource
 from jepa.data.loader import killed_worker
 from jepa.encoders.pretrained import open_encoder
 from jepa.errors import RunError
+from jepa.inference.feature_file import FeatureFile, read_features
+from jepa.inference.finetuned import Finetuned, Prediction, load_finetuned
 from jepa.parallel.device import total_memory
 from jepa.parallel.environment import requeue
 from jepa.parallel.session import Session, forward_failures, open_distributed_session
@@ -34,28 +50,48 @@ from jepa.reports.verdict import initial_weights, verdict
 from jepa.resources.advice import memory_advice
 from jepa.resources.measured import describe_cost
 from jepa.runs.folder import RunFolder, open_folder
-from jepa.runs.metrics import read_config, read_rows
+from jepa.runs.metrics import read_config, read_json, read_rows
 from jepa.training.assemble import Phase, assemble, data_identity, make_dataset, make_loggers, phases_left
 from jepa.training.launch import num_processes, start_processes
 from jepa.training.run import Run
 
-__all__ = ["JEPAAgent", "JEPAConfig", "load_encoder", "load_planner", "load_world"]
+__all__ = ["JEPAAgent", "JEPAConfig", "load_encoder", "load_finetuned", "load_planner", "load_world"]
 
 
 class JEPAAgent:
-    """Trains a configuration, and encodes images or clips with the trained encoder.
+    """A run: it is trained, evaluated, fine-tuned, exported, and its encoder and head are used.
 
-    `config` is a JEPAConfig or a checked TrainConfig; the run folder is `folder`, by default outputs/NAME. Raises
-    ConfigError with all errors at once.
+    `config` is a JEPAConfig or a checked TrainConfig, whose run folder is `folder`, by default outputs/NAME; or the
+    path of an existing run folder. Methods take overrides as the commands of the same name do; `evaluate` and
+    `finetune` use the data set of the run if these name none. Raises ConfigError with all errors at once.
     """
 
-    def __init__(self, config: JEPAConfig | TrainConfig, folder: str | os.PathLike | None = None) -> None:
-        self.config = config.compose() if isinstance(config, JEPAConfig) else config
-        self.folder = Path(folder) if folder is not None else Path("outputs") / self.config.name
+    def __init__(
+        self, config: JEPAConfig | TrainConfig | str | os.PathLike, folder: str | os.PathLike | None = None
+    ) -> None:
+        if isinstance(config, JEPAConfig | TrainConfig):
+            self.config = config.compose() if isinstance(config, JEPAConfig) else config
+            self.folder = Path(folder) if folder is not None else Path("outputs") / self.config.name
+            return
+        self.folder = Path(config).expanduser()
+        if folder is not None or not (self.folder / "config.yaml").is_file():
+            what = f"is a run folder itself; leave folder={folder} out" if folder is not None else "holds no run"
+            raise ConfigError([f"{self.folder} {what}; {content(self.folder.absolute())}"])
+
+    @cached_property
+    def config(self) -> TrainConfig:
+        """The configuration of an existing run, checked as a new one: its data must be there."""
+        return to_dataclass(Composer(self.folder, "config").compose(["resume=true"]))
+
+    @property
+    def history(self) -> list[dict[str, float]]:
+        """The rows of metrics.jsonl: step, samples, train/loss, probe/linear_top1 ..., each where it was measured."""
+        return read_rows(self.folder)
 
     def train(self) -> dict[str, float]:
         """Train to the end, resuming a run in the run folder; returns the last value of every metric."""
-        self.__dict__.pop("encoder", None)  # cached before this training
+        for name in ("encoder", "finetuned"):
+            self.__dict__.pop(name, None)  # cached before this training
         status = train(self.config, self.folder)
         if status and status - 128 not in SIGNALS:
             raise RunError(f"{self.folder}: the processes of the run ended with status {status}; see their messages")
@@ -66,15 +102,80 @@ class JEPAAgent:
         """The encoder in the run folder, in eval mode; see `load_encoder`."""
         return load_encoder(self.folder)
 
+    @cached_property
+    def finetuned(self) -> Finetuned:
+        """Encoder and head of a fine-tuned run; see `load_finetuned`."""
+        return load_finetuned(self.folder)
+
     @torch.no_grad()
     def encode(self, images: ImageSource | Sequence[ImageSource]) -> Tensor:
         """Images, clips [B, C, T, H, W], or a list of either, of any sizes -> mean tokens [B, D]; see EvalTransform."""
         encoder: Any = self.encoder
         return encoder(encoder.transform(images)).mean(dim=1)
 
+    def predict(
+        self, images: ImageSource | Sequence[ImageSource], *, top: int = 1, min_score: float = 0.5
+    ) -> list[list[Prediction]]:
+        """Classes or boxes that the head of a fine-tuned run finds in each image; see `Finetuned.predict`."""
+        return self.finetuned.predict(images, top=top, min_score=min_score)
+
+    def evaluate(self, *overrides: str) -> list[dict[str, Any]]:
+        """The rows of `jepa-eval` with these overrides: title, column (the task), top1, low, high ...; it prints them.
+
+        The results are in outputs/eval-NAME, unless name= is given, and are not computed again.
+        """
+        from jepa.benchmark.protocol import evaluate
+
+        config = compose_eval([f"name={override_literal(f'eval-{self.folder.name}')}", self._run, *overrides])
+        if not _name_data(overrides):
+            config = replace(config, dataset=self.config.dataset, num_frames=self.config.num_frames)
+        return read_json(evaluate(config) / "eval.json").get("rows", [])
+
+    def finetune(self, *overrides: str) -> JEPAAgent:
+        """Train encoder and head on labels, as `jepa-finetune` with these overrides; returns the new run.
+
+        It is outputs/NAME-tuned, unless name= is given, and is resumed if it is there.
+        """
+        name = f"name={override_literal(f'{self.folder.name}-tuned')}"
+        arguments = to_train_arguments([name, self._run, *overrides])
+        config = to_dataclass(Composer(config_name="finetune").compose(arguments))
+        if not _name_data(overrides):
+            config = replace(config, dataset=self.config.dataset)
+        tuned = JEPAAgent(config)
+        tuned.train()
+        return tuned
+
+    def export(self, format: str = "safetensors", output: str | os.PathLike | None = None) -> Path:
+        """The folder into which the encoder, without a head, is exported; by default export/FORMAT in the run."""
+        from jepa.exporters.export import export_encoder
+
+        return export_encoder(self.folder, format, output or self.folder / "export" / format).folder
+
+    def embed(self, *overrides: str) -> FeatureFile:
+        """The features of files, as `jepa-embed` with these overrides: names, array [n, D] and facts.
+
+        The file is features.npz in the run folder, unless out= is given.
+        """
+        from jepa.inference.embed import Embedding
+
+        out = f"out={override_literal(self.folder / 'features.npz')}"
+        embedding = Embedding(compose_embed([out, self._run, *overrides]))
+        embedding.write()
+        return read_features(embedding.target)
+
+    @property
+    def _run(self) -> str:
+        return f"run={override_literal(self.folder)}"
+
+
+def _name_data(overrides: Sequence[str]) -> bool:
+    return any(override.startswith("dataset") for override in overrides)
+
 
 def load_encoder(path_or_name: str | os.PathLike) -> nn.Module:
     """An encoder of a run folder, of published weights or of timm, in eval mode, on the CPU.
+
+    Of a fine-tuned run it is the encoder without the head, which `load_finetuned` loads with it.
 
     Maps clips [B, C, T, H, W] or images [B, C, H, W] to tokens [B, N, D]; `.transform` makes such clips from uint8
     tensors and arrays, images of Pillow and paths, of any size, `.embed_dim` is D. See `open_encoder` for the sources.

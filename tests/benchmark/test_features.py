@@ -303,7 +303,7 @@ def test_unreadable_samples_are_left_out_and_named(caplog):
     features = FeatureCache(None, 4).features("a", frozen(), part)
     assert features.labels.tolist() == [0, 2, 0, 2, 0, 1, 2]
     assert part.broken.keys() == {1, 4}
-    assert "evaluation leaves out toy 4: torn" in caplog.text
+    assert "left out: toy 4: torn" in caplog.text
     with pytest.raises(RunError, match="no training sample can be read; the first: toy 0: torn"):
         FeatureCache(None, 4).features(
             "a", frozen(), parts_of(Toy([0, 1], unreadable=[0, 1], held_out=Toy([0, 1]))).train

@@ -30,7 +30,7 @@ def test_unreadable_samples_are_left_out_and_named_once(caplog):
     sizes = [len(batch.labels) for _ in range(2) for batch in samples.batches()]
     assert sizes == [3, 3, 2] * 2
     assert [record.message for record in caplog.records] == [
-        f"evaluation leaves out picture {index}: cut short" for index in (3, 4)
+        f"left out: picture {index}: cut short" for index in (3, 4)
     ]
 
 

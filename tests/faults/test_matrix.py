@@ -16,9 +16,12 @@ from fault_commands import Ended, Place, call, ended_in, full, read_only, write_
 
 from jepa.data import images
 from jepa.data.folders import FileDataset
+from jepa.inference import files
 
-COMMANDS = ("train", "sweep", "finetune", "eval", "export", "compare", "find-lr", "find-batch")
-READ_RUNS = ("finetune", "eval", "export", "compare")
+COMMANDS = ("train", "sweep", "finetune", "eval", "export", "embed", "predict", "compare", "find-lr", "find-batch")
+READ_RUNS = ("finetune", "eval", "export", "embed", "predict", "compare")
+READ_FILES = ("embed", "predict")
+"""What reads all files below a folder, without a data set."""
 READ_DATA = ("train", "sweep", "finetune", "eval", "find-lr", "find-batch")
 ONE_RUN = ("train", "finetune", "eval", "find-lr", "find-batch")
 """What reads data, without the sweep, of which each member is a `train`."""
@@ -29,16 +32,18 @@ Fault = Callable[[Path, ExitStack, pytest.MonkeyPatch], Place | None]
 
 @pytest.fixture(scope="module")
 def earlier(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with pictures and a finished run on them."""
+    """A folder with pictures, a finished run on them, and one that was fine-tuned from it."""
     folder = tmp_path_factory.mktemp("earlier")
     write_pictures(folder / "pictures")
     with contextlib.chdir(folder), pytest.MonkeyPatch.context() as patch:
         from fault_commands import arguments
 
+        from jepa.cli.finetune import main as tune
         from jepa.cli.train import main
 
         patch.setattr("sys.argv", ["jepa-train"])
         main([*arguments("train", Place())[1], "name=earlier"])
+        tune([*arguments("finetune", Place())[1], "name=tuned"])
     return folder
 
 
@@ -96,11 +101,12 @@ def run_is_empty(work: Path, stack: ExitStack, patch: pytest.MonkeyPatch) -> Pla
 
 
 def run_without_checkpoint(work: Path, stack: ExitStack, patch: pytest.MonkeyPatch) -> None:
-    shutil.rmtree(work / "outputs/earlier/checkpoints")
+    for run in ("earlier", "tuned"):
+        shutil.rmtree(work / "outputs" / run / "checkpoints")
 
 
 def run_with_an_empty_checkpoint(work: Path, stack: ExitStack, patch: pytest.MonkeyPatch) -> None:
-    for path in (work / "outputs/earlier/checkpoints").glob("*/*"):
+    for path in (work / "outputs").glob("*/checkpoints/*/*"):
         path.unlink(missing_ok=True)
 
 
@@ -119,8 +125,10 @@ def long_run(work: Path, stack: ExitStack, patch: pytest.MonkeyPatch) -> Place:
 
 
 def odd_run(work: Path, stack: ExitStack, patch: pytest.MonkeyPatch) -> Place:
-    (work / "outputs/earlier").rename(work / "outputs" / ODD)
-    return Place(run=f"outputs/{ODD}")
+    (work / "outputs" / ODD).mkdir()
+    for run in ("earlier", "tuned"):
+        (work / "outputs" / run).rename(work / "outputs" / ODD / run)
+    return Place(run=f"outputs/{ODD}/earlier")
 
 
 def hub(work: Path, stack: ExitStack, patch: pytest.MonkeyPatch) -> Place:
@@ -173,16 +181,19 @@ def class_of_other_bytes(work: Path, stack: ExitStack, patch: pytest.MonkeyPatch
 
 
 def vanish(number: int, patch: pytest.MonkeyPatch) -> None:
-    """Delete pictures after the training part was listed."""
-    listed = images.list_files
+    """Delete pictures after the training part, or all files, were listed."""
 
-    def list_files(folder: Path, *arguments: object) -> object:
-        listing = listed(folder, *arguments)
-        for path in sorted(folder.rglob("*.png"))[:number]:
-            path.unlink()
-        return listing
+    def then_delete(list_them: Callable[..., object]) -> Callable[..., object]:
+        def listed(folder: Path, *arguments: object) -> object:
+            listing = list_them(folder, *arguments)
+            for path in sorted(folder.rglob("*.png"))[:number]:
+                path.unlink()
+            return listing
 
-    patch.setattr(images, "list_files", list_files)
+        return listed
+
+    patch.setattr(images, "list_files", then_delete(images.list_files))
+    patch.setattr(files, "list_all", then_delete(files.list_all))
 
 
 def one_picture_vanishes(work: Path, stack: ExitStack, patch: pytest.MonkeyPatch) -> None:
@@ -203,9 +214,9 @@ def disk_of_the_data_fails(work: Path, stack: ExitStack, patch: pytest.MonkeyPat
 USED: dict[Fault, tuple[str, ...]] = {
     nothing: COMMANDS,
     odd_run: READ_RUNS,
-    odd_data: ONE_RUN,
-    class_of_other_bytes: ONE_RUN,
-    one_picture_vanishes: ONE_RUN,
+    odd_data: (*ONE_RUN, *READ_FILES),
+    class_of_other_bytes: (*ONE_RUN, *READ_FILES),
+    one_picture_vanishes: (*ONE_RUN, *READ_FILES),
     outputs_is_a_file: ("export", "compare"),
     run_without_checkpoint: ("compare",),
     run_with_an_empty_checkpoint: ("compare",),
@@ -214,26 +225,26 @@ USED: dict[Fault, tuple[str, ...]] = {
 REFUSED: dict[Fault, tuple[tuple[str, ...], str]] = {
     read_only_outputs: (COMMANDS, "outputs/"),
     full_outputs: (COMMANDS, "outputs/"),
-    outputs_is_a_file: (READ_DATA, "outputs"),
-    read_only_working_folder: (READ_DATA, "outputs"),
+    outputs_is_a_file: ((*READ_DATA, *READ_FILES), "outputs"),
+    read_only_working_folder: ((*READ_DATA, *READ_FILES), "outputs"),
     removed_working_folder: (COMMANDS, "the working folder"),
     no_run: (READ_RUNS, "outputs/none"),
     run_is_a_file: (READ_RUNS, "outputs/file"),
     run_is_empty: (READ_RUNS, "outputs/empty"),
-    run_without_checkpoint: (("finetune", "eval", "export"), "outputs/earlier"),
-    run_with_an_empty_checkpoint: (("finetune", "eval", "export"), "outputs/earlier"),
+    run_without_checkpoint: (("finetune", "eval", "export", *READ_FILES), "outputs/"),
+    run_with_an_empty_checkpoint: (("finetune", "eval", "export", *READ_FILES), "outputs/"),
     stale_link: (READ_RUNS, "outputs/link"),
     circular_link: (READ_RUNS, "outputs/link"),
     long_run: (READ_RUNS, LONG),
     hub: (READ_RUNS, "nobody/nothing-of-this-name"),
     timm: (READ_RUNS, "vit_tiny_patch16_224"),
-    no_data: (READ_DATA, "elsewhere"),
-    data_is_a_file: (ONE_RUN, "elsewhere"),
-    data_are_empty: (ONE_RUN, "elsewhere"),
-    unreadable_data: (ONE_RUN, "pictures"),
-    long_data: (ONE_RUN, LONG),
+    no_data: ((*READ_DATA, *READ_FILES), "elsewhere"),
+    data_is_a_file: ((*ONE_RUN, *READ_FILES), "elsewhere"),
+    data_are_empty: ((*ONE_RUN, *READ_FILES), "elsewhere"),
+    unreadable_data: ((*ONE_RUN, *READ_FILES), "pictures"),
+    long_data: ((*ONE_RUN, *READ_FILES), LONG),
     pictures_vanish: (READ_DATA, "pictures/train"),
-    disk_of_the_data_fails: (ONE_RUN, "pictures/"),
+    disk_of_the_data_fails: ((*ONE_RUN, *READ_FILES), "pictures/"),
 }
 
 
@@ -242,7 +253,7 @@ def cells(commands_of: dict) -> list:
     return [
         pytest.param(
             fault, command, *named, id=f"{fault.__name__}-{command}",
-            marks=() if command in ("eval", "export", "compare") else pytest.mark.slow,
+            marks=() if command in ("eval", "export", "embed", "predict", "compare") else pytest.mark.slow,
         )
         for fault, (commands, *named) in commands_of.items()
         for command in commands

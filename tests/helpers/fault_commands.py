@@ -43,12 +43,15 @@ def arguments(command: str, place: Place) -> tuple[str, list[str]]:
     data = ["dataset=imagefolder", f"dataset.root_path='{place.data}'"]
     run = f"run='{place.run}'"
     tuning = [text for text in TRAINING if not text.startswith(OF_WEIGHTS)]
+    images = [f"images='{place.data}'", "device=cpu", "num_workers=0"]
     return {
         "train": ("train", [*TRAINING, *data, "evaluator=knn"]),
         "sweep": ("train", [*TRAINING, *data, "evaluator=knn", "--multirun", "seed=0,1"]),
         "finetune": ("finetune", [run, *tuning, *data, "evaluator=accuracy"]),
         "eval": ("eval", [run, "task=knn", "floors=[]", *data, "device=cpu", "num_workers=0", "name=new"]),
         "export": ("export", [run]),
+        "embed": ("embed", [run, *images, "out=outputs/new.npz"]),
+        "predict": ("predict", [run.replace("earlier", "tuned"), *images, "out=outputs/new.csv"]),
         "compare": ("compare", [place.run]),
         "find-lr": ("find", ["lr", *TRAINING, *data, "--steps", "10"]),
         "find-batch": ("find", ["batch", *TRAINING, *data]),

@@ -166,13 +166,15 @@ def _with_pictures(subject: Subject, lead: str, rows: Sequence[Sequence[tuple[st
     for picture, label, maps in zip(subject.pictures, subject.test.labels.tolist(), rows, strict=False):
         name = subject.classes[label]
         if picture.shape[1] == 1:
-            cards.append([_tile(small(picture[:, 0]), name), *(_tile(values[0], text) for text, values in maps)])
+            cards.append(
+                [picture_tile(small(picture[:, 0]), name), *(picture_tile(values[0], text) for text, values in maps)]
+            )
             continue
         frames = enlarge(torch.stack([small(frame) for frame in frame_tiles(picture)]))
         steps = [frame * len(maps[0][1]) // picture.shape[1] for frame in frame_indices(picture.shape[1])]
         strips = [(text, resize_nearest(values[steps], frames.shape[-2:])) for text, values in maps]
         pictures = [(montage([images]).permute(2, 0, 1), text) for text, images in [(name, frames), *strips]]
-        cards.append([_tile(picture, text) for picture, text in pictures])
+        cards.append([picture_tile(picture, text) for picture, text in pictures])
     return Section(lead=lead, rows=cards, has_strips=subject.pictures.shape[2] > 1)
 
 
@@ -184,11 +186,11 @@ def neighbour_rows(subject: Subject, neighbours: Tensor, similarity: Tensor) -> 
     rows = []
     for query in one_per_label_in_turn(subject.test.labels, NUM_QUERIES):
         label = int(subject.test.labels[query])
-        tiles = [_tile(small(subject.test_thumbnails[query]), subject.classes[label])]
+        tiles = [picture_tile(small(subject.test_thumbnails[query]), subject.classes[label])]
         for index, cosine in zip(neighbours[query].tolist(), similarity[query].tolist(), strict=True):
             other = int(subject.train.labels[index])
             text, tone = f"{subject.classes[other]} {cosine:.3f}", "good" if other == label else "bad"
-            tiles.append(_tile(small(subject.train_thumbnails[index]), text, tone=tone))
+            tiles.append(picture_tile(small(subject.train_thumbnails[index]), text, tone=tone))
         rows.append(tiles)
     return Section(lead=lead, rows=rows)
 
@@ -293,11 +295,11 @@ def _prediction_tiles(subject: Subject, rows: Tensor, *, num_classes: int, tone:
         answers = zip(best.indices.tolist(), best.values.tolist(), strict=True)
         texts = [f"{subject.classes[index]} {probability:.0%}" for index, probability in answers]
         texts.append(f"is {subject.classes[int(subject.test.labels[row])]}")
-        tiles.append(_tile(small(subject.test_thumbnails[row]), *texts, tone=tone))
+        tiles.append(picture_tile(small(subject.test_thumbnails[row]), *texts, tone=tone))
     return tiles
 
 
-def _tile(pixels: Tensor, *texts: str, tone: str = "") -> Tile:
+def picture_tile(pixels: Tensor, *texts: str, tone: str = "") -> Tile:
     """uint8 [3, h, w] -> a picture with these lines of text"""
     return Tile(_encode(pixels), texts, tone)
 

@@ -235,18 +235,7 @@ class Benchmark:
         return encoder.eval()
 
     def _check(self, title: str, encoder: Any) -> None:
-        channels, frames, height, width = encoder.clip_shape
-        data_channels = self.splits.train.dataset.channels
-        if data_channels != channels:
-            raise ConfigError(
-                [f"dataset.channels: {title} reads {channels} channels, the pictures have {data_channels}; give a data "
-                 f"set with as many, as dataset.channels={channels} where it has that key"]
-            )  # fmt: skip
-        if self.config.num_frames != frames:
-            try:
-                encoder.grid_of(torch.empty(1, channels, self.config.num_frames, height, width, device="meta"))
-            except ValueError as error:
-                raise ConfigError([f"num_frames={self.config.num_frames}: {title} cannot read it: {error}"]) from error
+        check_input(title, encoder, self.splits.train.dataset.channels, self.config.num_frames)
 
     def _check_dictionary(self) -> None:
         """A dictionary that is only a floor is left out where no whole number of its cells fills a picture."""
@@ -360,6 +349,21 @@ class Benchmark:
             lines.append(f"few-shot: {amount} of each class, drawn anew for each seed")
         mean = f"seeds {seeds[0]} to {seeds[-1]}: the result is their mean" if len(seeds) > 1 else f"seed {seeds[0]}"
         return [*lines, METRIC, mean]
+
+
+def check_input(title: str, encoder: Any, channels: int, num_frames: int) -> None:
+    """Raises ConfigError if the encoder cannot read clips of so many channels and frames."""
+    expected, frames, height, width = encoder.clip_shape
+    if channels != expected:
+        raise ConfigError(
+            [f"dataset.channels: {title} reads {expected} channels, the pictures have {channels}; give a data "
+             f"set with as many, as dataset.channels={expected} where it has that key"]
+        )  # fmt: skip
+    if num_frames != frames:
+        try:
+            encoder.grid_of(torch.empty(1, channels, num_frames, height, width, device="meta"))
+        except ValueError as error:
+            raise ConfigError([f"num_frames={num_frames}: {title} cannot read it: {error}"]) from error
 
 
 def _entries(config: EvalConfig) -> Iterator[Entry]:

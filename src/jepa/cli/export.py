@@ -40,6 +40,7 @@ def _export(overrides: Sequence[str]) -> int:
     with quick_imports():
         from jepa.exporters.export import export_encoder, push_to_hub
     from jepa.config.command_rules import output_folder
+    from jepa.config.heads import head_of, stored_config
 
     folder = output_folder(config.run, config.format, config.output)
     assert folder is not None  # compose_export raises otherwise
@@ -48,6 +49,8 @@ def _export(overrides: Sequence[str]) -> int:
     parity = f"largest difference of tokens {export.difference:.1e}, of values up to {export.largest:.2f}"
     with suppress(BrokenPipeError):  # the reader of the pipe, such as `head`, has closed it
         print(f"{export.folder}: {files}\nchecked on random input: {parity}\n\n{export.snippet}", flush=True)
+    if head := head_of(stored_config(config.run)):
+        print(f"\nnot exported: the head of the run ({head}); jepa-predict run={config.run} uses it")
     if config.push_to_hub:
         print(f"\n{push_to_hub(export.folder, config.push_to_hub)}")
     return 0

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from contextlib import suppress
 
 from jepa.cli.help import print_help
 from jepa.cli.terminal import STOPPED_AT_ONCE, report_error, run_command
 from jepa.cli.train import main as train
-from jepa.config.paths import find_source, shape_of
+from jepa.config.finetuning import to_train_arguments
 from jepa.errors import ConfigError
 
 HEAD = """\
@@ -27,8 +26,6 @@ usage: jepa-finetune run=WEIGHTS [key=value ...] [group=choice ...] [flags]
 run=WEIGHTS is short for encoder.weights=WEIGHTS: a run or checkpoint, an exported folder, published weights, timm:NAME.
 image_size and num_frames default to the values that a run, an exported folder or a folder of transformers was trained
 with. Everything else is as in jepa-train --help; the defaults that differ are below."""
-WITHOUT_WEIGHTS = {"encoder", "experiment", "--cfg", "-c", "--config-name", "-cn"}
-"""Keys and flags that may replace `run=`: they choose the weights, or only print the configuration."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -45,32 +42,6 @@ def _finetune(arguments: Sequence[str]) -> int:
         return train([*primary, *to_train_arguments(arguments)])
     except ConfigError as error:
         return report_error(error)
-
-
-def to_train_arguments(arguments: Sequence[str]) -> list[str]:
-    """Translate `run=` for jepa-train, and add the input size of the weights if it is known and not set.
-
-    Raises ConfigError if the weights are missing or have several input sizes.
-    """
-    weights, translated = [], []
-    for argument in arguments:
-        key, _, value = argument.partition("=")
-        if key in ("run", "encoder.weights"):
-            weights, argument = value.split(","), f"encoder.weights={value}"
-        translated.append(argument)
-    keys = {argument.partition("=")[0] for argument in arguments}
-    if not weights and not keys & WITHOUT_WEIGHTS:
-        raise ConfigError(["run: the weights to start from are missing; give run=outputs/NAME"])
-    shapes = set()
-    for text in weights:
-        with suppress(ValueError, OSError):  # the check of the configuration reports it with all other errors
-            shapes.add(shape_of(find_source(text.strip("'\" "))))
-    if len(shapes) > 1 and not {"image_size", "num_frames"} <= keys:
-        raise ConfigError([f"run={','.join(weights)}: the input sizes differ; set image_size= and num_frames="])
-    for _, frames, height, width in shapes - {None}:
-        sizes = {"image_size": f"[{height},{width}]", "num_frames": f"{frames}"}
-        translated += [f"{key}={value}" for key, value in sizes.items() if key not in keys]
-    return translated
 
 
 if __name__ == "__main__":

@@ -29,7 +29,8 @@ usage: jepa-train [key=value ...] [group=choice ...] [flags]
   jepa-train --multirun hydra/launcher=local ...        two at a time; four with hydra.launcher.n_jobs=4
   jepa-train --multirun hydra/launcher=slurm hydra.launcher.partition=gpu ...   each as a Slurm job
 
-afterwards: jepa-finetune, jepa-eval, jepa-export; several methods: jepa-compare; tuning: jepa-find (each has --help)"""
+afterwards: jepa-finetune, jepa-eval, jepa-embed, jepa-predict, jepa-export; several methods: jepa-compare; tuning:
+jepa-find (each has --help)"""
 FLAGS = """\
   -m, --multirun          run every combination of the values of key=a,b
   --config-dir FOLDER     a folder with your own configuration groups, as FOLDER/mask/mine.yaml

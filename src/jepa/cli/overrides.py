@@ -1,4 +1,4 @@
-"""What jepa-eval, jepa-collect, jepa-plan, jepa-rl and jepa-play take: overrides, --config-dir, --help."""
+"""What jepa-eval, -embed, -predict, -collect, -plan, -rl and -play take: overrides, --config-dir, --help."""
 
 from __future__ import annotations
 

@@ -17,10 +17,12 @@ from jepa.config.compose import Composer, members, name_as_text, override_litera
 from jepa.config.schema import (
     CollectConfig,
     CropConfig,
+    EmbedConfig,
     EvalConfig,
     ExportConfig,
     PlanConfig,
     PlayConfig,
+    PredictConfig,
     RLConfig,
     TrainConfig,
     changed_keys,
@@ -40,9 +42,11 @@ __all__ = [
     "changed_keys",
     "compose",
     "compose_collect",
+    "compose_embed",
     "compose_eval",
     "compose_export",
     "compose_plan",
+    "compose_predict",
     "factory",
     "members",
     "name_as_text",
@@ -156,6 +160,16 @@ def compose_rl_runs(
 def compose_play(overrides: Sequence[str] = (), config_dir: str | os.PathLike | None = None) -> PlayConfig:
     """The configuration of `jepa-play` with these overrides. Raises ConfigError with all errors."""
     return PlayConfig(**{"env": None, "keys": {}, **Composer(config_dir, "play").compose(overrides)})
+
+
+def compose_embed(overrides: Sequence[str] = (), config_dir: str | os.PathLike | None = None) -> EmbedConfig:
+    """The configuration of `jepa-embed` with these overrides. Raises ConfigError with all errors."""
+    return EmbedConfig(**{"dataset": None, **Composer(config_dir, "embed").compose(overrides)})
+
+
+def compose_predict(overrides: Sequence[str] = (), config_dir: str | os.PathLike | None = None) -> PredictConfig:
+    """The configuration of `jepa-predict` with these overrides. Raises ConfigError with all errors."""
+    return PredictConfig(**Composer(config_dir, "predict").compose(overrides))
 
 
 def to_dataclass(config: Mapping[str, Any] | DictConfig) -> TrainConfig:

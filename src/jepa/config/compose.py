@@ -34,10 +34,12 @@ from jepa.config.catalogue import Catalogue, Choice, conf_folder, find
 from jepa.config.override_errors import hydra_message, needs_multirun, syntax_error
 from jepa.config.schema import (
     CollectConfig,
+    EmbedConfig,
     EvalConfig,
     ExportConfig,
     PlanConfig,
     PlayConfig,
+    PredictConfig,
     RLConfig,
     TrainConfig,
     show_value,
@@ -54,10 +56,11 @@ PATHS = {"run", "task"}
 """Keys of jepa-eval that take any value: a path, or a list of them."""
 SCHEMAS = {
     "schema": TrainConfig, "eval_schema": EvalConfig, "export_schema": ExportConfig, "collect_schema": CollectConfig,
-    "plan_schema": PlanConfig, "rl_schema": RLConfig, "play_schema": PlayConfig,
+    "plan_schema": PlanConfig, "rl_schema": RLConfig, "play_schema": PlayConfig, "embed_schema": EmbedConfig,
+    "predict_schema": PredictConfig,
 }  # fmt: skip
 """Name in a defaults list -> dataclass of the configurations that begin with it."""
-COMMANDS = ("train", "eval", "export", "collect", "plan", "rl", "play")
+COMMANDS = ("train", "eval", "export", "collect", "plan", "rl", "play", "embed", "predict")
 """Primary configurations of this package."""
 
 
@@ -247,12 +250,14 @@ class Composer:
 
     def _drop_inapplicable(self, config: DictConfig, chosen: set[str]) -> None:
         """Drop the values of an experiment for a group if another choice was made that has no such key."""
+        OmegaConf.set_struct(config, False)
+        if "augment" not in self.schema.__dataclass_fields__:
+            config.pop("augment", None)  # a data set sets it, for the training
         choices, groups = config.hydra.runtime.choices, self.catalogue.groups
         experiments = [groups.get(group, {}).get(choices.get(group)) for group in EXPERIMENTS]
         for key in (key for experiment in experiments if experiment for key in experiment.values):
             group, name, *_ = (*key.split("."), "")
             if group in chosen and name and not accepts(_plain(config).get(group), name):
-                OmegaConf.set_struct(config, False)
                 config[group].pop(name, None)
 
     def _apply(self, config: DictConfig, override: Override) -> list[str]:

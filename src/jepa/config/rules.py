@@ -16,6 +16,7 @@ from jepa.config.command_rules import COLLECT_RULES, EVAL_RULES, EXPORT_RULES, P
 from jepa.config.paths import find_source
 from jepa.config.rl_rules import RL_RULES
 from jepa.config.schema import show_value
+from jepa.config.use_rules import USE_RULES
 from jepa.config.view import ConfigView, MissingValue, Rule, check_size, hides_tokens, not_divisible, pair_of
 from jepa.errors import explain
 from jepa.masks.geometry import show_grid
@@ -332,4 +333,5 @@ SIZE_RULES: tuple[Rule, ...] = (
 RULES: tuple[Rule, ...] = (
     *(_words, _heads, _weights, _decoder, _hardware, _processes, *SIZE_RULES),
     *(_phases, _warmup, _fields, _colours, *EVAL_RULES, *EXPORT_RULES, *COLLECT_RULES, *PLAN_RULES, *RL_RULES),
+    *USE_RULES,
 )

@@ -241,6 +241,45 @@ class PlayConfig:
     env: dict[str, Any] | None
 
 
+@dataclass(kw_only=True)
+class EmbedConfig:
+    """The configuration of `jepa-embed`; conf/embed.yaml explains every key and holds its default."""
+
+    run: str
+    images: str | None
+    videos: str | None
+    out: str
+    readout: Annotated[str, Literal["mean", "mean_std", "steps", "grid2", "layers", "tokens", "cls", "all"]]
+    layers: PositiveInt
+    part: Annotated[str, Literal["training", "validation"]]
+    num_frames: PositiveInt | None
+    like: str | None
+    neighbours: PositiveInt
+    page: str | None
+    batch_size: PositiveInt
+    device: str
+    precision: Annotated[str, Literal["auto", "bf16", "fp32"]]
+    num_workers: NonNegativeInt | None
+    dataset: dict[str, Any] | None
+
+
+@dataclass(kw_only=True)
+class PredictConfig:
+    """The configuration of `jepa-predict`; conf/predict.yaml explains every key and holds its default."""
+
+    run: str
+    images: str | None
+    videos: str | None
+    out: str
+    top: PositiveInt
+    min_score: Share
+    draw: str | None
+    batch_size: PositiveInt
+    device: str
+    precision: Annotated[str, Literal["auto", "bf16", "fp32"]]
+    num_workers: NonNegativeInt | None
+
+
 class _Dumper(yaml.SafeDumper):
     """Quotes text that OmegaConf, other than PyYAML, would read as a number: 1e3."""
 

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jepa.config.paths import existing
+from jepa.config.paths import content, existing
 from jepa.data.folders import is_useful_held_out, match_classes
 
 log = logging.getLogger(__name__)
@@ -80,6 +80,23 @@ def list_files(folder: Path, suffixes: tuple[str, ...], classes: Sequence[str] |
         paths, labels = sorted(loose), [-1] * len(loose)
     names = np.array([os.fsencode(path) for path in paths], dtype=bytes)
     return Listing(Files(folder, names, np.array(labels, dtype=np.int64)), own_classes, left_out)
+
+
+def list_all(path: Path, suffixes: tuple[str, ...], kind: str) -> Files:
+    """All visible files with one of the suffixes at any depth below a folder, without classes; or one file alone.
+
+    Raises ValueError if there are none.
+    """
+    walk = Walk(path, suffixes)
+    is_file = path.is_file()
+    names = [path.name] * path.name.lower().endswith(suffixes) if is_file else list(walk.files())
+    if not names:
+        raise ValueError(f"no {kind} ({' '.join(suffixes)}) in {path}; {content(path)}")
+    if not is_file:
+        log.info("%s", account(f"{path}: {len(names):,} {kind}", walk.left_out()))
+    folder = path.parent if is_file else path
+    paths = np.array([os.fsencode(name) for name in names], dtype=bytes)
+    return Files(folder, paths, np.full(len(names), -1, dtype=np.int64))
 
 
 def training_folder(folder: Path) -> Path:

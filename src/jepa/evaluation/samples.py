@@ -54,7 +54,7 @@ class Split:
 
     def note_broken(self, index: int, reason: str) -> None:
         if index not in self.broken:
-            log.warning("evaluation leaves out %s: %s", self.dataset.describe(index), reason)
+            log.warning("left out: %s: %s", self.dataset.describe(index), reason)
         self.broken[index] = reason
 
 
@@ -62,12 +62,12 @@ class Samples:
     """Reads a split without its unreadable samples; values of at most `max_bytes` are read once and cached.
 
     `batch_size` counts images: batches of clips are smaller by the number of frames. `title` is that of the progress
-    bar of a pass in order.
+    bar of a pass in order. `may_be_empty` takes the error away if none can be read.
     """
 
     def __init__(
         self, *, split: Split, reduce: Reduce, batch_size: int, fields: Sequence[str] = (), max_bytes: int = 0,
-        title: str = "",
+        title: str = "", may_be_empty: bool = False,
     ) -> None:  # fmt: skip
         self.split = split
         self.batch_size = max(1, batch_size // DatasetTraits.of(split.dataset).num_frames)
@@ -78,6 +78,7 @@ class Samples:
         self._reader = _Reader(split, reduce, fields)
         self._cached: list[SampleBatch] = []
         self._fits = max_bytes > 0
+        self._may_be_empty = may_be_empty
 
     def batches(self) -> Iterator[SampleBatch]:
         """The samples in the order of the split. Raises RunError if none can be read."""
@@ -93,7 +94,7 @@ class Samples:
                 rows.append(batch.rows)
                 yield batch
                 advance(len(batch.rows))
-        self._cached, self.rows = batches, torch.cat(rows)
+        self._cached, self.rows = batches, torch.cat(rows) if rows else self.rows
 
     def shuffled(self, batch_size: int, rng: Generator) -> Iterator[SampleBatch]:
         """The samples in random order, `batch_size` at a time. Raises RunError if none can be read."""
@@ -118,7 +119,7 @@ class Samples:
                 if batch is not None:
                     num_read += len(batch.rows)
                     yield batch
-        if num_read == 0:
+        if num_read == 0 and not self._may_be_empty:
             first = split.indices[0]
             name = f"{split.dataset.describe(first)}: {split.broken[first]}"
             raise RunError(f"no {split.name} sample can be read; the first: {name}")
