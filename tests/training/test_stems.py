@@ -147,3 +147,21 @@ def test_formats_that_cannot_hold_it_refuse_it_with_those_that_can(format: str, 
     with pytest.raises(ConfigError, match=r"no encoder.stem but linear; use safetensors, onnx or torch_export"):
         export_encoder(str(finished), format, tmp_path / format)
     assert not (tmp_path / format).exists()
+
+
+def test_it_is_fine_tuned_with_its_filters_as_they_were(
+    finished: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    kept = [override for override in TINY if override.startswith(("image_size", "dataset", "num_workers", "logger"))]
+    overrides = ["encoder=pretrained", f"encoder.weights={finished}", "objective=classify", "batch_size=8"]
+    run = jepa.JEPAAgent(
+        jepa.JEPAConfig(*kept, *overrides, "steps=2", "evaluator=[]", "mask=none", "precision=fp32"),
+        folder=tmp_path / "tuned",
+    )
+    run.train()
+    assert "dictionary:" not in caplog.text
+    before, after = open_encoder(str(finished)), open_encoder(str(tmp_path / "tuned"))
+    assert torch.equal(before.stem.filters, after.stem.filters)
+    assert torch.equal(before.stem.mean, after.stem.mean)
+    assert not torch.equal(before.embed.weight, after.embed.weight)
