@@ -51,7 +51,7 @@ from jepa.resources.advice import memory_advice
 from jepa.resources.measured import describe_cost
 from jepa.runs.folder import RunFolder, open_folder
 from jepa.runs.metrics import read_config, read_json, read_rows
-from jepa.training.assemble import Phase, assemble, data_identity, make_dataset, make_loggers, phases_left
+from jepa.training.assemble import Phase, assemble, data_identity, log_survey, make_dataset, make_loggers, phases_left
 from jepa.training.launch import num_processes, start_processes
 from jepa.training.run import Run
 
@@ -238,6 +238,8 @@ def _train(config: TrainConfig, folder: RunFolder, interrupt: Interrupt, session
         phases = phases_left(config, len(dataset), folder.path)
         if phases[0].config.num_frames != config.num_frames:
             dataset = make_dataset(phases[0].config)
+        if session.is_rank_zero:
+            log_survey(config, dataset)
         run = assemble(phases[0], dataset, folder.path, session)
         run.facts["data"] = data
         run.loggers = make_loggers(config, folder) if session.is_rank_zero else []

@@ -18,8 +18,10 @@ import torch
 from jepa.config import ConfigError, TrainConfig, build_with, factory, to_yaml
 from jepa.data.box_transforms import BoxAugment, Letterbox
 from jepa.data.identity import changes, has_grown, identity
+from jepa.data.images import ImageFolder
 from jepa.data.loader import BrokenSamples, batches
 from jepa.data.mixture import MixtureCounter
+from jepa.data.survey import advice, survey
 from jepa.data.transforms import Augment, EvalTransform
 from jepa.encoders.names import TABLE
 from jepa.evaluation.box_snapshot import DetectionSnapshotter
@@ -180,6 +182,15 @@ def check_phases(config: TrainConfig, encoder: Any) -> None:
     sizes = {f"{phase.get('image_size')} {phase.get('num_frames')}" for phase in config.phases}
     if len(sizes) > 1 and TABLE in encoder.state_dict():
         raise ConfigError(["phases: these weights keep positions of one size (position=table); run one size at a time"])
+
+
+def log_survey(config: TrainConfig, dataset: Dataset) -> None:
+    """Say what a folder of images holds, and which settings it speaks against."""
+    if isinstance(dataset, ImageFolder) and (found := survey(dataset, dataset.labels)):
+        log.info("%s", found)
+        size, jitter = image_size(config), config.augment.jitter
+        for sentence in advice(found, image_size=size, channels=dataset.channels, jitter=jitter):
+            log.info("%s", sentence)
 
 
 def make_dataset(config: TrainConfig) -> Dataset:
