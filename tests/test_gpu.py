@@ -13,6 +13,7 @@ from jepa import load_policy
 from jepa.cli.rl import main as rl
 from jepa.data.transforms import Augment
 from jepa.encoders.spatial import SpatialEncoder
+from jepa.layers.stems import fit_stem
 from jepa.masks.block import BlockMasker
 from jepa.objectives.jepa import JEPA
 from jepa.optim import parameter_groups, set_schedule
@@ -103,6 +104,21 @@ def test_compiled_objective_agrees_with_the_plain_one() -> None:
     fast = torch.compile(objective)(batch, masks).loss
     fast.backward()
     torch.testing.assert_close(fast, plain, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("stem", ["conv", "residual", "dictionary"])
+def test_stems_agree_with_the_cpu_and_a_dictionary_is_fitted_on_it(stem: str) -> None:
+    torch.manual_seed(0)
+    encoder = SpatialEncoder(
+        clip_shape=(3, 1, 32, 32), patch_size=8, embed_dim=64, depth=1, num_heads=4, stem=stem, stem_width=32
+    )
+    clips, keep = torch.randn(BATCH, 3, 1, 32, 32), torch.arange(5).expand(BATCH, 5)
+    if stem == "dictionary":
+        fit_stem(encoder, clips, torch.Generator().manual_seed(0))
+    expected, some = encoder(clips), encoder(clips, keep=keep)
+    on_gpu = encoder.to(DEVICE)
+    torch.testing.assert_close(on_gpu(clips.to(DEVICE)).cpu(), expected, atol=1e-3, rtol=1e-3)
+    torch.testing.assert_close(on_gpu(clips.to(DEVICE), keep=keep.to(DEVICE)).cpu(), some, atol=1e-3, rtol=1e-3)
 
 
 def test_augmentation_agrees_with_the_cpu() -> None:
