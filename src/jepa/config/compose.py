@@ -171,7 +171,7 @@ class Composer:
         schema = signatures.read(f"jepa.config.schema.{self.schema.__name__}")
         assert schema is not None
         errors += value_errors(resolved, schema, partial(self._describe, config, values))
-        if resolved.get("resume") is False:
+        if self.schema is TrainConfig and resolved["resume"] is False:
             errors += _existing_run(config, sweep_folder)
         return resolved
 

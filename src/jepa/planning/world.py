@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from jepa.config.files import Fields, as_mapping, read_json
 from jepa.encoders.pretrained import open_encoder
 from jepa.envs.types import BatchedEnv
-from jepa.errors import ConfigError
+from jepa.errors import ConfigError, FileError
 from jepa.layers.tokens import make_grid
 from jepa.planning.heads import MLPHead, build_head
 from jepa.planning.refit import DynamicsHead
@@ -172,7 +172,11 @@ def read_heads(folder: Path, world: World, checkpoint: str) -> dict[str, MLPHead
     path = folder / f"{HEADS_FILE}.json"
     if not path.exists():
         return {}
-    facts = read_json(path, {"checkpoint": str, "heads": dict, "digests": dict})
+    remedy = "remove it, and the heads are fitted again"
+    try:
+        facts = read_json(path, {"checkpoint": str, "heads": dict, "digests": dict})
+    except FileError as error:
+        raise CheckpointError(f"{error}; {remedy}") from error
     if facts["checkpoint"] != checkpoint:
         return {}
     heads = {}
@@ -188,9 +192,7 @@ def read_heads(folder: Path, world: World, checkpoint: str) -> dict[str, MLPHead
             if digest_of(heads[name]) != facts["digests"].get(name):
                 raise ValueError(f"{name} has changed since it was written")
     except (OSError, SafetensorError, RuntimeError, KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(
-            f"{path}: {' '.join(str(error).split())[:200]}; remove it, and the heads are fitted again"
-        ) from error
+        raise CheckpointError(f"{path}: {' '.join(str(error).split())[:200]}; {remedy}") from error
     return heads
 
 

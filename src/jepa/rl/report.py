@@ -90,6 +90,15 @@ def write(folder: Path, name: str, results: Mapping[str, Any], films: Sequence[F
     write_atomically(folder / "rl.md", "\n\n".join(text) + "\n")
 
 
+def check(results: Mapping[str, Any]) -> None:
+    """Raises LookupError, TypeError, ValueError or AttributeError for results of which no page can be made."""
+    table(results).markdown()
+    charts(results["history"] * 2)
+    if "truth" in results:
+        truth_table(results["truth"])
+        verdict(results["truth"])
+
+
 def columns(one: Film) -> list[Tensor]:
     """Real and dreamt frames, uint8 [T, 3, h, w] each, of one size."""
     real, dreamt = (to_rgb(torch.from_numpy(frames)) for frames in (one.real, one.dreamt))
