@@ -72,6 +72,10 @@ class FileDataset:
         with open(self.file(index), "rb") as file:
             return str(os.fstat(file.fileno()).st_size).encode() + file.read(HEAD)
 
+    def outline(self, index: int) -> Any:
+        """Size of the file."""
+        return os.stat(self.file(index)).st_size
+
     def modified(self, index: int) -> Any:
         """Size and time of the file; None if it is not there."""
         try:

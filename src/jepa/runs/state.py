@@ -29,7 +29,7 @@ STATE_FIELDS: Fields = {
 """Fields of state.json that are read."""
 BEST_FIELDS: Fields = {"metric": str | None, "value": float}
 """Fields of `best` in state.json."""
-DATA_FIELDS: Fields = {"num_samples": NonNegativeInt, "classes": Sequence[str], "digest": str}
+DATA_FIELDS: Fields = {"num_samples": NonNegativeInt, "classes": Sequence[str], "digest": str, "files": str | None}
 """Fields of `data` in state.json, as `jepa.data.identity` describes a data set."""
 
 
