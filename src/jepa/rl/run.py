@@ -38,7 +38,7 @@ from jepa.evaluation.types import Logger
 from jepa.parallel.environment import requeue
 from jepa.parallel.session import Session
 from jepa.parallel.signals import FROM_SCHEDULERS, SIGNALS, Interrupt, listen
-from jepa.planning.protocol import SCHEMA, read_results, write_json
+from jepa.planning.protocol import SCHEMA, write_json
 from jepa.rl import evaluate, report
 from jepa.rl.dreams import DreamWorld, load_dream_world
 from jepa.rl.film import film
@@ -276,10 +276,7 @@ class Trainer:
         return self.folder / "results.json"
 
     def read_results(self) -> dict[str, Any]:
-        if not self.results_path.exists():
-            return {"schema": SCHEMA, "world": {}, "rows": [], "history": []}
-        fields = {"rows": list[dict], "history": list[dict]}
-        return read_results(self.results_path, fields, report.check, evaluate.check_rows)
+        return report.read(self.results_path)
 
     def is_evaluated(self) -> bool:
         return any(found["step"] == self.step for found in self.read_results()["history"])
