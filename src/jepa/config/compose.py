@@ -30,7 +30,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from jepa.config import signatures
-from jepa.config.catalogue import Catalogue, Choice, conf_folder, find
+from jepa.config.catalogue import Catalogue, Choice, conf_folder, find, naming_files
 from jepa.config.override_errors import hydra_message, needs_multirun, syntax_error
 from jepa.config.schema import (
     CollectConfig,
@@ -151,8 +151,10 @@ class Composer:
         parsed, errors = self.parse(overrides)
         try:
             return CheckResult(self._check(parsed, errors, sweep_folder), errors)
-        except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
-            return CheckResult({}, [*errors, hydra_message(error)])
+        except (HydraException, OmegaConfBaseException, yaml.YAMLError, ConfigError) as error:
+            return CheckResult(
+                {}, [*errors, *(error.errors if isinstance(error, ConfigError) else [hydra_message(error)])]
+            )
 
     def _check(self, parsed: Sequence[Override], errors: list[str], sweep_folder: str | None) -> dict[str, Any]:
         """The resolved configuration; adds to `errors`."""
@@ -174,7 +176,7 @@ class Composer:
         schema = signatures.read(f"jepa.config.schema.{self.schema.__name__}")
         assert schema is not None
         errors += value_errors(resolved, schema, partial(self._describe, config, values))
-        if resolved.get("resume") is False:
+        if self.schema is TrainConfig and resolved["resume"] is False:
             errors += _existing_run(config, sweep_folder)
         return resolved
 
@@ -203,7 +205,7 @@ class Composer:
         """The unresolved value of a key of Hydra's own section, None if there is none."""
         try:
             return find(_plain(self._base((*self.hydra_defaults, *overrides))), f"hydra.{key}")
-        except (HydraException, OmegaConfBaseException, yaml.YAMLError):
+        except (HydraException, OmegaConfBaseException, yaml.YAMLError, ConfigError):
             return None  # `check` reports the reason
 
     def choice(self, overrides: Sequence[str], group: str) -> Any:
@@ -213,15 +215,17 @@ class Composer:
     def _base(self, choices: tuple[str, ...]) -> DictConfig:
         """The composed configuration of these choices; Hydra's own section is left out if possible: it is slow."""
         if choices not in self._bases:
-            parsed, _ = self.parse(choices)
-            sets_hydra = any(override.is_hydra_override() for override in parsed)
-            config = None if sets_hydra else self._shared.get(choices) or self._without_hydra(parsed)
-            if config is not None:
-                self._shared[choices] = config
-            self._bases[choices] = config or self._loader.load_configuration(
-                self.config_name, list(choices), RunMode.RUN, from_shell=False
-            )
+            with naming_files(self.folders[1:], choices):
+                self._bases[choices] = self._loaded(choices)
         return self._bases[choices]
+
+    def _loaded(self, choices: tuple[str, ...]) -> DictConfig:
+        parsed, _ = self.parse(choices)
+        sets_hydra = any(override.is_hydra_override() for override in parsed)
+        config = None if sets_hydra else self._shared.get(choices) or self._without_hydra(parsed)
+        if config is not None:
+            self._shared[choices] = config
+        return config or self._loader.load_configuration(self.config_name, list(choices), RunMode.RUN, from_shell=False)
 
     def _without_hydra(self, parsed: list[Override]) -> DictConfig | None:
         """The configuration without Hydra's own section; None if a file sets a group of Hydra."""
