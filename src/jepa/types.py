@@ -352,6 +352,8 @@ class DatasetTraits(Traits):
     part_names: tuple[str, ...] = ()
     encoded: Callable[[int], bytes] | None = None
     """index -> encoded bytes of the sample or their beginning, the same wherever the data lie"""
+    outline: Callable[[int], Any] | None = None
+    """index -> what is known of a sample of a file without its contents, as its size; the same wherever the data lie"""
     modified: Callable[[int], Any] = lambda index: None
     """index -> value that changes whenever the sample is written again, e.g. size and time of its file"""
     world: Mapping[str, Any] = field(default_factory=dict)

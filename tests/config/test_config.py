@@ -251,6 +251,7 @@ def faults(*overrides: str) -> list[str]:
             ["objective=mae", "objective.decoder_width=100"],
             "objective.decoder_width=100 with objective.decoder_num_heads=",
         ),
+        (["objective=mae", "encoder.embed_dim=60", "encoder.num_heads=3"], "a decoder of width 30 and 3 heads"),
         (["objective.target=teacher"], "no such target; valid: ema, stopgrad, none"),
         (["mask=none"], "nothing is hidden that could be predicted; choose a mask, or predictor=projector"),
         (["predictor=projector"], "but compares views: use mask=none"),
@@ -657,3 +658,47 @@ def test_an_experiment_serves_other_objectives_than_its_own() -> None:
     assert config.mask == {"_target_": "jepa.masks.none.NoMask"}
     assert "momentum" not in config.objective
     assert compose(["experiment=quickstart", "objective=mae"]).mask["ratio"] == 0.6
+
+
+FAULTY_YAML = {
+    "a function": (b'num_samples: !!python/object/apply:pathlib.Path.touch ["ran"]', "python/object/apply"),
+    "the name of a function": (b"num_samples: !!python/name:os.system", "python/name"),
+    "other bytes": (b"\xff\xfe\x00", "utf-8"),
+    "100,000 brackets": (b"[" * 100_000, "more than 50 lists"),
+    "an alias of itself": (b"num_samples: &a [*a]", "more than 50 lists"),
+    "text as a number": (b"num_samples: !!int many", "tag:yaml.org,2002:int"),
+    "a list as a key": (b"? [1]\n: 2", "unhashable key"),
+    "a key twice": (b"a: 1\na: 2", "duplicate key a"),
+    "a merge of a number": (b"<<: 3", "for merging"),
+}
+
+
+@pytest.mark.parametrize("kind", FAULTY_YAML)
+def test_a_faulty_file_of_ones_own_is_named_and_runs_no_code(kind: str, tmp_path: Path, monkeypatch) -> None:
+    content, reason = FAULTY_YAML[kind]
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "dataset").mkdir()
+    (tmp_path / "dataset" / "a_faulty_one_too.yaml").write_bytes(b"\xff")
+    (tmp_path / "dataset" / "mine.yaml").write_bytes(content)
+    with pytest.raises(ConfigError) as raised:
+        compose(["dataset=mine"], config_dir=tmp_path)
+    assert reason in str(raised.value)
+    assert str(tmp_path / "dataset" / "mine.yaml") in str(raised.value)
+    assert not (tmp_path / "ran").exists()
+    compose(["dataset=shapes"], config_dir=tmp_path)  # which the others do not concern
+
+
+@pytest.mark.parametrize("content", [b"- a", b"", b"a: 2020-99-99"])
+def test_a_file_of_ones_own_without_a_target_is_refused(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "dataset").mkdir()
+    (tmp_path / "dataset" / "mine.yaml").write_bytes(content)
+    with pytest.raises(ConfigError, match="dataset: lacks a _target_"):
+        compose(["dataset=mine"], config_dir=tmp_path)
+
+
+def test_a_foreign_data_set_that_declares_no_fields_is_not_refused_for_them(tmp_path: Path) -> None:
+    (tmp_path / "dataset").mkdir()
+    (tmp_path / "dataset" / "mine.yaml").write_text("_target_: torch.utils.data.TensorDataset\n")
+    with pytest.raises(ConfigError) as raised:
+        compose(["dataset=mine", "objective=detect", "objective.no_such_key=1"], config_dir=tmp_path)
+    assert "learns from boxes" not in str(raised.value)

@@ -333,3 +333,35 @@ def test_a_frame_that_cannot_be_read_is_named(tmp_path):
     (tmp_path / "train" / "a" / "1.png").write_bytes(b"no image")
     with pytest.raises(OSError, match=r"1\.png: not a readable image"):
         frames[0]
+
+
+ROWS = b"".join(b"\0" + bytes(range(24)) for _ in range(8))
+DAMAGED_PIXELS = {
+    "no zlib stream": b"no zlib stream",
+    "too few rows": zlib.compress(ROWS[:70]),
+    "stream cut off": zlib.compress(ROWS)[:30],
+    "unknown filter": zlib.compress(b"\x09" + ROWS[1:]),
+    "nothing": b"",
+}
+
+
+def png_of(pixels_chunk: bytes, side: int = 8) -> bytes:
+    """A PNG of colours with right checksums around any bytes in place of its pixels."""
+    head = struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
+    data = b"\x89PNG\r\n\x1a\n"
+    for kind, content in ((b"IHDR", head), (b"IDAT", pixels_chunk), (b"IEND", b"")):
+        data += struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+    return data
+
+
+@pytest.mark.parametrize("damage", DAMAGED_PIXELS)
+def test_damaged_pixels_of_a_png_under_right_checksums_are_refused(damage):
+    assert decode(png_of(zlib.compress(ROWS))).flatten(2)[:, 0, 0].tolist() == [0, 1, 2]
+    with pytest.raises(OSError, match=r"image|stream"):
+        decode(png_of(DAMAGED_PIXELS[damage]))
+
+
+@pytest.mark.parametrize("side", [30_000, 2**31 - 1])
+def test_a_png_that_claims_too_many_pixels_is_refused_without_their_memory(side):
+    with pytest.raises(OSError, match=r"a PNG of [\d,]+ pixels"):
+        decode(png_of(zlib.compress(ROWS), side))

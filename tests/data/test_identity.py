@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shutil
+import tarfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 from tests.helpers.tiny_agent import TINY
@@ -17,11 +21,14 @@ from tests.helpers.tiny_agent import TINY
 from jepa import JEPAAgent, JEPAConfig
 from jepa.cli.eval import main as eval_main
 from jepa.config import ConfigError
+from jepa.data.boxes import COCO
 from jepa.data.embedded import Shapes
 from jepa.data.frames import FrameFolders
+from jepa.data.huggingface import HuggingFaceImages
 from jepa.data.identity import changes, identity
 from jepa.data.images import ImageFolder
 from jepa.data.moving_digits import MovingDigits
+from jepa.data.shards import Shards
 from jepa.evaluation.splits import LabelledSplits, labelled_splits
 from jepa.types import Dataset
 
@@ -61,6 +68,90 @@ def test_pictures_replaced_under_the_same_names_are_other_data(
     after = identity(open_data(pictures(tmp_path, seed=1)))
     (change,) = changes(before, after)
     assert change.startswith("as many samples, but other contents or labels")
+
+
+def not_among(positions: int, count: int) -> int:
+    """An index that is not among so many evenly spaced ones."""
+    spaced = set(np.linspace(0, count - 1, positions).round().astype(int).tolist())
+    return next(index for index in range(count) if index not in spaced)
+
+
+@pytest.mark.parametrize("open_data", [open_folder, open_frames])
+def test_one_picture_among_many_that_was_replaced_makes_other_data(
+    tmp_path: Path, open_data: Callable[[Path], Dataset]
+) -> None:
+    before = identity(open_data(pictures(tmp_path, count=130)))
+    data = open_data(tmp_path)
+    path = Path(data.file(not_among(64, len(data))))  # pyright: ignore[reportAttributeAccessIssue]
+    path.write_bytes(path.read_bytes()[:-1] + b"x")
+    after = identity(open_data(tmp_path))
+    assert before["digest"] == after["digest"]
+    (change,) = changes(before, after)
+    assert change.startswith("as many samples, but some files are others")
+    del before["files"]  # as earlier versions saved it
+    assert changes(before, after) == []
+
+
+def test_beyond_the_files_that_are_read_the_size_of_each_is_compared(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("jepa.data.identity.NUM_READ", 10)
+    before = identity(open_folder(pictures(tmp_path, count=60)))
+    path = Path(open_folder(tmp_path).file(not_among(64, 120)))
+    path.write_bytes(path.read_bytes() + b"x")
+    assert changes(before, identity(open_folder(tmp_path))) != []
+
+
+def test_the_digest_of_files_covers_parquet_shards_and_boxes(tmp_path: Path) -> None:
+    for number, make in enumerate((parquet, shards, coco)):
+        paths = [tmp_path / f"{number}-{version}" for version in range(3)]
+        identities = [identity(make(path, changed)) for path, changed in zip(paths, (None, None, 3), strict=True)]
+        assert changes(identities[0], identities[1]) == []
+        assert changes(identities[0], identities[2]) != []
+        assert identities[0]["digest"] == identities[2]["digest"]
+
+
+def encoded_pictures(count: int, changed: int | None) -> list[bytes]:
+    """PNG files; one of them is another."""
+    files = []
+    for number in range(count):
+        file = io.BytesIO()
+        Image.new("RGB", (8, 8), (number, 0, 255 if number == changed else 0)).save(file, "PNG")
+        files.append(file.getvalue())
+    return files
+
+
+def parquet(folder: Path, changed: int | None) -> Dataset:
+    folder.mkdir()
+    images = [{"bytes": data, "path": None} for data in encoded_pictures(140, changed)]
+    pq.write_table(pa.table({"image": images, "label": [number % 2 for number in range(140)]}), folder / "0.parquet")
+    return HuggingFaceImages(path=str(folder))
+
+
+def shards(folder: Path, changed: int | None) -> Dataset:
+    folder.mkdir()
+    with tarfile.open(folder / "0.tar", "w") as tar:
+        for number, data in enumerate(encoded_pictures(140, changed)):
+            for suffix, content in (("png", data), ("cls", str(number % 2).encode())):
+                member = tarfile.TarInfo(f"{number:03d}.{suffix}")
+                member.size = len(content)
+                tar.addfile(member, io.BytesIO(content))
+    return Shards(shards=str(folder / "0.tar"))
+
+
+def coco(folder: Path, changed: int | None) -> Dataset:
+    """Of one picture a box differs, not the file."""
+    folder.mkdir()
+    for number, data in enumerate(encoded_pictures(140, None)):
+        (folder / f"{number:03d}.png").write_bytes(data)
+    sizes = {number: 5 if number == changed else 4 for number in range(140)}
+    content = {
+        "images": [{"id": n, "file_name": f"{n:03d}.png", "width": 8, "height": 8} for n in sizes],
+        "annotations": [{"id": n, "image_id": n, "category_id": 1, "bbox": [0, 0, 4, h]} for n, h in sizes.items()],
+        "categories": [{"id": 1, "name": "box"}],
+    }
+    (folder / "train.json").write_text(json.dumps(content))
+    return COCO(root_path=str(folder), images=".", annotations="train.json", val_annotations=None)
 
 
 def test_numbers_and_classes_are_told_with_both_sides(tmp_path: Path) -> None:
@@ -157,3 +248,23 @@ def test_jepa_eval_gives_no_figure_of_pictures_that_were_replaced(
     assert eval_main([text.replace("name=eval", "name=again") for text in command]) == 0
     again = json.loads((tmp_path / "outputs" / "again" / "eval.json").read_text())["rows"]
     assert [row["key"] for row in rows] != [row["key"] for row in again]
+
+
+@pytest.mark.slow
+def test_jepa_eval_adds_no_row_where_one_test_picture_was_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    data = pictures(tmp_path / "data", count=10)
+    shutil.copytree(pictures(tmp_path / "many", count=100) / "train", data / "val")
+    train(tmp_path / "outputs" / "run", data)
+    command = [
+        *("run=outputs/run", "dataset=imagefolder", f"dataset.root_path={data}", "dataset.image_folder=train"),
+        *("task=knn", "floors=[]", "num_workers=0", "name=eval", "device=cpu"),
+    ]
+    assert eval_main(command) == 0
+    path = sorted((data / "val").rglob("*.bmp"))[not_among(64, 200)]
+    path.write_bytes(path.read_bytes()[:-1] + b"x")
+    capsys.readouterr()
+    assert eval_main(command) == 1
+    assert "holds results on other test samples" in capsys.readouterr().err

@@ -2,54 +2,63 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable
 from contextlib import ExitStack
+from functools import cache
 from pathlib import Path
 
 import pytest
-from fault_commands import Ended, Place, call, ended_in, full, read_only, write_pictures
+from fault_commands import Ended, Place, call, ended_in, full, prepare, read_only, write_pictures
 
 from jepa.data import images
 from jepa.data.folders import FileDataset
+from jepa.data.frame_logs import FolderFiles
 from jepa.inference import files
 
-COMMANDS = ("train", "sweep", "finetune", "eval", "export", "embed", "predict", "compare", "find-lr", "find-batch")
-READ_RUNS = ("finetune", "eval", "export", "embed", "predict", "compare")
+ACTING = ("collect", "import", "plan", "rl", "play")
+"""Commands on episodes; "import" is jepa-collect with a source."""
+PICTURES = ("train", "finetune", "eval", "find-lr", "find-batch")
 READ_FILES = ("embed", "predict")
 """What reads all files below a folder, without a data set."""
-READ_DATA = ("train", "sweep", "finetune", "eval", "find-lr", "find-batch")
-ONE_RUN = ("train", "finetune", "eval", "find-lr", "find-batch")
+COMMANDS = ("train", "sweep", "finetune", "eval", "export", *READ_FILES, "compare", "find-lr", "find-batch", *ACTING)
+READ_RUNS = ("finetune", "eval", "export", *READ_FILES, "compare", "plan", "play")
+READ_CHECKPOINTS = tuple(command for command in READ_RUNS if command != "compare")
+ONE_RUN = (*PICTURES, *READ_FILES, "import")
 """What reads data, without the sweep, of which each member is a `train`."""
+READ_DATA = (*ONE_RUN, "sweep")
+WRITE_RUNS = (*READ_DATA, "collect", "plan", "rl")
+"""What writes into outputs/ of the working folder whatever it reads."""
+KINDS = {"plan": "world", "play": "policy"}
+"""What the run is that a command reads, if not of images."""
+QUICK = ("eval", "export", *READ_FILES, "compare", *ACTING)
 ODD = "a [b]*? {c,d} é, e"
 LONG = "x" * 300
+PROGRAMS = {"sweep": "train", "find-lr": "find", "find-batch": "find", "import": "collect"}
 Fault = Callable[[Path, ExitStack, pytest.MonkeyPatch], Place | None]
 
 
 @pytest.fixture(scope="module")
-def earlier(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with pictures, a finished run on them, and one that was fine-tuned from it."""
-    folder = tmp_path_factory.mktemp("earlier")
-    write_pictures(folder / "pictures")
-    with contextlib.chdir(folder), pytest.MonkeyPatch.context() as patch:
-        from fault_commands import arguments
+def earlier(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """A folder for a command, with pictures and finished runs that it can read; prepared once for each kind of run."""
 
-        from jepa.cli.finetune import main as tune
-        from jepa.cli.train import main
+    @cache
+    def folder(kind: str) -> Path:
+        prepare(folder := tmp_path_factory.mktemp(kind), kind)
+        return folder
 
-        patch.setattr("sys.argv", ["jepa-train"])
-        main([*arguments("train", Place())[1], "name=earlier"])
-        tune([*arguments("finetune", Place())[1], "name=tuned"])
-    return folder
+    return lambda command: folder(KINDS.get(command, "images"))
 
 
 @pytest.fixture
-def work(earlier: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    folder = shutil.copytree(earlier, tmp_path / "work", symlinks=True)
+def work(
+    earlier: Callable[[str], Path], tmp_path: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> Path:
+    command = request.node.callspec.params["command"]
+    folder = shutil.copytree(earlier(command), tmp_path / "work", symlinks=True)
     monkeypatch.chdir(folder)
     return folder
 
@@ -101,8 +110,8 @@ def run_is_empty(work: Path, stack: ExitStack, patch: pytest.MonkeyPatch) -> Pla
 
 
 def run_without_checkpoint(work: Path, stack: ExitStack, patch: pytest.MonkeyPatch) -> None:
-    for run in ("earlier", "tuned"):
-        shutil.rmtree(work / "outputs" / run / "checkpoints")
+    for path in (work / "outputs").glob("*/checkpoints"):
+        shutil.rmtree(path)
 
 
 def run_with_an_empty_checkpoint(work: Path, stack: ExitStack, patch: pytest.MonkeyPatch) -> None:
@@ -125,9 +134,10 @@ def long_run(work: Path, stack: ExitStack, patch: pytest.MonkeyPatch) -> Place:
 
 
 def odd_run(work: Path, stack: ExitStack, patch: pytest.MonkeyPatch) -> Place:
+    runs = [path.parent for path in (work / "outputs").glob("*/checkpoints")]
     (work / "outputs" / ODD).mkdir()
-    for run in ("earlier", "tuned"):
-        (work / "outputs" / run).rename(work / "outputs" / ODD / run)
+    for run in runs:
+        run.rename(work / "outputs" / ODD / run.name)
     return Place(run=f"outputs/{ODD}/earlier")
 
 
@@ -208,43 +218,86 @@ def disk_of_the_data_fails(work: Path, stack: ExitStack, patch: pytest.MonkeyPat
     def fail(self: FileDataset, index: int) -> bytes:
         raise OSError(5, "Input/output error", self.file(index))
 
+    def fail_for_names(self: FolderFiles, name: str) -> bytes:
+        raise OSError(5, "Input/output error", str(self.folder / name))
+
     patch.setattr(FileDataset, "read", fail)
+    patch.setattr(FolderFiles, "read", fail_for_names)
+
+
+def world_of_the_policy_is_gone(work: Path, stack: ExitStack, patch: pytest.MonkeyPatch) -> None:
+    shutil.rmtree(work / "outputs/earlier/world")
+
+
+def world_of_the_policy_is_damaged(work: Path, stack: ExitStack, patch: pytest.MonkeyPatch) -> None:
+    (work / "outputs/earlier/world/checkpoints/step_00000004/config.yaml").write_text("steps: 5")
+
+
+def heads_are_gone(work: Path, stack: ExitStack, patch: pytest.MonkeyPatch) -> None:
+    for path in (work / "outputs/earlier").rglob("heads.json"):
+        path.unlink()
+
+
+def heads_are_damaged(work: Path, stack: ExitStack, patch: pytest.MonkeyPatch) -> None:
+    for path in (work / "outputs/earlier").rglob("heads.json"):
+        path.write_text("{")
+
+
+def episodes_are_gone(work: Path, stack: ExitStack, patch: pytest.MonkeyPatch) -> None:
+    shutil.rmtree(work / "outputs/episodes")
+
+
+def frames_of_episodes_are_cut_off(work: Path, stack: ExitStack, patch: pytest.MonkeyPatch) -> None:
+    os.truncate(work / "outputs/episodes/group-000000/frames.npy", 1000)
+
+
+def state_is_damaged(work: Path, stack: ExitStack, patch: pytest.MonkeyPatch) -> None:
+    for path in (work / "outputs").glob("*/checkpoints/step_*/state.json"):
+        path.write_text("{")
 
 
 USED: dict[Fault, tuple[str, ...]] = {
     nothing: COMMANDS,
     odd_run: READ_RUNS,
-    odd_data: (*ONE_RUN, *READ_FILES),
-    class_of_other_bytes: (*ONE_RUN, *READ_FILES),
-    one_picture_vanishes: (*ONE_RUN, *READ_FILES),
-    outputs_is_a_file: ("export", "compare"),
+    odd_data: ONE_RUN,
+    class_of_other_bytes: (*PICTURES, *READ_FILES),
+    one_picture_vanishes: (*PICTURES, *READ_FILES),
+    outputs_is_a_file: ("export", "compare", "play"),
     run_without_checkpoint: ("compare",),
     run_with_an_empty_checkpoint: ("compare",),
-    read_only_working_folder: ("export", "compare"),
+    state_is_damaged: ("compare",),
+    read_only_working_folder: ("export", "compare", "play"),
+    episodes_are_gone: ("plan",),
+    frames_of_episodes_are_cut_off: ("plan",),
 }
 REFUSED: dict[Fault, tuple[tuple[str, ...], str]] = {
     read_only_outputs: (COMMANDS, "outputs/"),
     full_outputs: (COMMANDS, "outputs/"),
-    outputs_is_a_file: ((*READ_DATA, *READ_FILES), "outputs"),
-    read_only_working_folder: ((*READ_DATA, *READ_FILES), "outputs"),
+    outputs_is_a_file: (WRITE_RUNS, "outputs"),
+    read_only_working_folder: (WRITE_RUNS, "outputs"),
     removed_working_folder: (COMMANDS, "the working folder"),
     no_run: (READ_RUNS, "outputs/none"),
     run_is_a_file: (READ_RUNS, "outputs/file"),
     run_is_empty: (READ_RUNS, "outputs/empty"),
-    run_without_checkpoint: (("finetune", "eval", "export", *READ_FILES), "outputs/"),
-    run_with_an_empty_checkpoint: (("finetune", "eval", "export", *READ_FILES), "outputs/"),
+    run_without_checkpoint: (READ_CHECKPOINTS, "outputs/"),
+    run_with_an_empty_checkpoint: (READ_CHECKPOINTS, "outputs/"),
     stale_link: (READ_RUNS, "outputs/link"),
     circular_link: (READ_RUNS, "outputs/link"),
     long_run: (READ_RUNS, LONG),
     hub: (READ_RUNS, "nobody/nothing-of-this-name"),
     timm: (READ_RUNS, "vit_tiny_patch16_224"),
-    no_data: ((*READ_DATA, *READ_FILES), "elsewhere"),
-    data_is_a_file: ((*ONE_RUN, *READ_FILES), "elsewhere"),
-    data_are_empty: ((*ONE_RUN, *READ_FILES), "elsewhere"),
-    unreadable_data: ((*ONE_RUN, *READ_FILES), "pictures"),
-    long_data: ((*ONE_RUN, *READ_FILES), LONG),
-    pictures_vanish: (READ_DATA, "pictures/train"),
-    disk_of_the_data_fails: ((*ONE_RUN, *READ_FILES), "pictures/"),
+    no_data: (READ_DATA, "elsewhere"),
+    data_is_a_file: (ONE_RUN, "elsewhere"),
+    data_are_empty: (ONE_RUN, "elsewhere"),
+    unreadable_data: (ONE_RUN, "pictures"),
+    long_data: (ONE_RUN, LONG),
+    pictures_vanish: ((*PICTURES, "sweep"), "pictures/train"),
+    disk_of_the_data_fails: (ONE_RUN, "pictures/"),
+    world_of_the_policy_is_gone: (("play",), "outputs/earlier/world"),
+    world_of_the_policy_is_damaged: (("play",), "outputs/earlier/world"),
+    heads_are_gone: (("plan", "play"), "the world has no head"),
+    heads_are_damaged: (("plan", "play"), "heads.json"),
+    state_is_damaged: (READ_CHECKPOINTS, "outputs/"),
 }
 
 
@@ -253,7 +306,7 @@ def cells(commands_of: dict) -> list:
     return [
         pytest.param(
             fault, command, *named, id=f"{fault.__name__}-{command}",
-            marks=() if command in ("eval", "export", "embed", "predict", "compare") else pytest.mark.slow,
+            marks=() if command in QUICK else pytest.mark.slow,
         )
         for fault, (commands, *named) in commands_of.items()
         for command in commands
@@ -277,7 +330,7 @@ def test_a_command_ends_with_one_message(
     assert ended.status in (1, 2), ended
     assert "Traceback" not in ended.errors
     assert "Error executing" not in ended.errors
-    message = ended.errors[ended.errors.rindex(f"jepa-{command.partition('-')[0].replace('sweep', 'train')}: ") :]
+    message = ended.errors[ended.errors.rindex(f"jepa-{PROGRAMS.get(command, command)}: ") :]
     if command != "sweep":
         assert named in message, ended.errors
         assert len(message.splitlines()) <= 2
@@ -293,11 +346,11 @@ CACHES = ("XDG_CACHE_HOME", "XDG_CONFIG_HOME", "TORCH_HOME", "HF_HOME", "MPLCONF
 
 @pytest.fixture(scope="module", params=ENVIRONMENTS)
 def in_environment(
-    request: pytest.FixtureRequest, earlier: Path, tmp_path_factory: pytest.TempPathFactory
+    request: pytest.FixtureRequest, earlier: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, Ended]:
     """How each command ends, of those that a Python started in this environment forks."""
     top = tmp_path_factory.mktemp("environment")
-    folders = {command: shutil.copytree(earlier, top / command, symlinks=True) for command in COMMANDS}
+    folders = {command: shutil.copytree(earlier(command), top / command, symlinks=True) for command in COMMANDS}
     kept = {name: value for name, value in os.environ.items() if name not in CACHES}
     return ended_in(folders, closed="closed" in request.param, **(kept | ENVIRONMENTS[request.param]))
 
@@ -311,10 +364,12 @@ def test_a_command_works_in_any_home_and_terminal(command: str, in_environment: 
     assert "BrokenPipe" not in ended.errors
 
 
-def test_an_output_that_cannot_be_written_is_named_once(work: Path) -> None:
+def test_an_output_that_cannot_be_written_is_named_once(earlier: Callable[[str], Path]) -> None:
     with open("/dev/full", "w") as full_device:
         command = [sys.executable, "-m", "jepa.cli.compare", "outputs/earlier"]
-        done = subprocess.run(command, cwd=work, stdout=full_device, stderr=subprocess.PIPE, text=True, check=False)
+        done = subprocess.run(
+            command, cwd=earlier("compare"), stdout=full_device, stderr=subprocess.PIPE, text=True, check=False
+        )
     assert done.stderr == (
         "jepa-compare: standard output: No space left on device; make room there, then run the same command again\n"
     )

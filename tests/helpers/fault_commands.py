@@ -9,7 +9,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import chdir, contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,6 +19,25 @@ from PIL import Image
 from tiny_agent import TINY
 
 LENGTH = ["steps=2", "batch_size=4", "evaluation.train_samples=8", "evaluation.val_samples=8", "device=cpu", "name=new"]
+CORRIDOR = ["env=corridor", f"--config-dir={Path(__file__).parents[1] / 'files' / 'corridor'}"]
+SIZES = [
+    *("encoder.patch_size=4", "encoder.embed_dim=16", "encoder.num_heads=1", "evaluator=[]", "num_workers=0"),
+    *("num_frames=4", "batch_size=8", "predictor.width=32", "predictor.state_dim=8", "objective.head_steps=4"),
+]
+DREAMING = [
+    *CORRIDOR, "world=jepa", f"world.settings={SIZES}".replace(" ", ""), "episode_steps=12", "batch_size=8",
+    "horizon=3", "eval_episodes=4", "videos=1", "env_steps=60", "world_steps=4", "policy_steps=4", "device=cpu",
+]  # fmt: skip
+WORLD = [
+    *("experiment=two_rooms", "dataset.episodes=30", "dataset.steps=12", "dataset.path=outputs/episodes", "steps=4"),
+    *("batch_size=8", "eval_every=4", "save_every=4", "num_workers=0", "logger=none", "evaluator=[]", "device=cpu"),
+    *("predictor.width=32", "predictor.state_dim=16", "encoder.embed_dim=16", "objective.head_steps=4"),
+    "objective.heads=[probe,value]",
+]
+PLANNING = [
+    *("episodes=2", "budget=4", "videos=1", "baselines=[random]", "planner.samples=8", "planner.elites=4"),
+    *("planner.iterations=2", "planner.horizon=4", "planner.execute=2"),
+]
 REPLACED = {"dataset.num_samples", *(text.partition("=")[0] for text in LENGTH)}
 TRAINING = [*(text for text in TINY if text.partition("=")[0] not in REPLACED), *LENGTH]
 OF_WEIGHTS = ("encoder.", "predictor.", "mask.", "image_size")
@@ -55,6 +74,11 @@ def arguments(command: str, place: Place) -> tuple[str, list[str]]:
         "compare": ("compare", [place.run]),
         "find-lr": ("find", ["lr", *TRAINING, *data, "--steps", "10"]),
         "find-batch": ("find", ["batch", *TRAINING, *data]),
+        "collect": ("collect", ["episodes=2", "steps=2", "name=new"]),
+        "import": ("collect", [f"source='frames:{place.data}'", "name=new"]),
+        "plan": ("plan", [run, *PLANNING, "name=new"]),
+        "rl": ("rl", [*DREAMING, "name=new"]),
+        "play": ("play", [run, *CORRIDOR, "steps=3"]),
     }[command]
 
 
@@ -80,6 +104,25 @@ def ended_in(folders: Mapping[str, Path], *, closed: bool = False, **environment
     statuses = forked.statuses(commands, environment)
     errors = [command.errors.read_text(errors="replace") for command in commands]
     return {name: Ended(*end) for name, *end in zip(folders, statuses, [""] * len(errors), errors, strict=True)}
+
+
+def prepare(folder: Path, kind: str) -> None:
+    """Write pictures, a log with them as frames, and a run of this kind: of images, a world or a policy.
+
+    One of images is also fine-tuned, as `tuned`.
+    """
+    write_pictures(folder / "pictures")
+    frames = [f"train/{name}/{number}.png,{name},{number}" for name in ("ant", "bee") for number in range(8)]
+    (folder / "pictures" / "log.csv").write_text("\n".join(["file,episode,angle", *frames]) + "\n")
+    runs = {
+        "images": {"earlier": arguments("train", Place()), "tuned": arguments("finetune", Place())},
+        "world": {"earlier": ("train", WORLD)},
+        "policy": {"earlier": ("rl", DREAMING)},
+    }
+    with chdir(folder), pytest.MonkeyPatch.context() as patch:
+        for name, (module, given) in runs[kind].items():
+            patch.setattr(sys, "argv", [f"jepa-{module}"])
+            assert importlib.import_module(f"jepa.cli.{module}").main([*given, f"name={name}"]) == 0
 
 
 def write_pictures(root: Path, classes: Sequence[bytes] = (b"ant", b"bee"), number: int = 8) -> None:

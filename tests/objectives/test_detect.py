@@ -161,6 +161,8 @@ def test_the_loss_is_the_sum_of_its_terms_and_reaches_every_weight(head):
 
 def test_a_frozen_encoder_stays_as_it_is_and_in_eval_mode():
     model = detector(freeze=True).train()
+    assert not any(parameter.requires_grad for parameter in model.encoder.parameters())
+    assert all(parameter.requires_grad for parameter in detector().encoder.parameters())
     assert not model.encoder.training
     assert model.pyramid.training
     before = {name: weights.clone() for name, weights in model.state_dict().items()}

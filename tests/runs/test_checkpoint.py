@@ -228,6 +228,22 @@ def run(tmp_path):
     return folder
 
 
+@pytest.mark.parametrize("name", ["last", "best", "failed", "mine"])
+def test_links_that_lead_round_in_a_circle_are_passed_over_and_replaced(run, name):
+    link = run / "checkpoints" / name
+    link.unlink(missing_ok=True)
+    link.symlink_to(name)
+    assert checkpoint.find(run).name in ("step_00000010", "step_00000030")
+    write(run, 40, keep=1, links=("last", "best"))
+    assert checkpoint.find(run).name == "step_00000040"
+
+
+def test_a_run_folder_that_is_a_circular_link_is_no_run(tmp_path):
+    (tmp_path / "run").symlink_to("run")
+    with pytest.raises(CheckpointError, match="run "):
+        checkpoint.find(tmp_path / "run")
+
+
 COPIES = ["links become folders", "links become files", "links are lost"]
 
 

@@ -17,7 +17,7 @@ from jepa.errors import RunError
 from jepa.parallel.session import open_session
 from jepa.runs import folder as run_folder
 from jepa.runs import metrics
-from jepa.runs.checkpoint import CheckpointError, find
+from jepa.runs.checkpoint import CheckpointError, find, read_state, with_checksum
 from jepa.runs.folder import open_folder
 from jepa.runs.metrics import FolderLogger, read_rows
 
@@ -148,11 +148,12 @@ def test_epochs_do_not_matter_where_steps_are_given(finished, capsys):
 
 
 @pytest.mark.slow
-def test_resume_previous_takes_the_checkpoint_before_a_damaged_one(finished, tmp_path):
+@pytest.mark.parametrize("status", ["stopped", "finished"])
+def test_resume_previous_takes_the_checkpoint_before_a_damaged_one(finished, tmp_path, status):
     copy = tmp_path / "copy"
     shutil.copytree(finished, copy, symlinks=True)
     (find(copy) / "state.json").write_text("{")
-    (copy / "run.json").write_text(json.dumps({"run_id": "a", "status": "stopped", "message": ""}))
+    (copy / "run.json").write_text(json.dumps({"run_id": "a", "status": status, "message": ""}))
     with pytest.raises(CheckpointError, match=r"step_00000004.*step_00000002 is whole.*resume=previous"):
         agent(copy, *SHORT).train()
     for _ in range(2):  # the same command does not go back again
@@ -160,6 +161,32 @@ def test_resume_previous_takes_the_checkpoint_before_a_damaged_one(finished, tmp
         assert find(copy).name == "step_00000004"
     assert (copy / "checkpoints" / "damaged-step_00000004").is_dir()
     assert [row["step"] for row in read_rows(copy)] == [0, 2, 4]
+
+
+@pytest.mark.slow
+def test_a_run_whose_states_do_not_name_the_best_checkpoint_goes_on(finished, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(finished, copy, symlinks=True)
+    (copy / "checkpoints" / "best").unlink(missing_ok=True)
+    for path in copy.glob("checkpoints/step_*/state.json"):
+        state = json.loads(path.read_text())
+        del state["best"]
+        path.write_text(json.dumps(with_checksum(state)))
+    agent(copy, "steps=6", "save_every=2", "eval_every=2").train()
+    assert read_state(find(copy))["best"]["step"] == 6
+    assert (copy / "checkpoints" / "best").resolve().name == "step_00000006"
+
+
+def test_a_damaged_record_of_the_ending_is_no_reason_to_remove_the_run(tmp_path):
+    (tmp_path / "run.json").write_text("{")
+    with (
+        pytest.raises(ConfigError, match=r"run\.json cannot be read.*remove that file, and the run goes on"),
+        opened(tmp_path),
+    ):
+        pass
+    (tmp_path / "run.json").unlink()
+    with opened(tmp_path) as folder:
+        assert folder.status == "running"
 
 
 def test_other_values_of_resume_are_refused():

@@ -107,7 +107,7 @@ class Benchmark:
         train, test = self.splits.train, self.splits.test
         return {
             "warnings": list(self.splits.warnings), "classes": list(self.splits.classes),
-            "test": test.digest, "num_train": len(train.labels), "num_test": len(test.labels),
+            "test": test.digest, "test_files": test.files, "num_train": len(train.labels), "num_test": len(test.labels),
             "config": asdict(self.config), "versions": versions(), "device": str(self.session.device),
             "precision": "bf16" if self.session.bf16 else "fp32",
         }  # fmt: skip

@@ -126,7 +126,8 @@ class Results:
         if not stored:
             return cls(folder, facts)
         as_mapping(stored, path, {"facts": "dict", "rows": "list[dict]"})
-        if stored["facts"].get("test") != facts["test"]:
+        before = stored["facts"]
+        if before.get("test") != facts["test"] or before.get("test_files") not in (None, facts.get("test_files")):
             raise RunError(f"{folder} holds results on other test samples; give another name=, or remove it")
         rows = [
             _row(row, f"{path}: rows[{number}]", len(facts["classes"])) for number, row in enumerate(stored["rows"])

@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import yaml
+from omegaconf.errors import OmegaConfBaseException
+
+from jepa.config.files import read_yaml
+from jepa.errors import ConfigError, FileError
 
 COMPARISONS = "compare"
+UNREADABLE = (ValueError, TypeError, LookupError, AttributeError, RecursionError, OmegaConfBaseException)
+"""What Hydra raises for files of other bytes, values or depth than it expects."""
 GLOBAL_GROUPS = {"experiment", "sweep", "compare"}
 """Groups whose files set keys of all others."""
 
@@ -36,7 +42,7 @@ class Choice:
 
     @cached_property
     def text(self) -> str:
-        return self.path.read_text(encoding="utf-8")
+        return self.path.read_text(encoding="utf-8", errors="replace")
 
     @cached_property
     def comment(self) -> str:
@@ -54,11 +60,30 @@ class Choice:
     def values(self) -> dict[str, Any]:
         """Dotted key -> value, as written in the file; empty if it is no valid YAML."""
         try:
-            content = yaml.load(self.text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
-        except yaml.YAMLError:
+            content = read_yaml(self.path, aliases=True)
+        except FileError:
             return {}
-        body = {key: value for key, value in (content or {}).items() if key != "defaults"}
+        body = {key: value for key, value in content.items() if key != "defaults"}
         return dict(flatten(body, self.package))
+
+
+@contextmanager
+def naming_files(folders: Sequence[Path], choices: Sequence[str]) -> Iterator[None]:
+    """Raises ConfigError with the file at fault where Hydra stumbles over a YAML file and does not name it.
+
+    The files of these choices, as dataset=mine, are looked at first.
+    """
+    try:
+        yield
+    except UNREADABLE:
+        names = {word for choice in choices for word in re.findall(r"\w+", choice.partition("=")[2])}
+        files = sorted(path for folder in folders for path in folder.rglob("*.yaml") if path.is_file())
+        for path in sorted(files, key=lambda path: path.stem not in names):
+            try:
+                read_yaml(path, aliases=True)
+            except FileError as error:
+                raise ConfigError([f"{error}"]) from error
+        raise
 
 
 class Catalogue:
@@ -72,7 +97,7 @@ class Catalogue:
         for folder in folders:
             for path in sorted(folder.glob("*/**/*.yaml")):
                 group = path.parent.relative_to(folder).as_posix()
-                if group == COMPARISONS:
+                if group == COMPARISONS or not path.is_file():
                     continue
                 self.groups.setdefault(group, {}).setdefault(path.stem, Choice(group, path.stem, path))
 

@@ -7,6 +7,7 @@ with the name of the folder; a copy may lack them, or hold copies of the folders
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,12 +16,17 @@ from typing import Any
 
 def newest(run_folder: Path) -> Path | None:
     """The checkpoint from which a run resumes: that of `last`, else the newest that holds no failed state."""
-    root = (run_folder / "checkpoints").resolve()
+    root = real(run_folder / "checkpoints")
     if (last := named(root, "last")) is not None:
         return last
     failed = named(root, "failed")
     usable = [path for path in step_folders(root) if not quiet_state(path).get("failed", path == failed)]
     return usable[-1] if usable else None
+
+
+def real(path: Path) -> Path:
+    """As `Path.resolve`, which raises RuntimeError for a link that leads round in a circle."""
+    return Path(os.path.realpath(path))
 
 
 def step_folders(root: Path) -> list[Path]:
@@ -38,26 +44,27 @@ def step_of(checkpoint: Path) -> int:
 
 def named(root: Path, name: str) -> Path | None:
     """The checkpoint that the link, file or copied folder `name` stands for; None if that is not there."""
-    place, folders = root / name, {path.name: path for path in step_folders(root)}
-    if place.is_symlink():
-        target = place.resolve()
+    path, folders = root / name, {folder.name: folder for folder in step_folders(root)}
+    if path.is_symlink():
+        target = real(path)
         return target if target.is_dir() else None
-    if place.is_dir():
-        step = quiet_state(place).get("step")
+    if path.is_dir():
+        step = quiet_state(path).get("step")
         original = folders.get(f"step_{step:08d}") if isinstance(step, int) else None
-        return original or (place if step is not None else None)
-    if place.is_file():
-        return folders.get(place.read_bytes()[:100].decode(errors="replace").strip())
+        return original or (path if step is not None else None)
+    if path.is_file():
+        return folders.get(path.read_bytes()[:100].decode(errors="replace").strip())
     best = quiet_state(newest(root.parent) or root).get("best") if name == "best" else None
-    return folders.get(f"step_{best.get('step'):08d}") if isinstance(best, Mapping) and best.get("step") else None
+    step = best.get("step") if isinstance(best, Mapping) else None
+    return folders.get(f"step_{step:08d}") if isinstance(step, int) else None
 
 
 def locate(path: Path) -> Path | None:
     """The checkpoint that `path` is or stands for, or the newest of a run folder; None if there is none."""
-    if path.name in ("last", "best", "failed") and (match := named(path.absolute().parent.resolve(), path.name)):
+    if path.name in ("last", "best", "failed") and (match := named(real(path.absolute().parent), path.name)):
         return match
     if (path / "state.json").is_file():
-        return path.resolve()
+        return real(path)
     return newest(path.parent.parent if path.name == "last" and path.parent.name == "checkpoints" else path)
 
 

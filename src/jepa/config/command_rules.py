@@ -211,11 +211,14 @@ def _world(view: ConfigView, run: str) -> Iterator[str]:
     if path is None:
         yield f"{key}: {run} holds no checkpoint; give a run folder, as outputs/NAME"
         return
-    world = checkpoints.quiet_state(path).get("world")
+    state = checkpoints.quiet_state(path)
+    world = state.get("world")
+    if not state:
+        return  # a damaged state is refused by its name when it is read
     if not isinstance(world, dict):
         yield f"{key}: {run} holds no world model; train one with objective=dynamics"
         return
-    yield from planner_error(view["planner._target_"], run, world.get("num_actions", 0) > 0)
+    yield from planner_error(view["planner._target_"], run, bool(world.get("num_actions")))
 
 
 def planner_error(target: str, world: str, is_discrete: bool | None) -> Iterator[str]:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,7 +20,7 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.object_type import ObjectType
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import IntervalSweep, Override, Quote, QuotedString
+from hydra.core.override_parser.types import Override
 from hydra.core.utils import setup_globals
 from hydra.errors import ConfigCompositionException, HydraException
 from hydra.plugins.config_source import ConfigResult
@@ -30,8 +29,9 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from jepa.config import signatures
-from jepa.config.catalogue import Catalogue, Choice, conf_folder, find
+from jepa.config.catalogue import Catalogue, Choice, conf_folder, find, naming_files
 from jepa.config.override_errors import hydra_message, needs_multirun, syntax_error
+from jepa.config.overrides import override_literal
 from jepa.config.schema import (
     CollectConfig,
     EmbedConfig,
@@ -49,7 +49,6 @@ from jepa.errors import ConfigError
 from jepa.suggestions import suggestion
 
 ABSENT = object()
-KEYWORDS = ("true", "false", "null", "nan", "inf")
 EXPERIMENTS = ("experiment", "rl")
 """Groups whose choices set keys of others: experiments of jepa-train, recipes of jepa-rl."""
 PATHS = {"run", "task"}
@@ -73,28 +72,6 @@ def _choice(group: str, *, _root_: DictConfig) -> str:
 for _name, _schema in SCHEMAS.items():
     ConfigStore.instance().store(name=_name, node=_schema)
 OmegaConf.register_new_resolver("choice", _choice, replace=True)
-
-
-def override_literal(value: Any) -> str:
-    """A Python value as the right side of an override."""
-    if isinstance(value, Mapping):
-        return "{" + ",".join(f"{key}:{override_literal(item)}" for key, item in value.items()) + "}"
-    if isinstance(value, list | tuple):
-        return "[" + ",".join(map(override_literal, value)) + "]"
-    if not isinstance(value, str | os.PathLike):
-        return show_value(value)
-    text = os.fspath(value)
-    if re.fullmatch(r"(?!\.\d)[A-Za-z_./][\w./-]*", text, re.ASCII) and text.lower() not in KEYWORDS:
-        return text
-    return QuotedString(text, Quote.single).with_quotes()
-
-
-def name_as_text(override: str) -> str:
-    """`name=007,1e3` as `name='007','1e3'`, which Hydra does not read as numbers; any other override as it is."""
-    key, _, value = override.partition("=")
-    if key != "name" or not re.fullmatch(r"[\w.+-]+(,[\w.+-]+)*", value):
-        return override
-    return f"name={','.join(map(override_literal, value.split(',')))}"
 
 
 class CheckResult(NamedTuple):
@@ -151,6 +128,8 @@ class Composer:
         parsed, errors = self.parse(overrides)
         try:
             return CheckResult(self._check(parsed, errors, sweep_folder), errors)
+        except ConfigError as error:
+            return CheckResult({}, [*errors, *error.errors])
         except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
             return CheckResult({}, [*errors, hydra_message(error)])
 
@@ -174,7 +153,7 @@ class Composer:
         schema = signatures.read(f"jepa.config.schema.{self.schema.__name__}")
         assert schema is not None
         errors += value_errors(resolved, schema, partial(self._describe, config, values))
-        if resolved.get("resume") is False:
+        if self.schema is TrainConfig and resolved["resume"] is False:
             errors += _existing_run(config, sweep_folder)
         return resolved
 
@@ -203,7 +182,7 @@ class Composer:
         """The unresolved value of a key of Hydra's own section, None if there is none."""
         try:
             return find(_plain(self._base((*self.hydra_defaults, *overrides))), f"hydra.{key}")
-        except (HydraException, OmegaConfBaseException, yaml.YAMLError):
+        except (HydraException, OmegaConfBaseException, yaml.YAMLError, ConfigError):
             return None  # `check` reports the reason
 
     def choice(self, overrides: Sequence[str], group: str) -> Any:
@@ -213,15 +192,17 @@ class Composer:
     def _base(self, choices: tuple[str, ...]) -> DictConfig:
         """The composed configuration of these choices; Hydra's own section is left out if possible: it is slow."""
         if choices not in self._bases:
-            parsed, _ = self.parse(choices)
-            sets_hydra = any(override.is_hydra_override() for override in parsed)
-            config = None if sets_hydra else self._shared.get(choices) or self._without_hydra(parsed)
-            if config is not None:
-                self._shared[choices] = config
-            self._bases[choices] = config or self._loader.load_configuration(
-                self.config_name, list(choices), RunMode.RUN, from_shell=False
-            )
+            with naming_files(self.folders[1:], choices):
+                self._bases[choices] = self._loaded(choices)
         return self._bases[choices]
+
+    def _loaded(self, choices: tuple[str, ...]) -> DictConfig:
+        parsed, _ = self.parse(choices)
+        sets_hydra = any(override.is_hydra_override() for override in parsed)
+        config = None if sets_hydra else self._shared.get(choices) or self._without_hydra(parsed)
+        if config is not None:
+            self._shared[choices] = config
+        return config or self._loader.load_configuration(self.config_name, list(choices), RunMode.RUN, from_shell=False)
 
     def _without_hydra(self, parsed: list[Override]) -> DictConfig | None:
         """The configuration without Hydra's own section; None if a file sets a group of Hydra."""
@@ -320,20 +301,6 @@ def _as_typed(value: Any, text: str) -> Any:
     if isinstance(value, list) and value and re.fullmatch(r"\[[^\[\]{}'\"\\$]*\]", text):
         return [item.strip() for item in text[1:-1].split(",")]
     return text if value is None or isinstance(value, bool | int | float) else value
-
-
-def members(parsed: Sequence[Override]) -> Iterator[list[str]]:
-    """The overrides of every run of a sweep; an interval gives its two ends."""
-    axes = []
-    for override in parsed:
-        key, values = override.get_key_element(), override.value()
-        if isinstance(values, IntervalSweep):
-            axes.append([f"{key}={values.start}", f"{key}={values.end}"])
-        elif override.is_sweep_override():
-            axes.append([f"{key}={value}" for value in override.sweep_string_iterator()])
-        else:
-            axes.append([override.input_line or ""])
-    yield from map(list, itertools.product(*axes))
 
 
 @cache

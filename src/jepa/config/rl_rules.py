@@ -44,7 +44,8 @@ def _player(view: ConfigView) -> Iterator[str]:
         return
     run = str(view["run"])
     path = checkpoints.locate(Path(run).expanduser())
-    if path is None or "policy" not in checkpoints.quiet_state(path):
+    state = checkpoints.quiet_state(path) if path else {}
+    if path is None or (state and "policy" not in state):  # a damaged state is refused by its name when it is read
         yield f"{view.describe('run')}: {run} holds no policy; give the folder of a run of jepa-rl, as outputs/NAME"
     if view["typed"] and view.get("actions") is not None:
         yield f"{view.describe('typed', 'actions')}: actions are typed or given; choose one"

@@ -218,6 +218,7 @@ class RLConfig:
     ppo_steps: list[PositiveInt]
     videos: NonNegativeInt
     device: str
+    resume: Annotated[bool | str, Literal[True, False, "previous"]]
     train: list[str]
     world: dict[str, Any]
     env: dict[str, Any]

@@ -71,7 +71,8 @@ def value_error(kind: Any, name: str, value: Any) -> str | None:
         return error
     words = [choice for choice in _choices(kind) if isinstance(choice, str)]
     if words and isinstance(value, str):
-        return f"no such {name}{suggestion(value, words)}; valid: {', '.join(words)}"
+        valid = (choice if isinstance(choice, str) else describe_value(choice) for choice in _choices(kind))
+        return f"no such {name}{suggestion(value, words)}; valid: {', '.join(valid)}"
     return f"takes {describe(kind)}, not {describe_value(value)}"
 
 

@@ -80,16 +80,21 @@ class _BoxFolder(FileDataset):
         height, width = self.sizes[index].tolist()
         if clip.shape[-2:] != (height, width):
             raise OSError(f"has {clip.shape[-1]}x{clip.shape[-2]} pixels, before it had {width}x{height}")
-        begin = self.ends[index - 1] if index else 0
-        return Sample(clip, -1, {"boxes": torch.from_numpy(self.rows[begin : self.ends[index]].copy())})
+        return Sample(clip, -1, {"boxes": torch.from_numpy(self._boxes(index).copy())})
 
     def describe(self, index: int) -> str:
         return str(self.paths[index])
 
     def encoded(self, index: int) -> bytes:
         """Size and first bytes of the picture, and its boxes."""
-        begin = self.ends[index - 1] if index else 0
-        return super().encoded(index) + self.rows[begin : self.ends[index]].tobytes()
+        return super().encoded(index) + self._boxes(index).tobytes()
+
+    def outline(self, index: int) -> tuple[int, bytes]:
+        """Size of the picture, and its boxes."""
+        return super().outline(index), self._boxes(index).tobytes()
+
+    def _boxes(self, index: int) -> np.ndarray:
+        return self.rows[self.ends[index - 1] if index else 0 : self.ends[index]]
 
     def test(self) -> Self | None:
         return self.test_part

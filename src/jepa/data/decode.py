@@ -1,4 +1,7 @@
-"""Encoded images of any common format to uint8 tensors: JPEG and PNG by torchvision, other formats by Pillow."""
+"""Encoded images of any common format to uint8 tensors: JPEG by torchvision, other formats by Pillow.
+
+Pillow takes as long as torchvision 0.29 for a PNG, and damaged pixels do not end its process.
+"""
 
 from __future__ import annotations
 
@@ -27,12 +30,12 @@ from jepa.data import tiff
 
 JPEG, PNG = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n"
 try:
-    from torchvision.io import ImageReadMode, decode_jpeg, decode_png
+    from torchvision.io import ImageReadMode, decode_jpeg
 except ImportError:  # deprecated since torchvision 0.29
     _FAST, _COLOURS = {}, {}
 else:
     # decoders by the first bytes of the file; 1.4 times as fast as Pillow on JPEGs of 500x375
-    _FAST = {JPEG: decode_jpeg, PNG: decode_png}
+    _FAST = {JPEG: decode_jpeg}
     _COLOURS = {1: ImageReadMode.GRAY, 3: ImageReadMode.RGB}
 log = logging.getLogger(__name__)
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm")
@@ -59,13 +62,9 @@ def decode(data: bytes, *, channels: int = 3, max_value: float | None = None) ->
     """
     for magic, decoder in _FAST.items():
         if data.startswith(magic):
-            if magic == PNG:
-                _check_png(data)
             encoded = torch.frombuffer(bytearray(data), dtype=torch.uint8)
-            image = decoder(encoded, _COLOURS[channels], apply_exif_orientation=True)  # uint16 for PNGs of 16 bits
-            if image.dtype != torch.uint8:
-                image = torch.from_numpy(_scale(image.numpy(), max_value or WHITE))
-            return image.unsqueeze(1)
+            image = decoder(encoded, _COLOURS[channels], apply_exif_orientation=True)
+            return image.unsqueeze(1)  # pyright: ignore[reportAttributeAccessIssue]  (of one file it is no list)
     return _decode_with_pillow(data, _MODES[channels], max_value).unsqueeze(1)
 
 
@@ -90,13 +89,17 @@ def read_header(path: Path) -> Header:
             width, height = image.size
             if isinstance(image, TiffImageFile):  # whose size is the turned one
                 width, height = image.tag_v2[tiff.IMAGEWIDTH], image.tag_v2[tiff.IMAGELENGTH]
-            tags = _exif(image) if head.startswith(tuple(_FAST)) else image.getexif()
-            orientation = tags.get(ExifTags.Base.Orientation, 1)
-    return Header((height, width), int(orientation) if orientation in range(2, 9) else 1)
+            tags = _exif(image) if head.startswith((JPEG, PNG)) else image.getexif()
+    return Header((height, width), _orientation(tags))
+
+
+def _orientation(tags: Image.Exif) -> int:
+    value = tags.get(ExifTags.Base.Orientation, 1)
+    return int(value) if value in range(2, 9) else 1
 
 
 def _exif(image: ImageFile) -> Image.Exif:
-    """As the fast decoders read it, which pass over damaged EXIF and over an orientation in XMP."""
+    """Of a JPEG or PNG, without damaged tags and without an orientation in XMP."""
     tags = Image.Exif()
     with suppress(*_PILLOW_ERRORS):
         tags.load(image.info.get("exif", b""))
@@ -156,20 +159,22 @@ def warn_of_slow_decoding() -> None:
         log.warning("images are decoded by Pillow, which takes longer: this torchvision has no image decoders")
 
 
-def _check_png(data: bytes) -> None:
-    """Raises OSError if a checksum is wrong: the decoder of torchvision 0.29 ends the process on damaged pixels."""
-    begin = 8
+def _whole_png(data: bytes) -> bytes:
+    """Without comments and the like whose checksum is wrong. Raises OSError if that of anything else is.
+
+    Pillow does not compare that of pixels.
+    """
+    begin, whole = 8, True
+    parts = [data[:8]]
     while begin + 12 <= len(data):
         length, kind = struct.unpack_from(">I4s", data, begin)
-        end = begin + 8 + length
-        is_needed = kind[:1].isupper()
-        if (
-            is_needed
-            and end + 4 <= len(data)
-            and zlib.crc32(data[begin + 4 : end]) != int.from_bytes(data[end : end + 4])
-        ):
+        end = begin + 12 + length
+        is_good = end > len(data) or zlib.crc32(data[begin + 4 : end - 4]) == int.from_bytes(data[end - 4 : end])
+        if not is_good and kind[:1].isupper():
             raise OSError("a damaged PNG: its checksum is wrong")
-        begin = end + 4
+        parts += [data[begin:end]] if is_good else []
+        begin, whole = end, whole and is_good
+    return data if whole else b"".join([*parts, data[begin:]])
 
 
 def _scale(values: np.ndarray, white: float) -> np.ndarray:
@@ -201,7 +206,20 @@ def _pillow_errors(data: bytes) -> Iterator[None]:
 
 
 def _open(data: bytes) -> ImageFile:
+    if data.startswith(PNG):
+        return _open_png(data)
     return tiff.open_tiff(data) if data.startswith(tiff.HEADS) else Image.open(io.BytesIO(data))
+
+
+def _open_png(data: bytes) -> PngImageFile:
+    """Of any size up to that of a TIFF: `Image.open` refuses large ones. Raises OSError or ValueError."""
+    image = PngImageFile(io.BytesIO(_whole_png(data)))
+    if (size := image.width * image.height) > tiff.MAX_PIXELS:
+        raise ValueError(f"a PNG of {size:,} pixels, more than {tiff.MAX_PIXELS:,}; scale it down or cut it into tiles")
+    tags = Image.Exif()  # as `read_header` says; Pillow would also read on for it, and take one of XMP
+    tags[ExifTags.Base.Orientation] = _orientation(_exif(image))
+    image.info["exif"] = tags.tobytes()
+    return image
 
 
 def _upright(image: ImageFile, data: bytes, max_value: float | None) -> Image.Image:

@@ -72,6 +72,10 @@ class FileDataset:
         with open(self.file(index), "rb") as file:
             return str(os.fstat(file.fileno()).st_size).encode() + file.read(HEAD)
 
+    def outline(self, index: int) -> Any:
+        """Size of the file."""
+        return os.stat(self.file(index)).st_size
+
     def modified(self, index: int) -> Any:
         """Size and time of the file; None if it is not there."""
         try:
@@ -116,8 +120,8 @@ def read_table(path: Path, key: str, columns: Sequence[str]) -> dict[str, list[A
 def _csv(path: Path) -> dict[str, list[Any]]:
     try:
         return parse_csv(path.read_bytes(), str(path))
-    except OSError as fault:
-        raise ValueError(f"{path}: is not readable as CSV: {fault}") from fault
+    except OSError as error:
+        raise ValueError(f"{path}: is not readable as CSV: {error}") from error
 
 
 def parse_csv(data: bytes, path: str) -> dict[str, list[str]]:
@@ -125,8 +129,8 @@ def parse_csv(data: bytes, path: str) -> dict[str, list[str]]:
     try:
         lines = io.StringIO(data.decode("utf-8-sig"), newline="")
         header, *rows = [row for row in csv.reader(lines) if row] or [[]]
-    except (ValueError, csv.Error) as fault:
-        raise ValueError(f"{path}: is not readable as CSV: {fault}") from fault
+    except (ValueError, csv.Error) as error:
+        raise ValueError(f"{path}: is not readable as CSV: {error}") from error
     if uneven := next((row for row in rows if len(row) != len(header)), None):
         raise ValueError(f"{path}: the line {','.join(uneven)} has {len(uneven)} values, the first line {len(header)}")
     return {name.strip(): [row[number].strip() for row in rows] for number, name in enumerate(header)}

@@ -83,6 +83,10 @@ class FrameFolders(FileDataset):
         """Path of the first frame."""
         return str(self.folder / self._name(*self.clips[index].tolist()))
 
+    def outline(self, index: int) -> list[int]:
+        """Size of each frame's file."""
+        return [size for size, _ in self.modified(index)]
+
     def modified(self, index: int) -> list[tuple[int, int]]:
         """Size and time of each frame's file."""
         folder, first = self.clips[index].tolist()

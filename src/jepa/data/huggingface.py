@@ -93,6 +93,12 @@ class HuggingFaceImages(FileDataset):
     def encoded(self, index: int) -> bytes:
         return self.read(index)[:HEAD]
 
+    def outline(self, index: int) -> int:
+        """Number of bytes of the image, which are not copied."""
+        image = self.rows.data.column(self.image_column)[index]
+        data = image.get("bytes") if isinstance(image, Mapping) else image
+        return -1 if data is None or not hasattr(data, "as_buffer") or not data.is_valid else data.as_buffer().size
+
     def modified(self, index: int) -> str:
         return self.rows._fingerprint
 

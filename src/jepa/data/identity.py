@@ -1,7 +1,7 @@
 """What a data set consists of, compared when a run or a table of results goes on with it.
 
 The digest depends on the contents of some samples and on all labels, not on paths or times of files: a data set that
-was moved or copied is the same.
+was moved or copied is the same. Data of files have a second digest, which covers more of them.
 """
 
 from __future__ import annotations
@@ -14,17 +14,20 @@ import numpy as np
 
 from jepa.types import Dataset, DatasetTraits, Sample
 
+NUM_OUTLINED, NUM_READ = 20_000, 1_000
+"""Numbers of files of which the size, and of which the beginning enters the digest of files."""
 NUM_ENCODED, NUM_DECODED = 64, 8
 """Number of samples whose contents enter a digest: of data with encoded bytes, and of others, which are decoded."""
 UNREADABLE = (OSError, RuntimeError)
 
 
 def identity(dataset: Dataset) -> dict[str, Any]:
-    """Number of samples, class names and digest of a data set, to be saved as JSON."""
+    """Number of samples, class names and digests of a data set, to be saved as JSON."""
     return {
         "num_samples": len(dataset),
         "classes": list(dataset.classes),
         "digest": digest_of_samples(dataset, range(len(dataset))),
+        "files": digest_of_files(dataset, range(len(dataset))),
     }
 
 
@@ -37,6 +40,8 @@ def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
         differences.append(f"classes {_listed(before['classes'])} then, {_listed(now['classes'])} now")
     if not differences and before["digest"] != now["digest"]:
         differences.append(f"as many samples, but other contents or labels ({before['digest']}, {now['digest']})")
+    elif not differences and before.get("files") not in (None, now.get("files")):
+        differences.append(f"as many samples, but some files are others ({before['files']}, {now.get('files')})")
     return differences
 
 
@@ -55,9 +60,30 @@ def digest_of_samples(dataset: Dataset, indices: Sequence[int]) -> str:
     if labels is not None:
         digest.update(np.ascontiguousarray(np.asarray(labels, dtype=np.int64)[np.asarray(indices)]).tobytes())
     num_samples = NUM_ENCODED if DatasetTraits.of(dataset).encoded else NUM_DECODED
-    for position in np.linspace(0, len(indices) - 1, min(num_samples, len(indices))).round().astype(int).tolist():
-        digest.update(content_of(dataset, int(indices[position])))
+    for index in _spaced(indices, num_samples):
+        digest.update(content_of(dataset, index))
     return digest.hexdigest()[:16]
+
+
+def digest_of_files(dataset: Dataset, indices: Sequence[int]) -> str | None:
+    """Hash of the sizes of 20,000 files and of the beginnings of 1,000, evenly spaced; None for data of other kinds."""
+    outline = DatasetTraits.of(dataset).outline
+    if outline is None:
+        return None
+    digest = hashlib.sha256()
+    for index in _spaced(indices, NUM_OUTLINED):
+        try:
+            digest.update(repr(outline(index)).encode())
+        except UNREADABLE:
+            digest.update(b"unreadable")
+    for index in _spaced(indices, NUM_READ):
+        digest.update(hashlib.sha256(content_of(dataset, index)).digest())
+    return digest.hexdigest()[:16]
+
+
+def _spaced(indices: Sequence[int], count: int) -> list[int]:
+    positions = np.linspace(0, len(indices) - 1, min(count, len(indices))).round().astype(int)
+    return [int(indices[position]) for position in positions.tolist()]
 
 
 def content_of(dataset: Dataset, index: int) -> bytes:

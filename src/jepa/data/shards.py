@@ -92,6 +92,10 @@ class Shards(FileDataset):
         shard, offset, size = self.index[["shard", "offset", "size"]][index].tolist()
         return self.files.read(shard, min(HEAD, max(0, size)), offset)
 
+    def outline(self, index: int) -> int:
+        """Size of the image."""
+        return int(self.index["size"][index])
+
     def index_order(self, batch_size: int, seed: int) -> Order:
         """Position -> index and epoch, for batches of any size."""
         counts = np.bincount(self.index["shard"], minlength=len(self.paths))

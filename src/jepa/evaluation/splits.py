@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from jepa.data.identity import digest_of_samples
+from jepa.data.identity import digest_of_files, digest_of_samples
 from jepa.data.loader import choose_num_workers
 from jepa.errors import ConfigError
 from jepa.evaluation.samples import PIXELS_SIDE, Samples, Split
@@ -99,6 +99,11 @@ class LabelledSplit(Split):
         """Hash of the labels of the samples and of the contents of some, the same wherever the data lie."""
         content = digest_of_samples(self.dataset, self.indices)
         return hashlib.sha256(repr([content, self.indices, self.labels.tolist()]).encode()).hexdigest()[:16]
+
+    @cached_property
+    def files(self) -> str | None:
+        """Hash of the sizes of the files and of the contents of more of them, None without files."""
+        return digest_of_files(self.dataset, self.indices)
 
     @cached_property
     def version(self) -> str:

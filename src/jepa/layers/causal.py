@@ -10,6 +10,7 @@ from timm.layers.norm import LayerNorm
 from torch import Tensor, nn
 
 from jepa.layers.init import init_weights
+from jepa.layers.transformer import check_sizes
 
 Cache = list[tuple[Tensor, Tensor]]
 """Keys and values [B, h, S, d] of each block, of the positions so far."""
@@ -20,6 +21,7 @@ class CausalTransformer(nn.Module):
 
     def __init__(self, *, width: int, depth: int, num_heads: int, mlp_ratio: float = 4.0) -> None:
         super().__init__()
+        check_sizes(width, num_heads, mlp_ratio, width_key="dynamics_width", heads_key="dynamics_num_heads")
         self.blocks = nn.ModuleList(CausalBlock(width, num_heads, mlp_ratio) for _ in range(depth))
         self.norm = LayerNorm(width)
         init_weights(self, self.blocks)

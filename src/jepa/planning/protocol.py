@@ -11,14 +11,14 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from jepa.config.files import as_mapping, read_json
+from jepa.config.files import Fields, as_mapping, read_json
 from jepa.envs.types import BatchedEnv, EnvTraits, Task, node_of
 from jepa.errors import ConfigError, FileError
 from jepa.planning.control import Controller, Goals
@@ -113,6 +113,24 @@ def frozen_tasks(folder: Path, env: BatchedEnv, num_tasks: int, seed: int) -> tu
         raise FileError(f"{path}: holds {len(tasks)} tasks of differing sizes, expected {num_tasks}; remove it")
     text = json.dumps([[row["start"], row["goal"]] for row in rows])
     return tasks, f"sha256:{hashlib.sha256(text.encode()).hexdigest()}"
+
+
+def read_results(path: Path, fields: Fields, *uses: Callable[[dict[str, Any]], Any]) -> dict[str, Any]:
+    """results.json, whose entries have the form in which they were written: each of `uses` can be called with it.
+
+    Raises FileError with what to do.
+    """
+    remedy = "remove it, and what it held is computed again"
+    try:
+        results = read_json(path, {"schema": int, **fields})
+        for use in uses:
+            use(results)
+    except FileError as error:
+        raise FileError(f"{error}; {remedy}") from error
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:100]}"
+        raise FileError(f"{path} holds an entry of another form than was written ({reason}); {remedy}") from error
+    return results
 
 
 def play(env: BatchedEnv, controller: Controller, tasks: Sequence[Task], *, budget: int, num_shown: int = 0) -> Played:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -146,6 +147,15 @@ def strip(films: Sequence[Sequence[Tensor]]) -> Tensor:
     return montage(rows)
 
 
+@contextmanager
+def _named_errors(path: Path) -> Iterator[None]:
+    """PyAV does not say which file it cannot write."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
+
+
 def write_video(path: Path, films: Sequence[Sequence[Tensor]]) -> None:
     """agent | goal | imagined side by side, one episode after the other, as h264."""
     try:
@@ -153,7 +163,7 @@ def write_video(path: Path, films: Sequence[Sequence[Tensor]]) -> None:
     except ImportError:
         log.warning("no video is written: pip install 'jepa-train[video]'")
         return
-    with av.open(str(path), "w") as container:
+    with _named_errors(path), av.open(str(path), "w") as container:
         stream: Any = container.add_stream("libx264", rate=VIDEO_RATE)
         stream.height, stream.width, stream.pix_fmt = VIDEO_SIDE, VIDEO_SIDE * len(films[0]), "yuv420p"
         for columns in films:
@@ -190,6 +200,13 @@ def write(
         *(["## Encoders as world models", encoders.markdown()] if encoders else []),
     ]
     write_atomically(folder / "plan.md", "\n\n".join(text) + "\n")
+
+
+def check(results: Mapping[str, Any], env: BatchedEnv) -> None:
+    """Raises LookupError, TypeError, ValueError or AttributeError for results of which no page can be made."""
+    table(results).markdown()
+    plannable_table(results).markdown()
+    success_chart(results, env)
 
 
 def success_chart(results: Mapping[str, Any], env: BatchedEnv) -> Any:

@@ -6,7 +6,7 @@ import json
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from jepa.data.identity import changes, identity
 from jepa.envs.policies import StickyRandom
 from jepa.envs.types import BatchedEnv, EnvTraits, Task, stored_node
 from jepa.errors import ConfigError
-from jepa.planning import report
+from jepa.planning import protocol, report
 from jepa.planning.cem import CEM
 from jepa.planning.control import Blind, Controller, Function, HeadController, Planning, TruePlanning
 from jepa.planning.costs import TOWARDS_GOALS
@@ -72,7 +72,7 @@ def plan(config: PlanConfig, worlds: Mapping[str, Path], encoders: Mapping[str, 
     for label, world in loaded.items():
         check(world, env, label, config)
     tasks, digest = frozen_tasks(folder, env, config.episodes, config.seed)
-    results = read_results(folder, digest)
+    results = read_results(folder, digest, env)
     results["world"] = {label: asdict(world.contract) for label, world in loaded.items()}
     current = []
     for contender in contenders(config, env, loaded, worlds):
@@ -236,18 +236,27 @@ def data_of(run: Path) -> Episodes | None:
     return None
 
 
-def read_results(folder: Path, digest: str) -> dict[str, Any]:
+def read_results(folder: Path, digest: str, env: BatchedEnv) -> dict[str, Any]:
     """Earlier results on the same tasks, without means; empty results if there are none."""
     path = folder / "results.json"
     if not path.exists():
         return {"schema": SCHEMA, "tasks": digest, "world": {}, "rows": [], "plannable": {}}
-    results = read_json(path, {"schema": int, "tasks": str, "rows": list, "plannable": dict})
+    fields = {"tasks": str, "rows": list[dict], "plannable": Mapping[str, dict]}
+    results = protocol.read_results(path, fields, partial(report.check, env=env), check_rows)
     if results["tasks"] != digest:
         raise ConfigError(
             [f"{path} has results on other tasks ({results['tasks'][:18]}, now {digest[:18]}); give another name="]
         )
-    results["rows"] = [found for found in results["rows"] if isinstance(found, dict) and found.get("seed") is not None]
+    results["rows"] = [found for found in results["rows"] if found["seed"] is not None]
     return results
+
+
+def check_rows(results: Mapping[str, Any]) -> None:
+    """Raises LookupError, TypeError or ValueError for rows that cannot be averaged or compared by their keys."""
+    for found in results["rows"]:
+        if found["seed"] is not None:
+            mean_row([found])
+            _, _, _, _, _ = json.loads(found["key"])
 
 
 def with_means(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

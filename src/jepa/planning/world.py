@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -18,7 +19,8 @@ from torch import Tensor, nn
 from jepa.config.files import Fields, as_mapping, read_json
 from jepa.encoders.pretrained import open_encoder
 from jepa.envs.types import BatchedEnv
-from jepa.errors import ConfigError
+from jepa.errors import ConfigError, FileError
+from jepa.layers.shapes import ShapesOnly, fake_init
 from jepa.layers.tokens import make_grid
 from jepa.planning.heads import MLPHead, build_head
 from jepa.planning.refit import DynamicsHead
@@ -28,6 +30,13 @@ from jepa.types import ActionSpace, Field, NonNegativeInt, PositiveInt
 
 HEADS_FILE = "heads"
 """heads.safetensors and heads.json in the run folder."""
+BUILD_ERRORS = (
+    TypeError, ValueError, LookupError, AttributeError, AssertionError, RuntimeError, ArithmeticError, MemoryError,
+)  # fmt: skip
+"""Exceptions of constructors for arguments that a file holds."""
+MAX_BUFFER_BYTES = 1 << 30
+"""Largest size of the tables of a module, in bytes."""
+Module = TypeVar("Module", bound=nn.Module)
 ROWS = 512
 """Frames that are encoded together."""
 CONTRACT_FIELDS: Fields = {
@@ -130,16 +139,39 @@ def load_world(path_or_name: str | os.PathLike, *, heads: bool = True) -> World:
         raise CheckpointError(f"{checkpoint} holds no world model; train one with objective=dynamics")
     contract, settings = read_contract(as_mapping(values, where, CONTRACT_FIELDS))
     encoder: Any = open_encoder(checkpoint)
-    predictor = build_predictor(encoder, contract, settings, where)
-    tensors = load_model(checkpoint, "predictor.")
-    try:
-        predictor.load_state_dict(tensors)
-    except RuntimeError as error:
-        raise CheckpointError(f"{where}: {' '.join(str(error).split())[:240]}") from error
+    build = partial(build_predictor, encoder, contract, settings, where)
+    predictor = load_built(build, load_model(checkpoint, "predictor."), where, settings)
     world = World(encoder, predictor, contract, {})
     if heads:
         world.heads.update(read_heads(run_folder(checkpoint), world, checkpoint.name))
     return world.eval().requires_grad_(False)
+
+
+def load_built(
+    build: Callable[[], Module], tensors: Mapping[str, Tensor], where: str, settings: Mapping[str, Any]
+) -> Module:
+    """What `build` makes, with the tensors of a file. Raises CheckpointError if a module of these settings has others.
+
+    It is built without memory first, so that sizes in a file take no more memory than its tensors.
+    """
+    if any("depth" in name and isinstance(depth, int) and depth > len(tensors) for name, depth in settings.items()):
+        raise CheckpointError(f"{where}: its tensors have fewer blocks than it says")
+    try:
+        with torch.random.fork_rng(devices=[]), fake_init(ShapesOnly()):
+            outline = build()
+        own = {name: tensor.shape for name, tensor in outline.state_dict().items()}
+        stored = {name: tensor.shape for name, tensor in tensors.items()}
+        if differing := [name for name in {**own, **stored} if own.get(name) != stored.get(name)]:
+            name = differing[0]
+            sizes = (list(shapes[name]) if name in shapes else "nothing" for shapes in (own, stored))
+            raise ValueError("{} is {} by its description, {} in the file".format(name, *sizes))
+        if sum(buffer.nbytes for buffer in outline.buffers()) > MAX_BUFFER_BYTES:
+            raise ValueError("its tables do not fit into memory")
+        module = build()
+        module.load_state_dict(tensors)
+    except BUILD_ERRORS as error:
+        raise CheckpointError(f"{where}: {' '.join(str(error).split())[:240]}") from error
+    return module
 
 
 def run_folder(checkpoint: Path) -> Path:
@@ -163,7 +195,7 @@ def build_predictor(encoder: Any, contract: WorldContract, settings: Mapping[str
     grid = make_grid((1, height, width), encoder.patch_size)
     try:
         return ActionPredictor(grid=grid, embed_dim=encoder.embed_dim, fields=fields, **settings)
-    except (TypeError, ValueError, KeyError, AssertionError, RuntimeError) as error:
+    except BUILD_ERRORS as error:
         raise CheckpointError(f"{where}: {error}") from error
 
 
@@ -172,7 +204,11 @@ def read_heads(folder: Path, world: World, checkpoint: str) -> dict[str, MLPHead
     path = folder / f"{HEADS_FILE}.json"
     if not path.exists():
         return {}
-    facts = read_json(path, {"checkpoint": str, "heads": dict, "digests": dict})
+    remedy = "remove it, and the heads are fitted again"
+    try:
+        facts = read_json(path, {"checkpoint": str, "heads": dict, "digests": dict})
+    except FileError as error:
+        raise CheckpointError(f"{error}; {remedy}") from error
     if facts["checkpoint"] != checkpoint:
         return {}
     heads = {}
@@ -180,17 +216,15 @@ def read_heads(folder: Path, world: World, checkpoint: str) -> dict[str, MLPHead
         tensors = load_file(path.with_suffix(".safetensors"))
         for name, size in facts["heads"].items():
             if name == "dynamics":
-                heads[name] = DynamicsHead(world.predictor)
+                build = partial(DynamicsHead, world.predictor)
             else:
-                heads[name] = build_head(name, world.predictor.state_size, int(size), world.history)
-            prefix = f"{name}."
-            heads[name].load_state_dict({k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)})
+                build = partial(build_head, name, world.predictor.state_size, int(size), world.history)
+            own = {k.removeprefix(f"{name}."): v for k, v in tensors.items() if k.startswith(f"{name}.")}
+            heads[name] = load_built(build, own, name, {})
             if digest_of(heads[name]) != facts["digests"].get(name):
                 raise ValueError(f"{name} has changed since it was written")
     except (OSError, SafetensorError, RuntimeError, KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(
-            f"{path}: {' '.join(str(error).split())[:200]}; remove it, and the heads are fitted again"
-        ) from error
+        raise CheckpointError(f"{path}: {' '.join(str(error).split())[:200]}; {remedy}") from error
     return heads
 
 

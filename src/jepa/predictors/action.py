@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from jepa.layers.actions import ActionEncoder
 from jepa.layers.attention import SelfAttention
 from jepa.layers.init import init_weights
+from jepa.layers.transformer import check_sizes
 from jepa.types import Field, PatchGrid, Positive, PositiveInt
 
 MAX_FLAT = 2048
@@ -167,6 +168,7 @@ class TransformerDynamics(nn.Module):
         mlp_ratio: float,
     ) -> None:  # fmt: skip
         super().__init__()
+        check_sizes(width, num_heads, mlp_ratio, width_key="predictor.width", heads_key="predictor.num_heads")
         self.embed = nn.Linear(state_dim, width)
         self.positions = nn.Parameter(0.02 * torch.randn(history, num_state_tokens, width))
         self.blocks = nn.ModuleList(

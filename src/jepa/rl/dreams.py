@@ -21,9 +21,9 @@ from jepa.encoders.pretrained import open_encoder
 from jepa.errors import ConfigError
 from jepa.objectives.iris import IRIS
 from jepa.planning.fit import decoded
-from jepa.planning.world import ROWS, World, WorldContract, load_world, read_contract
+from jepa.planning.world import ROWS, World, WorldContract, load_built, load_world, read_contract
 from jepa.predictors.token_dynamics import Imagination
-from jepa.runs.checkpoint import CheckpointError, find, load_model, read_state
+from jepa.runs.checkpoint import find, load_model, read_state
 from jepa.types import ActionSpace, Field, NonNegativeInt, PositiveInt
 
 SIDE = 16
@@ -212,11 +212,8 @@ def _token_world(checkpoint: Path, values: dict[str, Any]) -> TokenWorld:
     tensors, frames = load_model(checkpoint), values["num_frames"]
     fields = {"actions": Field(shape=(frames - 1, *contract.actions.shape), space=contract.actions)}
     fields |= {"rewards": Field(shape=(frames - 1,))} if "dynamics.outcome.weight" in tensors else {}
-    try:
-        model = IRIS(encoder=encoder, fields=fields, **values["tokens"])
-        model.load_state_dict(tensors)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise CheckpointError(f"{where}: {' '.join(str(error).split())[:240]}") from error
+    settings = values["tokens"]
+    model = load_built(lambda: IRIS(encoder=encoder, fields=fields, **settings), tensors, where, settings)
     if model.dynamics.outcome is None:
         raise ConfigError([f"{checkpoint}: it learnt no rewards, since its data have none"])
     state = read_state(checkpoint)

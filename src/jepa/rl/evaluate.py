@@ -58,6 +58,15 @@ def scores(outcomes: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return result
 
 
+def check_rows(results: Mapping[str, Any]) -> None:
+    """Raises LookupError, TypeError or ValueError for rows that cannot be averaged, or that have no step."""
+    for found in results["rows"]:
+        if found["seed"] is not None:
+            mean_row([found])
+    for entry in results["history"]:
+        int(entry["step"])
+
+
 def mean_row(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Over the seeds of one policy; the intervals are those of all episodes together."""
     outcomes = [outcome for one in rows for outcome in one["outcomes"]]

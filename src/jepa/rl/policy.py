@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from jepa.config.files import as_mapping
 from jepa.errors import ConfigError
+from jepa.planning.world import load_built
 from jepa.rl.actor_critic import ActorCritic
 from jepa.rl.dreams import DreamWorld, load_dream_world
 from jepa.runs.checkpoint import CheckpointError, find, load_model, read_state
@@ -125,9 +127,6 @@ def load_actor(path_or_name: str | os.PathLike, *, dreams: bool = False) -> Acto
         raise CheckpointError(f"{checkpoint} holds no policy; train one with jepa-rl")
     as_mapping(values, f"{checkpoint / 'state.json'}: policy", POLICY_FIELDS)
     world = load_dream_world(checkpoint.parent.parent / "world" / "checkpoints" / values["world"], dreams=dreams)
-    model = ActorCritic(num_features=values["num_features"], space=world.actions)
-    try:
-        model.load_state_dict(load_model(checkpoint))
-    except RuntimeError as error:
-        raise CheckpointError(f"{checkpoint}: {' '.join(str(error).split())[:240]}") from error
+    build = partial(ActorCritic, num_features=values["num_features"], space=world.actions)
+    model = load_built(build, load_model(checkpoint), f"{checkpoint}", {})
     return Actor(world, model.eval().requires_grad_(False), history=values["history"], sees=values["sees"])

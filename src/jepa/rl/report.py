@@ -12,9 +12,11 @@ from torch import Tensor
 from torchvision.io import write_png
 
 from jepa.evaluation.pictures import enlarge, montage, resize_nearest, to_rgb
+from jepa.planning.protocol import SCHEMA, read_results
 from jepa.planning.report import NUM_STRIP, returned, write_video
 from jepa.reports.charts import Chart, Line, line_chart
 from jepa.reports.page import Table, picture, render
+from jepa.rl.evaluate import check_rows
 from jepa.rl.film import Film
 from jepa.runs.metrics import MEDIA, write_atomically
 
@@ -88,6 +90,22 @@ def write(folder: Path, name: str, results: Mapping[str, Any], films: Sequence[F
     if truth:
         text += ["## Is the dream true?", truth_table(truth).markdown(), f"The imagined return is {verdict(truth)}."]
     write_atomically(folder / "rl.md", "\n\n".join(text) + "\n")
+
+
+def read(path: Path) -> dict[str, Any]:
+    """results.json; empty results if it is not there. Raises FileError with what to do."""
+    if not path.exists():
+        return {"schema": SCHEMA, "world": {}, "rows": [], "history": []}
+    return read_results(path, {"rows": list[dict], "history": list[dict]}, check, check_rows)
+
+
+def check(results: Mapping[str, Any]) -> None:
+    """Raises LookupError, TypeError, ValueError or AttributeError for results of which no page can be made."""
+    table(results).markdown()
+    charts(results["history"] * 2)
+    if "truth" in results:
+        truth_table(results["truth"])
+        verdict(results["truth"])
 
 
 def columns(one: Film) -> list[Tensor]:

@@ -31,7 +31,6 @@ from jepa.config import (
     to_dataclass,
     to_yaml,
 )
-from jepa.config.files import read_json
 from jepa.data.episode_store import Episode, EpisodeStore
 from jepa.envs.types import BatchedEnv
 from jepa.errors import Interrupted, RunError
@@ -92,6 +91,8 @@ def world_config(config: RLConfig, number: int, composer: Composer, frame_shape:
     given = [f"image_size={override_literal(list(frame_shape[1:]))}", f"device={config.device}", KEPT_OF_WORLD]
     if config.rounds > 1:  # the run gets longer in each round: its learning rate must not have ended
         given += ["schedule=constant", "schedule.final_ratio=1.0"]
+    if config.resume == "previous":
+        given.append("resume=previous")
     chosen = [*config.world["overrides"], *given, *config.world["settings"], *config.train, *shared]
     try:
         result = to_dataclass(composer.compose(chosen))
@@ -112,7 +113,7 @@ def run(config: RLConfig, composer: Composer) -> dict[str, Any]:
         env = build_with(config.env)
     world_config(config, 0, composer, env.frame_shape)  # is refused before anything is collected
     with (
-        open_folder(folder, config=asdict(config), resume=True, session=session) as run_dir,
+        open_folder(folder, config=asdict(config), resume=config.resume, session=session) as run_dir,
         listen() as interrupt,
     ):
         trainer = Trainer(config, composer, folder, session, run_dir, env, interrupt)
@@ -275,9 +276,7 @@ class Trainer:
         return self.folder / "results.json"
 
     def read_results(self) -> dict[str, Any]:
-        if not self.results_path.exists():
-            return {"schema": SCHEMA, "world": {}, "rows": [], "history": []}
-        return read_json(self.results_path, {"schema": int, "rows": list, "history": list})
+        return report.read(self.results_path)
 
     def is_evaluated(self) -> bool:
         return any(found["step"] == self.step for found in self.read_results()["history"])
@@ -370,6 +369,7 @@ class Trainer:
     def films(self) -> list[Any]:
         actor = self.actor
         if actor is None:
+            self.train_world(self.config.rounds - 1)  # is finished; heads that are not there are fitted again
             self.load(self.folder / "world" / "checkpoints" / self.policy_facts()["world"])
             actor = self.actor
         assert actor is not None

@@ -27,7 +27,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from jepa.config.checkpoints import named, newest, quiet_state, step_folders, step_of
+from jepa.config.checkpoints import named, newest, quiet_state, real, step_folders, step_of
 from jepa.parallel.session import PeerError, Session
 from jepa.runs.state import (
     FORMAT,
@@ -101,7 +101,7 @@ class Writer:
     def _prepare(self, step: int, links: Sequence[str]) -> bool:
         """Create the temporary folder; if the checkpoint exists already, only update the links and return True."""
         target = checkpoint_folder(self.folder, step)
-        if named(target.parent.resolve(), "last") == target.resolve():
+        if named(real(target.parent), "last") == real(target):
             _link(target, links)
             return True
         shutil.rmtree(_temporary(target), ignore_errors=True)
@@ -208,9 +208,9 @@ def prune(folder: Path, *, keep: int, current: Path) -> None:
 
     Later and incomplete ones stay: they are there because the run was copied or has resumed from an earlier one.
     """
-    root = current.parent.resolve()
+    root = real(current.parent)
     kept = {path for name in ("last", "best", "failed") if (path := named(root, name))}
-    kept |= {path.resolve() for path in root.iterdir() if path.is_symlink()}
+    kept |= {real(path) for path in root.iterdir() if path.is_symlink()}
     complete = [path for path in step_folders(root) if (path / "state.json").is_file()]
     for old in [path for path in complete if step_of(path) <= step_of(current)][:-keep]:
         if old not in kept:

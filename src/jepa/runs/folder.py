@@ -105,13 +105,16 @@ def _claim(path: Path, config: dict, resume: bool | str, stack: ExitStack) -> di
             f"{path} cannot be written ({error.strerror}): give another name= or start in another folder"
         ) from error
     _lock(lock, path)
-    last = checkpoint.latest_whole(path) if resume == "previous" else checkpoint.latest(path)
+    newest = checkpoint.latest(path)
+    last = checkpoint.latest_whole(path) if resume == "previous" else newest
     try:
         facts = {"run_id": secrets.token_hex(4), "status": "running", "message": ""} | read_ending(path)
     except FileError as error:
-        raise ConfigError([f"{error}: remove the folder or give name="]) from error
+        raise ConfigError([f"{error}: remove that file, and the run goes on from its last checkpoint"]) from error
     if last is None:
         return facts
+    if last != newest and facts["status"] == "finished":
+        facts["status"] = "stopped"  # the steps after the older checkpoint are trained again
     checkpoint.read_state(last)
     earlier = read_config(last)
     if changed := changed_keys(earlier, config, ignore=LENGTH):

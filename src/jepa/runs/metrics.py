@@ -189,9 +189,12 @@ def read_ending(folder: Path) -> dict[str, str]:
 
 def read_provenance(folder: Path) -> dict[str, Any]:
     """provenance.json of a run folder; empty if there is none."""
-    stored = read_json(folder / PROVENANCE, PROVENANCE_FIELDS)
-    for number, session in enumerate(stored.get("sessions") or ()):
-        files.as_mapping(session, f"{folder / PROVENANCE}: sessions[{number}]", SESSION_FIELDS)
+    try:
+        stored = read_json(folder / PROVENANCE, PROVENANCE_FIELDS)
+        for number, session in enumerate(stored.get("sessions") or ()):
+            files.as_mapping(session, f"{folder / PROVENANCE}: sessions[{number}]", SESSION_FIELDS)
+    except FileError as error:
+        raise FileError(f"{error}; remove that file, which is a record of the sessions and not needed") from error
     return {name: value for name, value in stored.items() if value is not None}
 
 

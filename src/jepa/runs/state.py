@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from jepa.config.checkpoints import locate, quiet_state, step_folders, step_of
+from jepa.config.checkpoints import locate, quiet_state, real, step_folders, step_of
 from jepa.config.files import Fields, as_mapping, read_json
 from jepa.config.paths import CLIP_SHAPE
 from jepa.errors import FileError, RunError
@@ -29,7 +29,7 @@ STATE_FIELDS: Fields = {
 """Fields of state.json that are read."""
 BEST_FIELDS: Fields = {"metric": str | None, "value": float}
 """Fields of `best` in state.json."""
-DATA_FIELDS: Fields = {"num_samples": NonNegativeInt, "classes": Sequence[str], "digest": str}
+DATA_FIELDS: Fields = {"num_samples": NonNegativeInt, "classes": Sequence[str], "digest": str, "files": str | None}
 """Fields of `data` in state.json, as `jepa.data.identity` describes a data set."""
 
 
@@ -52,7 +52,7 @@ def find(path: Path) -> Path:
         return checkpoint
     expected = "expected a run folder (outputs/NAME) with checkpoints, or a folder with state.json and tensors"
     problem = "is no checkpoint of jepa-train" if path.exists() else "does not exist"
-    raise CheckpointError(f"{path.resolve()} {problem}: {expected}")
+    raise CheckpointError(f"{real(path)} {problem}: {expected}")
 
 
 def previous_whole(checkpoint: Path) -> Path | None:
