@@ -18,7 +18,7 @@ from torch import Generator, Tensor, nn
 
 from jepa.config.files import Fields, as_mapping
 from jepa.encoders.pretrained import open_encoder
-from jepa.errors import ConfigError
+from jepa.errors import ConfigError, RunError
 from jepa.objectives.iris import IRIS
 from jepa.planning.fit import decoded
 from jepa.planning.world import ROWS, World, WorldContract, load_built, load_world, read_contract
@@ -28,6 +28,7 @@ from jepa.types import ActionSpace, Field, NonNegativeInt, PositiveInt
 
 SIDE = 16
 """Pixels of a side of the frames that a policy reads."""
+FIT_AGAIN = "run that command again, which fits it"
 TOKENS_FIELDS: Fields = {
     "tokens": dict, "num_frames": PositiveInt, "low": list[float], "high": list[float], "num_actions": NonNegativeInt,
     "block": PositiveInt, "frame_skip": PositiveInt, "frame_shape": tuple[PositiveInt, PositiveInt, PositiveInt],
@@ -104,10 +105,17 @@ class LatentWorld(DreamWorld):
 
     @torch.no_grad()
     def draw(self, encoded: Tensor) -> Tensor:
-        return decoded(self.world.heads["decoder"](encoded.flatten(1)), self.contract.frame_shape[0])
+        return decoded(_head(self.world, "decoder")(encoded.flatten(1)), self.contract.frame_shape[0])
 
     def dream(self, encoded: Tensor, actions: Tensor, random: Generator | None) -> Dream:
         return LatentDream(self.world, encoded, actions)
+
+
+def _head(world: World, name: str) -> nn.Module:
+    """Raises RunError if the head was lost with its file."""
+    if name not in world.heads:
+        raise RunError(f"the world has no head {name}, and heads.json beside its checkpoint may be lost: {FIT_AGAIN}")
+    return world.heads[name]
 
 
 class LatentDream:
@@ -123,7 +131,7 @@ class LatentDream:
         self.states = torch.cat([self.states[:, 1:], following[:, None]], dim=1)
         self.actions = past[:, 1:]
         seen = self.states.flatten(1)
-        reward, goes_on = (self.world.heads[name](seen)[:, 0] for name in ("reward", "continuation"))
+        reward, goes_on = (_head(self.world, name)(seen)[:, 0] for name in ("reward", "continuation"))
         return Outcome(following, reward, goes_on.sigmoid())
 
 
@@ -200,7 +208,8 @@ def load_dream_world(path_or_name: str | os.PathLike, *, dreams: bool = True) ->
 def _latent_world(checkpoint: Path, dreams: bool) -> LatentWorld:
     world = load_world(checkpoint)
     if dreams and (missing := [name for name in ("reward", "continuation") if name not in world.heads]):
-        raise ConfigError([f"{checkpoint}: the world has no head {missing[0]}; add it to objective.heads"])
+        reason = f"{checkpoint}: the world has no head {missing[0]}"
+        raise ConfigError([f"{reason}; add it to objective.heads, or in a run of jepa-rl {FIT_AGAIN}"])
     return LatentWorld(world)
 
 
