@@ -17,8 +17,8 @@ def test_a_head_that_was_lost_is_named_with_what_to_do() -> None:
     states = torch.zeros(2, 1, 1, 4)
     stub: Any = SimpleNamespace(heads={}, contract=shape, history=1, step=lambda states, actions: states[:, -1])
     world = LatentWorld(stub)
-    with pytest.raises(RunError, match="the world has no head decoder.*run that command again"):
+    with pytest.raises(RunError, match=r"the world has no head decoder.*run that command again"):
         world.draw(states[:, 0])
     dream = world.dream(states, torch.zeros(2, 0, 1), None)
-    with pytest.raises(RunError, match="the world has no head reward.*run that command again"):
+    with pytest.raises(RunError, match=r"the world has no head reward.*run that command again"):
         dream.step(torch.zeros(2, 1))
