@@ -13,7 +13,8 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from jepa.config import signatures
-from jepa.config.compose import Composer, members, name_as_text, override_literal
+from jepa.config.compose import Composer, members
+from jepa.config.literals import name_as_text, override_literal
 from jepa.config.schema import (
     CollectConfig,
     CropConfig,
