@@ -283,7 +283,7 @@ def test_the_command_goes_on_from_a_run_with_its_sizes(
     assert main([f"run={pretrained}", *own, "steps=2", "name=tuned"]) == 0
     rows = read_rows(tmp_path / "outputs" / "tuned")
     assert [row["step"] for row in rows if "probe/classifier_top1" in row] == [0, 1, 2]
-    assert "untrained classifier" in capsys.readouterr().out
+    assert "loaded encoder, untrained head" in capsys.readouterr().out
     tuned = JEPAAgent(JEPAConfig(*SHAPES), folder=tmp_path / "outputs" / "tuned").encoder
     assert tuned.clip_shape == (3, 1, 32, 32)
 

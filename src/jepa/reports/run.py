@@ -17,18 +17,18 @@ from markupsafe import Markup
 from jepa.errors import FileError
 from jepa.reports.charts import Baseline, Chart, Line, Point, line_chart, number, scatter
 from jepa.reports.page import Table, picture, principal_plane, render
+from jepa.reports.run_table import Column, table_columns, table_rows
 from jepa.reports.sections import DETECTION, MOTION, SECTIONS, TRAINING, Curve, class_curves, probe_curve
 from jepa.reports.verdict import (
     CLASSIFIED,
+    CONSTANT,
     DETECTED,
     NOT_MEASURED,
+    RAW_PIXELS,
     REGRESSION,
     UNTRAINED,
-    Column,
     Rows,
     initial_weights,
-    table_columns,
-    table_rows,
     verdict,
 )
 from jepa.runs.metrics import (
@@ -44,7 +44,8 @@ from jepa.runs.metrics import (
 
 TONES = {
     "finished": "good", "running": "calm", "stopped": "wait", "failed": "bad",
-    "learning": "good", "stalled": "wait", "collapsing": "bad",
+    "learning": "good", "stalled": "wait", "collapsing": "bad", "unclear": "wait",
+    RAW_PIXELS: "wait", CONSTANT: "wait",
 }  # fmt: skip
 SIGNS = {"good": "\u2713", "bad": "\u26a0", "wait": "\u23f8", "calm": "\u22ef"}
 MAX_EMBEDDED = 600

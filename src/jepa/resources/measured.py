@@ -15,6 +15,7 @@ from jepa.evaluation.box_snapshot import DetectionSnapshotter
 from jepa.evaluation.frozen import eval_mode
 from jepa.evaluation.snapshot import Snapshotter
 from jepa.parallel.session import Session
+from jepa.reports.charts import number
 from jepa.seeding import derive_seed, generator
 from jepa.training.loop import Plan, TrainComponents
 from jepa.training.progress import duration
@@ -32,10 +33,10 @@ REPEATS, REPEAT_SECONDS = 3, 1.5
 def describe_cost(plan: Plan, components: TrainComponents, snapshotter: Snapshotter | DetectionSnapshotter) -> str:
     """Two lines for the user: what is trained, and how long one phase takes here; all ranks call it."""
     num_steps, session = plan.end_step - plan.begin_step, components.session
-    encoder = sum(p.numel() for p in components.objective.backbone.parameters()) / 1e6
-    trained = sum(p.numel() for group in components.optimizer.param_groups for p in group["params"]) / 1e6
+    encoder = sum(p.numel() for p in components.objective.backbone.parameters())
+    trained = sum(p.numel() for group in components.optimizer.param_groups for p in group["params"])
     text = (
-        f"{encoder:.1f} M parameters in the encoder, {trained:.1f} M trained; {plan.dataset_size:,} samples, "
+        f"{number(encoder)} parameters in the encoder, {number(trained)} trained; {plan.dataset_size:,} samples, "
         f"batch {plan.batch_size}, {num_steps:,} steps ({plan.position(num_steps)['epoch']:.1f} epochs)"
     )
     ranks = "" if session.is_single else f"{session.world_size} processes with {session.strategy}, each "
