@@ -141,9 +141,7 @@ def estimate(config: TrainConfig) -> str:
         texts += [_model(cost, phase, len(dataset)), _table(cost, phase, cluster, len(dataset), strategy)]
         texts.append(_loader(phase.config, dataset, load, cluster, seconds))
         if seconds < SHORT_STEP:
-            texts.append(
-                "steps as short as these last longer: starting the kernels of a step, not counted here, takes ms"
-            )
+            texts.append("steps this short last longer: starting the kernels of a step takes ms, which are not counted")
         if place == len(phases):
             size = cost.checkpoint / 1e9
             texts.append(f"checkpoint  {size_text(size)} GB, {seconds_text(size / DISK_GB)} at {DISK_GB:g} GB/s")
