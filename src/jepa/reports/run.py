@@ -33,6 +33,7 @@ from jepa.reports.verdict import (
 )
 from jepa.runs.metrics import (
     MEDIA,
+    PROTOCOL,
     read_captions,
     read_config,
     read_ending,
@@ -226,4 +227,6 @@ def _origin(folder: Path, provenance: Mapping) -> dict[str, Any]:
         hints.append(f"{provenance.get('machine', 'unknown machine')}; {versions}")
     config = folder / "config.yaml"
     text = config.read_text(encoding="utf-8", errors="replace") if config.exists() else ""
-    return {"command": provenance.get("command", ""), "hints": hints, "config": text}
+    protocol = folder / PROTOCOL
+    methods = protocol.read_text(encoding="utf-8", errors="replace").splitlines() if protocol.exists() else []
+    return {"command": provenance.get("command", ""), "hints": hints, "config": text, "protocol": methods}

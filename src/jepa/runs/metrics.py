@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 METRICS, MEDIA, CAPTIONS, PROVENANCE = "metrics.jsonl", "media", "captions.json", "provenance.json"
+PROTOCOL = "protocol.txt"
+"""How the probes of a run measure, a line for each."""
 PACKAGES = ("jepa-train", "torch", "torchvision", "timm", "hydra-core", "omegaconf", "wandb", "numpy", "pillow")
 Row = dict[str, float]
 RUN_FIELDS: files.Fields = dict.fromkeys(("run_id", "status", "message"), str | None)
