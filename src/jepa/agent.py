@@ -7,7 +7,7 @@ import signal
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -129,8 +129,6 @@ class JEPAAgent:
         from jepa.benchmark.protocol import evaluate
 
         config = compose_eval([f"name={override_literal(f'eval-{self.folder.name}')}", self._run, *overrides])
-        if not _name_data(overrides):
-            config = replace(config, dataset=self.config.dataset, num_frames=self.config.num_frames)
         return read_json(evaluate(config) / "eval.json").get("rows", [])
 
     def finetune(self, *overrides: str) -> JEPAAgent:
@@ -140,10 +138,7 @@ class JEPAAgent:
         """
         name = f"name={override_literal(f'{self.folder.name}-tuned')}"
         arguments = to_train_arguments([name, self._run, *overrides])
-        config = to_dataclass(Composer(config_name="finetune").compose(arguments))
-        if not _name_data(overrides):
-            config = replace(config, dataset=self.config.dataset)
-        tuned = JEPAAgent(config)
+        tuned = JEPAAgent(to_dataclass(Composer(config_name="finetune").compose(arguments)))
         tuned.train()
         return tuned
 
@@ -168,10 +163,6 @@ class JEPAAgent:
     @property
     def _run(self) -> str:
         return f"run={override_literal(self.folder)}"
-
-
-def _name_data(overrides: Sequence[str]) -> bool:
-    return any(override.startswith("dataset") for override in overrides)
 
 
 def load_encoder(path_or_name: str | os.PathLike) -> nn.Module:
