@@ -62,8 +62,8 @@ def test_later_rows_have_the_verdict_so_far_and_what_is_normal_now() -> None:
     [
         ("jepa.objectives.jepa.JEPA", SHAPES, ["jepa-eval", "jepa-train", "jepa-embed"]),
         ("jepa.objectives.jepa.JEPA", FOLDER, ["jepa-eval", "jepa-finetune", "jepa-embed"]),
-        ("jepa.objectives.classify.Classify", FOLDER, ["jepa-predict", "jepa-embed", "jepa-export"]),
-        ("jepa.objectives.detect.Detect", FOLDER, ["jepa-predict", "jepa-embed", "jepa-export"]),
+        ("jepa.objectives.classify.Classification", FOLDER, ["jepa-predict", "jepa-embed", "jepa-export"]),
+        ("jepa.objectives.detect.Detector", FOLDER, ["jepa-predict", "jepa-embed", "jepa-export"]),
         ("jepa.objectives.dynamics.Dynamics", SHAPES, ["jepa-plan", "jepa-plan", "jepa-export"]),
     ],
 )

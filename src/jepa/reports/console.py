@@ -7,6 +7,7 @@ from pathlib import Path
 from shlex import quote
 from typing import Any
 
+from jepa.config.heads import head_of
 from jepa.reports.run_table import Column, table_columns, table_rows
 from jepa.reports.verdict import Rows, collapse_alarm, series, verdict
 
@@ -74,11 +75,12 @@ def _comment(rows: Rows, step: int, total_steps: int, initial: str) -> str:
 
 def next_commands(config: Mapping[str, Any], folder: Path) -> list[tuple[str, str]]:
     """Three commands that fit a finished run, each with what it does: look, own data, use it."""
-    run = f"run={quote(str(folder))}"
+    inside = quote(str(folder))
+    run = f"run={inside}"
     objective, dataset = (_class_name(config.get(group) or {}) for group in ("objective", "dataset"))
     files = FOLDERS.get(dataset, "videos" if config.get("num_frames", 1) > 1 else "images")
     source = f"{files}={quote(_data_folder(config))}"
-    if objective == "Iris":
+    if objective == "IRIS":
         return []
     if objective == "Dynamics":
         return [
@@ -86,20 +88,26 @@ def next_commands(config: Mapping[str, Any], folder: Path) -> list[tuple[str, st
             (f"jepa-plan {run} planner=icem name={quote(folder.name)}-icem", "with another planner"),
             (f"jepa-export {run} format=safetensors", "the encoder for other programs"),
         ]
-    if objective in ("Classify", "Detect"):
+    if head_of(dict(config)):
         return [
-            (f"jepa-predict {run} {source} out=predictions.csv draw=drawn", "answers for files, also as pictures"),
-            (f"jepa-embed {run} {source} out=features.npz", "its features of files"),
+            (
+                f"jepa-predict {run} {source} out={inside}/predictions.csv draw={inside}/drawn",
+                "answers for files, also as pictures",
+            ),
+            (f"jepa-embed {run} {source} out={inside}/features.npz", "its features of files"),
             (f"jepa-export {run} format=safetensors", "the encoder for other programs"),
         ]
+    tune = f"jepa-finetune {run} name={quote(f'{folder.name}-tuned')}"
+    if (batch_size := config.get("batch_size", 64)) < 64:
+        tune += f" batch_size={batch_size}"  # the default may be more than there are samples
     own = "experiment=small_folder dataset.root_path=./data name=mine"
     is_own = dataset in FOLDERS
     return [
         (f"jepa-eval {run} task=inspect", "look: attention, feature maps, neighbours, mistakes"),
-        (f"jepa-finetune {run} name={quote(folder.name)}-tuned", "train it on the labels of its data")
+        (tune, "train it on the labels of its data")
         if is_own or files == "videos"
         else (f"jepa-train {own}", "train on your own pictures, in ./data/train"),
-        (f"jepa-embed {run} {source} out=features.npz", "use it: features of files"),
+        (f"jepa-embed {run} {source} out={inside}/features.npz", "use it: features of files"),
     ]
 
 
