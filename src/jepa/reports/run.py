@@ -48,7 +48,7 @@ TONES = {
     "learning": "good", "stalled": "wait", "collapsing": "bad", "unclear": "wait",
     RAW_PIXELS: "wait", CONSTANT: "wait",
 }  # fmt: skip
-SIGNS = {"good": "\u2713", "bad": "\u26a0", "wait": "\u23f8", "calm": "\u22ef"}
+SIGNS = {"good": "\u2713", "bad": "\u26a0", "wait": "\u25cb", "calm": "\u22ef"}
 MAX_EMBEDDED = 600
 """Number of vectors in the scatter plot of an embedding."""
 EMBEDDING_CAPTION = "Features of images on their two main directions at each evaluation; labels under the pointer."

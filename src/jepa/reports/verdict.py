@@ -119,7 +119,7 @@ def verdict(rows: Rows, initial: str = UNTRAINED) -> Verdict:
     if all(abs(change.gain) < 1 for change in probes) and best.may_be_worthwhile:
         return Verdict(
             "unclear",
-            f"{changes}{spread}: with {best.samples:,} evaluated samples, a difference below {best.significant:.1f} "
+            f"{changes}{spread}; with {best.samples:,} evaluated samples, a difference below {best.significant:.1f} "
             "points may be chance; train longer, or raise evaluation.val_samples",
         )
     return Verdict("stalled", f"{changes}{spread}: train longer, or change lr")
