@@ -7,7 +7,7 @@ import signal
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -44,13 +44,14 @@ from jepa.parallel.signals import FROM_SCHEDULERS, SIGNALS, Interrupt, handlers,
 from jepa.planning.fit import fit_heads
 from jepa.planning.goal_planner import GoalPlanner
 from jepa.planning.world import load_world
+from jepa.reports.console import closing_lines, opening_lines
 from jepa.reports.run import final_table, write_report
 from jepa.reports.text import printable
 from jepa.reports.verdict import initial_weights, verdict
 from jepa.resources.advice import memory_advice
 from jepa.resources.measured import describe_cost
 from jepa.runs.folder import RunFolder, open_folder
-from jepa.runs.metrics import read_config, read_json, read_rows
+from jepa.runs.metrics import read_config, read_ending, read_json, read_rows
 from jepa.training.assemble import Phase, assemble, data_identity, log_survey, make_dataset, make_loggers, phases_left
 from jepa.training.launch import num_processes, start_processes
 from jepa.training.run import Run
@@ -92,6 +93,7 @@ class JEPAAgent:
         """Train to the end, resuming a run in the run folder; returns the last value of every metric."""
         for name in ("encoder", "finetuned"):
             self.__dict__.pop(name, None)  # cached before this training
+        print("\n".join(opening_lines(asdict(self.config), self.folder)), file=sys.stderr, flush=True)
         status = train(self.config, self.folder)
         if status and status - 128 not in SIGNALS:
             raise RunError(f"{self.folder}: the processes of the run ended with status {status}; see their messages")
@@ -127,8 +129,6 @@ class JEPAAgent:
         from jepa.benchmark.protocol import evaluate
 
         config = compose_eval([f"name={override_literal(f'eval-{self.folder.name}')}", self._run, *overrides])
-        if not _name_data(overrides):
-            config = replace(config, dataset=self.config.dataset, num_frames=self.config.num_frames)
         return read_json(evaluate(config) / "eval.json").get("rows", [])
 
     def finetune(self, *overrides: str) -> JEPAAgent:
@@ -138,10 +138,7 @@ class JEPAAgent:
         """
         name = f"name={override_literal(f'{self.folder.name}-tuned')}"
         arguments = to_train_arguments([name, self._run, *overrides])
-        config = to_dataclass(Composer(config_name="finetune").compose(arguments))
-        if not _name_data(overrides):
-            config = replace(config, dataset=self.config.dataset)
-        tuned = JEPAAgent(config)
+        tuned = JEPAAgent(to_dataclass(Composer(config_name="finetune").compose(arguments)))
         tuned.train()
         return tuned
 
@@ -166,10 +163,6 @@ class JEPAAgent:
     @property
     def _run(self) -> str:
         return f"run={override_literal(self.folder)}"
-
-
-def _name_data(overrides: Sequence[str]) -> bool:
-    return any(override.startswith("dataset") for override in overrides)
 
 
 def load_encoder(path_or_name: str | os.PathLike) -> nn.Module:
@@ -248,7 +241,7 @@ def _train(config: TrainConfig, folder: RunFolder, interrupt: Interrupt, session
     try:
         for phase in phases:
             run = run if phase is phases[0] else _next_phase(phase, folder.path, run)
-            cost = describe_cost(run.plan, run.components, run.snapshotter)
+            cost = describe_cost(run.plan, run.components, run.snapshotter, run.broken.dataset)
             if session.is_rank_zero:
                 print(cost, file=sys.stderr, flush=True)
             with forward_failures(session), _out_of_memory_advice(phase.config, run):
@@ -302,7 +295,15 @@ def _out_of_memory_advice(config: TrainConfig, run: Run) -> Iterator[None]:
 
 
 def _summary(folder: Path) -> str:
-    """The last metrics, the verdict on the run, and the path of its report."""
-    rows, start = read_rows(folder), initial_weights(read_config(folder))
+    """The last metrics, the verdict on the run, the path of its report, and what to do next if it is finished."""
+    rows, config = read_rows(folder), read_config(folder)
+    start = initial_weights(config)
     result = verdict(rows, start)
-    return f"{final_table(rows, start).terminal()}\n{result.word}: {result.reason}\nreport: {folder / 'report.html'}"
+    lines = [
+        final_table(rows, start).terminal(),
+        f"{result.word}: {result.reason}",
+        f"report: {folder / 'report.html'}",
+    ]
+    if read_ending(folder).get("status") == "finished":
+        lines += closing_lines(config, folder)
+    return "\n".join(lines)

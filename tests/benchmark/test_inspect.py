@@ -104,7 +104,8 @@ def subject_of(encoder, *, num_classes=3, num=30, classes=None):
         return torch.randint(0, 256, size, generator=seeded(seed), dtype=torch.uint8)
 
     return Subject(
-        title="a <b> run", encoder=encoder, train=features(2), test=features(3), pictures=pictures_of(encoder),
+        title="a <b> run", data="Shapes", encoder=encoder, train=features(2), test=features(3),
+        pictures=pictures_of(encoder),
         train_thumbnails=thumbnails(4), test_thumbnails=thumbnails(5),
         classes=(classes or tuple(f"class <{n}>" for n in range(num_classes))),
         probabilities=torch.randn(num, num_classes, generator=seeded(6)).softmax(1), protocol=["features of <noise>"],

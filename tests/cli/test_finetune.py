@@ -15,7 +15,7 @@ from jepa.errors import Interrupted
 from jepa.evaluation.finetune import FineTuning
 from jepa.evaluation.linear import LinearProbe
 from jepa.evaluation.types import Features
-from jepa.reports.verdict import table_columns, table_rows
+from jepa.reports.run_table import table_columns, table_rows
 from jepa.runs.checkpoint import find, load_model
 from jepa.runs.metrics import read_rows
 from jepa.training.run import Run

@@ -283,17 +283,18 @@ def test_the_command_goes_on_from_a_run_with_its_sizes(
     assert main([f"run={pretrained}", *own, "steps=2", "name=tuned"]) == 0
     rows = read_rows(tmp_path / "outputs" / "tuned")
     assert [row["step"] for row in rows if "probe/classifier_top1" in row] == [0, 1, 2]
-    assert "untrained classifier" in capsys.readouterr().out
+    assert "loaded encoder, untrained head" in capsys.readouterr().out
     tuned = JEPAAgent(JEPAConfig(*SHAPES), folder=tmp_path / "outputs" / "tuned").encoder
     assert tuned.clip_shape == (3, 1, 32, 32)
 
 
 def test_sizes_are_those_of_the_weights_unless_given(pretrained: Path) -> None:
     weights = f"encoder.weights={pretrained}"
-    assert to_train_arguments([f"run={pretrained}"]) == [weights, "image_size=[32,32]", "num_frames=1"]
-    assert to_train_arguments([weights, "image_size=64"]) == [weights, "image_size=64", "num_frames=1"]
+    data = "dataset=shapes"
+    assert to_train_arguments([f"run={pretrained}", data]) == [weights, data, "image_size=[32,32]", "num_frames=1"]
+    assert to_train_arguments([weights, data, "image_size=64"]) == [weights, data, "image_size=64", "num_frames=1"]
     assert to_train_arguments(["run=timm:vit"]) == ["encoder.weights=timm:vit"]
-    assert to_train_arguments([f"run={pretrained},{pretrained}"])[1:] == ["image_size=[32,32]", "num_frames=1"]
+    assert to_train_arguments([f"run={pretrained},{pretrained}", data])[2:] == ["image_size=[32,32]", "num_frames=1"]
     with pytest.raises(ConfigError, match="the input sizes differ"):
         to_train_arguments([f"run={pretrained},timm:vit"])
 

@@ -202,7 +202,7 @@ def test_raw_pixels_that_are_still_ahead_are_named_so() -> None:
         {"step": 9, "probe/linear_top1": 53.5, "collapse/std": 0.13},
     ]
     result = verdict(rows)
-    assert result.word == "learning"
+    assert result.word == "behind raw pixels"
     assert "(raw pixels: 78.2 %, still ahead)" in result.reason
 
 

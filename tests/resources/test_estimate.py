@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from jepa.cli.train import main
 from jepa.config import Composer, compose
 from jepa.resources.advice import memory_advice
-from jepa.resources.estimate import FakeModel, estimate, model_cost
+from jepa.resources.estimate import FakeModel, estimate, model_cost, seconds_text, size_text
 from jepa.resources.footprint import Pass, block_sizes, measure, state_bytes
 from jepa.resources.hardware import (
     GIB,
@@ -253,3 +253,8 @@ def test_advice_names_no_change_that_was_made_already(tiny: list[str]) -> None:
 def test_advice_has_no_numbers_where_the_model_cannot_be_traced(tiny: list[str]) -> None:
     config = replace(compose(tiny), encoder={"_target_": "torch.nn.Identity"})
     assert memory_advice(config, IMAGES, session(), 2**30).startswith("out of memory: try micro_batch_size=2, ")
+
+
+def test_small_numbers_are_not_shown_as_zero() -> None:
+    assert [seconds_text(s) for s in (0.0, 3e-6, 0.002, 1.5)] == ["0.00 s", "3 us", "2.0 ms", "1.50 s"]
+    assert [size_text(size) for size in (0.0, 0.0004, 0.12, 2.0)] == ["0.00", "<0.001", "0.12", "2.00"]

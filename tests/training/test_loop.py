@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -124,3 +125,8 @@ def test_twenty_steps_in_a_row_that_were_not_taken_end_the_run_and_nineteen_do_n
 @pytest.mark.parametrize(("step", "epoch", "samples"), [(0, 0.0, 0), (2, 0.5, 8), (8, 2.0, 32)])
 def test_a_position_is_told_in_epochs_and_samples(step: int, epoch: float, samples: int) -> None:
     assert plan().position(step) == {"epoch": epoch, "samples": samples}
+
+
+def test_a_run_of_whole_epochs_ends_at_a_whole_epoch_though_samples_are_left_over() -> None:
+    uneven = replace(plan(), dataset_size=15, batch_size=4)
+    assert uneven.position(3 * 100) == {"epoch": 100.0, "samples": 1200}

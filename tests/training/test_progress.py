@@ -44,3 +44,13 @@ def test_the_cost_of_a_step_is_its_shortest_time(
 
     alone = SimpleNamespace(device=SimpleNamespace(type="cpu"), gather=lambda value: [value])
     assert _seconds(work, alone) == pytest.approx(expected)
+
+
+def test_durations_below_a_second_are_not_called_zero() -> None:
+    assert [duration(seconds) for seconds in (0, 0.02, 0.99, 1, 61)] == [
+        "0 s",
+        "under 1 s",
+        "under 1 s",
+        "1 s",
+        "1 min 01 s",
+    ]

@@ -29,6 +29,8 @@ class Subject:
     """An encoder with its features on a data set; all tensors are on the CPU."""
 
     title: str
+    data: str
+    """what it was evaluated on, in a few words"""
     encoder: nn.Module
     """an implementation of types.Encoder with a `transform`"""
     train: Features

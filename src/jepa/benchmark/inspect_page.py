@@ -101,6 +101,7 @@ def _facts(subject: Subject, observed: Observed, neighbours: Tensor) -> dict[str
     parameters = sum(weight.numel() for weight in encoder.parameters())
     same_class = subject.train.labels[neighbours] == subject.test.labels[:, None]
     return {
+        "data": subject.data,
         "encoder": type(encoder).__name__,
         "width, depth": f"{encoder.embed_dim}, {len(getattr(encoder, 'blocks', ())) or 'unknown'}",
         "parameters": f"{parameters / 1e6:.3g} million",

@@ -23,6 +23,7 @@ from jepa.benchmark.report import write
 from jepa.benchmark.results import Results, Row, Trial, summary, trial
 from jepa.config import EvalConfig, as_config_errors, build_with, factory
 from jepa.config.command_rules import BASELINES, VECTOR_TASKS, as_list, evaluator_of
+from jepa.config.run_data import describe_data
 from jepa.config.view import pair_of
 from jepa.data.transforms import Augment, EvalTransform
 from jepa.encoders.pretrained import open_encoder
@@ -72,6 +73,7 @@ def evaluate(config: EvalConfig) -> Path:
     with as_config_errors():
         benchmark = Benchmark(config)
         results = Results.open(Path("outputs") / config.name, benchmark.facts())
+    print(benchmark.data, flush=True)
     results.folder.mkdir(parents=True, exist_ok=True)  # raises before the evaluation where nothing can be written
     benchmark.cache.folder = results.folder / "features" if config.cache else None
     for entry in benchmark.entries:
@@ -103,10 +105,17 @@ class Benchmark:
                 self._check(entry.title, self._encoder(entry.run, False, config.seed))
         self._check_dictionary()
 
+    @property
+    def data(self) -> str:
+        """The line that names the data: what is read, and how much of it."""
+        train, test, classes = len(self.splits.train.labels), len(self.splits.test.labels), len(self.splits.classes)
+        what = describe_data(self.config.dataset)
+        return f"data: {what}, {train:,} training and {test:,} test samples in {classes} classes"
+
     def facts(self) -> dict[str, Any]:
         train, test = self.splits.train, self.splits.test
         return {
-            "warnings": list(self.splits.warnings), "classes": list(self.splits.classes),
+            "data": self.data, "warnings": list(self.splits.warnings), "classes": list(self.splits.classes),
             "test": test.digest, "test_files": test.files, "num_train": len(train.labels), "num_test": len(test.labels),
             "config": asdict(self.config), "versions": versions(), "device": str(self.session.device),
             "precision": "bf16" if self.session.bf16 else "fp32",
@@ -164,7 +173,8 @@ class Benchmark:
             folder /= entry.title.replace("/", "-")
         folder.mkdir(parents=True, exist_ok=True)
         subject = Subject(
-            title=entry.title, encoder=encoder.encoder, train=train, test=select(test, order), pictures=pictures,
+            title=entry.title, data=describe_data(self.config.dataset),
+            encoder=encoder.encoder, train=train, test=select(test, order), pictures=pictures,
             train_thumbnails=train_thumbnails, test_thumbnails=test_thumbnails[order], classes=self.splits.classes,
             probabilities=prediction.probabilities[order],
             protocol=[f"data: {self.splits.description}", f"features: {encoder.description}", f"probe: {probe.method}"],

@@ -97,7 +97,8 @@ def html(results: Results) -> str:
         if row.confusion is not None and len(classes) <= MAX_CONFUSION_CLASSES
     ]
     return render(
-        "eval.html", name=results.folder.name, result=table(results), legend=LEGEND, protocol=protocol(results),
+        "eval.html", name=results.folder.name,
+        data=results.facts.get("data", ""), result=table(results), legend=LEGEND, protocol=protocol(results),
         by_class=_recalls(rows, classes), confusions=matrices,
         details=list(map(_details, rows)),
         versions=", ".join(f"{package} {version}" for package, version in results.facts["versions"].items()),

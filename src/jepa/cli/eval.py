@@ -13,6 +13,7 @@ jepa-eval evaluates representations on one data set: a table with intervals, bas
 
 usage: jepa-eval run=SOURCE [task=TASK] [dataset=CHOICE] [key=value ...] [flags]
 
+  jepa-eval run=outputs/x                                 on the data of the run: kNN and linear probe
   jepa-eval run=outputs/x dataset=cifar10                 kNN and linear probe, with raw pixels, HOG and fresh weights
   jepa-eval run=[outputs/x,outputs/y] task=[knn,linear,attentive,finetune] dataset=cifar10 train_samples=10000
   jepa-eval run=outputs/x dataset=cifar10 shots=0.01 seeds=5    few-shot; shots=10: ten images of each class

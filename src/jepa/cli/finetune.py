@@ -16,7 +16,7 @@ jepa-finetune trains an encoder and a head on labels and evaluates them on the h
 
 usage: jepa-finetune run=WEIGHTS [key=value ...] [group=choice ...] [flags]
 
-  jepa-finetune run=outputs/quickstart                  on the generated shapes
+  jepa-finetune run=outputs/quickstart                  on the data of the run, here the generated shapes
   jepa-finetune run=outputs/cats dataset=imagefolder dataset.root_path=./data epochs=50 name=cats-tuned
   jepa-finetune run=outputs/cats objective.freeze=true lr=2e-2 ...   the head alone, at a higher rate
   jepa-finetune run=outputs/cats encoder.fresh=true ...              the same encoder without its weights

@@ -20,6 +20,7 @@ from jepa.cli.terminal import quick_imports, rank, report_error, setup_logging
 from jepa.config import ConfigError, TrainConfig, changed_keys, to_dataclass
 from jepa.errors import RunError, as_run_errors
 from jepa.parallel.signals import FROM_SCHEDULERS, STOPS, listen
+from jepa.reports.console import opening_lines
 from jepa.reports.verdict import last_selection_value
 from jepa.runs.metrics import read_config, read_ending, read_rows, write_atomically
 from jepa.training.launch import num_processes, start_processes
@@ -79,6 +80,8 @@ def _train(config: TrainConfig, folder: Path, is_member: bool) -> int:
     count = num_processes(config, os.environ)
     if count > 1:
         return start_processes(config, folder, count)  # this process itself does not import torch
+    if rank() == 0:
+        print("\n".join(opening_lines(asdict(config), folder)), file=sys.stderr, flush=True)
     with listen(signals=FROM_SCHEDULERS) as interrupt:
         with quick_imports():
             from jepa.agent import train

@@ -6,17 +6,21 @@ import argparse
 from collections.abc import Sequence
 from typing import Any
 
+import yaml
 from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
 
 from jepa.cli.sweep_plan import Sweep, missing_plugins, plan_sweep
 from jepa.config import Composer, ConfigError, name_as_text
+from jepa.config.catalogue import find
+from jepa.config.compose import ABSENT
 from jepa.suggestions import suggestion
 
 
-def preflight(arguments: Sequence[str]) -> tuple[list[str], Sweep | None, dict]:
+def preflight(arguments: Sequence[str]) -> tuple[list[str], Sweep | None, dict] | None:
     """Arguments for Hydra, the sweep that they start, if any, and the configuration of a single run.
 
+    None if the configuration of a single run was only to be shown: it is printed as it would be trained.
     Raises ConfigError with all errors, for a sweep those of every member.
     """
     parser = get_args_parser()
@@ -48,8 +52,20 @@ def preflight(arguments: Sequence[str]) -> tuple[list[str], Sweep | None, dict]:
         errors = [error for error in errors if not error.endswith("=VALUE")]  # --cfg also shows missing values
     if errors:
         raise ConfigError(errors)
+    if flags.cfg == "job" and config:
+        _print_config(config, flags.package)
+        return None
     hydra_arguments = [argument for argument in arguments if argument not in given] + settings + overrides
     return hydra_arguments, None if flags.cfg or flags.info else sweep, config
+
+
+def _print_config(config: dict[str, Any], package: str | None) -> None:
+    """Print the configuration as YAML, or the section of a dotted key. Raises ConfigError if there is no such key."""
+    section = find(config, package, ABSENT) if package else config
+    if section is ABSENT:
+        raise ConfigError([f"--package {package}: there is no such key"])
+    text = yaml.safe_dump(section, sort_keys=False, allow_unicode=True).removesuffix("...\n")
+    print(f"# @package {package}\n{text}" if package else text, end="")
 
 
 def _unknown_flag(flag: str, flag_names: Sequence[str]) -> str:

@@ -39,7 +39,10 @@ def _train(arguments: Sequence[str]) -> int:
     if not HYDRA_FLAGS & {argument.partition("=")[0] for argument in arguments}:
         from jepa.cli.preflight import preflight
 
-        arguments, sweep, config = preflight(arguments)
+        checked = preflight(arguments)
+        if checked is None:
+            return 0
+        arguments, sweep, config = checked
     start = partial(_run_hydra, arguments, config)
     if sweep is not None:
         from jepa.cli.sweep_run import run_sweep

@@ -22,7 +22,8 @@ from jepa.config.catalogue import Catalogue, conf_folder, flatten
 from jepa.config.files import Fields
 from jepa.config.schema import IRRELEVANT, IRRELEVANT_SECTIONS, show_value
 from jepa.errors import FileError, RunError
-from jepa.reports.verdict import Column, initial_weights, series, table_columns
+from jepa.reports.run_table import Column, table_columns
+from jepa.reports.verdict import initial_weights, series
 from jepa.runs.metrics import METRICS, Row, read_config, read_ending, read_json, read_rows
 
 BUDGET_FILE, MEASUREMENT_FOLDER = "budget.json", ".measure"

@@ -13,8 +13,10 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from jepa.config import signatures
+from jepa.config.command_rules import as_list
 from jepa.config.compose import Composer
 from jepa.config.overrides import members, name_as_text, override_literal
+from jepa.config.run_data import names_data, run_data
 from jepa.config.schema import (
     CollectConfig,
     CropConfig,
@@ -106,8 +108,17 @@ def compose(overrides: Sequence[str] = (), config_dir: str | os.PathLike | None 
 
 
 def compose_eval(overrides: Sequence[str] = (), config_dir: str | os.PathLike | None = None) -> EvalConfig:
-    """The configuration of `jepa-eval` with these overrides. Raises ConfigError with all errors."""
-    config = Composer(config_dir, "eval").compose(overrides)
+    """The configuration of `jepa-eval` with these overrides. Raises ConfigError with all errors.
+
+    Without `dataset=`, it evaluates on the data of the runs, and `name` is that of the first.
+    """
+    composer = Composer(config_dir, "eval")
+    if not names_data(overrides):
+        runs = [str(run) for run in as_list(composer.check(overrides).config.get("run"))]
+        if data := run_data(runs, config_dir):
+            name = f"name={override_literal(f'eval-{Path(runs[0]).name}')}"
+            overrides = [name, *data, *overrides]  # what is typed comes last and wins
+    config = composer.compose(overrides)
     return EvalConfig(**{**config, "augment": CropConfig(**config["augment"]), "name": str(config["name"])})
 
 

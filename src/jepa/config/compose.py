@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -29,9 +30,10 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from jepa.config import signatures
-from jepa.config.catalogue import Catalogue, Choice, conf_folder, find, naming_files
+from jepa.config.catalogue import GLOBAL_GROUPS, Catalogue, Choice, conf_folder, find, naming_files
 from jepa.config.override_errors import hydra_message, needs_multirun, syntax_error
-from jepa.config.overrides import override_literal
+from jepa.config.overrides import as_typed, override_literal
+from jepa.config.precedence import chooses, hidden_values, implied_values, is_length_typed
 from jepa.config.schema import (
     CollectConfig,
     EmbedConfig,
@@ -143,16 +145,21 @@ class Composer:
         config = base.copy()
         self._drop_inapplicable(config, {override.key_or_group for override in groups} | self._own_choices)
         values = [override for override in parsed if override not in groups and not override.is_hydra_override()]
-        for override in values:
+        implied = [o for o in self._implied(groups, set(invalid)) if find(_plain(config), o.key_or_group) != o.value()]
+        for override in (*implied, *values):
             errors += self._apply(config, override)
+        typed = {override.key_or_group: override.input_line or "" for override in values}
+        if is_length_typed(typed) and config.get("steps") is not None:
+            config.steps = None
         resolved = _resolved(config)
+        errors += hidden_values(typed, resolved)
         if self.schema is TrainConfig:
             triples = ((o.key_or_group, o.value(), o.input_line or o.key_or_group) for o in parsed)
             errors += unused_overrides(triples, resolved, _chosen(base, "objective"), _chosen(base, "encoder"))
             resolved = without_unused(resolved)
         schema = signatures.read(f"jepa.config.schema.{self.schema.__name__}")
         assert schema is not None
-        errors += value_errors(resolved, schema, partial(self._describe, config, values))
+        errors += value_errors(resolved, schema, partial(self._describe, config, (*implied, *values)))
         if self.schema is TrainConfig and resolved["resume"] is False:
             errors += _existing_run(config, sweep_folder)
         return resolved
@@ -241,6 +248,20 @@ class Composer:
             if group in chosen and name and not accepts(_plain(config).get(group), name):
                 config[group].pop(name, None)
 
+    def _implied(self, groups: Sequence[Override], invalid: set[int]) -> list[Override]:
+        """The values that typed choices set in other sections beside an experiment, as overrides whose text says so."""
+        typed = {o.key_or_group: o for o in groups if id(o) not in invalid and isinstance(o.value(), str)}
+        files = {group: self.catalogue.groups.get(group, {}).get(str(o.value())) for group, o in typed.items()}
+        experiment = next((files[group] for group in EXPERIMENTS if files.get(group)), None)
+        implied = []
+        for group, choice in files.items():
+            if not (experiment and choice) or group in GLOBAL_GROUPS | set(EXPERIMENTS) or group.startswith("hydra"):
+                continue
+            values = implied_values(choice, chooses(experiment, group, choice.name))
+            parsed, _ = self.parse([f"{key}={override_literal(value)}" for key, value in values.items()])
+            implied += [replace(o, input_line=f"{o.input_line} ({typed[group].input_line})") for o in parsed]
+        return implied
+
     def _apply(self, config: DictConfig, override: Override) -> list[str]:
         """Set one value as Hydra would; returns the error that prevents it, if any."""
         key, text = override.key_or_group, override.input_line
@@ -269,7 +290,7 @@ class Composer:
         parameter = signature.parameters.get(name) if signature else None
         if parameter is None or (signatures.fits(parameter.type, value) and name not in PATHS):
             return value
-        typed = _as_typed(value, text)
+        typed = as_typed(value, text)
         return typed if signatures.fits(parameter.type, typed) else value
 
     def _describe(self, config: DictConfig, overrides: Sequence[Override], path: str) -> str:
@@ -294,13 +315,6 @@ class Composer:
             if file and any(f"{key}.".startswith(f"{path}.") for key in file.values)
         )  # fmt: skip
         return next((file.label for file in holders), None)
-
-
-def _as_typed(value: Any, text: str) -> Any:
-    """The text of a plain value, or a list of the texts of its items; `value` for anything with quotes or brackets."""
-    if isinstance(value, list) and value and re.fullmatch(r"\[[^\[\]{}'\"\\$]*\]", text):
-        return [item.strip() for item in text[1:-1].split(",")]
-    return text if value is None or isinstance(value, bool | int | float) else value
 
 
 @cache

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import suppress
+from itertools import pairwise
 
 from jepa.config.paths import find_source, shape_of
+from jepa.config.run_data import names_data, run_data
 from jepa.errors import ConfigError
 
 WITHOUT_WEIGHTS = {"encoder", "experiment", "--cfg", "-c", "--config-name", "-cn"}
@@ -13,7 +15,7 @@ WITHOUT_WEIGHTS = {"encoder", "experiment", "--cfg", "-c", "--config-name", "-cn
 
 
 def to_train_arguments(arguments: Sequence[str]) -> list[str]:
-    """Translate `run=` for jepa-train, and add the input size of the weights if it is known and not set.
+    """Translate `run=` for jepa-train, and add the data of the run and the input size of the weights if not set.
 
     Raises ConfigError if the weights are missing or have several input sizes.
     """
@@ -32,7 +34,16 @@ def to_train_arguments(arguments: Sequence[str]) -> list[str]:
             shapes.add(shape_of(find_source(text.strip("'\" "))))
     if len(shapes) > 1 and not {"image_size", "num_frames"} <= keys:
         raise ConfigError([f"run={','.join(weights)}: the input sizes differ; set image_size= and num_frames="])
+    if not names_data(arguments):
+        translated = [*run_data([text.strip("'\" ") for text in weights], _config_dir(arguments)), *translated]
     for _, frames, height, width in shapes - {None}:
         sizes = {"image_size": f"[{height},{width}]", "num_frames": f"{frames}"}
         translated += [f"{key}={value}" for key, value in sizes.items() if key not in keys]
     return translated
+
+
+def _config_dir(arguments: Sequence[str]) -> str | None:
+    """The folder of `--config-dir FOLDER`, if it is given."""
+    given = dict(pairwise(arguments))
+    joined = (text.partition("=")[2] for text in arguments if text.startswith("--config-dir="))
+    return given.get("--config-dir") or given.get("-cd") or next(joined, None)

@@ -37,6 +37,13 @@ def name_as_text(override: str) -> str:
     return f"name={','.join(map(override_literal, value.split(',')))}"
 
 
+def as_typed(value: Any, text: str) -> Any:
+    """The text of a plain value, or a list of the texts of its items; `value` for anything with quotes or brackets."""
+    if isinstance(value, list) and value and re.fullmatch(r"\[[^\[\]{}'\"\\$]*\]", text):
+        return [item.strip() for item in text[1:-1].split(",")]
+    return text if value is None or isinstance(value, bool | int | float) else value
+
+
 def members(parsed: Sequence[Override]) -> Iterator[list[str]]:
     """The overrides of every run of a sweep; an interval gives its two ends."""
     axes = []

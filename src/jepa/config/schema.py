@@ -16,7 +16,7 @@ from jepa.types import NonNegative, NonNegativeInt, Positive, PositiveInt, Posit
 
 IRRELEVANT = {
     *("log_every", "eval_every", "save_every", "save_async", "keep", "num_workers", "keep_decoded", "resume", "name"),
-    *("device", "strategy", "processes", "micro_batch_size", "estimate", "baselines", "ppo_steps", "videos"),
+    *("device", "strategy", "processes", "micro_batch_size", "estimate", "verbose", "baselines", "ppo_steps", "videos"),
 }
 IRRELEVANT_SECTIONS = {"logger", "evaluator", "evaluation", "hardware"}
 """Keys and sections that may change when a run is resumed, because its result does not depend on them."""
@@ -96,6 +96,7 @@ class TrainConfig:
     save_async: bool
     keep: PositiveInt
     estimate: bool
+    verbose: bool
     augment: AugmentConfig
     evaluation: EvaluationConfig
     hardware: HardwareConfig

@@ -77,7 +77,7 @@ def _head(view: ConfigView) -> Iterator[str]:
     run, head = view["run"], ""
     with suppress(ValueError):  # reported by `_inputs`
         if not (head := head_of(stored_config(run))):
-            advice = f"fine-tune it with labels: jepa-finetune run={run} dataset=... name=tuned, then run=outputs/tuned"
+            advice = f"fine-tune it with labels: jepa-finetune run={run} name=tuned, then run=outputs/tuned"
             yield f"{view.describe('run')}: has no head that predicts classes or boxes; {advice}"
     if head == BOXES and "videos" in view:
         yield f"{view.describe('videos')}: a detector takes images"

@@ -130,6 +130,14 @@ def scores(name: str, predicted: Tensor, task: ProbeTask) -> dict[str, float]:
     return metrics
 
 
+def constant_scores(train: Features, val: Features) -> dict[str, float]:
+    """constant_top1 of always naming the largest class of the training samples; empty without labels."""
+    task = probe_task(train, val)
+    if isinstance(task, str):
+        return {}
+    return scores("constant", torch.full_like(task.val.labels, int(task.train.labels.mode().values)), task)
+
+
 def is_imbalanced(labels: Tensor) -> bool:
     """[n] -> whether the largest class is clearly above its fair share, beyond the noise of sampling."""
     counts = labels.bincount()

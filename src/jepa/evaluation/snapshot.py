@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from jepa.evaluation.frozen import EncodedChunk, FrozenEncoder, Tuning, eval_mode
+from jepa.evaluation.probe import constant_scores
 from jepa.evaluation.samples import SampleBatch, Samples, progress, raw_batch, raw_pixels, thumbnails
 from jepa.evaluation.splits import probe_splits
 from jepa.evaluation.types import Evaluator, EvaluatorTraits, Features, Snapshot
@@ -134,7 +135,7 @@ class Snapshotter:
         )  # fmt: skip
 
     def baselines(self, snapshot: Snapshot, evaluators: Sequence[Evaluator]) -> dict[str, float]:
-        """Metrics of the same probes on raw pixels, as baseline/pixels_*."""
+        """Metrics of the same probes on raw pixels, as baseline/pixels_*, and of the largest class, as constant_*."""
         train, val = (
             features._replace(vectors=self._first_passes[split.name].pixels, tokens=None, readouts={})
             for features, split in zip((snapshot.train, snapshot.val), self.splits[:2], strict=True)
@@ -144,7 +145,8 @@ class Snapshotter:
             reconstructions={}, views=None, tuning=None, logits=None,
         )  # fmt: skip
         metrics = {name: value for evaluator in evaluators for name, value in evaluator(pixels).metrics.items()}
-        return {
+        constant = constant_scores(snapshot.train, snapshot.val)
+        return {f"baseline/{name}": value for name, value in constant.items()} | {
             f"baseline/pixels_{name.partition('/')[2]}": value
             for name, value in metrics.items() if name.startswith("probe/") or name == "collapse/rank"
         }  # fmt: skip

@@ -106,7 +106,7 @@ def load_finetuned(path_or_name: str | os.PathLike) -> Finetuned:
     state, config = read_state(checkpoint), read_config(checkpoint, {"objective": dict})
     classes = (state.get("data") or {}).get("classes") or ()
     if not head_of(config) or not classes:
-        raise CheckpointError(f"{checkpoint} has no head; train one with jepa-finetune run={path_or_name} dataset=...")
+        raise CheckpointError(f"{checkpoint} has no head; train one with jepa-finetune run={path_or_name}")
     with as_checkpoint_errors(f"{checkpoint}: "):
         encoder: Any = open_encoder(checkpoint)
         objective = _objective(config["objective"], encoder, classes)

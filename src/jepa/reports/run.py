@@ -17,22 +17,23 @@ from markupsafe import Markup
 from jepa.errors import FileError
 from jepa.reports.charts import Baseline, Chart, Line, Point, line_chart, number, scatter
 from jepa.reports.page import Table, picture, principal_plane, render
+from jepa.reports.run_table import Column, table_columns, table_rows
 from jepa.reports.sections import DETECTION, MOTION, SECTIONS, TRAINING, Curve, class_curves, probe_curve
 from jepa.reports.verdict import (
     CLASSIFIED,
+    CONSTANT,
     DETECTED,
     NOT_MEASURED,
+    RAW_PIXELS,
     REGRESSION,
     UNTRAINED,
-    Column,
     Rows,
     initial_weights,
-    table_columns,
-    table_rows,
     verdict,
 )
 from jepa.runs.metrics import (
     MEDIA,
+    PROTOCOL,
     read_captions,
     read_config,
     read_ending,
@@ -44,9 +45,10 @@ from jepa.runs.metrics import (
 
 TONES = {
     "finished": "good", "running": "calm", "stopped": "wait", "failed": "bad",
-    "learning": "good", "stalled": "wait", "collapsing": "bad",
+    "learning": "good", "stalled": "wait", "collapsing": "bad", "unclear": "wait",
+    RAW_PIXELS: "wait", CONSTANT: "wait",
 }  # fmt: skip
-SIGNS = {"good": "\u2713", "bad": "\u26a0", "wait": "\u23f8", "calm": "\u22ef"}
+SIGNS = {"good": "\u2713", "bad": "\u26a0", "wait": "\u25cb", "calm": "\u22ef"}
 MAX_EMBEDDED = 600
 """Number of vectors in the scatter plot of an embedding."""
 EMBEDDING_CAPTION = "Features of images on their two main directions at each evaluation; labels under the pointer."
@@ -225,4 +227,6 @@ def _origin(folder: Path, provenance: Mapping) -> dict[str, Any]:
         hints.append(f"{provenance.get('machine', 'unknown machine')}; {versions}")
     config = folder / "config.yaml"
     text = config.read_text(encoding="utf-8", errors="replace") if config.exists() else ""
-    return {"command": provenance.get("command", ""), "hints": hints, "config": text}
+    protocol = folder / PROTOCOL
+    methods = protocol.read_text(encoding="utf-8", errors="replace").splitlines() if protocol.exists() else []
+    return {"command": provenance.get("command", ""), "hints": hints, "config": text, "protocol": methods}

@@ -1,6 +1,7 @@
-"""The verdict on a run: learning, stalled, collapsing, too early or too few samples to tell.
+"""The verdict on a run in a word, as learning, behind raw pixels, stalled, unclear or collapsing, and in a sentence.
 
-It follows from the rows of metrics.jsonl; accuracies are in percent. The training loss does not count: in a healthy run
+It follows from the rows of metrics.jsonl; accuracies are in percent. A gain is clear if its 95 % interval says so, for
+the number of evaluated samples and of probes. The training loss does not count: in a healthy run
 it falls and rises again, and in a collapsed run it is lowest. `predict/gain` can also stay high in a collapsed run, so
 it counts only while the features stay spread out and only without labels.
 """
@@ -12,20 +13,23 @@ import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
-from typing import Any, NamedTuple
+from statistics import NormalDist
+from typing import Any
 
 Rows = Sequence[Mapping[str, float]]
 Series = list[tuple[int, float]]
 
 CLASS_PROBES = {
-    "probe/classifier_top1": "classifier",
-    "probe/linear_top1": "linear probe",
-    "probe/knn_top1": "kNN probe",
-    "probe/attentive_top1": "attentive probe",
-    "detect/map50": "mAP@.5",
+    "classifier": "classifier",
+    "linear": "linear probe",
+    "knn": "kNN probe",
+    "attentive": "attentive probe",
 }
+"""Probe of class labels -> its name in a sentence."""
+MAP50 = "detect/map50"
 DETECTED = {"detect/map": "mAP", "detect/map50": "mAP@.5", "detect/map75": "mAP@.75"}
 REGRESSION = re.compile(r"probe/(\w+)_r2")
+CLASSIFIER = "probe/classifier_"
 CLASSIFIED = "probe/classifier_top1"
 """Metric of a trained head; its presence marks a supervised run."""
 NUM_EVALUATED = "perf/evaluation_samples"
@@ -33,6 +37,7 @@ NUM_EVALUATED = "perf/evaluation_samples"
 MIN_EVALUATED = 20
 """Least number of evaluated samples for a verdict; of fewer, a single one moves an accuracy by more than 5 points."""
 UNTRAINED, NOT_MEASURED = "untrained", "-"
+RAW_PIXELS, CONSTANT = "behind raw pixels", "no better than a constant"
 WORLD_ERRORS = {"error": "error", "copy_error": "of copying", "shuffled_error": "with other actions"}
 """Errors of a world model's predictions."""
 SELECTION_METRICS = (
@@ -47,9 +52,12 @@ SELECTION_METRICS = (
 )
 """The first of these that was measured selects the checkpoint `best`, unless `evaluation.judge` names another."""
 SIGNIFICANT_POINTS = 2.0
-"""Significant change of an accuracy in percentage points; two standard errors of 50 % on 2,048 samples are 2.2."""
+"""Least significant change of an accuracy in percentage points, however many samples there are."""
 SIGNIFICANT_R2_POINTS = 5.0
-"""Significant change of R² in hundredths; values below zero count as zero, since there the mean predicts better."""
+"""Least significant change of R² in hundredths; values below zero count as zero: there the mean predicts better."""
+WORTHWHILE = 2.5
+"""A gain of so many least significant ones that the interval does not exclude leaves a verdict unclear."""
+CONFIDENCE = 0.95
 SIGNIFICANT_GAIN = 0.1
 """Significant change of `predict/gain`, as a fraction."""
 COLLAPSED_SPREAD = 0.1
@@ -66,7 +74,7 @@ RECOVERY = 2.0
 @dataclass(frozen=True)
 class Verdict:
     word: str
-    """learning, stalled, collapsing, too early to tell, or too few to tell"""
+    """learning, behind raw pixels, no better than a constant, stalled, unclear, collapsing, too early or few to tell"""
     reason: str
 
 
@@ -81,13 +89,13 @@ def verdict(rows: Rows, initial: str = UNTRAINED) -> Verdict:
 
     `initial` describes the encoder of step 0, see `initial_weights`.
 
-    A run is learning if the best probe of a kind (classification or regression) has a significant gain over step 0 and
-    the others have not lost as much. A probe that gained three times that and kept it outweighs features that look
-    collapsed.
+    A run is learning if the best probe of a kind (classification or regression) has a significant gain over step 0, the
+    others have not lost as much, and the kind is ahead of raw pixels and of a constant prediction. A probe that gained
+    three times that and kept it outweighs features that look collapsed.
     """
     kinds = [
         [change for name in names if (change := _change(rows, name))]
-        for names in (CLASS_PROBES, [metric for metric, _ in _regressions(rows)])
+        for names in (class_probes(rows), [metric for metric, _ in regressions(rows)])
     ]
     probes = [change for kind in kinds for change in kind]
     if not probes and not any(step > 0 for step, _ in series(rows, "collapse/std")):
@@ -103,15 +111,49 @@ def verdict(rows: Rows, initial: str = UNTRAINED) -> Verdict:
         return Verdict("collapsing", f"{collapse}; {changes}" if changes else collapse)
     if best is None:
         return _unlabelled(rows)
-    if any(max(c.gain for c in kind) >= 1 and sum(c.gain for c in kind) >= 1 for kind in kinds if kind):
-        return Verdict("learning", f"{changes}; but {collapse}" if collapse else changes)
+    learned = [kind for kind in kinds if kind and max(c.gain for c in kind) >= 1 and sum(c.gain for c in kind) >= 1]
+    if learned:
+        behind = [_behind(rows, kind) for kind in learned]
+        return Verdict(behind[0] if all(behind) else "learning", f"{changes}; but {collapse}" if collapse else changes)
     spread = f"; {_spread(rows)}" if series(rows, "collapse/std") else ""
+    if all(abs(change.gain) < 1 for change in probes) and best.may_be_worthwhile:
+        return Verdict(
+            "unclear",
+            f"{changes}{spread}; with {best.samples:,} evaluated samples, a difference below {best.significant:.1f} "
+            "points may be chance; train longer, or raise evaluation.val_samples",
+        )
     return Verdict("stalled", f"{changes}{spread}: train longer, or change lr")
+
+
+def _behind(rows: Rows, changes: Sequence[Change]) -> str:
+    """What is at least as good as the best of these probes; empty if nothing is."""
+    ahead = max(changes, key=lambda change: change.last)
+    if REGRESSION.fullmatch(ahead.metric):  # each measures something else
+        pixels = [(_baseline(rows, change.metric), change.last) for change in changes]
+        return RAW_PIXELS if all(value is not None and value > last for value, last in pixels) else ""
+    if ahead.constant(rows) is not None:
+        return CONSTANT
+    pixels = [value for change in changes if (value := _baseline(rows, change.metric)) is not None]
+    return RAW_PIXELS if max(pixels, default=-math.inf) > ahead.last else ""
+
+
+def _baseline(rows: Rows, metric: str) -> float | None:
+    return last_value(rows, with_prefix(metric, "baseline/pixels_"))
+
+
+def class_probes(rows: Rows) -> dict[str, str]:
+    """Metric -> name of the class probes: the balanced accuracy where classes are uneven, as in the table."""
+    names = {name for row in rows for name in row}
+    metrics = {}
+    for probe, title in CLASS_PROBES.items():
+        is_balanced = f"probe/{probe}_balanced" in names
+        metrics[f"probe/{probe}_{'balanced' if is_balanced else 'top1'}"] = title + " (balanced)" * is_balanced
+    return {**metrics, MAP50: DETECTED[MAP50]}
 
 
 def _too_few(rows: Rows) -> str | None:
     """A sentence if the evaluations saw too few samples; rows of earlier versions do not say how many they saw."""
-    count = _last(rows, NUM_EVALUATED)
+    count = last_value(rows, NUM_EVALUATED)
     if count is None or count >= MIN_EVALUATED:
         return None
     return f"only {count:.0f} held-out samples were evaluated: {MIN_EVALUATED} or more are needed, better hundreds"
@@ -130,19 +172,6 @@ def collapse_alarm(rows: Rows) -> str | None:
     return f"the representation is collapsing: {collapse}. Try, one at a time: {', '.join(advice)}"
 
 
-class Column(NamedTuple):
-    head: str
-    metric: str
-    unit: str = " %"
-    digits: int = 1
-
-    def cell(self, value: float | None, deviation: float | None = None) -> str:
-        if value is None:
-            return NOT_MEASURED
-        spread = "" if deviation is None else f" ± {deviation:.{self.digits}f}"
-        return f"{value:.{self.digits}f}{spread}{self.unit}"
-
-
 def selection_metric(names: Collection[str], judge: str | None) -> str | None:
     """The first of these metrics that matches `judge`, or else SELECTION_METRICS; None if there is none."""
     patterns = [judge] if judge else SELECTION_METRICS
@@ -152,56 +181,16 @@ def selection_metric(names: Collection[str], judge: str | None) -> str | None:
 def last_selection_value(rows: Rows, judge: str | None) -> float | None:
     """The last value of the selection metric after step 0."""
     name = selection_metric({name for row in rows if row["step"] > 0 for name in row}, judge)
-    return None if name is None else _last(rows, name, after=0)
+    return None if name is None else last_value(rows, name, after=0)
 
 
-def table_columns(rows: Rows) -> list[Column]:
-    """Columns for kNN and linear accuracy (balanced if classes are uneven), the other probes and the rank.
-
-    In the row of the untrained encoder, "fine-tuned" is training on labels alone. A detector has its mean average
-    precisions instead.
-    """
-    names = {name for row in rows for name in row}
-    if names & DETECTED.keys():
-        tested = {metric.replace("/", "/test_"): f"test {head}" for metric, head in DETECTED.items()}
-        return [Column(head, name) for name, head in (DETECTED | tested).items() if name in names]
-    regressions = [Column(f"{name} R²", metric) for metric, name in _regressions(rows)]
-    is_world = "predict/shuffled_error" in names
-    columns = [Column(head, f"predict/{name}", "", 3) for name, head in WORLD_ERRORS.items()] if is_world else []
-    for probe in ("classifier", "knn", "linear", "attentive", "finetune"):
-        kind = "balanced" if f"probe/{probe}_balanced" in names else "top1"
-        head = {"knn": "kNN", "finetune": "fine-tuned"}.get(probe, probe) + (" bal." if kind == "balanced" else "")
-        always = probe in ("knn", "linear") and not regressions and not is_world and CLASSIFIED not in names
-        if always or f"probe/{probe}_{kind}" in names:
-            columns.append(Column(head, f"probe/{probe}_{kind}"))
-    return [*columns, *regressions, Column("rank", "collapse/rank", "")]
-
-
-def table_rows(rows: Rows, initial: str = UNTRAINED) -> list[tuple[str, list[float | None]]]:
-    """Title and a value for each of `table_columns`: encoder of step 0, raw pixels, one frame, trained encoder."""
-    names = [column.metric for column in table_columns(rows)]
-    step = max((s for name in names for s, _ in series(rows, name)), default=0)
-    start = [dict(series(rows, name)).get(0) for name in names]
-    trained = [_last(rows, name, after=0) for name in names]
-    if names[0] in DETECTED or names[0].startswith("probe/classifier_"):
-        model = "detector" if names[0] in DETECTED else "classifier"
-        return [(f"untrained {model}", start), (f"trained {model}, step {step}", trained)]
-    still = [_last(rows, _with_prefix(name, "still/"), after=0) for name in names]
-    return [
-        (f"{initial} encoder", start),
-        ("raw pixels", [_last(rows, _with_prefix(name, "baseline/pixels_")) for name in names]),
-        *([("trained, middle frame only", still)] if any(value is not None for value in still) else []),
-        (f"trained encoder, step {step}", trained),
-    ]
-
-
-def _regressions(rows: Rows) -> list[tuple[str, str]]:
+def regressions(rows: Rows) -> list[tuple[str, str]]:
     """Metric and group of the regression probes, in the order in which they were measured."""
     names = dict.fromkeys(name for row in rows for name in row)
     return [(name, match[1].replace("_", " ")) for name in names if (match := REGRESSION.fullmatch(name))]
 
 
-def _with_prefix(metric: str, prefix: str) -> str:
+def with_prefix(metric: str, prefix: str) -> str:
     """probe/linear_top1 -> baseline/pixels_linear_top1, still/linear_top1"""
     return prefix + metric.partition("/")[2]
 
@@ -220,10 +209,35 @@ class Change:
     peak_step: int
     peak_name: str
     """evaluation of the highest value, for a sentence"""
+    samples: int | None = None
+    """evaluated samples; None in rows of earlier versions"""
+    num_probes: int = 1
+    """probes of which the best counts"""
+
+    @property
+    def least(self) -> float:
+        return SIGNIFICANT_R2_POINTS if REGRESSION.fullmatch(self.metric) else SIGNIFICANT_POINTS
+
+    def margin(self, other: float) -> float:
+        """Half the interval, in points, of the difference between the last value and another one."""
+        if self.samples is None:
+            return 0.0
+        z = NormalDist().inv_cdf(1 - (1 - CONFIDENCE) / 2 / self.num_probes)
+        shares = [min(1.0, max(0.0, value / 100)) for value in (self.last, other)]
+        if REGRESSION.fullmatch(self.metric):  # variance of R² of many samples
+            variances = [4 * share * (1 - share) ** 2 for share in shares]
+        else:
+            variances = [share * (1 - share) for share in shares]
+        return 100 * z * (sum(variances) / self.samples) ** 0.5
 
     @property
     def significant(self) -> float:
-        return SIGNIFICANT_R2_POINTS if REGRESSION.fullmatch(self.metric) else SIGNIFICANT_POINTS
+        return max(self.least, self.margin(self.start))
+
+    @property
+    def may_be_worthwhile(self) -> bool:
+        """True if the interval of the gain reaches one that would be worth having."""
+        return self.samples is not None and self.gain * self.significant + self.significant > WORTHWHILE * self.least
 
     @property
     def gain(self) -> float:
@@ -243,18 +257,26 @@ class Change:
     def recovers(self) -> bool:
         return self.last >= RECOVERY * self.previous
 
+    def constant(self, rows: Rows) -> float | None:
+        """The accuracy of always naming the largest class, if the last value is not clearly above it."""
+        value = last_value(rows, f"baseline/constant_{self.metric.rpartition('_')[2]}")
+        return value if value is not None and self.last < value + self.margin(value) else None
+
     def sentence(self, rows: Rows, initial: str) -> str:
         match = REGRESSION.fullmatch(self.metric)
-        title = f"R² of the {match[1].replace('_', ' ')} probe" if match else CLASS_PROBES[self.metric]
-        reference = "start's" if self.metric in (*DETECTED, CLASSIFIED) else f"{initial} encoder's"
+        title = f"R² of the {match[1].replace('_', ' ')} probe" if match else class_probes(rows)[self.metric]
+        is_head = self.metric in DETECTED or self.metric.startswith(CLASSIFIER)
+        reference = "start's" if is_head else f"{initial} encoder's"
         change = self.last - self.start
         difference = f"{abs(change):.1f} points {'above' if change >= 0 else 'below'} the {reference}"
         drop = f", down from {self.peak:.1f} % at step {self.peak_step}" if self.drop >= 2 * self.significant else ""
         comparisons = [
             f"{name}: {value:.1f} %{', still ahead' if value > self.last else ''}"
             for name, prefix in (("raw pixels", "baseline/pixels_"), ("middle frame only", "still/"))
-            if (value := _last(rows, _with_prefix(self.metric, prefix))) is not None
+            if (value := last_value(rows, with_prefix(self.metric, prefix))) is not None
         ]
+        if (constant := self.constant(rows)) is not None:
+            comparisons.append(f"always the largest class: {constant:.1f} %")
         baselines = f" ({'; '.join(comparisons)})" if comparisons else ""
         return f"the {title} is at {self.last:.1f} %{drop}, {difference} {self.start:.1f} %{baselines}"
 
@@ -266,7 +288,12 @@ def _change(rows: Rows, metric: str, opposite: bool = False) -> Change | None:
         return None
     (first_step, start), (_, previous), (_, last) = values[0], *values[-2:]
     step, peak = max(values, key=lambda pair: pair[1])
-    return Change(metric, start, previous, last, peak, step, "start" if step == first_step else f"value at step {step}")
+    peak_name = "start" if step == first_step else f"value at step {step}"
+    samples, measured = last_value(rows, NUM_EVALUATED), {name for row in rows for name in row}
+    probes = measured & ({metric for metric, _ in regressions(rows)} or class_probes(rows).keys())
+    return Change(
+        metric, start, previous, last, peak, step, peak_name, int(samples) if samples else None, max(1, len(probes))
+    )
 
 
 def _collapse(rows: Rows) -> str | None:
@@ -301,7 +328,7 @@ def _unlabelled(rows: Rows) -> Verdict:
     gain, rank = _change(rows, "predict/gain"), _change(rows, "collapse/rank_centred")
     if gain is None:
         return Verdict("too early to tell", "there is neither a probe nor a prediction error to compare with step 0")
-    reason = f"the prediction beats a constant by {gain.last:.0%} (step 0: {gain.start:.0%}) and "
+    reason = f"the prediction {_against_constant(gain.last)} (step 0: {_against_constant(gain.start)}) and "
     reason += f"the centred rank went from {rank.start:.1f} to {rank.last:.1f}" if rank else "no rank was measured"
     reason += _rollouts(rows)
     hint = " (without labels this is a hint, not a proof)"
@@ -310,11 +337,16 @@ def _unlabelled(rows: Rows) -> Verdict:
     return Verdict("stalled", f"{reason}: train longer, or raise lr{hint}")
 
 
+def _against_constant(gain: float) -> str:
+    """1 - error / error of a constant, in words; the share makes no sense where the constant is better."""
+    return f"beats a constant by {gain:.0%}" if gain >= 0 else f"has {1 - gain:.2g} times the error of a constant"
+
+
 def _rollouts(rows: Rows) -> str:
     """What the longest predictions of a world model are worth; empty for other runs."""
     names = {name for row in rows for name in row}
     horizons = [int(match[1]) for name in names if (match := re.fullmatch(r"predict/shuffled_error_h(\d+)", name))]
-    error, copy, shuffled = (_last(rows, f"predict/{name}_h{max(horizons, default=0)}") for name in WORLD_ERRORS)
+    error, copy, shuffled = (last_value(rows, f"predict/{name}_h{max(horizons, default=0)}") for name in WORLD_ERRORS)
     if not (error and copy and shuffled):
         return ""
     return (
@@ -329,5 +361,5 @@ def series(rows: Rows, name: str) -> Series:
     return sorted(values.items())
 
 
-def _last(rows: Rows, name: str, after: int = -1) -> float | None:
+def last_value(rows: Rows, name: str, after: int = -1) -> float | None:
     return next((value for step, value in reversed(series(rows, name)) if step > after), None)

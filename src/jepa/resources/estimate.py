@@ -15,6 +15,7 @@ from jepa.data.loader import blank_fields
 from jepa.errors import RunError, as_config_errors
 from jepa.layers.attention import choose_attention
 from jepa.layers.shapes import ShapesOnly, fake_init
+from jepa.reports.charts import number
 from jepa.reports.page import Table
 from jepa.resources.footprint import block_sizes, measure, state_bytes
 from jepa.resources.hardware import (
@@ -42,6 +43,8 @@ from jepa.types import Batch, Dataset, DatasetTraits
 FILES = 200
 """Number of files of which the mean size is taken."""
 ZERO = "0.00"
+SHORT_STEP = 2e-3
+"""Seconds of computing below which the launches of a step's kernels take longer than what they compute."""
 UNTRACEABLE = (RuntimeError, TypeError, AttributeError, LookupError, AssertionError)
 """Errors that a foreign component may raise on fake tensors."""
 
@@ -127,19 +130,21 @@ def estimate(config: TrainConfig) -> str:
         strategy = "ddp" if cluster.count > 1 else "single"
     phases = split_phases(config, len(dataset))
     texts, total = [_hardware(config, cluster)], 0.0
-    for number, phase in enumerate(phases, start=1):
+    for place, phase in enumerate(phases, start=1):
         num_steps = phase.end_step - phase.begin_step
         if len(phases) > 1:
-            texts.append(f"phase {number} of {len(phases)}: {num_steps:,} steps")
+            texts.append(f"phase {place} of {len(phases)}: {num_steps:,} steps")
         load = rank_load(strategy, cluster.count, config.batch_size, phase.config.micro_batch_size)
         cost = model_cost(phase.config, dataset, load.micro_batch_size, bf16=cluster.bf16)
         seconds = sum(step_time(cost, load, cluster))
         total += seconds * num_steps
         texts += [_model(cost, phase, len(dataset)), _table(cost, phase, cluster, len(dataset), strategy)]
         texts.append(_loader(phase.config, dataset, load, cluster, seconds))
-        if number == len(phases):
+        if seconds < SHORT_STEP:
+            texts.append("steps this short last longer: starting the kernels of a step takes ms, which are not counted")
+        if place == len(phases):
             size = cost.checkpoint / 1e9
-            texts.append(f"checkpoint  {size:,.2f} GB, {seconds_text(size / DISK_GB)} at {DISK_GB:g} GB/s")
+            texts.append(f"checkpoint  {size_text(size)} GB, {seconds_text(size / DISK_GB)} at {DISK_GB:g} GB/s")
     if len(phases) > 1:
         texts.append(f"all phases: {duration(total)} with strategy={strategy}")
     return "\n\n".join(texts)
@@ -161,10 +166,10 @@ def _model(cost: ModelCost, phase: Phase, num_samples: int) -> str:
     config, steps = phase.config, phase.end_step - phase.begin_step
     twice = ", and another forward pass if a batch has several micro-batches" if cost.needs_grad_cache else ""
     return (
-        f"parameters  encoder {cost.encoder / 1e6:,.1f} M; trained {cost.trained / 1e6:,.1f} M, without gradient "
-        f"{cost.frozen / 1e6:,.1f} M\n"
-        f"FLOPs       forward {cost.forward / 1e9:,.1f} G a sample, forward and backward "
-        f"{(cost.forward + cost.backward) / 1e9:,.1f} G{twice}\n"
+        f"parameters  encoder {number(cost.encoder)}; trained {number(cost.trained)}, without gradient "
+        f"{number(cost.frozen)}\n"
+        f"FLOPs       forward {number(cost.forward)} a sample, forward and backward "
+        f"{number(cost.forward + cost.backward)}{twice}\n"
         f"samples     {num_samples:,}, {config.batch_size:,} a step; {num_samples // config.batch_size:,} steps an "
         f"epoch, {steps:,} in all"
     )
@@ -188,22 +193,31 @@ def _column(cost: ModelCost, phase: Phase, cluster: Cluster, num_samples: int, s
     return {
         "ranks": f"{load.ranks:,}",
         "samples of a rank, at once": f"{load.samples:,}, {load.micro_batch_size:,}",
-        **{f"GiB {name}": f"{size / GIB:.2f}" for name, size in parts.items()},
+        **{f"GiB {name}": size_text(size / GIB) for name, size in parts.items()},
         "GiB a rank in all": f"{sum(parts.values()) / GIB:.1f}",
         "fits": "yes" if fits(cost, load, cluster) else "no",
         "largest micro_batch_size": f"{largest:,}" if largest else "none",
-        "GB a rank sends in a step": f"{traffic(cost, load, cluster) / 1e9:.2f}",
+        "GB a rank sends in a step": size_text(traffic(cost, load, cluster) / 1e9),
         "step": seconds_text(step),
         "of it waiting for communication": seconds_text(waiting),
-        "epoch": duration(step * (num_samples // config.batch_size)),
-        "all steps": duration(step * (phase.end_step - phase.begin_step)),
+        "epoch": seconds_text(step * (num_samples // config.batch_size)),
+        "all steps": seconds_text(step * (phase.end_step - phase.begin_step)),
     }
 
 
 def seconds_text(seconds: float) -> str:
     if seconds >= 100:
         return duration(seconds)
-    return f"{seconds:.2f} s" if seconds >= 1 or not seconds else f"{seconds * 1e3:.1f} ms"
+    if seconds >= 1 or not seconds:
+        return f"{seconds:.2f} s"
+    return f"{seconds * 1e3:.1f} ms" if seconds >= 1e-3 else f"{seconds * 1e6:.2g} us"
+
+
+def size_text(size: float) -> str:
+    """Two decimals, three of small sizes; only nothing at all is zero."""
+    if size >= 0.01 or not size:
+        return f"{size:.2f}"
+    return f"{size:.3f}" if size >= 0.001 else "<0.001"
 
 
 def number_text(value: float) -> str:

@@ -15,10 +15,12 @@ from jepa.evaluation.box_snapshot import DetectionSnapshotter
 from jepa.evaluation.frozen import eval_mode
 from jepa.evaluation.snapshot import Snapshotter
 from jepa.parallel.session import Session
+from jepa.reports.charts import number
+from jepa.reports.console import header_line
 from jepa.seeding import derive_seed, generator
 from jepa.training.loop import Plan, TrainComponents
 from jepa.training.progress import duration
-from jepa.types import Batch
+from jepa.types import Batch, Dataset
 
 QUICK_RUN = "for a quick look: jepa-train experiment=quickstart"
 LONG_SECONDS = 900
@@ -29,14 +31,17 @@ REPEATS, REPEAT_SECONDS = 3, 1.5
 """Number of times that a pass is measured, and the total duration after which it is not repeated."""
 
 
-def describe_cost(plan: Plan, components: TrainComponents, snapshotter: Snapshotter | DetectionSnapshotter) -> str:
-    """Two lines for the user: what is trained, and how long one phase takes here; all ranks call it."""
+def describe_cost(
+    plan: Plan, components: TrainComponents, snapshotter: Snapshotter | DetectionSnapshotter, dataset: Dataset
+) -> str:
+    """The lines of the header on data, model and plan, with how long a phase takes here; all ranks call it."""
     num_steps, session = plan.end_step - plan.begin_step, components.session
-    encoder = sum(p.numel() for p in components.objective.backbone.parameters()) / 1e6
-    trained = sum(p.numel() for group in components.optimizer.param_groups for p in group["params"]) / 1e6
-    text = (
-        f"{encoder:.1f} M parameters in the encoder, {trained:.1f} M trained; {plan.dataset_size:,} samples, "
-        f"batch {plan.batch_size}, {num_steps:,} steps ({plan.position(num_steps)['epoch']:.1f} epochs)"
+    encoder = sum(p.numel() for p in components.objective.backbone.parameters())
+    trained = sum(p.numel() for group in components.optimizer.param_groups for p in group["params"])
+    channels, frames, height, width = components.objective.backbone.clip_shape
+    classes = f" in {len(dataset.classes)} classes" if dataset.classes else " without labels"
+    clip = (
+        f"{frames} frames of " * (frames > 1) + f"{height} x {width} pixels, {channels} channel{'s' * (channels > 1)}"
     )
     ranks = "" if session.is_single else f"{session.world_size} processes with {session.strategy}, each "
     where = f"{ranks}on {session.device.type if ranks else session.device} in {'bf16' if session.bf16 else 'fp32'}"
@@ -45,8 +50,16 @@ def describe_cost(plan: Plan, components: TrainComponents, snapshotter: Snapshot
     evaluation = eval_seconds * snapshotter.num_samples
     num_evaluations = 1 + math.ceil(num_steps / plan.eval_every) if snapshotter.has_evaluators else 0
     evaluations = f" and {num_evaluations} evaluations of {duration(evaluation)}" if num_evaluations else ""
-    hint = f"\n{QUICK_RUN}" if training + num_evaluations * evaluation > LONG_SECONDS else ""
-    return f"{text}\n{where}: about {duration(training)} of training{evaluations}{hint}"
+    lines = [
+        header_line("data", f"{plan.dataset_size:,} training samples{classes}; the model sees {clip}"),
+        header_line("model", f"{number(encoder)} parameters in the encoder, {number(trained)} trained; {where}"),
+        header_line(
+            "plan",
+            f"{num_steps:,} steps of {plan.batch_size} samples ({plan.position(num_steps)['epoch']:.3g} epochs): about "
+            f"{duration(training)} of training{evaluations}",
+        ),
+    ]
+    return "\n".join(lines + [QUICK_RUN] * (training + num_evaluations * evaluation > LONG_SECONDS))
 
 
 def _seconds_per_sample(plan: Plan, components: TrainComponents) -> tuple[float, float]:

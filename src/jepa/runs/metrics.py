@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 METRICS, MEDIA, CAPTIONS, PROVENANCE = "metrics.jsonl", "media", "captions.json", "provenance.json"
+PROTOCOL = "protocol.txt"
+"""How the probes of a run measure, a line for each."""
 PACKAGES = ("jepa-train", "torch", "torchvision", "timm", "hydra-core", "omegaconf", "wandb", "numpy", "pillow")
 Row = dict[str, float]
 RUN_FIELDS: files.Fields = dict.fromkeys(("run_id", "status", "message"), str | None)
@@ -242,18 +244,24 @@ def _json_number(value: float) -> float | int | None:
 
 def _provenance(folder: Path, config: Mapping[str, Any], run_id: str, resume_step: int | None) -> dict[str, Any]:
     """Command, machine, versions and the sessions of the run; a resumed run keeps its earlier sessions."""
-    program = Path(sys.argv[0]).name
-    command = [*(["python"] if program.endswith(".py") else []), program, *sys.argv[1:]]
     sessions = read_provenance(folder).get("sessions", []) if resume_step is not None else []
     return {
         "name": str(config.get("name", folder.name)),
         "run_id": run_id,
         "status": "running",
-        "command": shlex.join(command),
+        "command": shlex.join(_command(folder)),
         "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPU cores",
         "versions": {"python": platform.python_version(), **versions()},
         "sessions": [*sessions, {"started": time.time(), "from_step": resume_step or 0}],
     }
+
+
+def _command(folder: Path) -> list[str]:
+    """The command that runs it again: that which was typed, or one with config.yaml where another program ran it."""
+    program = Path(sys.argv[0]).stem.removeprefix("jepa-")
+    if program in ("train", "finetune"):
+        return [f"jepa-{program}", *sys.argv[1:]]
+    return ["jepa-train", "--config-dir", str(folder), "--config-name", "config"]
 
 
 def versions() -> dict[str, str]:

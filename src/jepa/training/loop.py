@@ -59,8 +59,8 @@ class Plan:
 
     def position(self, step: int) -> dict[str, float]:
         """Epochs and samples after `step` steps."""
-        samples = step * self.batch_size
-        return {"epoch": samples / self.dataset_size, "samples": samples}
+        per_epoch = max(1, self.dataset_size // self.batch_size)  # the last, smaller batch is left out
+        return {"epoch": step / per_epoch, "samples": step * self.batch_size}
 
     def is_due(self, every: int, done: int) -> bool:
         return done % every == 0 or done == self.end_step

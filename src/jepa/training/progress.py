@@ -59,7 +59,9 @@ class Progress:
 
 
 def duration(seconds: float) -> str:
-    """`3 s`, `4 min 10 s`, `2 h 05 min`, `3.5 days`."""
+    """`under 1 s`, `3 s`, `4 min 10 s`, `2 h 05 min`, `3.5 days`."""
+    if 0 < seconds < 1:
+        return "under 1 s"
     seconds = round(seconds)
     if seconds < 60:
         return f"{seconds} s"

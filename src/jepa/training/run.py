@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import logging
 import math
+import sys
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 import yaml
+from tqdm import tqdm
 
 from jepa.data.loader import BrokenSamples
 from jepa.data.mixture import MixtureCounter
@@ -21,10 +24,12 @@ from jepa.evaluation.types import Evaluation, Evaluator, EvaluatorTraits, Logger
 from jepa.parallel.session import Session, StopSignal
 from jepa.parallel.signals import Interrupt
 from jepa.parallel.strategy import gather_full_state
+from jepa.reports.console import evaluation_rows
 from jepa.reports.run import write_report
+from jepa.reports.text import printable
 from jepa.reports.verdict import NUM_EVALUATED, collapse_alarm, initial_weights, selection_metric
 from jepa.runs import checkpoint
-from jepa.runs.metrics import read_rows
+from jepa.runs.metrics import PROTOCOL, read_rows, write_atomically
 from jepa.training.loop import FAILED_STATE, Plan, TrainComponents, TrainingError, fit
 from jepa.types import RawBatch
 
@@ -54,6 +59,16 @@ class Run:
     """Metric by which the `best` checkpoint is chosen; None for that of the verdict."""
     best: dict = field(default_factory=lambda: {"value": -math.inf, "step": 0})
     steps_begun: int = 0
+    has_printed: bool = False
+    """True once the table of evaluations has a head on the console."""
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        return yaml.safe_load(self.config_text)
+
+    @property
+    def initial(self) -> str:
+        return initial_weights(self.config)
 
     @property
     def session(self) -> Session:
@@ -65,7 +80,7 @@ class Run:
         On a TrainingError the state is saved in checkpoints/failed.
         """
         first_step = self.steps_begun = self.restore()
-        self._log_protocol(first_step)
+        self._write_protocol(first_step)
         try:
             done = self._train_from(first_step, interrupt)
         except TrainingError:
@@ -75,15 +90,16 @@ class Run:
         self.writer.finish()
         return done
 
-    def _log_protocol(self, first_step: int) -> None:
-        if not self.evaluators:
-            return
-        for component in (self.snapshotter, *self.evaluators):
-            if protocol := EvaluatorTraits.of(component).protocol:
-                log.info("%s", protocol)
-        if first_step == 0:
-            start = initial_weights(yaml.safe_load(self.config_text))
-            log.info("evaluating the %s encoder first: step 0 of all curves", start)
+    def _write_protocol(self, first_step: int) -> None:
+        """How the probes measure, for the report; `verbose` prints it too."""
+        parts = (self.snapshotter, *self.evaluators) if self.evaluators else ()
+        protocol = [text for part in parts if (text := EvaluatorTraits.of(part).protocol)]
+        if self.session.is_rank_zero:
+            write_atomically(self.folder / PROTOCOL, "\n".join(protocol))
+        for text in protocol if self.config.get("verbose") else ():
+            log.info("%s", text)
+        if self.evaluators and first_step == 0:
+            log.info("evaluating the %s encoder first: step 0 of all curves", self.initial)
 
     def _train_from(self, first_step: int, interrupt: Interrupt) -> int:
         if self.lacks_evaluation(first_step):
@@ -148,7 +164,16 @@ class Run:
             self.best = outcome.best
             self.save(step, links=("last", "best"))
         if self.session.is_rank_zero:
+            self._print_row(step)
             write_report(self.folder)
+
+    def _print_row(self, step: int) -> None:
+        """The row of the evaluation of a step, if it was made; above the bar, if there is one."""
+        rows, is_first = read_rows(self.folder), not self.has_printed
+        if any(row["step"] == step and EVALUATION_TIME in row for row in rows):
+            lines = evaluation_rows(rows, step, self.plan.total_steps, self.initial, with_head=is_first)
+            tqdm.write(printable("\n".join(lines)), file=sys.stderr)
+            self.has_printed = True
 
     def _evaluate(self, step: int, objective: Any, should_stop: Callable[[], bool]) -> Outcome:
         begun = time.perf_counter()
