@@ -178,7 +178,9 @@ def jepa_train(arguments: list[str], tiny: list[str], cwd: Path) -> None:
     else:
         if parquet := [text.partition("=")[2] for text in arguments if text.endswith(".parquet")]:
             write_parquet(cwd / parquet[0])
-        sized = [text for text in tiny if "encoder=pretrained" not in arguments or not text.startswith("encoder.")]
+        other = ("encoder.",) if "encoder=pretrained" in arguments else ()
+        other += ("predictor.",) if "experiment=small_folder" in arguments else ()  # a projector has no such keys
+        sized = [text for text in tiny if not text.startswith(other)]
         shrunken = [re.sub("^(lr=[^,]+),.*", r"\1", text) for text in shrunk(arguments, sized)]
         if (
             "hydra/launcher=local" in arguments

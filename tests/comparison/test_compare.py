@@ -223,7 +223,7 @@ def test_a_recipe_that_is_shipped_can_be_run(name):
     Path("rooms/store.json").touch()
     recipe = compare_module.find_recipe(name, COMPOSER)
     runs = members("seed=0,1", *OF_RECIPE.get(name, []), recipe=recipe)
-    more = {"moving_digits": {"iris"}, "two_rooms": {"iris", "dynamics"}}
+    more = {"cifar10": {"views"}, "moving_digits": {"iris"}, "two_rooms": {"iris", "dynamics"}}
     assert {m.method for m in runs} == METHODS | more.get(name, set())
 
 

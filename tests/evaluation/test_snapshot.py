@@ -114,7 +114,8 @@ def test_raw_pixels_are_probed_like_features_under_baseline_names():
     snapshotter = snapshotter_of(Images(50))
     snapshot = snapshotter.snapshot(0, Toy())
     baselines = snapshotter.baselines(snapshot, EVALUATORS)
-    assert set(baselines) == {"baseline/pixels_knn_top1", "baseline/pixels_linear_top1", "baseline/pixels_rank"}
+    pixel_metrics = {"baseline/pixels_knn_top1", "baseline/pixels_linear_top1", "baseline/pixels_rank"}
+    assert set(baselines) == pixel_metrics | {"baseline/constant_top1"}
     pixels = [
         torch.stack([snapshotter.splits.train.dataset[index][0][..., :16] for index in part.indices]).flatten(1) / 255
         for part in snapshotter.splits[:2]
