@@ -27,7 +27,7 @@ from jepa.cli.compare import main
 from jepa.comparison import plan as compare_module
 from jepa.comparison.plan import Recipe, plan
 from jepa.comparison.report import curve, html, markdown, table, terminal
-from jepa.comparison.results import RunResult, compare, find_runs, labels, spearman, spread
+from jepa.comparison.results import RunResult, compare, find_runs, labels, spearman, spread, what_it_predicts
 from jepa.comparison.runs import TrainProcesses, run_all
 from jepa.config import Composer, ConfigError
 from jepa.config.catalogue import conf_folder
@@ -490,3 +490,11 @@ def test_no_name_note_or_reason_becomes_markup(tmp_path):
     assert set(bars[: 2 + num_methods]) == {1 + len(table(hostile).heads)}
     assert not any("<" in line for line in tables)
     assert terminal(hostile).splitlines()[1].startswith(HOSTILE)
+
+
+def test_a_jepa_that_hides_nothing_is_said_to_compare_crops():
+    comments = {"jepa.objectives.jepa.JEPA": "predicts latents"}
+    settings = {"objective._target_": "jepa.objectives.jepa.JEPA", "mask._target_": "jepa.masks.none.NoMask"}
+    assert what_it_predicts(settings, comments) == "makes crops of an image alike, and hides no tokens"
+    hiding = settings | {"mask._target_": "jepa.masks.random.RandomMasker"}
+    assert what_it_predicts(hiding, comments) == "predicts latents"

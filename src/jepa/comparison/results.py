@@ -219,6 +219,14 @@ def _with_reasons(left_out: Sequence[tuple[str, str]]) -> str:
     return "; ".join(f"{folder} ({reason})" for folder, reason in left_out)
 
 
+def what_it_predicts(settings: Mapping[str, Any], comments: Mapping[str, str]) -> str:
+    """What a method predicts, in words."""
+    objective = str(settings.get("objective._target_", ""))
+    if objective.endswith(".JEPA") and str(settings.get("mask._target_", "")).endswith(".NoMask"):
+        return "makes crops of an image alike, and hides no tokens"
+    return comments.get(objective, "")
+
+
 def _methods(runs: Sequence[RunResult]) -> list[Method]:
     groups: dict[str, list[RunResult]] = {}
     for run in runs:
@@ -229,7 +237,7 @@ def _methods(runs: Sequence[RunResult]) -> list[Method]:
         names = labels([group[0].settings for group in members])
     choices = Catalogue([conf_folder()]).groups["objective"].values()
     comments = {choice.values["objective._target_"]: choice.comment.rpartition(": ")[2] for choice in choices}
-    predicts = [comments.get(group[0].settings.get("objective._target_", ""), "") for group in members]
+    predicts = [what_it_predicts(group[0].settings, comments) for group in members]
     return [Method(*method) for method in zip(names, predicts, members, strict=True)]
 
 
