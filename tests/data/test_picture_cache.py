@@ -109,3 +109,9 @@ def test_data_without_encoded_files_and_clips_are_not_kept() -> None:
     drawn.encoded = None  # pyright: ignore[reportAttributeAccessIssue]
     first(drawn, 9, keep_decoded=True)
     assert max(drawn.reads) > 2
+
+
+def test_workers_that_are_not_forked_read_for_themselves(monkeypatch: pytest.MonkeyPatch) -> None:
+    sample = Sample(torch.zeros(3, 1, 4, 4, dtype=torch.uint8), 0)
+    monkeypatch.setattr(picture_cache.multiprocessing, "get_context", lambda: multiprocessing.context.SpawnContext())
+    assert make_cache(True, 10, lambda index: sample) is None

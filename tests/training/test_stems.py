@@ -13,7 +13,9 @@ from tiny_agent import TINY, agent
 import jepa
 from jepa.benchmark.protocol import evaluate
 from jepa.config import ConfigError, compose_eval
+from jepa.data.transforms import EvalTransform
 from jepa.encoders.pretrained import open_encoder
+from jepa.evaluation.stems import draw_clips
 from jepa.exporters.export import export_encoder
 from jepa.runs.checkpoint import find, load_model
 from jepa.runs.metrics import read_rows
@@ -165,3 +167,25 @@ def test_it_is_fine_tuned_with_its_filters_as_they_were(
     assert torch.equal(before.stem.filters, after.stem.filters)
     assert torch.equal(before.stem.mean, after.stem.mean)
     assert not torch.equal(before.embed.weight, after.embed.weight)
+
+
+def test_images_among_clips_are_repeated_in_batches_of_images_alone() -> None:
+    class Mixed:
+        """Clips after more images than a batch has."""
+
+        classes, channels, mean, std = (), 3, (0.5,) * 3, (0.25,) * 3
+
+        def __len__(self) -> int:
+            return 600
+
+        def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+            return torch.full((3, 4 if index == 0 else 1, 8, 8), index % 256, dtype=torch.uint8), -1
+
+        def describe(self, index: int) -> str:
+            return str(index)
+
+        def validation(self) -> None:
+            return None
+
+    transform = EvalTransform(image_size=(8, 8), mean=(0.5,) * 3, std=(0.25,) * 3)
+    assert draw_clips(Mixed(), transform, 4, 2, seed=0).shape == (600, 3, 4, 8, 8)

@@ -250,12 +250,12 @@ class Benchmark:
     def _check_dictionary(self) -> None:
         """A dictionary that is only a floor is left out where no whole number of its cells fills a picture."""
         floors = [entry for entry in self.entries if entry.baseline == "dictionary"]
-        if not floors or not any(side % CELL for side in self._baseline_size()):
+        size = self._baseline_size() if floors else (CELL, CELL)
+        if not any(side % CELL for side in size):
             return
-        size = " x ".join(map(str, self._baseline_size()))
-        reason = f"dictionary: its cells have {CELL} pixels a side and do not fill pictures of {size}"
+        reason = f"dictionary: its cells have {CELL} pixels a side and do not fill pictures of {size[0]} x {size[1]}"
         if "dictionary" in as_list(self.config.run):
-            raise ConfigError([f"{reason}; give image_size={max(1, self._baseline_size()[0] // CELL) * CELL}"])
+            raise ConfigError([f"{reason}; give image_size={max(1, size[0] // CELL) * CELL}"])
         log.warning("%s; it is left out of the floors", reason)
         self.entries.remove(floors[0])
 

@@ -65,7 +65,7 @@ def make_cache(
 
     `read` gives a sample as it will be kept, None if it cannot be read. `processes` of this machine make a cache each.
     """
-    if not keep or "fork" not in multiprocessing.get_all_start_methods():
+    if not keep or multiprocessing.get_context().get_start_method() != "fork":
         return None
     samples = map(read, range(0, num_samples, max(1, num_samples // NUM_PROBED)))
     sizes = [sample.clip.numel() for sample in samples if sample is not None]

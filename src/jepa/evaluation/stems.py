@@ -30,7 +30,7 @@ def fit_stems(module: nn.Module, dataset: Dataset, transform: EvalTransform, *, 
     if not encoders:
         return
     begun, first = time.perf_counter(), encoders[0]
-    clips = draw_clips(dataset, transform, first.grid.t, seed=seed)
+    clips = draw_clips(dataset, transform, first.clip_shape[1], first.grid.t, seed=seed)
     fit_stem(first, clips, generator(seed, 0, 0, "stem"))
     for other in encoders[1:]:
         other.stem.load_state_dict(first.stem.state_dict())
@@ -43,21 +43,27 @@ def _needs_fitting(part: nn.Module) -> bool:
     return isinstance(stem := getattr(part, "stem", None), DictionaryStem) and not stem.is_fitted
 
 
-def draw_clips(dataset: Dataset, transform: EvalTransform, num_steps: int, *, seed: int) -> Tensor:
-    """Normalised float32 [n, C, T, H, W]: random samples with about NUM_PICTURES images or tubelets of `num_steps`."""
+def draw_clips(dataset: Dataset, transform: EvalTransform, num_frames: int, num_steps: int, *, seed: int) -> Tensor:
+    """Normalised float32 [n, C, T, H, W]: random samples with about NUM_PICTURES images or tubelets of `num_steps`.
+
+    An image among clips is repeated to `num_frames`.
+    """
     order = torch.randperm(len(dataset), generator=generator(seed, 0, 0, "stem samples"))
     chosen = order[: math.ceil(NUM_PICTURES / num_steps)]
     split = Split(dataset=dataset, name="training", indices=tuple(chosen.tolist()))
-    samples = Samples(split=split, reduce=_Pictures(transform), batch_size=BATCH_SIZE, title="fitting the stem")
+    samples = Samples(
+        split=split, reduce=_Pictures(transform, num_frames), batch_size=BATCH_SIZE, title="fitting the stem"
+    )
     return transform.normalise(torch.cat([batch.values for batch in samples.batches()]).float())
 
 
 class _Pictures:
-    """Runs in a worker; an image among clips is repeated to their length."""
+    """Runs in a worker."""
 
-    def __init__(self, transform: EvalTransform) -> None:
-        self.transform = transform
+    def __init__(self, transform: EvalTransform, num_frames: int) -> None:
+        self.transform, self.num_frames = transform, num_frames
 
     def __call__(self, clips: Sequence[Tensor]) -> Tensor:
-        frames = max(clip.shape[1] for clip in clips)
-        return torch.cat([self.transform.pictures(clip[None]).expand(-1, -1, frames, -1, -1) for clip in clips])
+        """uint8 [C, T, H, W] of any size -> uint8 [b, C, T, h, w]"""
+        pictures = (self.transform.pictures(clip[None]) for clip in clips)
+        return torch.cat([p.expand(-1, -1, self.num_frames if p.shape[2] == 1 else -1, -1, -1) for p in pictures])

@@ -137,7 +137,7 @@ class EvaluatorTraits(Traits):
     protocol: str = ""
     """The method in a sentence for the log."""
     readout: str = "mean"
-    """What it reads of the tokens: a name of `evaluation.frozen.READOUTS`."""
+    """What it reads of the tokens: a name of `evaluation.readout.READOUTS`."""
     needs_tokens: int = 0
     """Largest number of tokens per sample that it needs."""
     num_views: int = 0
