@@ -50,6 +50,7 @@ from jepa.reports.text import printable
 from jepa.reports.verdict import initial_weights, verdict
 from jepa.resources.advice import memory_advice
 from jepa.resources.measured import describe_cost
+from jepa.runs import checkpoint
 from jepa.runs.folder import RunFolder, open_folder
 from jepa.runs.metrics import read_config, read_ending, read_json, read_rows
 from jepa.training.assemble import Phase, assemble, data_identity, log_survey, make_dataset, make_loggers, phases_left
@@ -210,7 +211,7 @@ def train(config: TrainConfig, folder: Path, interrupt: Interrupt | None = None)
                 _fit_heads(config, folder)
                 print(printable(f"{folder} is finished; for another run give another name=\n{_summary(folder)}"))
             return 0
-        with listen(interrupt) as interrupt:
+        with listen(interrupt, FROM_SCHEDULERS) as interrupt:
             signum = _train(config, run_dir, interrupt, session)
         if session.is_rank_zero and not signum:
             _fit_heads(config, folder)
@@ -236,23 +237,30 @@ def _train(config: TrainConfig, folder: RunFolder, interrupt: Interrupt, session
         run = assemble(phases[0], dataset, folder.path, session)
         run.facts["data"] = data
         run.loggers = make_loggers(config, folder) if session.is_rank_zero else []
-    folder.begin(to_yaml(config))
-    stopped_by = 0
-    try:
-        for phase in phases:
-            run = run if phase is phases[0] else _next_phase(phase, folder.path, run)
-            cost = describe_cost(run.plan, run.components, run.snapshotter, run.broken.dataset)
-            if session.is_rank_zero:
-                print(cost, file=sys.stderr, flush=True)
-            with forward_failures(session), _out_of_memory_advice(phase.config, run):
-                step = run.train(interrupt)
-            if step < phase.end_step or run.lacks_evaluation(step):
+    with listen(interrupt):  # until here nothing had to be saved
+        folder.begin(to_yaml(config))
+        stopped_by = 0
+        try:
+            if not _train_phases(phases, run, folder.path, interrupt):
                 stopped_by = interrupt.signum_on_all_ranks
-                break
-    finally:
-        with suppress(*[OSError] if sys.exc_info()[1] else []):  # of a full disk, which the error in flight names
-            _close(folder, run, stopped_by)
+        finally:
+            with suppress(*[OSError] if sys.exc_info()[1] else []):  # of a full disk, which the error in flight names
+                _close(folder, run, stopped_by)
     return stopped_by
+
+
+def _train_phases(phases: Sequence[Phase], run: Run, folder: Path, interrupt: Interrupt) -> bool:
+    """Train the phases, the first one with `run`; True if all are finished."""
+    for phase in phases:
+        run = run if phase is phases[0] else _next_phase(phase, folder, run)
+        cost = describe_cost(run.plan, run.components, run.snapshotter, run.broken.dataset)
+        if run.session.is_rank_zero:
+            print(cost, file=sys.stderr, flush=True)
+        with forward_failures(run.session), _out_of_memory_advice(phase.config, run):
+            step = run.train(interrupt)
+        if step < phase.end_step or run.lacks_evaluation(step):
+            return False
+    return True
 
 
 def _fit_heads(config: TrainConfig, folder: Path) -> None:
@@ -306,4 +314,9 @@ def _summary(folder: Path) -> str:
     ]
     if read_ending(folder).get("status") == "finished":
         lines += closing_lines(config, folder)
+    elif last := checkpoint.latest(folder):
+        step = checkpoint.peek(last)["step"]
+        lines.append(f"stopped; step {step:,} is saved in {folder / 'checkpoints'}, and the same command goes on")
+    else:
+        lines.append("stopped before the first step was saved; the same command starts again")
     return "\n".join(lines)

@@ -11,7 +11,6 @@ from tiny_agent import agent
 from torch import nn
 from toy_model import CPU
 
-from jepa.errors import Interrupted
 from jepa.evaluation.finetune import FineTuning
 from jepa.evaluation.linear import LinearProbe
 from jepa.evaluation.types import Features
@@ -42,7 +41,7 @@ def alike(num, seed):
     return signs[:, :, None, None, None], (signs[:, 0] == signs[:, 1]).long()
 
 
-def snapshot_with(backbone, *, labels=None, should_stop=lambda: False, seed=0):
+def snapshot_with(backbone, *, labels=None, seed=0):
     (clips, train_labels), (val_clips, val_labels) = alike(96, 1), alike(40, 2)
     train_labels = train_labels if labels is None else labels
 
@@ -51,7 +50,7 @@ def snapshot_with(backbone, *, labels=None, should_stop=lambda: False, seed=0):
             yield clips[rows], train_labels[rows]
 
     tuning = SimpleNamespace(
-        encoder=SimpleNamespace(encoder=backbone, session=CPU), seed=seed, should_stop=should_stop, crops=crops,
+        encoder=SimpleNamespace(encoder=backbone, session=CPU), seed=seed, crops=crops,
         train=SimpleNamespace(split=SimpleNamespace(indices=range(len(clips)))), clips=lambda: val_clips.split(7),
     )  # fmt: skip
     with torch.no_grad():
@@ -92,13 +91,6 @@ def test_samples_without_a_label_teach_nothing_and_are_not_judged(caplog):
     assert tuner(unlabelled).metrics == tuner(unlabelled).metrics == {}
     assert [record.message for record in caplog.records] == ["finetune probe skipped: the data set has no labels"]
     assert FineTuning(**SETTINGS)(replace(snapshot_with(Blind()), tuning=None)).metrics == {}
-
-
-def test_it_is_left_where_the_run_is_to_stop():
-    calls = []
-    with pytest.raises(Interrupted):
-        FineTuning(**SETTINGS)(snapshot_with(Blind(), should_stop=lambda: len(calls) > 3 or calls.append(0)))
-    assert len(calls) == 4
 
 
 def test_the_rate_warms_up_and_falls_to_zero():

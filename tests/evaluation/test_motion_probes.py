@@ -1,6 +1,7 @@
 """Evaluation of clips: quantities, tokens, still clips, imbalanced classes, rows of frames."""
 
 import logging
+import signal
 
 import numpy as np
 import pytest
@@ -26,6 +27,7 @@ from jepa.evaluation.types import Features, Snapshot
 from jepa.layers.attention import CrossAttentionBlock
 from jepa.objectives.base import Objective
 from jepa.parallel.session import Session
+from jepa.parallel.signals import listen
 from jepa.types import Field, Masks, MaskSets, PatchGrid, Sample
 
 GRID = PatchGrid(4, 2, 2)
@@ -366,12 +368,19 @@ def test_every_mask_set_reaches_the_diagnosis():
     assert metrics["predict/error_h2"] == pytest.approx(0.7)
 
 
-def test_an_interrupted_evaluation_ends_at_the_next_batch_and_can_be_repeated():
-    dataset = Clips(80)
+def test_an_evaluation_that_a_signal_interrupts_ends_at_once_and_can_be_repeated():
+    class Stopping(Clips):
+        def __getitem__(self, index):
+            if self.num_read == 17:
+                signal.raise_signal(signal.SIGINT)
+            return super().__getitem__(index)
+
+    dataset = Stopping(80)
     snapshotter = snapshotter_of(dataset)
-    with pytest.raises(Interrupted):
-        snapshotter.snapshot(0, Toy(), lambda: dataset.num_read >= 20)
-    assert dataset.num_read == 20
+    with listen() as interrupt, pytest.raises(Interrupted), interrupt.at_once():
+        snapshotter.snapshot(0, Toy())
+    assert (interrupt.signum, dataset.num_read) == (signal.SIGINT, 17)
+    dataset.num_read = 18
     assert len(snapshotter.snapshot(0, Toy()).val.labels) == 20
 
 

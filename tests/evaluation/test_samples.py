@@ -4,8 +4,8 @@ import pytest
 import torch
 from toy_model import Crop, Images, seeded
 
-from jepa.errors import Interrupted, RunError
-from jepa.evaluation.samples import Samples, Split, progress
+from jepa.errors import RunError
+from jepa.evaluation.samples import Samples, Split
 from jepa.types import Sample
 
 
@@ -84,17 +84,3 @@ def test_fields_stay_with_their_samples():
                 [[row] * 5] * (row % 3) for row in batch.rows.tolist()
             ]
         assert samples.rows.tolist() == [0, 1, 2, 4, 5, 6, 7, 8, 9]
-
-
-def test_progress_raises_interrupted_once_should_stop_is_true():
-    done = []
-
-    def work():
-        with progress(9, "", should_stop=lambda: len(done) == 2) as advance:
-            for number in range(9):
-                done.append(number)
-                advance(1)
-
-    with pytest.raises(Interrupted):
-        work()
-    assert done == [0, 1]

@@ -16,7 +16,7 @@ from voc_folder import voc, write_voc, xml
 
 from jepa import JEPAAgent, JEPAConfig, load_encoder
 from jepa.encoders.spatial import SpatialEncoder
-from jepa.errors import ConfigError, Interrupted, RunError
+from jepa.errors import ConfigError, RunError
 from jepa.evaluation.box_snapshot import DetectionSnapshotter
 from jepa.evaluation.detection import Detection, precisions
 from jepa.evaluation.pictures import draw_boxes
@@ -385,9 +385,7 @@ def test_pictures_none_of_which_can_be_read_end_the_evaluation_in_one_line_and_g
         prober_of(three_parts).snapshot(0, Oracle())
 
 
-def test_an_evaluation_can_be_stopped_and_reports_weights_that_are_not_finite(three_parts):
-    with pytest.raises(Interrupted):
-        prober_of(three_parts).snapshot(0, Oracle(), should_stop=lambda: True)
+def test_an_evaluation_reports_weights_that_are_not_finite(three_parts):
     blown = nn.Linear(1, 1)
     nn.init.constant_(blown.weight, float("inf"))
     assert not prober_of(three_parts).snapshot(0, blown).is_finite

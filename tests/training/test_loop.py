@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
@@ -58,7 +58,7 @@ class Notes:
         self.rows.append(metrics)
         return metrics
 
-    def evaluate(self, step: int, should_stop: Callable[[], bool]) -> None:
+    def evaluate(self, step: int, interrupt: Interrupt) -> None:
         self.notes["evaluated"].append(step)
 
     def save(self, step: int) -> None:

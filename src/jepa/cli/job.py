@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import signal
 import sys
@@ -77,14 +78,15 @@ def _train(config: TrainConfig, folder: Path, is_member: bool) -> int:
         if rank() == 0:
             print(f"{folder} is finished", flush=True)
         return 0
-    count = num_processes(config, os.environ)
-    if count > 1:
-        return start_processes(config, folder, count)  # this process itself does not import torch
     if rank() == 0:
         print("\n".join(opening_lines(asdict(config), folder)), file=sys.stderr, flush=True)
     with listen(signals=FROM_SCHEDULERS) as interrupt:
         with quick_imports():
-            from jepa.agent import train
+            if (count := num_processes(config, os.environ)) == 1:
+                importlib.import_module("jepa.agent")
+        if count > 1:  # this process itself does not import torch if there is no GPU
+            return 128 + interrupt.signum if interrupt.signum else start_processes(config, folder, count)
+        from jepa.agent import train
 
         return train(config, folder, interrupt)
 

@@ -25,7 +25,8 @@ FLAGS = """\
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit status: 0, 1 if it failed, 2 for an error in the arguments, 130 after Ctrl-C."""
-    return run_overrides("predict", _predict, arguments, head=HEAD, flags=FLAGS, stopped="stopped")
+    stopped = "stopped; no table was written"
+    return run_overrides("predict", _predict, arguments, head=HEAD, flags=FLAGS, stopped=stopped)
 
 
 def _predict(overrides: Sequence[str], config_dir: str | None) -> int:

@@ -14,7 +14,7 @@ from threading import Thread
 from types import FrameType
 
 from jepa.cli.terminal import program_name
-from jepa.parallel.signals import STOPS, handlers
+from jepa.parallel.signals import AGAIN, STOPS, handlers, say
 
 
 @contextmanager
@@ -30,10 +30,15 @@ def forward_to_workers(received: list[int]) -> Iterator[None]:
     signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)
 
     def forward(signum: int, frame: FrameType | None = None) -> None:
+        is_second = signum == signal.SIGINT and signum in received
         received.append(signum)
         for worker in active_children():
-            with suppress(ProcessLookupError):
-                os.kill(worker.pid or 0, signal.SIGTERM)  # from a terminal they have received SIGINT already
+            with suppress(ProcessLookupError):  # from a terminal they have received SIGINT already
+                os.kill(worker.pid or 0, signal.SIGKILL if is_second else signal.SIGTERM)
+        if is_second:
+            os._exit(128 + signum)
+        if signum == signal.SIGINT:
+            say(f"stopping all runs after their step; {AGAIN}")
 
     def wait() -> None:
         while True:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -52,32 +52,26 @@ class DetectionSnapshotter:
         addition = f", and {len(test)} test pictures after the last step" if test else ""
         self.protocol = f"detection: {len(indices)} whole pictures of the validation part{addition}"
 
-    def snapshot(self, step: int, objective: Any, should_stop: Callable[[], bool] = lambda: False) -> BoxSnapshot:
-        """Predictions of a detector on the session's device; none if a weight is not finite.
-
-        Raises Interrupted as soon as `should_stop`, which is called between batches, returns True.
-        """
+    def snapshot(self, step: int, objective: Any) -> BoxSnapshot:
+        """Predictions of a detector on the session's device; none if a weight is not finite."""
         if not all(bool(weights.isfinite().all()) for weights in objective.parameters()):
             return BoxSnapshot(step, self.classes, val=(), test=(), pictures=(), is_finite=False)
         pictures: list[Tensor] = []
         with eval_mode(objective), torch.no_grad(), self.session.autocast():
-            val = self._detect(objective, self.val, should_stop, pictures)
-            test = self._detect(objective, self.test, should_stop) if step == self.last_step else []
+            val = self._detect(objective, self.val, pictures)
+            test = self._detect(objective, self.test) if step == self.last_step else []
         return BoxSnapshot(step, self.classes, val, test, pictures, is_finite=True)
 
     def baselines(self, snapshot: BoxSnapshot, evaluators: Sequence[Evaluator]) -> dict[str, float]:
         """Empty: raw pixels detect nothing."""
         return {}
 
-    def _detect(
-        self, objective: Any, samples: Samples | None, should_stop: Callable[[], bool],
-        first: list[Tensor] | None = None,
-    ) -> list[Detections]:  # fmt: skip
+    def _detect(self, objective: Any, samples: Samples | None, first: list[Tensor] | None = None) -> list[Detections]:
         """Detections in all samples; the first pictures are added to `first`."""
         detections: list[Detections] = []
         if samples is None:
             return detections
-        with progress(len(samples.split.indices), "detecting", "picture", should_stop) as advance:
+        with progress(len(samples.split.indices), "detecting", "picture") as advance:
             for batch in samples.batches():
                 pictures, ground_truth = batch.values, batch.fields["boxes"]
                 clips = self.transform([picture.to(self.session.device) for picture in pictures])

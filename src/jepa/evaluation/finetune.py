@@ -50,7 +50,6 @@ class FineTuning(ClassProbe):
         self.protocol += "; before the first step (from random weights) and after the last"
 
     def __call__(self, snapshot: Snapshot) -> Evaluation:
-        """Raises Interrupted if the run has to stop."""
         if snapshot.tuning is None or (task := self.task(snapshot.train, snapshot.val)) is None:
             return Evaluation()
         predicted = self.tune(snapshot.tuning, task)[snapshot.val.labels >= 0]
@@ -66,7 +65,7 @@ class FineTuning(ClassProbe):
             self._fit(model.to(session.device).train(), tuning)
         model.eval()
         predicted = []
-        with torch.no_grad(), session.autocast(), progress(None, "testing", "batch", tuning.should_stop) as advance:
+        with torch.no_grad(), session.autocast(), progress(None, "testing", "batch") as advance:
             for clips in tuning.clips():
                 predicted.append(model(clips).argmax(1).cpu())
                 advance(1)
@@ -76,7 +75,7 @@ class FineTuning(ClassProbe):
         optimizer = torch.optim.AdamW(parameter_groups(model), lr=self.lr)
         rng = generator(tuning.seed, 0, 0, "finetune")
         total = self.epochs * math.ceil(len(tuning.train.split.indices) / self.batch_size)
-        with progress(total, "fine-tuning", "step", tuning.should_stop) as advance:
+        with progress(total, "fine-tuning", "step") as advance:
             batches = chain.from_iterable(tuning.crops(self.batch_size, rng) for _ in range(self.epochs))
             for step, (clips, labels) in enumerate(batches):
                 set_schedule(optimizer, lr=self.lr_at(step, total), weight_decay=self.weight_decay)

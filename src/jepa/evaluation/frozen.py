@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -135,7 +135,6 @@ class Tuning:
     val: Samples
     augment: Augment
     seed: int
-    should_stop: Callable[[], bool] = lambda: False
 
     def crops(self, batch_size: int, rng: Generator) -> Iterator[tuple[Tensor, Tensor]]:
         """Random crops [b, C, T, H, W] and labels [b] of an epoch, on the device."""

@@ -15,7 +15,7 @@ from torch.utils.data import Dataset as TorchDataset
 from tqdm import tqdm
 
 from jepa.data.loader import UNREADABLE, first_line, read_in_order
-from jepa.errors import Interrupted, RunError
+from jepa.errors import RunError
 from jepa.types import Dataset, DatasetTraits, RawBatch, Sample
 
 BAR_DELAY = 5
@@ -155,21 +155,10 @@ def _gather(positions: Sequence[tuple[SampleBatch, int]]) -> SampleBatch:
 
 
 @contextmanager
-def progress(
-    total: int | None, title: str, unit: str = "sample", should_stop: Callable[[], bool] = lambda: False
-) -> Iterator[Callable[[int], None]]:
-    """A function to call with the number of units just done; it raises Interrupted once `should_stop()` is true.
-
-    A terminal shows a bar if the work takes long and has a title.
-    """
+def progress(total: int | None, title: str, unit: str = "sample") -> Iterator[Callable[[int], object]]:
+    """A function to call with the number of units just done; a terminal shows a bar of long work with a title."""
     with tqdm(total=total, desc=title, unit=unit, delay=BAR_DELAY, leave=False, disable=None if title else True) as bar:
-
-        def advance(num_done: int) -> None:
-            bar.update(num_done)
-            if should_stop():
-                raise Interrupted("the evaluation was asked to stop")
-
-        yield advance
+        yield bar.update
 
 
 def thumbnails(pictures: Tensor) -> Tensor:

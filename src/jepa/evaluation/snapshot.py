@@ -29,8 +29,8 @@ MAX_DIAGNOSED_BYTES = 1 << 28
 """Limit in bytes of the pictures kept for the diagnosis."""
 NUM_DIAGNOSED = 256
 """Largest number of validation samples that the objective diagnoses."""
-Advance = Callable[[int], None]
-"""Called with the number of samples just encoded; raises Interrupted if the run has to stop."""
+Advance = Callable[[int], object]
+"""Called with the number of samples just encoded."""
 
 
 class FirstPass(NamedTuple):
@@ -108,14 +108,11 @@ class Snapshotter:
         self.seed = seed
         self._first_passes: dict[str, FirstPass] = {}
 
-    def snapshot(self, step: int, objective: Any, should_stop: Callable[[], bool] = lambda: False) -> Snapshot:
-        """The input of the evaluators, of an objective on the session's device.
-
-        Raises Interrupted as soon as `should_stop`, which is called between batches, returns True.
-        """
+    def snapshot(self, step: int, objective: Any) -> Snapshot:
+        """The input of the evaluators, of an objective on the session's device."""
         backbone, head = objective.backbone, objective.classify
         encoder = FrozenEncoder(encoder=backbone, transform=self.transform, session=self.session, further=self.readouts)
-        bar = progress(self.num_samples, "evaluating", should_stop=should_stop)
+        bar = progress(self.num_samples, "evaluating")
         with eval_mode(objective), torch.no_grad(), bar as advance:
             train = self._encode(encoder, self.train, advance)
             val = self._encode(encoder, self.val, advance, head)
@@ -125,7 +122,7 @@ class Snapshotter:
                 diagnosis = self._diagnose(objective, encoder, first_pass, labels, advance)
                 reconstructions = self._reconstructions(objective, encoder, first_pass, labels)
                 views = self._views(backbone, first_pass.pictures, advance) if self.multi_view else None
-        tuning = Tuning(encoder, self.train, self.val, self.crops(), self.seed, should_stop) if self.crops else None
+        tuning = Tuning(encoder, self.train, self.val, self.crops(), self.seed) if self.crops else None
         return Snapshot(
             step=step, train=train.features, val=val.features, classes=self.classes, grid=backbone.grid,
             pictures=pictures, tokens=val.tokens, thumbnails=first_pass.thumbnails,

@@ -7,14 +7,31 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from types import FrameType
 from typing import Any
+
+from jepa.errors import Interrupted
 
 STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 FROM_SCHEDULERS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 SIGNALS = tuple(dict.fromkeys((*STOPS, *FROM_SCHEDULERS)))
+AGAIN = "press Ctrl-C again to stop now"
+
+
+def say(line: str) -> None:
+    """Print a line at once, also while another print is interrupted; of several ranks only the first does."""
+    if (os.environ.get("RANK") or os.environ.get("SLURM_PROCID") or "0") == "0":
+        after_echo = "\n" if os.isatty(2) else ""  # a terminal shows ^C at the end of a line
+        with suppress(OSError):
+            os.write(2, f"{after_echo}{line}\n".encode())
+
+
+def leave(signum: int, frame: FrameType | None) -> None:
+    """End the process, which has begun nothing yet; an exception would break the imports that it interrupts."""
+    say("stopped before anything was begun; the same command starts again")
+    os._exit(128 + signum)
 
 
 @contextmanager
@@ -35,7 +52,7 @@ def handlers(signals: Collection[int], handler: Callable[..., Any] | signal.Hand
 
 
 def interrupt_once() -> None:
-    """Let the next Ctrl-C raise KeyboardInterrupt, and later ones end the process; Python's handler raises every time.
+    """Answer the next Ctrl-C and raise KeyboardInterrupt; later ones end the process. Python's handler always raises.
 
     Unblocks SIGINT, which `no_interrupts` has blocked when it started this process. A Ctrl-C during the removal of an
     object, from where Python lets no exception out, ends the process too.
@@ -43,7 +60,7 @@ def interrupt_once() -> None:
     if threading.current_thread() is not threading.main_thread():
         return
     sys.unraisablehook = _end_if_interrupted
-    if signal.getsignal(signal.SIGINT) in (signal.SIG_DFL, signal.default_int_handler):
+    if signal.getsignal(signal.SIGINT) in (signal.SIG_DFL, signal.default_int_handler, leave):
         signal.signal(signal.SIGINT, _raise_once)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
 
@@ -56,6 +73,7 @@ def interrupt_no_more() -> None:
 
 def _raise_once(signum: int, frame: FrameType | None) -> None:
     interrupt_no_more()
+    say(f"stopping; {AGAIN}")
     raise KeyboardInterrupt
 
 
@@ -83,17 +101,39 @@ class Interrupt:
     """Signal that this process has received."""
     signum_on_all_ranks: int = 0
     """Signal that all ranks stop for."""
+    is_raised: bool = False
+    """True while a signal raises Interrupted."""
+    in_command: bool = field(default_factory=lambda: signal.getsignal(signal.SIGINT) != signal.default_int_handler)
+    """True in a command, which a second Ctrl-C ends at once; in a program of the user it raises KeyboardInterrupt."""
 
     def is_requested(self) -> bool:
         return self.signum != 0
 
     def receive(self, signum: int, frame: FrameType | None) -> None:
         if self.signum and signum == signal.SIGINT:
-            signal.signal(signum, signal.SIG_IGN)  # until `handlers` restores the previous one
+            if self.in_command:
+                say("stopped at once; the same command goes on from the last checkpoint, if there is one")
+                os._exit(128 + signum)
             raise KeyboardInterrupt
+        if signum == signal.SIGINT:
+            say(f"stopping {'and saving' if self.is_raised else 'after this step'}; {AGAIN}")
         if signum == signal.SIGHUP:
             mute_closed_terminal()
         self.signum = signum
+        if self.is_raised:
+            self.is_raised = False
+            raise Interrupted
+
+    @contextmanager
+    def at_once(self) -> Iterator[None]:
+        """Raise Interrupted for a signal received while the block runs, or before: nothing in it has to be ended."""
+        if self.signum:
+            raise Interrupted
+        self.is_raised = True
+        try:
+            yield
+        finally:
+            self.is_raised = False
 
 
 def mute_closed_terminal() -> None:

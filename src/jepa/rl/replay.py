@@ -25,12 +25,11 @@ GROUP = 25
 
 def extend(
     folder: Path, *, env: BatchedEnv, policy: Callable[[], Policy], num_steps: int, episode_steps: int, seed: int,
-    check: Callable[[], None] = lambda: None,
 ) -> EpisodeStore:  # fmt: skip
     """The store in `folder`, extended by episodes of the policy until it has exactly `num_steps` steps.
 
     Episode n depends on (seed, n) and the policy alone, and the last one is cut off where the steps are used up: a
-    process that was killed goes on to the same store. `check` is called before each group of episodes, and may raise.
+    process that was killed goes on to the same store.
     Raises RunError if the folder holds other episodes.
     """
     facts = StoreFacts(
@@ -43,7 +42,6 @@ def extend(
         actor = policy() if done < num_steps else None
         with tqdm(total=num_steps, initial=done, unit="step", desc="collect", delay=BAR_DELAY, leave=False) as bar:
             while actor is not None and done < num_steps:
-                check()
                 count = min(GROUP, -(-(num_steps - done) // episode_steps))
                 seeds = [derive_seed(seed, len(store) + n, 0, "episode") for n in range(count)]
                 append(folder, cut(rollouts(env, actor, seeds, episode_steps), num_steps - done))

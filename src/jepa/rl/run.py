@@ -172,11 +172,6 @@ class Trainer:
         self.loggers: list[Logger] = [FolderLogger(**arguments)]
         self.loggers += [factory(node)(**arguments) for node in config.logger.values()]
 
-    def stop_if_asked(self) -> None:
-        """Between two parts, each of which is saved. Raises Interrupted after a signal."""
-        if self.interrupt.is_requested():
-            raise Interrupted
-
     def train(self) -> None:
         """The rounds that are left."""
         number = self.parts.round_of(self.step)
@@ -193,10 +188,11 @@ class Trainer:
     def collect(self, number: int) -> None:
         """By the first policy, later by the one of the round before."""
         config, num_steps = self.config, self.parts.env_steps[number]
-        extend(
-            self.folder / "replay", env=self.env, policy=self.actor_that_explores, num_steps=num_steps,
-            episode_steps=config.episode_steps, seed=config.seed, check=self.stop_if_asked,
-        )  # fmt: skip
+        with self.interrupt.at_once():
+            extend(
+                self.folder / "replay", env=self.env, policy=self.actor_that_explores, num_steps=num_steps,
+                episode_steps=config.episode_steps, seed=config.seed,
+            )  # fmt: skip
 
     def actor_that_explores(self) -> Any:
         if self.actor is None:
@@ -240,15 +236,16 @@ class Trainer:
             optimizer.load_state_dict(self.optimizer.state_dict())
         elif self.last is not None:
             checkpoint.restore(self.last, model, optimizer, None)
-        memory = remember(world, store, range(len(store)), self.device)
+        with self.interrupt.at_once():
+            memory = remember(world, store, range(len(store)), self.device)
         self.set_actor(world, model)
         self.optimizer = optimizer
-        self.stop_if_asked()
         self.step = learn(
             config, world, memory, model, optimizer, first_step=self.step, end_step=self.parts.policy_steps[number],
             interrupt=self.interrupt, log=self.log, save=self.save,
         )  # fmt: skip
-        self.stop_if_asked()
+        if self.interrupt.signum:
+            raise Interrupted
 
     def policy_facts(self) -> dict[str, Any]:
         """What it takes to load the policy, of the last checkpoint."""
@@ -286,7 +283,9 @@ class Trainer:
         is_last = number + 1 == self.config.rounds
         if not (is_last or (number + 1) % self.config.eval_every == 0) or self.is_evaluated():
             return
-        results, (found, figures) = self.read_results(), self.evaluate(number)
+        results = self.read_results()
+        with self.interrupt.at_once():
+            found, figures = self.evaluate(number)
         self.log(
             self.step,
             {f"eval/{name}": found[name] for name in ("mean_return", "mean_steps", "success") if name in found},
@@ -335,16 +334,18 @@ class Trainer:
         """Baselines, films and the page."""
         results = self.read_results()
         for name, env_steps, make in self.baselines():
-            self.stop_if_asked()
             if not any(found["policy"] == name and found["env_steps"] == env_steps for found in results["rows"]):
                 log.info("%s, %s steps", name, f"{env_steps:,}")
-                episodes, seconds = evaluate.play_episodes(
-                    self.env, make(), num_episodes=self.config.eval_episodes, episode_steps=self.config.episode_steps,
-                    seed=self.config.seed,
-                )  # fmt: skip
+                with self.interrupt.at_once():
+                    episodes, seconds = evaluate.play_episodes(
+                        self.env, make(), num_episodes=self.config.eval_episodes,
+                        episode_steps=self.config.episode_steps, seed=self.config.seed,
+                    )  # fmt: skip
                 results["rows"].append(self.row(name, episodes, env_steps, seconds))
                 write_json(self.results_path, results)
-        report.write(self.folder, self.config.name, results, self.films())
+        with self.interrupt.at_once():
+            films = self.films()
+        report.write(self.folder, self.config.name, results, films)
         return results
 
     def baselines(self) -> Iterator[tuple[str, int, Callable[[], Any]]]:

@@ -57,7 +57,7 @@ class RunFolder:
         """Record how the run ended: by the exception being handled, by the signal `signum`, or finished if it is 0."""
         error = sys.exc_info()[1]
         if isinstance(error, KeyboardInterrupt):
-            self._write(status="stopped", message="stopped by a second Ctrl-C, before the state was saved")
+            self._write(status="stopped", message="stopped by Ctrl-C, before the state was saved")
         elif error is not None:
             with suppress(OSError):  # the error being handled says what is wrong
                 self._write(status="failed", message=f"{type(error).__name__}: {error}")

@@ -118,8 +118,10 @@ def find_batch(config: TrainConfig, overrides: Sequence[str], *, largest: bool) 
         lines.append(rerun_command(overrides, batch_size=str(size), micro_batch_size="null", lr=f"{lr:.2g}"))
     result = {"trials": [trial._asdict() for trial in trials], "found": chosen and chosen.size}
     folder = write_result(config, "batch", result, table=_table(trials), lines=lines)
+    if stopped and chosen is None:
+        raise KeyboardInterrupt
     if chosen is None:
-        raise RunError("no size was measured" if stopped or not trials else "not even one sample fits; see the table")
+        raise RunError("not even one sample fits; see the table" if trials else "no size was measured")
     print("\n".join([*lines, f"table: {folder}/find.html"]))
     return INTERRUPTED if stopped else 0
 

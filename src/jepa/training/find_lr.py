@@ -137,6 +137,8 @@ def find_lr(config: TrainConfig, overrides: Sequence[str], *, num_steps: int, lo
     choice = choose(points)
     result = {"points": [point._asdict() for point in points], "found": choice and choice._asdict()}
     folder = write_result(config, "lr", result, charts=_charts(points, choice.lr if choice else None))
+    if stopped and choice is None:
+        raise KeyboardInterrupt
     if choice is None:
         raise RunError(f"no lr found in {len(points)} steps: the loss did not fall; see {folder}/find.html")
     command = rerun_command(overrides, lr=f"{choice.lr:g}")

@@ -117,7 +117,7 @@ def end_of_step(run: Run, done: int, interrupt: Interrupt, stop_signal: StopSign
     plan = run.plan
     is_evaluated = plan.is_due(plan.eval_every, done)
     if is_evaluated:
-        run.evaluate(done, interrupt.is_requested)
+        run.evaluate(done, interrupt)
     exchange = stop_signal.exchange if is_evaluated else stop_signal.exchange_async
     signum = interrupt.signum_on_all_ranks = exchange(interrupt.signum)  # a later signal counts in the next step
     if plan.is_due(plan.save_every, done) or signum:

@@ -103,7 +103,7 @@ class Run:
 
     def _train_from(self, first_step: int, interrupt: Interrupt) -> int:
         if self.lacks_evaluation(first_step):
-            self.evaluate(first_step, interrupt.is_requested)
+            self.evaluate(first_step, interrupt)
         interrupt.signum_on_all_ranks = StopSignal(self.session).exchange(interrupt.signum)
         if interrupt.signum_on_all_ranks:
             return first_step
@@ -149,15 +149,15 @@ class Run:
             lambda: all(row["step"] != step for row in read_rows(self.folder) if EVALUATION_TIME in row)
         )
 
-    def evaluate(self, step: int, should_stop: Callable[[], bool] = lambda: False) -> None:
-        """Evaluate on rank 0; the others wait. An evaluation that `should_stop` interrupts is repeated on resuming."""
+    def evaluate(self, step: int, interrupt: Interrupt) -> None:
+        """Evaluate on rank 0; the others wait. An evaluation that a signal interrupts is repeated on resuming."""
         if not self.evaluators:
             return
         objective = self.components.objective
         if self.session.strategy == "fsdp":
             gather_full_state(objective, self.components.eval_copy)
             objective = self.components.eval_copy
-        outcome = self.session.broadcast_from_rank_zero(lambda: self._evaluate(step, objective, should_stop))
+        outcome = self.session.broadcast_from_rank_zero(lambda: self._evaluate(step, objective, interrupt))
         if outcome.error:
             raise TrainingError(outcome.error)
         if outcome.best:
@@ -175,23 +175,23 @@ class Run:
             tqdm.write(printable("\n".join(lines)), file=sys.stderr)
             self.has_printed = True
 
-    def _evaluate(self, step: int, objective: Any, should_stop: Callable[[], bool]) -> Outcome:
+    def _evaluate(self, step: int, objective: Any, interrupt: Interrupt) -> Outcome:
         begun = time.perf_counter()
         try:
-            snapshot = self.snapshotter.snapshot(step, objective.to(self.session.device), should_stop)
-            if not snapshot.is_finite:
-                return Outcome(
-                    error=f"the features of step {step} are not finite: training has diverged; lower lr. {FAILED_STATE}"
-                )
-            evaluations = [evaluator(snapshot) for evaluator in self.due_evaluators(step)]
+            with interrupt.at_once():
+                snapshot = self.snapshotter.snapshot(step, objective.to(self.session.device))
+                evaluations = [one(snapshot) for one in self.due_evaluators(step) if snapshot.is_finite]
+                pixels = self.snapshotter.baselines(snapshot, self.evaluators) if step == 0 and evaluations else {}
         except Interrupted:
             return Outcome()
         finally:
             if objective is self.components.eval_copy:
                 objective.cpu()
-        metrics = {name: value for evaluation in evaluations for name, value in evaluation.metrics.items()}
-        if step == 0:
-            metrics |= self.snapshotter.baselines(snapshot, self.evaluators)
+        if not snapshot.is_finite:
+            return Outcome(
+                error=f"the features of step {step} are not finite: training has diverged; lower lr. {FAILED_STATE}"
+            )
+        metrics = {name: value for evaluation in evaluations for name, value in evaluation.metrics.items()} | pixels
         effort = {NUM_EVALUATED: float(snapshot.num_evaluated), EVALUATION_TIME: time.perf_counter() - begun}
         self.log(step, {**metrics, **effort})
         pictures = tuple(picture for evaluation in evaluations for picture in evaluation.pictures)
