@@ -222,7 +222,7 @@ def _origin(folder: Path, provenance: Mapping) -> dict[str, Any]:
     hints = []
     if "command" in provenance:
         steps = ", ".join(f"{session['from_step']:,}" for session in provenance.get("sessions", ())[1:])
-        hints += [f"Interrupted, and continued from step {steps}."] if steps else []
+        hints += [f"Continued from step {steps}."] if steps else []
         versions = ", ".join(f"{name} {version}" for name, version in provenance.get("versions", {}).items())
         hints.append(f"{provenance.get('machine', 'unknown machine')}; {versions}")
     config = folder / "config.yaml"

@@ -121,9 +121,8 @@ def _claim(path: Path, config: dict, resume: bool | str, stack: ExitStack) -> di
         raise ConfigError([f"{path} holds a run of another configuration ({'; '.join(changed)}): give another name="])
     if checkpoint.named(last.parent, "last") != last:
         log.warning("%s/checkpoints/last is not there; the run resumes from the newest checkpoint, %s", path, last.name)
-    if length := _changed_length(earlier, config):
-        log.info("%s: the schedule is from now on that of the new length; the steps done are those of the old", length)
-        facts["status"] = "stopped" if facts["status"] == "finished" else facts["status"]
+    if facts["status"] == "finished" and changed_length(earlier, config):
+        facts["status"] = "stopped"
     return facts
 
 
@@ -170,7 +169,7 @@ def _owner_is_gone(file: IO[str]) -> bool:
     return False
 
 
-def _changed_length(earlier: Mapping, config: Mapping) -> str:
+def changed_length(earlier: Mapping, config: Mapping) -> str:
     """What differs in the length of a run, as text; empty if nothing does. `steps` wins over `epochs`."""
     if earlier.get("steps") == config.get("steps") is not None:
         return ""

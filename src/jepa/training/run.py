@@ -27,9 +27,10 @@ from jepa.parallel.strategy import gather_full_state
 from jepa.reports.console import evaluation_rows
 from jepa.reports.run import write_report
 from jepa.reports.text import printable
-from jepa.reports.verdict import NUM_EVALUATED, collapse_alarm, initial_weights, selection_metric
+from jepa.reports.verdict import NUM_EVALUATED, collapse_alarm, initial_weights, selection_metric, series
 from jepa.runs import checkpoint
-from jepa.runs.metrics import PROTOCOL, read_rows, write_atomically
+from jepa.runs.folder import changed_length
+from jepa.runs.metrics import PROTOCOL, read_config, read_rows, write_atomically
 from jepa.training.loop import FAILED_STATE, Plan, TrainComponents, TrainingError, fit
 from jepa.types import RawBatch
 
@@ -120,7 +121,20 @@ class Run:
         state = checkpoint.peek(path)
         self.best = state.get("best") or self.best
         log.info("resuming from %s", path)
+        if length := changed_length(read_config(path), self.config):
+            self._tell_new_length(length, state["step"])
         return state["step"]
+
+    def _tell_new_length(self, length: str, done: int) -> None:
+        schedule, total = self.components.schedule, self.plan.total_steps
+        before = [f"{rate:.2g}" for _, rate in series(read_rows(self.folder), "train/lr")[-1:]]
+        rates = [*before, f"{schedule.lr_at(done):.2g} at step {done:,}", f"{schedule.lr_at(total - 1):.2g} at the end"]
+        log.info(
+            "%s: the schedules are from now on those of the new length: lr %s. The steps done had the old ones, so the "
+            "numbers differ from those of a run that had this length from the start",
+            length,
+            " -> ".join(rates),
+        )
 
     def on_batch(self, raw: RawBatch) -> None:
         self.steps_begun += 1
