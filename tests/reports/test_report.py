@@ -224,7 +224,7 @@ def test_the_command_and_the_interruptions_are_shown(tmp_path, monkeypatch):
     FolderLogger(folder=tmp_path, config={}, run_id="a", resume_step=1200)
     text = report(tmp_path).text
     assert "jepa-train experiment=quickstart 'name=my run'" in text
-    assert "continued from step 1,200" in text
+    assert "Continued from step 1,200." in text
 
 
 finite = st.floats(-1e12, 1e12, allow_subnormal=False)
