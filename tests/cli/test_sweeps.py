@@ -189,11 +189,20 @@ def test_one_failure_ends_no_other_member_and_is_printed_at_once_and_in_the_end(
     failure = "the loss of step 2 is nan: lower lr"
     assert f"jepa-train: outputs/found/lr=0.0001: {failure}" in printed.err
     assert f"jepa-train: outputs/found/lr=0.0001 failed: {failure}" in printed.err
+    lines = [[cell.strip() for cell in line.split("  ")] for line in printed.out.splitlines()[1:4]]
+    assert [(line[0], line[-1]) for line in lines] == [
+        ("finished", "outputs/found/lr=0.001"),
+        ("failed", "outputs/found/lr=0.0001, see outputs/found/lr=0.0001/output.log"),
+        ("finished", "outputs/found/lr=0.0003"),
+    ], printed.out
+    assert "kNN 2.0 %" in printed.out
+    assert "JEPA with SpatialEncoder" not in printed.out + printed.err
+    log = (workplace / "lr=0.0001/output.log").read_text()
+    assert "JEPA with SpatialEncoder" in log
+    assert failure in log
     assert f"as a page: jepa-compare {workplace.relative_to(Path.cwd())}" in printed.out
     assert compare_main([str(workplace)]) == 0
-    assert (table := capfd.readouterr().out).count("lr=0.0003") == printed.out.count("lr=0.0003") - printed.out.count(
-        "#2"
-    )
+    table = capfd.readouterr().out
     assert "lr=0.001" in table
 
     def succeed(config: TrainConfig, folder: Path, _interrupt: object) -> int:
@@ -203,7 +212,8 @@ def test_one_failure_ends_no_other_member_and_is_printed_at_once_and_in_the_end(
     monkeypatch.setitem(sys.modules, "jepa.agent", types.SimpleNamespace(train=succeed))
     assert main(GRID) == 0, "the same command again"
     assert begun[3:] == [1e-4], "what is finished is left as it is"
-    assert "outputs/found/lr=0.001 is finished\n" in capfd.readouterr().out
+    again = capfd.readouterr().out.splitlines()[1].split()
+    assert again == ["finished", "kNN", "2.0", "%", "before", "outputs/found/lr=0.001"]
 
 
 def test_a_signal_ends_the_whole_sweep_with_its_status(

@@ -52,7 +52,7 @@ class Recorded(TrainProcesses):
         self.trained: list[list[str]] = []
         self.stop_at = stop_at
 
-    def train(self, overrides, *, quiet=False):
+    def train(self, overrides, output=None):
         self.trained.append(list(overrides))
         if self.stop_at == len(self.trained):
             self.receive(signal.SIGTERM, None)
@@ -115,7 +115,8 @@ def test_folders_are_those_of_a_sweep_of_jepa_train():
     )
     command = [sys.executable, "-c", program, "--multirun", *QUICK, *sweep, "image_size=64", "name=same"]
     output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    hydras = [line.removeprefix("FOLDER ") for line in output.splitlines() if line.startswith("FOLDER")]
+    hydras = [line.split()[-1] for line in output.splitlines() if line.startswith("finished")]
+    assert Path(hydras[0], "output.log").read_text().endswith(f"FOLDER {hydras[0]}\n")
     assert [str(m.folder) for m in members(*QUICK, *sweep, "image_size=64", "name=same")] == hydras
     assert len(hydras) == 4
 
@@ -289,7 +290,13 @@ def real(tmp_path_factory, tiny) -> Path:
 @pytest.mark.slow
 def test_the_command_trains_all_and_leaves_a_table(real):
     output = (real / "output.txt").read_text()
-    assert "== 2/2 objective=mae ==" in output
+    first, *lines = output.splitlines()
+    assert first == "2 runs in outputs/small; all output of a run is in its output.log"
+    assert [line.split()[-1] for line in lines if line.startswith("finished ")] == [
+        "outputs/small/objective=jepa",
+        "outputs/small/objective=mae",
+    ]
+    assert "JEPA with" in (real / "outputs/small/objective=jepa/output.log").read_text()
     assert "Equal budget: each run has seen 8 samples." in output
     for name in (
         "compare.md",

@@ -15,6 +15,7 @@ from tiny_agent import TINY, agent
 from jepa import load_encoder
 from jepa.parallel.signals import SIGNALS
 from jepa.runs.checkpoint import find, load_model
+from jepa.runs.metrics import read_rows
 
 pytestmark = pytest.mark.slow
 SHORT = ("steps=4", "eval_every=4", "evaluator=knn")
@@ -73,7 +74,7 @@ def test_a_run_that_was_interrupted_goes_on_in_the_same_process(tmp_path, refere
     keys = (*SHORT, "num_workers=0")
 
     def send_when_trained():
-        while not (tmp_path / "run" / "metrics.jsonl").exists():
+        while not any((tmp_path / "run").glob("metrics.jsonl")) or not read_rows(tmp_path / "run"):
             stop.wait(0.01)
         os.kill(os.getpid(), signal.SIGINT)
 

@@ -15,15 +15,16 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from jepa.cli.preflight import as_checked
+from jepa.cli.sweep_member import train_member
 from jepa.cli.sweep_run import FAILURE
 from jepa.cli.sweep_signals import unblocked
 from jepa.cli.terminal import quick_imports, rank, report_error, setup_logging
-from jepa.config import ConfigError, TrainConfig, changed_keys, to_dataclass
+from jepa.config import ConfigError, TrainConfig, to_dataclass
 from jepa.errors import RunError, as_run_errors
 from jepa.parallel.signals import FROM_SCHEDULERS, STOPS, listen
 from jepa.reports.console import opening_lines
 from jepa.reports.verdict import last_selection_value
-from jepa.runs.metrics import read_config, read_ending, read_rows, write_atomically
+from jepa.runs.metrics import read_rows, write_atomically
 from jepa.training.launch import num_processes, start_processes
 
 
@@ -46,7 +47,7 @@ def job(config: DictConfig, checked: dict | None = None) -> float | None:
     try:
         with as_run_errors(), unblocked(blocked):
             checked_config = to_dataclass(as_checked() if is_member or checked is None else checked)
-            status = _train(checked_config, folder, is_member)
+            status = train_member(checked_config, folder, _train) if is_member else _train(checked_config, folder)
         if status == 0:
             return last_selection_value(read_rows(folder), checked_config.evaluation.judge)
     except SystemExit as exit:
@@ -65,19 +66,13 @@ def job(config: DictConfig, checked: dict | None = None) -> float | None:
     return None
 
 
-def _train(config: TrainConfig, folder: Path, is_member: bool) -> int:
+def _train(config: TrainConfig, folder: Path) -> int:
     """Train, or estimate, in this process or in one per GPU; returns the exit status."""
     if config.estimate:
         with quick_imports():
             from jepa.resources import estimate
 
         return estimate.print_estimate(config, folder) if rank() == 0 else 0
-    if is_member and rank() == 0:
-        (folder / FAILURE).unlink(missing_ok=True)
-    if is_member and _is_finished(folder, config):
-        if rank() == 0:
-            print(f"{folder} is finished", flush=True)
-        return 0
     if rank() == 0:
         print("\n".join(opening_lines(asdict(config), folder)), file=sys.stderr, flush=True)
     with listen(signals=FROM_SCHEDULERS) as interrupt:
@@ -89,9 +84,3 @@ def _train(config: TrainConfig, folder: Path, is_member: bool) -> int:
         from jepa.agent import train
 
         return train(config, folder, interrupt)
-
-
-def _is_finished(folder: Path, config: TrainConfig) -> bool:
-    """True if the run in the folder is finished and has this configuration."""
-    status = read_ending(folder).get("status")
-    return status == "finished" and not changed_keys(read_config(folder), asdict(config))

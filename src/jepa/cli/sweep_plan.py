@@ -45,6 +45,7 @@ def plan_sweep(composer: Composer, parsed: Sequence[Override], settings: list[st
     swept = {override.get_key_element() for override in overrides if override.is_sweep_override()}
     fixed = {override.key_or_group for override in overrides if not override.is_hydra_override()} - swept
     settings.append(f"hydra.job.config.override_dirname.exclude_keys=[{','.join(sorted(fixed))}]")
+    settings.append("hydra.hydra_logging.root.level=WARNING")  # of Hydra, which prints all overrides of each member
     keys = "sweep.dir", "launcher._target_", "sweeper.n_trials"
     sweep_dir, launcher, trials = (composer.hydra_setting(_choices(composer, parsed), key) for key in keys)
     folders, member_folders, config = [], [], {}

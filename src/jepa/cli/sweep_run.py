@@ -10,6 +10,7 @@ from pathlib import Path
 
 from jepa.cli.sweep_signals import forward_to_slurm, forward_to_workers
 from jepa.cli.terminal import STOPPED, program_name, rank
+from jepa.comparison.members import OUTPUT
 from jepa.errors import RunError
 from jepa.runs.metrics import read_ending
 
@@ -33,6 +34,9 @@ def run_sweep(sweep: Sweep, start: Callable[[], None]) -> int:
     """Start Hydra and report the outcome; 0, 1 if a member is not finished, 128 plus the signal that stopped it."""
     if "Slurm" in sweep.launcher and rank() == 0:
         print(f"output of the jobs: {sweep.folders[0] / '.submitit'}/JOB/", file=sys.stderr)
+    elif rank() == 0:
+        count = f"{len(sweep.members)} runs" if sweep.members else "runs"
+        print(f"{count} in {', '.join(map(str, sweep.folders))}; all output of a run is in its {OUTPUT}", flush=True)
     received: list[int] = []
     status = 0
     with forward_to_workers(received) if "joblib" in sweep.launcher else forward_to_slurm(sweep.folders):

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,10 +16,11 @@ from statistics import harmonic_mean
 from types import FrameType
 from typing import Any
 
+from jepa.comparison.members import OUTPUT, begun_line, member_line
 from jepa.comparison.plan import Member
 from jepa.comparison.results import BUDGET_FILE, MEASUREMENT_FOLDER, read_budget
 from jepa.config import override_literal
-from jepa.parallel.signals import no_interrupts
+from jepa.parallel.signals import AGAIN, no_interrupts, say
 from jepa.reports.verdict import series
 from jepa.runs.metrics import read_rows, write_atomically
 
@@ -35,12 +39,14 @@ class TrainProcesses:
         self._process: subprocess.Popen | None = None
 
     def receive(self, signum: int, frame: FrameType | None) -> None:
+        if signum == signal.SIGINT and not self.signum:
+            say(f"stopping after this step; {AGAIN}")
         self.signum = signum
         if self._process is not None and self._process.poll() is None:
             self._process.send_signal(signum)
 
-    def train(self, overrides: Sequence[str], *, quiet: bool = False) -> tuple[int, list[str]]:
-        """Train with these overrides; returns the exit status and the last lines of the output."""
+    def train(self, overrides: Sequence[str], output: Path | None = None) -> tuple[int, list[str]]:
+        """Train with these overrides, the output at the end of a file; returns the exit status and the last lines."""
         command = [sys.executable, "-m", "jepa.cli.train", *self.flags, *overrides]
         tail: deque[str] = deque(maxlen=TAIL_LINES)
         # a process group of its own, or Ctrl-C would reach it twice: the second signal stops it without saving
@@ -48,14 +54,13 @@ class TrainProcesses:
             self._process = subprocess.Popen(
                 command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace", process_group=0
             )
-        with self._process:
+        with self._process, (output or Path(os.devnull)).open("a", encoding="utf-8", errors="replace") as file:
             if self.signum:
                 self._process.send_signal(self.signum)
             assert self._process.stdout is not None
             for line in map(str.rstrip, self._process.stdout):
                 tail.append(line)
-                if not quiet:
-                    print(line, flush=True)
+                print(line, file=file, flush=True)
         return self._process.returncode, list(tail)
 
 
@@ -66,16 +71,22 @@ def run_all(
     budget = {"seconds": seconds, "steps": {}, "samples_per_s": {}, "members": {}} | read_budget(folder)
     budget["members"] |= {member.label: member.method * bool(member.name) for member in members}
     failed = {}
-    for number, member in enumerate(members, start=1):
+    print(f"{len(members)} runs in {folder}; all output of a run is in its {OUTPUT}", flush=True)
+    for member in members:
         if processes.signum:
             break
-        print(f"== {number}/{len(members)} {member.label}{' is finished' * member.is_finished} ==", flush=True)
+        judge = member.config["evaluation"]["judge"]
         if member.is_finished:
+            print(member_line(member.folder, "finished", None, judge), flush=True)
             continue
         if member.dropped:
-            print(f"its objective does not use {', '.join(member.dropped)}: left out", flush=True)
+            print(f"{member.label}: its objective does not use {', '.join(member.dropped)}: left out", flush=True)
+        print(begun_line(member.folder), end="", flush=True)
+        begun = time.monotonic()
         status, tail = _run(folder, member, budget, processes)
-        if status and not processes.signum:
+        state = "finished" if status == 0 else "stopped" if processes.signum else "failed"
+        print(member_line(member.folder, state, time.monotonic() - begun, judge), flush=True)
+        if state == "failed":
             failed[str(member.folder)] = f"exit status {status}"
             lines = "".join(f"\n  | {line}" for line in tail)
             print(f"{member.label} failed with exit status {status}; its last lines:{lines}", flush=True)
@@ -93,7 +104,8 @@ def _run(folder: Path, member: Member, budget: dict[str, Any], processes: TrainP
         overrides.append(f"steps={budget['steps'][member.method]}")
     folder.mkdir(parents=True, exist_ok=True)
     write_atomically(folder / BUDGET_FILE, json.dumps(budget, indent=1))
-    return processes.train(overrides)
+    member.folder.mkdir(parents=True, exist_ok=True)
+    return processes.train(overrides, member.folder / OUTPUT)
 
 
 def _measure(folder: Path, member: Member, budget: dict[str, Any], processes: TrainProcesses) -> tuple[int, list[str]]:
@@ -108,7 +120,7 @@ def _measure(folder: Path, member: Member, budget: dict[str, Any], processes: Tr
     ]  # fmt: skip
     keys = {text.partition("=")[0] for text in [*overrides, "epochs="]}
     others = [text for text in member.overrides if text.lstrip("+").partition("=")[0] not in keys]
-    status, tail = processes.train([*others, *overrides], quiet=True)
+    status, tail = processes.train([*others, *overrides])
     rates = [rate for step, rate in series(read_rows(run), "perf/samples_per_s") if step > WARM_UP]
     shutil.rmtree(run, ignore_errors=True)
     if status or not rates:

@@ -18,14 +18,17 @@ STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 FROM_SCHEDULERS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 SIGNALS = tuple(dict.fromkeys((*STOPS, *FROM_SCHEDULERS)))
 AGAIN = "press Ctrl-C again to stop now"
+TERMINAL = "JEPA_TERMINAL"
+"""Environment variable with the descriptor of the terminal while the errors of this process go to a file."""
 
 
 def say(line: str) -> None:
     """Print a line at once, also while another print is interrupted; of several ranks only the first does."""
     if (os.environ.get("RANK") or os.environ.get("SLURM_PROCID") or "0") == "0":
-        after_echo = "\n" if os.isatty(2) else ""  # a terminal shows ^C at the end of a line
+        terminal = int(os.environ.get(TERMINAL, "2"))
+        after_echo = "\n" if os.isatty(terminal) else ""  # a terminal shows ^C at the end of a line
         with suppress(OSError):
-            os.write(2, f"{after_echo}{line}\n".encode())
+            os.write(terminal, f"{after_echo}{line}\n".encode())
 
 
 def leave(signum: int, frame: FrameType | None) -> None:

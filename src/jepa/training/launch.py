@@ -14,7 +14,7 @@ from pathlib import Path
 
 from jepa.config.schema import TrainConfig, to_yaml
 from jepa.parallel.environment import num_cores, process_info
-from jepa.parallel.signals import SIGNALS, handlers, no_interrupts
+from jepa.parallel.signals import SIGNALS, TERMINAL, handlers, no_interrupts
 
 GRACE_SECONDS = 20
 """Time for the other processes to stop by themselves after one has failed; then they are killed."""
@@ -43,9 +43,12 @@ def start_processes(config: TrainConfig, folder: Path, count: int) -> int:
         config_file = Path(temporary) / "config.yaml"
         config_file.write_text(to_yaml(config), encoding="utf-8")
         command = [sys.executable, "-m", "jepa.cli.worker", str(config_file), str(folder)]
+        terminal = [int(os.environ[TERMINAL])] if TERMINAL in os.environ else []
         with no_interrupts():
             children = [
-                subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, start_new_session=True)
+                subprocess.Popen(
+                    command, env=environment, stdin=subprocess.PIPE, start_new_session=True, pass_fds=terminal
+                )
                 for environment in _environments(count)
             ]
         try:
