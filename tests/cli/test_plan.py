@@ -163,7 +163,10 @@ def test_several_worlds_stand_in_one_table_with_their_mean(here: Path, capsys: p
     assert mean["success_strict"] == (rows[2]["success_strict"] + rows[4]["success_strict"]) / 2
     assert results("both")["tasks"] == results("plans")["tasks"]
     assert set(results("both")["world"]) == {"a", "b"}
-    text = capsys.readouterr().out
+    text, errors = capsys.readouterr()
+    assert "report  outputs/both/plan.html, written at the end" in errors
+    first = text.splitlines()[:4]
+    assert [line.split()[0] for line in first] == ["cost", "random", "clone", "cem"], first
     assert all(word in text for word in ("clone", "mean", "plan.html"))
     before = results("both")
     assert main(["run=[outputs/a,outputs/b]", "name=both", "baselines=[random,clone]", *PLAN]) == 0

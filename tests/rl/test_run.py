@@ -234,7 +234,9 @@ def test_what_the_policy_has_collected_is_learnt_from(tmp_path: Path, monkeypatc
     assert "Over the run" in Path("outputs/rounds/rl.html").read_text()
 
 
-def test_runs_of_several_seeds_stand_in_one_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_runs_of_several_seeds_stand_in_one_table(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.chdir(tmp_path)
     short = ["world_steps=4", "policy_steps=4", "env_steps=60", "eval_episodes=4", "videos=0"]
     assert rl(settings_of("jepa", *short, "name=both", "seed=0,1")) == 0
@@ -245,6 +247,9 @@ def test_runs_of_several_seeds_stand_in_one_table(tmp_path: Path, monkeypatch: p
     singles = [row["mean_return"] for row in rows if row["policy"] == "jepa" and row["seed"] is not None]
     assert means[0]["mean_return"] == pytest.approx(np.mean(singles))
     assert Path("outputs/both/seed=1/rl.html").exists()
+    printed = capsys.readouterr()
+    assert "rl      outputs/both/seed=1: a policy that learns in the dreams of a world (jepa)" in printed.err
+    assert printed.out.count("jepa                     0") == 1, "a row as soon as the policy is evaluated"
 
 
 @pytest.mark.parametrize(

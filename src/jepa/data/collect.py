@@ -5,17 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from jepa.data.episode_store import Episode, EpisodeStore, StoreFacts, append, writing
 from jepa.envs.policies import Policy, PolicyTraits
 from jepa.envs.types import BatchedEnv, EnvTraits, check_actions, node_of
+from jepa.parallel.bars import bar
 from jepa.seeding import derive_seed
 
-BAR_DELAY = 5
-"""Seconds before a progress bar appears."""
 GROUP_BYTES = 1 << 29
 """Largest size of the frames of a group, which lie in memory until it is written."""
 
@@ -36,13 +35,13 @@ def collect(
     with writing(folder, facts):
         done = len(EpisodeStore(folder))
         total, initial = num_episodes * num_steps, done * num_steps
-        with tqdm(total=total, initial=initial, unit="frame", desc="collect", delay=BAR_DELAY, leave=False) as bar:
+        with bar(total=total, initial=initial, unit="frame", desc="collect") as shown:
             while done < num_episodes:
                 numbers = range(done, min(done + size - done % size, num_episodes))
                 seeds = [derive_seed(seed, n, 0, "episode") for n in numbers]
-                append(folder, rollouts(env, policy, seeds, num_steps, bar))
+                append(folder, rollouts(env, policy, seeds, num_steps, shown))
                 done = numbers.stop
-                bar.update(done * num_steps - bar.n)  # episodes may end early
+                shown.update(done * num_steps - shown.n)  # episodes may end early
     return EpisodeStore(folder)
 
 
@@ -52,9 +51,7 @@ def _group_size(env: BatchedEnv, num_steps: int) -> int:
     return max(1, min(EnvTraits.of(env).group_size, GROUP_BYTES // bytes_of_episode))
 
 
-def rollouts(
-    env: BatchedEnv, policy: Policy, seeds: Sequence[int], num_steps: int, bar: tqdm | None = None
-) -> list[Episode]:
+def rollouts(env: BatchedEnv, policy: Policy, seeds: Sequence[int], num_steps: int, shown: Any = None) -> list[Episode]:
     """One episode for each seed, all stepped together; each ends after `num_steps` steps or when its world ends."""
     tasks = PolicyTraits.of(policy).tasks
     frames, states = env.reset(seeds, *(tasks(env, seeds) if tasks else ()))
@@ -68,8 +65,8 @@ def rollouts(
         transitions.append((actions, after.rewards, after.terminated, after.truncated))
         history.append((after.frames, after.states))
         has_ended |= after.terminated | after.truncated
-        if bar is not None:
-            bar.update(len(seeds))
+        if shown is not None:
+            shown.update(len(seeds))
         if has_ended.all():
             break
     frames, states = (np.stack(column, axis=1) for column in zip(*history, strict=True))  # [B, T + 1, ...]

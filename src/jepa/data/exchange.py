@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from jepa.config.paths import content
 from jepa.data import frame_logs, lerobot, minari
@@ -17,6 +16,7 @@ from jepa.data.episode_store import Episode, EpisodeStore, append, writing
 from jepa.data.listing import account
 from jepa.data.recordings import Recording
 from jepa.errors import FileError
+from jepa.parallel.bars import bar
 from jepa.suggestions import suggestion
 
 log = logging.getLogger(__name__)
@@ -50,10 +50,10 @@ def read_source(source: str, folder: Path) -> None:
         done = EpisodeStore(folder).lengths
         if len(done) > num_episodes or list(done) != list(recording.lengths[: len(done)]):
             raise FileError(f"{folder} holds other episodes than {path} has now; give another folder")
-        with tqdm(total=num_episodes, initial=len(done), desc="episodes", delay=5, leave=False) as bar:
+        with bar(total=num_episodes, initial=len(done), desc="episodes", unit="episode") as shown:
             for numbers in groups(recording, len(done)):
                 append(folder, [checked(recording, number, path) for number in numbers])
-                bar.update(len(numbers))
+                shown.update(len(numbers))
 
 
 def write_export(export: str, folder: Path) -> None:

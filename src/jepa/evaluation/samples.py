@@ -12,14 +12,12 @@ import torch
 from torch import Generator, Tensor
 from torch.nn import functional as F
 from torch.utils.data import Dataset as TorchDataset
-from tqdm import tqdm
 
 from jepa.data.loader import UNREADABLE, first_line, read_in_order
 from jepa.errors import RunError
+from jepa.parallel.bars import bar
 from jepa.types import Dataset, DatasetTraits, RawBatch, Sample
 
-BAR_DELAY = 5
-"""Seconds of work after which a terminal shows a progress bar."""
 THUMBNAIL = 32
 """Height and width of thumbnails in pixels."""
 PIXELS_SIDE = 16
@@ -156,9 +154,9 @@ def _gather(positions: Sequence[tuple[SampleBatch, int]]) -> SampleBatch:
 
 @contextmanager
 def progress(total: int | None, title: str, unit: str = "sample") -> Iterator[Callable[[int], object]]:
-    """A function to call with the number of units just done; a terminal shows a bar of long work with a title."""
-    with tqdm(total=total, desc=title, unit=unit, delay=BAR_DELAY, leave=False, disable=None if title else True) as bar:
-        yield bar.update
+    """A function to call with the number of units just done; work with a title has a bar."""
+    with bar(total=total, desc=title, unit=unit, disable=not title) as shown:
+        yield shown.update
 
 
 def thumbnails(pictures: Tensor) -> Tensor:

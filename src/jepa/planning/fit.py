@@ -15,10 +15,10 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor
-from tqdm import tqdm
 
 from jepa.data.episode_store import EpisodeStore
 from jepa.errors import ConfigError
+from jepa.parallel.bars import bar
 from jepa.planning.heads import MLPHead, Recordings, fit_head
 from jepa.planning.refit import DynamicsHead, fit_dynamics
 from jepa.planning.world import HEADS_FILE, World, build_predictor, digest_of, load_world
@@ -65,7 +65,7 @@ def fit_heads(
     data = record(world, store, pictures="decoder" in missing, num_episodes=num_episodes)
     log.info("encoded %s frames in %.0f s", f"{len(data.states):,}", time.perf_counter() - begun)
     losses = {}
-    for name in tqdm(missing, desc="heads", leave=False, delay=5):
+    for name in bar(missing, desc="heads"):
         begun = time.perf_counter()
         drawn = derive_seed(seed, 0, 0, f"head {name}")
         if name == "dynamics":

@@ -27,6 +27,8 @@ from jepa.reports.page import Table, picture, render
 from jepa.runs.metrics import MEDIA, write_atomically
 
 log = logging.getLogger(__name__)
+ROW_WIDTH = 10
+"""Least characters of a column of rows that are printed one by one."""
 NUM_STRIP = 8
 """Frames of a film strip."""
 VIDEO_SIDE, VIDEO_RATE = 192, 10
@@ -52,6 +54,11 @@ def table(results: Mapping[str, Any]) -> Table:
     scores = score_heads(results["rows"])
     heads = ("", "cost", "world", "seed", "episodes", *scores, "s/episode", "ms/step", "rows/episode")
     return Table(heads=heads, rows=rows, text_columns={1, 2})
+
+
+def row_lines(found: Mapping[str, Any], *, with_head: bool) -> str:
+    """The row of a policy for the console as soon as it is known, at first below the heads of its columns."""
+    return "\n".join(table({"rows": [found]}).terminal(ROW_WIDTH).splitlines()[not with_head :])
 
 
 def scores_of(found: Mapping[str, Any]) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property, partial
@@ -33,6 +34,7 @@ from jepa.planning.protocol import (
     write_json,
 )
 from jepa.planning.world import World, digest_of, load_world
+from jepa.reports.console import header_line
 from jepa.runs.metrics import read_config
 from jepa.runs.state import find, read_state
 
@@ -74,10 +76,15 @@ def plan(config: PlanConfig, worlds: Mapping[str, Path], encoders: Mapping[str, 
     tasks, digest = frozen_tasks(folder, env, config.episodes, config.seed)
     results = read_results(folder, digest, env)
     results["world"] = {label: asdict(world.contract) for label, world in loaded.items()}
-    current = []
+    print(header(config, folder, worlds, env, len(tasks)), file=sys.stderr, flush=True)
+    current, num_played = [], 0
     for contender in contenders(config, env, loaded, worlds):
         done = next((found for found in results["rows"] if found.get("key") == contender.key), None)
-        current.append(done or add_row(config, env, contender, tasks, results))
+        if done is None:
+            done = add_row(config, env, contender, tasks, results)
+            print(report.row_lines(done, with_head=not num_played), flush=True)
+            num_played += 1
+        current.append(done)
         if encoders and contender.label:
             current[-1]["encoder"] = encoders[contender.label]
     for label in [label for label in loaded if label not in results["plannable"]]:
@@ -90,6 +97,17 @@ def plan(config: PlanConfig, worlds: Mapping[str, Path], encoders: Mapping[str, 
     write_json(folder / "results.json", results)
     report.write(folder, config, results, env, loaded, costs_of(config), tasks)
     return results
+
+
+def header(config: PlanConfig, folder: Path, worlds: Mapping[str, Path], env: BatchedEnv, num_tasks: int) -> str:
+    lines = {
+        "plan": f"{folder}: {planner_name(config)} with cost {'+'.join(config.cost)} in {type(env).__name__}",
+        "world": ", ".join(map(str, worlds.values())),
+        "tasks": f"{num_tasks:,} episodes of at most {config.budget} steps; a row for each policy when it is done",
+        "report": f"{folder / 'plan.html'}, written at the end",
+        "Ctrl-C": "stops; rows that are done are kept, and the same command goes on",
+    }
+    return "\n".join(header_line(label, text) for label, text in lines.items())
 
 
 def add_row(

@@ -7,10 +7,9 @@ from collections.abc import Callable, Mapping
 
 import torch
 from torch.optim import AdamW
-from tqdm import tqdm
 
 from jepa.config import RLConfig
-from jepa.data.collect import BAR_DELAY
+from jepa.parallel.bars import bar
 from jepa.parallel.signals import Interrupt
 from jepa.rl.actor_critic import ActorCritic, loss
 from jepa.rl.dreams import DreamWorld
@@ -53,7 +52,7 @@ def learn(
         standardise(config, world, model, memory)
     every = config.save_every or max(1, (end_step - first_step) // 10)
     kept, begun = [], time.perf_counter()
-    with tqdm(total=end_step, initial=first_step, desc="policy", unit="step", delay=BAR_DELAY, leave=False) as bar:
+    with bar(total=end_step, initial=first_step, desc="policy", unit="step") as shown:
         for step in range(first_step, end_step):
             kept.append(one_step(config, world, memory, model, optimizer, step))
             done = step + 1
@@ -61,8 +60,8 @@ def learn(
                 means = {f"policy/{name}": mean_of([row[name] for row in kept]) for name in kept[0]}
                 speed = len(kept) * config.batch_size * config.horizon / (time.perf_counter() - begun)
                 log(done, means | {"perf/imagined_per_s": speed})
-                bar.update(done - bar.n)
-                bar.set_postfix({name: f"{means[f'policy/{name}']:.3g}" for name in ("return", "entropy")})
+                shown.update(done - shown.n)
+                shown.set_postfix({name: f"{means[f'policy/{name}']:.3g}" for name in ("return", "entropy")})
                 kept, begun = [], time.perf_counter()
             if done % every == 0 or done == end_step or interrupt.is_requested():
                 save(done)

@@ -9,12 +9,12 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import Generator, Tensor
-from tqdm import tqdm
 
-from jepa.data.collect import BAR_DELAY, rollouts
+from jepa.data.collect import rollouts
 from jepa.data.episode_store import Episode, EpisodeStore, StoreFacts, append, writing
 from jepa.envs.policies import Policy
 from jepa.envs.types import BatchedEnv, node_of
+from jepa.parallel.bars import bar
 from jepa.rl.dreams import DreamWorld
 from jepa.seeding import derive_seed
 from jepa.types import ActionSpace
@@ -40,13 +40,13 @@ def extend(
         store = EpisodeStore(folder)
         done = int(store.lengths.sum())
         actor = policy() if done < num_steps else None
-        with tqdm(total=num_steps, initial=done, unit="step", desc="collect", delay=BAR_DELAY, leave=False) as bar:
+        with bar(total=num_steps, initial=done, unit="step", desc="collect") as shown:
             while actor is not None and done < num_steps:
                 count = min(GROUP, -(-(num_steps - done) // episode_steps))
                 seeds = [derive_seed(seed, len(store) + n, 0, "episode") for n in range(count)]
                 append(folder, cut(rollouts(env, actor, seeds, episode_steps), num_steps - done))
                 store = EpisodeStore(folder)
-                bar.update(int(store.lengths.sum()) - done)
+                shown.update(int(store.lengths.sum()) - done)
                 done = int(store.lengths.sum())
     return store
 
@@ -104,7 +104,7 @@ def idle_action(space: ActionSpace) -> Tensor:
 def remember(world: DreamWorld, store: EpisodeStore, numbers: Sequence[int], device: torch.device) -> Memory:
     """The encoded frames of these episodes."""
     idle, parts, firsts, starts, total = idle_action(world.actions), [], [], [], 0
-    for number in tqdm(numbers, desc="encode", delay=BAR_DELAY, leave=False):
+    for number in bar(numbers, desc="encode", unit="episode"):
         arrays = store.read(number, names=("frames", "actions"))
         steps = len(arrays["actions"])
         taken = torch.from_numpy(np.array(arrays["actions"]))
@@ -116,3 +116,11 @@ def remember(world: DreamWorld, store: EpisodeStore, numbers: Sequence[int], dev
     encoded, actions = (torch.cat(part) for part in zip(*parts, strict=True))
     columns = (encoded, torch.cat(firsts), actions, torch.cat(starts), idle.to(actions.dtype))
     return Memory(*(column.to(device) for column in columns))
+
+
+def first_frames(world: DreamWorld, episodes: list[Episode], device: torch.device) -> Memory:
+    """A memory of the first frame of each episode."""
+    encoded = world.encode(np.stack([one.frames[0] for one in episodes]))
+    rows, idle = torch.arange(len(encoded)), idle_action(world.actions)
+    actions = idle.expand(len(encoded), *idle.shape)
+    return Memory(*(column.to(device) for column in (encoded, rows, actions, rows, idle)))

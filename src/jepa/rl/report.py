@@ -11,10 +11,12 @@ import torch
 from torch import Tensor
 from torchvision.io import write_png
 
+from jepa.config import RLConfig
 from jepa.evaluation.pictures import enlarge, montage, resize_nearest, to_rgb
 from jepa.planning.protocol import SCHEMA, read_results
 from jepa.planning.report import NUM_STRIP, returned, write_video
 from jepa.reports.charts import Chart, Line, line_chart
+from jepa.reports.console import header_line
 from jepa.reports.page import Table, picture, render
 from jepa.rl.evaluate import check_rows
 from jepa.rl.film import Film
@@ -22,6 +24,8 @@ from jepa.runs.metrics import MEDIA, write_atomically
 
 MAX_SHOWN = 50
 """Longest film."""
+ROW_WIDTH = 12
+"""Characters of a column of rows that are printed one by one."""
 SIDE = 96
 """Pixels of a frame in a film strip."""
 MEANINGS = {
@@ -48,6 +52,23 @@ def table(results: Mapping[str, Any]) -> Table:
     success_head = ["success %"] if has_success else []
     heads = ["", "seed", "episodes", *success_head, "return", "steps", "steps learnt from"]
     return Table(heads=heads, rows=rows)
+
+
+def header(config: RLConfig, folder: Path, kind: str) -> str:
+    rounds = f"{config.rounds} round{'s' * (config.rounds > 1)}"
+    lines = {
+        "rl": f"{folder}: a policy that learns in the dreams of a world ({kind})",
+        "plan": f"{config.env_steps:,} steps of the environment in {rounds}, {config.world_steps:,} of the world, "
+        f"{config.policy_steps:,} of the policy; a row for each evaluated round",
+        "report": f"{folder / 'rl.html'}, written at the end",
+        "Ctrl-C": "saves after the step and stops; the same command goes on; a second one stops at once",
+    }
+    return "\n".join(header_line(label, text) for label, text in lines.items())
+
+
+def row_lines(found: Mapping[str, Any], *, with_head: bool) -> str:
+    """The row of a policy for the console as soon as it is known, at first below the heads of its columns."""
+    return "\n".join(table({"rows": [found]}).terminal(ROW_WIDTH).splitlines()[not with_head :])
 
 
 def success_of(found: Mapping[str, Any]) -> str:

@@ -9,13 +9,13 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from jepa.agent import train
@@ -44,7 +44,7 @@ from jepa.rl.dreams import DreamWorld, load_dream_world
 from jepa.rl.film import film
 from jepa.rl.learn import learn, make_learner
 from jepa.rl.policy import Actor
-from jepa.rl.replay import Memory, extend, idle_action, remember
+from jepa.rl.replay import extend, first_frames, remember
 from jepa.rl.truth import compared_returns, doubts, truth
 from jepa.runs import checkpoint
 from jepa.runs.folder import RunFolder, open_folder
@@ -118,6 +118,7 @@ def run(config: RLConfig, composer: Composer) -> dict[str, Any]:
     ):
         trainer = Trainer(config, composer, folder, session, run_dir, env, interrupt)
         run_dir.begin(to_yaml(config))
+        print(report.header(config, folder, trainer.kind), file=sys.stderr, flush=True)
         results = None
         try:
             trainer.train()
@@ -164,7 +165,7 @@ class Trainer:
         state = checkpoint.peek(self.last) if self.last else {}
         self.step: int = state.get("step", 0)
         self.actor: Actor | None = None
-        self.world_name = ""
+        self.world_name, self.has_printed = "", False
         arguments: dict[str, Any] = {
             "folder": folder, "config": asdict(config), "run_id": run_dir.facts["run_id"],
             "resume_step": self.step if self.last else None,
@@ -297,6 +298,12 @@ class Trainer:
         results["world"] = asdict(self.actor.world.contract) if self.actor else {}
         results["rows"] = [row for row in results["rows"] if row["policy"] != found["policy"]] + [found]
         write_json(self.results_path, results)
+        self.show(found)
+
+    def show(self, found: Mapping[str, Any]) -> None:
+        """The row of a policy, or of a round, on the console."""
+        print(report.row_lines(found, with_head=not self.has_printed), flush=True)
+        self.has_printed = True
 
     def evaluate(self, number: int) -> tuple[dict[str, Any], dict[str, float]]:
         """The row of the policy, and what is true of the world."""
@@ -343,6 +350,7 @@ class Trainer:
                     )  # fmt: skip
                 results["rows"].append(self.row(name, episodes, env_steps, seconds))
                 write_json(self.results_path, results)
+                self.show(results["rows"][-1])
         with self.interrupt.at_once():
             films = self.films()
         report.write(self.folder, self.config.name, results, films)
@@ -388,11 +396,3 @@ def held_out_numbers(count: int, config: TrainConfig) -> range:
     """The episodes that the world was not trained on; all if there are too few to hold any out."""
     held_out = round(config.dataset.get("val_ratio", 0) * count)
     return range(count - held_out, count) if held_out else range(count)
-
-
-def first_frames(world: DreamWorld, episodes: list[Episode], device: torch.device) -> Memory:
-    """A memory of the first frame of each episode."""
-    encoded = world.encode(np.stack([one.frames[0] for one in episodes]))
-    rows, idle = torch.arange(len(encoded)), idle_action(world.actions)
-    actions = idle.expand(len(encoded), *idle.shape)
-    return Memory(*(column.to(device) for column in (encoded, rows, actions, rows, idle)))

@@ -5,7 +5,9 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping
 
-from tqdm import tqdm
+from tqdm.auto import tqdm
+
+from jepa.parallel.bars import can_move
 
 SMOOTHING = 0.1
 """Weight of the newest measurement in the estimate of the time left."""
@@ -19,7 +21,7 @@ class Progress:
     def __init__(self, first_step: int, total_steps: int, batch_size: int, *, is_shown: bool = True) -> None:
         self.total, self.batch_size = total_steps, batch_size
         self.is_shown = is_shown
-        self.moving = sys.stderr.isatty() and is_shown
+        self.moving = can_move() and is_shown
         self.bar = tqdm(
             total=total_steps,
             initial=first_step,

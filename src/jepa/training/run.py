@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import torch
 import yaml
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from jepa.data.loader import BrokenSamples
 from jepa.data.mixture import MixtureCounter
