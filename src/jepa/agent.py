@@ -50,6 +50,7 @@ from jepa.reports.text import printable
 from jepa.reports.verdict import initial_weights, verdict
 from jepa.resources.advice import memory_advice
 from jepa.resources.measured import describe_cost
+from jepa.resources.threads import settle_threads
 from jepa.runs import checkpoint
 from jepa.runs.folder import RunFolder, open_folder
 from jepa.runs.metrics import read_config, read_ending, read_json, read_rows
@@ -236,6 +237,9 @@ def _train(config: TrainConfig, folder: RunFolder, interrupt: Interrupt, session
             log_survey(config, dataset)
         run = assemble(phases[0], dataset, folder.path, session)
         run.facts["data"] = data
+        threads = settle_threads(config.threads, run)
+        if session.is_rank_zero and threads:
+            print(threads, file=sys.stderr, flush=True)
         run.loggers = make_loggers(config, folder) if session.is_rank_zero else []
     with listen(interrupt):  # until here nothing had to be saved
         folder.begin(to_yaml(config))
@@ -284,7 +288,8 @@ def _next_phase(phase: Phase, folder: Path, previous: Run) -> Run:
     """The run with the sizes of another phase; it starts from the last checkpoint of the previous phase."""
     with as_config_errors():
         run = assemble(phase, make_dataset(phase.config), folder, previous.session)
-    run.loggers, run.facts["data"] = previous.loggers, previous.facts["data"]
+    run.loggers = previous.loggers
+    run.facts |= {name: previous.facts[name] for name in ("data", "threads") if name in previous.facts}
     return run
 
 

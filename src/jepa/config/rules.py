@@ -29,6 +29,8 @@ PHASE_KEYS = ("share", "image_size", "num_frames", "micro_batch_size")
 
 
 def _words(view: ConfigView) -> Iterator[str]:
+    if isinstance(threads := view.get("threads", "auto"), str) and threads != "auto":
+        yield f"{view.describe('threads')}: must be auto or a whole number above 0"
     if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", view.get("device", "auto")):
         yield f"{view.describe('device')}: no such device; valid: auto, cpu, cuda, cuda:0, cuda:1 ..."
     if not re.fullmatch(r"[\w*?-]+/[\w*?-]+", view.get("evaluation.judge", "probe/*")):

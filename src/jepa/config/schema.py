@@ -16,7 +16,8 @@ from jepa.types import NonNegative, NonNegativeInt, Positive, PositiveInt, Posit
 
 IRRELEVANT = {
     *("log_every", "eval_every", "save_every", "save_async", "keep", "num_workers", "keep_decoded", "resume", "name"),
-    *("device", "strategy", "processes", "micro_batch_size", "estimate", "verbose", "baselines", "ppo_steps", "videos"),
+    *("device", "strategy", "processes", "threads", "micro_batch_size", "estimate", "verbose", "baselines", "videos"),
+    "ppo_steps",
 }
 IRRELEVANT_SECTIONS = {"logger", "evaluator", "evaluation", "hardware"}
 """Keys and sections that may change when a run is resumed, because its result does not depend on them."""
@@ -86,6 +87,7 @@ class TrainConfig:
     device: str
     strategy: Annotated[str, Literal["auto", "single", "ddp", "fsdp"]]
     processes: PositiveInt | None
+    threads: PositiveInt | str
     num_workers: NonNegativeInt | None
     keep_decoded: Annotated[bool | str, Literal[True, False, "auto"]]
     clip_grad: Positive | None

@@ -73,6 +73,18 @@ def _seconds_per_sample(plan: Plan, components: TrainComponents) -> tuple[float,
 
 
 def _measure(plan: Plan, components: TrainComponents, size: int) -> tuple[float, float]:
+    with passes(plan, components, size) as (train, encode):
+        trained = _seconds(train, components.session)
+        if components.session.strategy == "fsdp":
+            return trained, trained / 3  # shards are gathered in a step only, of which the forward pass is a third
+        return trained, _seconds(encode, components.session)
+
+
+@contextmanager
+def passes(
+    plan: Plan, components: TrainComponents, size: int
+) -> Iterator[tuple[Callable[[], None], Callable[[], None]]]:
+    """A forward and backward pass of a blank batch, and one of the encoder alone, which change nothing."""
     device, shape = components.session.device, components.objective.backbone.clip_shape
     views, rows = components.augment.views, size * components.augment.views
     masks = components.masker(rows, generator(plan.seed, 0, 0, "cost")).map(lambda indices: indices.to(device))
@@ -95,10 +107,7 @@ def _measure(plan: Plan, components: TrainComponents, size: int) -> tuple[float,
 
     torch.manual_seed(derive_seed(plan.seed, 0, 0, "cost"))
     with kept_buffers(components.objective):
-        trained = _seconds(train, components.session)
-    if components.session.strategy == "fsdp":
-        return trained, trained / 3  # shards are gathered in a step only, of which the forward pass is about a third
-    return trained, _seconds(encode, components.session)
+        yield train, encode
 
 
 @contextmanager

@@ -25,6 +25,7 @@ STATE_FIELDS: Fields = {
     "clip_shape": CLIP_SHAPE | None,
     **dict.fromkeys(("mean", "std"), Sequence[float] | None),
     "encoder": dict | None,
+    "threads": int | None,
 }
 """Fields of state.json that are read."""
 BEST_FIELDS: Fields = {"metric": str | None, "value": float}
