@@ -8,8 +8,10 @@ unexport PYTHONDONTWRITEBYTECODE
 
 VENV := .venv
 STAMP := $(VENV)/.jepa-setup
+TRAIN_STAMP := $(VENV)/.jepa-train
 PYTHON := $(VENV)/bin/python
 SETUP := $(if $(filter file,$(origin PYTHON)),$(STAMP))
+TRAIN_SETUP := $(if $(SETUP),$(TRAIN_STAMP))
 RUN := PYTHONPATH=src$${PYTHONPATH:+:$$PYTHONPATH} $(PYTHON)
 ARGS ?=
 
@@ -17,7 +19,7 @@ help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo '  ARGS="..." is handed on to train, plan, test, quick, bench and gpu-check'
 
-train: $(SETUP) ## Set up, then train the quickstart: a few minutes, ends with a table and a report
+train: $(TRAIN_SETUP) ## Install what a training needs, then train the quickstart: a few minutes, ends with a table and a report
 	$(PYTHON) -m jepa.cli.train experiment=quickstart $(ARGS)
 
 plan: $(SETUP) ## Set up, then train a small world model and plan with it: some ten minutes, ends with a table and a video
@@ -32,9 +34,13 @@ quick: $(SETUP) ## The tests that are not marked slow: under two minutes on two 
 setup: $(SETUP) ## Make .venv and install everything; does nothing when it is current
 	@echo "$(VENV) is current"
 
-$(STAMP): pyproject.toml constraints.txt
-	sh scripts/setup.sh $(VENV)
+$(TRAIN_STAMP): pyproject.toml constraints.txt
+	@sh scripts/setup.sh $(VENV)
 	@touch $@
+
+$(STAMP): pyproject.toml constraints.txt
+	@sh scripts/setup.sh $(VENV) dev
+	@touch $@ $(TRAIN_STAMP)
 
 lint: $(SETUP) ## ruff (lint, format) and pyright
 	$(PYTHON) -m ruff check .

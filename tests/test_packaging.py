@@ -82,3 +82,47 @@ def test_every_dependency_is_pinned() -> None:
     names = {re.split(r"[\[<>=]", name)[0] for name in wanted} - {"jepa-train"}
     pinned = {line.split("==")[0] for line in (ROOT / "constraints.txt").read_text().splitlines()}
     assert names <= pinned
+
+
+def setup(folder: Path, *extra: str, uv: str) -> subprocess.CompletedProcess[str]:
+    """scripts/setup.sh in a folder whose environment has a Python and a uv that only say what they are asked."""
+    programs = folder / "venv" / "bin"
+    programs.mkdir(parents=True, exist_ok=True)
+    for name, line in (("python", "echo noise"), ("uv", uv)):
+        (programs / name).write_text(f'#!/bin/sh\necho "{name} $*" >> calls\n{line}\n')
+        (programs / name).chmod(0o755)
+    command = ["sh", str(ROOT / "scripts" / "setup.sh"), "venv", *extra]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False, timeout=60)
+
+
+@pytest.mark.parametrize(("extra", "installed"), [([], "-e ."), (["dev"], "-e .[dev]")])
+def test_set_up_prints_one_line_a_stage_and_installs_what_is_asked_for(
+    extra: list[str], installed: str, tmp_path: Path
+) -> None:
+    done = setup(tmp_path, *extra, uv="echo Downloading torch")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert [line.split(":")[0] for line in done.stdout.splitlines()] == ["setup", "setup"]
+    assert "noise" not in done.stdout
+    assert "Downloading" not in done.stdout
+    assert (tmp_path / "calls").read_text().splitlines()[1].endswith(installed)
+
+
+def test_a_set_up_that_fails_shows_what_the_installer_said(tmp_path: Path) -> None:
+    done = setup(tmp_path, "dev", uv="echo no route to host; exit 3")
+    assert done.returncode == 3
+    assert done.stderr.splitlines()[0] == "no route to host"
+    assert "failed with status 3; its output is above" in done.stderr
+    assert "compileall" not in (tmp_path / "calls").read_text()
+
+
+def test_training_needs_less_than_tests(tmp_path: Path) -> None:
+    """`make train` after `make test` sets nothing up, and the other way round installs the rest."""
+    for name in ("Makefile", "pyproject.toml", "constraints.txt"):
+        (tmp_path / name).write_bytes((ROOT / name).read_bytes())
+    plan = [run("make", "-n", target, cwd=tmp_path) for target in ("train", "test")]
+    assert "setup.sh .venv\n" in plan[0]
+    assert "setup.sh .venv dev\n" in plan[1]
+    (tmp_path / ".venv").mkdir()
+    (tmp_path / ".venv" / ".jepa-train").touch()
+    assert "setup.sh" not in run("make", "-n", "train", cwd=tmp_path)
+    assert "setup.sh .venv dev\n" in run("make", "-n", "test", cwd=tmp_path)

@@ -139,8 +139,15 @@ def test_of_a_sampler_every_value_and_both_ends_of_an_interval_are_checked() -> 
     assert [error.split(":")[0] for error in found] == ["mask.ratio=1.5", "predictor.width=50"]
 
 
-def test_a_sampler_that_is_not_installed_is_named_with_its_command(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sweep_plan, "find_spec", lambda name: None)
+@pytest.mark.parametrize("has_others", [True, False])
+def test_a_sampler_that_is_not_installed_is_named_with_its_command(
+    has_others: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def find_spec(name: str) -> None:
+        if not has_others:
+            raise ModuleNotFoundError("No module named 'hydra_plugins'")
+
+    monkeypatch.setattr(sweep_plan, "find_spec", find_spec)
     assert errors_of("-m", "sweep=optuna") == ["sweep=optuna: optuna is not installed: pip install 'jepa-train[sweep]'"]
     for launcher, extra in {"joblib": "sweep", "local": "sweep", "slurm": "slurm"}.items():
         (found,) = errors_of("-m", f"hydra/launcher={launcher}", "seed=1,2")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -84,7 +85,13 @@ def missing_plugins(composer: Composer, parsed: Sequence[Override]) -> Iterator[
             yield f"{override.input_line}: only one sweep file can be selected"
         for plugin in plugins:
             package, extra = PLUGINS.get(plugin, ("", ""))
-            if package and find_spec(f"hydra_plugins.{package}") is None:
+            if package and not _is_installed(package):
                 yield f"{override.input_line}: {plugin} is not installed: pip install 'jepa-train[{extra}]'"
             elif plugin == "slurm" and not shutil.which("sbatch"):
                 yield f"{override.input_line}: there is no sbatch here; without Slurm use hydra/launcher=local"
+
+
+def _is_installed(package: str) -> bool:
+    with suppress(ModuleNotFoundError):  # without any plugin there is no hydra_plugins either
+        return find_spec(f"hydra_plugins.{package}") is not None
+    return False
