@@ -49,7 +49,7 @@ def test_time_that_threads_wait_for_each_other_counts_though_the_shortest_step_h
         count[0] += 1
         clock[0] += 0.02 if chosen[-1] == 1 else 0.2 if count[0] % 4 == 0 else 0.01
 
-    assert threads.fastest(threads.in_turns(train, [1, 2], 1)) == 1
+    assert threads.fastest(threads.in_turns(train, [1, 2])) == 1
     assert clock[0] < 2 * threads.SECONDS
 
 
@@ -75,10 +75,24 @@ def test_what_the_user_sets_is_not_timed(tmp_path: Path, monkeypatch: pytest.Mon
     assert (chosen, kept(tmp_path / "y")) == ([3], None)
 
 
-def test_short_runs_are_not_timed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chosen: list[int]) -> None:
+def test_a_number_that_is_much_slower_is_timed_once(monkeypatch: pytest.MonkeyPatch, chosen: list[int]) -> None:
+    clock = [0.0]
+    monkeypatch.setattr(threads.time, "perf_counter", lambda: clock[0])
+
+    def train() -> None:
+        clock[0] += 0.3 if chosen[-1] == 1 else 3.0
+
+    assert threads.in_turns(train, [1, 2, 4]) == pytest.approx({1: 0.3, 2: 3.0, 4: 3.0})
+    assert [chosen.count(number) for number in (1, 2, 4)] == [5, 1, 1]
+
+
+def test_short_runs_are_not_timed_and_none_changes_the_number(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chosen: list[int]
+) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
     monkeypatch.setattr(threads, "in_turns", lambda *_: pytest.fail("it is timed"))
     agent(tmp_path / "x", *RUN).train()
-    assert (chosen, kept(tmp_path / "x")) == ([], None)
+    assert (chosen[-1], kept(tmp_path / "x")) == (4, None)
 
 
 def test_ranks_and_gpus_keep_their_number(chosen: list[int], tmp_path: Path) -> None:

@@ -18,12 +18,14 @@ from jepa.resources.measured import passes
 from jepa.runs import checkpoint
 from jepa.training.run import Run
 
-SHORT_SECONDS = 60
-"""Duration of a training for which timing does not pay."""
-LONG_STEP = 0.5
-"""Seconds of a step from which the threads wait for each other too rarely to matter."""
+SHORT_SECONDS = 40
+"""Duration of a training, with one thread, for which timing does not pay."""
+LONG_STEP = 1.0
+"""Seconds of a step with one thread from which timing takes too long, and threads wait for each other more rarely."""
 ROUNDS, SECONDS = 5, 3.0
 """Times that each number is timed, in turns, and the seconds of all of them."""
+DROPPED = 1.5
+"""Times the best mean so far from which a number of threads is not timed again."""
 TOLERANCE = 1.05
 """The smallest number counts as the fastest if it takes at most this many times as long."""
 
@@ -58,29 +60,35 @@ def fastest(seconds: Mapping[int, float]) -> int:
 
 def time_threads(run: Run, cores: int) -> dict[int, float]:
     """Seconds of a step by number of threads; empty if the run is short or its steps are long."""
-    plan = run.plan
+    plan, before = run.plan, torch.get_num_threads()
     num_passes = plan.batch_size // plan.micro_batch_size
-    with passes(plan, run.components, plan.micro_batch_size) as (train, _):
-        train()
-        seconds = num_passes * _mean(train, 0)
-        if seconds > LONG_STEP or seconds * (plan.end_step - plan.begin_step) < SHORT_SECONDS:
-            return {}
-        return in_turns(train, sorted({*(2**n for n in range(cores.bit_length())), cores}), num_passes)
-
-
-def in_turns(train: Callable[[], None], numbers: list[int], num_passes: int) -> dict[int, float]:
-    """Mean seconds of a step with each number of threads; they take turns, so that other work disturbs all alike."""
-    spent = dict.fromkeys(numbers, 0.0)
-    before = torch.get_num_threads()
     try:
-        for _ in range(ROUNDS):
-            for number in numbers:
-                torch.set_num_threads(number)
-                train()  # the threads start
-                spent[number] += num_passes * _mean(train, SECONDS / ROUNDS / len(numbers)) / ROUNDS
+        with passes(plan, run.components, plan.micro_batch_size) as (train, _):
+            torch.set_num_threads(1)  # several may be the slow ones
+            train()
+            seconds = num_passes * _mean(train, 0)
+            if seconds > LONG_STEP or seconds * (plan.end_step - plan.begin_step) < SHORT_SECONDS:
+                return {}
+            spent = in_turns(train, sorted({*(2**n for n in range(cores.bit_length())), cores}))
+            return {number: num_passes * mean for number, mean in spent.items()}
     finally:
         torch.set_num_threads(before)
-    return spent
+
+
+def in_turns(train: Callable[[], None], numbers: list[int]) -> dict[int, float]:
+    """Mean seconds of a pass with each number of threads.
+
+    They take turns, so that other work disturbs all alike; a number that is much slower has no further turn.
+    """
+    spent: dict[int, list[float]] = {number: [] for number in numbers}
+    means: dict[int, float] = {}
+    for _ in range(ROUNDS):
+        left = [number for number in numbers if means.get(number, 0) <= DROPPED * min(means.values(), default=0)]
+        for number in left:
+            torch.set_num_threads(number)
+            spent[number].append(_mean(train, SECONDS / ROUNDS / len(numbers)))
+        means = {number: sum(values) / len(values) for number, values in spent.items()}
+    return means
 
 
 def _mean(train: Callable[[], None], seconds: float) -> float:
