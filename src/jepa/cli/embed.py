@@ -38,7 +38,7 @@ def _embed(overrides: Sequence[str], config_dir: str | None) -> int:
 
     config = compose_embed(overrides, config_dir)
     setup_logging()
-    with quick_imports():
+    with quick_imports(config):
         from jepa.inference.embed import Embedding
         from jepa.inference.neighbour_page import write_neighbour_page
         from jepa.reports.page import Table

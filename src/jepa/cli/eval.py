@@ -39,7 +39,7 @@ def _evaluate(overrides: Sequence[str], config_dir: str | None) -> int:
 
     config = compose_eval(overrides, config_dir)
     setup_logging()
-    with quick_imports():
+    with quick_imports(config):
         from jepa.benchmark.protocol import evaluate
 
     evaluate(config)

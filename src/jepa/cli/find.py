@@ -40,7 +40,7 @@ def _find(flags: Namespace) -> int:
         raise ConfigError([f"{values}: needs 10 steps or more and 0 < low < high"])
     config = compose(flags.overrides, flags.config_dir)
     setup_logging()
-    with quick_imports():
+    with quick_imports(config):
         from jepa.training.find_batch import find_batch
         from jepa.training.find_lr import find_lr
 

@@ -21,7 +21,7 @@ usage: jepa-train [key=value ...] [group=choice ...] [flags]
 
   jepa-train                                            the defaults below, on generated images of shapes
   jepa-train experiment=quickstart                      a small model in a few minutes
-  jepa-train dataset=imagefolder dataset.root_path=./data dataset.image_folder=train epochs=100
+  jepa-train experiment=small_folder dataset.root_path=./data   your own images: folders of classes, or all in one
   jepa-train encoder=temporal mask=temporal dataset=moving_digits   clips: predict the future from the past
   jepa-train size=small image_size=96 encoder.patch_size=8 mask=random mask.ratio=0.6
   jepa-train --multirun mask=block,random lr=1e-4,3e-4  every combination, one after the other

@@ -18,6 +18,7 @@ from jepa.cli.sweep_run import FAILURE
 from jepa.cli.sweep_signals import unblocked
 from jepa.cli.terminal import quick_imports, rank, report_error, setup_logging
 from jepa.config import ConfigError, TrainConfig, changed_keys, to_dataclass
+from jepa.config.machine import check_costly_default, check_start
 from jepa.errors import RunError, as_run_errors
 from jepa.parallel.signals import FROM_SCHEDULERS, STOPS, listen
 from jepa.reports.console import opening_lines
@@ -45,7 +46,8 @@ def job(config: DictConfig, checked: dict | None = None) -> float | None:
     try:
         with as_run_errors(), unblocked(blocked):
             checked_config = to_dataclass(as_checked() if is_member or checked is None else checked)
-            status = _train(checked_config, folder, is_member)
+            typed = list(hydra.overrides.task) if hydra.job.config_name == "train" else None
+            status = _train(checked_config, folder, is_member, typed)
         if status == 0:
             return last_selection_value(read_rows(folder), checked_config.evaluation.judge)
     except SystemExit as exit:
@@ -64,13 +66,18 @@ def job(config: DictConfig, checked: dict | None = None) -> float | None:
     return None
 
 
-def _train(config: TrainConfig, folder: Path, is_member: bool) -> int:
-    """Train, or estimate, in this process or in one per GPU; returns the exit status."""
+def _train(config: TrainConfig, folder: Path, is_member: bool, typed: list[str] | None) -> int:
+    """Train, or estimate, in this process or in one per GPU; returns the exit status.
+
+    `typed` are the overrides of jepa-train itself.
+    """
     if config.estimate:
         with quick_imports():
             from jepa.resources import estimate
 
         return estimate.print_estimate(config, folder) if rank() == 0 else 0
+    check_start(config)
+    check_costly_default(config, typed, folder)
     if is_member and rank() == 0:
         (folder / FAILURE).unlink(missing_ok=True)
     if is_member and _is_finished(folder, config):

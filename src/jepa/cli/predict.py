@@ -33,7 +33,7 @@ def _predict(overrides: Sequence[str], config_dir: str | None) -> int:
 
     config = compose_predict(overrides, config_dir)
     setup_logging()
-    with quick_imports():
+    with quick_imports(config):
         from jepa.inference.predict import predict
 
     print(predict(config), flush=True)

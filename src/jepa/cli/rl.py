@@ -36,7 +36,7 @@ def _run(overrides: Sequence[str], config_dir: str | None) -> int:
 
     folder, configs = compose_rl_runs(overrides, config_dir)
     setup_logging()
-    with quick_imports():
+    with quick_imports(next(iter(configs.values()))):
         from jepa.rl.report import terminal
         from jepa.rl.run import run, run_all
 

@@ -31,6 +31,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from jepa.config import signatures
 from jepa.config.catalogue import GLOBAL_GROUPS, Catalogue, Choice, conf_folder, find, naming_files
+from jepa.config.layouts import choose_folders
 from jepa.config.override_errors import hydra_message, needs_multirun, syntax_error
 from jepa.config.overrides import as_typed, override_literal
 from jepa.config.precedence import chooses, hidden_values, implied_values, is_length_typed
@@ -157,6 +158,7 @@ class Composer:
             triples = ((o.key_or_group, o.value(), o.input_line or o.key_or_group) for o in parsed)
             errors += unused_overrides(triples, resolved, _chosen(base, "objective"), _chosen(base, "encoder"))
             resolved = without_unused(resolved)
+        errors += choose_folders(resolved)
         schema = signatures.read(f"jepa.config.schema.{self.schema.__name__}")
         assert schema is not None
         errors += value_errors(resolved, schema, partial(self._describe, config, (*implied, *values)))

@@ -26,6 +26,7 @@ from PIL.PngImagePlugin import PngImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 from torch import Tensor
 
+from jepa.config.layouts import IMAGE_SUFFIXES
 from jepa.data import tiff
 
 JPEG, PNG = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n"
@@ -38,7 +39,7 @@ else:
     _FAST = {JPEG: decode_jpeg}
     _COLOURS = {1: ImageReadMode.GRAY, 3: ImageReadMode.RGB}
 log = logging.getLogger(__name__)
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm")
+SUFFIXES = IMAGE_SUFFIXES
 """Suffixes of image files."""
 WHITE = 65535
 """Largest value of 16 bits."""

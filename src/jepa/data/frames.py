@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from jepa.config.layouts import find_training
 from jepa.config.paths import content, existing
 from jepa.data.clips import num_start_positions, random_start, short_videos_warning
 from jepa.data.decode import SUFFIXES
@@ -36,7 +37,7 @@ class FrameFolders(FileDataset):
     rules = ("jepa.data.rules.folders",)
 
     def __init__(
-        self, *, num_frames: PositiveInt, root_path: str, image_folder: str = ".", stride: PositiveInt = 1,
+        self, *, num_frames: PositiveInt, root_path: str, image_folder: str | None = None, stride: PositiveInt = 1,
         hop: PositiveInt | None = None, val_folders: Sequence[str] | None = None, val_ratio: ShareBelowOne = 0.2,
         annotations: str | None = None, file_column: str = "file", columns: Sequence[str] = (),
         lag: NonNegativeInt = 0, channels: Channels = 3, max_value: Positive | None = None,
@@ -45,6 +46,8 @@ class FrameFolders(FileDataset):
         self.num_frames, self.stride, self.lag = num_frames, stride, lag
         self.hop = hop or (num_frames - 1) * stride + 1
         root = Path(root_path).expanduser().absolute()
+        if image_folder is None:
+            image_folder = find_training(root, SUFFIXES, "dataset.image_folder", has_classes=False)
         self.folder = existing(root / image_folder, "dataset.image_folder", "folder")
         frames = _frames_by_folder(self.folder)
         self.class_folders = sorted({os.path.dirname(name) for name in frames} - {""})

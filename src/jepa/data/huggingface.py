@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 from torch import Tensor
 
+from jepa.config.layouts import VALIDATION_NAMES
 from jepa.config.paths import content, on_this_machine
 from jepa.data.folders import HEAD, FileDataset, class_names, class_numbers, is_useful_held_out
-from jepa.data.listing import VALIDATION_NAMES
 from jepa.data.parquet import ERRORS, column_names
 from jepa.types import Channels, Positive
 

@@ -13,8 +13,8 @@ from jepa.config.view import ConfigView
 def folders(view: ConfigView, path: str) -> Iterator[str]:
     """The folders of files and of the held-out part exist."""
     names = _values(view, path, ("image_folder", "video_folder", "val_folder"))
-    file = "VIDEO.mp4" if "video_folder" in names else "IMAGE.jpg"
-    for error in _missing(view, path, names.items(), "folder"):
+    file = "VIDEO.mp4" if view[f"{path}._target_"].endswith("VideoFolder") else "IMAGE.jpg"
+    for error in _missing(view, path, [("root_path", ""), *names.items()], "folder"):
         yield f"{error}; expected CLASS/{file} in it, or {file} without labels"
 
 
