@@ -18,7 +18,7 @@ from jepa.data.clips import num_start_positions, random_start, short_videos_warn
 from jepa.data.decode import SUFFIXES
 from jepa.data.folders import FileDataset, read_table
 from jepa.data.listing import Walk, account, printable
-from jepa.types import Channels, Field, NonNegativeInt, Positive, PositiveInt, Sample, ShareBelowOne
+from jepa.types import Bands, Field, NonNegativeInt, Positive, PositiveInt, Sample, ShareBelowOne
 
 log = logging.getLogger(__name__)
 
@@ -40,7 +40,7 @@ class FrameFolders(FileDataset):
         self, *, num_frames: PositiveInt, root_path: str, image_folder: str | None = None, stride: PositiveInt = 1,
         hop: PositiveInt | None = None, val_folders: Sequence[str] | None = None, val_ratio: ShareBelowOne = 0.2,
         annotations: str | None = None, file_column: str = "file", columns: Sequence[str] = (),
-        lag: NonNegativeInt = 0, channels: Channels = 3, max_value: Positive | None = None,
+        lag: NonNegativeInt = 0, channels: Bands | None = 3, max_value: Positive | None = None,
     ) -> None:  # fmt: skip
         super().__init__(channels, max_value=max_value)
         self.num_frames, self.stride, self.lag = num_frames, stride, lag
@@ -54,6 +54,7 @@ class FrameFolders(FileDataset):
         self.classes = tuple(map(printable, self.class_folders))
         held_out = _held_out(list(frames), val_folders, val_ratio)
         self._load({name: names for name, names in frames.items() if name not in held_out})
+        self.find_channels()
         quantities = Field(shape=(len(columns),), names=tuple(columns))
         self.fields = {"quantities": quantities} if annotations and columns else {}
         self.table = _read_table(root / annotations, file_column, columns) if annotations else {}
