@@ -18,7 +18,7 @@ from jepa.cli.sweep_run import FAILURE
 from jepa.cli.sweep_signals import unblocked
 from jepa.cli.terminal import quick_imports, rank, report_error, setup_logging
 from jepa.config import ConfigError, TrainConfig, changed_keys, to_dataclass
-from jepa.config.machine import check_costly_default, check_start
+from jepa.config.machine import check_costly_default, check_start, check_writable
 from jepa.errors import RunError, as_run_errors
 from jepa.parallel.signals import FROM_SCHEDULERS, STOPS, listen
 from jepa.reports.console import opening_lines
@@ -77,6 +77,7 @@ def _train(config: TrainConfig, folder: Path, is_member: bool, typed: list[str] 
 
         return estimate.print_estimate(config, folder) if rank() == 0 else 0
     check_start(config)
+    check_writable(folder)
     check_costly_default(config, typed, folder)
     if is_member and rank() == 0:
         (folder / FAILURE).unlink(missing_ok=True)

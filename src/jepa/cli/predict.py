@@ -19,13 +19,11 @@ usage: jepa-predict run=RUN images=FOLDER [out=FILE.csv] [key=value ...] [flags]
 
 The table names classes as the labels did. Boxes are in pixels of the pictures, upright by their EXIF tag. A file that
 cannot be read has a row with the reason."""
-FLAGS = """\
-  -h, --help              this text"""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit status: 0, 1 if it failed, 2 for an error in the arguments, 130 after Ctrl-C."""
-    return run_overrides("predict", _predict, arguments, head=HEAD, flags=FLAGS, stopped="stopped")
+    return run_overrides("predict", _predict, arguments, head=HEAD, stopped="stopped")
 
 
 def _predict(overrides: Sequence[str], config_dir: str | None) -> int:

@@ -13,7 +13,7 @@ from typing import Any
 from jepa.config.catalogue import components
 from jepa.config.paths import content
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm")
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".npy")
 VIDEO_SUFFIXES = (".mp4", ".mkv", ".avi", ".mov", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv", ".flv", ".ogv", ".3gp")
 VALIDATION_NAMES = ("validation", "valid", "val", "test", "testing", "dev")
 """Names of a folder or split that is used as the held-out part if none is named, in this order."""

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shlex
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict, is_dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from jepa.config import signatures
 from jepa.config.catalogue import components
 from jepa.config.layouts import IMAGE_SUFFIXES, VIDEO_SUFFIXES, holds_files, no_files
 from jepa.config.schema import TrainConfig
 from jepa.config.view import pair_of
-from jepa.errors import ConfigError
+from jepa.errors import ConfigError, RunError, explain
 from jepa.parallel.environment import num_cores
 
 GPU_FILES = ("/dev/nvidiactl", "/dev/nvidia0", "/dev/nvmap", "/dev/kfd", "/dev/dxg", "/proc/driver/nvidia/gpus")
@@ -32,9 +36,40 @@ def has_gpu() -> bool:
 
 
 def check_start(config: Any) -> None:
-    """Raises ConfigError if this machine certainly lacks the device of a configuration, or files in a folder of it."""
-    if errors := [*_device(getattr(config, "device", "auto")), *_empty_folders(config)]:
+    """Raises ConfigError if this machine certainly lacks a device, a package or files that a configuration names.
+
+    Raises RunError if it cannot write where the results go.
+    """
+    if errors := [*_device(getattr(config, "device", "auto")), *_empty_folders(config), *_missing_packages(config)]:
         raise ConfigError(errors)
+    if name := getattr(config, "name", None):
+        check_writable(Path("outputs", name))
+    if (out := getattr(config, "out", None)) and (config.images or config.videos):
+        check_writable(Path(out).expanduser().parent, Path(out))
+
+
+def check_writable(folder: Path, named: Path | None = None) -> None:
+    """Raises RunError, which names `named` or the folder, if it cannot be made or written, or its disk is full."""
+    existing = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
+    number = 0
+    if not existing.is_dir():
+        number = errno.ENOTDIR
+    elif not os.access(existing, os.W_OK):
+        number = errno.EROFS if os.statvfs(existing).f_flag & os.ST_RDONLY else errno.EACCES
+    elif not os.statvfs(existing).f_bavail:
+        number = errno.ENOSPC
+    if number:
+        raise RunError(explain(OSError(number, os.strerror(number), str(named or folder))))
+
+
+def _missing_packages(config: Any) -> Iterator[str]:
+    """An error for each component that `requires` packages that are not installed: an extra, then its packages."""
+    for path, node in components(asdict(config) if is_dataclass(config) and not isinstance(config, type) else {}):
+        extra, *packages = signatures.traits(str(node["_target_"])).get("requires", ("",))
+        missing = [names for names in packages if all(find_spec(name) is None for name in names.split("|"))]
+        if missing:
+            needed = " and ".join(names.replace("|", " or ") for names in missing)
+            yield f"{path}: {node['_target_'].rpartition('.')[2]} needs {needed}: pip install 'jepa-train[{extra}]'"
 
 
 def _device(device: str) -> Iterator[str]:

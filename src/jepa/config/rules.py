@@ -173,8 +173,10 @@ def _datasets_with(field: str) -> str:
 
 
 def _colours(view: ConfigView) -> Iterator[str]:
-    if view.get("augment.grayscale", 0) > 0 and view.get("dataset.channels", 3) != 3:
-        yield f"{view.describe('augment.grayscale')}: the pictures are grey already; set it to 0"
+    channels = view.get("dataset.channels", 3)
+    if view.get("augment.grayscale", 0) > 0 and channels != 3:
+        reason = "the pictures are grey already" if channels == 1 else f"pictures of {channels} channels have no colour"
+        yield f"{view.describe('augment.grayscale')}: {reason}; set it to 0"
 
 
 def _local_views(view: ConfigView) -> Iterator[str]:

@@ -15,7 +15,7 @@ from torchvision import datasets
 from jepa.data.decode import SUFFIXES
 from jepa.data.folders import FileDataset, locked
 from jepa.data.listing import held_out_listing, list_training
-from jepa.types import Channels, ClassLevel, Positive
+from jepa.types import Bands, ClassLevel, Positive
 
 
 class ImageFolder(FileDataset):
@@ -23,20 +23,21 @@ class ImageFolder(FileDataset):
 
     `image_folder` None takes the training part of `root_path`, or `root_path` itself. `val_folder` is the held-out
     part, beside it; None takes a folder with a default name and the same classes. `class_level` is that of
-    `list_files`.
+    `list_files`; `channels` None are those of the first file.
     """
 
     rules = ("jepa.data.rules.folders",)
 
     def __init__(
         self, *, root_path: str, image_folder: str | None = None, val_folder: str | None = None,
-        class_level: ClassLevel | None = None, channels: Channels = 3, max_value: Positive | None = None,
+        class_level: ClassLevel | None = None, channels: Bands | None = 3, max_value: Positive | None = None,
     ) -> None:  # fmt: skip
         super().__init__(channels, max_value=max_value)
         root = Path(root_path).expanduser().absolute()
         listing = list_training(root, image_folder, SUFFIXES, "dataset.image_folder", class_level)
         self.classes = listing.classes
         self._load(*listing.files)
+        self.find_channels()
         held_out = held_out_listing(listing, root, val_folder, SUFFIXES, class_level)
         self.held_out = None if held_out is None else self._part(*held_out.files)
         self.warn_of_dark_images()
@@ -94,7 +95,9 @@ class TorchvisionImages:
             source = self._source(train)
         except (OSError, RuntimeError) as error:
             settings = f"dataset.name={self.name} dataset.download={str(self.download).lower()}"
-            raise ValueError(f"{settings}: not in {self.root}, or incomplete: {error}") from error
+            reason = "; ".join(line.strip() for line in f"{error}".splitlines() if line.strip())
+            advice = "where there is no network, put the files of torchvision there"
+            raise ValueError(f"{settings}: not in {self.root}, or incomplete: {reason}; {advice}") from error
         self.classes = tuple(source.classes)
         self.pixels = _channels_last(torch.as_tensor(source.data), self.channels)
         self.labels = np.asarray(source.labels if self.name == "stl10" else source.targets, dtype=np.int64)

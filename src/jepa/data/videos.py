@@ -51,6 +51,7 @@ class VideoFolder(FileDataset):
     """
 
     rules = ("jepa.data.rules.folders", "jepa.data.rules.frame_rate")
+    requires = ("video", "av|torchcodec")
 
     def __init__(
         self, *, num_frames: PositiveInt, root_path: str, video_folder: str | None = None,
