@@ -32,7 +32,7 @@ def has_gpu() -> bool:
     """False if this machine certainly has no GPU, or hides it."""
     if os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):
         return False
-    return sys.platform == "darwin" or any(map(os.path.exists, GPU_FILES))
+    return any(map(os.path.exists, GPU_FILES))
 
 
 def check_start(config: Any) -> None:
@@ -73,7 +73,9 @@ def _missing_packages(config: Any) -> Iterator[str]:
 
 
 def _device(device: str) -> Iterator[str]:
-    if device.startswith("cuda") and (sys.platform == "darwin" or not has_gpu()):
+    if device == "mps" and sys.platform != "darwin":
+        yield "device=mps: there is no Apple GPU on this machine; use device=cpu or cuda"
+    if device.startswith("cuda") and not has_gpu():
         hidden = os.environ.get("CUDA_VISIBLE_DEVICES")
         reason = "this machine has no GPU driver" if hidden is None else f"CUDA_VISIBLE_DEVICES={hidden} hides the GPUs"
         yield f"device={device}: there is no CUDA device, {reason}; use device=cpu"
@@ -103,7 +105,7 @@ def check_costly_default(config: TrainConfig, typed: Sequence[str] | None, folde
         return
     keys = {override.partition("=")[0].lstrip("+") for override in typed}
     has_files = {"root_path", "path", "shards"} & config.dataset.keys()
-    if keys & {*SIZED} or not has_files or has_gpu() or (folder / "checkpoints").exists():
+    if keys & {*SIZED} or not has_files or has_gpu() or config.device == "mps" or (folder / "checkpoints").exists():
         return
     width, depth = config.encoder.get("embed_dim"), config.encoder.get("depth")
     height_width, patch = pair_of(config.image_size), pair_of(config.encoder.get("patch_size"))

@@ -29,8 +29,8 @@ PHASE_KEYS = ("share", "image_size", "num_frames", "micro_batch_size")
 
 
 def _words(view: ConfigView) -> Iterator[str]:
-    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", view.get("device", "auto")):
-        yield f"{view.describe('device')}: no such device; valid: auto, cpu, cuda, cuda:0, cuda:1 ..."
+    if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", view.get("device", "auto")):
+        yield f"{view.describe('device')}: no such device; valid: auto, cpu, cuda, cuda:0, cuda:1 ... and mps"
     if not re.fullmatch(r"[\w*?-]+/[\w*?-]+", view.get("evaluation.judge", "probe/*")):
         yield f"{view.describe('evaluation.judge')}: metrics have names with a slash, as probe/knn_top1, predict/gain"
     yield from _name(view)
@@ -256,6 +256,8 @@ def _processes(view: ConfigView) -> Iterator[str]:
         yield f"{view.describe('strategy', 'processes')}: use strategy=ddp or fsdp"
     if count > 1 and str(view.get("device", "")).startswith("cuda:"):
         yield f"{view.describe('device', 'processes')}: each has a GPU of its own; use device=cuda"
+    if view.get("device") == "mps" and (count > 1 or view.get("strategy") == "fsdp"):
+        yield f"{view.describe('device')}: an Apple GPU is used by one process; leave processes= and strategy= out"
     if not view.get("estimate"):
         yield from _equal_shares(view, "processes")
 
