@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from importlib.metadata import version
 from typing import Any
 
 import yaml
@@ -59,6 +58,8 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def print_version(program: str) -> None:
+    from importlib.metadata import version
+
     print(f"{program} {version('jepa-train')} (Python {sys.version.split()[0]}, Hydra {version('hydra-core')})")
 
 
