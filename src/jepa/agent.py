@@ -30,6 +30,7 @@ from jepa.config import (
 )
 from jepa.config.attributes import JEPAConfig
 from jepa.config.finetuning import to_train_arguments
+from jepa.config.machine import check_costly_default
 from jepa.config.paths import content
 from jepa.data.decode import ImageSource
 from jepa.data.loader import killed_worker
@@ -74,8 +75,10 @@ class JEPAAgent:
     ) -> None:
         if isinstance(config, JEPAConfig | TrainConfig):
             self.config = config.compose() if isinstance(config, JEPAConfig) else config
+            self._typed = config.overrides if isinstance(config, JEPAConfig) else None
             self.folder = Path(folder) if folder is not None else Path("outputs") / self.config.name
             return
+        self._typed = None
         self.folder = Path(config).expanduser()
         if folder is not None or not (self.folder / "config.yaml").is_file():
             what = f"is a run folder itself; leave folder={folder} out" if folder is not None else "holds no run"
@@ -95,6 +98,7 @@ class JEPAAgent:
         """Train to the end, resuming a run in the run folder; returns the last value of every metric."""
         for name in ("encoder", "finetuned"):
             self.__dict__.pop(name, None)  # cached before this training
+        check_costly_default(self.config, self._typed, self.folder)
         print("\n".join(opening_lines(asdict(self.config), self.folder)), file=sys.stderr, flush=True)
         status = train(self.config, self.folder)
         if status and status - 128 not in SIGNALS:

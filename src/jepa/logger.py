@@ -176,6 +176,8 @@ def _rgb(images: Tensor) -> Tensor:
 class TensorboardLogger:
     """Logs to TensorBoard in FOLDER/tensorboard: scalars, images and the embedding projector."""
 
+    requires = ("tensorboard", "tensorboard")
+
     def __init__(self, *, folder: Path, config: Mapping[str, Any], run_id: str, resume_step: int | None) -> None:
         try:
             from torch.utils.tensorboard.writer import SummaryWriter

@@ -62,6 +62,10 @@ Share = Annotated[float, Within(0, 1)]
 PositiveShare = Annotated[float, Within(0, 1, above=True)]
 ShareBelowOne = Annotated[float, Within(0, 1, below=True)]
 Channels = Annotated[int, Literal[1, 3]]
+Bands = Annotated[int, Within(1, 16)]
+"""Channels of pictures in files, which need not be colours."""
+ClassLevel = Annotated[int, Within(0, 2)]
+"""Depth of the folders that are classes; 0 for files without classes."""
 ScaleRange = Annotated[list[float], Within(0, 1, above=True)]
 """Smallest and largest share of an area."""
 

@@ -75,7 +75,7 @@ def test_command_trains_what_python_would(runs: Runs) -> None:
 
 
 def test_run_is_named_by_its_choices(runs: Runs) -> None:
-    main(["dataset=cifar10"])
+    main(["dataset=cifar10", "size=base"])
     assert (runs[0][0].name, runs[0][1]) == ("jepa-cifar10", Path("outputs/jepa-cifar10"))
 
 

@@ -220,7 +220,7 @@ def faults(*overrides: str) -> list[str]:
         ),
         (
             ["dataset=videofolder", "dataset.root_path=/nowhere"],
-            "there is no folder /nowhere/train; / holds",
+            "there is no folder /nowhere; / holds",
         ),
         (["dataset=webdataset", "dataset.shards=/nowhere/train.tar"], "there is no /nowhere/train.tar; / holds"),
         (["dataset=webdataset", 'dataset.shards="a-{0..2}.tar"'], "a-0.tar (3 of 3 are missing)"),

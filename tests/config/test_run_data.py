@@ -18,6 +18,7 @@ def stored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Writes the parts of outputs/NAME that say what it was trained on."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "cats" / "train" / "tabby").mkdir(parents=True)
+    (tmp_path / "cats" / "train" / "tabby" / "1.jpg").touch()
 
     def store(name: str, *overrides: str) -> str:
         step = tmp_path / "outputs" / name / "checkpoints" / "step_00000001"

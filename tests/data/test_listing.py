@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -23,7 +24,7 @@ def add(folder: Path, *names: str) -> Path:
     return folder
 
 
-def names(folder: Path, **kwargs: tuple[str, ...]) -> list[tuple[str, int]]:
+def names(folder: Path, **kwargs: Any) -> list[tuple[str, int]]:
     files = list_files(folder, SUFFIXES, **kwargs).files
     return [(os.fsdecode(path), int(label)) for path, label in zip(files.paths, files.labels, strict=True)]
 
@@ -77,7 +78,7 @@ def test_files_beside_class_folders_are_left_out_and_counted(tmp_path: Path) -> 
     add(tmp_path, "cover.png", "cat/1.png", "cat/2.png", "dog/1.png")
     listing = list_files(tmp_path, SUFFIXES)
     assert listing.classes == ("cat", "dog")
-    assert str(listing) == f"{tmp_path}: 3 files of 2 classes; left out: 1 in no class folder"
+    assert str(listing) == f"{tmp_path}: 2 classes of folders, 3 files; left out: 1 in no class folder"
 
 
 def test_files_of_other_types_are_counted_with_their_suffixes(tmp_path: Path) -> None:
@@ -196,5 +197,6 @@ def test_one_line_says_what_is_trained_on(tmp_path: Path, caplog: pytest.LogCapt
         ImageFolder(root_path=str(tmp_path), image_folder="train")
     lines = [record.getMessage() for record in caplog.records if "train:" in record.getMessage()]
     assert lines == [
-        f"{tmp_path}/train: 2 files of 2 classes; left out: 1 files of other types (.txt); 1 in no class folder"
+        f"{tmp_path}/train: 2 classes of folders, 2 files; "
+        "left out: 1 files of other types (.txt); 1 in no class folder"
     ]

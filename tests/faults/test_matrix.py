@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from fault_commands import Ended, Place, call, ended_in, full, prepare, read_only, write_pictures
 
-from jepa.data import images
+from jepa.data import listing
 from jepa.data.folders import FileDataset
 from jepa.data.frame_logs import FolderFiles
 from jepa.inference import files
@@ -194,15 +194,15 @@ def vanish(number: int, patch: pytest.MonkeyPatch) -> None:
     """Delete pictures after the training part, or all files, were listed."""
 
     def then_delete(list_them: Callable[..., object]) -> Callable[..., object]:
-        def listed(folder: Path, *arguments: object) -> object:
-            listing = list_them(folder, *arguments)
+        def listed(folder: Path, *arguments: object, **settings: object) -> object:
+            listing = list_them(folder, *arguments, **settings)
             for path in sorted(folder.rglob("*.png"))[:number]:
                 path.unlink()
             return listing
 
         return listed
 
-    patch.setattr(images, "list_files", then_delete(images.list_files))
+    patch.setattr(listing, "list_files", then_delete(listing.list_files))
     patch.setattr(files, "list_all", then_delete(files.list_all))
 
 

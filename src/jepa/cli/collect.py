@@ -9,6 +9,7 @@ from pathlib import Path
 
 from jepa.cli.overrides import run_overrides
 from jepa.cli.terminal import setup_logging
+from jepa.config.machine import check_start
 from jepa.config.schema import CollectConfig
 from jepa.errors import ConfigError
 
@@ -24,14 +25,11 @@ usage: jepa-collect [env=CHOICE] [policy=CHOICE] [episodes=N] [key=value ...] [f
   jepa-collect env=two_rooms export=minari:./exported     also writes the store in another format
 
 The same command again goes on where it was, and does nothing when all episodes are there."""
-FLAGS = """\
-  --config-dir FOLDER     a folder with your own configuration groups, as FOLDER/env/mine.yaml
-  -h, --help              this text, including the groups of --config-dir"""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit status: 0, 1 if it failed, 2 for an error in the arguments, 130 after Ctrl-C."""
-    return run_overrides("collect", _run, arguments, head=HEAD, flags=FLAGS)
+    return run_overrides("collect", _run, arguments, head=HEAD, group="env")
 
 
 def _run(overrides: Sequence[str], config_dir: str | None) -> int:
@@ -43,6 +41,7 @@ def _run(overrides: Sequence[str], config_dir: str | None) -> int:
     if config.source and not any(override.startswith("name=") for override in overrides):
         raise ConfigError([f"source={config.source}: give name=NAME, the folder below outputs/ that is written"])
     setup_logging()
+    check_start(config)
     folder = Path("outputs", config.name)
     speed = _import(config.source, folder) if config.source else _collect(config, folder)
     if config.export:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import sys
 from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from jepa.cli.answers import add_flags, answer
 from jepa.cli.terminal import STOPPED, run_command
+from jepa.config.machine import check_writable
 from jepa.errors import RunError
 
 if TYPE_CHECKING:
@@ -33,10 +35,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--methods", type=Path, metavar="FILE", help="a file of methods, like those in conf/compare")
     parser.add_argument("--seconds", type=float, metavar="N", help="train each run for N seconds")
     parser.add_argument("--wandb", action="store_true", help="also send table and curves to Weights & Biases")
-    parser.add_argument("--config-dir", metavar="FOLDER", help="a folder with your own configuration groups")
-    flags = parser.parse_intermixed_args(arguments)
-    folders = [Path(text) for text in flags.what if "=" not in text or os.path.isdir(text)]
-    return run_command("jepa-compare", lambda: _collect(flags, folders) if folders else _run(flags), failed=2)
+    add_flags(parser)
+    given = list(sys.argv[1:] if arguments is None else arguments)
+
+    def command() -> int:
+        status = answer("jepa-compare", "train", given, _configs)
+        if status is not None:
+            return status
+        flags = parser.parse_intermixed_args(given)
+        folders = [Path(text) for text in flags.what if "=" not in text or os.path.isdir(text)]
+        return _collect(flags, folders) if folders else _run(flags)
+
+    return run_command("jepa-compare", command, failed=2)
+
+
+def _configs(overrides: Sequence[str], config_dir: str | None) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The configurations of the runs that a comparison would train."""
+    from jepa.comparison.plan import choose_recipe, plan
+    from jepa.config import Composer
+
+    composer = Composer(config_dir)
+    composer.needs_data = False
+    recipe, overrides = choose_recipe([text for text in overrides if "=" in text], None, composer)
+    yield from ((member.label, member.config) for member in plan(overrides, recipe, composer, None)[1])
 
 
 def _collect(flags: Namespace, folders: Sequence[Path]) -> int:
@@ -62,6 +83,7 @@ def _run(flags: Namespace) -> int:
     composer = Composer(flags.config_dir)
     recipe, overrides = choose_recipe(flags.what, flags.methods, composer)
     folder, members = plan(overrides, recipe, composer, flags.seconds)
+    check_writable(folder)
     processes = TrainProcesses(["--config-dir", flags.config_dir] if flags.config_dir else [])
     with handlers(STOPS, processes.receive):
         failed = run_all(folder, members, flags.seconds, processes)

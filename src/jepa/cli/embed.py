@@ -23,14 +23,11 @@ usage: jepa-embed run=SOURCE images=FOLDER out=FILE [key=value ...] [flags]
 run: a run or checkpoint of jepa-train, an exported folder, published I-JEPA and V-JEPA files, a folder of transformers,
 timm:NAME, hf:ORG/NAME. Size and normalisation are those of its training. A command that was stopped goes on where it
 was, and ends with the same file. Files that cannot be read are named, also in the file of features."""
-FLAGS = """\
-  --config-dir FOLDER     a folder with your own configuration groups, as FOLDER/dataset/mine.yaml
-  -h, --help              this text, including the groups of --config-dir"""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit status: 0, 1 if it failed, 2 for an error in the arguments, 130 after Ctrl-C."""
-    return run_overrides("embed", _embed, arguments, head=HEAD, flags=FLAGS)
+    return run_overrides("embed", _embed, arguments, head=HEAD)
 
 
 def _embed(overrides: Sequence[str], config_dir: str | None) -> int:
@@ -38,7 +35,7 @@ def _embed(overrides: Sequence[str], config_dir: str | None) -> int:
 
     config = compose_embed(overrides, config_dir)
     setup_logging()
-    with quick_imports():
+    with quick_imports(config):
         from jepa.inference.embed import Embedding
         from jepa.inference.neighbour_page import write_neighbour_page
         from jepa.reports.page import Table

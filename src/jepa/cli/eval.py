@@ -24,14 +24,11 @@ usage: jepa-eval run=SOURCE [task=TASK] [dataset=CHOICE] [key=value ...] [flags]
 run: a run folder or checkpoint of jepa-train, an exported folder, published I-JEPA and V-JEPA files, a folder of
 transformers, timm:NAME, hf:ORG/NAME; or pixels, hog, dictionary, untrained. The result is eval.json, .md and .html in
 outputs/NAME; the same command again repeats nothing that is done. Hyper-parameters are chosen on training samples."""
-FLAGS = """\
-  --config-dir FOLDER     a folder with your own configuration groups, as FOLDER/dataset/mine.yaml
-  -h, --help              this text, including the groups of --config-dir"""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit status: 0, 1 if it failed, 2 for an error in the arguments, 130 after Ctrl-C."""
-    return run_overrides("eval", _evaluate, arguments, head=HEAD, flags=FLAGS)
+    return run_overrides("eval", _evaluate, arguments, head=HEAD)
 
 
 def _evaluate(overrides: Sequence[str], config_dir: str | None) -> int:
@@ -39,7 +36,7 @@ def _evaluate(overrides: Sequence[str], config_dir: str | None) -> int:
 
     config = compose_eval(overrides, config_dir)
     setup_logging()
-    with quick_imports():
+    with quick_imports(config):
         from jepa.benchmark.protocol import evaluate
 
     evaluate(config)

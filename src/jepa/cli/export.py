@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import sys
-from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from collections.abc import Sequence
 from contextlib import suppress
 
-from jepa.cli.help import key_lines
-from jepa.cli.terminal import quick_imports, run_command
-from jepa.config.catalogue import conf_folder
+from jepa.cli.overrides import run_overrides
+from jepa.cli.terminal import quick_imports
 
-EPILOG = """\
-examples
+HEAD = """\
+jepa-export writes a trained encoder for timm, transformers, ONNX or torch.export and checks its output.
+
+usage: jepa-export run=RUN [format=FORMAT] [key=value ...] [flags]
+
   jepa-export run=outputs/x                            for jepa.load_encoder, without the rest of the run
   jepa-export run=outputs/x format=timm                timm.create_model("local-dir:...", pretrained=True)
   jepa-export run=outputs/x format=transformers        AutoModel.from_pretrained("outputs/x/export/transformers")
@@ -25,19 +26,14 @@ program that loads it."""
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit status: 0, 1 if the export failed, 2 for an error in the arguments, 130 after Ctrl-C."""
-    keys = key_lines((conf_folder() / "export.yaml").read_text(encoding="utf-8"), width=22)
-    description = "\n".join([__doc__ or "", "", "keys, with their defaults", *keys])
-    parser = ArgumentParser("jepa-export", None, description, EPILOG, formatter_class=RawDescriptionHelpFormatter)
-    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="what to export, and how")
-    flags = parser.parse_args(arguments)
-    return run_command("jepa-export", lambda: _export(flags.overrides))
+    return run_overrides("export", _export, arguments, head=HEAD, stopped="stopped")
 
 
-def _export(overrides: Sequence[str]) -> int:
+def _export(overrides: Sequence[str], config_dir: str | None) -> int:
     from jepa.config import compose_export
 
-    config = compose_export(overrides)
-    with quick_imports():
+    config = compose_export(overrides, config_dir)
+    with quick_imports(config):
         from jepa.exporters.export import export_encoder, push_to_hub
     from jepa.config.command_rules import output_folder
     from jepa.config.heads import head_of, stored_config

@@ -6,6 +6,7 @@ import sys
 from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
 from collections.abc import Sequence
 
+from jepa.cli.answers import add_flags, answer
 from jepa.cli.terminal import quick_imports, run_command, setup_logging
 from jepa.errors import ConfigError
 
@@ -27,9 +28,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--low", type=float, default=1e-6, metavar="LR", help="lr: first learning rate (1e-6)")
     parser.add_argument("--high", type=float, default=1.0, metavar="LR", help="lr: last learning rate (1)")
     parser.add_argument("--largest", action="store_true", help="batch: also find the largest batch that fits")
-    parser.add_argument("--config-dir", metavar="FOLDER", help="a folder with your own configuration groups")
-    flags = parser.parse_intermixed_args(arguments)
-    return run_command("jepa-find", lambda: _find(flags))
+    add_flags(parser)
+    given = list(sys.argv[1:] if arguments is None else arguments)
+
+    def command() -> int:
+        status = answer("jepa-find", "train", given)
+        return _find(parser.parse_intermixed_args(given)) if status is None else status
+
+    return run_command("jepa-find", command)
 
 
 def _find(flags: Namespace) -> int:
@@ -39,14 +45,15 @@ def _find(flags: Namespace) -> int:
         values = f"--steps {flags.steps} --low {flags.low:g} --high {flags.high:g}"
         raise ConfigError([f"{values}: needs 10 steps or more and 0 < low < high"])
     config = compose(flags.overrides, flags.config_dir)
+    typed = [*(["--config-dir", flags.config_dir] if flags.config_dir else []), *flags.overrides]
     setup_logging()
-    with quick_imports():
+    with quick_imports(config):
         from jepa.training.find_batch import find_batch
         from jepa.training.find_lr import find_lr
 
     if flags.what == "batch":
-        return find_batch(config, flags.overrides, largest=flags.largest)
-    return find_lr(config, flags.overrides, num_steps=flags.steps, low=flags.low, high=flags.high)
+        return find_batch(config, typed, largest=flags.largest)
+    return find_lr(config, typed, num_steps=flags.steps, low=flags.low, high=flags.high)
 
 
 if __name__ == "__main__":

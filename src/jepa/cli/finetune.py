@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 
 from jepa.cli.help import print_help
+from jepa.cli.overrides import with_run
 from jepa.cli.terminal import STOPPED_AT_ONCE, report_error, run_command
 from jepa.cli.train import main as train
 from jepa.config.finetuning import to_train_arguments
@@ -37,6 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _finetune(arguments: Sequence[str]) -> int:
     if {"--help", "-h"} & set(arguments):
         return print_help(arguments, "finetune", HEAD)
+    arguments = with_run(arguments)
     primary = [] if {"--config-name", "-cn"} & set(arguments) else ["--config-name", "finetune"]
     try:
         return train([*primary, *to_train_arguments(arguments)])

@@ -11,7 +11,8 @@ from textwrap import fill
 
 import yaml
 
-from jepa.config.catalogue import GLOBAL_GROUPS, Catalogue, Choice, conf_folder
+from jepa.cli.answers import FLAGS
+from jepa.config.catalogue import EXPERIMENTS, GLOBAL_GROUPS, Catalogue, Choice, conf_folder
 from jepa.config.schema import show_value
 
 HEAD = """\
@@ -21,7 +22,7 @@ usage: jepa-train [key=value ...] [group=choice ...] [flags]
 
   jepa-train                                            the defaults below, on generated images of shapes
   jepa-train experiment=quickstart                      a small model in a few minutes
-  jepa-train dataset=imagefolder dataset.root_path=./data dataset.image_folder=train epochs=100
+  jepa-train experiment=small_folder dataset.root_path=./data   your own images: folders of classes, or all in one
   jepa-train encoder=temporal mask=temporal dataset=moving_digits   clips: predict the future from the past
   jepa-train size=small image_size=96 encoder.patch_size=8 mask=random mask.ratio=0.6
   jepa-train --multirun mask=block,random lr=1e-4,3e-4  every combination, one after the other
@@ -31,31 +32,34 @@ usage: jepa-train [key=value ...] [group=choice ...] [flags]
 
 afterwards: jepa-finetune, jepa-eval, jepa-embed, jepa-predict, jepa-export; several methods: jepa-compare; tuning:
 jepa-find (each has --help)"""
-FLAGS = """\
+INDENT = " " * 7
+TRAIN_FLAGS = """\
   -m, --multirun          run every combination of the values of key=a,b
-  --config-dir FOLDER     a folder with your own configuration groups, as FOLDER/mask/mine.yaml
   --config-name NAME      start from NAME.yaml instead of train.yaml
-  --cfg job               show the configuration instead of running it
-  -sc install=bash        completion: eval "$(jepa-train -sc install=bash)"; also zsh and fish
-  -h, --help              this text, including the groups of --config-dir"""
+"""
 
 
-def help_text(arguments: Sequence[str] = (), name: str = "train", head: str = HEAD, flags: str = FLAGS) -> str:
-    """Keys, groups and flags of conf/NAME.yaml, including the groups of a --config-dir in `arguments`."""
+def help_text(arguments: Sequence[str] = (), name: str = "train", head: str = HEAD, flags: str = "") -> str:
+    """Keys, groups and flags of conf/NAME.yaml, including the groups of a --config-dir in `arguments`.
+
+    Of the choices that are typed in `arguments`, or made by a typed experiment, every key has a line with its comment.
+    """
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--config-dir", nargs=1, default=[], type=Path)
     groups = Catalogue([conf_folder(), *parser.parse_known_args(arguments)[0].config_dir]).groups
     primary = conf_folder() / f"{name}.yaml"
     lines = [head, "", "keys, with their defaults", *key_lines(primary.read_text(encoding="utf-8"))]
-    lines += ["", "groups, their default marked with * and its keys below"]
+    typed = _typed_choices(arguments, groups)
+    lines += ["", "groups: the choices that are made are marked with *, their keys are below"]
     for group, default in _defaults(primary):
-        lines += _group(group, default, groups.pop(group, {}))
-    for group in sorted(groups) if name == "train" else ():
-        lines += _group(group, [], groups[group])
+        lines += _group(default, groups.pop(group, {}), typed.get(group), group)
+    for group in sorted(groups) if name == "train" else (group for group in typed if group in groups):
+        lines += _group([], groups[group], typed.get(group), group)
+    flags = flags or TRAIN_FLAGS + FLAGS.format(program=f"jepa-{name}", group="mask")
     return "\n".join([*lines, "", "flags", flags])
 
 
-def print_help(arguments: Sequence[str], name: str = "train", head: str = HEAD, flags: str = FLAGS) -> int:
+def print_help(arguments: Sequence[str], name: str = "train", head: str = HEAD, flags: str = "") -> int:
     """Print `help_text`; returns exit status 0."""
     with suppress(BrokenPipeError):  # the reader of the pipe, such as `head`, has closed it
         print(help_text(arguments, name, head, flags), flush=True)
@@ -79,13 +83,41 @@ def _defaults(primary: Path) -> Iterator[tuple[str, list[str]]]:
             yield group.removeprefix("override "), choice if isinstance(choice, list) else [choice]
 
 
-def _group(group: str, default: list[str], choices: dict[str, Choice]) -> Iterator[str]:
-    """The choices of a group with their comments, and the keys of the default ones."""
+def _typed_choices(arguments: Sequence[str], groups: dict[str, dict[str, Choice]]) -> dict[str, list[str]]:
+    """Group -> existing choices that arguments as mask=tube make, or the experiments among them."""
+    typed: dict[str, list[str]] = {}
+    for group, _, value in (text.lstrip("+").partition("=") for text in arguments if not text.startswith("-")):
+        names = [name for name in re.findall(r"\w+", value) if name in groups.get(group, {})]
+        for experiment in (groups[group][name] for name in names if group in EXPERIMENTS):
+            for other, name in re.findall(r"^ *- override /?([\w/]+): *(\w+)", experiment.text, re.MULTILINE):
+                typed.setdefault(other, [name] * (name in groups.get(other, {})))
+        typed |= {group: names} if names else {}
+    return typed
+
+
+def _group(default: list[str], choices: dict[str, Choice], typed: list[str] | None, group: str) -> Iterator[str]:
+    """The choices of a group with their comments, and the keys of those that are typed, or else of the default ones."""
+    made = default if typed is None else typed
     yield f"  {group}="
     for name, choice in choices.items():
-        yield f"   {'*' if name in default else ' '} {name:<18} {choice.comment}".rstrip()
-    selected = (choices[name] for name in default if name in choices)
-    values = {key: value for choice in selected for key, value in choice.values.items() if "_target_" not in key}
-    if values and group not in GLOBAL_GROUPS:
+        yield f"   {'*' if name in made else ' '} {name:<18} {choice.comment}".rstrip()
+    selected = [choices[name] for name in made if name in choices]
+    if typed is not None:
+        yield from (line for choice in selected for line in _commented_keys(choice))
+    elif group not in GLOBAL_GROUPS:
+        values = {key: value for choice in selected for key, value in choice.values.items() if "_target_" not in key}
         keys = "  ".join(f"{key}={show_value(value)}" for key, value in values.items())
-        yield fill(keys, 116, initial_indent="       ", subsequent_indent="       ", break_on_hyphens=False)
+        yield from [fill(keys, 116, initial_indent=INDENT, subsequent_indent=INDENT, break_on_hyphens=False)] * bool(
+            keys
+        )
+
+
+def _commented_keys(choice: Choice) -> Iterator[str]:
+    """KEY=VALUE of each key that a file sets, with the comment that stands beside it."""
+    path, comments = [], {}
+    for indent, key, comment in re.findall(r"^( *)(\w+):.*?(?: +# (.*))?$", choice.text, re.MULTILINE):
+        path = [*(outer for outer in path if outer[0] < len(indent)), (len(indent), key)]
+        comments[".".join([*filter(None, [choice.package]), *(name for _, name in path)])] = comment
+    for key, value in choice.values.items():
+        if "_target_" not in key:
+            yield f"{INDENT}{f'{key}={show_value(value)}':<34} {comments.get(key, '')}".rstrip()

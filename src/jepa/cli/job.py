@@ -8,6 +8,7 @@ import signal
 import sys
 from contextlib import suppress
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
@@ -20,6 +21,7 @@ from jepa.cli.sweep_run import FAILURE
 from jepa.cli.sweep_signals import unblocked
 from jepa.cli.terminal import quick_imports, rank, report_error, setup_logging
 from jepa.config import ConfigError, TrainConfig, to_dataclass
+from jepa.config.machine import check_costly_default, check_start, check_writable
 from jepa.errors import RunError, as_run_errors
 from jepa.parallel.signals import FROM_SCHEDULERS, STOPS, listen
 from jepa.reports.console import opening_lines
@@ -47,7 +49,9 @@ def job(config: DictConfig, checked: dict | None = None) -> float | None:
     try:
         with as_run_errors(), unblocked(blocked):
             checked_config = to_dataclass(as_checked() if is_member or checked is None else checked)
-            status = train_member(checked_config, folder, _train) if is_member else _train(checked_config, folder)
+            typed = list(hydra.overrides.task) if hydra.job.config_name == "train" else None
+            train = partial(_train, typed=typed)
+            status = train_member(checked_config, folder, train) if is_member else train(checked_config, folder)
         if status == 0:
             return last_selection_value(read_rows(folder), checked_config.evaluation.judge)
     except SystemExit as exit:
@@ -66,13 +70,19 @@ def job(config: DictConfig, checked: dict | None = None) -> float | None:
     return None
 
 
-def _train(config: TrainConfig, folder: Path) -> int:
-    """Train, or estimate, in this process or in one per GPU; returns the exit status."""
+def _train(config: TrainConfig, folder: Path, *, typed: list[str] | None) -> int:
+    """Train, or estimate, in this process or in one per GPU; returns the exit status.
+
+    `typed` are the overrides of jepa-train itself.
+    """
     if config.estimate:
         with quick_imports():
             from jepa.resources import estimate
 
         return estimate.print_estimate(config, folder) if rank() == 0 else 0
+    check_start(config)
+    check_writable(folder)
+    check_costly_default(config, typed, folder)
     if rank() == 0:
         print("\n".join(opening_lines(asdict(config), folder)), file=sys.stderr, flush=True)
     with listen(signals=FROM_SCHEDULERS) as interrupt:

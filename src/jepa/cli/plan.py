@@ -33,14 +33,11 @@ usage: jepa-plan run=RUN [planner=CHOICE] [cost=CHOICE] [key=value ...] [flags]
 
 The result is results.json, tasks.json, plan.html and media/*.mp4 in outputs/NAME; the same command again repeats
 nothing that is done."""
-FLAGS = """\
-  --config-dir FOLDER     a folder with your own configuration groups, as FOLDER/planner/mine.yaml
-  -h, --help              this text, including the groups of --config-dir"""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit status: 0, 1 if it failed, 2 for an error in the arguments, 130 after Ctrl-C."""
-    return run_overrides("plan", _run, arguments, head=HEAD, flags=FLAGS)
+    return run_overrides("plan", _run, arguments, head=HEAD, group="planner")
 
 
 def _run(overrides: Sequence[str], config_dir: str | None) -> int:
@@ -54,7 +51,7 @@ def _run(overrides: Sequence[str], config_dir: str | None) -> int:
         log.info("%s, since the actions are discrete", chosen[-1])
     composer = Composer(config_dir)
     planned = experiment_runs(config, composer) if config.experiment else []
-    with quick_imports():
+    with quick_imports(config):
         from jepa.planning.report import terminal
         from jepa.planning.run import plan
 

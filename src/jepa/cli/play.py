@@ -19,14 +19,11 @@ usage: jepa-play run=RUN [key=value ...] [flags]
   jepa-play run=outputs/minigrid_jepa typed=true keys={w:2,a:0,d:1}   reads lines of keys from the terminal
 
 Writes play.html, which reloads itself while actions are typed, and play.mp4 into RUN/play."""
-FLAGS = """\
-  --config-dir FOLDER     a folder with your own configuration groups, as FOLDER/env/mine.yaml
-  -h, --help              this text, including the groups of --config-dir"""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit status: 0, 1 if it failed, 2 for an error in the arguments, 130 after Ctrl-C."""
-    return run_overrides("play", _run, arguments, head=HEAD, flags=FLAGS, stopped="stopped")
+    return run_overrides("play", _run, arguments, head=HEAD, group="env", stopped="stopped")
 
 
 def _run(overrides: Sequence[str], config_dir: str | None) -> int:
@@ -34,7 +31,7 @@ def _run(overrides: Sequence[str], config_dir: str | None) -> int:
 
     config = compose_play(overrides, config_dir)
     setup_logging()
-    with quick_imports():
+    with quick_imports(config):
         from jepa.rl.play import play
 
     with as_config_errors():

@@ -19,14 +19,11 @@ usage: jepa-predict run=RUN images=FOLDER [out=FILE.csv] [key=value ...] [flags]
 
 The table names classes as the labels did. Boxes are in pixels of the pictures, upright by their EXIF tag. A file that
 cannot be read has a row with the reason."""
-FLAGS = """\
-  -h, --help              this text"""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit status: 0, 1 if it failed, 2 for an error in the arguments, 130 after Ctrl-C."""
-    stopped = "stopped; no table was written"
-    return run_overrides("predict", _predict, arguments, head=HEAD, flags=FLAGS, stopped=stopped)
+    return run_overrides("predict", _predict, arguments, head=HEAD, stopped="stopped; no table was written")
 
 
 def _predict(overrides: Sequence[str], config_dir: str | None) -> int:
@@ -34,7 +31,7 @@ def _predict(overrides: Sequence[str], config_dir: str | None) -> int:
 
     config = compose_predict(overrides, config_dir)
     setup_logging()
-    with quick_imports():
+    with quick_imports(config):
         from jepa.inference.predict import predict
 
     print(predict(config), flush=True)

@@ -6,10 +6,10 @@ import argparse
 from collections.abc import Sequence
 from typing import Any
 
-import yaml
 from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
 
+from jepa.cli.answers import as_text
 from jepa.cli.sweep_plan import Sweep, missing_plugins, plan_sweep
 from jepa.config import Composer, ConfigError, name_as_text
 from jepa.config.catalogue import find
@@ -33,6 +33,7 @@ def preflight(arguments: Sequence[str]) -> tuple[list[str], Sweep | None, dict] 
     errors = [_unknown_flag(flag, flag_names) for flag in unknown]
 
     composer = Composer(flags.config_dir, flags.config_name or "train")
+    composer.needs_data = not flags.cfg
     given: list[str] = flags.overrides
     overrides = list(map(name_as_text, given))
     parsed, syntax_errors = composer.parse(overrides)
@@ -64,8 +65,7 @@ def _print_config(config: dict[str, Any], package: str | None) -> None:
     section = find(config, package, ABSENT) if package else config
     if section is ABSENT:
         raise ConfigError([f"--package {package}: there is no such key"])
-    text = yaml.safe_dump(section, sort_keys=False, allow_unicode=True).removesuffix("...\n")
-    print(f"# @package {package}\n{text}" if package else text, end="")
+    print(f"# @package {package}\n" * bool(package) + as_text(section), end="")
 
 
 def _unknown_flag(flag: str, flag_names: Sequence[str]) -> str:

@@ -21,14 +21,11 @@ usage: jepa-rl [rl=RECIPE] [env=CHOICE] [world=jepa|iris] [key=value ...] [flags
 
 The result is results.json, rl.html and media/*.mp4 in outputs/NAME, beside the episodes and the world; a run that was
 stopped, wherever, goes on with the same command. Afterwards: jepa-play run=outputs/NAME"""
-FLAGS = """\
-  --config-dir FOLDER     a folder with your own configuration groups, as FOLDER/rl/mine.yaml
-  -h, --help              this text, including the groups of --config-dir"""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit status: 0, 1 if it failed, 2 for an error in the arguments, 130 after Ctrl-C."""
-    return run_overrides("rl", _run, arguments, head=HEAD, flags=FLAGS)
+    return run_overrides("rl", _run, arguments, head=HEAD, group="env")
 
 
 def _run(overrides: Sequence[str], config_dir: str | None) -> int:
@@ -36,7 +33,7 @@ def _run(overrides: Sequence[str], config_dir: str | None) -> int:
 
     folder, configs = compose_rl_runs(overrides, config_dir)
     setup_logging()
-    with quick_imports():
+    with quick_imports(next(iter(configs.values()))):
         from jepa.rl.report import terminal
         from jepa.rl.run import run, run_all
 

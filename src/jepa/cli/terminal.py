@@ -13,7 +13,9 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
+from jepa.config.machine import check_start
 from jepa.errors import ConfigError, RunError, as_run_errors
 from jepa.parallel.environment import process_info
 from jepa.parallel.signals import handlers, interrupt_no_more, interrupt_once, leave
@@ -95,11 +97,13 @@ def interruptible(command: Callable[[], int], message: str = "") -> int:
 
 
 @contextmanager
-def quick_imports() -> Iterator[None]:
+def quick_imports(config: Any = None) -> Iterator[None]:
     """Import torch without garbage collection, and exclude what was imported from later ones; Ctrl-C ends the process.
 
-    The collector would scan a million objects and free none. Does nothing if torch is imported already.
+    The collector would scan a million objects and free none. Does nothing if torch is imported already. Raises
+    ConfigError before, for what this machine lacks of `config`, see `check_start`.
     """
+    check_start(config)
     if is_first := "torch" not in sys.modules:
         gc.disable()
     with handlers([signal.SIGINT] if is_first else [], leave):

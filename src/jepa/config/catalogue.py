@@ -18,6 +18,8 @@ from jepa.errors import ConfigError, FileError
 COMPARISONS = "compare"
 UNREADABLE = (ValueError, TypeError, LookupError, AttributeError, RecursionError, OmegaConfBaseException)
 """What Hydra raises for files of other bytes, values or depth than it expects."""
+EXPERIMENTS = ("experiment", "rl")
+"""Groups whose choices set keys of others: experiments of jepa-train, recipes of jepa-rl."""
 GLOBAL_GROUPS = {"experiment", "sweep", "compare"}
 """Groups whose files set keys of all others."""
 
@@ -48,7 +50,7 @@ class Choice:
     def comment(self) -> str:
         """The first comment line that is neither a Hydra directive nor the command of an experiment."""
         lines = (line.lstrip("# ").rstrip() for line in self.text.splitlines() if line.startswith("#"))
-        return next((line for line in lines if line and not line.startswith(("@package", "jepa-train"))), "")
+        return next((line for line in lines if line and not line.startswith(("@package", "jepa-"))), "")
 
     @cached_property
     def package(self) -> str:

@@ -193,7 +193,7 @@ def _plan_baselines(view: ConfigView) -> Iterator[str]:
 
 def _worlds(view: ConfigView) -> Iterator[str]:
     """Runs or an experiment are named, not both, and the runs hold world models that the planner can act in."""
-    if "planner._target_" not in view:
+    if "planner._target_" not in view or not view.needs_data:
         return
     runs, experiment = view.get("run"), view.get("experiment")
     if (runs is None) == (experiment is None):

@@ -30,7 +30,8 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from jepa.config import signatures
-from jepa.config.catalogue import GLOBAL_GROUPS, Catalogue, Choice, conf_folder, find, naming_files
+from jepa.config.catalogue import EXPERIMENTS, GLOBAL_GROUPS, Catalogue, Choice, conf_folder, find, naming_files
+from jepa.config.layouts import choose_folders
 from jepa.config.override_errors import hydra_message, needs_multirun, syntax_error
 from jepa.config.overrides import as_typed, override_literal
 from jepa.config.precedence import chooses, hidden_values, implied_values, is_length_typed
@@ -51,8 +52,6 @@ from jepa.errors import ConfigError
 from jepa.suggestions import suggestion
 
 ABSENT = object()
-EXPERIMENTS = ("experiment", "rl")
-"""Groups whose choices set keys of others: experiments of jepa-train, recipes of jepa-rl."""
 PATHS = {"run", "task"}
 """Keys of jepa-eval that take any value: a path, or a list of them."""
 SCHEMAS = {
@@ -84,6 +83,9 @@ class CheckResult(NamedTuple):
 
 class Composer:
     """Composes and checks configurations; caches the result of the same choices, for the members of a sweep."""
+
+    needs_data = True
+    """False where a configuration is only shown: its data need not be on this machine"""
 
     def __init__(self, config_dir: str | os.PathLike | None = None, config_name: str = "train") -> None:
         self.config_name = config_name.removesuffix(".yaml")
@@ -157,9 +159,12 @@ class Composer:
             triples = ((o.key_or_group, o.value(), o.input_line or o.key_or_group) for o in parsed)
             errors += unused_overrides(triples, resolved, _chosen(base, "objective"), _chosen(base, "encoder"))
             resolved = without_unused(resolved)
+        needs_data = self.needs_data and not resolved.get("estimate")
+        errors += [error for error in choose_folders(resolved) if needs_data]
         schema = signatures.read(f"jepa.config.schema.{self.schema.__name__}")
         assert schema is not None
-        errors += value_errors(resolved, schema, partial(self._describe, config, (*implied, *values)))
+        describe = partial(self._describe, config, (*implied, *values))
+        errors += value_errors(resolved, schema, describe, needs_data=needs_data)
         if self.schema is TrainConfig and resolved["resume"] is False:
             errors += _existing_run(config, sweep_folder)
         return resolved

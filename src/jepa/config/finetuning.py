@@ -10,7 +10,17 @@ from jepa.config.paths import find_source, shape_of
 from jepa.config.run_data import names_data, run_data
 from jepa.errors import ConfigError
 
-WITHOUT_WEIGHTS = {"encoder", "experiment", "--cfg", "-c", "--config-name", "-cn"}
+WITHOUT_WEIGHTS = {
+    "encoder",
+    "experiment",
+    "--cfg",
+    "-c",
+    "--config-name",
+    "-cn",
+    "--version",
+    "-sc",
+    "--shell-completion",
+}
 """Keys and flags that may replace `run=`: they choose the weights, or only print the configuration."""
 
 

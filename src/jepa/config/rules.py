@@ -31,8 +31,8 @@ PHASE_KEYS = ("share", "image_size", "num_frames", "micro_batch_size")
 def _words(view: ConfigView) -> Iterator[str]:
     if isinstance(threads := view.get("threads", "auto"), str) and threads != "auto":
         yield f"{view.describe('threads')}: must be auto or a whole number above 0"
-    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", view.get("device", "auto")):
-        yield f"{view.describe('device')}: no such device; valid: auto, cpu, cuda, cuda:0, cuda:1 ..."
+    if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", view.get("device", "auto")):
+        yield f"{view.describe('device')}: no such device; valid: auto, cpu, cuda, cuda:0, cuda:1 ... and mps"
     if not re.fullmatch(r"[\w*?-]+/[\w*?-]+", view.get("evaluation.judge", "probe/*")):
         yield f"{view.describe('evaluation.judge')}: metrics have names with a slash, as probe/knn_top1, predict/gain"
     yield from _name(view)
@@ -175,8 +175,10 @@ def _datasets_with(field: str) -> str:
 
 
 def _colours(view: ConfigView) -> Iterator[str]:
-    if view.get("augment.grayscale", 0) > 0 and view.get("dataset.channels", 3) != 3:
-        yield f"{view.describe('augment.grayscale')}: the pictures are grey already; set it to 0"
+    channels = view.get("dataset.channels", 3)
+    if view.get("augment.grayscale", 0) > 0 and channels != 3:
+        reason = "the pictures are grey already" if channels == 1 else f"pictures of {channels} channels have no colour"
+        yield f"{view.describe('augment.grayscale')}: {reason}; set it to 0"
 
 
 def _local_views(view: ConfigView) -> Iterator[str]:
@@ -256,6 +258,8 @@ def _processes(view: ConfigView) -> Iterator[str]:
         yield f"{view.describe('strategy', 'processes')}: use strategy=ddp or fsdp"
     if count > 1 and str(view.get("device", "")).startswith("cuda:"):
         yield f"{view.describe('device', 'processes')}: each has a GPU of its own; use device=cuda"
+    if view.get("device") == "mps" and (count > 1 or view.get("strategy") == "fsdp"):
+        yield f"{view.describe('device')}: an Apple GPU is used by one process; leave processes= and strategy= out"
     if not view.get("estimate"):
         yield from _equal_shares(view, "processes")
 

@@ -19,7 +19,7 @@ TABLE_HEAD = "name,class,"
 def _inputs(view: ConfigView) -> Iterator[str]:
     """The run, and exactly one of images, videos and dataset exist; none of these where features are only searched."""
     embeds = "neighbours" in view
-    if not embeds and "min_score" not in view:
+    if not view.needs_data or (not embeds and "min_score" not in view):
         return
     names = ["images", "videos", *(["dataset"] if embeds else [])]
     given = [name for name in names if name in view or any(key.startswith(f"{name}.") for key in view)]

@@ -108,11 +108,13 @@ def _is_idle(judged: str | None, predicted: str | None) -> bool:
     return judged == "classes" and predicted not in (None, "classes")
 
 
-def value_errors(config: Mapping[str, Any], schema: signatures.Signature, describe: Describe) -> list[str]:
+def value_errors(
+    config: Mapping[str, Any], schema: signatures.Signature, describe: Describe, *, needs_data: bool = True
+) -> list[str]:
     """All errors of a composed configuration, one sentence each."""
     invalid = dict(_invalid_values(config, schema, describe))
     missing = [f"{describe(key)}: must be given, as {key}=VALUE" for key, value in flatten(config) if value == "???"]
-    return [*invalid.values(), *rule_errors(ConfigView(config, describe, set(invalid))), *missing]
+    return [*invalid.values(), *rule_errors(ConfigView(config, describe, set(invalid), needs_data)), *missing]
 
 
 def unknown_key(text: str, key: str, config: Mapping[str, Any], catalogue: Catalogue) -> str:

@@ -20,8 +20,12 @@ class MissingValue(KeyError):
 class ConfigView(Mapping[str, Any]):
     """A configuration by dotted key, without the values that are null, missing, or in `invalid`."""
 
-    def __init__(self, config: Mapping[str, Any], describe_key: Describe, invalid: set[str]) -> None:
+    def __init__(
+        self, config: Mapping[str, Any], describe_key: Describe, invalid: set[str], needs_data: bool = True
+    ) -> None:
         self.config = config
+        self.needs_data = needs_data
+        """False if the files of data sets are not looked for"""
         self._describe_key = describe_key
         self._invalid = invalid
         self._values = {k: v for k, v in flatten(config) if k not in invalid and v is not None and v != "???"}
@@ -36,7 +40,7 @@ class ConfigView(Mapping[str, Any]):
         def describe_key(key: str) -> str:
             return f"{key}={show_value(values[key])}" if key in values else self._describe_key(key)
 
-        return ConfigView({**self.config, **values}, describe_key, self._invalid - set(values))
+        return ConfigView({**self.config, **values}, describe_key, self._invalid - set(values), self.needs_data)
 
     def __getitem__(self, key: str) -> Any:
         if key not in self._values:

@@ -26,7 +26,9 @@ from PIL.PngImagePlugin import PngImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 from torch import Tensor
 
+from jepa.config.layouts import IMAGE_SUFFIXES
 from jepa.data import tiff
+from jepa.data.bands import NPY, channels_first, decode_array, num_channels, read_array, scale
 
 JPEG, PNG = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n"
 try:
@@ -38,7 +40,7 @@ else:
     _FAST = {JPEG: decode_jpeg}
     _COLOURS = {1: ImageReadMode.GRAY, 3: ImageReadMode.RGB}
 log = logging.getLogger(__name__)
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm")
+SUFFIXES = IMAGE_SUFFIXES
 """Suffixes of image files."""
 WHITE = 65535
 """Largest value of 16 bits."""
@@ -56,16 +58,38 @@ _PILLOW_ERRORS = (ValueError, SyntaxError, EOFError, struct.error, IndexError, K
 def decode(data: bytes, *, channels: int = 3, max_value: float | None = None) -> Tensor:
     """Encoded file -> uint8 [C, 1, H, W], upright by its EXIF tag; raises OSError or RuntimeError.
 
+    Arrays of numpy, and pictures of other `channels` than 1 and 3, must have so many, which stay as they are.
+
     Palettes, grey, CMYK and images of more than 8 bits become `channels` = 3 (RGB) or 1 (grey) channels of 8 bits;
     alpha is dropped. In images of more than 8 bits white is `max_value`, by default the largest value that the file
     declares: maxval of PGM and PPM, MaxSampleValue and BitsPerSample of TIFF, all bits elsewhere. nan is black.
     """
+    if data.startswith(NPY) or (channels not in _MODES and data.startswith(tiff.HEADS)):
+        return decode_array(data, channels, max_value).unsqueeze(1)
+    if channels not in _MODES:
+        return _decode_bands(data, channels, max_value).unsqueeze(1)
     for magic, decoder in _FAST.items():
         if data.startswith(magic):
             encoded = torch.frombuffer(bytearray(data), dtype=torch.uint8)
             image = decoder(encoded, _COLOURS[channels], apply_exif_orientation=True)
             return image.unsqueeze(1)  # pyright: ignore[reportAttributeAccessIssue]  (of one file it is no list)
     return _decode_with_pillow(data, _MODES[channels], max_value).unsqueeze(1)
+
+
+def _decode_bands(data: bytes, channels: int, max_value: float | None) -> Tensor:
+    """uint8 [C, H, W] of a file with exactly so many bands, as grey or RGB with alpha."""
+    with _pillow_errors(data), _open(data) as image:
+        pixels = channels_first(np.array(_upright(image, data, max_value)), channels)
+    return torch.from_numpy(pixels.copy())
+
+
+def find_channels(data: bytes) -> int:
+    """The number of channels of a file; a palette counts as RGB. Raises OSError."""
+    if data.startswith(NPY):
+        return num_channels(read_array(data))
+    with suppress(OSError), _pillow_errors(data), _open(data) as image:
+        return 3 if image.mode == "P" else len(image.getbands())
+    return num_channels(read_array(data))
 
 
 class Header(NamedTuple):
@@ -123,7 +147,8 @@ def as_pixels(image: object, channels: int) -> Tensor:
             raise ValueError(
                 f"an image of Pillow of mode {image.mode}; scale it to 8 bits, or give the path of its file"
             )
-        image = np.atleast_3d(np.array(ImageOps.exif_transpose(image).convert(_MODES[channels])))
+        upright = ImageOps.exif_transpose(image)
+        image = np.atleast_3d(np.array(upright.convert(_MODES[channels]) if channels in _MODES else upright))
     if not isinstance(image, np.ndarray):
         raise ValueError(f"expected a tensor, an array, an image of Pillow or a path, not {type(image).__name__}")
     if image.ndim not in (3, 4) or image.shape[-1] != channels:
@@ -131,7 +156,7 @@ def as_pixels(image: object, channels: int) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(image)).movedim(-1, -3)
 
 
-def dark_images_warning(read: Callable[[int], bytes], num_files: int) -> str | None:
+def dark_images_warning(read: Callable[[int], bytes], num_files: int, channels: int = 3) -> str | None:
     """The end of a warning if files of 16 bits, which declare no range, leave two of them or more unused, else None.
 
     `read` gives the contents of a file by its number.
@@ -140,9 +165,8 @@ def dark_images_warning(read: Callable[[int], bytes], num_files: int) -> str | N
     for number in np.linspace(0, num_files - 1, min(MAX_CHECKED, num_files)).astype(int).tolist():
         try:
             data = read(number)
-            with _pillow_errors(data), _open(data) as image:
-                is_deep = _declared_white(image) == WHITE
-            brightest = max(brightest, int(decode(data).max())) if is_deep else brightest
+            is_deep = _has_white_of_16_bits(data, channels)
+            brightest = max(brightest, int(decode(data, channels=channels).max())) if is_deep else brightest
         except (OSError, RuntimeError):
             continue  # reported when the sample is read
     if not 0 <= brightest < DARK:
@@ -152,6 +176,13 @@ def dark_images_warning(read: Callable[[int], bytes], num_files: int) -> str | N
         f"has 16 bits and no value above {white}, as the other images looked at: with white at {WHITE} they are dark. "
         f"If white is {white}, set dataset.max_value={white}; dataset.max_value={WHITE} keeps them dark"
     )
+
+
+def _has_white_of_16_bits(data: bytes, channels: int) -> bool:
+    if data.startswith(NPY) or (channels not in _MODES and data.startswith(tiff.HEADS)):
+        return read_array(data).dtype == np.uint16
+    with _pillow_errors(data), _open(data) as image:
+        return _declared_white(image) == WHITE
 
 
 def warn_of_slow_decoding() -> None:
@@ -175,14 +206,6 @@ def _whole_png(data: bytes) -> bytes:
         parts += [data[begin:end]] if is_good else []
         begin, whole = end, whole and is_good
     return data if whole else b"".join([*parts, data[begin:]])
-
-
-def _scale(values: np.ndarray, white: float) -> np.ndarray:
-    """Values from 0 to `white` in 256 equal steps, uint8: of 16 bits the upper eight."""
-    if white == WHITE and values.dtype == np.uint16:
-        return (values >> 8).astype(np.uint8)
-    shares = np.nan_to_num(np.clip(values.astype(np.float64) / white, 0, 1))
-    return np.minimum(shares * 256, 255).astype(np.uint8)
 
 
 def _decode_with_pillow(data: bytes, mode: str, max_value: float | None) -> Tensor:
@@ -229,11 +252,11 @@ def _upright(image: ImageFile, data: bytes, max_value: float | None) -> Image.Im
         kind = "floating-point numbers" if image.mode == "F" else "signed numbers or numbers of 32 bits"
         raise ValueError(f"its values are {kind}: set dataset.max_value to the value of white")
     if image.format == "PPM" and image.mode != "F" and _maxval(image) > 255:
-        return Image.fromarray(_scale(_pnm_values(image, data), white))
+        return Image.fromarray(scale(_pnm_values(image, data), white))
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
         return Image.fromarray(_grey(image, white))
     if _has_sixteen_bits(image) and white != WHITE:
-        return Image.fromarray(_scale(_all_sixteen_bits(image, data), white), image.mode)
+        return Image.fromarray(scale(_all_sixteen_bits(image, data), white), image.mode)
     upright = ImageOps.exif_transpose(image)
     return upright.convert("LA") if upright.mode == "La" else upright
 
@@ -265,7 +288,7 @@ def _grey(image: ImageFile, white: float) -> np.ndarray:
     values = np.array(ImageOps.exif_transpose(image))
     if image.mode == "I" and tags is not None and tiff.is_unsigned(tags):
         values = values.view(np.uint32)
-    grey = _scale(values, white)
+    grey = scale(values, white)
     return 255 - grey if tags is not None and tiff.is_white_zero(tags) else grey
 
 

@@ -17,7 +17,8 @@ from typing import Any, Self
 import numpy as np
 from torch import Tensor
 
-from jepa.data.decode import dark_images_warning, decode, warn_of_slow_decoding
+from jepa.data.bands import measure, show
+from jepa.data.decode import dark_images_warning, decode, find_channels, warn_of_slow_decoding
 from jepa.data.parquet import read_columns
 
 log = logging.getLogger(__name__)
@@ -38,11 +39,11 @@ class FileDataset:
     describe: Callable[[int], str]
     _load: Callable[..., None]
 
-    def __init__(self, channels: int, *, max_value: float | None = None, has_videos: bool = False) -> None:
+    def __init__(self, channels: Any, *, max_value: float | None = None, has_videos: bool = False) -> None:
         if not has_videos:
             warn_of_slow_decoding()
         self.channels, self.max_value = channels, max_value
-        self.mean, self.std = IMAGENET_STATS[channels]
+        self.mean, self.std = IMAGENET_STATS.get(channels, ((), ()))
 
     def validation(self) -> Self | None:
         return self.held_out
@@ -59,8 +60,25 @@ class FileDataset:
         """Encoded image -> uint8 [C, 1, H, W]"""
         return decode(data, channels=self.channels, max_value=self.max_value)
 
+    def find_channels(self) -> None:
+        """Take the number of channels from the first file and, where no statistics are known, measure them on files.
+
+        They are a function of the files alone, and a run keeps them beside its weights.
+        """
+        first = self.file(0)
+        if self.channels is None:
+            try:
+                self.channels = find_channels(self.read(0))
+            except OSError as error:
+                raise ValueError(f"dataset.channels=null: {first}: {error}; set the number of channels") from error
+            self.mean, self.std = IMAGENET_STATS.get(self.channels, ((), ()))
+            log.info("dataset.channels: %d, as in the first file, %s", self.channels, first)
+        if self.channels not in IMAGENET_STATS or first.lower().endswith(".npy"):
+            self.mean, self.std = measure(lambda index: self.decode(self.read(index)), len(self))
+            log.info("measured on files: mean %s; standard deviation %s", show(self.mean), show(self.std))
+
     def warn_of_dark_images(self) -> None:
-        if self.max_value is None and (warning := dark_images_warning(self.read, len(self))):
+        if self.max_value is None and (warning := dark_images_warning(self.read, len(self), self.channels)):
             log.warning("%s %s", self.describe(0), warning)
 
     def file(self, index: int) -> str:

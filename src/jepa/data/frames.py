@@ -12,12 +12,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from jepa.config.layouts import find_training
 from jepa.config.paths import content, existing
 from jepa.data.clips import num_start_positions, random_start, short_videos_warning
 from jepa.data.decode import SUFFIXES
 from jepa.data.folders import FileDataset, read_table
 from jepa.data.listing import Walk, account, printable
-from jepa.types import Channels, Field, NonNegativeInt, Positive, PositiveInt, Sample, ShareBelowOne
+from jepa.types import Bands, Field, NonNegativeInt, Positive, PositiveInt, Sample, ShareBelowOne
 
 log = logging.getLogger(__name__)
 
@@ -36,21 +37,24 @@ class FrameFolders(FileDataset):
     rules = ("jepa.data.rules.folders",)
 
     def __init__(
-        self, *, num_frames: PositiveInt, root_path: str, image_folder: str = ".", stride: PositiveInt = 1,
+        self, *, num_frames: PositiveInt, root_path: str, image_folder: str | None = None, stride: PositiveInt = 1,
         hop: PositiveInt | None = None, val_folders: Sequence[str] | None = None, val_ratio: ShareBelowOne = 0.2,
         annotations: str | None = None, file_column: str = "file", columns: Sequence[str] = (),
-        lag: NonNegativeInt = 0, channels: Channels = 3, max_value: Positive | None = None,
+        lag: NonNegativeInt = 0, channels: Bands | None = 3, max_value: Positive | None = None,
     ) -> None:  # fmt: skip
         super().__init__(channels, max_value=max_value)
         self.num_frames, self.stride, self.lag = num_frames, stride, lag
         self.hop = hop or (num_frames - 1) * stride + 1
         root = Path(root_path).expanduser().absolute()
+        if image_folder is None:
+            image_folder = find_training(root, SUFFIXES, "dataset.image_folder", has_classes=False)
         self.folder = existing(root / image_folder, "dataset.image_folder", "folder")
         frames = _frames_by_folder(self.folder)
         self.class_folders = sorted({os.path.dirname(name) for name in frames} - {""})
         self.classes = tuple(map(printable, self.class_folders))
         held_out = _held_out(list(frames), val_folders, val_ratio)
         self._load({name: names for name, names in frames.items() if name not in held_out})
+        self.find_channels()
         quantities = Field(shape=(len(columns),), names=tuple(columns))
         self.fields = {"quantities": quantities} if annotations and columns else {}
         self.table = _read_table(root / annotations, file_column, columns) if annotations else {}

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 from torch import Tensor
 
+from jepa.config.layouts import VALIDATION_NAMES
 from jepa.config.paths import content, on_this_machine
 from jepa.data.folders import HEAD, FileDataset, class_names, class_numbers, is_useful_held_out
-from jepa.data.listing import VALIDATION_NAMES
 from jepa.data.parquet import ERRORS, column_names
 from jepa.types import Channels, Positive
 
@@ -33,6 +33,7 @@ class HuggingFaceImages(FileDataset):
     columns that are None are detected by type and name.
     """
 
+    requires = ("hf", "datasets")
     rules = ("jepa.data.rules.local_or_hub",)
 
     def __init__(
@@ -122,7 +123,8 @@ def _find_splits(path: str, subset: str | None, names: Sequence[str]) -> dict[st
         try:
             on_hub = map(str, datasets.get_dataset_split_names(path, config_name=subset))
         except (OSError, ValueError) as error:
-            message = f"dataset.path={path}: is not on this machine, and the hub has no such data set: {error}"
+            hub = "cannot be reached" if "reach" in f"{error}" else "has no such data set"
+            message = f"dataset.path={path}: is not on this machine, and the hub {hub}: {error}"
             raise ValueError(message) from error
         load = partial(datasets.load_dataset, path, name=subset)
         return {split: partial(_open, f"split {split} of {path}", partial(load, split=split)) for split in on_hub}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import logging
 import os
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -13,38 +12,33 @@ import torch
 from torch import Tensor
 from torchvision import datasets
 
-from jepa.config.paths import content, existing
 from jepa.data.decode import SUFFIXES
 from jepa.data.folders import FileDataset, locked
-from jepa.data.listing import held_out_listing, list_files, training_folder
-from jepa.types import Channels, Positive
-
-log = logging.getLogger(__name__)
+from jepa.data.listing import held_out_listing, list_training
+from jepa.types import Bands, ClassLevel, Positive
 
 
 class ImageFolder(FileDataset):
     """Images of `root_path`/`image_folder`: one sub-folder for each class, or all in one folder without labels.
 
-    `val_folder` is the held-out part, beside `image_folder`; None takes a folder with a default name and the same
-    classes.
+    `image_folder` None takes the training part of `root_path`, or `root_path` itself. `val_folder` is the held-out
+    part, beside it; None takes a folder with a default name and the same classes. `class_level` is that of
+    `list_files`; `channels` None are those of the first file.
     """
 
     rules = ("jepa.data.rules.folders",)
 
     def __init__(
-        self, *, root_path: str, image_folder: str, val_folder: str | None = None, channels: Channels = 3,
-        max_value: Positive | None = None,
+        self, *, root_path: str, image_folder: str | None = None, val_folder: str | None = None,
+        class_level: ClassLevel | None = None, channels: Bands | None = 3, max_value: Positive | None = None,
     ) -> None:  # fmt: skip
         super().__init__(channels, max_value=max_value)
         root = Path(root_path).expanduser().absolute()
-        folder = training_folder(existing(root / image_folder, "dataset.image_folder", "folder"))
-        listing = list_files(folder, SUFFIXES)
-        if not len(listing.files.paths):
-            raise ValueError(f"no images ({' '.join(SUFFIXES)}) in {folder} or its sub-folders; {content(folder)}")
-        log.info("%s", listing)
+        listing = list_training(root, image_folder, SUFFIXES, "dataset.image_folder", class_level)
         self.classes = listing.classes
         self._load(*listing.files)
-        held_out = held_out_listing(folder, root, val_folder, self.classes, SUFFIXES)
+        self.find_channels()
+        held_out = held_out_listing(listing, root, val_folder, SUFFIXES, class_level)
         self.held_out = None if held_out is None else self._part(*held_out.files)
         self.warn_of_dark_images()
 
@@ -101,7 +95,9 @@ class TorchvisionImages:
             source = self._source(train)
         except (OSError, RuntimeError) as error:
             settings = f"dataset.name={self.name} dataset.download={str(self.download).lower()}"
-            raise ValueError(f"{settings}: not in {self.root}, or incomplete: {error}") from error
+            reason = "; ".join(line.strip() for line in f"{error}".splitlines() if line.strip())
+            advice = "where there is no network, put the files of torchvision there"
+            raise ValueError(f"{settings}: not in {self.root}, or incomplete: {reason}; {advice}") from error
         self.classes = tuple(source.classes)
         self.pixels = _channels_last(torch.as_tensor(source.data), self.channels)
         self.labels = np.asarray(source.labels if self.name == "stl10" else source.targets, dtype=np.int64)

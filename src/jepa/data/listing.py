@@ -11,14 +11,12 @@ from typing import NamedTuple
 
 import numpy as np
 
+from jepa.config.layouts import TRAINING_NAMES, VALIDATION_NAMES, find_training, held_out_folders, no_files
 from jepa.config.paths import content, existing
 from jepa.data.folders import is_useful_held_out, match_classes
 
 log = logging.getLogger(__name__)
-VALIDATION_NAMES = ("validation", "valid", "val", "test")
-"""Names of a folder or split that is used as the held-out part if none is named, in this order."""
-TRAINING_NAMES = ("train", "training")
-PART_NAMES = {*TRAINING_NAMES, *VALIDATION_NAMES, "testing", "dev"}
+PART_NAMES = {*TRAINING_NAMES, *VALIDATION_NAMES}
 
 
 class Files(NamedTuple):
@@ -37,8 +35,8 @@ class Listing(NamedTuple):
     left_out: Counter[str]
 
     def __str__(self) -> str:
-        kind = f" of {len(self.classes)} classes" if self.classes else " without classes"
-        return account(f"{self.files.folder}: {len(self.files.paths):,} files{kind}", self.left_out)
+        kind = f"{len(self.classes)} classes of folders" if self.classes else "no classes"
+        return account(f"{self.files.folder}: {kind}, {len(self.files.paths):,} files", self.left_out)
 
 
 def account(summary: str, left_out: Counter[str]) -> str:
@@ -47,21 +45,32 @@ def account(summary: str, left_out: Counter[str]) -> str:
     return summary + (reasons and f"; left out: {reasons}")
 
 
-def list_files(folder: Path, suffixes: tuple[str, ...], classes: Sequence[str] | None = None) -> Listing:
+def list_files(
+    folder: Path, suffixes: tuple[str, ...], classes: Sequence[str] | None = None, level: int | None = None
+) -> Listing:
     """All visible files with one of the suffixes; a file of the class CLASS is at any depth below `folder`/CLASS.
 
-    Without `classes`, the sub-folders with files are the classes; a folder that holds as many files itself as its
-    only sub-folder, or more, has no classes. With `classes`, as of a held-out part, the sub-folders are matched to them
-    by name, also in other capitals. Links to folders are followed, except to a folder that is listed anyway. Raises
-    ValueError if `folder` cannot be read.
+    That is `level` 1, the default; level 2 has the classes at `folder`/ANY/CLASS, level 0 takes all files without
+    classes. Without `classes`, the sub-folders with files are the classes; by default a folder that holds as many files
+    itself as its only sub-folder, or more, has no classes. With `classes`, as of a held-out part, the sub-folders are
+    matched to them by name, also in other capitals. Links to folders are followed, except to a folder that is listed
+    anyway. Raises ValueError if `folder` cannot be read, or if most of its files are in no class folder.
     """
     walk = Walk(folder, suffixes)
     by_folder: dict[str, list[str]] = {}
     for path in walk.files():
-        by_folder.setdefault(path.partition("/")[0] if "/" in path else "", []).append(path)
+        parts = path.split("/")[:-1]
+        number = 1 if level is None else level
+        by_folder.setdefault(parts[number - 1] if 0 < number <= len(parts) else "", []).append(path)
     loose = by_folder.pop("", [])
     left_out = walk.left_out()
-    if len(by_folder) == 1 and len(*by_folder.values()) <= len(loose):
+    num_inside = sum(map(len, by_folder.values()))
+    if level is None and classes is None and len(by_folder) > 1 and num_inside < len(loose):
+        raise ValueError(
+            f"{folder} holds {len(loose):,} files itself and {num_inside:,} in sub-folders: dataset.class_level=0 "
+            "takes all of them without classes, dataset.class_level=1 those in sub-folders, which are the classes"
+        )
+    if level is None and len(by_folder) == 1 and num_inside <= len(loose):
         left_out.update({f'in the sub-folder "{printable(name)}"': len(paths) for name, paths in by_folder.items()})
         by_folder.clear()
     if by_folder and loose:
@@ -109,28 +118,48 @@ def training_folder(folder: Path) -> Path:
     return folder / training[0]
 
 
-def held_out_listing(
-    folder: Path, root: Path, val_folder: str | None, classes: tuple[str, ...], suffixes: tuple[str, ...]
-) -> Listing | None:
-    """The files of `root`/`val_folder`, or of a folder with a usual name beside `folder`; None if there is none.
+def list_training(
+    root: Path, part: str | None, suffixes: tuple[str, ...], key: str, level: int | None = None
+) -> Listing:
+    """The files of `root`/`part`, or of the part that `find_training` finds; `key` is the key of `part`."""
+    folder = root / (find_training(root, suffixes, key) if part is None else part)
+    listing = list_files(training_folder(existing(folder, key, "folder")), suffixes, level=level)
+    if not len(listing.files.paths):
+        folder = listing.files.folder
+        raise ValueError(no_files(folder, suffixes))
+    return listing
 
-    Logs why a folder is not used. Raises ValueError if `val_folder` has classes that are not among `classes`.
+
+def held_out_listing(
+    training: Listing, root: Path, val_folder: str | None, suffixes: tuple[str, ...], level: int | None = None
+) -> Listing | None:
+    """The files of `root`/`val_folder`, or of a folder with a usual name beside the training part; None without.
+
+    Logs what is trained on and held out, and why a folder is not used. Raises ValueError if `val_folder` has classes
+    that the training part does not have.
     """
+    (folder, _, _), classes, _ = training
     if val_folder is not None:
         folders = [existing(root / val_folder, "dataset.val_folder", "folder")]
     else:
-        beside = (folder.parent / name for name in VALIDATION_NAMES)
-        folders = [candidate for candidate in beside if candidate != folder and candidate.is_dir()]
+        folders = held_out_folders(folder, root)
     for candidate in folders:
-        listing = list_files(candidate, suffixes, classes)
+        listing = list_files(candidate, suffixes, classes, level)
         unknown = sorted(set(listing.classes) - match_classes(listing.classes, _numbers(classes)).keys())
+        if len(unknown) == 1 and not listing.files.paths.size:  # perhaps a folder that holds nothing but another one
+            inner = list_files(candidate / unknown[0], suffixes, classes, level)
+            if not classes or (inner.files.labels >= 0).any():
+                listing, unknown = inner, []
         if val_folder is not None and unknown:
             raise ValueError(f"dataset.val_folder={val_folder} has classes that are not in {folder}: {unknown}")
         if not listing.files.paths.size:
             log.warning("%s is not used as the held-out part: it has %s", candidate, _reason(listing, unknown))
         elif is_useful_held_out(listing.files.labels, classes, str(candidate), is_named=val_folder is not None):
-            log.info("held-out part: %s%s", listing, "" if val_folder else " (dataset.val_folder names another)")
+            hint = "" if val_folder else " (dataset.val_folder names another)"
+            part = f"{listing.files.folder}, {len(listing.files.paths):,} files{hint}"
+            log.info("%s; for evaluation %s", training, account(part, listing.left_out))
             return listing
+    log.info("%s", training)
     return None
 
 

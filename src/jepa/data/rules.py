@@ -13,8 +13,8 @@ from jepa.config.view import ConfigView
 def folders(view: ConfigView, path: str) -> Iterator[str]:
     """The folders of files and of the held-out part exist."""
     names = _values(view, path, ("image_folder", "video_folder", "val_folder"))
-    file = "VIDEO.mp4" if "video_folder" in names else "IMAGE.jpg"
-    for error in _missing(view, path, names.items(), "folder"):
+    file = "VIDEO.mp4" if view[f"{path}._target_"].endswith("VideoFolder") else "IMAGE.jpg"
+    for error in _missing(view, path, [("root_path", ""), *names.items()], "folder"):
         yield f"{error}; expected CLASS/{file} in it, or {file} without labels"
 
 
@@ -40,13 +40,13 @@ def download(view: ConfigView, path: str) -> Iterator[str]:
 
 def local_or_hub(view: ConfigView, path: str) -> Iterator[str]:
     try:
-        on_this_machine(view[f"{path}.path"])
+        on_this_machine(view[f"{path}.path"] if view.needs_data else ".")
     except ValueError as error:
         yield f"{view.describe(f'{path}.path')}: {error}"
 
 
 def shards(view: ConfigView, path: str) -> Iterator[str]:
-    for key in filter(view.__contains__, (f"{path}.shards", f"{path}.val_shards")):
+    for key in filter(view.__contains__, (f"{path}.shards", f"{path}.val_shards") if view.needs_data else ()):
         try:
             find_shards(view[key])
         except ValueError as error:
@@ -62,6 +62,8 @@ def episodes(view: ConfigView, path: str) -> Iterator[str]:
             yield f"{path}.env: collecting needs {path}.policy and {path}.episodes, their number"
         return
     folder = Path(view[f"{path}.path"]).expanduser().absolute()
+    if not view.needs_data:
+        return
     try:
         existing(existing(folder, view.describe(f"{path}.path"), "folder") / "store.json", f"{path}.path={folder}")
     except ValueError as error:
@@ -81,7 +83,7 @@ def _values(view: ConfigView, path: str, keys: Iterable[str]) -> dict[str, str]:
 def _missing(view: ConfigView, path: str, files: Iterable[tuple[str, str]], kind: str = "") -> Iterator[str]:
     """An error for the first of the `files` (key, name in `root_path`) that does not exist."""
     root = Path(view[f"{path}.root_path"]).expanduser().absolute()
-    for key, name in files:
+    for key, name in files if view.needs_data else ():
         settings = dict.fromkeys(view.describe(f"{path}.{k}") for k in ("root_path", key))
         try:
             existing(root / name, " with ".join(settings), kind)

@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from jepa.config.layouts import VALIDATION_NAMES
 from jepa.config.paths import find_shards
 from jepa.data.folders import HEAD, FileDataset, class_names, class_numbers, is_useful_held_out
-from jepa.data.listing import VALIDATION_NAMES
 from jepa.data.loader import Order
 from jepa.data.shard_index import read_index
 from jepa.seeding import generator

@@ -15,11 +15,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from jepa.config.layouts import VIDEO_SUFFIXES
 from jepa.data.loader import first_line
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
-SUFFIXES = (".mp4", ".mkv", ".avi", ".mov", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv", ".flv", ".ogv", ".3gp")
+SUFFIXES = VIDEO_SUFFIXES
 """Suffixes of video files."""
 CACHED_BYTES = 2**23
 """Largest size in bytes of a file whose packets PyAV keeps in memory after indexing it."""

@@ -12,7 +12,8 @@ from typing import Annotated, Literal
 import numpy as np
 from torch import Tensor
 
-from jepa.config.paths import content, existing
+from jepa.config.layouts import find_training
+from jepa.config.paths import existing
 from jepa.data.clips import (
     even_start,
     frame_positions,
@@ -27,10 +28,10 @@ from jepa.data.folders import (
     class_numbers,
     read_table,
 )
-from jepa.data.listing import Files, held_out_listing, list_files, training_folder
+from jepa.data.listing import Files, held_out_listing, list_training
 from jepa.data.loader import MAX_BROKEN_RATIO
 from jepa.data.video_decode import SUFFIXES, Video, choose_decoders, read_video
-from jepa.types import Channels, Positive, PositiveInt
+from jepa.types import Channels, ClassLevel, Positive, PositiveInt
 
 log = logging.getLogger(__name__)
 MAX_CHECKED = 1000
@@ -42,16 +43,19 @@ RATE_TOLERANCE = 1.01
 class VideoFolder(FileDataset):
     """Clips of `num_frames` frames of the videos in `root_path`/`video_folder`: class folders, or all in one folder.
 
-    Instead of class folders, `annotations` may be a CSV or parquet file in `root_path` with the columns path (in
-    `video_folder`) and label. Frames are `stride` apart, or sampled at `fps` frames a second. `self[index]` is one of
-    `clips_per_video` clips evenly spaced over a video, a single one in its centre; `draw` takes a random start. `short`
-    is the treatment of videos shorter than a clip: skip, hold (the last frame) or loop.
+    `video_folder` None takes the training part of `root_path`, or `root_path` itself. Instead of class folders,
+    `annotations` may be a CSV or parquet file in `root_path` with the columns path (in `video_folder`) and label.
+    Frames are `stride` apart, or sampled at `fps` frames a second. `self[index]` is one of `clips_per_video` clips
+    evenly spaced over a video, a single one in its centre; `draw` takes a random start. `short` is the treatment of
+    videos shorter than a clip: skip, hold (the last frame) or loop.
     """
 
     rules = ("jepa.data.rules.folders", "jepa.data.rules.frame_rate")
+    requires = ("video", "av|torchcodec")
 
     def __init__(
-        self, *, num_frames: PositiveInt, root_path: str, video_folder: str = "train", val_folder: str | None = None,
+        self, *, num_frames: PositiveInt, root_path: str, video_folder: str | None = None,
+        val_folder: str | None = None, class_level: ClassLevel | None = None,
         annotations: str | None = None, val_annotations: str | None = None, fps: Positive | None = None,
         stride: PositiveInt = 1, clips_per_video: PositiveInt = 1,
         short: Annotated[str, Literal["skip", "hold", "loop"]] = "hold", channels: Channels = 3,
@@ -64,22 +68,22 @@ class VideoFolder(FileDataset):
         self.clips_per_video, self.short = clips_per_video, short
         self.decoders = choose_decoders(decoder)
         root = Path(root_path).expanduser().absolute()
-        folder = existing(root / video_folder, "dataset.video_folder", "folder")
         held_out = None
         if annotations is None:
-            folder = training_folder(folder)
-            files, self.classes, _ = listing = list_files(folder, SUFFIXES)
-            log.info("%s", listing)
-            part = held_out_listing(folder, root, val_folder, self.classes, SUFFIXES)
+            files, self.classes, _ = listing = list_training(
+                root, video_folder, SUFFIXES, "dataset.video_folder", class_level
+            )
+            part = held_out_listing(listing, root, val_folder, SUFFIXES, class_level)
             held_out = None if part is None else part.files
         else:
+            if video_folder is None:
+                video_folder = find_training(root, SUFFIXES, "dataset.video_folder", has_classes=False)
+            folder = existing(root / video_folder, "dataset.video_folder", "folder")
             self.classes, files = _annotated(folder, root / annotations, "dataset.annotations")
             if val_annotations is not None:
                 val_path = existing(root / (val_folder or video_folder), "dataset.val_folder", "folder")
                 table = root / val_annotations
                 _, held_out = _annotated(val_path, table, "dataset.val_annotations", self.classes)
-        if not len(files.paths):
-            raise ValueError(f"no videos ({' '.join(SUFFIXES)}) in {folder} or its sub-folders; {content(folder)}")
         self._load(files)
         self.held_out = None if held_out is None else self._part(held_out)
 

@@ -44,6 +44,8 @@ class GymEnv:
     typed; a node that was read from a file goes through `jepa.envs.types.stored_node`, which refuses it.
     """
 
+    requires = ("envs", "gymnasium")
+
     group_size = 25
 
     def __init__(

@@ -21,6 +21,8 @@ class EmptyGrid(GymEnv):
     episode that reaches it ends with a reward above 0. Lengths of paths are numbers of actions.
     """
 
+    requires = ("envs", "gymnasium", "minigrid")
+
     thresholds = {"reached": 0.5}
     goal_size = 2
 

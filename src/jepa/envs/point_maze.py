@@ -42,6 +42,8 @@ class PointMaze:
     goal of gymnasium-robotics, which is drawn into the picture, is hidden.
     """
 
+    requires = ("envs", "gymnasium_robotics", "mujoco")
+
     state_names = ("position/x", "position/y", "velocity/x", "velocity/y")
     goal_size = 2
     group_size = 25

@@ -28,6 +28,7 @@ class Detection:
     Pictures show predictions with a score of at least `shown_score`. Needs torchmetrics and pycocotools.
     """
 
+    requires = ("detect", "torchmetrics", "pycocotools")
     judges = "boxes"
 
     def __init__(self, *, shown_score: Share = 0.5) -> None:

@@ -9,6 +9,7 @@ from jepa.evaluation import pictures
 from jepa.evaluation.pictures import enlarge, frame_indices, frame_tiles, heatmap, montage, rows_of_tiles
 from jepa.evaluation.probe import exp_entropy
 from jepa.evaluation.types import Evaluation, Picture, Snapshot
+from jepa.parallel.device import double
 from jepa.types import Masks, PatchGrid
 
 HEATMAP_SIDE = 192
@@ -36,7 +37,7 @@ class Diagnostics:
 
 def collapse(vectors: Tensor) -> dict[str, float]:
     """[n, D] -> raw and centred rank, standard deviation, mean cosine of pairs, norm"""
-    vectors = vectors.double()
+    vectors = double(vectors)
     deviation = vectors.std(0, correction=0)
     return {
         "collapse/rank": effective_rank(vectors),
@@ -50,7 +51,7 @@ def collapse(vectors: Tensor) -> dict[str, float]:
 
 def effective_rank(vectors: Tensor) -> float:
     """[n, D] -> exp(-sum p log p), p the singular values divided by their sum: 1 to min(n, D) (RankMe, equation 1)"""
-    vectors = vectors.double()
+    vectors = double(vectors)
     gram = vectors.T @ vectors if len(vectors) > vectors.shape[1] else vectors @ vectors.T
     return exp_entropy(torch.linalg.eigvalsh(gram).clamp_min(0).sqrt())
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from jepa.evaluation.probe import SELECTION_SHARE, feature_pairs, select, selection_split, standardise
 from jepa.evaluation.types import Evaluation, Features, Snapshot
+from jepa.parallel.device import double
 
 L2_GRID = tuple(10.0**power for power in range(1, -7, -1))
 MIN_SAMPLES = 10
@@ -41,9 +42,9 @@ class Regression:
 
 def with_targets(features: Features, columns: list[int]) -> Features:
     """The samples for which these quantities are all finite, with them as targets, in float64."""
-    targets = targets_of(features)[:, columns].double()
+    vectors, targets = double(features.vectors), double(targets_of(features)[:, columns])
     rows = targets.isfinite().all(1)
-    return select(Features(features.vectors.double(), features.labels, targets), rows)
+    return select(Features(vectors, features.labels.to(vectors.device), targets), rows)
 
 
 def ridge_score(train: Features, val: Features) -> float:

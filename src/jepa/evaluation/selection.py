@@ -9,6 +9,7 @@ from torch import Tensor
 
 from jepa.evaluation.probe import exp_entropy
 from jepa.evaluation.types import Evaluation, Snapshot
+from jepa.parallel.device import double
 from jepa.types import Within
 
 DELTA = 1e-4
@@ -53,7 +54,7 @@ def lidar(views: Tensor) -> float:
 
     exp of the entropy of the eigenvalues of Sw^-1/2 Sb Sw^-1/2 (Thilak et al. 2023, arXiv:2312.04000, equations 1-3).
     """
-    views = views.double()
+    views = double(views)
     means = views.mean(1)  # [n, D]
     within, between = (views - means[:, None]).flatten(0, 1), means - means.mean(0)
     values, axes = torch.linalg.eigh(within.T @ within / len(within))
@@ -63,7 +64,7 @@ def lidar(views: Tensor) -> float:
 
 def spectrum(vectors: Tensor) -> Tensor:
     """[n, D] -> eigenvalues of the covariance in descending order; at most min(n - 1, D) of them are above 0"""
-    centred = vectors.double() - vectors.double().mean(0)
+    centred = double(vectors) - double(vectors).mean(0)
     values = torch.linalg.svdvals(centred).square() / len(vectors)
     return values[: max(1, len(vectors) - 1)]
 
@@ -78,6 +79,6 @@ def power_law(values: Tensor) -> float | None:
     if last - first + 1 < MIN_POINTS:
         return None
     ranks = torch.arange(first, last + 1, dtype=torch.double)
-    x, y, weights = ranks.log(), values[first - 1 : last].double().log(), 1 / ranks
+    x, y, weights = ranks.log(), double(values[first - 1 : last]).log(), 1 / ranks
     x, y = (line - (weights * line).sum() / weights.sum() for line in (x, y))
     return (-(weights * x * y).sum() / (weights * x * x).sum()).item()

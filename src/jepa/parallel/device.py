@@ -10,13 +10,19 @@ from contextlib import suppress
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 
 def has_fast_bf16(device: torch.device) -> bool:
-    """False for a CPU without AVX512-BF16: it emulates bfloat16, several hundred times slower than float32."""
+    """False for a CPU without AVX512-BF16, which emulates bfloat16 several hundred times slower, and an Apple GPU."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    return torch.cpu._is_avx512_bf16_supported()
+    return device.type == "cpu" and torch.cpu._is_avx512_bf16_supported()
+
+
+def double(tensor: Tensor) -> Tensor:
+    """In float64; from an Apple GPU, which has none, on the CPU."""
+    return (tensor.cpu() if tensor.device.type == "mps" else tensor).double()
 
 
 def peak_memory_gib(device: torch.device) -> float:

@@ -144,6 +144,10 @@ def open_session(*, device: str, precision: str, local_rank: int | None = None) 
     if chosen.type == "cuda":
         chosen = _cuda_device(chosen, local_rank)
         torch.set_float32_matmul_precision("high")
+    elif chosen.type == "mps" and not torch.backends.mps.is_available():
+        raise ValueError(f"device={device}: torch {torch.__version__} finds no Apple GPU; use device=cpu")
+    elif chosen.type == "mps" and local_rank is not None:
+        raise ValueError(f"device={device}: an Apple GPU is used by one process")
     return Session(device=chosen, bf16=has_fast_bf16(chosen) if precision == "auto" else precision == "bf16")
 
 

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import statistics
+from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import torch
 
-from jepa.config import TrainConfig, factory
+from jepa.config import ConfigError, TrainConfig, factory, signatures
 from jepa.data.loader import blank_fields
 from jepa.errors import RunError, as_config_errors
 from jepa.layers.attention import choose_attention
@@ -38,7 +40,7 @@ from jepa.resources.hardware import (
 from jepa.seeding import generator
 from jepa.training.assemble import Phase, image_size, make_augment, make_dataset, make_objective, split_phases
 from jepa.training.progress import duration
-from jepa.types import Batch, Dataset, DatasetTraits
+from jepa.types import Batch, Dataset, DatasetTraits, Field
 
 FILES = 200
 """Number of files of which the mean size is taken."""
@@ -104,6 +106,43 @@ def model_cost(config: TrainConfig, dataset: Dataset, samples: int, *, bf16: boo
         ) from error
 
 
+class AssumedImages:
+    """Stands for data that are not on this machine, with the sizes of ImageNet-1k; it has no samples to read."""
+
+    fields: Mapping[str, Field] = {}
+
+    def __init__(self, node: Mapping[str, Any]) -> None:
+        self.channels = node.get("channels") or (1 if str(node.get("name")).endswith("mnist") else 3)
+        self.classes = tuple(map(str, range(1000)))
+        self.mean = self.std = (0.5,) * self.channels
+
+    def __len__(self) -> int:
+        return 1_281_167
+
+    def describe(self, index: int) -> str:
+        return f"sample {index}"
+
+
+def find_dataset(config: TrainConfig) -> tuple[Any, str]:
+    """The data set, which is not downloaded, or `AssumedImages` in its place with a line that says so and why.
+
+    Raises ConfigError if the objective learns from more than pixels and labels, of which nothing can be assumed.
+    """
+    node = config.dataset
+    try:
+        with as_config_errors():
+            if "path" in node and not Path(node["path"]).expanduser().exists():
+                raise ValueError(f"there is no {node['path']} on this machine")
+            return make_dataset(replace(config, dataset=node | {"download": False} if "download" in node else node)), ""
+    except ConfigError as error:
+        needs = {*signatures.traits(config.objective["_target_"]).get("needs", ())} - {"labels"}
+        if needs or not {"root_path", "path", "shards"} & node.keys():
+            raise
+        dataset = AssumedImages(node)
+        size = f"{len(dataset):,} samples of {dataset.channels} channels in {len(dataset.classes):,} classes"
+        return dataset, f"\nassumed: {size}, as the data are not here ({error.errors[0]})"
+
+
 def make_cluster(config: TrainConfig) -> Cluster:
     """The GPUs of `hardware`; precision=auto is bfloat16 on all but `cpu`."""
     values = asdict(config.hardware)
@@ -123,13 +162,12 @@ def print_estimate(config: TrainConfig, folder: Path) -> int:
 
 def estimate(config: TrainConfig) -> str:
     """The text for all phases of the run."""
-    with as_config_errors():
-        dataset = make_dataset(config)
+    dataset, assumed = find_dataset(config)
     cluster, strategy = make_cluster(config), config.strategy
     if strategy == "auto":
         strategy = "ddp" if cluster.count > 1 else "single"
     phases = split_phases(config, len(dataset))
-    texts, total = [_hardware(config, cluster)], 0.0
+    texts, total = [_hardware(config, cluster) + assumed], 0.0
     for place, phase in enumerate(phases, start=1):
         num_steps = phase.end_step - phase.begin_step
         if len(phases) > 1:

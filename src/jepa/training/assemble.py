@@ -189,6 +189,8 @@ def log_survey(config: TrainConfig, dataset: Dataset) -> None:
     if isinstance(dataset, ImageFolder) and (found := survey(dataset, dataset.labels)):
         log.info("%s", found)
         size, jitter = image_size(config), config.augment.jitter
+        if jitter and dataset.channels != 3:
+            log.info("augment.jitter changes brightness and contrast alone: saturation and hue need three channels")
         for sentence in advice(found, image_size=size, channels=dataset.channels, jitter=jitter):
             log.info("%s", sentence)
 

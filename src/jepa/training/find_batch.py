@@ -63,7 +63,8 @@ def try_sizes(plan: Plan, components: TrainComponents, raw: RawBatch, sizes: Seq
         finally:
             components.optimizer.zero_grad(set_to_none=True)
             gc.collect()
-            torch.cuda.empty_cache()
+            if components.session.device.type == "cuda":
+                torch.cuda.empty_cache()
         yield last
 
 
