@@ -1,7 +1,7 @@
 # A fresh machine needs Python >= 3.11 and make, nothing else.  `make gpu-check PYTHON=python3` (any target) skips the
 # set-up and uses that interpreter with the packages it has.
 .DEFAULT_GOAL := help
-.PHONY: help train plan test quick setup lint bench gpu-check clean constraints
+.PHONY: help train plan test quick setup lint docs bench gpu-check clean constraints
 
 # Many short processes: what they import is compiled once.
 unexport PYTHONDONTWRITEBYTECODE
@@ -46,6 +46,9 @@ lint: $(SETUP) ## ruff (lint, format) and pyright
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m ruff format --check .
 	PYRIGHT_PYTHON_IGNORE_WARNINGS=1 $(PYTHON) -m pyright
+
+docs: $(SETUP) ## The documentation as pages in build/site
+	NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build
 
 bench: $(SETUP) ## Samples/s, milliseconds per part, peak memory of one experiment
 	$(RUN) scripts/bench.py $(ARGS)

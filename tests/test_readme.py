@@ -1,4 +1,4 @@
-"""Every command in the README runs; trainings are shrunk by overrides that are appended to them."""
+"""Every command in the README and in the guides runs; trainings are shrunk by overrides that are appended to them."""
 
 from __future__ import annotations
 
@@ -38,7 +38,12 @@ from jepa.config import Composer, compose_rl
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 ROOT = Path(__file__).resolve().parents[1]
-BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```$", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL)
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs" / "guides").glob("*.md"))]
+BLOCKS = [
+    block
+    for page in PAGES
+    for block in re.findall(r"^```(\w*)\n(.*?)^```$", page.read_text(), re.MULTILINE | re.DOTALL)
+]
 SHELL_LINES = [line for kind, block in BLOCKS if kind == "bash" for line in block.splitlines() if line.strip()]
 PLANNED = ["episodes=2", "budget=4", "baselines=[random]", "videos=1", "planner.samples=8", "planner.elites=4"]
 DREAMT = [
@@ -100,7 +105,7 @@ def tuned(quickstart: Path, tiny: list[str], tmp_path_factory: pytest.TempPathFa
 
 @pytest.fixture
 def workplace(tmp_path: Path) -> Path:
-    """A folder with what the README's commands expect to find."""
+    """A folder with what the commands expect to find."""
     write_boxes(tmp_path / "voc")
     for number in range(6):
         write_video(tmp_path / "videos" / "train" / ("left" if number % 2 == 0 else "right") / f"{number}.mp4", number)
@@ -362,7 +367,7 @@ def test_shell_command_works(
     RULES[program](arguments, tiny, workplace)
 
 
-@pytest.mark.parametrize("block", PYTHON_BLOCKS, ids=["plan", "act", "train", "load", "attach"])
+@pytest.mark.parametrize("block", PYTHON_BLOCKS, ids=["use", "train", "attach", "act", "plan"])
 def test_python_block_works(
     block: str, tiny: list[str], workplace: Path, quickstart: Path, world: Path, monkeypatch: pytest.MonkeyPatch,
     request: pytest.FixtureRequest,
@@ -385,13 +390,13 @@ def test_two_commands_come_first() -> None:
 
 def test_every_block_and_link_is_covered() -> None:
     assert {kind for kind, _ in BLOCKS} <= {"bash", "python", ""}
-    links = re.findall(r"\]\(([^)#]+)\)", (ROOT / "README.md").read_text())
-    assert not [link for link in links if not link.startswith("http") and not (ROOT / link).exists()]
+    links = [page.parent / link for page in PAGES for link in re.findall(r"\]\((?!http)([^)#]+)", page.read_text())]
+    assert not [link for link in links if not link.exists()]
 
 
 def test_make_help_lists_every_target() -> None:
     listed = run(["make", "help"], ROOT)
-    for target in ("train", "test", "quick", "setup", "lint", "bench", "gpu-check", "help"):
+    for target in ("train", "test", "quick", "setup", "lint", "docs", "bench", "gpu-check", "help"):
         assert f"make {target} " in listed
 
 

@@ -114,10 +114,6 @@ def _group(default: list[str], choices: dict[str, Choice], typed: list[str] | No
 
 def _commented_keys(choice: Choice) -> Iterator[str]:
     """KEY=VALUE of each key that a file sets, with the comment that stands beside it."""
-    path, comments = [], {}
-    for indent, key, comment in re.findall(r"^( *)(\w+):.*?(?: +# (.*))?$", choice.text, re.MULTILINE):
-        path = [*(outer for outer in path if outer[0] < len(indent)), (len(indent), key)]
-        comments[".".join([*filter(None, [choice.package]), *(name for _, name in path)])] = comment
     for key, value in choice.values.items():
         if "_target_" not in key:
-            yield f"{INDENT}{f'{key}={show_value(value)}':<34} {comments.get(key, '')}".rstrip()
+            yield f"{INDENT}{f'{key}={show_value(value)}':<34} {choice.comments.get(key, '')}".rstrip()

@@ -59,6 +59,16 @@ class Choice:
         return self.group if header is None else header[1].removeprefix("_global_").strip(".")
 
     @cached_property
+    def comments(self) -> dict[str, str]:
+        """Dotted key -> the comment beside it, with the lines that continue it."""
+        path, comments = [], {}
+        for indent, key, text in re.findall(r"^( *)(\w+):.*?(?: +# (.*(?:\n {10,}# .*)*))?$", self.text, re.MULTILINE):
+            path = [*(outer for outer in path if outer[0] < len(indent)), (len(indent), key)]
+            names = [*filter(None, [self.package]), *(name for _, name in path)]
+            comments[".".join(names)] = re.sub(r"\s*\n *# ", " ", text)
+        return comments
+
+    @cached_property
     def values(self) -> dict[str, Any]:
         """Dotted key -> value, as written in the file; empty if it is no valid YAML."""
         try:
