@@ -139,7 +139,7 @@ def find_lr(config: TrainConfig, overrides: Sequence[str], *, num_steps: int, lo
     lines = [f"no lr found in {len(points)} steps: the loss did not fall"]
     if choice:
         lines = [f"lr={choice.lr:g}: {choice.reason}", rerun_command(overrides, lr=f"{choice.lr:g}")]
-    folder = write_result(config, "lr", result, charts=_charts(points, choice.lr if choice else None), lines=lines)
+    folder = write_result(config, "lr", result, charts=draw_charts(points, choice.lr if choice else None), lines=lines)
     if stopped and choice is None:
         raise KeyboardInterrupt
     if choice is None:
@@ -148,7 +148,7 @@ def find_lr(config: TrainConfig, overrides: Sequence[str], *, num_steps: int, lo
     return INTERRUPTED if stopped else 0
 
 
-def _charts(points: Sequence[Point], lr: float | None) -> list[Markup]:
+def draw_charts(points: Sequence[Point], lr: float | None) -> list[Markup]:
     """Loss and spread over the logarithm of the learning rate."""
     if not points:
         return []
