@@ -185,7 +185,7 @@ def read_config(folder: Path, fields: files.Fields | None = None) -> dict[str, A
     return files.read_yaml(path, {**CONFIG_FIELDS, **(fields or {})}) if files.exists(path) else {}
 
 
-def clock(rows: Iterable[Row]) -> list[tuple[float, float, float]]:
+def clock(rows: Iterable[Mapping[str, float]]) -> list[tuple[float, float, float]]:
     """(step, samples seen, seconds of training) from the measured rates, without pauses and interruptions."""
     points = [(0.0, 0.0, 0.0)]
     for row in rows:
