@@ -244,7 +244,7 @@ def _train(config: TrainConfig, folder: RunFolder, interrupt: Interrupt, session
         threads = settle_threads(config.threads, run)
         if session.is_rank_zero and threads:
             print(threads, file=sys.stderr, flush=True)
-        run.loggers = make_loggers(config, folder) if session.is_rank_zero else []
+        run.loggers = make_loggers(config, folder, session) if session.is_rank_zero else []
     with listen(interrupt):  # until here nothing had to be saved
         folder.begin(to_yaml(config))
         stopped_by = 0

@@ -262,6 +262,21 @@ def test_refusals_and_help_come_without_torch(tmp_path):
     assert "evaluator=" in result.stdout
 
 
+def test_results_and_every_class_come_first_and_the_protocol_is_folded(tmp_path):
+    names = [f"class {number}" for number in range(40)]
+    row = Row(
+        title="a", column="kNN", key="", top1=50.0, low=40.0, high=60.0, deviation=None, balanced=None, num_test=80,
+        per_class=[50.0] * 40, confusion=None, trials=[{"chosen": {}}], settings={}, protocol=["probe: by kNN"],
+        seconds={"probe": 1.0},
+    )  # fmt: skip
+    facts = {"classes": names, "warnings": [], "versions": {}, "data": "Birds, 80 test samples"}
+    page = html(Results(tmp_path / "x", facts, {("a", "kNN"): row}))
+    order = [page.index(text) for text in ("Birds, 80", "50.0 (40.0-60.0)", "class 0<", "<details>", "probe: by kNN")]
+    assert order == sorted(order)
+    assert all(f"<th>{name}</th>" in page for name in names)
+    assert "Confusion" not in page
+
+
 def test_no_name_of_a_class_a_run_or_a_package_becomes_markup(tmp_path):
     row = Row(
         title=HOSTILE, column=HOSTILE, key="", top1=50.0, low=40.0, high=60.0, deviation=1.0, balanced=50.0, num_test=4,

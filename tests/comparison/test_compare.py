@@ -25,6 +25,7 @@ from wandb_reader import read_offline_runs
 
 from jepa.cli.compare import main
 from jepa.comparison import plan as compare_module
+from jepa.comparison.headline import headline
 from jepa.comparison.plan import Recipe, plan
 from jepa.comparison.report import curve, html, markdown, table, terminal
 from jepa.comparison.results import RunResult, compare, find_runs, labels, spearman, spread, what_it_predicts
@@ -372,19 +373,63 @@ def test_mean_and_sample_deviation_over_seeds(tmp_path):
 
 def test_one_seed_has_no_spread_and_says_so(tmp_path):
     comparison = compared(write_member(tmp_path / "a"))
-    assert table(comparison).rows[0][2] == "50.0 %"
-    assert any("one seed has no spread" in note for note in comparison.notes)
+    assert table(comparison).rows[0][1] == "50.0 %"
+    assert any("fewer than 3 seeds has no ±" in note for note in comparison.notes)
+    assert spread([50.0, 52.0]) == (51.0, None, 2)
+
+
+def write_methods(folder: Path, methods: dict[str, tuple[float, ...]], **values) -> Path:
+    for method, by_seed in methods.items():
+        for seed, knn in enumerate(by_seed):
+            write_member(folder / f"{method}{seed}", objective=method, seed=seed, knn=knn, **values)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("methods", "words", "is_clear"),
+    [
+        ({"mae.MAE": (70, 71, 72), "jepa.JEPA": (60, 61, 62)}, ["mae is ahead by 10.0 points", "3 seeds each"], True),
+        ({"mae.MAE": (70, 71, 72), "jepa.JEPA": (69, 71, 72)}, ["unclear: kNN of mae 71.0", "may be chance"], False),
+        ({"mae.MAE": (70, 71), "jepa.JEPA": (40, 41)}, ["unclear", "2 seeds each: too few", "give seed=0,1,2"], False),
+        ({"mae.MAE": (70,), "jepa.JEPA": (40, 41, 42)}, ["unclear", "from 1 and 3 seeds: too few"], False),
+        ({"mae.MAE": (25, 25, 25), "jepa.JEPA": (5, 5, 5)}, ["mae is ahead", "no better than raw pixels 30.0"], False),
+        ({"mae.MAE": (50,)}, ["one method: kNN of mae 50.0 %, from 1 seed"], False),
+    ],
+)
+def test_what_is_ahead_and_by_how_much_comes_first(tmp_path, methods, words, is_clear):
+    comparison = compared(write_methods(tmp_path, methods))
+    first, page = terminal(comparison).splitlines()[0], html(comparison, tmp_path, "x")
+    assert all(text in first for text in words), first
+    assert headline(comparison).is_clear == is_clear
+    assert page.index(headline(comparison).reason) < page.index("<table")
+    assert headline(comparison).reason in markdown(comparison, "x").splitlines()[2].replace("&lt;", "<")
+    assert "(n=2)" not in page
+
+
+def test_a_difference_that_so_few_evaluated_samples_cannot_show_is_unclear(tmp_path):
+    write_methods(tmp_path, {"mae.MAE": (70, 71, 72), "jepa.JEPA": (60, 61, 62)})
+    for path in tmp_path.glob("*/metrics.jsonl"):
+        path.write_text(path.read_text() + json.dumps({"step": 4, "perf/evaluation_samples": 100}) + "\n")
+    assert headline(compared(tmp_path)).word == "unclear"
+    assert not table(compared(tmp_path)).best
+
+
+def test_what_methods_predict_is_shown_where_it_differs(tmp_path):
+    for lr in (0.1, 0.2):
+        write_member(tmp_path / f"{lr}", lr=lr)
+    assert "predicts" not in table(compared(tmp_path)).heads
+    assert "latents" not in terminal(compared(tmp_path))
+    write_member(tmp_path / "mae", objective="mae.MAE")
+    assert table(compared(tmp_path)).heads[1] == "predicts"
 
 
 def test_only_what_is_ahead_by_more_than_both_spreads_is_marked(tmp_path):
-    for method, values in {"mae.MAE": (70, 72), "jepa.JEPA": (60, 62), "vae.VAE": (59, 62)}.items():
-        for seed, knn in enumerate(values):
-            write_member(tmp_path / f"{method}{seed}", objective=method, seed=seed, knn=knn)
+    write_methods(tmp_path, {"mae.MAE": (70, 71, 72), "jepa.JEPA": (60, 61, 62), "vae.VAE": (59, 60, 62)})
     result = table(compared(tmp_path))
     assert [row[0] for row in result.rows[:3]] == ["mae", "jepa", "vae"]
     assert result.best == {(0, result.heads.index("kNN"))}
     assert result.rows[0][1] == "predicts the pixels of hidden patches from the visible ones"
-    write_member(tmp_path / "close", objective="mae.MAE", seed=2, knn=50)
+    write_member(tmp_path / "close", objective="mae.MAE", seed=3, knn=50)
     assert not table(compared(tmp_path)).best
 
 
@@ -392,7 +437,7 @@ def test_the_last_step_counts_and_not_the_best(tmp_path):
     folder = write_member(tmp_path / "a", knn=50)
     with (folder / "metrics.jsonl").open("a") as file:
         file.write(json.dumps({"step": 3, "probe/knn_top1": 99.0}) + "\n")
-    assert table(compared(folder)).rows[0][2] == "50.0 %"
+    assert table(compared(folder)).rows[0][1] == "50.0 %"
 
 
 def test_training_time_is_the_sum_over_rates_so_that_pauses_do_not_count():
@@ -446,11 +491,12 @@ def test_a_sweep_is_sorted_by_its_first_probe_and_shows_which_criterion_would_ha
     assert np.isnan(by_name["minus training loss"].over_runs[0])  # the same for all
 
 
-def test_correlations_of_fewer_than_four_runs_are_a_dash(tmp_path):
+def test_there_are_no_correlations_of_fewer_than_four_runs(tmp_path):
     for place in range(3):
         write_member(tmp_path / f"{place}", lr=place + 1.0, knn=place + 40)
-    assert np.isnan(compared(tmp_path).correlations[0].over_runs[0])
-    assert "- (n=3)" in html(compared(tmp_path), tmp_path, "x")
+    assert "Selection without labels" not in html(compared(tmp_path), tmp_path, "x")
+    write_member(tmp_path / "3", lr=4.0, knn=45)
+    assert "Selection without labels" in html(compared(tmp_path), tmp_path, "x")
 
 
 def test_a_curve_is_the_mean_over_seeds_in_a_band_of_them(tmp_path):
@@ -481,7 +527,10 @@ def test_no_name_note_or_reason_becomes_markup(tmp_path):
     hostile = dataclasses.replace(
         comparison,
         columns=[column._replace(head=HOSTILE) for column in comparison.columns],
-        methods=[dataclasses.replace(method, label=HOSTILE, predicts=HOSTILE) for method in comparison.methods],
+        methods=[
+            dataclasses.replace(method, label=HOSTILE, predicts=f"{HOSTILE}{number}")
+            for number, method in enumerate(comparison.methods)
+        ],
         baselines=[(HOSTILE, values) for _, values in comparison.baselines],
         left_out=[(HOSTILE, HOSTILE)],
         budget=HOSTILE,
@@ -496,7 +545,7 @@ def test_no_name_note_or_reason_becomes_markup(tmp_path):
     bars = [line.replace("\\|", "").count("|") for line in tables]
     assert set(bars[: 2 + num_methods]) == {1 + len(table(hostile).heads)}
     assert not any("<" in line for line in tables)
-    assert terminal(hostile).splitlines()[1].startswith(HOSTILE)
+    assert terminal(hostile).splitlines()[2].startswith(HOSTILE)
 
 
 def test_a_jepa_that_hides_nothing_is_said_to_compare_crops():

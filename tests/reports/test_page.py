@@ -84,7 +84,7 @@ def test_a_picture_is_held_by_the_page():
 
 
 def test_a_value_that_a_template_lacks_is_an_error():
-    with pytest.raises(UndefinedError, match="charts"):
+    with pytest.raises(UndefinedError, match="lines"):
         render("find.html", name="x")
 
 

@@ -28,6 +28,7 @@ from jepa.reports.charts import (
     nice_ticks,
     number,
     scatter,
+    tick_labels,
 )
 from jepa.reports.page import principal_plane
 from jepa.reports.run import write_report
@@ -295,6 +296,67 @@ def test_a_run_on_clips_shows_motion_probes_the_middle_frame_and_the_error_over_
     assert "Prediction error over the horizon over 4 horizons" in page.html
     assert "_h1" not in page.text
     assert "velocity_r2" not in page.text
+
+
+def test_data_device_and_duration_stand_on_top(tmp_path):
+    logger = FolderLogger(folder=tmp_path, config={}, run_id="a", resume_step=None, device="NVIDIA H200")
+    (tmp_path / "config.yaml").write_text("dataset: {_target_: jepa.data.images.ImageFolder, root_path: /data/birds}")
+    for step in (1, 2):
+        logger.log(step, {"samples": 500 * step, "perf/samples_per_s": 10.0})
+    assert (
+        "data ImageFolder of /data/birds device NVIDIA H200 training time 1 min 40 s steps 2" in report(tmp_path).text
+    )
+
+
+def test_constant_curves_and_criteria_that_labels_make_needless_are_folded_away(tmp_path):
+    logger = FolderLogger(folder=tmp_path, config={}, run_id="a", resume_step=None)
+    for step in (1, 2):
+        row = {"train/loss": 1.0 / step, "train/weight_decay": 0.05, "select/lidar": 3.0 * step}
+        logger.log(step, row | {"probe/knn_top1": 40.0})
+    html = report(tmp_path).html
+    folded = html.index("<details")
+    assert max(html.index("kNN probe, top-1"), html.index(">Loss")) < folded
+    assert folded < html.index("Selection without labels") < html.index("LiDAR") < html.index(">Weight decay")
+    path = tmp_path / "metrics.jsonl"
+    path.write_text(path.read_text().replace("probe/knn_top1", "collapse/rank"))  # a run without labels
+    html = report(tmp_path).html
+    assert html.index("LiDAR") < html.index("<details")
+
+
+def test_a_picture_has_the_caption_of_its_step(tmp_path):
+    write_run(tmp_path, steps=4, eval_every=4)
+    for step in (0, 4):
+        folder = tmp_path / "media" / f"step_{step:08d}"
+        captions = json.loads((folder / "captions.json").read_text())
+        (folder / "captions.json").write_text(json.dumps(captions | {"features": f"{step + 11} % of the variance"}))
+    text = report(tmp_path).text
+    assert text.index("step 0 (untrained) 11 % of the variance") < text.index("step 4 15 % of the variance")
+
+
+def pixels_of(figure) -> list[float]:
+    [path] = re.findall(r'<path class="line c0" d="(M.*?L.*?)"', figure)
+    return [float(y) for y in re.findall(r" (-?[\d.]+)", path)]
+
+
+@pytest.mark.parametrize("level", [5000.0, -5000.0, 40.0])
+def test_no_baseline_flattens_a_curve_and_each_has_its_value_in_the_legend(level):
+    lines = [Line(name="a", points=[(0, 20.0), (1, 30.0), (2, 45.0)])]
+    figure = line_chart(Chart(title="t"), lines, [Baseline(name="raw pixels", value=level)])
+    heights = pixels_of(figure)
+    assert max(heights) - min(heights) > 50
+    assert f"raw pixels <b>{number(level)}" in figure
+    assert ("not in this range" in figure) == (level != 40) == ('class="level' not in figure)
+
+
+def test_chance_does_not_look_like_a_change_on_an_axis_in_percent():
+    lines = [Line(name="a", points=[(0, 20.5), (1, 20.1), (2, 20.3)])]
+    heights = pixels_of(line_chart(Chart(title="t", unit="%"), lines))
+    assert max(heights) - min(heights) < 10
+
+
+def test_labels_of_ticks_differ():
+    assert tick_labels([1.181, 1.182, 1.183]) == ["1.181", "1.182", "1.183"]
+    assert tick_labels([0.0, 10_000, 20_000]) == ["0", "10k", "20k"]
 
 
 def test_a_run_on_images_has_no_section_on_motion(run):

@@ -18,7 +18,7 @@ from jepa.cli.find import main
 from jepa.reports.page import Table
 from jepa.training import find_batch
 from jepa.training.find_batch import Trial, divisors, fastest
-from jepa.training.find_lr import Point, choose, smooth, write_result
+from jepa.training.find_lr import Point, choose, draw_charts, rerun_command, smooth, write_result
 from jepa.types import LossOutput
 
 LRS = [10 ** (-6 + 6 * k / 149) for k in range(150)]
@@ -223,6 +223,23 @@ def test_no_name_or_error_becomes_markup_on_the_page(tmp_path, monkeypatch):
     table = Table(heads=["size", ""], rows=[["1", HOSTILE]])
     folder = write_result(SimpleNamespace(name=HOSTILE), "batch", {}, table=table, lines=[HOSTILE, HOSTILE])
     assert count_as_text((folder / "find.html").read_text()) == 5
+
+
+def test_the_page_marks_what_was_chosen_and_has_the_command(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    command = rerun_command(["experiment=quickstart", "lr=1"], lr="0.01")
+    lines, config = ["lr=0.01: it is safe", command], SimpleNamespace(name="x")
+    folder = write_result(config, "lr", {"found": 1}, charts=draw_charts(curve(falling), 0.01), lines=lines)
+    page = (folder / "find.html").read_text()
+    assert page.index("<strong>lr=0.01</strong>") < page.index("<pre>jepa-train experiment=quickstart lr=0.01</pre>")
+    assert page.count('<path class="mark-line"') == 2
+    x = 54 + (360 - 16 - 54) * 4 / 6  # from 1e-6 to 1
+    assert page.count(f'd="M{x:.1f} ') >= 2
+    for label in ("1e-6", "1e-4", "0.01"):
+        assert f">{label}</text>" in page
+    table = Table(heads=["size", "samples/s"], rows=[["1", "5.0"], ["2", "9.0"]], best={(1, 0)})
+    page = (write_result(config, "batch", {"found": 2}, table=table) / "find.html").read_text()
+    assert page.index("<th>1<") < page.index('<tr class="chosen"><th>2<')
 
 
 def test_rows_that_are_printed_one_by_one_stand_under_their_heads():

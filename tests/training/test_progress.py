@@ -7,8 +7,9 @@ from types import SimpleNamespace
 
 import pytest
 
+from jepa.reports.text import duration
 from jepa.resources.measured import REPEAT_SECONDS, REPEATS, _seconds
-from jepa.training.progress import Progress, duration
+from jepa.training.progress import Progress
 
 
 def times_left(capsys: pytest.CaptureFixture[str], rates: list[float]) -> list[str]:

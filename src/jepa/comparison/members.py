@@ -10,10 +10,9 @@ from pathlib import Path
 
 from jepa.parallel.signals import TERMINAL
 from jepa.reports.run_table import Column, table_columns
-from jepa.reports.text import printable
+from jepa.reports.text import duration, printable
 from jepa.reports.verdict import last_value, selection_metric
 from jepa.runs.metrics import read_rows
-from jepa.training.progress import duration
 
 OUTPUT = "output.log"
 """File in the folder of a member with all that it prints."""

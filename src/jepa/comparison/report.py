@@ -13,13 +13,14 @@ from typing import Any
 
 from markupsafe import Markup
 
+from jepa.comparison.headline import headline
 from jepa.comparison.results import Comparison, Correlation, Method, Spread, spread
 from jepa.config.catalogue import Choice, conf_folder
 from jepa.reports.charts import NUM_COLOURS, Baseline, Chart, Line, line_chart, number
-from jepa.reports.page import Table, bullets, picture, render
+from jepa.reports.page import Table, bullets, escape_markdown, picture, render
+from jepa.reports.text import duration
 from jepa.reports.verdict import NOT_MEASURED, series
 from jepa.runs.metrics import MEDIA, write_atomically
-from jepa.training.progress import duration
 
 COSTS = {
     "steps": "{:,.0f}".format, "samples": "{:,.0f}".format, "time": duration, "samples/s": number,
@@ -46,7 +47,8 @@ def write(comparison: Comparison, folder: Path, name: str) -> str:
 
 
 def table(comparison: Comparison, *, with_predicted: bool = True) -> Table:
-    """A row for each method, then for the baselines, with a column for what a method predicts."""
+    """A row for each method, then for the baselines; a column for what a method predicts only if that differs."""
+    with_predicted = with_predicted and len({method.predicts for method in comparison.methods}) > 1
     titles = [[method.label, method.predicts] for method in comparison.methods]
     titles += [[title, "nothing"] for title, _ in comparison.baselines]
     values = [*map(comparison.values, comparison.methods), *(values for _, values in comparison.baselines)]
@@ -84,15 +86,26 @@ def costs(method: Method) -> dict[str, Spread | None]:
 
 
 def terminal(comparison: Comparison) -> str:
-    """The table, and below it what the methods predict, the budget and the notes."""
+    """Which method is ahead, the table, and below it what the methods predict if it differs, budget and notes."""
     result = table(comparison, with_predicted=False)
     predictions = [f"{m.label}: {m.predicts}" for m in comparison.methods if m.predicts]
+    predictions = predictions if len({method.predicts for method in comparison.methods}) > 1 else []
     mark = ["* ahead of every other row by more than both deviations"] if result.best else []
-    return "\n".join([result.terminal(), *predictions, *mark, comparison.budget, *comparison.notes])
+    return "\n".join(
+        [str(headline(comparison)), result.terminal(), *predictions, *mark, comparison.budget, *comparison.notes]
+    )
 
 
 def markdown(comparison: Comparison, name: str) -> str:
-    parts = [f"# {name}", table(comparison).markdown(), BOLD, comparison.budget, bullets(comparison.notes)]
+    result = table(comparison)
+    parts = [
+        f"# {name}",
+        escape_markdown(str(headline(comparison))),
+        result.markdown(),
+        BOLD * bool(result.best),
+        comparison.budget,
+        bullets(comparison.notes),
+    ]
     if comparison.correlations:
         parts += ["## Selection without labels", SELECTION, _selection(comparison.correlations).markdown()]
     return "\n\n".join(filter(None, parts)) + "\n"
@@ -116,6 +129,7 @@ def numbers(comparison: Comparison) -> dict[str, Any]:
     """All values of the table without rounding, for programs."""
     rows = {m.label: comparison.values(m) for m in comparison.methods} | dict(comparison.baselines)
     return {
+        "headline": str(headline(comparison)),
         "budget": comparison.budget,
         "notes": list(comparison.notes),
         "values": {
@@ -135,9 +149,11 @@ def numbers(comparison: Comparison) -> dict[str, Any]:
 
 
 def html(comparison: Comparison, folder: Path, name: str) -> str:
+    result = table(comparison)
     return render(
-        "comparison.html", name=name, budget=comparison.budget, result=table(comparison),
-        notes=[BOLD, *comparison.notes], sections=[_charts(comparison, axis) for axis in AXES if comparison.probes],
+        "comparison.html", name=name, headline=headline(comparison), budget=comparison.budget, result=result,
+        notes=[*[BOLD] * bool(result.best), *comparison.notes],
+        sections=[_charts(comparison, axis) for axis in AXES if comparison.probes],
         selection=_selection(comparison.correlations), selection_lead=SELECTION,
         pictures=_pictures(comparison.methods), runs=_runs(comparison, folder),
     )  # fmt: skip
@@ -152,7 +168,8 @@ def _charts(comparison: Comparison, axis: str) -> tuple[str, str, list[Markup]]:
             lines = [line for method in methods if (line := curve(method, column.metric, axis)).points]
             baselines = [Baseline(name=title, value=v.mean) for title, row in comparison.baselines if (v := row[index])]
             figures.append(line_chart(Chart(title=column.head, unit="%", axis=axis), lines, baselines))
-    lead = "The mean of the seeds, in a band from the lowest to the highest."
+    has_seeds = any(len(method.runs) > 1 for method in methods)
+    lead = "The mean of the seeds, in a band from the lowest to the highest." if has_seeds else ""
     if len(methods) < len(comparison.methods):
         lead += f" The first {len(methods)} of {len(comparison.methods)} methods."
     return AXES[axis], lead, figures

@@ -23,8 +23,8 @@ from jepa.config.files import Fields
 from jepa.config.schema import IRRELEVANT, IRRELEVANT_SECTIONS, show_value
 from jepa.errors import FileError, RunError
 from jepa.reports.run_table import Column, table_columns
-from jepa.reports.verdict import initial_weights, series
-from jepa.runs.metrics import METRICS, Row, read_config, read_ending, read_json, read_rows
+from jepa.reports.verdict import NUM_EVALUATED, initial_weights, margin, series
+from jepa.runs.metrics import METRICS, Row, clock, read_config, read_ending, read_json, read_rows
 
 BUDGET_FILE, MEASUREMENT_FOLDER = "budget.json", ".measure"
 BUDGET_FIELDS: Fields = {
@@ -45,19 +45,21 @@ CRITERIA = {
 """Criteria that select between runs without labels, with their names; for the loss, less is better."""
 MIN_PAIRS = 4
 """Number of pairs below which there is no rank correlation."""
+MIN_SEEDS = 3
+"""Number of values below which there is no spread, and no method is called ahead of another."""
 
 
 class Spread(NamedTuple):
     mean: float
     deviation: float | None
-    """sample standard deviation (n - 1); None for a single value"""
+    """sample standard deviation (n - 1); None for fewer than MIN_SEEDS values"""
     n: int
 
 
 def spread(values: Iterable[float | None]) -> Spread | None:
     """Mean and deviation of the finite values; None if there are none."""
     finite = [value for value in values if value is not None and math.isfinite(value)]
-    return Spread(fmean(finite), stdev(finite) if len(finite) > 1 else None, len(finite)) if finite else None
+    return Spread(fmean(finite), stdev(finite) if len(finite) >= MIN_SEEDS else None, len(finite)) if finite else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,14 +83,7 @@ class RunResult:
 
     @cached_property
     def clock(self) -> list[tuple[float, float, float]]:
-        """(step, samples seen, seconds of training) from the measured rates, without pauses and interruptions."""
-        points = [(0.0, 0.0, 0.0)]
-        for row in self.rows:
-            rate = row.get("perf/samples_per_s", math.nan)
-            if rate > 0 and math.isfinite(rate) and "samples" in row:
-                _, before, seconds = points[-1]
-                points.append((row["step"], row["samples"], seconds + (row["samples"] - before) / rate))
-        return points
+        return clock(self.rows)
 
     def at(self, step: float) -> tuple[float, float]:
         """Samples seen and seconds of training after `step` steps."""
@@ -125,7 +120,7 @@ class Correlation(NamedTuple):
 class Comparison:
     columns: Sequence[Column]
     methods: Sequence[Method]
-    """sorted by the first column, best first"""
+    """sorted by the first probe, best first"""
     baselines: Sequence[tuple[str, Sequence[Spread | None]]]
     left_out: Sequence[tuple[str, str]]
     """folders of unfinished runs with the reasons"""
@@ -135,7 +130,7 @@ class Comparison:
 
     @property
     def probes(self) -> list[Column]:
-        return [column for column in self.columns if column.metric.startswith("probe/")]
+        return probes_of(self.columns)
 
     def values(self, method: Method) -> list[Spread | None]:
         return [method.last(column.metric) for column in self.columns]
@@ -144,15 +139,26 @@ class Comparison:
         """For each probe the row (methods, then baselines) that exceeds all others by more than both deviations."""
         rows = [*map(self.values, self.methods), *(values for _, values in self.baselines)]
         columns = zip(self.columns, zip(*rows, strict=True), strict=True)
-        return [_leader(values) if column in self.probes else None for column, values in columns]
+        return [leader(values, self.margin_of(c)) if c in self.probes else None for c, values in columns]
+
+    def margin_of(self, column: Column) -> float:
+        """Half the interval in points of a difference between methods, for the evaluated samples; 0 if not known."""
+        counts = [run.last(NUM_EVALUATED) for method in self.methods for run in method.runs]
+        last = max((value.mean for m in self.methods if (value := m.last(column.metric))), default=0.0)
+        return 0.0 if None in counts else margin(column.metric, last, last, int(min(filter(None, counts), default=1)))
 
 
-def _leader(values: Sequence[Spread | None]) -> int | None:
+def probes_of(columns: Sequence[Column]) -> list[Column]:
+    return [column for column in columns if column.metric.startswith(("probe/", "detect/"))]
+
+
+def leader(values: Sequence[Spread | None], least: float = 0.0) -> int | None:
+    """The one that exceeds all others by more than both deviations and `least`; None if one has no deviation."""
     ranking = [(v.mean, math.inf if v.deviation is None else v.deviation, row) for row, v in enumerate(values) if v]
     if len(ranking) < 2:
         return None
     (best, deviation, leader), *rivals = sorted(ranking, reverse=True)
-    return leader if all(best - mean > deviation + other for mean, other, _ in rivals) else None
+    return leader if all(best - mean > max(least, deviation + other) for mean, other, _ in rivals) else None
 
 
 def find_runs(folders: Sequence[Path]) -> list[RunResult]:
@@ -207,11 +213,12 @@ def compare(runs: Sequence[RunResult], left_out: Sequence[tuple[str, str]] = ())
         raise RunError(f"none of the runs is finished, so there is nothing to compare: {_with_reasons(left_out)}")
     columns = table_columns([row for run in finished for row in run.rows])
     methods = _methods(finished)
-    methods.sort(key=lambda method: -(value.mean if (value := method.last(columns[0].metric)) else -math.inf))
+    ranked_by = (probes_of(columns) or columns)[0].metric
+    methods.sort(key=lambda method: -(value.mean if (value := method.last(ranked_by)) else -math.inf))
     return Comparison(
         columns=columns, methods=methods, baselines=_baselines(finished, columns), left_out=left_out,
         budget=_describe_budget(methods), notes=_notes(methods, left_out),
-        correlations=_correlations(finished, [column for column in columns if column.metric.startswith("probe/")]),
+        correlations=_correlations(finished, probes_of(columns)) if len(finished) >= MIN_PAIRS else [],
     )  # fmt: skip
 
 
@@ -307,8 +314,8 @@ def _describe_budget(methods: Sequence[Method]) -> str:
 
 def _notes(methods: Sequence[Method], left_out: Sequence[tuple[str, str]]) -> list[str]:
     notes = ["Values are those of the last step, never of the best; ± is the sample standard deviation over seeds."]
-    if any(len(method.runs) == 1 for method in methods):
-        notes.append("A method with one seed has no spread: small differences from it mean nothing.")
+    if any(len(method.runs) < MIN_SEEDS for method in methods):
+        notes.append(f"A method with fewer than {MIN_SEEDS} seeds has no ±: small differences from it mean nothing.")
     for method in methods:
         if len({run.config["seed"] for run in method.runs}) < len(method.runs):
             notes.append(f"{method.label}: more than one run has the same seed, so the spread is too small.")

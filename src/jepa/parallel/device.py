@@ -1,4 +1,4 @@
-"""Memory of a device, and whether it computes fast in bfloat16."""
+"""Name and memory of a device, and whether it computes fast in bfloat16."""
 
 from __future__ import annotations
 
@@ -11,6 +11,11 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+
+
+def device_name(device: torch.device) -> str:
+    """The name of the GPU, or `CPU`."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type.upper()
 
 
 def has_fast_bf16(device: torch.device) -> bool:

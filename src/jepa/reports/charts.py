@@ -21,6 +21,10 @@ MAX_POINTS, MAX_HOVER_COLUMNS, MAX_DOTS = 160, 60, 40
 SCATTER_MARGIN = 8
 """Margin around the points of a scatter plot in pixels."""
 NUM_COLOURS = 8
+OUTSIDE = " (not in this range)"
+"""What the legend says of a baseline that is too far away to be drawn."""
+MIN_PERCENT = 10.0
+"""Least range of an axis in percent, so that chance does not look like a change."""
 MAX_LEGEND = 12
 """Number of labels in the legend of a scatter plot."""
 Point = tuple[float, float]
@@ -54,6 +58,14 @@ class Chart:
     """logarithmic axis if the values span two decades"""
     axis: str = "step"
     """quantity on the horizontal axis"""
+    has_powers: bool = False
+    """whether horizontal positions are powers of ten"""
+    mark: Baseline | None = None
+    """a vertical line at this position"""
+
+    def position(self, x: float) -> str:
+        """A horizontal position as text."""
+        return number(10**x if self.has_powers else x)
 
 
 @dataclass(frozen=True)
@@ -89,17 +101,25 @@ def line_chart(chart: Chart, lines: Sequence[Line], baselines: Sequence[Baseline
     buckets = [bucket for curve in curves for bucket in curve]
     finite = [bucket for bucket in buckets if math.isfinite(bucket.mean)]
     keys = [(f"c{index}", line.name, _last_value(line.points)) for index, line in enumerate(lines)]
-    keys += [(f"d{index} dashed", base.name, number(base.value)) for index, base in enumerate(baselines)]
+    least = MIN_PERCENT if chart.unit == "%" else 0.0
+    levels = [
+        (i, base) for i, base in enumerate(baselines) if math.isfinite(base.value) and _is_near(base, finite, least)
+    ]
+    drawn = {index for index, _ in levels}
+    keys += [
+        (f"d{index} dashed", base.name, number(base.value) + (OUTSIDE if finite and index not in drawn else ""))
+        for index, base in enumerate(baselines)
+    ]
     if not finite:
         return render("chart.html", chart=chart, keys=keys, is_empty=True)
     steps = [bucket.step for bucket in buckets]
     x = linear_scale(steps, LEFT, WIDTH - RIGHT)
-    levels = [(index, base) for index, base in enumerate(baselines) if math.isfinite(base.value)]
-    y = _value_scale([*_clipped_values(finite), *(base.value for _, base in levels)], chart.log_if_wide)
+    y = _value_scale([*_clipped_values(finite), *(base.value for _, base in levels)], chart.log_if_wide, least)
     return render(
         "chart.html", chart=chart, keys=keys, is_empty=False, width=WIDTH, height=HEIGHT, x=x, y=y, levels=levels,
         segments=[segment for index, curve in enumerate(curves) for segment in _segments(curve, index, x, y)],
         columns=_hover_columns(chart, lines, curves, x), last_step=max(steps), number=number,
+        ticks=list(zip(y.ticks(6), tick_labels(y.ticks(6)), strict=True)),
     )  # fmt: skip
 
 
@@ -134,18 +154,32 @@ def nice_ticks(low: float, high: float, count: int) -> list[float]:
     return [round(k * step, 12 - math.floor(math.log10(step))) for k in range(first, last + 1)]
 
 
-def number(value: float) -> str:
+def number(value: float, digits: int = 3) -> str:
     """The number in a few characters: 1.25M, 12.5k, 0.412, 3.2e-5, nan."""
     if not math.isfinite(value):
         return str(value)
     size = abs(value)
     if size >= 1e15 or 0 < size <= 1e-3:
-        mantissa, exponent = f"{value:.2e}".split("e")
+        mantissa, exponent = f"{value:.{digits - 1}e}".split("e")
         return f"{float(mantissa):g}e{int(exponent)}"
     for bound, suffix in ((1e9, "G"), (1e6, "M"), (1e4, "k")):
         if size >= bound:
-            return f"{value / (1e3 if suffix == 'k' else bound):.3g}{suffix}"
-    return f"{value:.4g}" if size >= 1000 else f"{value:.3g}"
+            return f"{value / (1e3 if suffix == 'k' else bound):.{digits}g}{suffix}"
+    return f"{value:.{digits + (size >= 1000)}g}"
+
+
+def tick_labels(ticks: Sequence[float]) -> list[str]:
+    """A text for each tick, with as many digits as tell them apart."""
+    texts = ([number(tick, digits) for tick in ticks] for digits in range(3, 9))
+    return next((labels for labels in texts if len(set(labels)) == len(labels)), [f"{tick:g}" for tick in ticks])
+
+
+def _is_near(baseline: Baseline, buckets: Sequence[Bucket], least: float) -> bool:
+    """Whether the curves keep a third of the height or more beside the baseline; level curves have no height."""
+    means = [bucket.mean for bucket in buckets] or [baseline.value]
+    low, high = min(means), max(means)
+    reach = 2 * max(high - low, least) or math.inf
+    return math.isfinite(baseline.value) and low - reach <= baseline.value <= high + reach
 
 
 def _clipped_values(buckets: list[Bucket]) -> list[float]:
@@ -156,8 +190,11 @@ def _clipped_values(buckets: list[Bucket]) -> list[float]:
     return [*means, *(max(b.low, low) for b in buckets), *(min(b.high, high) for b in buckets)]
 
 
-def _value_scale(values: list[float], log_if_wide: bool) -> Scale:
+def _value_scale(values: list[float], log_if_wide: bool, least: float) -> Scale:
     low, high = min(values), max(values)
+    if (missing := least - (high - low)) > 0:
+        low, high = low - missing / 2, high + missing / 2
+        low = 0.0 if low < 0 <= min(values) else low
     start, end = HEIGHT - BOTTOM, TOP
     if log_if_wide and low > 0 and high / low >= 100:
         return Scale(10 ** math.floor(math.log10(low)), 10 ** math.ceil(math.log10(high)), start, end, is_log=True)
@@ -202,7 +239,7 @@ def _hover_columns(
             texts.setdefault(bucket.step, []).append(f"{line.name}: {number(bucket.mean)}{unit}")
     steps = sorted(texts)[:: max(1, math.ceil(len(texts) / MAX_HOVER_COLUMNS))]
     edges = [x.start, *((x(a) + x(b)) / 2 for a, b in pairwise(steps)), x.end]
-    titles = ["\n".join([f"{chart.axis} {step:,.0f}", *texts[step]]) for step in steps]
+    titles = ["\n".join([f"{chart.axis} {chart.position(step)}", *texts[step]]) for step in steps]
     return [(title, left, right - left) for title, (left, right) in zip(titles, pairwise(edges), strict=True)]
 
 

@@ -36,7 +36,7 @@ class Table:
 
     def markdown(self) -> str:
         rule = ["---" if self._is_left(column) else "---:" for column in range(len(self.heads))]
-        rows = [map(_escape_markdown, self.heads), rule, *self._cells(_escape_markdown, mark="**{}**")]
+        rows = [map(escape_markdown, self.heads), rule, *self._cells(escape_markdown, mark="**{}**")]
         return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
     def html(self, style: str = "") -> Markup:
@@ -57,7 +57,7 @@ def _one_line(text: str) -> str:
     return " ".join(text.split())
 
 
-def _escape_markdown(text: str) -> str:
+def escape_markdown(text: str) -> str:
     return _one_line(text).replace("<", "&lt;").replace("|", "\\|")
 
 

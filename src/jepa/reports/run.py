@@ -14,11 +14,13 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 
+from jepa.config.run_data import describe_data
 from jepa.errors import FileError
 from jepa.reports.charts import Baseline, Chart, Line, Point, line_chart, number, scatter
 from jepa.reports.page import Table, picture, principal_plane, render
 from jepa.reports.run_table import Column, table_columns, table_rows
-from jepa.reports.sections import DETECTION, MOTION, SECTIONS, TRAINING, Curve, class_curves, probe_curve
+from jepa.reports.sections import DETECTION, MOTION, SECTIONS, SELECTION, TRAINING, Curve, class_curves, probe_curve
+from jepa.reports.text import duration
 from jepa.reports.verdict import (
     CLASSIFIED,
     CONSTANT,
@@ -34,6 +36,7 @@ from jepa.reports.verdict import (
 from jepa.runs.metrics import (
     MEDIA,
     PROTOCOL,
+    clock,
     read_captions,
     read_config,
     read_ending,
@@ -51,7 +54,7 @@ TONES = {
 SIGNS = {"good": "\u2713", "bad": "\u26a0", "wait": "\u25cb", "calm": "\u22ef"}
 MAX_EMBEDDED = 600
 """Number of vectors in the scatter plot of an embedding."""
-EMBEDDING_CAPTION = "Features of images on their two main directions at each evaluation; labels under the pointer."
+EMBEDDING_CAPTION = "Features of images on their two main directions, which differ by step; labels under the pointer."
 HORIZON_LINES = {
     "error": "predictor", "copy_error": "copy of the last step", "trivial_error": "mean target",
     "shuffled_error": "predictor, actions of other samples",
@@ -60,8 +63,8 @@ HORIZON = re.compile(rf"predict/({'|'.join(HORIZON_LINES)})_h(\d+)")
 MOTION_METRICS = re.compile(rf"still/.*|{REGRESSION.pattern}|predict/copy_error")
 Section = tuple[str, str, list[Markup]]
 """Title, introduction, charts."""
-Panel = tuple[str, list[tuple[str, Markup]], str]
-"""Title, pictures with their steps, caption."""
+Panel = tuple[str, list[tuple[str, Markup, str]], str]
+"""Title, pictures with their steps and captions, caption that all share."""
 
 
 def write_report(folder: Path) -> Path:
@@ -81,12 +84,12 @@ def write_report(folder: Path) -> Path:
     verdict_tone = TONES.get(judgement.word, "calm")
     result = final_table(rows, initial)
     result = replace(result, rows=[row for row in result.rows if set(row[1:]) != {NOT_MEASURED}])
-    sections, other_charts = _charts(rows, initial)
+    sections, folded = _charts(rows, initial)
     page = render(
         "run.html", name=str(provenance.get("name", folder.name)), status=status, tone=TONES.get(status, "calm"),
         verdict=judgement, verdict_tone=verdict_tone, sign=SIGNS[verdict_tone],
         message=message if not message or message.startswith(status) else f"{status}: {message}",
-        facts=_facts(rows, provenance), result=result, sections=sections, others=other_charts,
+        facts=_facts(rows, provenance, config), result=result, sections=sections, folded=folded,
         result_style="trained" if result.rows and result.rows[-1][0].startswith("trained") else "",
         panels=_panels(folder, initial), **_origin(folder, provenance),
     )  # fmt: skip
@@ -95,10 +98,14 @@ def write_report(folder: Path) -> Path:
     return target
 
 
-def _facts(rows: Rows, provenance: Mapping) -> dict[str, str]:
+def _facts(rows: Rows, provenance: Mapping, config: Mapping) -> dict[str, str]:
     """Names and values of the facts at the top of the page."""
-    last = {name: value for row in rows for name, value in row.items()}
-    facts = {"steps": f"{last['step']:,}"} if rows else {}
+    last, seconds = {name: value for row in rows for name, value in row.items()}, clock(rows)[-1][2]
+    known = {
+        "data": describe_data(config.get("dataset") or {}), "device": provenance.get("device", ""),
+        "training time": duration(seconds) if seconds else "", "steps": f"{last['step']:,}" if rows else "",
+    }  # fmt: skip
+    facts = {name: text for name, text in known.items() if text}
     if "epoch" in last:
         facts["epochs"] = number(last["epoch"])
     if "samples" in last:
@@ -121,14 +128,14 @@ def final_table(rows: Rows, initial: str = UNTRAINED) -> Table:
     return Table(heads=["", *(column.head for column in columns)], rows=lines)
 
 
-def _charts(rows: Rows, initial: str) -> tuple[list[Section], list[Markup]]:
-    """The sections, and a chart for each remaining metric, so that everything logged is shown."""
+def _charts(rows: Rows, initial: str) -> tuple[list[Section], list[Section]]:
+    """The sections, and folded ones of what tells less: criteria without labels, constant curves, other metrics."""
     columns: dict[str, list[Point]] = {}
     for row in rows:
         for name, value in row.items():
             columns.setdefault(name, []).append((row["step"], value))
     metrics = {name for name in columns if "/" in name and not name.startswith("baseline/")}
-    sections = []
+    sections, folded, constant = [], [], []
     for title, (lead, curves) in SECTIONS.items():
         if title == MOTION:
             if not any(MOTION_METRICS.fullmatch(name) for name in metrics):
@@ -138,14 +145,27 @@ def _charts(rows: Rows, initial: str) -> tuple[list[Section], list[Markup]]:
             curves = [*curves, *class_curves(columns)]
         if title == TRAINING and columns.keys() & {CLASSIFIED, *DETECTED}:
             lead = ""  # it is not true of supervised losses
-        charts = [_chart(curve, columns, initial) for curve in curves if metrics & set(curve.metrics)]
+        curves = [curve for curve in curves if metrics & set(curve.metrics)]
+        constant += [curve for curve in curves if _is_constant(curve, columns)]
+        charts = [_chart(curve, columns, initial) for curve in curves if curve not in constant]
         metrics -= {name for curve in curves for name in curve.metrics}
         if title == MOTION:
             charts += _horizons(columns)
             metrics = {name for name in metrics if not HORIZON.fullmatch(name)}
         if charts:
-            sections.append((title, lead, charts))
-    return sections, [_chart(Curve(title=name, metrics={name: name}), columns, initial) for name in sorted(metrics)]
+            is_minor = title == SELECTION and any(name.startswith("probe/") for name in columns)
+            (folded if is_minor else sections).append((title, lead, charts))
+    others = [*constant, *(Curve(title=name, metrics={name: name}) for name in sorted(metrics))]
+    if others:
+        title = f"{len(others)} more curve{'s' * (len(others) > 1)}"
+        folded.append((title, "", [_chart(curve, columns, initial) for curve in others]))
+    return sections, folded
+
+
+def _is_constant(curve: Curve, columns: Mapping[str, list[Point]]) -> bool:
+    """Whether a chart of several points shows level lines alone; a probe that does not move is a result."""
+    lines = [[value for _, value in columns[name]] for name in curve.metrics if name in columns]
+    return not curve.with_start and all(len(line) > 1 and min(line) == max(line) for line in lines)
 
 
 def _regressions(names: Iterable[str]) -> list[Curve]:
@@ -192,18 +212,21 @@ def _panels(folder: Path, initial: str) -> list[Panel]:
     captions = read_captions(last)
     order = {name: index for index, name in enumerate(captions)}
     paths = sorted(last.glob("*.png"), key=lambda path: order.get(path.stem, len(order)))
-    panels = [_panel(path, picture, captions.get(path.stem, ""), initial) for path in paths]
+    panels = [_panel(path, picture, "", initial) for path in paths]
     return panels + [_panel(path, _embedding, EMBEDDING_CAPTION, initial) for path in sorted(last.glob("*.npz"))]
 
 
 def _panel(path: Path, draw: Callable[[Path], Markup], caption: str, initial: str) -> Panel:
+    """Without `caption` the pictures have those of their steps, or one if it is the same."""
     paths = [path]
     first = path.parent.with_name("step_00000000") / path.name
     if first != path and first.exists() and first.read_bytes() != path.read_bytes():
         paths.insert(0, first)
     steps = [step_of(path.parent) for path in paths]
     titles = [f"step {step:,} ({initial})" if step == 0 else f"step {step:,}" for step in steps]
-    return path.stem.replace("_", " ").capitalize(), list(zip(titles, map(draw, paths), strict=True)), caption
+    captions = [caption or read_captions(path.parent).get(path.stem, "") for path in paths]
+    own, shared = (captions, "") if len(set(captions)) > 1 else ([""] * len(paths), captions[0])
+    return path.stem.replace("_", " ").capitalize(), list(zip(titles, map(draw, paths), own, strict=True)), shared
 
 
 def _embedding(path: Path) -> Markup:

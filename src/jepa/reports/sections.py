@@ -32,6 +32,7 @@ def probe_curve(name: str, title: str, hint: str) -> Curve:
 MOTION = "Is motion learned?"
 DETECTION = "Are objects found?"
 TRAINING = "Training"
+SELECTION = "Selection without labels"
 AP_OF_CLASS = "detect/ap50_"
 MAX_CLASSES = 12
 """Number of classes that one chart can show."""
@@ -47,7 +48,10 @@ SECTIONS: dict[str, tuple[str, Sequence[Curve]]] = {
                 },
                 hint="The head that is trained, on the held-out part; the last step is the result.",
             ),
-            probe_curve("linear_top1", "Linear probe, top-1", "Useful features rise clearly above both baselines."),
+            probe_curve(
+                "linear_top1", "Linear probe, top-1",
+                "Useful features rise clearly above the start and above raw pixels.",
+            ),
             probe_curve("knn_top1", "kNN probe, top-1", "Nothing is fitted: the nearest training samples vote."),
             probe_curve(
                 "attentive_top1", "Attentive probe, top-1",
@@ -122,7 +126,7 @@ SECTIONS: dict[str, tuple[str, Sequence[Curve]]] = {
             ),
         ),
     ),
-    "Selection without labels": (
+    SELECTION: (
         "To choose between checkpoints or runs without labels. Compare runs of the same method, and look at the "
         "effective rank and the gain over trivial predictions too.",
         (

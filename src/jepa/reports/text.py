@@ -56,3 +56,17 @@ def printable(text: str) -> str:
     """The text in the characters of standard output."""
     encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
     return text.encode(encoding, "plain").decode(encoding)
+
+
+def duration(seconds: float) -> str:
+    """`under 1 s`, `3 s`, `4 min 10 s`, `2 h 05 min`, `3.5 days`."""
+    if 0 < seconds < 1:
+        return "under 1 s"
+    seconds = round(seconds)
+    if seconds < 60:
+        return f"{seconds} s"
+    if seconds < 3600:
+        return f"{seconds // 60} min {seconds % 60:02d} s"
+    if seconds < 48 * 3600:
+        return f"{seconds // 3600} h {seconds % 3600 // 60:02d} min"
+    return f"{seconds / 86400:.1f} days"

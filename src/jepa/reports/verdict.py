@@ -195,6 +195,17 @@ def with_prefix(metric: str, prefix: str) -> str:
     return prefix + metric.partition("/")[2]
 
 
+def margin(metric: str, first: float, second: float, samples: int, num_probes: int = 1) -> float:
+    """Half the interval, in points, of a difference of two values; of `num_probes` the best counts."""
+    z = NormalDist().inv_cdf(1 - (1 - CONFIDENCE) / 2 / num_probes)
+    shares = [min(1.0, max(0.0, value / 100)) for value in (first, second)]
+    if REGRESSION.fullmatch(metric):  # variance of R² of many samples
+        variances = [4 * share * (1 - share) ** 2 for share in shares]
+    else:
+        variances = [share * (1 - share) for share in shares]
+    return 100 * z * (sum(variances) / samples) ** 0.5
+
+
 @dataclass(frozen=True)
 class Change:
     """The values of a metric over two evaluations or more."""
@@ -220,15 +231,7 @@ class Change:
 
     def margin(self, other: float) -> float:
         """Half the interval, in points, of the difference between the last value and another one."""
-        if self.samples is None:
-            return 0.0
-        z = NormalDist().inv_cdf(1 - (1 - CONFIDENCE) / 2 / self.num_probes)
-        shares = [min(1.0, max(0.0, value / 100)) for value in (self.last, other)]
-        if REGRESSION.fullmatch(self.metric):  # variance of R² of many samples
-            variances = [4 * share * (1 - share) ** 2 for share in shares]
-        else:
-            variances = [share * (1 - share) for share in shares]
-        return 100 * z * (sum(variances) / self.samples) ** 0.5
+        return 0.0 if self.samples is None else margin(self.metric, self.last, other, self.samples, self.num_probes)
 
     @property
     def significant(self) -> float:

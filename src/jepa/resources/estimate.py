@@ -19,6 +19,7 @@ from jepa.layers.attention import choose_attention
 from jepa.layers.shapes import ShapesOnly, fake_init
 from jepa.reports.charts import number
 from jepa.reports.page import Table
+from jepa.reports.text import duration
 from jepa.resources.footprint import block_sizes, measure, state_bytes
 from jepa.resources.hardware import (
     DISK_GB,
@@ -39,7 +40,6 @@ from jepa.resources.hardware import (
 )
 from jepa.seeding import generator
 from jepa.training.assemble import Phase, image_size, make_augment, make_dataset, make_objective, split_phases
-from jepa.training.progress import duration
 from jepa.types import Batch, Dataset, DatasetTraits, Field
 
 FILES = 200

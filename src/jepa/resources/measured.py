@@ -17,9 +17,9 @@ from jepa.evaluation.snapshot import Snapshotter
 from jepa.parallel.session import Session
 from jepa.reports.charts import number
 from jepa.reports.console import header_line
+from jepa.reports.text import duration
 from jepa.seeding import derive_seed, generator
 from jepa.training.loop import Plan, TrainComponents
-from jepa.training.progress import duration
 from jepa.types import Batch, Dataset
 
 QUICK_RUN = "for a quick look: jepa-train experiment=quickstart"

@@ -16,7 +16,7 @@ import shlex
 import shutil
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
@@ -41,7 +41,7 @@ SECTIONS = ("encoder", "mask", "objective", "dataset", "optimizer", "regularizer
 CONFIG_FIELDS: files.Fields = {"name": str | None, "seed": int | None, **dict.fromkeys(SECTIONS, dict | None)}
 """Fields of config.yaml that are read; the others are only shown and compared."""
 PROVENANCE_FIELDS: files.Fields = {
-    **dict.fromkeys(("name", "status", "command", "machine"), str | None),
+    **dict.fromkeys(("name", "status", "command", "machine", "device"), str | None),
     "versions": Mapping[str, str] | None,
     "sessions": list[dict] | None,
 }
@@ -56,14 +56,16 @@ class FolderLogger:
     None means a run from step 0; what an earlier attempt without checkpoints has logged is kept in earlier-1, -2 ...
     """
 
-    def __init__(self, *, folder: Path, config: Mapping[str, Any], run_id: str, resume_step: int | None) -> None:
+    def __init__(
+        self, *, folder: Path, config: Mapping[str, Any], run_id: str, resume_step: int | None, device: str = ""
+    ) -> None:  # fmt: skip
         self.folder = Path(folder)
         self.folder.mkdir(parents=True, exist_ok=True)
         if resume_step is None:
             keep_earlier(self.folder)
         rewind(self.folder, -1 if resume_step is None else resume_step)
         self._lines = (self.folder / METRICS).open("a", encoding="utf-8")
-        self._provenance = _provenance(self.folder, config, run_id, resume_step)
+        self._provenance = _provenance(self.folder, config, run_id, resume_step) | {"device": device}
         self._write_provenance()
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
@@ -181,6 +183,17 @@ def read_config(folder: Path, fields: files.Fields | None = None) -> dict[str, A
     """config.yaml of a folder, as `jepa.config.files.read_yaml`; empty if there is none."""
     path = folder / "config.yaml"
     return files.read_yaml(path, {**CONFIG_FIELDS, **(fields or {})}) if files.exists(path) else {}
+
+
+def clock(rows: Iterable[Mapping[str, float]]) -> list[tuple[float, float, float]]:
+    """(step, samples seen, seconds of training) from the measured rates, without pauses and interruptions."""
+    points = [(0.0, 0.0, 0.0)]
+    for row in rows:
+        rate = row.get("perf/samples_per_s", math.nan)
+        if rate > 0 and math.isfinite(rate) and "samples" in row:
+            _, before, seconds = points[-1]
+            points.append((row["step"], row["samples"], seconds + (row["samples"] - before) / rate))
+    return points
 
 
 def read_ending(folder: Path) -> dict[str, str]:

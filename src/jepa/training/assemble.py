@@ -33,6 +33,7 @@ from jepa.layers.dictionary import DictionaryStem
 from jepa.masks.geometry import local_size
 from jepa.objectives.base import Objective
 from jepa.optim import parameter_groups
+from jepa.parallel.device import device_name
 from jepa.parallel.session import Session
 from jepa.parallel.strategy import wrap
 from jepa.runs import checkpoint
@@ -317,7 +318,7 @@ def objective_needs(config: TrainConfig) -> Set[str]:
     return getattr(resolve_name(config.objective["_target_"]), "needs", frozenset())
 
 
-def make_loggers(config: TrainConfig, folder: RunFolder) -> list[Logger]:
+def make_loggers(config: TrainConfig, folder: RunFolder, session: Session) -> list[Logger]:
     """The logger of the run folder, then those of the configuration; for rank 0 only."""
     last = checkpoint.latest(folder.path)
     arguments = {
@@ -326,7 +327,8 @@ def make_loggers(config: TrainConfig, folder: RunFolder) -> list[Logger]:
         "run_id": folder.facts["run_id"],
         "resume_step": checkpoint.peek(last)["step"] if last else None,
     }
-    return [FolderLogger(**arguments), *(factory(node)(**arguments) for node in config.logger.values())]
+    device = f"{session.world_size} x " * (not session.is_single) + device_name(session.device)
+    return [FolderLogger(**arguments, device=device), *(factory(node)(**arguments) for node in config.logger.values())]
 
 
 def start_batches(

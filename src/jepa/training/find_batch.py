@@ -118,7 +118,8 @@ def find_batch(config: TrainConfig, overrides: Sequence[str], *, largest: bool) 
         lines.append(f"batch_size={size} is the largest tried that fits; by the square root rule for Adam lr={lr:.2g}")
         lines.append(rerun_command(overrides, batch_size=str(size), micro_batch_size="null", lr=f"{lr:.2g}"))
     result = {"trials": [trial._asdict() for trial in trials], "found": chosen and chosen.size}
-    folder = write_result(config, "batch", result, table=_table(trials), lines=lines)
+    marks = {(row, 0) for row, trial in enumerate(trials) if trial is chosen}
+    folder = write_result(config, "batch", result, table=replace(_table(trials), best=marks), lines=lines)
     if stopped and chosen is None:
         raise KeyboardInterrupt
     if chosen is None:

@@ -18,7 +18,7 @@ from markupsafe import Markup
 from jepa.config import TrainConfig
 from jepa.errors import RunError, as_config_errors
 from jepa.parallel.session import open_session
-from jepa.reports.charts import Chart, Line, line_chart
+from jepa.reports.charts import Baseline, Chart, Line, line_chart
 from jepa.reports.page import Table, render
 from jepa.runs.metrics import write_atomically
 from jepa.training.assemble import make_components, make_dataset, make_plan, split_phases, start_batches
@@ -136,26 +136,29 @@ def find_lr(config: TrainConfig, overrides: Sequence[str], *, num_steps: int, lo
     print(Table(heads=["lr", "loss", "spread"], rows=rows).terminal(10), flush=True)
     choice = choose(points)
     result = {"points": [point._asdict() for point in points], "found": choice and choice._asdict()}
-    folder = write_result(config, "lr", result, charts=_charts(points, choice.lr if choice else None))
+    lines = [f"no lr found in {len(points)} steps: the loss did not fall"]
+    if choice:
+        lines = [f"lr={choice.lr:g}: {choice.reason}", rerun_command(overrides, lr=f"{choice.lr:g}")]
+    folder = write_result(config, "lr", result, charts=draw_charts(points, choice.lr if choice else None), lines=lines)
     if stopped and choice is None:
         raise KeyboardInterrupt
     if choice is None:
-        raise RunError(f"no lr found in {len(points)} steps: the loss did not fall; see {folder}/find.html")
-    command = rerun_command(overrides, lr=f"{choice.lr:g}")
-    print(f"lr={choice.lr:g}: {choice.reason}\n{command}\nchart: {folder}/find.html")
+        raise RunError(f"{lines[0]}; see {folder}/find.html")
+    print("\n".join([*lines, f"chart: {folder}/find.html"]))
     return INTERRUPTED if stopped else 0
 
 
-def _charts(points: Sequence[Point], lr: float | None) -> list[Markup]:
+def draw_charts(points: Sequence[Point], lr: float | None) -> list[Markup]:
     """Loss and spread over the logarithm of the learning rate."""
     if not points:
         return []
-    hint = f"Chosen: lr={lr:g}, whose logarithm is {math.log10(lr):.2f}." if lr else ""
+    mark = Baseline(name=f"chosen: lr={lr:g}", value=math.log10(lr)) if lr else None
+    hint = "The vertical line is the chosen lr." if lr else ""
     charts = []
     for title, column in (("Loss, smoothed", 1), ("Spread of the features, smoothed", 2)):
         values = smooth([point[column] for point in points])
         curve = [(math.log10(point.lr), value) for point, value in zip(points, values, strict=True)]
-        chart = Chart(title=title, axis="lg lr", hint=hint, log_if_wide=True)
+        chart = Chart(title=title, axis="lr", hint=hint, log_if_wide=True, has_powers=True, mark=mark)
         charts.append(line_chart(chart, [Line(name="last value", points=curve)]))
     return charts
 
@@ -187,5 +190,7 @@ def write_result(
     folder.mkdir(parents=True, exist_ok=True)
     write_atomically(folder / "find.json", json.dumps(result, indent=1))
     name = f"{config.name}: {'learning rate' if what == 'lr' else 'batch size'}"
-    write_atomically(folder / "find.html", render("find.html", name=name, charts=charts, table=table, lines=lines))
+    tone = "good" if result.get("found") else "wait"
+    page = render("find.html", name=name, charts=charts, table=table, lines=lines, tone=tone)
+    write_atomically(folder / "find.html", page)
     return folder

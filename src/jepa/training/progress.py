@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from tqdm.auto import tqdm
 
 from jepa.parallel.bars import can_move
+from jepa.reports.text import duration
 
 SMOOTHING = 0.1
 """Weight of the newest measurement in the estimate of the time left."""
@@ -58,17 +59,3 @@ class Progress:
         self.is_warm = self.seconds_per_step is not None
         self.seconds_per_step = seconds if old is None else old + SMOOTHING * (seconds - old)
         return self.seconds_per_step
-
-
-def duration(seconds: float) -> str:
-    """`under 1 s`, `3 s`, `4 min 10 s`, `2 h 05 min`, `3.5 days`."""
-    if 0 < seconds < 1:
-        return "under 1 s"
-    seconds = round(seconds)
-    if seconds < 60:
-        return f"{seconds} s"
-    if seconds < 3600:
-        return f"{seconds // 60} min {seconds % 60:02d} s"
-    if seconds < 48 * 3600:
-        return f"{seconds // 3600} h {seconds % 3600 // 60:02d} min"
-    return f"{seconds / 86400:.1f} days"
