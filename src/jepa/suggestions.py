@@ -17,6 +17,7 @@ SYNONYMS = {
     "data_dir": "dataset.root_path",
     "root": "dataset.root_path",
     "img_size": "image_size",
+    "imgsz": "image_size",
     "resolution": "image_size",
     "dtype": "precision",
     "amp": "precision",
@@ -24,6 +25,8 @@ SYNONYMS = {
     "accumulate": "micro_batch_size",
     "grad_accum": "micro_batch_size",
     "workers": "num_workers",
+    "checkpoint_every": "save_every",
+    "save_period": "save_every",
 }
 """Names in other programs -> our keys and groups."""
 
@@ -34,10 +37,11 @@ def nearest(name: str, valid: Iterable[str], limit: int = 3) -> list[str]:
     leaf = name.rpartition(".")[2]
     if leaf in valid and leaf != name:
         return [leaf]
-    if same := [key for key in valid if key.rpartition(".")[2] == leaf and key != name]:
-        return same
-    if SYNONYMS.get(leaf) in valid:
+    same = [key for key in valid if key.rpartition(".")[2] == leaf and key != name]
+    if SYNONYMS.get(leaf) in valid and (leaf == name or not same):
         return [SYNONYMS[leaf]]
+    if same:
+        return same
     scores = {key: _similarity(name, leaf, key) for key in valid}
     best = max(scores.values(), default=0.0)
     close = [key for key in valid if scores[key] >= max(0.6, best - 0.05)]

@@ -222,6 +222,7 @@ REFUSED = {
     "text": (b"no image at all", "no known type"),
     "nothing": (b"", "an empty file"),
     "cut off": (tiff_file(DEEP)[:40], "not a readable image"),
+    "cut off JPEG": (save((DEEP_COLOURS >> 8).astype(np.uint8), "JPEG")[:300], "not a readable image: .*incomplete"),
 }
 
 
@@ -231,6 +232,7 @@ def test_what_cannot_be_read_rightly_is_refused_in_plain_words(name):
     with pytest.raises(OSError, match=message) as refusal:
         decode(data)
     assert "BytesIO" not in str(refusal.value)
+    assert ".cpp" not in str(refusal.value)
 
 
 @pytest.mark.parametrize("place", [0.3, 0.5, 0.9])

@@ -71,7 +71,11 @@ def decode(data: bytes, *, channels: int = 3, max_value: float | None = None) ->
     for magic, decoder in _FAST.items():
         if data.startswith(magic):
             encoded = torch.frombuffer(bytearray(data), dtype=torch.uint8)
-            image = decoder(encoded, _COLOURS[channels], apply_exif_orientation=True)
+            try:
+                image = decoder(encoded, _COLOURS[channels], apply_exif_orientation=True)
+            except RuntimeError as error:  # which begins with a place in the C++ source
+                reason = str(error).rpartition(".cpp:")[2].partition(", ")[2]
+                raise OSError(f"not a readable image: {reason or error}") from error
             return image.unsqueeze(1)  # pyright: ignore[reportAttributeAccessIssue]  (of one file it is no list)
     return _decode_with_pillow(data, _MODES[channels], max_value).unsqueeze(1)
 
