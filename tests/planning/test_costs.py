@@ -52,7 +52,14 @@ def test_steps_count_together_on_average_or_the_last_alone(over: str, expected: 
     assert over_steps(torch.tensor([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]]), over).tolist() == expected
 
 
-@pytest.mark.parametrize("over", ["sum", "mean", "last"])
+def test_by_the_least_cost_a_plan_that_arrives_wins_the_earlier_the_better() -> None:
+    stays, late, early = [3.0, 3.0, 3.0, 3.0], [9.0, 8.0, 7.0, 0.0], [9.0, 8.0, 0.0, 0.0]
+    costs = torch.tensor([stays, late, early])
+    assert over_steps(costs, "sum").argmin() == 0
+    assert over_steps(costs, "min").argsort().tolist() == [2, 1, 0]
+
+
+@pytest.mark.parametrize("over", ["sum", "mean", "last", "min"])
 def test_latent_distance_is_the_mean_square_of_all_numbers_of_a_state(over: Any) -> None:
     seen = imagined()
     rows = each_step(lambda n, h: (seen.states[n, h] - seen.goal).square().mean())

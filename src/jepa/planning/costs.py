@@ -12,13 +12,18 @@ from jepa.planning.heads import GAMMA
 from jepa.planning.types import Cost, Imagined
 from jepa.types import NonNegative, Share
 
+Over = Literal["sum", "mean", "last", "min"]
+"""Steps of a plan that count, see `over_steps`."""
+TIE = 0.01
+"""Weight of the mean of all steps beside the least of them, so that of plans that arrive the earlier one wins."""
+
 
 class GCValue:
     """Minus the goal-conditioned value of the predicted states: the expected number of steps that are left."""
 
     needs = ("value",)
 
-    def __init__(self, *, weight: NonNegative = 1.0, over: Literal["sum", "mean", "last"] = "sum") -> None:
+    def __init__(self, *, weight: NonNegative = 1.0, over: Over = "sum") -> None:
         self.weight, self.over = weight, over
 
     def __call__(self, world: Any, imagined: Imagined) -> Tensor:
@@ -30,7 +35,7 @@ class TemporalDistance:
 
     needs = ("distance",)
 
-    def __init__(self, *, weight: NonNegative = 1.0, over: Literal["sum", "mean", "last"] = "sum") -> None:
+    def __init__(self, *, weight: NonNegative = 1.0, over: Over = "sum") -> None:
         self.weight, self.over = weight, over
 
     def __call__(self, world: Any, imagined: Imagined) -> Tensor:
@@ -46,9 +51,7 @@ class ProbeDistance:
 
     needs = ("probe",)
 
-    def __init__(
-        self, *, weight: NonNegative = 1.0, over: Literal["sum", "mean", "last"] = "sum", columns: int | None = None
-    ) -> None:
+    def __init__(self, *, weight: NonNegative = 1.0, over: Over = "sum", columns: int | None = None) -> None:
         self.weight, self.over, self.columns = weight, over, columns
 
     def __call__(self, world: Any, imagined: Imagined) -> Tensor:
@@ -63,7 +66,7 @@ class LatentL2:
 
     needs = ()
 
-    def __init__(self, *, weight: NonNegative = 1.0, over: Literal["sum", "mean", "last"] = "sum") -> None:
+    def __init__(self, *, weight: NonNegative = 1.0, over: Over = "sum") -> None:
         self.weight, self.over = weight, over
 
     def __call__(self, world: Any, imagined: Imagined) -> Tensor:
@@ -148,7 +151,12 @@ def to_goal(head: nn.Module, imagined: Imagined) -> Tensor:
 
 
 def over_steps(values: Tensor, over: str) -> Tensor:
-    """[N, H] -> [N]: of all steps together, on average, or of the last one alone"""
+    """[N, H] -> [N]: of all steps together, on average, of the last one alone, or of the one nearest to the goal.
+
+    The sum prefers to stay where a cost is wrongly low all the time; the least cost prefers to arrive at any time.
+    """
+    if over == "min":
+        return values.amin(dim=1) + TIE * values.mean(dim=1)
     return {"sum": values.sum, "mean": values.mean}[over](dim=1) if over != "last" else values[:, -1]
 
 
