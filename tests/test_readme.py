@@ -213,7 +213,7 @@ def torchrun(arguments: list[str], tiny: list[str], cwd: Path) -> None:
     assert len(list((cwd / "outputs").rglob("report.html"))) == 1
 
 
-def train_here(_: TrainProcesses, overrides: Sequence[str], *, quiet: bool = False) -> tuple[int, list[str]]:
+def train_here(_: TrainProcesses, overrides: Sequence[str], output: Path) -> tuple[int, list[str]]:
     """As TrainProcesses.train, without a process of its own, which the tests of jepa-compare start."""
     return train(overrides), []
 

@@ -192,7 +192,7 @@ def test_an_earlier_table_is_replaced_at_once(predict: Call, monkeypatch) -> Non
         patch.setattr(Finetuned, "predict_prepared", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
         ended = predict(TUNED, "images=pictures")
     assert ended.status == 130
-    assert ended.errors.endswith("jepa-predict: stopped\n")
+    assert ended.errors.endswith("jepa-predict: stopped; no table was written\n")
     assert Path("predictions.csv").read_text() == before
     assert predict(TUNED, "images=pictures").status == 0
     assert len(table()) == 36
