@@ -50,8 +50,8 @@ if [ ! -x "$venv/bin/uv" ]; then
     stage "uv, which installs packages" "$venv/bin/python" -m pip install --disable-pip-version-check -c constraints.txt uv
 fi
 case $extra in
-"") what="packages that a training needs (5.8 GB with CUDA)" ;;
-*) what="all packages, also those of tests and exports (7.1 GB with CUDA)" ;;
+"") what="packages that a training needs (5.9 GB with CUDA)" ;;
+*) what="all packages, also those of tests and exports (7.4 GB with CUDA)" ;;
 esac
 export VIRTUAL_ENV="$venv"
 stage "$what" "$venv/bin/uv" pip install -c constraints.txt -e ".$extra"
