@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from jepa.reports.console import closing_lines, evaluation_rows, next_commands, opening_lines
+from jepa.reports.run_table import table_rows
 
 RUN = Path("outputs/cats")
 SPREAD = {"collapse/std": 0.4, "collapse/cosine": 0.7, "collapse/rank": 9.0, "collapse/rank_centred": 30.0}
@@ -74,3 +75,9 @@ def test_three_next_commands_fit_the_run(objective: str, dataset: dict[str, Any]
     if dataset is FOLDER and "JEPA" in objective:
         assert "images='/data/my cats/train'" in found[-1], "its own pictures, quoted for the shell"
     assert len(closing_lines(config(objective, **dataset), RUN)) == 4
+
+
+def test_the_table_of_a_run_stopped_before_an_evaluation_says_so() -> None:
+    rows: list[dict[str, float]] = [START, {"step": 7, "train/loss": 1.0}]
+    assert table_rows(rows)[-1][0] == "trained encoder, not evaluated yet"
+    assert table_rows([*rows, {"step": 9, "probe/knn_top1": 21.0}])[-1][0] == "trained encoder, step 9"

@@ -60,14 +60,15 @@ def table_rows(rows: Rows, initial: str = UNTRAINED) -> list[tuple[str, list[flo
     step = max((s for name in names for s, _ in series(rows, name)), default=0)
     start = [dict(series(rows, name)).get(0) for name in names]
     trained = [last_value(rows, name, after=0) for name in names]
+    when = f"step {step}" if step else "not evaluated yet"
     if names[0] in DETECTED or names[0].startswith(CLASSIFIER):
         model = "detector" if names[0] in DETECTED else "classifier"
         before = f"{initial} {model}" if initial == UNTRAINED else f"{initial} encoder, untrained head"
-        return [(before, start), (f"trained {model}, step {step}", trained)]
+        return [(before, start), (f"trained {model}, {when}", trained)]
     still = [last_value(rows, with_prefix(name, "still/"), after=0) for name in names]
     return [
         (f"{initial} encoder", start),
         ("raw pixels", [last_value(rows, with_prefix(name, "baseline/pixels_")) for name in names]),
         *([("trained, middle frame only", still)] if any(value is not None for value in still) else []),
-        (f"trained encoder, step {step}", trained),
+        (f"trained encoder, {when}", trained),
     ]
