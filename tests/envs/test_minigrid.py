@@ -29,23 +29,24 @@ def test_every_state_has_a_frame_of_its_own(env: EmptyGrid, states: np.ndarray) 
     assert len(np.unique(frames.reshape(len(frames), -1), axis=0)) == len(states) == 36
 
 
-@pytest.mark.parametrize("goal", [(3, 3, 0), (2, 1, 0)])
+@pytest.mark.parametrize("goal", [(3, 3, 0), (3, 3, 1), (2, 1, 0)])
 def test_paths_are_as_long_as_those_of_a_breadth_first_search(env: EmptyGrid, states: np.ndarray, goal) -> None:
     goals = np.tile(np.float32(goal), (len(states), 1))
     moves = np.stack([env.simulate(states, np.full(len(states), action)) for action in range(3)], axis=1)
     index = {tuple(state): number for number, state in enumerate(states)}
-    lengths = np.where(env.distance(states, goals) == 0, 0, 99)
-    for _ in range(12):
+    lengths = np.where((states == goals).all(axis=1), 0, np.inf)
+    for _ in range(20):
         after = [[lengths[index[tuple(state)]] for state in row] for row in moves]
         lengths = np.minimum(lengths, 1 + np.min(after, axis=1))
     np.testing.assert_array_equal(env.path_length(states, goals), lengths)
 
 
+@pytest.mark.parametrize("direction", [0, 1])
 def test_the_expert_needs_as_many_actions_as_the_path_has_and_is_rewarded_there(
-    env: EmptyGrid, states: np.ndarray
+    env: EmptyGrid, states: np.ndarray, direction: int
 ) -> None:
     starts = states[(states[:, :2] != 3).any(axis=1)]
-    goals = np.tile(np.float32([3, 3, 0]), (len(starts), 1))
+    goals = np.tile(np.float32([3, 3, direction]), (len(starts), 1))
     known = env.reset(range(len(starts)), starts, goals)[1]
     steps, returns = np.zeros((2, len(starts)))
     for _ in range(10):
@@ -55,6 +56,25 @@ def test_the_expert_needs_as_many_actions_as_the_path_has_and_is_rewarded_there(
     np.testing.assert_array_equal(steps, env.path_length(starts, goals))
     assert env.has_ended.all()
     assert (returns > 0).all()
+
+
+def test_the_green_square_ends_an_episode_so_that_no_way_leads_through_it(env: EmptyGrid) -> None:
+    facing_right, facing_down = np.float32([[3, 3, 0]]), np.float32([[3, 3, 1]])
+    for action in range(3):
+        np.testing.assert_array_equal(env.simulate(facing_right, np.array([action])), facing_right)
+    assert env.path_length(facing_right, facing_down) == np.inf
+    above = np.float32([[3, 2, 1]])
+    assert env.path_length(above, facing_down) == 1
+    assert env.path_length(above, facing_right) == 6  # right, walk, left, walk, left, walk
+
+
+def test_a_task_s_goal_has_the_direction_of_a_shortest_way(env: EmptyGrid) -> None:
+    tasks = [env.task(seed) for seed in range(40)]
+    starts, goals = (np.stack(values) for values in zip(*tasks, strict=True))
+    assert set(goals[:, 2]) == {0, 1}
+    others = [np.where([0, 0, 1], direction, goals) for direction in range(4)]
+    shortest = np.min([env.path_length(starts, other) for other in others], axis=0)
+    np.testing.assert_array_equal(env.path_length(starts, goals), shortest)
 
 
 @pytest.mark.parametrize(

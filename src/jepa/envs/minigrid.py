@@ -10,15 +10,16 @@ import numpy as np
 from jepa.envs.gym import GymEnv, known_state, require
 from jepa.envs.types import Task, check_states
 
-LEFT, RIGHT, FORWARD, DONE = 0, 1, 2, 6
-"""Actions of MiniGrid."""
+DONE = 6
+"""MiniGrid's action that changes nothing; 0, 1 and 2 turn left, turn right and walk."""
 
 
 class EmptyGrid(GymEnv):
     """MiniGrid-Empty environments, whose layout never changes, so that (x, y, direction) is the whole state.
 
-    Directions are 0 right, 1 down, 2 left, 3 up. The goal of every task is the green square, in any direction; an
-    episode that reaches it ends with a reward above 0. Lengths of paths are numbers of actions.
+    Directions are 0 right, 1 down, 2 left, 3 up. An episode that reaches the green square ends with a reward above 0,
+    whatever the direction; the goal of a task has the direction of a shortest way there. Lengths of paths are numbers
+    of actions until the agent stands as the goal shows, infinite from a green square in another direction.
     """
 
     requires = ("envs", "gymnasium", "minigrid")
@@ -69,20 +70,23 @@ class EmptyGrid(GymEnv):
         random = np.random.default_rng([seed, 1])
         width, height = self.goal
         cell, direction = int(random.integers(width * height - 1)), int(random.integers(4))
-        start = np.array([1 + cell % width, 1 + cell // width, direction], dtype=np.float32)
-        return Task(start, np.array([*self.goal, 0], dtype=np.float32))
+        start = np.array([[1 + cell % width, 1 + cell // width, direction]], dtype=np.float32)
+        goals = np.array([[*self.goal, direction] for direction in range(4)], dtype=np.float32)
+        lengths = self.path_length(start.repeat(4, axis=0), goals)
+        return Task(start[0], goals[lengths.argmin()])
 
     def render(self, states: np.ndarray) -> np.ndarray:
         """[n, 3] -> uint8 [n, C, H, W]"""
         return np.stack([self._frame(_set(self.canvas, state)) for state in self._checked(states)])
 
     def simulate(self, states: np.ndarray, actions: np.ndarray) -> np.ndarray:
-        """[n, 3], [n] -> [n, 3]"""
+        """[n, 3], [n] -> [n, 3]; on the green square an episode has ended, and its state stays."""
         moved = []
         for state, action in zip(self._checked(states), actions, strict=True):
             env = _set(self.canvas, state)
             for _ in range(self.frame_skip):
-                env.unwrapped.step(int(action))
+                if (env.unwrapped.agent_pos != self.goal).any():
+                    env.unwrapped.step(int(action))
             moved.append(known_state(env, None))
         return np.stack(moved)
 
@@ -91,21 +95,38 @@ class EmptyGrid(GymEnv):
         return np.abs(goals[:, :2] - states[:, :2]).sum(axis=1)
 
     def path_length(self, states: np.ndarray, goals: np.ndarray) -> np.ndarray:
-        """Number of actions: [n, 3], [n, 3] -> [n]"""
-        turns = _turns(states, goals)
-        needs_both = np.isfinite(turns).all(axis=1)
-        return self.distance(states, goals) + np.where(self._arrived(states, goals), 0, turns.min(axis=1) + needs_both)
+        """Number of actions: [n, 3], [n, 3] -> float64 [n]"""
+        return self._lengths[self._number(states), self._number(goals)]
 
     def expert(self, states: np.ndarray, goals: np.ndarray) -> np.ndarray:
-        """The next action of a shortest path: [n, 3], [n, 3] -> [n]"""
-        turns = _turns(states, goals)
-        towards = np.take_along_axis(_directions(states, goals), turns.argmin(axis=1)[:, None], axis=1)[:, 0]
-        turn = np.where((towards - states[:, 2]) % 4 == 3, LEFT, RIGHT)
-        actions = np.where(turns.min(axis=1) == 0, FORWARD, turn)
-        return np.where(self._arrived(states, goals), DONE, actions).astype(np.int64)
+        """The next action of a shortest path, or "done" on the goal's square: [n, 3], [n, 3] -> [n]"""
+        after = self._moves[self._number(states)]  # [n, 3]
+        actions = self._lengths[after, self._number(goals)[:, None]].argmin(axis=1)
+        return np.where(self.distance(states, goals) == 0, DONE, actions).astype(np.int64)
 
-    def _arrived(self, states: np.ndarray, goals: np.ndarray) -> np.ndarray:
-        return self.distance(states, goals) == 0
+    def _number(self, states: np.ndarray) -> np.ndarray:
+        """[n, 3] -> int64 [n]: the place of each state among all of them"""
+        x, y, direction = self._checked(states).T
+        return ((y - 1) * self.goal[0] + x - 1) * 4 + direction
+
+    @cached_property
+    def _moves(self) -> np.ndarray:
+        """int64 [S, 3]: the states that turning left, turning right and walking lead to."""
+        width, height = self.goal
+        y, x, direction = (axis.ravel() for axis in np.indices((height, width, 4)))
+        states = np.stack([x + 1, y + 1, direction], axis=1)
+        after = [self.simulate(states, np.full(len(states), action)) for action in range(3)]
+        return np.stack([self._number(moved) for moved in after], axis=1)
+
+    @cached_property
+    def _lengths(self) -> np.ndarray:
+        """float64 [S, S]: actions from each state to each other, by breadth-first search."""
+        lengths = np.where(np.eye(len(self._moves), dtype=bool), 0, np.inf)
+        while True:
+            shorter = np.minimum(lengths, 1 + lengths[self._moves].min(axis=1))
+            if np.array_equal(shorter, lengths):
+                return lengths
+            lengths = shorter
 
 
 def _set(env: Any, state: np.ndarray) -> Any:
@@ -113,15 +134,3 @@ def _set(env: Any, state: np.ndarray) -> Any:
     x, y, direction = map(int, state)
     env.unwrapped.agent_pos, env.unwrapped.agent_dir = (x, y), direction
     return env
-
-
-def _directions(states: np.ndarray, goals: np.ndarray) -> np.ndarray:
-    """[n, 2]: directions along x and along y that lead to the goal"""
-    across, down = (goals[:, :2] - states[:, :2]).T
-    return np.stack([np.where(across >= 0, 0, 2), np.where(down >= 0, 1, 3)], axis=1)
-
-
-def _turns(states: np.ndarray, goals: np.ndarray) -> np.ndarray:
-    """[n, 2]: turns until the agent faces the goal along x and along y; infinite along an axis that has no way left"""
-    angles = np.abs(_directions(states, goals) - states[:, 2:])
-    return np.where(goals[:, :2] == states[:, :2], np.inf, np.minimum(angles, 4 - angles))

@@ -12,14 +12,14 @@ from jepa.planning.heads import GAMMA
 from jepa.planning.types import Cost, Imagined
 from jepa.types import NonNegative, Share
 
-Over = Literal["sum", "mean", "last", "min"]
+Over = Literal["sum", "mean", "last", "min", "reach"]
 """Steps of a plan that count, see `over_steps`."""
 TIE = 0.01
 """Weight of the mean of all steps beside the least of them, so that of plans that arrive the earlier one wins."""
 
 
 class GCValue:
-    """Minus the goal-conditioned value of the predicted states: the expected number of steps that are left."""
+    """Minus the goal-conditioned value of the predicted states: the expected number of steps that are left, at least 0."""
 
     needs = ("value",)
 
@@ -27,7 +27,8 @@ class GCValue:
         self.weight, self.over = weight, over
 
     def __call__(self, world: Any, imagined: Imagined) -> Tensor:
-        return self.weight * over_steps(-to_goal(world.heads["value"], imagined)[..., 0], self.over)
+        steps = (-to_goal(world.heads["value"], imagined)[..., 0]).clamp(min=0)
+        return self.weight * over_steps(steps, self.over)
 
 
 class TemporalDistance:
@@ -154,7 +155,11 @@ def over_steps(values: Tensor, over: str) -> Tensor:
     """[N, H] -> [N]: of all steps together, on average, of the last one alone, or of the one nearest to the goal.
 
     The sum prefers to stay where a cost is wrongly low all the time; the least cost prefers to arrive at any time.
+    `reach` sums the least cost until each step: it prefers to arrive early, and what follows does not count, which a
+    world that has only seen episodes that end at the goal does not know.
     """
+    if over == "reach":
+        return values.cummin(dim=1).values.sum(dim=1)
     if over == "min":
         return values.amin(dim=1) + TIE * values.mean(dim=1)
     return {"sum": values.sum, "mean": values.mean}[over](dim=1) if over != "last" else values[:, -1]

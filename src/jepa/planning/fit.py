@@ -32,6 +32,8 @@ MAX_FRAMES = 100_000
 """Largest number of frames that heads are fitted on; of more, the first episodes are taken."""
 PICTURE_SIDE = 32
 """Pixels of a decoded picture."""
+FORESIGHT = 8
+"""Largest number of steps after which heads see predicted states."""
 DEFAULT_STEPS = 4000
 
 
@@ -123,12 +125,17 @@ def record(world: World, store: EpisodeStore, *, pictures: bool = False, num_epi
 
 
 def foresee(world: World, states: Tensor, actions: Tensor) -> Tensor:
-    """States [T, S, Z] and the actions between them -> each as predicted from those before; the first as it is."""
-    count = world.history
-    if len(states) <= count:
-        return states
-    past, acted = states[:-1].unfold(0, count, 1).movedim(-1, 1), actions.unfold(0, count, 1).movedim(-1, 1)
-    return torch.cat([states[:count], world.step(past, acted)])
+    """States [T, S, Z] and the actions between them -> each as predicted from one 1 to `FORESIGHT` steps before.
+
+    Every `FORESIGHT`th state begins a rollout. The first states, which have too few before them, stay as they are.
+    """
+    history, last = world.history, len(states) - 1
+    predicted = states.clone()
+    for first in range(history - 1, last, FORESIGHT):
+        after = slice(first + 1, min(first + FORESIGHT, last) + 1)
+        known, acted = states[first - history + 1 : first + 1], actions[first - history + 1 : after.stop - 1]
+        predicted[after] = world.rollout(known[None], acted[None])[0]
+    return predicted
 
 
 def small(frames: np.ndarray) -> Tensor:

@@ -74,7 +74,7 @@ class Recordings(NamedTuple):
     history: int = 1
     """Frames that heads read"""
     predicted: Tensor | None = None
-    """float32 [F, D]: each state as the world predicts it from those before; None takes the states themselves"""
+    """float32 [F, D]: each state as the world predicts it from one some steps before; None takes the states themselves"""
 
     def seen(self, rows: Tensor) -> Tensor:
         """What heads read at the frames `rows` [n]: [n, h D]; the first of an episode is repeated at its start."""
@@ -193,7 +193,7 @@ def fit_value(
     Implicit V-learning (HIQL, Park et al. 2023, equation 5): the expectile of -1 + gamma V(next state, goal). Where the
     goal was reached later in the same episode, the number of steps that it took is a bound (optimality tightening, He
     et al. 2017), without which values spread by one step an update. Such values were proposed as planning costs of
-    JEPAs in arXiv:2601.00844.
+    JEPAs in arXiv:2601.00844. It is fitted on encoded and on predicted states, since plans are made of predicted ones.
     """
     average = deepcopy(head).requires_grad_(False)
 
@@ -205,7 +205,8 @@ def fit_value(
             following = -1 + GAMMA * average(after, goal)[:, 0].clamp(-1 / (1 - GAMMA), 0)
             reached_in = torch.where((goals >= rows) & (goals <= data.ends[rows]), goals - rows, torch.inf)
             target = torch.maximum(following, -(1 - GAMMA**reached_in) / (1 - GAMMA))
-        value = expectile_loss(target - head(state, goal)[:, 0], EXPECTILE)
+        read = (state, data.foreseen(rows))
+        value = torch.stack([expectile_loss(target - head(known, goal)[:, 0], EXPECTILE) for known in read]).mean()
         with torch.no_grad():
             torch._foreach_lerp_(list(average.parameters()), list(head.parameters()), 1 - AVERAGE)  # pyright: ignore
         return value

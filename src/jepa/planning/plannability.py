@@ -43,7 +43,10 @@ def plannability(world: World, costs: Mapping[str, Cost], env: BatchedEnv, data:
 
 
 def cost_correlation(world: World, costs: Mapping[str, Cost], traits: EnvTraits) -> float:
-    """Spearman correlation over states that random walks from the starts of tasks lead to, with the tasks' goals."""
+    """Spearman correlation over states that random walks from the starts of tasks lead to, with the tasks' goals.
+
+    States that have reached the goal, or never can, do not count.
+    """
     assert traits.task
     assert traits.path_length
     assert traits.render
@@ -55,13 +58,17 @@ def cost_correlation(world: World, costs: Mapping[str, Cost], traits: EnvTraits)
         for step in range(NUM_STEPS):
             starts = traits.simulate(starts, walk.act(step, starts, starts))
     lengths = traits.path_length(starts, goals)
+    counts = (lengths > 0) & np.isfinite(lengths)
+    starts, goals, lengths = starts[counts], goals[counts], lengths[counts]
     states, targets = (world.encode(traits.render(values)) for values in (starts, goals))
     values = [cost_at_rest(costs, world, state, target) for state, target in zip(states, targets, strict=True)]
     return spearman(np.array(values), lengths)
 
 
 def spearman(a: np.ndarray, b: np.ndarray) -> float:
-    """Correlation of ranks; equal values have their mean rank. 0 if all values of one are equal."""
+    """Correlation of ranks; equal values have their mean rank. 0 if all values of one are equal, or there are none."""
+    if not len(a):
+        return 0.0
     ranks = []
     for values in (a, b):
         _, places, counts = np.unique(values, return_inverse=True, return_counts=True)
