@@ -59,7 +59,14 @@ def test_by_the_least_cost_a_plan_that_arrives_wins_the_earlier_the_better() -> 
     assert over_steps(costs, "min").argsort().tolist() == [2, 1, 0]
 
 
-@pytest.mark.parametrize("over", ["sum", "mean", "last", "min"])
+def test_after_its_nearest_step_a_plan_that_reaches_the_goal_costs_no_more() -> None:
+    stays, arrives, early = [1.0, 1.0, 1.0, 1.0], [1.0, 0.0, 4.0, 5.0], [0.0, 9.0, 9.0, 9.0]
+    costs = torch.tensor([stays, arrives, early])
+    assert over_steps(costs, "sum").argmin() == 0
+    assert over_steps(costs, "reach").tolist() == [4.0, 1.0, 0.0]
+
+
+@pytest.mark.parametrize("over", ["sum", "mean", "last", "min", "reach"])
 def test_latent_distance_is_the_mean_square_of_all_numbers_of_a_state(over: Any) -> None:
     seen = imagined()
     rows = each_step(lambda n, h: (seen.states[n, h] - seen.goal).square().mean())
@@ -69,7 +76,7 @@ def test_latent_distance_is_the_mean_square_of_all_numbers_of_a_state(over: Any)
 def test_the_value_counts_negatively_and_the_distance_is_positive() -> None:
     seen = imagined()
     rows = each_step(lambda n, h: (seen.states[n, h] - seen.goal).sum())
-    torch.testing.assert_close(GCValue()(world(value=gap), seen), -rows.sum(dim=1))
+    torch.testing.assert_close(GCValue()(world(value=gap), seen), (-rows).clamp(min=0).sum(dim=1))
     expected = rows.exp().log1p().sum(dim=1)
     torch.testing.assert_close(TemporalDistance()(world(distance=gap), seen), expected)
 

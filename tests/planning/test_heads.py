@@ -96,6 +96,17 @@ def test_the_value_of_a_grid_counts_the_steps_of_the_shortest_way() -> None:
     assert (values - expected).abs().mean() < 1
 
 
+def test_the_value_reads_predicted_states_as_it_reads_encoded_ones() -> None:
+    """Predictions drift along a third number, which encoded states hardly have."""
+    data, random = walks(), torch.Generator().manual_seed(0)
+    noise = 0.1 * torch.randn(len(data.states), 1, generator=random)
+    known = torch.cat([data.states, noise], dim=1)
+    drifted = known + torch.tensor([0.0, 0.0, 1.0])
+    value = fit_head("value", data._replace(states=known, predicted=drifted), {}, 1000, 0)[0]
+    own = torch.cat([torch.tensor(list(product(range(SIDE), repeat=2))).float(), torch.zeros(SIDE**2, 1)], dim=1)
+    assert value(own + torch.tensor([0.0, 0.0, 1.0]), own).abs().mean() < 0.5
+
+
 def test_the_value_of_the_goal_itself_is_the_highest() -> None:
     own = torch.tensor(list(product(range(SIDE), repeat=2))).float()
     states, goals, _ = cells()

@@ -16,7 +16,7 @@ from tiny_world import make_world, train_world
 from jepa.data.episode_store import EpisodeStore
 from jepa.envs.two_rooms import TwoRooms
 from jepa.errors import ConfigError, FileError
-from jepa.planning.fit import fit_heads, record
+from jepa.planning.fit import FORESIGHT, fit_heads, foresee, record
 from jepa.planning.world import load_world
 from jepa.runs.checkpoint import CheckpointError, load_model, with_checksum
 from jepa.types import ActionSpace
@@ -259,6 +259,20 @@ def test_recordings_pair_each_frame_with_the_action_after_it_and_the_reward_befo
         np.testing.assert_array_equal(data.terminated[rows], [0, *arrays["terminated"]])
         np.testing.assert_array_equal(data.simulator[rows], arrays["states"])
         first += length + 1
+
+
+@pytest.mark.parametrize("history", [1, 3])
+@pytest.mark.parametrize("count", [2, 9, 20])
+def test_states_are_foreseen_from_some_steps_before(history: int, count: int) -> None:
+    world = make_world(history=history, side=16)
+    states, actions = torch.randn(count, 1, 6), torch.randn(count - 1, 2)
+    foreseen = foresee(world, states, actions)
+    torch.testing.assert_close(foreseen[:history], states[:history])
+    for frame in range(history, count):
+        steps = (frame - history) % FORESIGHT + 1
+        begin = frame - steps - history + 1
+        known, acted = states[begin : begin + history], actions[begin:frame]
+        torch.testing.assert_close(foreseen[frame], world.rollout(known[None], acted[None])[0, -1])
 
 
 @pytest.mark.parametrize("history", [1, 3])

@@ -19,7 +19,7 @@ TIE = 0.01
 
 
 class GCValue:
-    """Minus the goal-conditioned value of the predicted states: the expected number of steps that are left, at least 0."""
+    """Minus the goal-conditioned value of the predicted states: the expected number of steps left, at least 0."""
 
     needs = ("value",)
 

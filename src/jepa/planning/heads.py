@@ -74,7 +74,7 @@ class Recordings(NamedTuple):
     history: int = 1
     """Frames that heads read"""
     predicted: Tensor | None = None
-    """float32 [F, D]: each state as the world predicts it from one some steps before; None takes the states themselves"""
+    """float32 [F, D]: each state as predicted from one some steps before it; None takes the states themselves"""
 
     def seen(self, rows: Tensor) -> Tensor:
         """What heads read at the frames `rows` [n]: [n, h D]; the first of an episode is repeated at its start."""
