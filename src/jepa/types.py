@@ -121,6 +121,15 @@ class ActionSpace:
         """Of an action as it is stored."""
         return () if self.is_discrete else (len(self.low),)
 
+    def unscale(self, actions: Any) -> Any:
+        """An array or tensor [.., A] of actions from -1 to 1 -> between the bounds; discrete ones stay as they are."""
+        if self.is_discrete:
+            return actions
+        share = (actions.clip(-1, 1) + 1) / 2
+        make = share.new_tensor if hasattr(share, "new_tensor") else share.dtype.type
+        low, high = make(self.low), make(self.high)
+        return low + share * (high - low)
+
 
 @dataclass(frozen=True)
 class Field:

@@ -11,7 +11,7 @@ import numpy as np
 
 from jepa.data.collect import rollouts
 from jepa.data.episode_store import Episode
-from jepa.envs.policies import Policy
+from jepa.envs.policies import BatchedPolicy
 from jepa.envs.types import BatchedEnv
 from jepa.planning.protocol import Z, wilson
 from jepa.rl.replay import GROUP
@@ -19,7 +19,7 @@ from jepa.seeding import derive_seed
 
 
 def play_episodes(
-    env: BatchedEnv, policy: Policy, *, num_episodes: int, episode_steps: int, seed: int
+    env: BatchedEnv, policy: BatchedPolicy, *, num_episodes: int, episode_steps: int, seed: int
 ) -> tuple[list[Episode], float]:
     """Episodes that depend on the policy and (seed, number) alone, and the seconds that they took."""
     begun, episodes = time.perf_counter(), []
