@@ -1,10 +1,13 @@
 """Optional attributes of a data set, read with their defaults; the scale of actions."""
 
+from typing import get_args
+
 import numpy as np
 import pytest
 import torch
 
-from jepa.types import ActionSpace, DatasetTraits
+from jepa.evaluation.readout import READOUTS
+from jepa.types import ActionSpace, DatasetTraits, Readout
 
 
 class Plain:
@@ -45,3 +48,7 @@ def test_discrete_and_whole_actions_keep_their_meaning():
     discrete = np.array([0, 3])
     assert ActionSpace(num_actions=4).unscale(discrete) is discrete
     assert ActionSpace(low=(0.5,), high=(1.5,)).unscale(np.array([[0]])).tolist() == [[1.0]]
+
+
+def test_every_readout_of_the_schema_is_explained():
+    assert tuple(READOUTS) == get_args(Readout)

@@ -69,6 +69,11 @@ ClassLevel = Annotated[int, Within(0, 2)]
 ScaleRange = Annotated[list[float], Within(0, 1, above=True)]
 """Smallest and largest share of an area."""
 
+Precision = Annotated[str, Literal["auto", "bf16", "fp32"]]
+Readout = Literal["mean", "mean_std", "steps", "grid2", "layers", "tokens", "cls"]
+"""What a probe reads of an encoder's tokens, as jepa.evaluation.readout.READOUTS explains."""
+StemName = Literal["linear", "conv", "residual", "dictionary"]
+"""What a token sees of its patch, before the transformer."""
 HeadName = Literal[
     "dynamics", "probe", "value", "distance", "policy", "clone", "reward", "continuation", "return", "decoder"
 ]

@@ -16,7 +16,7 @@ from jepa.layers.position import Positions
 from jepa.layers.stems import embed_patches, make_stem
 from jepa.layers.tokens import as_pair, gather_tokens, grid_of, make_grid
 from jepa.layers.transformer import check_sizes, make_blocks, run_blocks
-from jepa.types import ClipShape, NonNegativeInt, PatchGrid, Positive, PositiveInt, Share, ShareBelowOne
+from jepa.types import ClipShape, NonNegativeInt, PatchGrid, Positive, PositiveInt, Share, ShareBelowOne, StemName
 
 
 class SpatialEncoder(nn.Module):
@@ -44,7 +44,7 @@ class SpatialEncoder(nn.Module):
         checkpoint_activations: bool = False,
         position: Annotated[str, Literal["sincos", "table"]] = "sincos",
         norm_eps: Positive = 1e-6,
-        stem: Annotated[str, Literal["linear", "conv", "residual", "dictionary"]] = "linear",
+        stem: StemName = "linear",
         stem_width: PositiveInt | None = None,
         stem_frozen: Share = 1.0,
     ) -> None:

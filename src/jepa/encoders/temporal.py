@@ -13,7 +13,7 @@ from jepa.layers.position import Positions
 from jepa.layers.stems import embed_patches, make_stem
 from jepa.layers.tokens import as_pair, grid_of, make_grid
 from jepa.layers.transformer import check_sizes, make_blocks, run_blocks
-from jepa.types import ClipShape, PatchGrid, Positive, PositiveInt, Share, ShareBelowOne
+from jepa.types import ClipShape, PatchGrid, Positive, PositiveInt, Share, ShareBelowOne, StemName
 
 
 class TemporalEncoder(nn.Module):
@@ -38,7 +38,7 @@ class TemporalEncoder(nn.Module):
         checkpoint_activations: bool = False,
         position: Annotated[str, Literal["sincos", "rope", "vjepa2", "table"]] = "sincos",
         norm_eps: Positive = 1e-6,
-        stem: Annotated[str, Literal["linear", "conv", "residual", "dictionary"]] = "linear",
+        stem: StemName = "linear",
         stem_width: PositiveInt | None = None,
         stem_frozen: Share = 1.0,
     ) -> None:

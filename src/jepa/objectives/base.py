@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Set
+from collections.abc import Iterable, Set
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from jepa.parallel.strategy import local_shards
 from jepa.types import Batch, Latents, Masks, Regularizer
+
+
+def update_average(average: Iterable[Tensor], online: Iterable[Tensor], momentum: float) -> None:
+    """EMA update of the parameters `average`, in place."""
+    torch._foreach_lerp_(local_shards(average), local_shards(online), 1 - momentum)  # pyright: ignore
 
 
 def total_penalty(regularizers: nn.ModuleDict, latents: Latents) -> tuple[Tensor, dict[str, Tensor]]:

@@ -12,9 +12,8 @@ from torch import Tensor, nn
 from torchvision.transforms.v2 import CutMix, MixUp
 
 from jepa.layers.classifier import Classifier
-from jepa.objectives.base import Objective
+from jepa.objectives.base import Objective, update_average
 from jepa.optim import layer_scales
-from jepa.parallel.strategy import local_shards
 from jepa.types import Batch, LossOutput, Masks, NonNegative, PositiveShare, ShareBelowOne
 
 
@@ -119,7 +118,5 @@ class Classification(Objective):
         """EMA update of the average, if there is one."""
         if self.average is None or self.momentum is None:
             return {}
-        torch._foreach_lerp_(  # pyright: ignore[reportPrivateImportUsage]
-            local_shards(self.average.parameters()), local_shards(self.classifier.parameters()), 1 - self.momentum
-        )
+        update_average(self.average.parameters(), self.classifier.parameters(), self.momentum)
         return {"momentum": self.momentum}

@@ -12,8 +12,7 @@ from timm.layers.mlp import Mlp
 from torch import Tensor, nn
 
 from jepa.layers.two_hot import NUM_BINS, TwoHot
-from jepa.objectives.base import Objective, total_penalty
-from jepa.parallel.strategy import local_shards
+from jepa.objectives.base import Objective, total_penalty, update_average
 from jepa.predictors.action import ActionPredictor
 from jepa.schedules import linear
 from jepa.types import (
@@ -230,9 +229,7 @@ class Dynamics(Objective):
             return {}
         momentum = linear(step, self.total_steps, self.momentum, self.final_momentum)
         online = [*self.encoder.parameters(), *self.predictor.projector.parameters()]
-        torch._foreach_lerp_(  # pyright: ignore[reportPrivateImportUsage]
-            local_shards(self.average.parameters()), local_shards(online), 1 - momentum
-        )
+        update_average(self.average.parameters(), online, momentum)
         return {"momentum": momentum}
 
     @torch.no_grad()

@@ -12,8 +12,7 @@ from torch import Tensor, nn
 
 from jepa.layers.tokens import gather_tokens
 from jepa.layers.transformer import last_layers
-from jepa.objectives.base import Objective, total_penalty
-from jepa.parallel.strategy import local_shards
+from jepa.objectives.base import Objective, total_penalty, update_average
 from jepa.schedules import linear
 from jepa.types import Batch, Latents, LossOutput, Masks, NonNegative, PatchGrid, PositiveInt, Regularizer, Share
 
@@ -174,9 +173,7 @@ class JEPA(Objective):
         if target is None:
             return {}
         momentum = self.momentum_at(step)
-        torch._foreach_lerp_(  # pyright: ignore[reportPrivateImportUsage]
-            local_shards(target.parameters()), local_shards(source.parameters()), 1 - momentum
-        )
+        update_average(target.parameters(), source.parameters(), momentum)
         for average, current in zip(target.buffers(), source.buffers(), strict=True):
             average.copy_(current)
         return {"momentum": momentum}
