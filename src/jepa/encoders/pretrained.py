@@ -96,6 +96,8 @@ def _open(
     with _disable_current_modes():
         weights = read_weights(source, num_heads=attention_heads)
         stored = outline(weights.node, weights.tensors, source, any_clip=clip_shape is not None)
+    if values and next(stored.parameters(), None) is None:
+        raise ValueError(f"{source} has no weights to train further: its tokens are the pixels (encoder=pixels)")
     node = weights.node | dict(values or {})
     node["clip_shape"] = list(node["clip_shape"] if clip_shape is None else clip_shape)
     if node["clip_shape"][0] != weights.node["clip_shape"][0]:
