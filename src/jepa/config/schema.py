@@ -293,6 +293,13 @@ class PredictConfig(FilesConfig):
     draw: str | None
 
 
+CONFIGS: dict[str, type[Any]] = {
+    "train": TrainConfig, "eval": EvalConfig, "export": ExportConfig, "collect": CollectConfig, "plan": PlanConfig,
+    "rl": RLConfig, "play": PlayConfig, "embed": EmbedConfig, "predict": PredictConfig,
+}  # fmt: skip
+"""Command, and name of its primary configuration in conf/ -> dataclass."""
+
+
 class _Dumper(yaml.SafeDumper):
     """Quotes text that OmegaConf, other than PyYAML, would read as a number: 1e3."""
 

@@ -12,7 +12,7 @@ from timm.layers.mlp import Mlp
 from torch import Tensor, nn
 
 from jepa.layers.two_hot import NUM_BINS, TwoHot
-from jepa.objectives.base import Objective, total_penalty, update_average
+from jepa.objectives.base import Objective, update_average
 from jepa.predictors.action import ActionPredictor
 from jepa.schedules import linear
 from jepa.types import (
@@ -25,7 +25,6 @@ from jepa.types import (
     NonNegative,
     PatchGrid,
     PositiveInt,
-    Regularizer,
     Share,
 )
 
@@ -213,14 +212,6 @@ class Dynamics(Objective):
         positions = torch.arange(grid.num_tokens, device=states.device).expand(batch, -1)
         targets = positions[:, -predicted.shape[1] * tokens :].unflatten(1, (-1, tokens))
         return Latents(states.flatten(1, 2), predicted, Masks(positions, targets), grid, 1, frames_apart=True)
-
-    @property
-    def regularization(self) -> Regularizer | None:
-        return self.penalty if self.regularizers else None
-
-    def penalty(self, latents: Latents) -> tuple[Tensor, dict[str, Tensor]]:
-        """The sum of all regularisers, and each of their terms by name, detached."""
-        return total_penalty(self.regularizers, latents)
 
     @torch.no_grad()
     def after_step(self, step: int) -> dict[str, float]:

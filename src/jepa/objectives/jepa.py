@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from jepa.layers.tokens import gather_tokens
 from jepa.layers.transformer import last_layers
-from jepa.objectives.base import Objective, total_penalty, update_average
+from jepa.objectives.base import Objective, update_average
 from jepa.schedules import linear
-from jepa.types import Batch, Latents, LossOutput, Masks, NonNegative, PatchGrid, PositiveInt, Regularizer, Share
+from jepa.types import Batch, Latents, LossOutput, Masks, NonNegative, PatchGrid, PositiveInt, Share
 
 LOSSES = {"mse": F.mse_loss, "smooth_l1": F.smooth_l1_loss, "l1": F.l1_loss}
 
@@ -140,14 +140,6 @@ class JEPA(Objective):
         grid, context = self.context_encoder.grid_of(batch.local), self.context_encoder(batch.local)
         num_views = len(batch.local) * batch.views // len(batch.clips)
         return Latents(context, self.predictor(context, masks, grid).float(), masks, grid, num_views)
-
-    @property
-    def regularization(self) -> Regularizer | None:
-        return self.penalty if self.regularizers else None
-
-    def penalty(self, latents: Latents) -> tuple[Tensor, dict[str, Tensor]]:
-        """The sum of all regularisers, and each of their terms by name, detached."""
-        return total_penalty(self.regularizers, latents)
 
     def encode_targets(self, clips: Tensor) -> Tensor:
         """[B, C, T, H, W] -> [B, N, D]: the target encoder's tokens, with gradient only for target=none."""
