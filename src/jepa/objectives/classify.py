@@ -31,18 +31,10 @@ class Classification(Objective):
     predicts = "classes"
 
     def __init__(
-        self,
-        *,
-        encoder: nn.Module,
-        classes: Sequence[str],
-        pooling: Literal["mean", "attentive"] = "mean",
-        label_smoothing: ShareBelowOne = 0.1,
-        mixup: NonNegative = 0.0,
-        cutmix: NonNegative = 0.0,
-        layer_decay: PositiveShare = 0.75,
-        freeze: bool = False,
-        momentum: ShareBelowOne | None = None,
-    ) -> None:
+        self, *, encoder: nn.Module, classes: Sequence[str], pooling: Literal["mean", "attentive"] = "mean",
+        label_smoothing: ShareBelowOne = 0.1, mixup: NonNegative = 0.0, cutmix: NonNegative = 0.0,
+        layer_decay: PositiveShare = 0.75, freeze: bool = False, momentum: ShareBelowOne | None = None,
+    ) -> None:  # fmt: skip
         super().__init__()
         if len(classes) < 2:
             raise ValueError(

@@ -38,22 +38,12 @@ class JEPA(Objective):
     rules = ("jepa.objectives.rules.jepa",)
 
     def __init__(
-        self,
-        *,
-        encoder: nn.Module,
-        predictor: nn.Module,
-        regularizers: Mapping[str, nn.Module] | None = None,
-        loss: Literal["mse", "smooth_l1", "l1"] = "mse",
-        target: Literal["ema", "stopgrad", "none"] = "ema",
-        context_weight: NonNegative = 0.0,
-        target_layers: PositiveInt = 1,
-        target_view: Literal["same", "other"] = "same",
-        momentum: Share = 0.996,
-        final_momentum: Share = 1.0,
-        momentum_batch_size: PositiveInt = 64,
-        batch_size: PositiveInt,
-        total_steps: PositiveInt,
-    ) -> None:
+        self, *, encoder: nn.Module, predictor: nn.Module, regularizers: Mapping[str, nn.Module] | None = None,
+        loss: Literal["mse", "smooth_l1", "l1"] = "mse", target: Literal["ema", "stopgrad", "none"] = "ema",
+        context_weight: NonNegative = 0.0, target_layers: PositiveInt = 1,
+        target_view: Literal["same", "other"] = "same", momentum: Share = 0.996, final_momentum: Share = 1.0,
+        momentum_batch_size: PositiveInt = 64, batch_size: PositiveInt, total_steps: PositiveInt,
+    ) -> None:  # fmt: skip
         super().__init__()
         if context_weight and not getattr(predictor, "joint", False):
             raise ValueError(f"objective.context_weight={context_weight} needs predictor=transformer, joint=true")

@@ -199,30 +199,23 @@ def row(
     """A row of results.json."""
     count = len(played.outcomes)
     return {
-        "policy": policy,
-        "cost": cost,
-        "seed": seed,
-        "episodes": count,
+        "policy": policy, "cost": cost, "seed": seed, "episodes": count,
         **scores([outcome._asdict() for outcome in played.outcomes]),
         "seconds_per_episode": round(seconds_per_episode, 4),
         "ms_per_step": round(1000 * played.seconds / max(1, sum(outcome.steps for outcome in played.outcomes)), 3),
-        "predictor_rows": round(predictor_rows),
-        "outcomes": [outcome._asdict() for outcome in played.outcomes],
-    }
+        "predictor_rows": round(predictor_rows), "outcomes": [outcome._asdict() for outcome in played.outcomes],
+    }  # fmt: skip
 
 
 def mean_row(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """The mean over world seeds of rows of one policy and cost; the intervals are those of all episodes together."""
     averages = ("seconds_per_episode", "ms_per_step", "predictor_rows")
     return {
-        "policy": rows[0]["policy"],
-        "cost": rows[0]["cost"],
-        "seed": None,
+        "policy": rows[0]["policy"], "cost": rows[0]["cost"], "seed": None,
         "episodes": sum(row["episodes"] for row in rows),
         **scores([outcome for row in rows for outcome in row["outcomes"]]),
-        **{name: sum(row[name] for row in rows) / len(rows) for name in averages},
-        "outcomes": [],
-    }
+        **{name: sum(row[name] for row in rows) / len(rows) for name in averages}, "outcomes": [],
+    }  # fmt: skip
 
 
 def scores(outcomes: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
