@@ -114,7 +114,7 @@ def test_stems_agree_with_the_cpu_and_a_dictionary_is_fitted_on_it(stem: str) ->
     )
     clips, keep = torch.randn(BATCH, 3, 1, 32, 32), torch.arange(5).expand(BATCH, 5)
     if stem == "dictionary":
-        fit_stem(encoder, clips, torch.Generator().manual_seed(0))
+        fit_stem(encoder, [clips], len(clips), torch.Generator().manual_seed(0))
     expected, some = encoder(clips), encoder(clips, keep=keep)
     on_gpu = encoder.to(DEVICE)
     torch.testing.assert_close(on_gpu(clips.to(DEVICE)).cpu(), expected, atol=1e-3, rtol=1e-3)

@@ -6,28 +6,13 @@ import difflib
 from collections.abc import Iterable
 
 SYNONYMS = {
-    "learning_rate": "lr",
-    "wd": "schedule.weight_decay",
-    "warmup": "schedule.warmup_ratio",
-    "ema": "objective.momentum",
-    "model": "encoder",
-    "arch": "encoder",
-    "model_size": "size",
-    "data": "dataset",
-    "data_dir": "dataset.root_path",
-    "root": "dataset.root_path",
-    "img_size": "image_size",
-    "imgsz": "image_size",
-    "resolution": "image_size",
-    "dtype": "precision",
-    "amp": "precision",
-    "output_dir": "name",
-    "accumulate": "micro_batch_size",
-    "grad_accum": "micro_batch_size",
-    "workers": "num_workers",
-    "checkpoint_every": "save_every",
-    "save_period": "save_every",
-}
+    "learning_rate": "lr", "wd": "schedule.weight_decay", "warmup": "schedule.warmup_ratio",
+    "ema": "objective.momentum", "model": "encoder", "arch": "encoder", "model_size": "size", "data": "dataset",
+    "data_dir": "dataset.root_path", "root": "dataset.root_path", "img_size": "image_size", "imgsz": "image_size",
+    "resolution": "image_size", "dtype": "precision", "amp": "precision", "output_dir": "name",
+    "accumulate": "micro_batch_size", "grad_accum": "micro_batch_size", "workers": "num_workers",
+    "checkpoint_every": "save_every", "save_period": "save_every",
+}  # fmt: skip
 """Names in other programs -> our keys and groups."""
 
 

@@ -69,6 +69,11 @@ ClassLevel = Annotated[int, Within(0, 2)]
 ScaleRange = Annotated[list[float], Within(0, 1, above=True)]
 """Smallest and largest share of an area."""
 
+Precision = Annotated[str, Literal["auto", "bf16", "fp32"]]
+Readout = Literal["mean", "mean_std", "steps", "grid2", "layers", "tokens", "cls"]
+"""What a probe reads of an encoder's tokens, as jepa.evaluation.readout.READOUTS explains."""
+StemName = Literal["linear", "conv", "residual", "dictionary"]
+"""What a token sees of its patch, before the transformer."""
 HeadName = Literal[
     "dynamics", "probe", "value", "distance", "policy", "clone", "reward", "continuation", "return", "decoder"
 ]
@@ -120,6 +125,15 @@ class ActionSpace:
     def shape(self) -> tuple[int, ...]:
         """Of an action as it is stored."""
         return () if self.is_discrete else (len(self.low),)
+
+    def unscale(self, actions: Any) -> Any:
+        """An array or tensor [.., A] of actions from -1 to 1 -> between the bounds; discrete ones stay as they are."""
+        if self.is_discrete:
+            return actions
+        share = (actions.clip(-1, 1) + 1) / 2
+        make = share.new_tensor if hasattr(share, "new_tensor") else share.dtype.type
+        low, high = make(self.low), make(self.high)
+        return low + share * (high - low)
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from jepa.agent import load_planner
 from jepa.planning.control import Planning
 from jepa.planning.costs import total
-from jepa.planning.goal_planner import channels_first
 from jepa.planning.types import Imagined
 from jepa.planning.world import World
 from jepa.types import ActionSpace
@@ -55,7 +54,7 @@ class SwmModel(nn.Module):
         last = np.asarray(pictures[:, 0, -1])
         if self.world.contract.frame_shape[0] == 1 and (last == last[..., :1]).all():
             last = last[..., :1]
-        return self.world.encode(np.stack([channels_first(picture, self.world) for picture in last]))
+        return self.world.encode(np.stack([self.world.contract.channels_first(picture) for picture in last]))
 
     def _cost(self, start: Tensor, goal: Tensor, candidates: Tensor) -> Tensor:
         """[S, Z], [S, Z], [N, H, A] -> [N]"""
@@ -74,9 +73,7 @@ class ActionScale:
 
     def __init__(self, space: ActionSpace) -> None:
         self.low, self.high = (np.array(bound, dtype=np.float32) for bound in (space.low, space.high))
+        self.inverse_transform = space.unscale
 
     def transform(self, x: np.ndarray) -> np.ndarray:
         return 2 * (x - self.low) / (self.high - self.low) - 1
-
-    def inverse_transform(self, x: np.ndarray) -> np.ndarray:
-        return self.low + (np.clip(x, -1, 1) + 1) / 2 * (self.high - self.low)

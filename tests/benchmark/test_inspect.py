@@ -27,6 +27,7 @@ from jepa.benchmark.inspect import (
 )
 from jepa.benchmark.inspect_page import write_page
 from jepa.data.transforms import EvalTransform
+from jepa.encoders.pixels import PixelEncoder
 from jepa.encoders.spatial import SpatialEncoder
 from jepa.encoders.temporal import TemporalEncoder
 from jepa.evaluation.probe import confusion_counts, nearest
@@ -202,6 +203,13 @@ def test_clips_are_shown_as_strips_of_frames_over_maps(pages):
 def test_an_encoder_without_attention_is_shown_without(tmp_path):
     encoder = spatial()
     encoder.blocks = nn.ModuleList()
+    reader = read(write_page(tmp_path, subject_of(encoder)))
+    assert "there is no attention to read" in reader.text["attention"]
+    assert reader.pictures["feature-maps"]
+
+
+def test_pixels_which_have_no_parameters_are_shown_too(tmp_path):
+    encoder = readied(PixelEncoder(clip_shape=(1, 1, 16, 16), patch_size=4), (1, 1, 16, 16))
     reader = read(write_page(tmp_path, subject_of(encoder)))
     assert "there is no attention to read" in reader.text["attention"]
     assert reader.pictures["feature-maps"]

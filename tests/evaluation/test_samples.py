@@ -2,10 +2,16 @@
 
 import pytest
 import torch
+from torch import Tensor
 from toy_model import Crop, Images, seeded
 
+from jepa.data.transforms import EvalTransform
+from jepa.encoders.spatial import SpatialEncoder
 from jepa.errors import RunError
 from jepa.evaluation.samples import Samples, Split
+from jepa.evaluation.stems import fit_stems
+from jepa.layers.stems import fit_stem
+from jepa.seeding import generator
 from jepa.types import Sample
 
 
@@ -84,3 +90,19 @@ def test_fields_stay_with_their_samples():
                 [[row] * 5] * (row % 3) for row in batch.rows.tolist()
             ]
         assert samples.rows.tolist() == [0, 1, 2, 4, 5, 6, 7, 8, 9]
+
+
+def test_a_dictionary_is_fitted_on_the_samples_that_can_be_read():
+    def encoder():
+        torch.manual_seed(0)
+        sizes = {"clip_shape": (3, 1, 16, 16), "patch_size": 8, "embed_dim": 8, "depth": 0, "num_heads": 1}
+        return SpatialEncoder(**sizes, stem="dictionary", stem_width=4)
+
+    dataset, fitted, expected = Images(9, broken=(2, 5)), encoder(), encoder()
+    transform = EvalTransform(image_size=(16, 16), mean=(0.5,) * 3, std=(0.25,) * 3)
+    fit_stems(fitted, dataset, transform, seed=1)
+    order = torch.randperm(9, generator=generator(1, 0, 0, "stem samples")).tolist()
+    pictures = [transform.pictures([dataset[index][0]]) for index in order if index not in (2, 5)]
+    fit_stem(expected, map(transform.normalise, map(Tensor.float, pictures)), 7, generator(1, 0, 0, "stem"))
+    for name, tensor in expected.state_dict().items():
+        torch.testing.assert_close(fitted.state_dict()[name], tensor, rtol=0, atol=0)

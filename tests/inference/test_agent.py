@@ -10,19 +10,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from used_run import QUIET, train_runs, write_two_classes
+from used_run import QUIET
 
 import jepa
 from jepa import JEPAAgent, JEPAConfig
 from jepa.config import ConfigError
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("trained")
-    write_two_classes(folder / "pictures")
-    train_runs(folder, tuned=False)
-    return folder
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.numpy import load_file
-from used_run import QUIET, Call, caller, run, train_runs, write_clip, write_two_classes
+from used_run import QUIET, Call, caller, run, write_clip
 
 from jepa import load_encoder
 from jepa.config import use_rules
@@ -27,14 +27,6 @@ from jepa.inference.files import all_files
 
 SUFFIXES = ("parquet", "npz", "safetensors")
 RUN, PICTURES = "run=outputs/first", "images=pictures"
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("trained")
-    write_two_classes(folder / "pictures")
-    train_runs(folder, tuned=False)
-    return folder
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from jepa.encoders.spatial import SpatialEncoder
 from jepa.encoders.temporal import TemporalEncoder
-from jepa.layers.dictionary import CONTRAST, FLOOR, SIDE, THRESHOLD, principal_embedding
+from jepa.layers.dictionary import CONTRAST, FLOOR, SIDE, THRESHOLD, principal_embedding, sample
 from jepa.layers.stems import fit_stem
 from jepa.optim import parameter_groups
 
@@ -31,7 +31,7 @@ def random_clips(num: int = 2, frames: int = 1) -> Tensor:
 
 def fitted(frames: int = 1, seed: int = 0, **changes: Any) -> Any:
     encoder = encoder_of("dictionary", frames, **changes)
-    fit_stem(encoder, random_clips(40, frames), torch.Generator().manual_seed(seed))
+    fit_stem(encoder, random_clips(40, frames).split(16), 40, torch.Generator().manual_seed(seed))
     return encoder
 
 
@@ -115,6 +115,26 @@ def test_a_fit_is_a_pure_function_of_pictures_and_seed() -> None:
     assert not torch.equal(other.stem.filters, first.stem.filters)
     assert first.stem.is_fitted
     assert not encoder_of("dictionary").stem.is_fitted
+
+
+@pytest.mark.parametrize("size", [7, 40])
+def test_a_fit_does_not_depend_on_how_pictures_are_batched(size: int) -> None:
+    encoder = encoder_of("dictionary", 4)
+    fit_stem(encoder, random_clips(40, 4).split(size), 40, torch.Generator().manual_seed(0))
+    for name, tensor in fitted(4).state_dict().items():
+        torch.testing.assert_close(encoder.state_dict()[name], tensor, rtol=0, atol=0)
+
+
+def test_windows_of_batches_are_those_of_all_pictures_in_a_random_order() -> None:
+    pictures = torch.randn(30, 3, 16, 24)
+    windows, kept = sample(pictures.split(8), 30, 5, torch.Generator().manual_seed(0))
+    generator = torch.Generator().manual_seed(0)
+    shuffled = pictures[torch.randperm(30, generator=generator)]
+    assert torch.equal(kept, shuffled[:5])
+    draws = torch.rand(3, len(windows), generator=generator)
+    for row in (0, 17, 59_999):
+        number, top, left = (int(draw * count) for draw, count in zip(draws[:, row], (30, 11, 19), strict=True))
+        assert torch.equal(windows[row], shuffled[number, :, top : top + SIDE, left : left + SIDE].flatten())
 
 
 @pytest.mark.parametrize("frames", [1, 4])

@@ -167,6 +167,53 @@ def test_icem_returns_the_best_candidate_of_all_iterations() -> None:
     torch.testing.assert_close(cost(plan[:, None])[:, 0], torch.cat(costs, dim=1).amin(dim=1))
 
 
+def recorded(planner: Any) -> list[Tensor]:
+    """The candidates of each iteration on a quadratic, for one episode: [N, H, A]."""
+    seen, cost = [], distance_to(optimum(planner, 1))
+
+    def recording(candidates: Tensor) -> Tensor:
+        seen.append(candidates.detach()[0].clone())
+        return cost(candidates)
+
+    planner(search(planner, recording, 1))
+    return seen
+
+
+@pytest.mark.parametrize("name", ["cem", "icem"])
+def test_one_elite_is_refused_since_it_has_no_deviation(name: str) -> None:
+    with pytest.raises(ValueError, match="elites=1: must be at least 2"):
+        make(name, elites=1)
+    assert make(name, elites=2, samples=2)
+
+
+def test_cem_keeps_a_least_deviation() -> None:
+    last = recorded(make("cem", horizon=H, iterations=20, min_std=0.2))[-1]
+    assert 0.15 < last[1:].std(dim=0).mean() < 0.25
+    assert recorded(make("cem", horizon=H, iterations=20, min_std=0.0))[-1].std(dim=0).mean() < 0.01
+
+
+def test_icem_draws_fewer_candidates_each_time_and_at_least_twice_the_elites() -> None:
+    seen = recorded(make("icem", horizon=H, samples=64, elites=10, decay=2.0, keep=0.3, iterations=4))
+    drawn = [
+        len(seen[0]) - 2,
+        *(len(candidates) - 3 - 1 for candidates in seen[1:]),
+    ]  # with the mean and 3 that are kept
+    assert drawn == [64, 32, 20, 20]
+
+
+def test_mppi_shrinks_its_noise() -> None:
+    seen = recorded(make("mppi", horizon=H, std=0.01, shrink=0.5, iterations=3))
+    spreads = [candidates[1:].std(dim=0).mean().item() for candidates in seen]
+    assert spreads == pytest.approx([0.01, 0.005, 0.0025], rel=0.1)
+
+
+def test_gradient_judges_the_plan_of_its_last_step() -> None:
+    planner = make("gradient", horizon=H, starts=1, iterations=1, lr=0.1)
+    goal = optimum(planner, 1)
+    plan = planner(search(planner, distance_to(goal), 1))
+    assert torch.allclose(plan, 0.1 * goal.sign(), atol=1e-6)
+
+
 @pytest.mark.parametrize("steps", [1, 2, 7, 16])
 @pytest.mark.parametrize("beta", [0.0, 1.0, 2.0])
 def test_coloured_noise_has_unit_variance(beta: float, steps: int) -> None:

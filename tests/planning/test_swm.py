@@ -59,6 +59,19 @@ def test_pictures_are_encoded_once_for_all_iterations() -> None:
     torch.testing.assert_close(model.get_cost(given, torch.zeros(2, 3, 4, 2)), first)
 
 
+def test_the_last_of_several_pictures_is_seen() -> None:
+    model, given = jepa.worlds.as_swm(make_world(side=SIDE), "latent_l2"), info(3)
+    several = {"pixels": torch.cat([255 - given["pixels"], given["pixels"]], dim=2), "goal": given["goal"]}
+    zeros = torch.zeros(2, 3, 4, 2)
+    torch.testing.assert_close(model.get_cost(several, zeros), model.get_cost(given, zeros))
+
+
+def test_actions_beyond_the_bounds_cost_what_those_at_the_bounds_do() -> None:
+    model = jepa.worlds.as_swm(make_world(side=SIDE), ["latent_l2", "control"])
+    beyond = 3 * torch.ones(2, 3, 4, 2)
+    torch.testing.assert_close(model.get_cost(info(3), beyond), model.get_cost(info(3), beyond.clamp(-1, 1)))
+
+
 def test_gradients_reach_the_candidates() -> None:
     candidates = torch.zeros(2, 3, 4, 2, requires_grad=True)
     jepa.worlds.as_swm(make_world(side=SIDE), "latent_l2").get_cost(info(3), candidates).sum().backward()

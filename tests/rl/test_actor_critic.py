@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from jepa.rl.actor_critic import ActorCritic, Imagined, loss
+from jepa.rl.actor_critic import ActorCritic, DreamtSteps, loss
 from jepa.types import ActionSpace
 
 DISCRETE = ActionSpace(num_actions=3)
@@ -23,14 +23,14 @@ def model(space: ActionSpace = DISCRETE) -> ActorCritic:
     return result
 
 
-def imagined(space: ActionSpace = DISCRETE) -> Imagined:
+def imagined(space: ActionSpace = DISCRETE) -> DreamtSteps:
     random = torch.Generator().manual_seed(1)
     choices = torch.randint(3, (H, B), generator=random) if space.is_discrete else torch.rand(H, B, 2, generator=random)
     features = torch.randn(H + 1, B, F, generator=random)
-    return Imagined(features, choices, torch.rand(H, B, generator=random), torch.full((H, B), 0.9))
+    return DreamtSteps(features, choices, torch.rand(H, B, generator=random), torch.full((H, B), 0.9))
 
 
-def gradient_of_logits(policy: ActorCritic, steps: Imagined) -> Tensor:
+def gradient_of_logits(policy: ActorCritic, steps: DreamtSteps) -> Tensor:
     """Of the actor's outputs for each state: [H + 1, B, n]"""
     policy.spread.fill_(0)  # advantages are divided by it where it is above 1
     kept = []
@@ -93,7 +93,7 @@ def test_a_bandit_is_solved() -> None:
         for _ in range(150):
             choices = policy.choose(features[0], random)[None]
             good = choices == 2 if space.is_discrete else -(choices[..., 1] - 0.5).square()
-            total, _ = loss(policy, Imagined(features, choices, good.float(), torch.zeros(1, 64)), **SETTINGS)
+            total, _ = loss(policy, DreamtSteps(features, choices, good.float(), torch.zeros(1, 64)), **SETTINGS)
             optimizer.zero_grad()
             total.backward()
             optimizer.step()
@@ -106,9 +106,9 @@ def test_a_bandit_is_solved() -> None:
 
 def test_continuous_choices_fill_the_bounds_of_the_environment() -> None:
     policy = model(CONTINUOUS)
-    ends = policy.unscale(torch.tensor([[-1.0, -1.0], [1.0, 1.0]]))
+    ends = policy.space.unscale(torch.tensor([[-1.0, -1.0], [1.0, 1.0]]))
     assert ends.tolist() == [[-1.0, 0.0], [1.0, 10.0]]
-    drawn = policy.unscale(policy.choose(torch.randn(200, F), torch.Generator().manual_seed(0)))
+    drawn = policy.space.unscale(policy.choose(torch.randn(200, F), torch.Generator().manual_seed(0)))
     assert (drawn >= torch.tensor(CONTINUOUS.low)).all()
     assert (drawn <= torch.tensor(CONTINUOUS.high)).all()
 

@@ -124,7 +124,7 @@ def test_a_loaded_policy_acts_in_a_loop_as_it_was_evaluated(
             after = env.step(np.array([action]))
             frames = after.frames
         assert after.terminated.all()
-    with pytest.raises(ValueError, match=r"uint8 \(8, 8, 1\) or \(1, 8, 8\)"):
+    with pytest.raises(ValueError, match=r"uint8 \(1, 8, 8\) or \(8, 8, 1\)"):
         policy.act(np.zeros((9, 9, 1), dtype=np.uint8))
 
 

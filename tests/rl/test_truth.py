@@ -12,7 +12,7 @@ import torch
 from stored_episodes import DISCRETE, write_store
 
 from jepa.data.episode_store import EpisodeStore
-from jepa.rl.dreams import DreamWorld, Outcome
+from jepa.rl.dreams import DreamWorld, StepOutcome
 from jepa.rl.replay import remember
 from jepa.rl.report import verdict
 from jepa.rl.truth import doubts, truth
@@ -38,11 +38,11 @@ class Told(DreamWorld):
         self.begun = encoded[:, -1].clone()
         return self
 
-    def step(self, actions: torch.Tensor) -> Outcome:
+    def step(self, actions: torch.Tensor) -> StepOutcome:
         after = self.begun.clone()
         after[:, 2:] += 1  # the lower half of a frame is its time
         after[self.wrong, 2:] += 1
-        return Outcome(after, torch.tensor(self.rewards), torch.ones(len(after)))
+        return StepOutcome(after, torch.tensor(self.rewards), torch.ones(len(after)))
 
 
 def figures(folder: Path, world: Told, lengths: Sequence[int] = (3, 3)) -> dict[str, float]:

@@ -15,7 +15,8 @@ from jepa.benchmark.protocol import evaluate
 from jepa.config import ConfigError, compose_eval
 from jepa.data.transforms import EvalTransform
 from jepa.encoders.pretrained import open_encoder
-from jepa.evaluation.stems import draw_clips
+from jepa.evaluation.samples import Split
+from jepa.evaluation.stems import read_clips
 from jepa.exporters.export import export_encoder
 from jepa.runs.checkpoint import find, load_model
 from jepa.runs.metrics import read_rows
@@ -188,4 +189,7 @@ def test_images_among_clips_are_repeated_in_batches_of_images_alone() -> None:
             return None
 
     transform = EvalTransform(image_size=(8, 8), mean=(0.5,) * 3, std=(0.25,) * 3)
-    assert draw_clips(Mixed(), transform, 4, 2, seed=0).shape == (600, 3, 4, 8, 8)
+    split = Split(dataset=Mixed(), name="training", indices=tuple(range(600)))
+    batches = list(read_clips(split, transform, 4))
+    assert torch.cat(batches).shape == (600, 3, 4, 8, 8)
+    assert max(map(len, batches)) == 64, "more than 256 pictures are in memory together"

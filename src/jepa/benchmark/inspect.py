@@ -121,7 +121,7 @@ def observe(encoder: Any, pictures: Tensor) -> Observed:
     Attention is computed from the arguments of `F.scaled_dot_product_attention`, which makes it independent of the
     encoder's position encoding and normalisation.
     """
-    device = next(encoder.parameters()).device
+    device = next(encoder.parameters(), pictures).device  # an encoder of pixels has no parameters
     grid = encoder.grid_of(encoder.transform(pictures[:1].to(device)))
     tokens, maps = [], []
     with eval_mode(encoder):

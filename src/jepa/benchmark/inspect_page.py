@@ -79,15 +79,11 @@ def write_page(folder: Path, subject: Subject) -> Path:
     observed = observe(subject.encoder, subject.pictures[:num])
     neighbours, similarity = nearest(subject.test.vectors, subject.train.vectors, NUM_NEIGHBOURS)
     sections = {
-        "Feature maps": feature_maps(subject, observed),
-        "Attention": attention_maps(subject, observed),
-        "Nearest neighbours": neighbour_rows(subject, neighbours, similarity),
-        "Embedding": embedding(subject),
-        "Classes": class_bars(subject),
-        "Confusion matrix": confusion_matrix(subject),
-        "Hardest pictures": hardest_pictures(subject),
-        "Most ambiguous pictures": ambiguous_pictures(subject),
-    }
+        "Feature maps": feature_maps(subject, observed), "Attention": attention_maps(subject, observed),
+        "Nearest neighbours": neighbour_rows(subject, neighbours, similarity), "Embedding": embedding(subject),
+        "Classes": class_bars(subject), "Confusion matrix": confusion_matrix(subject),
+        "Hardest pictures": hardest_pictures(subject), "Most ambiguous pictures": ambiguous_pictures(subject),
+    }  # fmt: skip
     target = Path(folder) / "inspect.html"
     facts = _facts(subject, observed, neighbours)
     text = render("inspect.html", name=subject.title, facts=facts, protocol=subject.protocol, sections=sections)
@@ -101,16 +97,13 @@ def _facts(subject: Subject, observed: Observed, neighbours: Tensor) -> dict[str
     parameters = sum(weight.numel() for weight in encoder.parameters())
     same_class = subject.train.labels[neighbours] == subject.test.labels[:, None]
     return {
-        "data": subject.data,
-        "encoder": type(encoder).__name__,
+        "data": subject.data, "encoder": type(encoder).__name__,
         "width, depth": f"{encoder.embed_dim}, {len(getattr(encoder, 'blocks', ())) or 'unknown'}",
-        "parameters": f"{parameters / 1e6:.3g} million",
-        "patches": f"{grid.t}x" * (grid.t > 1) + f"{grid.h}x{grid.w}",
-        "training samples": f"{len(subject.train.labels):,}",
-        "test samples": f"{len(subject.test.labels):,}",
+        "parameters": f"{parameters / 1e6:.3g} million", "patches": f"{grid.t}x" * (grid.t > 1) + f"{grid.h}x{grid.w}",
+        "training samples": f"{len(subject.train.labels):,}", "test samples": f"{len(subject.test.labels):,}",
         "neighbours of the same class": f"{float(same_class.float().mean()):.1%}",
         "linear probe, top-1": f"{subject.confusion.trace() / subject.confusion.sum():.1%}",
-    }
+    }  # fmt: skip
 
 
 def feature_maps(subject: Subject, observed: Observed) -> Section:

@@ -182,15 +182,11 @@ def _check(candidate: Candidate, comparison: str, all_keys: set[str], composer: 
     complete = composer.compose(overrides)
     folder = Path("outputs") / comparison / label
     return Member(
-        label=label,
-        method=",".join(part for part in parts if not part.startswith("seed=")),
-        name=method,
-        folder=folder,
-        overrides=tuple(overrides),
-        config=asdict(to_dataclass(complete)),
+        label=label, method=",".join(part for part in parts if not part.startswith("seed=")), name=method,
+        folder=folder, overrides=tuple(overrides), config=asdict(to_dataclass(complete)),
         dropped=tuple(text for _, text in candidate.overrides if text not in overrides),
         is_finished=read_ending(folder).get("status") == "finished",
-    )
+    )  # fmt: skip
 
 
 def _objective_keys(config: Mapping[str, Any]) -> set[str]:

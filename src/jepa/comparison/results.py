@@ -35,13 +35,9 @@ BUDGET_FIELDS: Fields = {
 }
 """Fields of budget.json."""
 CRITERIA = {
-    "collapse/rank": "rank",
-    "collapse/rank_centred": "centred rank",
-    "select/lidar": "LiDAR",
-    "select/alpha": "alpha",
-    "predict/gain": "prediction gain",
-    "train/loss": "minus training loss",
-}
+    "collapse/rank": "rank", "collapse/rank_centred": "centred rank", "select/lidar": "LiDAR", "select/alpha": "alpha",
+    "predict/gain": "prediction gain", "train/loss": "minus training loss",
+}  # fmt: skip
 """Criteria that select between runs without labels, with their names; for the loss, less is better."""
 MIN_PAIRS = 4
 """Number of pairs below which there is no rank correlation."""

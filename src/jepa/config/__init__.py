@@ -36,27 +36,10 @@ from jepa.config.values import OPTIONAL
 from jepa.errors import ConfigError, as_config_errors
 
 __all__ = [
-    "Composer",
-    "ConfigError",
-    "EvalConfig",
-    "TrainConfig",
-    "as_config_errors",
-    "build_with",
-    "changed_keys",
-    "compose",
-    "compose_collect",
-    "compose_embed",
-    "compose_eval",
-    "compose_export",
-    "compose_plan",
-    "compose_predict",
-    "factory",
-    "members",
-    "name_as_text",
-    "override_literal",
-    "to_dataclass",
-    "to_yaml",
-]
+    "Composer", "ConfigError", "EvalConfig", "TrainConfig", "as_config_errors", "build_with", "changed_keys", "compose",
+    "compose_collect", "compose_embed", "compose_eval", "compose_export", "compose_plan", "compose_predict", "factory",
+    "members", "name_as_text", "override_literal", "to_dataclass", "to_yaml",
+]  # fmt: skip
 
 
 def factory(node: Mapping[str, Any]) -> Callable[..., Any]:

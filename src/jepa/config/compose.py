@@ -35,18 +35,7 @@ from jepa.config.layouts import choose_folders
 from jepa.config.override_errors import hydra_message, needs_multirun, syntax_error
 from jepa.config.overrides import as_typed, override_literal
 from jepa.config.precedence import chooses, hidden_values, implied_values, is_length_typed
-from jepa.config.schema import (
-    CollectConfig,
-    EmbedConfig,
-    EvalConfig,
-    ExportConfig,
-    PlanConfig,
-    PlayConfig,
-    PredictConfig,
-    RLConfig,
-    TrainConfig,
-    show_value,
-)
+from jepa.config.schema import CONFIGS, TrainConfig, show_value
 from jepa.config.values import accepts, unknown_key, unused_overrides, value_errors, without_unused
 from jepa.errors import ConfigError
 from jepa.suggestions import suggestion
@@ -54,14 +43,8 @@ from jepa.suggestions import suggestion
 ABSENT = object()
 PATHS = {"run", "task"}
 """Keys of jepa-eval that take any value: a path, or a list of them."""
-SCHEMAS = {
-    "schema": TrainConfig, "eval_schema": EvalConfig, "export_schema": ExportConfig, "collect_schema": CollectConfig,
-    "plan_schema": PlanConfig, "rl_schema": RLConfig, "play_schema": PlayConfig, "embed_schema": EmbedConfig,
-    "predict_schema": PredictConfig,
-}  # fmt: skip
+SCHEMAS = {"schema" if command == "train" else f"{command}_schema": kind for command, kind in CONFIGS.items()}
 """Name in a defaults list -> dataclass of the configurations that begin with it."""
-COMMANDS = ("train", "eval", "export", "collect", "plan", "rl", "play", "embed", "predict")
-"""Primary configurations of this package."""
 
 
 def _choice(group: str, *, _root_: DictConfig) -> str:
@@ -95,8 +78,8 @@ class Composer:
             if not self.folders[-1].is_dir():
                 raise ConfigError([f"--config-dir {config_dir}: there is no folder {self.folders[-1]}"])
         self.catalogue = Catalogue(self.folders)
-        self.schema = SCHEMAS.get(f"{self.config_name}_schema", TrainConfig)
-        self.hydra_defaults = [] if self.config_name in COMMANDS else self._hydra_defaults()
+        self.schema = CONFIGS.get(self.config_name, TrainConfig)
+        self.hydra_defaults = [] if self.config_name in CONFIGS else self._hydra_defaults()
         self._loader = _loader(self.folders)
         self._bases: dict[tuple[str, ...], DictConfig] = {}
         self._shared = _compositions(self.config_name) if config_dir is None else {}

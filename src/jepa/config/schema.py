@@ -12,7 +12,18 @@ import yaml
 
 from jepa.config import signatures
 from jepa.config.catalogue import conf_folder, find, flatten
-from jepa.types import NonNegative, NonNegativeInt, Positive, PositiveInt, PositiveShare, ScaleRange, Share, Within
+from jepa.types import (
+    NonNegative,
+    NonNegativeInt,
+    Positive,
+    PositiveInt,
+    PositiveShare,
+    Precision,
+    Readout,
+    ScaleRange,
+    Share,
+    Within,
+)
 
 IRRELEVANT = {
     *("log_every", "eval_every", "save_every", "save_async", "keep", "num_workers", "keep_decoded", "resume", "name"),
@@ -82,7 +93,7 @@ class TrainConfig:
     phases: list[Any]
     seed: NonNegativeInt
     resume: Annotated[bool | str, Literal[True, False, "previous"]]
-    precision: Annotated[str, Literal["auto", "bf16", "fp32"]]
+    precision: Precision
     compile: bool
     device: str
     strategy: Annotated[str, Literal["auto", "single", "ddp", "fsdp"]]
@@ -127,7 +138,7 @@ class EvalConfig:
     shots: int | float | None
     seed: NonNegativeInt
     seeds: PositiveInt
-    readout: Annotated[str, Literal["mean", "mean_std", "steps", "grid2", "layers", "tokens", "cls"]] | None
+    readout: Annotated[str, Readout] | None
     layers: PositiveInt
     solver: Annotated[str, Literal["lbfgs", "sgd"]]
     image_size: Any
@@ -135,7 +146,7 @@ class EvalConfig:
     batch_size: PositiveInt
     cache: bool
     device: str
-    precision: Annotated[str, Literal["auto", "bf16", "fp32"]]
+    precision: Precision
     num_workers: NonNegativeInt | None
     augment: CropConfig
     dataset: dict[str, Any]
@@ -246,42 +257,47 @@ class PlayConfig:
 
 
 @dataclass(kw_only=True)
-class EmbedConfig:
-    """The configuration of `jepa-embed`; conf/embed.yaml explains every key and holds its default."""
+class FilesConfig:
+    """Files that a trained model reads, and how."""
 
     run: str
     images: str | None
     videos: str | None
     out: str
-    readout: Annotated[str, Literal["mean", "mean_std", "steps", "grid2", "layers", "tokens", "cls", "all"]]
+    batch_size: PositiveInt
+    device: str
+    precision: Precision
+    num_workers: NonNegativeInt | None
+
+
+@dataclass(kw_only=True)
+class EmbedConfig(FilesConfig):
+    """The configuration of `jepa-embed`; conf/embed.yaml explains every key and holds its default."""
+
+    readout: Annotated[str, Literal[Readout, "all"]]
     layers: PositiveInt
     part: Annotated[str, Literal["training", "validation"]]
     num_frames: PositiveInt | None
     like: str | None
     neighbours: PositiveInt
     page: str | None
-    batch_size: PositiveInt
-    device: str
-    precision: Annotated[str, Literal["auto", "bf16", "fp32"]]
-    num_workers: NonNegativeInt | None
     dataset: dict[str, Any] | None
 
 
 @dataclass(kw_only=True)
-class PredictConfig:
+class PredictConfig(FilesConfig):
     """The configuration of `jepa-predict`; conf/predict.yaml explains every key and holds its default."""
 
-    run: str
-    images: str | None
-    videos: str | None
-    out: str
     top: PositiveInt
     min_score: Share
     draw: str | None
-    batch_size: PositiveInt
-    device: str
-    precision: Annotated[str, Literal["auto", "bf16", "fp32"]]
-    num_workers: NonNegativeInt | None
+
+
+CONFIGS: dict[str, type[Any]] = {
+    "train": TrainConfig, "eval": EvalConfig, "export": ExportConfig, "collect": CollectConfig, "plan": PlanConfig,
+    "rl": RLConfig, "play": PlayConfig, "embed": EmbedConfig, "predict": PredictConfig,
+}  # fmt: skip
+"""Command, and name of its primary configuration in conf/ -> dataclass."""
 
 
 class _Dumper(yaml.SafeDumper):

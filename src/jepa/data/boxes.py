@@ -141,19 +141,10 @@ class VOC(_BoxFolder):
     rules = ("jepa.data.rules.voc",)
 
     def __init__(
-        self,
-        *,
-        root_path: str,
-        split: str | None,
-        val_split: str | None,
-        test_split: str | None = None,
-        classes: Sequence[str] | None = None,
-        difficult: bool = False,
-        keep_empty: bool = True,
-        exif: Literal["auto", "stored", "turned"] = "auto",
-        channels: Channels = 3,
-        max_value: Positive | None = None,
-    ) -> None:
+        self, *, root_path: str, split: str | None, val_split: str | None, test_split: str | None = None,
+        classes: Sequence[str] | None = None, difficult: bool = False, keep_empty: bool = True,
+        exif: Literal["auto", "stored", "turned"] = "auto", channels: Channels = 3, max_value: Positive | None = None,
+    ) -> None:  # fmt: skip
         super().__init__(
             channels=channels, max_value=max_value, keep_empty=keep_empty, exif=exif, is_subset=classes is not None
         )
@@ -176,21 +167,11 @@ class COCO(_BoxFolder):
     rules = ("jepa.data.rules.coco",)
 
     def __init__(
-        self,
-        *,
-        root_path: str,
-        annotations: str,
-        images: str,
-        val_annotations: str | None,
-        val_images: str | None = None,
-        test_annotations: str | None = None,
-        test_images: str | None = None,
-        classes: Sequence[str] | None = None,
-        keep_empty: bool = True,
-        exif: Literal["auto", "stored", "turned"] = "auto",
-        channels: Channels = 3,
-        max_value: Positive | None = None,
-    ) -> None:
+        self, *, root_path: str, annotations: str, images: str, val_annotations: str | None,
+        val_images: str | None = None, test_annotations: str | None = None, test_images: str | None = None,
+        classes: Sequence[str] | None = None, keep_empty: bool = True,
+        exif: Literal["auto", "stored", "turned"] = "auto", channels: Channels = 3, max_value: Positive | None = None,
+    ) -> None:  # fmt: skip
         super().__init__(
             channels=channels, max_value=max_value, keep_empty=keep_empty, exif=exif, is_subset=classes is not None
         )

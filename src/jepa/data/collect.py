@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from jepa.data.episode_store import Episode, EpisodeStore, StoreFacts, append, writing
-from jepa.envs.policies import Policy, PolicyTraits
+from jepa.envs.policies import BatchedPolicy, PolicyTraits
 from jepa.envs.types import BatchedEnv, EnvTraits, check_actions, node_of
 from jepa.parallel.bars import bar
 from jepa.seeding import derive_seed
@@ -20,7 +20,7 @@ GROUP_BYTES = 1 << 29
 
 
 def collect(
-    folder: Path, *, env: BatchedEnv, policy: Policy, num_episodes: int, num_steps: int, seed: int
+    folder: Path, *, env: BatchedEnv, policy: BatchedPolicy, num_episodes: int, num_steps: int, seed: int
 ) -> EpisodeStore:
     """A store with at least `num_episodes` episodes of at most `num_steps` steps.
 
@@ -51,7 +51,9 @@ def _group_size(env: BatchedEnv, num_steps: int) -> int:
     return max(1, min(EnvTraits.of(env).group_size, GROUP_BYTES // bytes_of_episode))
 
 
-def rollouts(env: BatchedEnv, policy: Policy, seeds: Sequence[int], num_steps: int, shown: Any = None) -> list[Episode]:
+def rollouts(
+    env: BatchedEnv, policy: BatchedPolicy, seeds: Sequence[int], num_steps: int, shown: Any = None
+) -> list[Episode]:
     """One episode for each seed, all stepped together; each ends after `num_steps` steps or when its world ends."""
     tasks = PolicyTraits.of(policy).tasks
     frames, states = env.reset(seeds, *(tasks(env, seeds) if tasks else ()))

@@ -83,13 +83,9 @@ class Shapes(SyntheticDataset):
     sample_name, dataset_name = "picture", "shapes"
 
     def __init__(
-        self,
-        *,
-        num_samples: PositiveInt = 20000,
-        val_samples: PositiveInt = 4000,
-        side: Annotated[int, Within(8, 1024)] = 64,
-        seed: Seed = 0,
-    ) -> None:
+        self, *, num_samples: PositiveInt = 20000, val_samples: PositiveInt = 4000,
+        side: Annotated[int, Within(8, 1024)] = 64, seed: Seed = 0,
+    ) -> None:  # fmt: skip
         super().__init__(num_samples, val_samples, side, seed)
         self.classes = tuple(field.__name__.replace("_", " ") for field in KINDS)
         self._cache: dict[tuple[int, int], Tensor] = {}

@@ -127,13 +127,9 @@ class Log:
         results = [self.values.get(name, np.zeros(len(self.names)))[rows[:-1]] for name in RESULTS]
         rewards, terminated, truncated = results
         return Episode(
-            np.stack(frames),
-            states.astype(np.float32),
-            actions,
-            rewards.astype(np.float32),
-            terminated > 0,
+            np.stack(frames), states.astype(np.float32), actions, rewards.astype(np.float32), terminated > 0,
             truncated > 0,
-        )
+        )  # fmt: skip
 
     def frame(self, row: int) -> np.ndarray:
         """uint8 [C, H, W]; grey images have one channel"""

@@ -48,19 +48,10 @@ class DataError(RunError):
 
 
 def batches(
-    dataset: Dataset,
-    *,
-    batch_size: int,
-    seed: int,
-    first_step: int = 0,
-    num_workers: int | None = None,
-    rank: int = 0,
-    world_size: int = 1,
-    pin_memory: bool = False,
-    short_side: int | None = None,
-    fields: Mapping[str, Field] = NO_FIELDS,
-    keep_decoded: bool | str = False,
-) -> Generator[RawBatch, None, None]:
+    dataset: Dataset, *, batch_size: int, seed: int, first_step: int = 0, num_workers: int | None = None, rank: int = 0,
+    world_size: int = 1, pin_memory: bool = False, short_side: int | None = None,
+    fields: Mapping[str, Field] = NO_FIELDS, keep_decoded: bool | str = False,
+) -> Generator[RawBatch, None, None]:  # fmt: skip
     """Batches of `batch_size` samples for this rank, from step `first_step` on, without end.
 
     Every epoch is another permutation, and each step's samples are divided among the ranks: together they are the same
@@ -99,15 +90,9 @@ def _loader(
     reader: TorchDataset, lists: Iterable[list], num_workers: int, random: torch.Generator, pin_memory: bool = False
 ) -> DataLoader:
     return DataLoader(
-        reader,
-        sampler=lists,
-        batch_size=None,
-        collate_fn=_deliver,
-        num_workers=num_workers,
-        pin_memory=pin_memory,
-        worker_init_fn=_ignore_job_signals,
-        generator=random,
-    )
+        reader, sampler=lists, batch_size=None, collate_fn=_deliver, num_workers=num_workers, pin_memory=pin_memory,
+        worker_init_fn=_ignore_job_signals, generator=random,
+    )  # fmt: skip
 
 
 def choose_num_workers(dataset: Dataset) -> int:

@@ -33,13 +33,9 @@ class Mixture:
     """
 
     def __init__(
-        self,
-        *,
-        num_frames: int,
-        parts: Mapping[str, Callable[..., Dataset]],
-        weights: Mapping[str, float],
+        self, *, num_frames: int, parts: Mapping[str, Callable[..., Dataset]], weights: Mapping[str, float],
         probe: str | None = None,
-    ) -> None:
+    ) -> None:  # fmt: skip
         if not parts or set(parts) != set(weights) or min(weights.values()) <= 0:
             raise ValueError(f"dataset.weights={dict(weights)}: expected one above 0 for each of {', '.join(parts)}")
         probe = next(iter(parts)) if probe is None else probe

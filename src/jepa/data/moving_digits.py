@@ -67,15 +67,10 @@ class MovingDigits(SyntheticDataset):
     }
 
     def __init__(
-        self,
-        *,
-        num_frames: PositiveInt,
-        num_samples: PositiveInt = 10000,
-        val_samples: PositiveInt = 2000,
+        self, *, num_frames: PositiveInt, num_samples: PositiveInt = 10000, val_samples: PositiveInt = 2000,
         side: Annotated[int, Within(16, 1024)] = 64,
-        speed: Annotated[tuple[float, float], Within(0, 0.5)] = (0.02, 0.04),
-        seed: Seed = 0,
-    ) -> None:
+        speed: Annotated[tuple[float, float], Within(0, 0.5)] = (0.02, 0.04), seed: Seed = 0,
+    ) -> None:  # fmt: skip
         super().__init__(num_samples, val_samples, side, seed)
         self.num_frames = num_frames
         self.speed = speed

@@ -36,23 +36,11 @@ class Augment:
     """
 
     def __init__(
-        self,
-        *,
-        image_size: tuple[int, int],
-        crop_scale: tuple[float, float],
-        crop_aspect: tuple[float, float],
-        flip: bool,
-        mean: Sequence[float],
-        std: Sequence[float],
-        views: int = 1,
-        jitter: float = 0.0,
-        grayscale: float = 0.0,
-        blur: float = 0.0,
-        solarize: float = 0.0,
-        local_views: int = 0,
-        local_scale: tuple[float, float] = (0.05, 0.3),
-        local_size: tuple[int, int] | None = None,
-    ) -> None:
+        self, *, image_size: tuple[int, int], crop_scale: tuple[float, float], crop_aspect: tuple[float, float],
+        flip: bool, mean: Sequence[float], std: Sequence[float], views: int = 1, jitter: float = 0.0,
+        grayscale: float = 0.0, blur: float = 0.0, solarize: float = 0.0, local_views: int = 0,
+        local_scale: tuple[float, float] = (0.05, 0.3), local_size: tuple[int, int] | None = None,
+    ) -> None:  # fmt: skip
         _check_size(image_size)
         if local_views and local_size is None:
             raise ValueError(f"augment.local_views={local_views}: expected 0, or a local_size beside")

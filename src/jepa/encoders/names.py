@@ -39,15 +39,12 @@ IJEPA: Names = {
 }
 """Files of transformers' IJepaModel."""
 VJEPA2: Names = {
-    "embed": ("encoder.embeddings.patch_embeddings.proj",),
-    "blocks.{}.norm1": ("encoder.layer.{}.norm1",),
+    "embed": ("encoder.embeddings.patch_embeddings.proj",), "blocks.{}.norm1": ("encoder.layer.{}.norm1",),
     "blocks.{}.attn.qkv": tuple(f"encoder.layer.{{}}.attention.{x}" for x in ("query", "key", "value")),
-    "blocks.{}.attn.proj": ("encoder.layer.{}.attention.proj",),
-    "blocks.{}.norm2": ("encoder.layer.{}.norm2",),
-    "blocks.{}.mlp.fc1": ("encoder.layer.{}.mlp.fc1",),
-    "blocks.{}.mlp.fc2": ("encoder.layer.{}.mlp.fc2",),
+    "blocks.{}.attn.proj": ("encoder.layer.{}.attention.proj",), "blocks.{}.norm2": ("encoder.layer.{}.norm2",),
+    "blocks.{}.mlp.fc1": ("encoder.layer.{}.mlp.fc1",), "blocks.{}.mlp.fc2": ("encoder.layer.{}.mlp.fc2",),
     "norm": ("encoder.layernorm",),
-}
+}  # fmt: skip
 """Files of transformers' VJEPA2Model, of which the encoder is a part."""
 
 

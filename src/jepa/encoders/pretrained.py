@@ -68,27 +68,18 @@ def open_encoder(
 
 
 def pretrained_encoder(
-    *,
-    clip_shape: Sequence[int],
-    weights: str,
-    fresh: bool = False,
-    attention_heads: PositiveInt | None = None,
-    drop_path: ShareBelowOne = 0.0,
-    checkpoint_activations: bool = False,
-) -> nn.Module:
+    *, clip_shape: Sequence[int], weights: str, fresh: bool = False, attention_heads: PositiveInt | None = None,
+    drop_path: ShareBelowOne = 0.0, checkpoint_activations: bool = False,
+) -> nn.Module:  # fmt: skip
     """The encoder of `weights`, a source of `open_encoder`, for further training on clips of `clip_shape`."""
     values = {"drop_path": drop_path, "checkpoint_activations": checkpoint_activations}
     return _open(find_source(weights), clip_shape, fresh=fresh, attention_heads=attention_heads, values=values)[0]
 
 
 def _open(
-    source: Source,
-    clip_shape: Sequence[int] | None,
-    *,
-    fresh: bool,
-    attention_heads: int | None = None,
+    source: Source, clip_shape: Sequence[int] | None, *, fresh: bool, attention_heads: int | None = None,
     values: Mapping[str, Any] | None = None,
-) -> tuple[Any, Sequence[float], Sequence[float]]:
+) -> tuple[Any, Sequence[float], Sequence[float]]:  # fmt: skip
     """The encoder, with fake tensors in a fake mode, and mean and standard deviation of its training data."""
     fresh = fresh or is_in_torch_dispatch_mode()
     if source.kind == "timm":
@@ -96,6 +87,8 @@ def _open(
     with _disable_current_modes():
         weights = read_weights(source, num_heads=attention_heads)
         stored = outline(weights.node, weights.tensors, source, any_clip=clip_shape is not None)
+    if values and next(stored.parameters(), None) is None:
+        raise ValueError(f"{source} has no weights to train further: its tokens are the pixels (encoder=pixels)")
     node = weights.node | dict(values or {})
     node["clip_shape"] = list(node["clip_shape"] if clip_shape is None else clip_shape)
     if node["clip_shape"][0] != weights.node["clip_shape"][0]:
@@ -127,15 +120,9 @@ class TimmEncoder(nn.Module):
     """
 
     def __init__(
-        self,
-        *,
-        clip_shape: Sequence[int],
-        architecture: str,
-        arguments: Mapping[str, Any] | None = None,
-        folder: str | None = None,
-        drop_path: ShareBelowOne = 0.0,
-        checkpoint_activations: bool = False,
-    ) -> None:
+        self, *, clip_shape: Sequence[int], architecture: str, arguments: Mapping[str, Any] | None = None,
+        folder: str | None = None, drop_path: ShareBelowOne = 0.0, checkpoint_activations: bool = False,
+    ) -> None:  # fmt: skip
         super().__init__()
         channels, frames, height, width = clip_shape
         if frames > 1:
@@ -153,13 +140,10 @@ class TimmEncoder(nn.Module):
         self.checkpoint_activations = checkpoint_activations
         self.trunk = trunk
         self.node = {
-            "_target_": "jepa.encoders.pretrained.TimmEncoder",
-            "clip_shape": [channels, frames, height, width],
-            "architecture": architecture,
-            "arguments": dict(arguments or {}),
-            "drop_path": drop_path,
+            "_target_": "jepa.encoders.pretrained.TimmEncoder", "clip_shape": [channels, frames, height, width],
+            "architecture": architecture, "arguments": dict(arguments or {}), "drop_path": drop_path,
             "checkpoint_activations": checkpoint_activations,
-        }
+        }  # fmt: skip
 
     @property
     def blocks(self) -> nn.ModuleList:

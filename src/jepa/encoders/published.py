@@ -70,8 +70,10 @@ def read_weights(source: Source, *, num_heads: int | None = None) -> Weights:
         with checkpoint.as_checkpoint_errors(f"{source}: "):
             source = find_source(folder)
     readers: dict[str, Callable[[Path], Weights]] = {
-        "run": _read_run, "exported": _read_exported, "transformers": _read_transformers,
-    }  # fmt: skip
+        "run": _read_run,
+        "exported": _read_exported,
+        "transformers": _read_transformers,
+    }
     path = Path(source.location)
     weights = readers[source.kind](path) if source.kind in readers else _read_file(path, num_heads)
     channels = weights.node["clip_shape"][0]
@@ -187,14 +189,10 @@ def _translate(
     width, channels, *extent = patch.shape
     ratio = len(hidden) / width
     sizes = {
-        "channels": channels,
-        "patch_size": list(extent[-2:]),
-        **({"tubelet_size": extent[0]} if len(extent) == 3 else {}),
-        "embed_dim": width,
-        "depth": depth,
-        "mlp_ratio": ratio if int(width * ratio) == len(hidden) else (len(hidden) + 0.5) / width,
-        "norm_eps": 1e-6,
-    }
+        "channels": channels, "patch_size": list(extent[-2:]),
+        **({"tubelet_size": extent[0]} if len(extent) == 3 else {}), "embed_dim": width, "depth": depth,
+        "mlp_ratio": ratio if int(width * ratio) == len(hidden) else (len(hidden) + 0.5) / width, "norm_eps": 1e-6,
+    }  # fmt: skip
     try:
         return {name: tensor.float() for name, tensor in from_foreign(tensors, names).items()}, sizes
     except (RuntimeError, IndexError) as error:

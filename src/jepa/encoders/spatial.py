@@ -16,7 +16,7 @@ from jepa.layers.position import Positions
 from jepa.layers.stems import embed_patches, make_stem
 from jepa.layers.tokens import as_pair, gather_tokens, grid_of, make_grid
 from jepa.layers.transformer import check_sizes, make_blocks, run_blocks
-from jepa.types import ClipShape, NonNegativeInt, PatchGrid, Positive, PositiveInt, Share, ShareBelowOne
+from jepa.types import ClipShape, NonNegativeInt, PatchGrid, Positive, PositiveInt, Share, ShareBelowOne, StemName
 
 
 class SpatialEncoder(nn.Module):
@@ -32,22 +32,12 @@ class SpatialEncoder(nn.Module):
     tubelet_size = 1
 
     def __init__(
-        self,
-        *,
-        clip_shape: Sequence[int],
-        patch_size: PositiveInt | Sequence[PositiveInt],
-        embed_dim: PositiveInt,
-        depth: NonNegativeInt,
-        num_heads: PositiveInt,
-        mlp_ratio: Positive = 4.0,
-        drop_path: ShareBelowOne = 0.0,
-        checkpoint_activations: bool = False,
-        position: Annotated[str, Literal["sincos", "table"]] = "sincos",
-        norm_eps: Positive = 1e-6,
-        stem: Annotated[str, Literal["linear", "conv", "residual", "dictionary"]] = "linear",
-        stem_width: PositiveInt | None = None,
+        self, *, clip_shape: Sequence[int], patch_size: PositiveInt | Sequence[PositiveInt], embed_dim: PositiveInt,
+        depth: NonNegativeInt, num_heads: PositiveInt, mlp_ratio: Positive = 4.0, drop_path: ShareBelowOne = 0.0,
+        checkpoint_activations: bool = False, position: Annotated[str, Literal["sincos", "table"]] = "sincos",
+        norm_eps: Positive = 1e-6, stem: StemName = "linear", stem_width: PositiveInt | None = None,
         stem_frozen: Share = 1.0,
-    ) -> None:
+    ) -> None:  # fmt: skip
         super().__init__()
         check_sizes(embed_dim, num_heads, mlp_ratio, width_key="encoder.embed_dim", heads_key="encoder.num_heads")
         channels, frames, height, width = clip_shape

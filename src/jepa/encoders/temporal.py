@@ -13,7 +13,7 @@ from jepa.layers.position import Positions
 from jepa.layers.stems import embed_patches, make_stem
 from jepa.layers.tokens import as_pair, grid_of, make_grid
 from jepa.layers.transformer import check_sizes, make_blocks, run_blocks
-from jepa.types import ClipShape, PatchGrid, Positive, PositiveInt, Share, ShareBelowOne
+from jepa.types import ClipShape, PatchGrid, Positive, PositiveInt, Share, ShareBelowOne, StemName
 
 
 class TemporalEncoder(nn.Module):
@@ -25,23 +25,12 @@ class TemporalEncoder(nn.Module):
     num_prefix_tokens = 0
 
     def __init__(
-        self,
-        *,
-        clip_shape: Sequence[int],
-        patch_size: PositiveInt | Sequence[PositiveInt],
-        tubelet_size: PositiveInt = 2,
-        embed_dim: PositiveInt,
-        depth: PositiveInt,
-        num_heads: PositiveInt,
-        mlp_ratio: Positive = 4.0,
-        drop_path: ShareBelowOne = 0.0,
-        checkpoint_activations: bool = False,
-        position: Annotated[str, Literal["sincos", "rope", "vjepa2", "table"]] = "sincos",
-        norm_eps: Positive = 1e-6,
-        stem: Annotated[str, Literal["linear", "conv", "residual", "dictionary"]] = "linear",
-        stem_width: PositiveInt | None = None,
-        stem_frozen: Share = 1.0,
-    ) -> None:
+        self, *, clip_shape: Sequence[int], patch_size: PositiveInt | Sequence[PositiveInt],
+        tubelet_size: PositiveInt = 2, embed_dim: PositiveInt, depth: PositiveInt, num_heads: PositiveInt,
+        mlp_ratio: Positive = 4.0, drop_path: ShareBelowOne = 0.0, checkpoint_activations: bool = False,
+        position: Annotated[str, Literal["sincos", "rope", "vjepa2", "table"]] = "sincos", norm_eps: Positive = 1e-6,
+        stem: StemName = "linear", stem_width: PositiveInt | None = None, stem_frozen: Share = 1.0,
+    ) -> None:  # fmt: skip
         super().__init__()
         check_sizes(embed_dim, num_heads, mlp_ratio, width_key="encoder.embed_dim", heads_key="encoder.num_heads")
         channels, frames, height, width = clip_shape

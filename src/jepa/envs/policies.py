@@ -13,7 +13,7 @@ from jepa.errors import ConfigError
 from jepa.types import ActionSpace, Share, Traits
 
 
-class Policy(Protocol):
+class BatchedPolicy(Protocol):
     """Acts in B episodes at once."""
 
     settings: Mapping[str, Any]

@@ -40,13 +40,10 @@ def collapse(vectors: Tensor) -> dict[str, float]:
     vectors = double(vectors)
     deviation = vectors.std(0, correction=0)
     return {
-        "collapse/rank": effective_rank(vectors),
-        "collapse/rank_centred": effective_rank(vectors - vectors.mean(0)),
-        "collapse/std": deviation.mean().item(),
-        "collapse/std_min": deviation.min().item(),
-        "collapse/cosine": mean_cosine(vectors),
-        "collapse/norm": vectors.norm(dim=1).mean().item(),
-    }
+        "collapse/rank": effective_rank(vectors), "collapse/rank_centred": effective_rank(vectors - vectors.mean(0)),
+        "collapse/std": deviation.mean().item(), "collapse/std_min": deviation.min().item(),
+        "collapse/cosine": mean_cosine(vectors), "collapse/norm": vectors.norm(dim=1).mean().item(),
+    }  # fmt: skip
 
 
 def effective_rank(vectors: Tensor) -> float:

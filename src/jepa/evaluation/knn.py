@@ -5,8 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from jepa.evaluation.probe import ClassProbe, Prediction, ProbeTask, nearest
-from jepa.evaluation.readout import Readout
-from jepa.types import Positive, PositiveInt
+from jepa.types import Positive, PositiveInt, Readout
 
 
 class KNN(ClassProbe):

@@ -9,8 +9,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from jepa.evaluation.probe import SELECTION_SHARE, ClassProbe, Prediction, ProbeTask, selection_split, standardise, top1
-from jepa.evaluation.readout import Readout
 from jepa.evaluation.types import Features
+from jepa.types import Readout
 
 L2_GRID = (1.0, 0.1, 0.01, 1e-3, 1e-4, 1e-5, 1e-6)
 """L2 weights from strong to weak: each solution is a good start for the next."""

@@ -15,10 +15,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from jepa.evaluation.probe import SELECTION_SHARE, ClassProbe, Prediction, ProbeTask, selection_split, standardise
-from jepa.evaluation.readout import Readout
 from jepa.evaluation.types import Features
 from jepa.schedules import cosine
-from jepa.types import NonNegative, Positive, PositiveInt
+from jepa.types import NonNegative, Positive, PositiveInt, Readout
 
 MOMENTUM = 0.9
 CHUNK = 4096

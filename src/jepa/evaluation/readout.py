@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -14,7 +12,7 @@ NUM_LAYERS = 4
 """Largest number of last blocks that readout=layers takes."""
 MAX_READ_TOKENS = 16
 """Largest number of tokens that readout=tokens puts side by side."""
-READOUTS = {
+READOUTS: dict[str, str] = {
     "mean": "averaged over the sample",
     "mean_std": "mean and standard deviation over the sample side by side",
     "steps": "averaged over each time step of the clip, the steps side by side",
@@ -23,8 +21,6 @@ READOUTS = {
     "tokens": f"side by side, neighbours averaged until at most {MAX_READ_TOKENS} are left",
     "cls": "of which the class token is taken",
 }
-Readout = Literal["mean", "mean_std", "steps", "grid2", "layers", "tokens", "cls"]
-"""What a probe reads of the tokens, as READOUTS explains."""
 
 
 def read_tokens(cls: Tensor | None, tokens: Tensor, readout: str, grid: PatchGrid) -> Tensor:

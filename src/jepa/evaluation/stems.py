@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -19,8 +19,9 @@ from jepa.seeding import generator
 from jepa.types import Dataset
 
 NUM_PICTURES = 4000
-"""Images, or tubelets of clips, that a dictionary is fitted on."""
+"""About as many images, or tubelets of clips, a dictionary is fitted on."""
 BATCH_SIZE = 256
+"""Pictures that are in memory together."""
 log = logging.getLogger(__name__)
 
 
@@ -30,31 +31,30 @@ def fit_stems(module: nn.Module, dataset: Dataset, transform: EvalTransform, *, 
     if not encoders:
         return
     begun, first = time.perf_counter(), encoders[0]
-    clips = draw_clips(dataset, transform, first.clip_shape[1], first.grid.t, seed=seed)
-    fit_stem(first, clips, generator(seed, 0, 0, "stem"))
+    order = torch.randperm(len(dataset), generator=generator(seed, 0, 0, "stem samples"))
+    indices, unreadable = order[: math.ceil(NUM_PICTURES / first.grid.t)].tolist(), {0: ""}
+    while unreadable:  # which samples are taken depends on the number of readable ones
+        split = Split(dataset=dataset, name="training", indices=tuple(indices))
+        batches = read_clips(split, transform, first.clip_shape[1])
+        fit_stem(first, batches, len(indices), generator(seed, 0, 0, "stem"))
+        unreadable = split.broken
+        indices = [index for index in indices if index not in unreadable]
     for other in encoders[1:]:
         other.stem.load_state_dict(first.stem.state_dict())
         other.embed.load_state_dict(first.embed.state_dict())
     num = len(first.stem.filters)
-    log.info("dictionary: %d filters from %s samples in %.1f s", num, f"{len(clips):,}", time.perf_counter() - begun)
+    log.info("dictionary: %d filters from %s samples in %.1f s", num, f"{len(indices):,}", time.perf_counter() - begun)
 
 
 def _needs_fitting(part: nn.Module) -> bool:
     return isinstance(stem := getattr(part, "stem", None), DictionaryStem) and not stem.is_fitted
 
 
-def draw_clips(dataset: Dataset, transform: EvalTransform, num_frames: int, num_steps: int, *, seed: int) -> Tensor:
-    """Normalised float32 [n, C, T, H, W]: random samples with about NUM_PICTURES images or tubelets of `num_steps`.
-
-    An image among clips is repeated to `num_frames`.
-    """
-    order = torch.randperm(len(dataset), generator=generator(seed, 0, 0, "stem samples"))
-    chosen = order[: math.ceil(NUM_PICTURES / num_steps)]
-    split = Split(dataset=dataset, name="training", indices=tuple(chosen.tolist()))
-    samples = Samples(
-        split=split, reduce=_Pictures(transform, num_frames), batch_size=BATCH_SIZE, title="fitting the stem"
-    )
-    return transform.normalise(torch.cat([batch.values for batch in samples.batches()]).float())
+def read_clips(split: Split, transform: EvalTransform, num_frames: int) -> Iterator[Tensor]:
+    """Batches of normalised clips, float32 [b, C, T, H, W]; an image among clips is repeated to `num_frames`."""
+    reduce, size = _Pictures(transform, num_frames), max(1, BATCH_SIZE // num_frames)
+    samples = Samples(split=split, reduce=reduce, batch_size=size, title="fitting the stem")
+    return (transform.normalise(batch.values.float()) for batch in samples.batches())
 
 
 class _Pictures:

@@ -18,12 +18,9 @@ from jepa.runs.checkpoint import CheckpointError
 from jepa.runs.metrics import read_config, read_rows
 
 CARD_FIELDS: Fields = {
-    "name": str,
-    "seed": int,
-    "batch_size": int,
-    "lr": float,
+    "name": str, "seed": int, "batch_size": int, "lr": float,
     **dict.fromkeys(("encoder", "mask", "objective", "dataset", "optimizer"), dict),
-}
+}  # fmt: skip
 """Fields of a configuration that the card shows."""
 
 

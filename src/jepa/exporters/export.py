@@ -22,12 +22,9 @@ from jepa.exporters.card import Provenance, card, read_provenance
 from jepa.exporters.format import ExportFormat
 
 IMPLEMENTATIONS = {
-    "safetensors": "native:FORMAT",
-    "timm": "timm:FORMAT",
-    "transformers": "transformers:FORMAT",
-    "onnx": "graphs:ONNX",
+    "safetensors": "native:FORMAT", "timm": "timm:FORMAT", "transformers": "transformers:FORMAT", "onnx": "graphs:ONNX",
     "torch_export": "graphs:PROGRAM",
-}
+}  # fmt: skip
 """Format -> module of jepa.exporters and name of its ExportFormat."""
 TOLERANCE = 1e-4
 """Largest allowed difference of tokens, relative to their largest value; rounding of float32 stays far below."""

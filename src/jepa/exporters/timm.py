@@ -42,18 +42,10 @@ def write(encoder: Any, folder: Path) -> None:
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     mean, std = pixel_statistics(encoder)
     pretrained_cfg = {
-        "input_size": list(image_input(encoder)),
-        "fixed_input_size": True,
-        "interpolation": "bilinear",
-        "crop_pct": 1.0,
-        "crop_mode": "center",
-        "mean": mean,
-        "std": std,
-        "num_classes": 0,
-        "pool_size": None,
-        "first_conv": "patch_embed.proj",
-        "classifier": "head",
-    }
+        "input_size": list(image_input(encoder)), "fixed_input_size": True, "interpolation": "bilinear",
+        "crop_pct": 1.0, "crop_mode": "center", "mean": mean, "std": std, "num_classes": 0, "pool_size": None,
+        "first_conv": "patch_embed.proj", "classifier": "head",
+    }  # fmt: skip
     config = {"architecture": architecture, "num_classes": 0, "model_args": arguments, "pretrained_cfg": pretrained_cfg}
     write_json(folder / "config.json", config)
 

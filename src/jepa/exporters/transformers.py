@@ -92,32 +92,21 @@ def _clip_sizes(encoder: Any) -> dict[str, Any]:
     """Sizes of a VJEPA2Model whose predictor, which it always has, is without layers."""
     channels, frames, side, _ = encoder.clip_shape
     return {
-        "architectures": ["VJEPA2Model"],
-        **_common_sizes(encoder),
-        "mlp_ratio": mlp_width("transformers", encoder) / encoder.embed_dim,
-        "crop_size": side,
-        "frames_per_clip": frames,
-        "patch_size": encoder.patch_size[0],
-        "tubelet_size": encoder.tubelet_size,
-        "in_chans": channels,
-        "pred_hidden_size": 1,
-        "pred_num_attention_heads": 1,
-        "pred_num_hidden_layers": 0,
+        "architectures": ["VJEPA2Model"], **_common_sizes(encoder),
+        "mlp_ratio": mlp_width("transformers", encoder) / encoder.embed_dim, "crop_size": side,
+        "frames_per_clip": frames, "patch_size": encoder.patch_size[0], "tubelet_size": encoder.tubelet_size,
+        "in_chans": channels, "pred_hidden_size": 1, "pred_num_attention_heads": 1, "pred_num_hidden_layers": 0,
         "pred_num_mask_tokens": 1,
-    }
+    }  # fmt: skip
 
 
 def _zero_predictor(width: int) -> dict[str, Tensor]:
     """Zero tensors for the predictor without layers; missing ones would be initialised at random on loading."""
     shapes = {
-        "embeddings.mask_tokens": (1, 1, 1, 1),
-        "embeddings.predictor_embeddings.weight": (1, width),
-        "embeddings.predictor_embeddings.bias": (1,),
-        "layernorm.weight": (1,),
-        "layernorm.bias": (1,),
-        "proj.weight": (width, 1),
-        "proj.bias": (width,),
-    }
+        "embeddings.mask_tokens": (1, 1, 1, 1), "embeddings.predictor_embeddings.weight": (1, width),
+        "embeddings.predictor_embeddings.bias": (1,), "layernorm.weight": (1,), "layernorm.bias": (1,),
+        "proj.weight": (width, 1), "proj.bias": (width,),
+    }  # fmt: skip
     return {f"predictor.{name}": torch.zeros(shape) for name, shape in shapes.items()}
 
 
@@ -126,20 +115,12 @@ def _processing(encoder: Any, **kind: Any) -> dict[str, Any]:
     height, width = encoder.clip_shape[2:]
     mean, std = pixel_statistics(encoder)
     return {
-        **kind,
-        "do_resize": True,
+        **kind, "do_resize": True,
         "size": {"shortest_edge": height} if height == width else {"height": height, "width": width},
-        "default_to_square": False,
-        "resample": BILINEAR,
-        "do_center_crop": height == width,
-        "crop_size": {"height": height, "width": width},
-        "do_convert_rgb": len(mean) == 3,
-        "do_rescale": True,
-        "rescale_factor": 1 / 255,
-        "do_normalize": True,
-        "image_mean": mean,
-        "image_std": std,
-    }
+        "default_to_square": False, "resample": BILINEAR, "do_center_crop": height == width,
+        "crop_size": {"height": height, "width": width}, "do_convert_rgb": len(mean) == 3, "do_rescale": True,
+        "rescale_factor": 1 / 255, "do_normalize": True, "image_mean": mean, "image_std": std,
+    }  # fmt: skip
 
 
 def load(folder: Path) -> EncodeFn:

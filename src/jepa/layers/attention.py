@@ -64,13 +64,9 @@ class SelfAttention(Attention):
     """timm's self-attention with optional rotary positions and prefix: [B, S, D] -> [B, S, D]."""
 
     def forward(
-        self,
-        x: Tensor,
-        attn_mask: Tensor | None = None,
-        is_causal: bool = False,
-        rope: Tensor | None = None,
+        self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False, rope: Tensor | None = None,
         prefix: int = 0,
-    ) -> Tensor:
+    ) -> Tensor:  # fmt: skip
         """`rope` comes from Positions.rope; the first `prefix` tokens attend only to themselves, the others to all."""
         if rope is None and not prefix:
             return super().forward(x, attn_mask, is_causal)

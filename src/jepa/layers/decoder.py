@@ -23,15 +23,9 @@ class PixelDecoder(nn.Module):
     """
 
     def __init__(
-        self,
-        *,
-        encoder: Encoder,
-        input_dim: int,
-        width: int | None,
-        depth: int,
-        num_heads: int | None,
+        self, *, encoder: Encoder, input_dim: int, width: int | None, depth: int, num_heads: int | None,
         num_mask_tokens: int = 0,
-    ) -> None:
+    ) -> None:  # fmt: skip
         super().__init__()
         width, num_heads = width or encoder.embed_dim // 2, num_heads or encoder.num_heads
         check_sizes(width, num_heads, 4.0, width_key="objective.decoder_width", heads_key="objective.decoder_num_heads")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -61,7 +61,7 @@ class DictionaryStem(nn.Module):
 
     def forward(self, pictures: Tensor) -> Tensor:
         """[b, C, H, W] -> [b, n, 2K cells]"""
-        cells = torch.cat([self.describe(part) for part in _chunks(pictures, len(self.filters))])
+        cells = torch.cat([self.describe(part) for part in chunks(pictures, len(self.filters))])
         cells = (cells - self.mean) * self.scale
         if self.is_frozen and self.filters.requires_grad:
             cells = cells + 0 * self.filters.sum()  # their gradient is 0, not None, which DDP would wait for
@@ -89,40 +89,72 @@ class DictionaryStem(nn.Module):
         return bool(self.mean.any())
 
     @torch.no_grad()
-    def fit(self, pictures: Tensor, generator: Generator) -> None:
-        """Learn the dictionary from normalised pictures [n, C, H, W]; some thousand are enough."""
-        windows = normalise(draw_windows(pictures, generator))
-        filters, offset = learn_filters(windows, len(self.filters), generator)
+    def fit(
+        self, batches: Iterable[Tensor], shape: tuple[int, int, int], num_kept: int, generator: Generator
+    ) -> Tensor:
+        """Learn the dictionary from normalised pictures in batches [b, C, H, W]; some thousand are enough.
+
+        `shape` is their number, height and width. Returns the first `num_kept` of them in a random order.
+        """
+        num, height, width = shape
+        for_cells = math.ceil(NUM_CELLS / (height * width // CELL**2))
+        windows, first = sample(batches, num, max(num_kept, for_cells), generator)
+        filters, offset = learn_filters(normalise(windows), len(self.filters), generator)
         self.filters.copy_(rearrange(filters, "k (c p q) -> k c p q", p=SIDE, q=SIDE))
         self.offset.copy_(offset)
-        cells = torch.cat([self.describe(part).flatten(0, 2) for part in _some(pictures, self.filters)])
+        parts = chunks(first[:for_cells], len(self.filters))
+        cells = torch.cat([self.describe(part).flatten(0, 2) for part in parts])
         self.mean.copy_(cells.mean(0))
         self.scale.copy_(1 / cells.std(0).clamp(min=1e-3))
+        return first[:num_kept]
 
 
 def principal_embedding(tokens: Tensor, num: int, scale: float = 0.7, ridge: float = 0.1) -> tuple[Tensor, Tensor]:
     """[n, P] -> weight [num, P] and bias [num] that map tokens to their first principal components, of like size.
 
-    If there are fewer components than `num`, the other rows are 0.
+    If there are fewer components than `num`, the other rows are 0. The tokens, which may fill the memory, are centred.
     """
     mean = tokens.mean(0)
-    centred = tokens - mean
-    values, vectors = torch.linalg.eigh(centred.T @ centred / len(tokens))
+    tokens -= mean
+    values, vectors = torch.linalg.eigh(tokens.T @ tokens / len(tokens))
     values, vectors = values.flip(0)[:num], vectors.flip(1)[:, :num]
     weight = tokens.new_zeros(num, tokens.shape[1])
     weight[: len(values)] = (scale * vectors / (values + ridge * values.mean()).sqrt()).T
     return weight, -weight @ mean
 
 
-def draw_windows(pictures: Tensor, generator: Generator) -> Tensor:
-    """[n, C, H, W] -> [NUM_WINDOWS, C h w]: windows at random places"""
-    num, _, height, width = pictures.shape
-    draws = torch.rand(3, NUM_WINDOWS, generator=generator)
-    picks, rows, columns = (draws * torch.tensor([[num], [height - SIDE + 1], [width - SIDE + 1]])).long()
+def sample(batches: Iterable[Tensor], num: int, num_kept: int, generator: Generator) -> tuple[Tensor, Tensor]:
+    """Of `num` pictures in batches [b, C, H, W], of which one is in memory at a time: windows and whole pictures.
+
+    Windows [NUM_WINDOWS, C h w] at random places, and the first `num_kept` pictures in a random order.
+    """
+    order = torch.randperm(num, generator=generator)
+    places, draws = order.argsort(), torch.rand(3, NUM_WINDOWS, generator=generator)
+    picks, first = order[(draws[0] * num).long()], 0
+    windows, kept = [], []
+    for pictures in batches:
+        own = ((picks >= first) & (picks < first + len(pictures))).nonzero()[:, 0]
+        windows.append((own, windows_at(pictures, picks[own] - first, draws[1:, own])))
+        ranks = places[first : first + len(pictures)]
+        kept.append((ranks[ranks < num_kept], pictures[ranks < num_kept]))
+        first += len(pictures)
+    return _in_order(windows), _in_order(kept)
+
+
+def windows_at(pictures: Tensor, picks: Tensor, draws: Tensor) -> Tensor:
+    """Of the pictures [b, C, H, W] number `picks` [n], windows [n, C h w] at the places `draws` [2, n] in [0, 1)."""
+    height, width = pictures.shape[-2:]
+    rows, columns = (draws * torch.tensor([[height - SIDE + 1], [width - SIDE + 1]])).long()
     offsets = torch.arange(SIDE)
     rows, columns = rows[:, None, None] + offsets[:, None], columns[:, None, None] + offsets
-    windows = pictures.movedim(1, -1)[picks[:, None, None], rows, columns]  # [NUM_WINDOWS, h, w, C]
-    return windows.movedim(-1, 1).reshape(NUM_WINDOWS, -1)
+    windows = pictures.movedim(1, -1)[picks[:, None, None], rows, columns]  # [n, h, w, C]
+    return windows.movedim(-1, 1).flatten(1)
+
+
+def _in_order(parts: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
+    """The rows of all parts in the order of their numbers; parts are ([n], [n, ..])."""
+    numbers, rows = (torch.cat(part) for part in zip(*parts, strict=True))
+    return rows[numbers.argsort()]
 
 
 def normalise(windows: Tensor) -> Tensor:
@@ -151,15 +183,9 @@ def learn_filters(windows: Tensor, num: int, generator: Generator) -> tuple[Tens
     return filters - filters.mean(1, keepdim=True), -filters @ mean
 
 
-def _chunks(pictures: Tensor, num_filters: int) -> tuple[Tensor, ...]:
+def chunks(pictures: Tensor, num_filters: int) -> tuple[Tensor, ...]:
     """Parts of the pictures whose responses fit; all at once where a graph is recorded."""
     if torch.compiler.is_compiling() or torch.jit.is_tracing():  # pyright: ignore[reportPrivateImportUsage]
         return (pictures,)
     responses = num_filters * math.prod(pictures.shape[-2:]) // STRIDE**2
     return pictures.split(max(1, CHUNK["cpu" if pictures.device.type == "cpu" else "accelerator"] // responses))
-
-
-def _some(pictures: Tensor, filters: Tensor) -> Iterator[Tensor]:
-    """Parts of as many of the pictures as have NUM_CELLS cells."""
-    per_picture = math.prod(pictures.shape[-2:]) // CELL**2
-    yield from _chunks(pictures[: math.ceil(NUM_CELLS / per_picture)], len(filters))

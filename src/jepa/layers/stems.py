@@ -7,7 +7,7 @@ frames of a tubelet are channels of one picture, so that the filters of a stem r
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -16,7 +16,7 @@ from einops import rearrange
 from timm.layers.norm import LayerNorm2d
 from torch import Generator, Tensor, nn
 
-from jepa.layers.dictionary import DictionaryStem, principal_embedding
+from jepa.layers.dictionary import DictionaryStem, chunks, principal_embedding
 from jepa.layers.tokens import gather_tokens
 from jepa.types import PatchGrid
 
@@ -135,18 +135,21 @@ def fold_tubelets(clips: Tensor, tubelet_size: int) -> Tensor:
 
 
 @torch.no_grad()
-def fit_stem(encoder: Any, clips: Tensor, generator: Generator) -> None:
-    """Fit the encoder's dictionary, and its embedding, if any, to principal components; clips [n, C, T, H, W]."""
-    stem: DictionaryStem = encoder.stem
-    pictures = fold_tubelets(clips, encoder.tubelet_size)
-    pictures = pictures[torch.randperm(len(pictures), generator=generator)]
-    stem.fit(pictures, generator)
-    if not hasattr(encoder, "embed"):
-        return
-    num_pictures = math.ceil(NUM_FITTED_TOKENS / (encoder.grid.h * encoder.grid.w))
-    weight, bias = principal_embedding(stem(pictures[:num_pictures]).flatten(0, 1), encoder.embed_dim)
-    encoder.embed.weight.copy_(weight)
-    encoder.embed.bias.copy_(bias)
+def fit_stem(encoder: Any, batches: Iterable[Tensor], num_clips: int, generator: Generator) -> None:
+    """Fit the encoder's dictionary, and its embedding, if any, to principal components.
+
+    The batches hold `num_clips` clips [b, C, T, H, W], normalised, of which only the parts that are needed are kept.
+    """
+    grid, (_, _, *size) = encoder.grid, encoder.clip_shape
+    pictures = (fold_tubelets(clips, encoder.tubelet_size) for clips in batches)
+    num_kept = math.ceil(NUM_FITTED_TOKENS / (grid.h * grid.w)) if hasattr(encoder, "embed") else 0
+    first = encoder.stem.fit(pictures, (grid.t * num_clips, *size), num_kept, generator)
+    if num_kept:
+        parts = chunks(first, len(encoder.stem.filters))
+        tokens = torch.cat([encoder.stem(part).flatten(0, 1) for part in parts])
+        weight, bias = principal_embedding(tokens, encoder.embed_dim)
+        encoder.embed.weight.copy_(weight)
+        encoder.embed.bias.copy_(bias)
 
 
 def _visible_pixels(keep: Tensor, grid: PatchGrid, size: Sequence[int]) -> Tensor:

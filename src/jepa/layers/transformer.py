@@ -20,13 +20,9 @@ class TrunkBlock(Block):
     """timm's block that passes `rope` and `prefix` to its attention."""
 
     def forward(
-        self,
-        x: Tensor,
-        attn_mask: Tensor | None = None,
-        is_causal: bool = False,
-        rope: Tensor | None = None,
+        self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False, rope: Tensor | None = None,
         prefix: int = 0,
-    ) -> Tensor:
+    ) -> Tensor:  # fmt: skip
         """[B, S, D] -> [B, S, D]"""
         if rope is None and not prefix:
             return super().forward(x, attn_mask, is_causal)
@@ -53,14 +49,9 @@ def make_blocks(
 
 
 def run_blocks(
-    blocks: Iterable[nn.Module],
-    tokens: Tensor,
-    *,
-    mask: Tensor | None = None,
-    rope: Tensor | None = None,
-    prefix: int = 0,
-    checkpointed: bool = False,
-) -> Tensor:
+    blocks: Iterable[nn.Module], tokens: Tensor, *, mask: Tensor | None = None, rope: Tensor | None = None,
+    prefix: int = 0, checkpointed: bool = False,
+) -> Tensor:  # fmt: skip
     """[B, S, D] -> [B, S, D]; `checkpointed` recomputes activations in the backward instead of storing them."""
     for block in blocks:
         if checkpointed and torch.is_grad_enabled():

@@ -22,23 +22,14 @@ class BlockMasker:
     faults = "jepa.masks.geometry.block_faults"
 
     def __init__(
-        self,
-        *,
-        grid: PatchGrid,
-        ratio: float | None = 0.75,
-        num_targets: int = 4,
-        target_scale: tuple[float, float] = (0.15, 0.2),
-        target_aspect: tuple[float, float] = (0.75, 1.5),
+        self, *, grid: PatchGrid, ratio: float | None = 0.75, num_targets: int = 4,
+        target_scale: tuple[float, float] = (0.15, 0.2), target_aspect: tuple[float, float] = (0.75, 1.5),
         context_scale: tuple[float, float] = (0.85, 1.0),
-    ):
+    ):  # fmt: skip
         geometry = BlockGeometry(
-            grid=grid,
-            ratio=ratio,
-            num_targets=num_targets,
-            target_scale=target_scale,
-            target_aspect=target_aspect,
+            grid=grid, ratio=ratio, num_targets=num_targets, target_scale=target_scale, target_aspect=target_aspect,
             context_scale=context_scale,
-        )
+        )  # fmt: skip
         if faults := geometry.faults():
             raise ValueError("; ".join(faults))
         self.grid = grid

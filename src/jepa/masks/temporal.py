@@ -21,14 +21,9 @@ class TemporalMasker:
     faults = "jepa.masks.geometry.temporal_faults"
 
     def __init__(
-        self,
-        *,
-        grid: PatchGrid,
-        horizon: int = 1,
-        split: int | None = None,
-        past: int | None = None,
+        self, *, grid: PatchGrid, horizon: int = 1, split: int | None = None, past: int | None = None,
         ratio: float | None = None,
-    ):
+    ):  # fmt: skip
         geometry = TemporalGeometry(grid=grid, horizon=horizon, split=split, past=past, ratio=ratio)
         if faults := geometry.faults():
             raise ValueError("; ".join(faults))

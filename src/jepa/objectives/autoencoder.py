@@ -15,15 +15,10 @@ class Autoencoder(Reconstruction):
     """Squared error of normalised pixels, mean over all of them."""
 
     def __init__(
-        self,
-        *,
-        encoder: nn.Module,
-        latent_dim: PositiveInt = 128,
-        bottleneck: Literal["pooled", "tokens"] = "pooled",
-        decoder_width: PositiveInt | None = None,
-        decoder_depth: PositiveInt = 4,
+        self, *, encoder: nn.Module, latent_dim: PositiveInt = 128, bottleneck: Literal["pooled", "tokens"] = "pooled",
+        decoder_width: PositiveInt | None = None, decoder_depth: PositiveInt = 4,
         decoder_num_heads: PositiveInt | None = None,
-    ) -> None:
+    ) -> None:  # fmt: skip
         sizes = {"width": decoder_width, "depth": decoder_depth, "num_heads": decoder_num_heads}
         super().__init__(encoder=encoder, latent_dim=latent_dim, bottleneck=bottleneck, **sizes)
 

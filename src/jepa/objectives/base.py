@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Set
+from collections.abc import Iterable, Set
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from jepa.parallel.strategy import local_shards
 from jepa.types import Batch, Latents, Masks, Regularizer
 
 
-def total_penalty(regularizers: nn.ModuleDict, latents: Latents) -> tuple[Tensor, dict[str, Tensor]]:
-    """The sum of all regularisers, and each of their terms by name, detached."""
-    parts = {name: regularizer(latents) for name, regularizer in regularizers.items()}
-    total = torch.stack([value for value, _ in parts.values()]).sum()
-    terms = {f"{name}_{term}": value for name, (_, values) in parts.items() for term, value in values.items()}
-    return total, {"regularizer": total.detach(), **terms}
+def update_average(average: Iterable[Tensor], online: Iterable[Tensor], momentum: float) -> None:
+    """EMA update of the parameters `average`, in place."""
+    torch._foreach_lerp_(local_shards(average), local_shards(online), 1 - momentum)  # pyright: ignore
 
 
 class Objective(nn.Module):
@@ -27,6 +25,7 @@ class Objective(nn.Module):
     """
 
     encoder: Any
+    regularizers: Any
     needs: Set[str] = frozenset()
     """Fields of the data set that the loss reads; "labels" if it learns labels."""
     uses: Set[str] = frozenset()
@@ -46,7 +45,14 @@ class Objective(nn.Module):
     @property
     def regularization(self) -> Regularizer | None:
         """The penalty on latents, computed over the whole batch also with micro-batches; None without one."""
-        return None
+        return self.penalty if getattr(self, "regularizers", None) else None
+
+    def penalty(self, latents: Latents) -> tuple[Tensor, dict[str, Tensor]]:
+        """The sum of all `regularizers`, an nn.ModuleDict, and each of their terms by name, detached."""
+        parts = {name: regularizer(latents) for name, regularizer in self.regularizers.items()}
+        total = torch.stack([value for value, _ in parts.values()]).sum()
+        terms = {f"{name}_{term}": value for name, (_, values) in parts.items() for term, value in values.items()}
+        return total, {"regularizer": total.detach(), **terms}
 
     @property
     def contract(self) -> dict[str, Any]:

@@ -12,9 +12,8 @@ from torch import Tensor, nn
 from torchvision.transforms.v2 import CutMix, MixUp
 
 from jepa.layers.classifier import Classifier
-from jepa.objectives.base import Objective
+from jepa.objectives.base import Objective, update_average
 from jepa.optim import layer_scales
-from jepa.parallel.strategy import local_shards
 from jepa.types import Batch, LossOutput, Masks, NonNegative, PositiveShare, ShareBelowOne
 
 
@@ -32,18 +31,10 @@ class Classification(Objective):
     predicts = "classes"
 
     def __init__(
-        self,
-        *,
-        encoder: nn.Module,
-        classes: Sequence[str],
-        pooling: Literal["mean", "attentive"] = "mean",
-        label_smoothing: ShareBelowOne = 0.1,
-        mixup: NonNegative = 0.0,
-        cutmix: NonNegative = 0.0,
-        layer_decay: PositiveShare = 0.75,
-        freeze: bool = False,
-        momentum: ShareBelowOne | None = None,
-    ) -> None:
+        self, *, encoder: nn.Module, classes: Sequence[str], pooling: Literal["mean", "attentive"] = "mean",
+        label_smoothing: ShareBelowOne = 0.1, mixup: NonNegative = 0.0, cutmix: NonNegative = 0.0,
+        layer_decay: PositiveShare = 0.75, freeze: bool = False, momentum: ShareBelowOne | None = None,
+    ) -> None:  # fmt: skip
         super().__init__()
         if len(classes) < 2:
             raise ValueError(
@@ -119,7 +110,5 @@ class Classification(Objective):
         """EMA update of the average, if there is one."""
         if self.average is None or self.momentum is None:
             return {}
-        torch._foreach_lerp_(  # pyright: ignore[reportPrivateImportUsage]
-            local_shards(self.average.parameters()), local_shards(self.classifier.parameters()), 1 - self.momentum
-        )
+        update_average(self.average.parameters(), self.classifier.parameters(), self.momentum)
         return {"momentum": self.momentum}

@@ -48,20 +48,11 @@ class Detector(Objective):
     rules = ("jepa.objectives.rules.detector", "jepa.objectives.rules.pyramid")
 
     def __init__(
-        self,
-        *,
-        encoder: nn.Module,
-        classes: Sequence[str],
-        head: Literal["faster_rcnn", "fcos"] = "faster_rcnn",
-        freeze: bool = False,
-        layer_decay: PositiveShare = 0.75,
-        width: PositiveInt = 256,
-        regions: PositiveInt = 512,
-        smallest_anchor: Annotated[float, Within(0, 0.5, above=True)] = 0.0625,
-        score_threshold: Share = 0.05,
-        nms_threshold: Share = 0.5,
-        max_found: PositiveInt = 100,
-    ) -> None:
+        self, *, encoder: nn.Module, classes: Sequence[str], head: Literal["faster_rcnn", "fcos"] = "faster_rcnn",
+        freeze: bool = False, layer_decay: PositiveShare = 0.75, width: PositiveInt = 256, regions: PositiveInt = 512,
+        smallest_anchor: Annotated[float, Within(0, 0.5, above=True)] = 0.0625, score_threshold: Share = 0.05,
+        nms_threshold: Share = 0.5, max_found: PositiveInt = 100,
+    ) -> None:  # fmt: skip
         super().__init__()
         if not classes:
             raise ValueError("objective=detect: the data set has no classes to detect")

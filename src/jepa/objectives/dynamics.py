@@ -12,8 +12,7 @@ from timm.layers.mlp import Mlp
 from torch import Tensor, nn
 
 from jepa.layers.two_hot import NUM_BINS, TwoHot
-from jepa.objectives.base import Objective, total_penalty
-from jepa.parallel.strategy import local_shards
+from jepa.objectives.base import Objective, update_average
 from jepa.predictors.action import ActionPredictor
 from jepa.schedules import linear
 from jepa.types import (
@@ -26,7 +25,6 @@ from jepa.types import (
     NonNegative,
     PatchGrid,
     PositiveInt,
-    Regularizer,
     Share,
 )
 
@@ -215,14 +213,6 @@ class Dynamics(Objective):
         targets = positions[:, -predicted.shape[1] * tokens :].unflatten(1, (-1, tokens))
         return Latents(states.flatten(1, 2), predicted, Masks(positions, targets), grid, 1, frames_apart=True)
 
-    @property
-    def regularization(self) -> Regularizer | None:
-        return self.penalty if self.regularizers else None
-
-    def penalty(self, latents: Latents) -> tuple[Tensor, dict[str, Tensor]]:
-        """The sum of all regularisers, and each of their terms by name, detached."""
-        return total_penalty(self.regularizers, latents)
-
     @torch.no_grad()
     def after_step(self, step: int) -> dict[str, float]:
         """EMA update of the target encoder and projector, if there is one."""
@@ -230,9 +220,7 @@ class Dynamics(Objective):
             return {}
         momentum = linear(step, self.total_steps, self.momentum, self.final_momentum)
         online = [*self.encoder.parameters(), *self.predictor.projector.parameters()]
-        torch._foreach_lerp_(  # pyright: ignore[reportPrivateImportUsage]
-            local_shards(self.average.parameters()), local_shards(online), 1 - momentum
-        )
+        update_average(self.average.parameters(), online, momentum)
         return {"momentum": momentum}
 
     @torch.no_grad()

@@ -12,10 +12,9 @@ from torch import Tensor, nn
 
 from jepa.layers.tokens import gather_tokens
 from jepa.layers.transformer import last_layers
-from jepa.objectives.base import Objective, total_penalty
-from jepa.parallel.strategy import local_shards
+from jepa.objectives.base import Objective, update_average
 from jepa.schedules import linear
-from jepa.types import Batch, Latents, LossOutput, Masks, NonNegative, PatchGrid, PositiveInt, Regularizer, Share
+from jepa.types import Batch, Latents, LossOutput, Masks, NonNegative, PatchGrid, PositiveInt, Share
 
 LOSSES = {"mse": F.mse_loss, "smooth_l1": F.smooth_l1_loss, "l1": F.l1_loss}
 
@@ -39,22 +38,12 @@ class JEPA(Objective):
     rules = ("jepa.objectives.rules.jepa",)
 
     def __init__(
-        self,
-        *,
-        encoder: nn.Module,
-        predictor: nn.Module,
-        regularizers: Mapping[str, nn.Module] | None = None,
-        loss: Literal["mse", "smooth_l1", "l1"] = "mse",
-        target: Literal["ema", "stopgrad", "none"] = "ema",
-        context_weight: NonNegative = 0.0,
-        target_layers: PositiveInt = 1,
-        target_view: Literal["same", "other"] = "same",
-        momentum: Share = 0.996,
-        final_momentum: Share = 1.0,
-        momentum_batch_size: PositiveInt = 64,
-        batch_size: PositiveInt,
-        total_steps: PositiveInt,
-    ) -> None:
+        self, *, encoder: nn.Module, predictor: nn.Module, regularizers: Mapping[str, nn.Module] | None = None,
+        loss: Literal["mse", "smooth_l1", "l1"] = "mse", target: Literal["ema", "stopgrad", "none"] = "ema",
+        context_weight: NonNegative = 0.0, target_layers: PositiveInt = 1,
+        target_view: Literal["same", "other"] = "same", momentum: Share = 0.996, final_momentum: Share = 1.0,
+        momentum_batch_size: PositiveInt = 64, batch_size: PositiveInt, total_steps: PositiveInt,
+    ) -> None:  # fmt: skip
         super().__init__()
         if context_weight and not getattr(predictor, "joint", False):
             raise ValueError(f"objective.context_weight={context_weight} needs predictor=transformer, joint=true")
@@ -142,14 +131,6 @@ class JEPA(Objective):
         num_views = len(batch.local) * batch.views // len(batch.clips)
         return Latents(context, self.predictor(context, masks, grid).float(), masks, grid, num_views)
 
-    @property
-    def regularization(self) -> Regularizer | None:
-        return self.penalty if self.regularizers else None
-
-    def penalty(self, latents: Latents) -> tuple[Tensor, dict[str, Tensor]]:
-        """The sum of all regularisers, and each of their terms by name, detached."""
-        return total_penalty(self.regularizers, latents)
-
     def encode_targets(self, clips: Tensor) -> Tensor:
         """[B, C, T, H, W] -> [B, N, D]: the target encoder's tokens, with gradient only for target=none."""
         with torch.set_grad_enabled(self.target == "none" and torch.is_grad_enabled()):
@@ -174,9 +155,7 @@ class JEPA(Objective):
         if target is None:
             return {}
         momentum = self.momentum_at(step)
-        torch._foreach_lerp_(  # pyright: ignore[reportPrivateImportUsage]
-            local_shards(target.parameters()), local_shards(source.parameters()), 1 - momentum
-        )
+        update_average(target.parameters(), source.parameters(), momentum)
         for average, current in zip(target.buffers(), source.buffers(), strict=True):
             average.copy_(current)
         return {"momentum": momentum}

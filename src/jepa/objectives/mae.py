@@ -27,27 +27,18 @@ class MAE(Objective):
     rules = ("jepa.objectives.rules.mae",)
 
     def __init__(
-        self,
-        *,
-        encoder: nn.Module,
-        num_mask_tokens: int = 1,
-        normalize_patches: bool = True,
-        decoder_width: PositiveInt | None = None,
-        decoder_depth: PositiveInt = 4,
+        self, *, encoder: nn.Module, num_mask_tokens: int = 1, normalize_patches: bool = True,
+        decoder_width: PositiveInt | None = None, decoder_depth: PositiveInt = 4,
         decoder_num_heads: PositiveInt | None = None,
-    ) -> None:
+    ) -> None:  # fmt: skip
         super().__init__()
         self.encoder: Any = encoder
         self.patch = token_extent(self.encoder)
         self.normalizes = normalize_patches
         self.decoder = PixelDecoder(
-            encoder=self.encoder,
-            input_dim=self.encoder.embed_dim,
-            width=decoder_width,
-            depth=decoder_depth,
-            num_heads=decoder_num_heads,
-            num_mask_tokens=num_mask_tokens,
-        )
+            encoder=self.encoder, input_dim=self.encoder.embed_dim, width=decoder_width, depth=decoder_depth,
+            num_heads=decoder_num_heads, num_mask_tokens=num_mask_tokens,
+        )  # fmt: skip
 
     def forward(self, batch: Batch, masks: Masks) -> LossOutput:
         targets = self.targets(batch.clips)

@@ -24,15 +24,9 @@ class Reconstruction(Objective):
     """Number of encoder outputs for each latent."""
 
     def __init__(
-        self,
-        *,
-        encoder: nn.Module,
-        latent_dim: int,
-        bottleneck: str,
-        width: int | None,
-        depth: int,
+        self, *, encoder: nn.Module, latent_dim: int, bottleneck: str, width: int | None, depth: int,
         num_heads: int | None,
-    ) -> None:
+    ) -> None:  # fmt: skip
         super().__init__()
         self.encoder: Any = encoder
         self.patch = token_extent(self.encoder)

@@ -68,7 +68,7 @@ def dynamics(view: ConfigView, path: str) -> Iterator[str]:
 
 def pixels(view: ConfigView, path: str) -> Iterator[str]:
     if not view["objective._target_"].endswith(".Dynamics"):
-        yield f"{view.describe('encoder')}: has no weights to learn, it is a baseline for objective=dynamics"
+        yield "encoder=pixels: has no weights to learn, it is a baseline for objective=dynamics"
 
 
 def iris(view: ConfigView, path: str) -> Iterator[str]:

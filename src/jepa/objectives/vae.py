@@ -28,17 +28,10 @@ class VAE(Reconstruction):
     numbers_per_latent = 2
 
     def __init__(
-        self,
-        *,
-        encoder: nn.Module,
-        latent_dim: PositiveInt = 128,
-        bottleneck: Literal["pooled", "tokens"] = "pooled",
-        beta: NonNegative = 1.0,
-        free_bits: NonNegative = 0.0,
-        decoder_width: PositiveInt | None = None,
-        decoder_depth: PositiveInt = 4,
-        decoder_num_heads: PositiveInt | None = None,
-    ) -> None:
+        self, *, encoder: nn.Module, latent_dim: PositiveInt = 128, bottleneck: Literal["pooled", "tokens"] = "pooled",
+        beta: NonNegative = 1.0, free_bits: NonNegative = 0.0, decoder_width: PositiveInt | None = None,
+        decoder_depth: PositiveInt = 4, decoder_num_heads: PositiveInt | None = None,
+    ) -> None:  # fmt: skip
         sizes = {"width": decoder_width, "depth": decoder_depth, "num_heads": decoder_num_heads}
         super().__init__(encoder=encoder, latent_dim=latent_dim, bottleneck=bottleneck, **sizes)
         self.beta = beta

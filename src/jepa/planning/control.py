@@ -207,7 +207,7 @@ class TruePlanning:
             search = Search(lambda plans: self._cost(plans, states), self.planner.horizon, size, 0, generators, rest)
             self.plan = self.planner(search)
         assert self.plan is not None
-        return self._unscale(self.plan[:, part].numpy())
+        return self.space.unscale(self.plan[:, part].numpy())
 
     def _cost(self, candidates: Tensor, states: np.ndarray) -> Tensor:
         """[B, N, H, A] -> [B, N]: the distances after all steps, summed"""
@@ -216,13 +216,9 @@ class TruePlanning:
         costs = np.zeros(batch * count)
         assert self.traits.simulate is not None
         for step in range(horizon):
-            now = self.traits.simulate(now, self._unscale(candidates[:, :, step].flatten(0, 1).numpy()))
+            now = self.traits.simulate(now, self.space.unscale(candidates[:, :, step].flatten(0, 1).numpy()))
             costs += self.distance(now, goals)
         return torch.from_numpy(costs).float().unflatten(0, (batch, count))
-
-    def _unscale(self, actions: np.ndarray) -> np.ndarray:
-        low, high = np.asarray(self.space.low), np.asarray(self.space.high)
-        return low + (np.clip(actions, -1, 1) + 1) / 2 * (high - low)
 
 
 def one_by_one(function: Callable[..., Tensor], *batches: Any) -> Tensor:

@@ -38,14 +38,9 @@ DEFAULT_STEPS = 4000
 
 
 def fit_heads(
-    folder: Path,
-    store: EpisodeStore,
-    names: Sequence[str],
-    *,
-    num_steps: int = DEFAULT_STEPS,
-    num_episodes: int | None = None,
-    seed: int = 0,
-) -> dict[str, float]:
+    folder: Path, store: EpisodeStore, names: Sequence[str], *, num_steps: int = DEFAULT_STEPS,
+    num_episodes: int | None = None, seed: int = 0,
+) -> dict[str, float]:  # fmt: skip
     """Fit those heads that the world in `folder` lacks, each saved as soon as it is fitted; returns their last losses.
 
     They see the first `num_episodes` at most, so that those held out are new to them too. The dynamics are fitted

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 
@@ -52,20 +51,10 @@ class GoalPlanner:
 
     def _begin(self, world: World, goal: np.ndarray) -> Planning:
         control = Planning(world, self.planner, self.costs, self.seed)
-        control.begin(Goals(channels_first(goal, world)[None], np.zeros((1, 0))), [0], self.planner.horizon)
+        control.begin(Goals(world.contract.channels_first(goal)[None], np.zeros((1, 0))), [0], self.planner.horizon)
         return control
 
 
 def _act(control: Planning, step: int, frame: np.ndarray) -> np.ndarray:
-    frames = channels_first(frame, control.world)[None]
+    frames = control.world.contract.channels_first(frame)[None]
     return control.act(step, frames, np.zeros((1, 0)), np.ones(1, dtype=bool))[0]
-
-
-def channels_first(picture: Any, world: World) -> np.ndarray:
-    """uint8 [C, H, W]. Raises ValueError if it is not of the world's size."""
-    picture = np.asarray(picture)
-    shape = world.contract.frame_shape
-    if picture.dtype != np.uint8 or picture.shape not in (shape, (*shape[1:], shape[0])):
-        expected = f"uint8 {shape} or {(*shape[1:], shape[0])}"
-        raise ValueError(f"a picture of {picture.dtype} {picture.shape}: the world was trained on {expected}")
-    return picture if picture.shape == shape else picture.transpose(2, 0, 1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from copy import deepcopy
+from functools import partial
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -33,16 +34,9 @@ TEMPERATURE = 10.0
 """Of the advantage that weights the actions of a policy."""
 MAX_WEIGHT = 100.0
 STATES_IN = {
-    "value": 2,
-    "distance": 2,
-    "policy": 2,
-    "clone": 2,
-    "probe": 1,
-    "reward": 1,
-    "continuation": 1,
-    "return": 1,
+    "value": 2, "distance": 2, "policy": 2, "clone": 2, "probe": 1, "reward": 1, "continuation": 1, "return": 1,
     "decoder": 1,
-}
+}  # fmt: skip
 """Number of states that each head reads: two are a state and a goal.
 
 The state is that of the last frames, as many as the world's history; goals and pictures are of one frame.
@@ -150,15 +144,22 @@ def windows_of(states: Tensor, history: int) -> Tensor:
 
 
 def fit(
-    head: nn.Module, loss: Callable[[Tensor], Tensor], rows: Tensor, num_steps: int, random: torch.Generator
-) -> float:
-    """Minimise `loss(indices)` over batches drawn from `rows`; returns the mean loss of the last tenth."""
+    head: nn.Module, loss: Callable[[Tensor], Tensor], rows: Tensor, num_steps: int, random: torch.Generator,
+    average: nn.Module | None = None,
+) -> float:  # fmt: skip
+    """Minimise `loss(indices)` over batches drawn from `rows`; returns the mean loss of the last tenth.
+
+    An `average` of the head, which the loss may read, follows it.
+    """
     optimizer = torch.optim.AdamW(head.parameters(), lr=LR, weight_decay=1e-4)
     losses = []
     for step in range(num_steps):
         for group in optimizer.param_groups:
             group["lr"] = LR * min(1, (step + 1) / 100) * (1 + math.cos(math.pi * step / num_steps)) / 2
         value = loss(rows[torch.randint(len(rows), (BATCH_SIZE,), generator=random)])
+        if average is not None:
+            with torch.no_grad():
+                torch._foreach_lerp_(list(average.parameters()), list(head.parameters()), 1 - AVERAGE)  # pyright: ignore
         optimizer.zero_grad(set_to_none=True)
         value.backward()
         optimizer.step()
@@ -185,9 +186,21 @@ def mixed_goals(data: Recordings, rows: Tensor, random: torch.Generator) -> Tens
     return torch.where(kind < OTHER_GOALS + OWN_GOALS, goals, rows)
 
 
-def fit_value(
-    head: MLPHead, data: Recordings, num_steps: int, random: torch.Generator, fitted: Mapping[str, Any]
-) -> float:
+class Fit(NamedTuple):
+    """What the loss of a head reads, besides the rows [n] of a batch."""
+
+    head: Any
+    data: Recordings
+    random: torch.Generator
+    fitted: Mapping[str, MLPHead]
+    """Heads that were fitted before."""
+    average: Any
+    """Of the head of a value."""
+    target: Tensor | None
+    """float32 [F, Q]: what a head without a loss of its own predicts of each frame"""
+
+
+def value_loss(fit: Fit, rows: Tensor) -> Tensor:
     """Goal-conditioned value: minus the discounted number of steps to the goal, on the best known way.
 
     Implicit V-learning (HIQL, Park et al. 2023, equation 5): the expectile of -1 + gamma V(next state, goal). Where the
@@ -195,70 +208,51 @@ def fit_value(
     et al. 2017), without which values spread by one step an update. Such values were proposed as planning costs of
     JEPAs in arXiv:2601.00844. It is fitted on encoded and on predicted states, since plans are made of predicted ones.
     """
-    average = deepcopy(head).requires_grad_(False)
-
-    def loss(rows: Tensor) -> Tensor:
-        is_last = rows == data.ends[rows]  # what was reached there is all that is known of it
-        goals = torch.where(is_last, rows, mixed_goals(data, rows, random))
-        state, after, goal = data.seen(rows), data.seen(torch.where(is_last, rows, rows + 1)), data.states[goals]
-        with torch.no_grad():
-            following = -1 + GAMMA * average(after, goal)[:, 0].clamp(-1 / (1 - GAMMA), 0)
-            reached_in = torch.where((goals >= rows) & (goals <= data.ends[rows]), goals - rows, torch.inf)
-            target = torch.maximum(following, -(1 - GAMMA**reached_in) / (1 - GAMMA))
-        read = (state, data.foreseen(rows))
-        value = torch.stack([expectile_loss(target - head(known, goal)[:, 0], EXPECTILE) for known in read]).mean()
-        with torch.no_grad():
-            torch._foreach_lerp_(list(average.parameters()), list(head.parameters()), 1 - AVERAGE)  # pyright: ignore
-        return value
-
-    return fit(head, loss, torch.arange(len(data.states)), num_steps, random)
+    data = fit.data
+    is_last = rows == data.ends[rows]  # what was reached there is all that is known of it
+    goals = torch.where(is_last, rows, mixed_goals(data, rows, fit.random))
+    after, goal = data.seen(torch.where(is_last, rows, rows + 1)), data.states[goals]
+    with torch.no_grad():
+        following = -1 + GAMMA * fit.average(after, goal)[:, 0].clamp(-1 / (1 - GAMMA), 0)
+        reached_in = torch.where((goals >= rows) & (goals <= data.ends[rows]), goals - rows, torch.inf)
+        target = torch.maximum(following, -(1 - GAMMA**reached_in) / (1 - GAMMA))
+    errors = (target - fit.head(read(rows), goal)[:, 0] for read in (data.seen, data.foreseen))
+    return torch.stack([expectile_loss(error, EXPECTILE) for error in errors]).mean()
 
 
-def fit_distance(
-    head: MLPHead, data: Recordings, num_steps: int, random: torch.Generator, fitted: Mapping[str, Any]
-) -> float:
-    """Temporal distance: a low expectile of the logarithm of the number of steps between two frames of an episode."""
+def distance_loss(fit: Fit, rows: Tensor) -> Tensor:
+    """Temporal distance: a low expectile of the logarithm of the number of steps between two frames of an episode.
 
-    def loss(rows: Tensor) -> Tensor:
-        goals = later(data, rows, random)
-        predicted = F.softplus(head(data.seen(rows), data.states[goals])[:, 0])
-        return expectile_loss((goals - rows).float().log1p() - predicted.log1p(), NEAR)
+    It is fitted on encoded and on predicted states.
+    """
+    data = fit.data
+    goals = later(data, rows, fit.random)
+    steps = (goals - rows).float().log1p()
+    predicted = (F.softplus(fit.head(read(rows), data.states[goals])[:, 0]) for read in (data.seen, data.foreseen))
+    return torch.stack([expectile_loss(steps - guess.log1p(), NEAR) for guess in predicted]).mean()
 
-    return fit(head, loss, data.transitions, num_steps, random)
 
-
-def fit_clone(
-    head: MLPHead, data: Recordings, num_steps: int, random: torch.Generator, fitted: Mapping[str, Any]
-) -> float:
+def clone_loss(fit: Fit, rows: Tensor) -> Tensor:
     """Goal-conditioned behaviour cloning: the action on the way to a later frame of the same episode."""
-
-    def loss(rows: Tensor) -> Tensor:
-        goals = later(data, rows, random)
-        return action_error(head(data.seen(rows), data.states[goals]), data.actions[rows], data.space).mean()
-
-    return fit(head, loss, data.transitions, num_steps, random)
+    data = fit.data
+    goals = later(data, rows, fit.random)
+    return action_error(fit.head(data.seen(rows), data.states[goals]), data.actions[rows], data.space).mean()
 
 
-def fit_policy(
-    head: MLPHead, data: Recordings, num_steps: int, random: torch.Generator, fitted: Mapping[str, Any]
-) -> float:
+def policy_loss(fit: Fit, rows: Tensor) -> Tensor:
     """Goal-conditioned inverse dynamics (GC-IDM), towards goals anywhere.
 
     Each action is weighted by exp(temperature * advantage) of the value (AWR, Peng et al. 2019): how much nearer to the
     goal it led.
     """
-    value: MLPHead = fitted["value"]
-
-    def loss(rows: Tensor) -> Tensor:
-        goals = mixed_goals(data, rows, random)
-        state, after, goal = data.seen(rows), data.seen(rows + 1), data.states[goals]
-        with torch.no_grad():
-            advantage = value(after, goal)[:, 0] - value(state, goal)[:, 0]
-            weight = (TEMPERATURE * advantage).exp().clamp(max=MAX_WEIGHT)
-        error = action_error(head(state, goal), data.actions[rows], data.space)
-        return (weight * error).sum() / weight.sum()
-
-    return fit(head, loss, data.transitions, num_steps, random)
+    data, value = fit.data, fit.fitted["value"]
+    goals = mixed_goals(data, rows, fit.random)
+    state, after, goal = data.seen(rows), data.seen(rows + 1), data.states[goals]
+    with torch.no_grad():
+        advantage = value(after, goal)[:, 0] - value(state, goal)[:, 0]
+        weight = (TEMPERATURE * advantage).exp().clamp(max=MAX_WEIGHT)
+    error = action_error(fit.head(state, goal), data.actions[rows], data.space)
+    return (weight * error).sum() / weight.sum()
 
 
 def action_error(predicted: Tensor, actions: Tensor, space: ActionSpace) -> Tensor:
@@ -269,86 +263,65 @@ def action_error(predicted: Tensor, actions: Tensor, space: ActionSpace) -> Tens
     return -(actions.reshape(choices) * predicted.reshape(choices).log_softmax(dim=2)).sum(dim=(1, 2))
 
 
-def fit_return(
-    head: MLPHead, data: Recordings, num_steps: int, random: torch.Generator, fitted: Mapping[str, Any]
-) -> float:
+def return_loss(fit: Fit, rows: Tensor) -> Tensor:
     """The discounted sum of the rewards after a state, if good actions are taken.
 
     Implicit V-learning (IQL, Kostrikov et al. 2022): the expectile of reward + gamma V(next state). It is fitted on
     encoded and on predicted states, since plans end in predicted ones.
     """
-    average = deepcopy(head).requires_grad_(False)
-
-    def loss(rows: Tensor) -> Tensor:
-        after = rows + 1
-        with torch.no_grad():
-            following = (1 - data.terminated[after]) * average(data.seen(after))[:, 0]
-            target = data.rewards[after] + GAMMA * following
-        errors = [expectile_loss(target - head(read(rows))[:, 0], EXPECTILE) for read in (data.seen, data.foreseen)]
-        with torch.no_grad():
-            torch._foreach_lerp_(list(average.parameters()), list(head.parameters()), 1 - AVERAGE)  # pyright: ignore
-        return torch.stack(errors).mean()
-
-    return fit(head, loss, data.transitions, num_steps, random)
+    data, after = fit.data, rows + 1
+    with torch.no_grad():
+        following = (1 - data.terminated[after]) * fit.average(data.seen(after))[:, 0]
+        target = data.rewards[after] + GAMMA * following
+    errors = (target - fit.head(read(rows))[:, 0] for read in (data.seen, data.foreseen))
+    return torch.stack([expectile_loss(error, EXPECTILE) for error in errors]).mean()
 
 
-def fit_reward(
-    head: RewardHead, data: Recordings, num_steps: int, random: torch.Generator, fitted: Mapping[str, Any]
-) -> float:
+def reward_loss(fit: Fit, rows: Tensor) -> Tensor:
     """The reward of a transition, read from the state as it is foreseen, which the action alone decides.
 
     In the one that followed, other things may be visible, such as the next goal.
     """
-
-    def loss(rows: Tensor) -> Tensor:
-        return head.loss(data.foreseen(rows), data.rewards[rows]).mean()
-
-    return fit(head, loss, torch.arange(len(data.states)), num_steps, random)
+    return fit.head.loss(fit.data.foreseen(rows), fit.data.rewards[rows]).mean()
 
 
-def fit_regression(target: Tensor) -> Callable[..., float]:
-    """A fit of the targets [F, Q] by squared error, standardised."""
-
-    def fit_targets(head: MLPHead, data: Recordings, num_steps: int, random: torch.Generator, fitted: Any) -> float:
-        head.offset.copy_(target.mean(dim=0))
-        head.scale.copy_(target.std(dim=0).clamp(min=1e-4))
-
-        def loss(rows: Tensor) -> Tensor:
-            return ((head(data.seen(rows)) - target[rows]) / head.scale).square().mean()
-
-        return fit(head, loss, torch.arange(len(target)), num_steps, random)
-
-    return fit_targets
-
-
-def fit_continuation(
-    head: MLPHead, data: Recordings, num_steps: int, random: torch.Generator, fitted: Mapping[str, Any]
-) -> float:
+def continuation_loss(fit: Fit, rows: Tensor) -> Tensor:
     """The logit of going on after a state."""
+    return F.binary_cross_entropy_with_logits(fit.head(fit.data.foreseen(rows))[:, 0], 1 - fit.data.terminated[rows])
 
-    def loss(rows: Tensor) -> Tensor:
-        return F.binary_cross_entropy_with_logits(head(data.foreseen(rows))[:, 0], 1 - data.terminated[rows])
 
-    return fit(head, loss, torch.arange(len(data.states)), num_steps, random)
+def regression_loss(fit: Fit, rows: Tensor) -> Tensor:
+    """Squared error of the standardised target."""
+    assert fit.target is not None
+    return ((fit.head(fit.data.seen(rows)) - fit.target[rows]) / fit.head.scale).square().mean()
+
+
+LOSSES: dict[str, Callable[[Fit, Tensor], Tensor]] = {
+    "value": value_loss, "distance": distance_loss, "policy": policy_loss, "clone": clone_loss,
+    "continuation": continuation_loss, "return": return_loss, "reward": reward_loss,
+}  # fmt: skip
+OF_TRANSITIONS = {"distance", "policy", "clone", "return"}
+"""Heads that are fitted on frames with a successor alone."""
 
 
 def fit_head(
     name: str, data: Recordings, fitted: Mapping[str, MLPHead], num_steps: int, seed: int
 ) -> tuple[MLPHead, float]:
     """A fitted head, and its last loss. `fitted` has the heads before it; a policy needs the value."""
-    targets = {"probe": data.simulator, "decoder": data.frames}
-    sizes = {"policy": data.actions.shape[1], "clone": data.actions.shape[1]}
-    size = targets[name].shape[1] if name in targets else sizes.get(name, 1)
+    target = {"probe": data.simulator, "decoder": data.frames}.get(name)
+    size = data.actions.shape[1] if name in ("policy", "clone") else 1 if target is None else target.shape[1]
     random = torch.Generator().manual_seed(seed)
     data = data._replace(history=1) if name == "decoder" else data
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         head = build_head(name, data.states.shape[1], size, data.history)
     head.standardise_by(data.states)
-    fits = {
-        "value": fit_value, "distance": fit_distance, "policy": fit_policy, "clone": fit_clone,
-        "continuation": fit_continuation, "return": fit_return, "reward": fit_reward,
-    }  # fmt: skip
-    fit_one = fit_regression(targets[name]) if name in targets else fits[name]
-    loss = fit_one(head, data, -(-num_steps // 4) if name in LEARNT_SOON else num_steps, random, fitted)
-    return head.requires_grad_(False).eval(), loss
+    if target is not None:
+        head.offset.copy_(target.mean(dim=0))
+        head.scale.copy_(target.std(dim=0).clamp(min=1e-4))
+    average = deepcopy(head).requires_grad_(False) if name in ("value", "return") else None
+    loss = partial(LOSSES.get(name, regression_loss), Fit(head, data, random, fitted, average, target))
+    rows = data.transitions if name in OF_TRANSITIONS else torch.arange(len(data.states))
+    steps = -(-num_steps // 4) if name in LEARNT_SOON else num_steps
+    last = fit(head, loss, rows, steps, random, average)
+    return head.requires_grad_(False).eval(), last

@@ -134,65 +134,50 @@ def read_results(path: Path, fields: Fields, *uses: Callable[[dict[str, Any]], A
 
 
 def play(env: BatchedEnv, controller: Controller, tasks: Sequence[Task], *, budget: int, num_shown: int = 0) -> Played:
-    """Run a controller on all tasks together, each until the strict criterion is met or the budget is used."""
-    traits = EnvTraits.of(env)
-    if traits.task is None:
-        return play_for_rewards(env, controller, tasks, budget=budget, num_shown=num_shown)
-    assert traits.distance
-    assert traits.render
-    assert traits.thresholds
+    """Run a controller on all tasks together, each until the strict criterion is met, or until the budget is used.
+
+    An episode for rewards ends with its world.
+    """
+    traits, count = EnvTraits.of(env), len(tasks)
     starts, goals = (np.stack(states) for states in zip(*tasks, strict=True))
-    criteria = sorted(traits.thresholds.values(), reverse=True)
+    criteria = sorted((traits.thresholds or {}).values(), reverse=True) if traits.task else []
     begun = time.perf_counter()
-    frames, states = env.reset(range(len(tasks)), starts, goals)
-    controller.begin(Goals(traits.render(goals), goals), range(len(tasks)), budget)
-    active = np.ones(len(tasks), dtype=bool)
-    least, steps = traits.distance(states, goals), np.full(len(tasks), budget)
-    shown = [(frames[:num_shown].copy(), states[:num_shown].copy())]
-    for step in range(budget):
-        after = env.step(usable(env, controller.act(step, frames, states, active)))
-        frames, states = after.frames, after.states
-        least = np.where(active, np.minimum(least, traits.distance(states, goals)), least)
-        steps[active & (least < criteria[-1])] = step + 1
-        active &= (least >= criteria[-1]) & ~after.terminated & ~after.truncated
-        shown.append((frames[:num_shown].copy(), states[:num_shown].copy()))
-        if not active.any():
-            break
-    seconds = time.perf_counter() - begun
-    outcomes = [
-        Outcome(
-            task.start.tolist(),
-            task.goal.tolist(),
-            int(count),
-            float(nearest),
-            *(bool(nearest < c) for c in (criteria[0], criteria[-1])),
-        )
-        for task, count, nearest in zip(tasks, steps, least, strict=True)
-    ]
-    return Played(outcomes, int(steps.max()), seconds, *series(shown, steps))
-
-
-def play_for_rewards(
-    env: BatchedEnv, controller: Controller, tasks: Sequence[Task], *, budget: int, num_shown: int = 0
-) -> Played:
-    """Run a controller on all tasks together, each until its world ends or the budget is used."""
-    begun = time.perf_counter()
-    frames, states = env.reset([int(task.start[0]) for task in tasks])
-    controller.begin(Goals(frames, states), range(len(tasks)), budget)  # nothing reads these goals
-    active, gained, steps = np.ones(len(tasks), dtype=bool), np.zeros(len(tasks)), np.zeros(len(tasks), dtype=int)
+    if traits.task:
+        assert traits.distance
+        assert traits.render
+        frames, states = env.reset(range(count), starts, goals)
+        controller.begin(Goals(traits.render(goals), goals), range(count), budget)
+        least = traits.distance(states, goals)
+    else:
+        frames, states = env.reset([int(start[0]) for start in starts])
+        controller.begin(Goals(frames, states), range(count), budget)  # nothing reads these goals
+        least = np.zeros(count)
+    active, gained, steps = np.ones(count, dtype=bool), np.zeros(count), np.zeros(count, dtype=int)
     shown = [(frames[:num_shown].copy(), states[:num_shown].copy())]
     for step in range(budget):
         after = env.step(usable(env, controller.act(step, frames, states, active)))
         frames, states = after.frames, after.states
         gained, steps = gained + active * after.rewards, steps + active
         shown.append((frames[:num_shown].copy(), states[:num_shown].copy()))
+        if criteria:
+            assert traits.distance
+            least = np.where(active, np.minimum(least, traits.distance(states, goals)), least)
+            active &= least >= criteria[-1]
         active &= ~after.terminated & ~after.truncated
         if not active.any():
             break
     seconds = time.perf_counter() - begun
-    rows = zip(tasks, gained, steps, strict=True)
-    gains = [Gain(task.start.tolist(), float(reward), int(count)) for task, reward, count in rows]
-    return Played(gains, int(steps.max()), seconds, *series(shown, steps))
+    if not criteria:
+        rows = zip(starts, gained, steps, strict=True)
+        gains = [Gain(start.tolist(), float(reward), int(number)) for start, reward, number in rows]
+        return Played(gains, int(steps.max()), seconds, *series(shown, steps))
+    steps = np.where(least < criteria[-1], steps, budget)
+    outcomes = [
+        Outcome(start.tolist(), goal.tolist(), int(number), float(near), *(bool(near < c) for c in ends))
+        for start, goal, number, near in zip(starts, goals, steps, least, strict=True)
+        for ends in [(criteria[0], criteria[-1])]
+    ]
+    return Played(outcomes, int(steps.max()), seconds, *series(shown, steps))
 
 
 def series(shown: Sequence[tuple[np.ndarray, np.ndarray]], steps: np.ndarray) -> Iterator[list[np.ndarray]]:
@@ -214,42 +199,39 @@ def row(
     """A row of results.json."""
     count = len(played.outcomes)
     return {
-        "policy": policy,
-        "cost": cost,
-        "seed": seed,
-        "episodes": count,
+        "policy": policy, "cost": cost, "seed": seed, "episodes": count,
         **scores([outcome._asdict() for outcome in played.outcomes]),
         "seconds_per_episode": round(seconds_per_episode, 4),
         "ms_per_step": round(1000 * played.seconds / max(1, sum(outcome.steps for outcome in played.outcomes)), 3),
-        "predictor_rows": round(predictor_rows),
-        "outcomes": [outcome._asdict() for outcome in played.outcomes],
-    }
+        "predictor_rows": round(predictor_rows), "outcomes": [outcome._asdict() for outcome in played.outcomes],
+    }  # fmt: skip
 
 
 def mean_row(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """The mean over world seeds of rows of one policy and cost; the intervals are those of all episodes together."""
     averages = ("seconds_per_episode", "ms_per_step", "predictor_rows")
     return {
-        "policy": rows[0]["policy"],
-        "cost": rows[0]["cost"],
-        "seed": None,
+        "policy": rows[0]["policy"], "cost": rows[0]["cost"], "seed": None,
         "episodes": sum(row["episodes"] for row in rows),
         **scores([outcome for row in rows for outcome in row["outcomes"]]),
-        **{name: sum(row[name] for row in rows) / len(rows) for name in averages},
-        "outcomes": [],
-    }
+        **{name: sum(row[name] for row in rows) / len(rows) for name in averages}, "outcomes": [],
+    }  # fmt: skip
 
 
 def scores(outcomes: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Shares of success, or the mean return of episodes without goals, with 95 % intervals."""
     count = len(outcomes)
     if "reward" in outcomes[0]:
-        rewards = np.array([outcome["reward"] for outcome in outcomes])
-        mean, half = float(rewards.mean()), float(Z * rewards.std() / math.sqrt(count))
-        return {"mean_return": mean, "interval_return": [mean - half, mean + half]}
+        return mean_return([outcome["reward"] for outcome in outcomes])
     wins = {name: sum(outcome[name] for outcome in outcomes) for name in ("moderate", "strict")}
     shares = {f"success_{name}": won / count for name, won in wins.items()}
     return shares | {f"interval_{name}": wilson(won, count) for name, won in wins.items()}
+
+
+def mean_return(returns: Sequence[float]) -> dict[str, Any]:
+    """The mean of the returns of episodes, with its 95 % interval."""
+    mean, half = float(np.mean(returns)), float(Z * np.std(returns) / math.sqrt(len(returns)))
+    return {"mean_return": mean, "interval_return": [mean - half, mean + half]}
 
 
 def wilson(wins: int, count: int) -> list[float]:

@@ -112,14 +112,9 @@ def terminal(results: Mapping[str, Any], folder: Path) -> str:
 
 
 def save_strips(
-    folder: Path,
-    contender: Any,
-    played: Played,
-    controller: Controller,
-    env: BatchedEnv,
-    tasks: Sequence[Task],
+    folder: Path, contender: Any, played: Played, controller: Controller, env: BatchedEnv, tasks: Sequence[Task],
     count: int,
-) -> None:
+) -> None:  # fmt: skip
     """Film strips of the first episodes as PNG, and a video, with the goal and what the world imagined."""
     if not played.frames:
         return

@@ -60,6 +60,14 @@ class WorldContract:
     env: Mapping[str, Any]
     """Node of the environment that the episodes are from; empty for recordings."""
 
+    def channels_first(self, picture: Any) -> np.ndarray:
+        """uint8 [C, H, W] or [H, W, C] -> [C, H, W]. Raises ValueError for pictures of another size."""
+        picture, shape = np.asarray(picture), self.frame_shape
+        if picture.dtype != np.uint8 or picture.shape not in (shape, (*shape[1:], shape[0])):
+            expected = f"uint8 {shape} or {(*shape[1:], shape[0])}"
+            raise ValueError(f"a picture of {picture.dtype} {picture.shape}: the world was trained on {expected}")
+        return picture if picture.shape == shape else picture.transpose(2, 0, 1)
+
     def check(self, env: BatchedEnv) -> None:
         """Raises ConfigError that names all differences with both values."""
         pairs = {
@@ -121,9 +129,7 @@ class World(nn.Module):
         """
         space, block = self.contract.actions, self.contract.block
         if not space.is_discrete:
-            actions = actions.unflatten(-1, (block, -1))
-            low, high = torch.tensor(space.low), torch.tensor(space.high)
-            actions = low + (actions + 1) / 2 * (high - low)
+            actions = space.unscale(actions.unflatten(-1, (block, -1)))
         return actions if block > 1 else actions.squeeze(-1 if space.is_discrete else -2)
 
 

@@ -21,14 +21,10 @@ class Projector(nn.Module):
     def __init__(self, *, embed_dim: int, hidden_dim: PositiveInt = 1024, output_dim: PositiveInt = 128) -> None:
         super().__init__()
         self.layers = nn.Sequential(
-            nn.Linear(embed_dim, hidden_dim, bias=False),
-            BatchNorm(hidden_dim),
-            nn.GELU(),
-            nn.Linear(hidden_dim, hidden_dim, bias=False),
-            BatchNorm(hidden_dim),
-            nn.GELU(),
+            nn.Linear(embed_dim, hidden_dim, bias=False), BatchNorm(hidden_dim), nn.GELU(),
+            nn.Linear(hidden_dim, hidden_dim, bias=False), BatchNorm(hidden_dim), nn.GELU(),
             nn.Linear(hidden_dim, output_dim),
-        )
+        )  # fmt: skip
         init_weights(self, ())
 
     def forward(self, context: Tensor, masks: Masks, grid: PatchGrid | None = None, mask_set: int = 0) -> Tensor:

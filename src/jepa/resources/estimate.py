@@ -81,17 +81,13 @@ class FakeModel:
         return ModelCost(
             encoder=sum(p.numel() for p in objective.backbone.parameters()),
             trained=sum(p.numel() for p in parameters if p.requires_grad),
-            frozen=sum(p.numel() for p in parameters if not p.requires_grad),
-            block=block,
-            outside_blocks=outside_blocks,
-            state=state_bytes(factory(self.config.optimizer)),
-            forward=measured.forward / samples,
-            backward=measured.backward / samples,
+            frozen=sum(p.numel() for p in parameters if not p.requires_grad), block=block,
+            outside_blocks=outside_blocks, state=state_bytes(factory(self.config.optimizer)),
+            forward=measured.forward / samples, backward=measured.backward / samples,
             activations=measured.activations / samples,
-            workspace=(measured.peak - measured.activations - measured.casts) / samples,
-            casts=measured.casts,
+            workspace=(measured.peak - measured.activations - measured.casts) / samples, casts=measured.casts,
             needs_grad_cache=objective.regularization is not None,
-        )
+        )  # fmt: skip
 
 
 def model_cost(config: TrainConfig, dataset: Dataset, samples: int, *, bf16: bool) -> ModelCost:
@@ -229,18 +225,15 @@ def _column(cost: ModelCost, phase: Phase, cluster: Cluster, num_samples: int, s
     step = computing + waiting
     largest = largest_micro_batch(cost, load, cluster)
     return {
-        "ranks": f"{load.ranks:,}",
-        "samples of a rank, at once": f"{load.samples:,}, {load.micro_batch_size:,}",
+        "ranks": f"{load.ranks:,}", "samples of a rank, at once": f"{load.samples:,}, {load.micro_batch_size:,}",
         **{f"GiB {name}": size_text(size / GIB) for name, size in parts.items()},
-        "GiB a rank in all": f"{sum(parts.values()) / GIB:.1f}",
-        "fits": "yes" if fits(cost, load, cluster) else "no",
+        "GiB a rank in all": f"{sum(parts.values()) / GIB:.1f}", "fits": "yes" if fits(cost, load, cluster) else "no",
         "largest micro_batch_size": f"{largest:,}" if largest else "none",
-        "GB a rank sends in a step": size_text(traffic(cost, load, cluster) / 1e9),
-        "step": seconds_text(step),
+        "GB a rank sends in a step": size_text(traffic(cost, load, cluster) / 1e9), "step": seconds_text(step),
         "of it waiting for communication": seconds_text(waiting),
         "epoch": seconds_text(step * (num_samples // config.batch_size)),
         "all steps": seconds_text(step * (phase.end_step - phase.begin_step)),
-    }
+    }  # fmt: skip
 
 
 def seconds_text(seconds: float) -> str:

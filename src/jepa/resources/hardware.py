@@ -137,16 +137,12 @@ def memory(cost: ModelCost, load: RankLoad, cluster: Cluster) -> dict[str, float
     width = HALF if cluster.bf16 else FLOAT
     gathered = width * (3 * cost.block + cost.outside_blocks) + FLOAT * 2 * cost.block
     return {
-        "weights": FLOAT * cost.trained / ranks,
-        "target encoder": FLOAT * cost.frozen / ranks,
-        "gradients": FLOAT * cost.trained / ranks,
-        "optimizer": cost.state * cost.trained / ranks,
-        "weights in bf16": 0.0 if is_sharded else cost.casts,
-        "activations": cost.activations * load.micro_batch_size,
-        "workspace": cost.workspace * load.micro_batch_size,
-        "communication": gathered if is_sharded else 0.0,
+        "weights": FLOAT * cost.trained / ranks, "target encoder": FLOAT * cost.frozen / ranks,
+        "gradients": FLOAT * cost.trained / ranks, "optimizer": cost.state * cost.trained / ranks,
+        "weights in bf16": 0.0 if is_sharded else cost.casts, "activations": cost.activations * load.micro_batch_size,
+        "workspace": cost.workspace * load.micro_batch_size, "communication": gathered if is_sharded else 0.0,
         "runtime": cluster.gpu.runtime_gib * GIB,
-    }
+    }  # fmt: skip
 
 
 def largest_micro_batch(cost: ModelCost, load: RankLoad, cluster: Cluster, most: int | None = None) -> int:

@@ -26,7 +26,7 @@ LOW, HIGH = 0.05, 0.95
 """Quantiles of the returns whose difference is their spread."""
 
 
-class Imagined(NamedTuple):
+class DreamtSteps(NamedTuple):
     """Of H steps in B dreams; step t leads from frame t to frame t + 1."""
 
     features: Tensor
@@ -95,13 +95,6 @@ class ActorCritic(nn.Module):
         logs = -((choices - mean) / std).square() / 2 - std.log() - math.log(2 * math.pi) / 2
         return logs.sum(dim=-1), (std.log() + math.log(2 * math.pi * math.e) / 2).sum(dim=-1)
 
-    def unscale(self, choices: Tensor) -> Tensor:
-        """Choices -> actions of the environment, within their bounds."""
-        if self.space.is_discrete:
-            return choices
-        low, high = (torch.tensor(bound, device=choices.device) for bound in (self.space.low, self.space.high))
-        return low + (choices.clamp(-1, 1) + 1) / 2 * (high - low)
-
     @torch.no_grad()
     def after_step(self) -> None:
         """The slow critic follows the critic."""
@@ -110,7 +103,7 @@ class ActorCritic(nn.Module):
 
 
 def loss(
-    model: ActorCritic, imagined: Imagined, *, gamma: float, lam: float, entropy: float
+    model: ActorCritic, imagined: DreamtSteps, *, gamma: float, lam: float, entropy: float
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Loss of actor and critic, and metrics.
 

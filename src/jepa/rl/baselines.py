@@ -81,7 +81,7 @@ class PPOPolicy:
             bounds = chances.probs.double().cumsum(dim=1).cpu().numpy()[:, :-1]
             return (noise[:, None] > bounds).sum(axis=1)
         drawn = chances.mean.cpu().numpy() + chances.stddev.cpu().numpy() * noise
-        return unscaled(drawn.astype(np.float32), self.space)
+        return self.space.unscale(drawn.astype(np.float32))
 
 
 class FrameEnv(gymnasium.Env):
@@ -105,7 +105,7 @@ class FrameEnv(gymnasium.Env):
         return enlarged(frames, self.factor)[0], {}
 
     def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
-        after = self.env.step(unscaled(np.asarray(action)[None], self.env.actions))
+        after = self.env.step(self.env.actions.unscale(np.asarray(action)[None]))
         self.num_steps += 1
         is_cut = bool(after.truncated[0]) or self.num_steps == self.episode_steps
         frame = enlarged(after.frames, self.factor)[0]
@@ -126,11 +126,3 @@ class StopAt(callbacks.BaseCallback):
 def enlarged(frames: np.ndarray, factor: int) -> np.ndarray:
     """[B, C, H, W] -> [B, C, factor * H, factor * W], each pixel repeated"""
     return frames.repeat(factor, axis=2).repeat(factor, axis=3)
-
-
-def unscaled(actions: np.ndarray, space: ActionSpace) -> np.ndarray:
-    """Actions [B, A] from -1 to 1 -> between the bounds of the space; discrete ones [B] stay as they are."""
-    if space.is_discrete:
-        return actions
-    low, high = np.array(space.low, dtype=np.float32), np.array(space.high, dtype=np.float32)
-    return low + (actions.clip(-1, 1) + 1) / 2 * (high - low)

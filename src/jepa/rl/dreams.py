@@ -37,7 +37,7 @@ TOKENS_FIELDS: Fields = {
 """Fields of `world` in state.json of a run with objective=iris."""
 
 
-class Outcome(NamedTuple):
+class StepOutcome(NamedTuple):
     """Of a step in B dreams."""
 
     encoded: Tensor
@@ -49,7 +49,7 @@ class Outcome(NamedTuple):
 
 
 class Dream(Protocol):
-    def step(self, actions: Tensor) -> Outcome:
+    def step(self, actions: Tensor) -> StepOutcome:
         """Actions of the environment, [B, A] or [B]"""
         ...
 
@@ -125,14 +125,14 @@ class LatentDream:
         self.world, self.states, self.actions = world, states, actions
 
     @torch.no_grad()
-    def step(self, actions: Tensor) -> Outcome:
+    def step(self, actions: Tensor) -> StepOutcome:
         past = torch.cat([self.actions, actions[:, None].to(self.actions.dtype)], dim=1)
         following = self.world.step(self.states, past)
         self.states = torch.cat([self.states[:, 1:], following[:, None]], dim=1)
         self.actions = past[:, 1:]
         seen = self.states.flatten(1)
         reward, goes_on = (_head(self.world, name)(seen)[:, 0] for name in ("reward", "continuation"))
-        return Outcome(following, reward, goes_on.sigmoid())
+        return StepOutcome(following, reward, goes_on.sigmoid())
 
 
 class TokenWorld(DreamWorld):
@@ -178,9 +178,9 @@ class TokenDream:
     def __init__(self, imagination: Imagination) -> None:
         self.imagination = imagination
 
-    def step(self, actions: Tensor) -> Outcome:
+    def step(self, actions: Tensor) -> StepOutcome:
         frame = self.imagination.step(actions)
-        return Outcome(frame.codes, frame.rewards, 1 - frame.ends)
+        return StepOutcome(frame.codes, frame.rewards, 1 - frame.ends)
 
 
 def small(pictures: Tensor) -> Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -11,15 +10,15 @@ import numpy as np
 
 from jepa.data.collect import rollouts
 from jepa.data.episode_store import Episode
-from jepa.envs.policies import Policy
+from jepa.envs.policies import BatchedPolicy
 from jepa.envs.types import BatchedEnv
-from jepa.planning.protocol import Z, wilson
+from jepa.planning.protocol import mean_return, wilson
 from jepa.rl.replay import GROUP
 from jepa.seeding import derive_seed
 
 
 def play_episodes(
-    env: BatchedEnv, policy: Policy, *, num_episodes: int, episode_steps: int, seed: int
+    env: BatchedEnv, policy: BatchedPolicy, *, num_episodes: int, episode_steps: int, seed: int
 ) -> tuple[list[Episode], float]:
     """Episodes that depend on the policy and (seed, number) alone, and the seconds that they took."""
     begun, episodes = time.perf_counter(), []
@@ -45,13 +44,8 @@ def row(
 
 def scores(outcomes: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Mean return and steps, and the share of successes if there are any to be told."""
-    returns = np.array([outcome["return"] for outcome in outcomes])
-    half = float(Z * returns.std() / math.sqrt(len(returns)))
-    mean = float(returns.mean())
-    result: dict[str, Any] = {
-        "mean_return": mean, "interval_return": [mean - half, mean + half],
-        "mean_steps": float(np.mean([outcome["steps"] for outcome in outcomes])),
-    }  # fmt: skip
+    result = mean_return([outcome["return"] for outcome in outcomes])
+    result["mean_steps"] = float(np.mean([outcome["steps"] for outcome in outcomes]))
     if "success" in outcomes[0]:
         won = sum(outcome["success"] for outcome in outcomes)
         result |= {"success": won / len(outcomes), "interval": wilson(won, len(outcomes))}

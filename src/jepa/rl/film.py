@@ -54,7 +54,7 @@ class Stage:
         model, actor = self.actor.model, self.actor
         features = actor.world.features(self.seen, actor.sees)
         choice = model.choose(features, None if actor.greedy else self.random)
-        return model.unscale(choice)[0].cpu().numpy()
+        return model.space.unscale(choice)[0].cpu().numpy()
 
     def take(self, action: np.ndarray) -> None:
         """One step in both; what has ended keeps its last frame."""

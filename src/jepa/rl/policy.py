@@ -56,9 +56,9 @@ class Actor:
         )
         features = self.world.features(self.seen, self.sees)
         if self.greedy:
-            return self.model.unscale(self.model.choose(features, None)).cpu().numpy()
+            return self.model.space.unscale(self.model.choose(features, None)).cpu().numpy()
         rows = zip(self.seeds, features, strict=True)
-        return self.model.unscale(torch.stack([self._draw(step, seed, row) for seed, row in rows])).cpu().numpy()
+        return self.model.space.unscale(torch.stack([self._draw(step, seed, row) for seed, row in rows])).cpu().numpy()
 
     def _draw(self, step: int, seed: int, features: Tensor) -> Tensor:
         """[F] -> a choice, [A] or a scalar"""
@@ -91,11 +91,7 @@ class Policy:
 
     def act(self, picture: np.ndarray) -> Any:
         """uint8 [H, W, C] or [C, H, W] -> an action of the environment. Raises ValueError for another size."""
-        picture, shape = np.asarray(picture), self.frame_shape
-        if picture.dtype != np.uint8 or picture.shape not in (shape, (*shape[1:], shape[0])):
-            expected = f"uint8 {(*shape[1:], shape[0])} or {shape}"
-            raise ValueError(f"a picture of {picture.dtype} {picture.shape}: the world was trained on {expected}")
-        frame = picture if picture.shape == shape else picture.transpose(2, 0, 1)
+        frame = self.actor.world.contract.channels_first(picture)
         action = self.actor.act(self.step, frame[None], np.zeros((1, 0)))[0]
         self.step += 1
         return int(action) if self.actor.model.space.is_discrete else action

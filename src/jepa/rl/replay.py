@@ -12,7 +12,7 @@ from torch import Generator, Tensor
 
 from jepa.data.collect import rollouts
 from jepa.data.episode_store import Episode, EpisodeStore, StoreFacts, append, writing
-from jepa.envs.policies import Policy
+from jepa.envs.policies import BatchedPolicy
 from jepa.envs.types import BatchedEnv, node_of
 from jepa.parallel.bars import bar
 from jepa.rl.dreams import DreamWorld
@@ -24,7 +24,8 @@ GROUP = 25
 
 
 def extend(
-    folder: Path, *, env: BatchedEnv, policy: Callable[[], Policy], num_steps: int, episode_steps: int, seed: int,
+    folder: Path, *, env: BatchedEnv, policy: Callable[[], BatchedPolicy], num_steps: int, episode_steps: int,
+    seed: int,
 ) -> EpisodeStore:  # fmt: skip
     """The store in `folder`, extended by episodes of the policy until it has exactly `num_steps` steps.
 

@@ -160,6 +160,7 @@ class Trainer:
     ) -> None:  # fmt: skip
         self.config, self.composer, self.folder, self.session, self.run_dir = config, composer, folder, session, run_dir
         self.env, self.interrupt, self.device, self.parts = env, interrupt, session.device, Parts.of(config)
+        self.results_path = folder / "results.json"
         self.writer = checkpoint.Writer(folder, session, keep=config.keep)
         self.last = checkpoint.latest(folder)
         state = checkpoint.peek(self.last) if self.last else {}
@@ -269,10 +270,6 @@ class Trainer:
         for logger in self.loggers:
             logger.log(step, {**steps, **metrics})
 
-    @property
-    def results_path(self) -> Path:
-        return self.folder / "results.json"
-
     def read_results(self) -> dict[str, Any]:
         return report.read(self.results_path)
 
@@ -310,10 +307,7 @@ class Trainer:
         config, actor = self.config, self.actor
         assert actor is not None
         log.info("evaluating %s episodes after %s steps", config.eval_episodes, f"{self.parts.env_steps[number]:,}")
-        episodes, seconds = evaluate.play_episodes(
-            self.env, actor, num_episodes=config.eval_episodes, episode_steps=config.episode_steps, seed=config.seed
-        )
-        found = self.row(self.kind, episodes, self.parts.env_steps[number], seconds)
+        found, episodes = self.played(self.kind, actor, self.parts.env_steps[number])
         store = EpisodeStore(self.folder / "replay")
         held_out = held_out_numbers(len(store), world_config(config, number, self.composer, self.env.frame_shape))
         figures = truth(actor.world, store, held_out, remember(actor.world, store, held_out, self.device))
@@ -326,16 +320,14 @@ class Trainer:
         """ "jepa" or "iris": the name of the policy's row."""
         return "jepa" if any("objective=dynamics" in one for one in self.config.world["overrides"]) else "iris"
 
-    def row(self, policy: str, episodes: list[Episode], env_steps: int, seconds: float) -> dict[str, Any]:
+    def played(self, name: str, policy: Any, env_steps: int) -> tuple[dict[str, Any], list[Episode]]:
+        """The row of a policy, and its episodes."""
         config = self.config
-        return evaluate.row(
-            policy,
-            episodes,
-            seed=config.seed,
-            env_steps=env_steps,
-            seconds=seconds,
-            success_return=config.success_return,
+        episodes, seconds = evaluate.play_episodes(
+            self.env, policy, num_episodes=config.eval_episodes, episode_steps=config.episode_steps, seed=config.seed
         )
+        measured = {"seed": config.seed, "env_steps": env_steps, "seconds": seconds}
+        return evaluate.row(name, episodes, success_return=config.success_return, **measured), episodes
 
     def finish(self) -> dict[str, Any]:
         """Baselines, films and the page."""
@@ -344,11 +336,7 @@ class Trainer:
             if not any(found["policy"] == name and found["env_steps"] == env_steps for found in results["rows"]):
                 log.info("%s, %s steps", name, f"{env_steps:,}")
                 with self.interrupt.at_once():
-                    episodes, seconds = evaluate.play_episodes(
-                        self.env, make(), num_episodes=self.config.eval_episodes,
-                        episode_steps=self.config.episode_steps, seed=self.config.seed,
-                    )  # fmt: skip
-                results["rows"].append(self.row(name, episodes, env_steps, seconds))
+                    results["rows"].append(self.played(name, make(), env_steps)[0])
                 write_json(self.results_path, results)
                 self.show(results["rows"][-1])
         with self.interrupt.at_once():

@@ -18,15 +18,10 @@ from jepa.types import NonNegativeInt
 
 FORMAT = "jepa-train checkpoint 2"
 STATE_FIELDS: Fields = {
-    "step": NonNegativeInt,
-    "digests": Mapping[str, str],
-    "best": dict | None,
-    "backbone": str | None,
-    "clip_shape": CLIP_SHAPE | None,
-    **dict.fromkeys(("mean", "std"), Sequence[float] | None),
-    "encoder": dict | None,
+    "step": NonNegativeInt, "digests": Mapping[str, str], "best": dict | None, "backbone": str | None,
+    "clip_shape": CLIP_SHAPE | None, **dict.fromkeys(("mean", "std"), Sequence[float] | None), "encoder": dict | None,
     "threads": int | None,
-}
+}  # fmt: skip
 """Fields of state.json that are read."""
 BEST_FIELDS: Fields = {"metric": str | None, "value": float}
 """Fields of `best` in state.json."""

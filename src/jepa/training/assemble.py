@@ -154,12 +154,9 @@ def make_snapshotter(
     """Takes snapshots of the detections of a detector, of the backbone's features for other objectives."""
     config = phase.config
     arguments: dict[str, Any] = {
-        "session": components.session,
-        "seed": config.seed,
-        "evaluators": evaluators,
-        "batch_size": config.evaluation.batch_size,
-        "val_samples": config.evaluation.val_samples,
-    }
+        "session": components.session, "seed": config.seed, "evaluators": evaluators,
+        "batch_size": config.evaluation.batch_size, "val_samples": config.evaluation.val_samples,
+    }  # fmt: skip
     images = transform_arguments(config, dataset)
     if "boxes" in components.fields:
         return DetectionSnapshotter(
@@ -167,15 +164,11 @@ def make_snapshotter(
         )
     crops = {key: getattr(config.augment, key) for key in ("crop_scale", "crop_aspect", "flip")}
     return Snapshotter(
-        dataset=DatasetTraits.of(dataset).probe_dataset or dataset,
-        transform=EvalTransform(**images),
-        masker=components.masker,
-        crops=partial(Augment, **images, **crops),
-        train_samples=config.evaluation.train_samples,
-        still=config.evaluation.still,
-        fields=components.fields,
+        dataset=DatasetTraits.of(dataset).probe_dataset or dataset, transform=EvalTransform(**images),
+        masker=components.masker, crops=partial(Augment, **images, **crops),
+        train_samples=config.evaluation.train_samples, still=config.evaluation.still, fields=components.fields,
         **arguments,
-    )
+    )  # fmt: skip
 
 
 def check_phases(config: TrainConfig, encoder: Any) -> None:
@@ -208,18 +201,11 @@ def make_plan(phase: Phase, dataset_size: int, world_size: int = 1) -> Plan:
         near = near_multiples(config.batch_size, world_size)
         raise ConfigError([f"batch_size={config.batch_size}: {world_size} processes share a batch equally; use {near}"])
     return Plan(
-        total_steps=total,
-        begin_step=phase.begin_step,
-        end_step=phase.end_step,
-        batch_size=config.batch_size,
-        micro_batch_size=min(config.micro_batch_size or rank_batch_size, rank_batch_size),
-        dataset_size=dataset_size,
-        seed=config.seed,
-        log_every=config.log_every,
-        eval_every=config.eval_every or math.ceil(total / 5),
-        save_every=config.save_every or max(1, min(1000, total // 10)),
-        clip_grad=config.clip_grad,
-    )
+        total_steps=total, begin_step=phase.begin_step, end_step=phase.end_step, batch_size=config.batch_size,
+        micro_batch_size=min(config.micro_batch_size or rank_batch_size, rank_batch_size), dataset_size=dataset_size,
+        seed=config.seed, log_every=config.log_every, eval_every=config.eval_every or math.ceil(total / 5),
+        save_every=config.save_every or max(1, min(1000, total // 10)), clip_grad=config.clip_grad,
+    )  # fmt: skip
 
 
 def make_components(
@@ -275,16 +261,11 @@ def make_objective(config: TrainConfig, dataset: Dataset, plan: Plan) -> tuple[A
         fields=DatasetTraits.of(dataset).fields,
     )
     objective = build_with(
-        config.objective,
-        encoder=encoder,
-        predictor=predictor,
+        config.objective, encoder=encoder, predictor=predictor,
         regularizers={name: factory(node)() for name, node in config.regularizer.items()},
-        num_mask_tokens=num_mask_tokens,
-        classes=dataset.classes,
-        fields=DatasetTraits.of(dataset).fields,
-        batch_size=plan.batch_size,
-        total_steps=plan.total_steps,
-    )
+        num_mask_tokens=num_mask_tokens, classes=dataset.classes, fields=DatasetTraits.of(dataset).fields,
+        batch_size=plan.batch_size, total_steps=plan.total_steps,
+    )  # fmt: skip
     if not isinstance(objective, Objective):
         raise ConfigError([f"objective: {type(objective).__name__} must derive from jepa.objectives.base.Objective"])
     return objective, masker
@@ -337,18 +318,11 @@ def start_batches(
     """Endless raw batches of this rank from `first_step` on, downscaled to the size that the crops need."""
     session = components.session
     return batches(
-        dataset,
-        batch_size=plan.batch_size // session.world_size,
-        seed=config.seed,
-        first_step=first_step,
-        rank=session.rank,
-        world_size=session.world_size,
-        num_workers=config.num_workers,
-        pin_memory=session.device.type == "cuda",
-        short_side=components.augment.short_side,
-        fields=components.fields,
+        dataset, batch_size=plan.batch_size // session.world_size, seed=config.seed, first_step=first_step,
+        rank=session.rank, world_size=session.world_size, num_workers=config.num_workers,
+        pin_memory=session.device.type == "cuda", short_side=components.augment.short_side, fields=components.fields,
         keep_decoded=config.keep_decoded,
-    )
+    )  # fmt: skip
 
 
 def transform_arguments(config: TrainConfig, dataset: Dataset) -> dict:

@@ -144,17 +144,10 @@ def one_step(plan: Plan, components: TrainComponents, raw: RawBatch, step: int) 
     lr, weight_decay = components.schedule.lr_at(step), components.schedule.weight_decay_at(step)
     set_schedule(components.optimizer, lr=lr, weight_decay=weight_decay)
     output = train_step(
-        components.wrapped,
-        components.optimizer,
-        batch,
-        masks,
-        micro_batch_size=plan.micro_batch_size,
-        autocast=session.autocast,
-        clip_grad=plan.clip_grad,
-        guard=components.guard,
-        seed=derive_seed(plan.seed, step, session.rank, "step"),
-        penalty=components.objective.regularization,
-    )
+        components.wrapped, components.optimizer, batch, masks, micro_batch_size=plan.micro_batch_size,
+        autocast=session.autocast, clip_grad=plan.clip_grad, guard=components.guard,
+        seed=derive_seed(plan.seed, step, session.rank, "step"), penalty=components.objective.regularization,
+    )  # fmt: skip
     schedule = {"lr": lr, "weight_decay": weight_decay, **components.objective.after_step(step)}
     return output, {f"train/{name}": value for name, value in schedule.items()}
 

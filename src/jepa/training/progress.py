@@ -24,13 +24,9 @@ class Progress:
         self.is_shown = is_shown
         self.moving = can_move() and is_shown
         self.bar = tqdm(
-            total=total_steps,
-            initial=first_step,
-            disable=not self.moving,
-            unit="step",
-            dynamic_ncols=True,
+            total=total_steps, initial=first_step, disable=not self.moving, unit="step", dynamic_ncols=True,
             bar_format="{desc}{percentage:3.0f}% |{bar}| step {n_fmt}/{total_fmt}{postfix}",
-        )
+        )  # fmt: skip
         self.next_line = first_step
         self.seconds_per_step: float | None = None
         self.is_warm = False

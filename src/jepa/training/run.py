@@ -189,7 +189,7 @@ class Run:
             tqdm.write(printable("\n".join(lines)), file=sys.stderr)
             self.has_printed = True
 
-    def _evaluate(self, step: int, objective: Any, interrupt: Interrupt) -> Outcome:
+    def _evaluate(self, step: int, objective: Any, interrupt: Interrupt) -> EvaluationOutcome:
         begun = time.perf_counter()
         try:
             with interrupt.at_once():
@@ -197,12 +197,12 @@ class Run:
                 evaluations = [one(snapshot) for one in self.due_evaluators(step) if snapshot.is_finite]
                 pixels = self.snapshotter.baselines(snapshot, self.evaluators) if step == 0 and evaluations else {}
         except Interrupted:
-            return Outcome()
+            return EvaluationOutcome()
         finally:
             if objective is self.components.eval_copy:
                 objective.cpu()
         if not snapshot.is_finite:
-            return Outcome(
+            return EvaluationOutcome(
                 error=f"the features of step {step} are not finite: training has diverged; lower lr. {FAILED_STATE}"
             )
         metrics = {name: value for evaluation in evaluations for name, value in evaluation.metrics.items()} | pixels
@@ -212,7 +212,7 @@ class Run:
         tables = tuple(table for evaluation in evaluations for table in evaluation.tables)
         for logger in self.loggers:
             logger.show(step, Evaluation(pictures=pictures, tables=tables))
-        return Outcome(best=self._best(step, metrics))
+        return EvaluationOutcome(best=self._best(step, metrics))
 
     def due_evaluators(self, step: int) -> list[Evaluator]:
         """All evaluators; between the ends of the run without those that are only due there."""
@@ -243,7 +243,7 @@ class Run:
         )
 
 
-class Outcome(NamedTuple):
+class EvaluationOutcome(NamedTuple):
     """Result of an evaluation, sent to all ranks."""
 
     best: dict | None = None

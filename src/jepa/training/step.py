@@ -58,18 +58,10 @@ class SpikeGuard(nn.Module):
 
 
 def train_step(
-    objective: nn.Module,
-    optimizer: Optimizer,
-    batch: Batch,
-    masks: Masks,
-    *,
-    micro_batch_size: int,
-    autocast: Callable[[], AbstractContextManager],
-    clip_grad: float | None,
-    guard: SpikeGuard | None,
-    seed: int,
+    objective: nn.Module, optimizer: Optimizer, batch: Batch, masks: Masks, *, micro_batch_size: int,
+    autocast: Callable[[], AbstractContextManager], clip_grad: float | None, guard: SpikeGuard | None, seed: int,
     penalty: Regularizer | None = None,
-) -> StepOutput:
+) -> StepOutput:  # fmt: skip
     """Accumulate the gradients of micro-batches of `micro_batch_size` samples, clip them, and step if all are finite.
 
     `batch` is this rank's part. `penalty` is the objective's `regularization`, taken over all micro-batches together.
