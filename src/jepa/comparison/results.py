@@ -28,11 +28,9 @@ from jepa.runs.metrics import METRICS, Row, clock, read_config, read_ending, rea
 
 BUDGET_FILE, MEASUREMENT_FOLDER = "budget.json", ".measure"
 BUDGET_FIELDS: Fields = {
-    "seconds": float | None,
-    "members": Mapping[str, str] | None,
-    "steps": Mapping[str, float] | None,
+    "seconds": float | None, "members": Mapping[str, str] | None, "steps": Mapping[str, float] | None,
     "samples_per_s": Mapping[str, float] | None,
-}
+}  # fmt: skip
 """Fields of budget.json."""
 CRITERIA = {
     "collapse/rank": "rank", "collapse/rank_centred": "centred rank", "select/lidar": "LiDAR", "select/alpha": "alpha",

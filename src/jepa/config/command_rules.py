@@ -177,8 +177,8 @@ RECORDINGS = ("lerobot", "minari", "frames")
 
 
 def _kind_and_path(view: ConfigView, key: str) -> Iterator[str]:
-    kind, colon, path = view[key].partition(":")
-    if kind not in RECORDINGS or not colon or not path:
+    kind, _, path = view[key].partition(":")
+    if kind not in RECORDINGS or not path:
         hint = suggestion(kind, RECORDINGS)
         yield f"{view.describe(key)}: takes KIND:PATH with a KIND of {', '.join(RECORDINGS)}{hint}"
 

@@ -9,11 +9,7 @@ from torch import Tensor
 
 from jepa.seeding import derive_seed
 
-SHORT = {
-    "skip": "leaves them out",
-    "hold": "repeats the last frame",
-    "loop": "begins again at the first frame",
-}
+SHORT = {"skip": "leaves them out", "hold": "repeats the last frame", "loop": "begins again at the first frame"}
 """Treatments of a video that is shorter than a clip, with their description in the warning."""
 
 

@@ -173,10 +173,8 @@ class Group:
             "frames": ((total + count, *facts.frame_shape), np.uint8),
             "states": ((total + count, len(facts.state_names)), np.float32),
             "actions": ((total, *facts.actions.shape), np.int64 if facts.actions.is_discrete else np.float32),
-            "rewards": ((total,), np.float32),
-            "terminated": ((total,), np.bool_),
-            "truncated": ((total,), np.bool_),
-        }
+            "rewards": ((total,), np.float32), "terminated": ((total,), np.bool_), "truncated": ((total,), np.bool_),
+        }  # fmt: skip
         return {name: load(self.folder / f"{name}.npy", *kind) for name, kind in kinds.items()}
 
     def unmap(self) -> None:

@@ -76,12 +76,9 @@ class TorchvisionImages:
     in_memory = True
 
     def __init__(
-        self,
-        *,
-        name: Annotated[str, Literal["cifar10", "cifar100", "mnist", "fashion_mnist", "stl10"]],
-        root_path: str,
-        download: bool = True,
-    ) -> None:
+        self, *, name: Annotated[str, Literal["cifar10", "cifar100", "mnist", "fashion_mnist", "stl10"]],
+        root_path: str, download: bool = True,
+    ) -> None:  # fmt: skip
         self.name = name
         self.root = Path(root_path).expanduser().absolute()
         self.download = download

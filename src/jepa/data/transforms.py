@@ -198,12 +198,9 @@ class Normalise:
 
 
 def resample(
-    pixels: Tensor,
-    boxes: Tensor,
-    size: tuple[int, int],
-    flips: Tensor | None = None,
+    pixels: Tensor, boxes: Tensor, size: tuple[int, int], flips: Tensor | None = None,
     normalise: Normalise | None = None,
-) -> Tensor:
+) -> Tensor:  # fmt: skip
     """uint8 [B, C, T, H, W], [B V, 4], bool [B V] -> float [B V, C, T, h, w]: each sample's V boxes, resized.
 
     Both routes are antialiased and agree to one grey level: on a CPU torch's uint8 kernel sample by sample for clips

@@ -20,23 +20,19 @@ Names = Mapping[str, tuple[str, ...]]
 TABLE = "positions.table"
 _BLOCK = ("norm1", "attn.qkv", "attn.proj", "norm2", "mlp.fc1", "mlp.fc2")
 PUBLISHED: Names = {
-    "embed": ("patch_embed.proj",),
-    TABLE: ("pos_embed",),
-    **{f"blocks.{{}}.{module}": (f"blocks.{{}}.{module}",) for module in _BLOCK},
-    "norm": ("norm",),
-}
+    "embed": ("patch_embed.proj",), TABLE: ("pos_embed",),
+    **{f"blocks.{{}}.{module}": (f"blocks.{{}}.{module}",) for module in _BLOCK}, "norm": ("norm",),
+}  # fmt: skip
 """The published files of I-JEPA, V-JEPA and V-JEPA 2, and timm's VisionTransformer."""
 IJEPA: Names = {
-    "embed": ("embeddings.patch_embeddings.projection",),
-    TABLE: ("embeddings.position_embeddings",),
+    "embed": ("embeddings.patch_embeddings.projection",), TABLE: ("embeddings.position_embeddings",),
     "blocks.{}.norm1": ("encoder.layer.{}.layernorm_before",),
     "blocks.{}.attn.qkv": tuple(f"encoder.layer.{{}}.attention.attention.{x}" for x in ("query", "key", "value")),
     "blocks.{}.attn.proj": ("encoder.layer.{}.attention.output.dense",),
     "blocks.{}.norm2": ("encoder.layer.{}.layernorm_after",),
     "blocks.{}.mlp.fc1": ("encoder.layer.{}.intermediate.dense",),
-    "blocks.{}.mlp.fc2": ("encoder.layer.{}.output.dense",),
-    "norm": ("layernorm",),
-}
+    "blocks.{}.mlp.fc2": ("encoder.layer.{}.output.dense",), "norm": ("layernorm",),
+}  # fmt: skip
 """Files of transformers' IJepaModel."""
 VJEPA2: Names = {
     "embed": ("encoder.embeddings.patch_embeddings.proj",), "blocks.{}.norm1": ("encoder.layer.{}.norm1",),

@@ -189,12 +189,9 @@ def _open_timm(
     if folder is not None:
         _check_size(Path(folder), config["architecture"], arguments | {"img_size": (height, width)})
     encoder = TimmEncoder(
-        clip_shape=clip_shape or (channels, 1, height, width),
-        architecture=config["architecture"],
-        arguments=arguments,
-        folder=None if fresh else folder,
-        **values,
-    )
+        clip_shape=clip_shape or (channels, 1, height, width), architecture=config["architecture"], arguments=arguments,
+        folder=None if fresh else folder, **values,
+    )  # fmt: skip
     default = [0.5] * encoder.clip_shape[0]
     mean, std = (preset[key] if len(preset.get(key) or ()) == len(default) else default for key in ("mean", "std"))
     return encoder, mean, std

@@ -164,11 +164,9 @@ def _read_file(path: Path, num_heads: int | None) -> Weights:
         grid, patch_size = _square_grid(translated[TABLE], patch.ndim == 5, path), sizes["patch_size"]
         clip = (grid[0] * sizes.get("tubelet_size", 1), grid[1] * patch_size[0], grid[2] * patch_size[1])
     node = {
-        "_target_": SPATIAL if patch.ndim == 4 else TEMPORAL,
-        "clip_shape": [channels, *clip],
-        "position": "vjepa2" if is_rotary else "table",
-        "num_heads": num_heads,
-    }
+        "_target_": SPATIAL if patch.ndim == 4 else TEMPORAL, "clip_shape": [channels, *clip],
+        "position": "vjepa2" if is_rotary else "table", "num_heads": num_heads,
+    }  # fmt: skip
     return Weights(node | sizes, translated, *_pixel_statistics(path.parent, channels))
 
 

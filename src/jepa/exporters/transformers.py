@@ -68,11 +68,9 @@ def _why_no_vjepa2(encoder: nn.Module) -> str | None:
 
 def _common_sizes(encoder: Any) -> dict[str, Any]:
     return {
-        "hidden_size": encoder.embed_dim,
-        "num_hidden_layers": len(encoder.blocks),
-        "num_attention_heads": encoder.num_heads,
-        "layer_norm_eps": encoder.norm.eps,
-    }
+        "hidden_size": encoder.embed_dim, "num_hidden_layers": len(encoder.blocks),
+        "num_attention_heads": encoder.num_heads, "layer_norm_eps": encoder.norm.eps,
+    }  # fmt: skip
 
 
 def _image_sizes(encoder: Any) -> dict[str, Any]:

@@ -21,11 +21,9 @@ class SimpleFeaturePyramid(nn.Module):
         super().__init__()
         half, quarter = max(1, input_dim // 2), max(1, input_dim // 4)
         twice = nn.Sequential(
-            nn.ConvTranspose2d(input_dim, half, 2, 2),
-            LayerNorm2d(half),
-            nn.GELU(),
+            nn.ConvTranspose2d(input_dim, half, 2, 2), LayerNorm2d(half), nn.GELU(),
             nn.ConvTranspose2d(half, quarter, 2, 2),
-        )
+        )  # fmt: skip
         scalings = (twice, nn.ConvTranspose2d(input_dim, half, 2, 2), nn.Identity(), nn.MaxPool2d(2))
         dims = (quarter, half, input_dim, input_dim)
         self.levels = nn.ModuleList(

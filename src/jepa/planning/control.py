@@ -126,13 +126,10 @@ class Planning:
         generators = [generator(self.seed, step, seed, "plan") for seed in self.seeds]
         history = self._history()
         search = Search(
-            cost=lambda candidates: self._cost(candidates, history, active),
-            horizon=planner.horizon,
-            size=plan_size(world),
-            num_actions=world.contract.actions.num_actions,
-            generators=generators,
+            cost=lambda candidates: self._cost(candidates, history, active), horizon=planner.horizon,
+            size=plan_size(world), num_actions=world.contract.actions.num_actions, generators=generators,
             warm_start=self._warm_start(history),
-        )
+        )  # fmt: skip
         self.plan = planner(search)
         self.first = self.plan if self.first is None else self.first
         past = torch.cat([history[1], self.plan], dim=1)[:FILMED]

@@ -30,13 +30,11 @@ SIDE = 96
 """Pixels of a frame in a film strip."""
 MEANINGS = {
     "distinct": "different tokens over different frames",
-    "exact_frames": "frames after one dreamt step that are the right one",
-    "reward_recall": "rewards that are expected",
-    "false_rewards": "steps without a reward that promise one",
-    "reward_error": "mean error of the expected reward",
+    "exact_frames": "frames after one dreamt step that are the right one", "reward_recall": "rewards that are expected",
+    "false_rewards": "steps without a reward that promise one", "reward_error": "mean error of the expected reward",
     "imagined_return": "return of dreams from the first frames of the evaluated episodes",
     "real_return": "return of these episodes over as many steps",
-}
+}  # fmt: skip
 
 
 def table(results: Mapping[str, Any]) -> Table:

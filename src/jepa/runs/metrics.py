@@ -259,14 +259,12 @@ def _provenance(folder: Path, config: Mapping[str, Any], run_id: str, resume_ste
     """Command, machine, versions and the sessions of the run; a resumed run keeps its earlier sessions."""
     sessions = read_provenance(folder).get("sessions", []) if resume_step is not None else []
     return {
-        "name": str(config.get("name", folder.name)),
-        "run_id": run_id,
-        "status": "running",
+        "name": str(config.get("name", folder.name)), "run_id": run_id, "status": "running",
         "command": shlex.join(_command(folder)),
         "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPU cores",
         "versions": {"python": platform.python_version(), **versions()},
         "sessions": [*sessions, {"started": time.time(), "from_step": resume_step or 0}],
-    }
+    }  # fmt: skip
 
 
 def _command(folder: Path) -> list[str]:

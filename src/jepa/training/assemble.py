@@ -95,11 +95,9 @@ def data_identity(dataset: Dataset, folder: Path) -> dict[str, Any]:
     before = checkpoint.peek(last).get("data") if last else None
     if before and has_grown(before, dataset):
         log.info(
-            "%s: the data set has grown from %s to %s samples",
-            folder,
-            f"{before['num_samples']:,}",
+            "%s: the data set has grown from %s to %s samples", folder, f"{before['num_samples']:,}",
             f"{len(dataset):,}",
-        )
+        )  # fmt: skip
     elif before and (differences := changes(before, data)):
         reason = f"the data set has changed since the run was begun: {'; '.join(differences)}"
         advice = (
@@ -253,13 +251,10 @@ def make_objective(config: TrainConfig, dataset: Dataset, plan: Plan) -> tuple[A
     masker = factory(config.mask)(grid=encoder.grid)
     num_mask_tokens = getattr(masker, "num_sets", 1)
     predictor = build_with(
-        config.predictor,
-        grid=encoder.grid,
-        embed_dim=encoder.embed_dim,
-        num_heads=config.predictor.get("num_heads") or encoder.num_heads,
-        num_mask_tokens=num_mask_tokens,
+        config.predictor, grid=encoder.grid, embed_dim=encoder.embed_dim,
+        num_heads=config.predictor.get("num_heads") or encoder.num_heads, num_mask_tokens=num_mask_tokens,
         fields=DatasetTraits.of(dataset).fields,
-    )
+    )  # fmt: skip
     objective = build_with(
         config.objective, encoder=encoder, predictor=predictor,
         regularizers={name: factory(node)() for name, node in config.regularizer.items()},
@@ -303,11 +298,9 @@ def make_loggers(config: TrainConfig, folder: RunFolder, session: Session) -> li
     """The logger of the run folder, then those of the configuration; for rank 0 only."""
     last = checkpoint.latest(folder.path)
     arguments = {
-        "folder": folder.path,
-        "config": asdict(config),
-        "run_id": folder.facts["run_id"],
+        "folder": folder.path, "config": asdict(config), "run_id": folder.facts["run_id"],
         "resume_step": checkpoint.peek(last)["step"] if last else None,
-    }
+    }  # fmt: skip
     device = f"{session.world_size} x " * (not session.is_single) + device_name(session.device)
     return [FolderLogger(**arguments, device=device), *(factory(node)(**arguments) for node in config.logger.values())]
 

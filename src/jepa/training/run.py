@@ -235,12 +235,10 @@ class Run:
         components, objective = self.components, self.components.objective
         backbone = next(name for name, module in objective.named_modules() if module is objective.backbone)
         self.writer.save(
-            step=step,
-            tensors=checkpoint.training_tensors(objective, components.optimizer, components.guard),
+            step=step, tensors=checkpoint.training_tensors(objective, components.optimizer, components.guard),
             config=self.config_text,
-            state={"best": self.best, "backbone": backbone, "failed": links == ("failed",), **self.facts},
-            links=links,
-        )
+            state={"best": self.best, "backbone": backbone, "failed": links == ("failed",), **self.facts}, links=links,
+        )  # fmt: skip
 
 
 class EvaluationOutcome(NamedTuple):

@@ -103,12 +103,9 @@ def _split(batch: Batch, masks: Masks, size: int) -> Iterator[tuple[Batch, Masks
 
 @torch.no_grad()
 def _first_pass(
-    objective: nn.Module,
-    micro_batches: list[tuple[Batch, Masks]],
-    autocast: Callable[[], AbstractContextManager],
-    penalty: Regularizer,
-    seed: int,
-) -> GradCache:
+    objective: nn.Module, micro_batches: list[tuple[Batch, Masks]], autocast: Callable[[], AbstractContextManager],
+    penalty: Regularizer, seed: int,
+) -> GradCache:  # fmt: skip
     """The cached penalty of all micro-batches; dropout and dropped paths are those of the second pass."""
     grad_cache = GradCache(len(micro_batches))
     torch.manual_seed(seed)
