@@ -69,10 +69,77 @@ def test_every_command_completes_in_the_shell(
 
 
 def test_every_command_shows_its_configuration(program: str, capsys: pytest.CaptureFixture[str]) -> None:
-    given = {"jepa-compare": ["objective=jepa,mae"], "jepa-find": ["lr"]}.get(program, [])
+    assert main_of(program)(["--cfg", "job"]) == 0
+    assert [type(config) for config in yaml.safe_load_all(capsys.readouterr().out)] == [dict]
+    assert not os.listdir(".")
+
+
+@pytest.mark.parametrize("kind", ["hydra", "all"])
+def test_every_command_shows_the_settings_of_hydra(program: str, kind: str, capsys: pytest.CaptureFixture[str]) -> None:
+    given = {"jepa-compare": ["seed=0,1"], "jepa-rl": ["seed=0,1"], "jepa-find": ["lr"]}.get(program, [])
+    assert main_of(program)([*given, "--cfg", kind]) == 0
+    assert "job_logging" in yaml.safe_load(capsys.readouterr().out)["hydra"]
+    assert not os.listdir(".")
+
+
+@pytest.mark.parametrize(
+    ("program", "given", "count"),
+    [
+        ("jepa-compare", ["objective=jepa"], 1),
+        ("jepa-compare", ["objective=jepa,mae"], 2),
+        ("jepa-compare", ["compare=two_rooms"], 6),  # whose dataset.path is missing
+        ("jepa-train", ["--multirun", "seed=0,1"], 2),
+        ("jepa-train", ["--multirun", "sweep=lr"], 9),
+        ("jepa-rl", ["seed=0,1"], 2),
+    ],
+)
+def test_commands_that_start_several_runs_show_each(
+    program: str, given: list[str], count: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", [program])
     assert main_of(program)([*given, "--cfg", "job"]) == 0
-    shown = list(yaml.safe_load_all(capsys.readouterr().out))
-    assert len([config for config in shown if config]) == (2 if program == "jepa-compare" else 1)
+    assert len([config for config in yaml.safe_load_all(capsys.readouterr().out) if config]) == count
+    assert not os.listdir(".")
+
+
+def test_a_configuration_is_shown_though_its_folder_holds_another_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for member in ("x", "x/seed=0"):
+        Path("outputs", member, "checkpoints/step_00000001").mkdir(parents=True)
+        Path("outputs", member, "config.yaml").write_text("lr: 7\n")
+    assert train(["name=x", "resume=false", "--cfg", "job"]) == 0
+    assert main_of("jepa-compare")(["name=x", "seed=0,1", "--cfg", "job"]) == 0
+    assert capsys.readouterr().out
+
+
+def test_an_evaluation_is_shown_on_the_data_of_its_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("outputs/x/checkpoints/step_00000001").mkdir(parents=True)
+    Path("outputs/x/checkpoints/step_00000001/state.json").write_text('{"step": 1}')
+    config = {"image_size": 32, "dataset": {"_target_": "jepa.data.images.ImageFolder", "root_path": "gone"}}
+    Path("outputs/x/checkpoints/step_00000001/config.yaml").write_text(yaml.safe_dump(config))
+    assert main_of("jepa-eval")(["outputs/x", "--cfg", "job"]) == 0
+    assert yaml.safe_load(capsys.readouterr().out)["dataset"]["root_path"] == "gone"
+
+
+@pytest.mark.parametrize("program", ["jepa-compare", "jepa-find", "jepa-train"])
+def test_an_estimate_trains_nothing(
+    program: str, tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", [program])
+    several = {"jepa-compare": ["seed=0,1"], "jepa-find": ["lr"]}.get(program, [])
+    for given in ([], several):
+        words = [*given, *["lr"] * (program == "jepa-find" and not given)]
+        assert main_of(program)([*words, *tiny, "batch_size=8", "estimate=true"]) == 0
+        expected = 2 if program == "jepa-compare" and given else 1
+        assert capsys.readouterr().out.count("calculated, not measured") == expected
     assert not os.listdir(".")
 
 

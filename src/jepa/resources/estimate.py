@@ -160,6 +160,12 @@ def print_estimate(config: TrainConfig, folder: Path) -> int:
     return 0
 
 
+def print_estimates(configs: Mapping[str, TrainConfig]) -> int:
+    """Print the estimate of each run under its label; returns the exit status."""
+    print("\n\n".join(f"{label}\n" * bool(label) + estimate(config) for label, config in configs.items()), flush=True)
+    return 0
+
+
 def estimate(config: TrainConfig) -> str:
     """The text for all phases of the run."""
     dataset, assumed = find_dataset(config)
