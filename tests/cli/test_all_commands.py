@@ -122,7 +122,8 @@ def test_an_evaluation_is_shown_on_the_data_of_its_run(
     monkeypatch.chdir(tmp_path)
     Path("outputs/x/checkpoints/step_00000001").mkdir(parents=True)
     Path("outputs/x/checkpoints/step_00000001/state.json").write_text('{"step": 1}')
-    config = {"image_size": 32, "dataset": {"_target_": "jepa.data.images.ImageFolder", "root_path": "gone"}}
+    dataset = {"_target_": "jepa.data.images.ImageFolder", "root_path": "gone"}
+    config = {"image_size": 32, "dataset": dataset, "objective": {"_target_": "jepa.objectives.mae.MAE"}}
     Path("outputs/x/checkpoints/step_00000001/config.yaml").write_text(yaml.safe_dump(config))
     assert main_of("jepa-eval")(["outputs/x", "--cfg", "job"]) == 0
     assert yaml.safe_load(capsys.readouterr().out)["dataset"]["root_path"] == "gone"
@@ -196,6 +197,37 @@ def test_an_estimate_needs_no_data_and_says_what_it_assumes(
     assert train([*f"dataset={dataset}".split(), *tiny, "batch_size=8", "estimate=true"]) == 0
     assert "assumed: 1,281,167 samples of 3 channels in 1,000 classes, as the data are not" in capsys.readouterr().out
     assert not Path("data").exists()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "assumed"),
+    [
+        (
+            "dataset=coco objective=detect objective.width=32 precision=fp32",
+            "118,287 samples of 3 channels in 80 classes",
+        ),
+        ("dataset=voc objective=detect objective.head=fcos objective.width=32 dataset.classes=[a,b]", "in 2 classes"),
+        (
+            "experiment=two_rooms",
+            "78,750 samples of 1 channel, actions of 2 numbers of TwoRooms, episodes of full length",
+        ),
+        (
+            "experiment=two_rooms dataset.env=null dataset.episodes=null",
+            "100,000 samples of 3 channels, actions of 2 num",
+        ),
+    ],
+)
+def test_an_estimate_needs_neither_boxes_nor_episodes(
+    overrides: str, assumed: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["jepa-train"])
+    small = ["size=tiny", "image_size=64", "encoder.patch_size=16", "batch_size=8", "encoder.depth=1"]
+    assert train([*overrides.split(), *small, "estimate=true"]) == 0
+    text = capsys.readouterr().out
+    assert re.search(rf"assumed: .*{re.escape(assumed)}", text)
+    assert "all steps" in text
+    assert not os.listdir(".")
 
 
 def test_a_run_may_stand_first() -> None:
