@@ -11,6 +11,7 @@ import tomllib
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -20,10 +21,11 @@ import yaml
 from jepa.cli.help import help_text
 from jepa.cli.overrides import with_run
 from jepa.cli.train import main as train
-from jepa.config import ConfigError, compose, compose_collect, compose_embed, compose_eval
+from jepa.config import ConfigError, compose, compose_collect, compose_embed, compose_eval, compose_export
 from jepa.config.catalogue import Catalogue, Choice, conf_folder
 from jepa.config.machine import check_start, check_writable
 from jepa.config.overrides import override_literal
+from jepa.config.schema import ExportConfig
 from jepa.errors import RunError
 from jepa.training.find_lr import rerun_command
 
@@ -44,6 +46,15 @@ def program(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", [request.param])
     return request.param
+
+
+def write_stub_run(**sections: object) -> None:
+    """outputs/x: a run as far as commands look before they import torch."""
+    checkpoint = Path("outputs/x/checkpoints/step_00000001")
+    checkpoint.mkdir(parents=True)
+    (checkpoint / "state.json").write_text('{"step": 1}')
+    config = {"image_size": 32, "dataset": {}, "objective": {"_target_": "jepa.objectives.mae.MAE"}, **sections}
+    (checkpoint / "config.yaml").write_text(yaml.safe_dump(config))
 
 
 def main_of(program: str) -> Callable[[list[str]], int]:
@@ -120,11 +131,7 @@ def test_an_evaluation_is_shown_on_the_data_of_its_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    Path("outputs/x/checkpoints/step_00000001").mkdir(parents=True)
-    Path("outputs/x/checkpoints/step_00000001/state.json").write_text('{"step": 1}')
-    dataset = {"_target_": "jepa.data.images.ImageFolder", "root_path": "gone"}
-    config = {"image_size": 32, "dataset": dataset, "objective": {"_target_": "jepa.objectives.mae.MAE"}}
-    Path("outputs/x/checkpoints/step_00000001/config.yaml").write_text(yaml.safe_dump(config))
+    write_stub_run(dataset={"_target_": "jepa.data.images.ImageFolder", "root_path": "gone"})
     assert main_of("jepa-eval")(["outputs/x", "--cfg", "job"]) == 0
     assert yaml.safe_load(capsys.readouterr().out)["dataset"]["root_path"] == "gone"
 
@@ -259,8 +266,11 @@ def test_the_command_of_a_finder_keeps_the_folder_of_configurations() -> None:
     assert rerun_command(given, lr="0.1") == "  jepa-train --config-dir 'my conf' experiment=quickstart lr=0.1"
 
 
-def test_a_missing_package_is_refused_before_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
-    hidden = {"datasets", "tensorboard", "minigrid", "av", "torchcodec"}
+def test_a_missing_package_is_refused_before_the_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("v").mkdir()
+    Path("v/1.mp4").touch()
+    hidden = {"datasets", "tensorboard", "minigrid", "av", "torchcodec", "onnx", "onnxruntime", "transformers"}
     monkeypatch.setattr("jepa.config.machine.find_spec", lambda name: None if name in hidden else find_spec(name))
     configs = {
         "datasets: pip install 'jepa-train[hf]'": compose(["dataset=hf", "dataset.path=a/b"]),
@@ -271,6 +281,15 @@ def test_a_missing_package_is_refused_before_the_start(monkeypatch: pytest.Monke
         with pytest.raises(ConfigError) as refused:
             check_start(config)
         assert expected in str(refused.value)
+    export = partial(ExportConfig, run="r", output=None, push_to_hub=None)
+    for expected, config in {
+        "format=onnx: needs onnx and onnxruntime": export(format="onnx"),
+        "format=transformers: needs transformers": export(format="transformers"),
+        "videos=v: videos need av or torchcodec": compose_embed(["run=timm:x", "videos=v", "out=f.npz"]),
+    }.items():
+        with pytest.raises(ConfigError, match=expected):
+            check_start(config)
+    check_start(export(format="timm"))
     videos = {"_target_": "jepa.data.videos.VideoFolder", "root_path": "none", "video_folder": "."}
     with pytest.raises(ConfigError, match=r"needs av or torchcodec: pip install 'jepa-train\[video\]'"):
         check_start(replace(compose([]), dataset=videos))
@@ -304,6 +323,21 @@ class TestOutputFolder:
         check_start(config)
         with pytest.raises(RunError, match="closed"):
             check_start(replace(config, out="closed/features.npz"))
+        with pytest.raises(RunError, match="closed/timm: Not a directory"):
+            check_start(ExportConfig(run="timm:x", format="timm", output="closed/timm", push_to_hub=None))
+
+
+@pytest.mark.parametrize("format", ["timm", "transformers", "onnx"])
+def test_an_export_that_no_model_can_hold_is_refused_before_the_start(
+    format: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_stub_run(encoder={"stem": "dictionary"})
+    if format == "onnx":
+        assert compose_export(["run=outputs/x", "format=onnx"]).format == "onnx"
+        return
+    with pytest.raises(ConfigError, match=r"encoder.stem=dictionary.*use safetensors or onnx or torch_export"):
+        compose_export(["run=outputs/x", f"format={format}"])
 
 
 @pytest.mark.slow
