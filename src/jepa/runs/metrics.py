@@ -22,7 +22,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from jepa.config import files
+from jepa.config import changed_keys, files
 from jepa.errors import FileError
 from jepa.types import Within
 
@@ -200,6 +200,11 @@ def read_ending(folder: Path) -> dict[str, str]:
     """run.json of a run folder: run_id, status and message; empty if there is none."""
     stored = read_json(folder / "run.json", RUN_FIELDS)
     return {name: value for name, value in stored.items() if value is not None}
+
+
+def is_finished(folder: Path, config: Mapping[str, Any]) -> bool:
+    """True if the run in the folder is finished and has this configuration."""
+    return read_ending(folder).get("status") == "finished" and not changed_keys(read_config(folder), config)
 
 
 def read_provenance(folder: Path) -> dict[str, Any]:
