@@ -15,7 +15,18 @@ from jepa.config.catalogue import conf_folder, find, flatten
 from jepa.types import NonNegative, NonNegativeInt, Positive, PositiveInt, PositiveShare, ScaleRange, Share, Within
 
 IRRELEVANT = {
-    *("log_every", "eval_every", "save_every", "save_async", "keep", "num_workers", "keep_decoded", "resume", "name"),
+    *(
+        "log_every",
+        "eval_every",
+        "save_every",
+        "save_minutes",
+        "save_async",
+        "keep",
+        "num_workers",
+        "keep_decoded",
+        "resume",
+        "name",
+    ),
     *("device", "strategy", "processes", "threads", "micro_batch_size", "estimate", "verbose", "baselines", "videos"),
     "ppo_steps",
 }
@@ -95,6 +106,7 @@ class TrainConfig:
     log_every: PositiveInt
     eval_every: PositiveInt | None
     save_every: PositiveInt | None
+    save_minutes: Positive | None
     save_async: bool
     keep: PositiveInt
     estimate: bool

@@ -218,6 +218,7 @@ def make_plan(phase: Phase, dataset_size: int, world_size: int = 1) -> Plan:
         log_every=config.log_every,
         eval_every=config.eval_every or math.ceil(total / 5),
         save_every=config.save_every or max(1, min(1000, total // 10)),
+        save_seconds=math.inf if config.save_minutes is None else 60 * config.save_minutes,
         clip_grad=config.clip_grad,
     )
 
