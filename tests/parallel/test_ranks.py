@@ -17,15 +17,8 @@ pytestmark = pytest.mark.slow
 TINY = [
     *("encoder.patch_size=8", "encoder.embed_dim=32", "encoder.depth=2", "encoder.num_heads=2", "image_size=32"),
     *("dataset.num_samples=96", "batch_size=12", "num_workers=0", "logger=none", "evaluator=[]", "log_every=1"),
-    *(
-        "steps=8",
-        "eval_every=8",
-        "save_every=8",
-        "save_minutes=1e-6",
-        "evaluation.train_samples=8",
-        "evaluation.val_samples=8",
-    ),
-    *("device=cpu", "precision=fp32", "schedule.warmup_ratio=0.1", "lr=1e-3"),
+    *("steps=8", "eval_every=8", "save_every=8", "evaluation.train_samples=8", "evaluation.val_samples=8"),
+    *("device=cpu", "precision=fp32", "schedule.warmup_ratio=0.1", "lr=1e-3", "save_minutes=1e-6"),
 ]
 PREDICTED = ["predictor.width=16", "predictor.depth=1", "mask.ratio=0.5"]
 VIDEO = ["encoder=temporal", "dataset=moving_digits", "num_frames=4", "predictor.width=16", "predictor.depth=1"]

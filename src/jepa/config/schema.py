@@ -15,20 +15,9 @@ from jepa.config.catalogue import conf_folder, find, flatten
 from jepa.types import NonNegative, NonNegativeInt, Positive, PositiveInt, PositiveShare, ScaleRange, Share, Within
 
 IRRELEVANT = {
-    *(
-        "log_every",
-        "eval_every",
-        "save_every",
-        "save_minutes",
-        "save_async",
-        "keep",
-        "num_workers",
-        "keep_decoded",
-        "resume",
-        "name",
-    ),
+    *("log_every", "eval_every", "save_every", "save_async", "keep", "num_workers", "keep_decoded", "resume", "name"),
     *("device", "strategy", "processes", "threads", "micro_batch_size", "estimate", "verbose", "baselines", "videos"),
-    "ppo_steps",
+    *("ppo_steps", "save_minutes"),
 }
 IRRELEVANT_SECTIONS = {"logger", "evaluator", "evaluation", "hardware"}
 """Keys and sections that may change when a run is resumed, because its result does not depend on them."""

@@ -267,17 +267,17 @@ def _provenance(folder: Path, config: Mapping[str, Any], run_id: str, resume_ste
         "name": str(config.get("name", folder.name)),
         "run_id": run_id,
         "status": "running",
-        "command": shlex.join(_command(folder)),
+        "command": shlex.join(_command(folder, config)),
         "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPU cores",
         "versions": {"python": platform.python_version(), **versions()},
         "sessions": [*sessions, {"started": time.time(), "from_step": resume_step or 0}],
     }
 
 
-def _command(folder: Path) -> list[str]:
+def _command(folder: Path, config: Mapping[str, Any]) -> list[str]:
     """The command that runs it again: that which was typed, or one with config.yaml where another program ran it."""
     program = Path(sys.argv[0]).stem.removeprefix("jepa-")
-    if program in ("train", "finetune"):
+    if program in ("train", "finetune") or (program == "rl" and "policy_steps" in config):
         return [f"jepa-{program}", *sys.argv[1:]]
     return ["jepa-train", "--config-dir", str(folder), "--config-name", "config"]
 
