@@ -20,11 +20,10 @@ from jepa.config.schema import ExportConfig, TrainConfig
 from jepa.config.view import pair_of
 from jepa.errors import ConfigError, RunError, explain
 from jepa.parallel.environment import num_cores
+from jepa.resources.hardware import GPUS, Cluster, most_seconds
 
 GPU_FILES = ("/dev/nvidiactl", "/dev/nvidia0", "/dev/nvmap", "/dev/kfd", "/dev/dxg", "/proc/driver/nvidia/gpus")
 """Files of the drivers of NVIDIA, also of Jetson and of WSL, and of AMD; without any there is no CUDA device."""
-CORE_FLOPS = 3e10
-"""Floating-point operations per second that a training reaches on one CPU core."""
 FORMAT_PACKAGES = {"transformers": ("transformers",), "onnx": ("onnx", "onnxscript", "onnxruntime")}
 """Format of jepa-export -> the packages of the extra `export` that it imports."""
 SIZED = ("size", "experiment", "encoder.embed_dim", "encoder.depth")
@@ -129,14 +128,17 @@ def check_costly_default(config: TrainConfig, typed: Sequence[str] | None, folde
     steps = max(1, config.num_frames // config.encoder.get("tubelet_size", 1))
     tokens = steps * (height_width[0] // patch[0]) * (height_width[1] // patch[1])
     parameters = 12 * depth * width**2
-    samples = config.steps * config.batch_size if config.steps else 1000 * config.epochs
-    hours = 6 * parameters * tokens * samples / CORE_FLOPS / num_cores() / 3600
+    samples = (config.steps * config.batch_size if config.steps else 1000 * config.epochs) * config.augment.views
+    cores, utilisation = num_cores(), config.hardware.utilisation
+    cluster = Cluster(gpu=GPUS["cpu"], count=cores, per_node=cores, utilisation=utilisation, bf16=False)
+    hours = most_seconds(parameters, tokens, samples, cluster) / 3600
     work = f"{config.steps:,} steps" if config.steps else f"{config.epochs} epochs of every 1,000 samples"
     raise ConfigError(
         [
             f"size: no size is chosen, and this machine has no GPU: the default encoder of {parameters / 1e6:.0f}M "
-            f"parameters takes about {hours:,.1f} hours for {work} on {num_cores()} CPU cores. A smaller one: "
-            f"{_smaller(config, typed)} (size=base trains the default all the same)"
+            f"parameters takes up to {hours:,.1f} hours for {work} on {cores} CPU cores (what the method needs counts "
+            f"estimate=true hardware.gpu=cpu hardware.count={cores}). A smaller one: {_smaller(config, typed)} "
+            "(size=base trains the default all the same)"
         ]
     )
 
