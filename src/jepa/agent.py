@@ -99,7 +99,7 @@ class JEPAAgent:
         for name in ("encoder", "finetuned"):
             self.__dict__.pop(name, None)  # cached before this training
         check_costly_default(self.config, self._typed, self.folder)
-        print("\n".join(opening_lines(asdict(self.config), self.folder)), file=sys.stderr, flush=True)
+        print("".join(opening_lines(asdict(self.config), self.folder)), end="", file=sys.stderr, flush=True)
         status = train(self.config, self.folder)
         if status and status - 128 not in SIGNALS:
             raise RunError(f"{self.folder}: the processes of the run ended with status {status}; see their messages")

@@ -11,6 +11,7 @@ import tomllib
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -20,10 +21,11 @@ import yaml
 from jepa.cli.help import help_text
 from jepa.cli.overrides import with_run
 from jepa.cli.train import main as train
-from jepa.config import ConfigError, compose, compose_collect, compose_embed, compose_eval
+from jepa.config import ConfigError, compose, compose_collect, compose_embed, compose_eval, compose_export
 from jepa.config.catalogue import Catalogue, Choice, conf_folder
 from jepa.config.machine import check_start, check_writable
 from jepa.config.overrides import override_literal
+from jepa.config.schema import ExportConfig
 from jepa.errors import RunError
 from jepa.training.find_lr import rerun_command
 
@@ -44,6 +46,15 @@ def program(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", [request.param])
     return request.param
+
+
+def write_stub_run(**sections: object) -> None:
+    """outputs/x: a run as far as commands look before they import torch."""
+    checkpoint = Path("outputs/x/checkpoints/step_00000001")
+    checkpoint.mkdir(parents=True)
+    (checkpoint / "state.json").write_text('{"step": 1}')
+    config = {"image_size": 32, "dataset": {}, "objective": {"_target_": "jepa.objectives.mae.MAE"}, **sections}
+    (checkpoint / "config.yaml").write_text(yaml.safe_dump(config))
 
 
 def main_of(program: str) -> Callable[[list[str]], int]:
@@ -69,10 +80,74 @@ def test_every_command_completes_in_the_shell(
 
 
 def test_every_command_shows_its_configuration(program: str, capsys: pytest.CaptureFixture[str]) -> None:
-    given = {"jepa-compare": ["objective=jepa,mae"], "jepa-find": ["lr"]}.get(program, [])
+    assert main_of(program)(["--cfg", "job"]) == 0
+    assert [type(config) for config in yaml.safe_load_all(capsys.readouterr().out)] == [dict]
+    assert not os.listdir(".")
+
+
+@pytest.mark.parametrize("kind", ["hydra", "all"])
+def test_every_command_shows_the_settings_of_hydra(program: str, kind: str, capsys: pytest.CaptureFixture[str]) -> None:
+    given = {"jepa-compare": ["seed=0,1"], "jepa-rl": ["seed=0,1"], "jepa-find": ["lr"]}.get(program, [])
+    assert main_of(program)([*given, "--cfg", kind]) == 0
+    assert "job_logging" in yaml.safe_load(capsys.readouterr().out)["hydra"]
+    assert not os.listdir(".")
+
+
+@pytest.mark.parametrize(
+    ("program", "given", "count"),
+    [
+        ("jepa-compare", ["objective=jepa"], 1),
+        ("jepa-compare", ["objective=jepa,mae"], 2),
+        ("jepa-compare", ["compare=two_rooms"], 6),  # whose dataset.path is missing
+        ("jepa-train", ["--multirun", "seed=0,1"], 2),
+        ("jepa-train", ["--multirun", "sweep=lr"], 9),
+        ("jepa-rl", ["seed=0,1"], 2),
+    ],
+)
+def test_commands_that_start_several_runs_show_each(
+    program: str, given: list[str], count: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", [program])
     assert main_of(program)([*given, "--cfg", "job"]) == 0
-    shown = list(yaml.safe_load_all(capsys.readouterr().out))
-    assert len([config for config in shown if config]) == (2 if program == "jepa-compare" else 1)
+    assert len([config for config in yaml.safe_load_all(capsys.readouterr().out) if config]) == count
+    assert not os.listdir(".")
+
+
+def test_a_configuration_is_shown_though_its_folder_holds_another_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for member in ("x", "x/seed=0"):
+        Path("outputs", member, "checkpoints/step_00000001").mkdir(parents=True)
+        Path("outputs", member, "config.yaml").write_text("lr: 7\n")
+    assert train(["name=x", "resume=false", "--cfg", "job"]) == 0
+    assert main_of("jepa-compare")(["name=x", "seed=0,1", "--cfg", "job"]) == 0
+    assert capsys.readouterr().out
+
+
+def test_an_evaluation_is_shown_on_the_data_of_its_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_stub_run(dataset={"_target_": "jepa.data.images.ImageFolder", "root_path": "gone"})
+    assert main_of("jepa-eval")(["outputs/x", "--cfg", "job"]) == 0
+    assert yaml.safe_load(capsys.readouterr().out)["dataset"]["root_path"] == "gone"
+
+
+@pytest.mark.parametrize("program", ["jepa-compare", "jepa-find", "jepa-train"])
+def test_an_estimate_trains_nothing(
+    program: str, tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", [program])
+    several = {"jepa-compare": ["seed=0,1"], "jepa-find": ["lr"]}.get(program, [])
+    for given in ([], several):
+        words = [*given, *["lr"] * (program == "jepa-find" and not given)]
+        assert main_of(program)([*words, *tiny, "batch_size=8", "estimate=true"]) == 0
+        expected = 2 if program == "jepa-compare" and given else 1
+        assert capsys.readouterr().out.count("calculated, not measured") == expected
     assert not os.listdir(".")
 
 
@@ -131,6 +206,37 @@ def test_an_estimate_needs_no_data_and_says_what_it_assumes(
     assert not Path("data").exists()
 
 
+@pytest.mark.parametrize(
+    ("overrides", "assumed"),
+    [
+        (
+            "dataset=coco objective=detect objective.width=32 precision=fp32",
+            "118,287 samples of 3 channels in 80 classes",
+        ),
+        ("dataset=voc objective=detect objective.head=fcos objective.width=32 dataset.classes=[a,b]", "in 2 classes"),
+        (
+            "experiment=two_rooms",
+            "78,750 samples of 1 channel, actions of 2 numbers of TwoRooms, episodes of full length",
+        ),
+        (
+            "experiment=two_rooms dataset.env=null dataset.episodes=null",
+            "100,000 samples of 3 channels, actions of 2 num",
+        ),
+    ],
+)
+def test_an_estimate_needs_neither_boxes_nor_episodes(
+    overrides: str, assumed: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["jepa-train"])
+    small = ["size=tiny", "image_size=64", "encoder.patch_size=16", "batch_size=8", "encoder.depth=1"]
+    assert train([*overrides.split(), *small, "estimate=true"]) == 0
+    text = capsys.readouterr().out
+    assert re.search(rf"assumed: .*{re.escape(assumed)}", text)
+    assert "all steps" in text
+    assert not os.listdir(".")
+
+
 def test_a_run_may_stand_first() -> None:
     assert with_run(["outputs/x", "task=knn"]) == ["run=outputs/x", "task=knn"]
     assert with_run(["outputs/x", "outputs/y 2"]) == ["run=[outputs/x,'outputs/y 2']"]
@@ -160,8 +266,11 @@ def test_the_command_of_a_finder_keeps_the_folder_of_configurations() -> None:
     assert rerun_command(given, lr="0.1") == "  jepa-train --config-dir 'my conf' experiment=quickstart lr=0.1"
 
 
-def test_a_missing_package_is_refused_before_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
-    hidden = {"datasets", "tensorboard", "minigrid", "av", "torchcodec"}
+def test_a_missing_package_is_refused_before_the_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("v").mkdir()
+    Path("v/1.mp4").touch()
+    hidden = {"datasets", "tensorboard", "minigrid", "av", "torchcodec", "onnx", "onnxruntime", "transformers"}
     monkeypatch.setattr("jepa.config.machine.find_spec", lambda name: None if name in hidden else find_spec(name))
     configs = {
         "datasets: pip install 'jepa-train[hf]'": compose(["dataset=hf", "dataset.path=a/b"]),
@@ -172,6 +281,15 @@ def test_a_missing_package_is_refused_before_the_start(monkeypatch: pytest.Monke
         with pytest.raises(ConfigError) as refused:
             check_start(config)
         assert expected in str(refused.value)
+    export = partial(ExportConfig, run="r", output=None, push_to_hub=None)
+    for expected, config in {
+        "format=onnx: needs onnx and onnxruntime": export(format="onnx"),
+        "format=transformers: needs transformers": export(format="transformers"),
+        "videos=v: videos need av or torchcodec": compose_embed(["run=timm:x", "videos=v", "out=f.npz"]),
+    }.items():
+        with pytest.raises(ConfigError, match=expected):
+            check_start(config)
+    check_start(export(format="timm"))
     videos = {"_target_": "jepa.data.videos.VideoFolder", "root_path": "none", "video_folder": "."}
     with pytest.raises(ConfigError, match=r"needs av or torchcodec: pip install 'jepa-train\[video\]'"):
         check_start(replace(compose([]), dataset=videos))
@@ -205,6 +323,21 @@ class TestOutputFolder:
         check_start(config)
         with pytest.raises(RunError, match="closed"):
             check_start(replace(config, out="closed/features.npz"))
+        with pytest.raises(RunError, match="closed/timm: Not a directory"):
+            check_start(ExportConfig(run="timm:x", format="timm", output="closed/timm", push_to_hub=None))
+
+
+@pytest.mark.parametrize("format", ["timm", "transformers", "onnx"])
+def test_an_export_that_no_model_can_hold_is_refused_before_the_start(
+    format: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_stub_run(encoder={"stem": "dictionary"})
+    if format == "onnx":
+        assert compose_export(["run=outputs/x", "format=onnx"]).format == "onnx"
+        return
+    with pytest.raises(ConfigError, match=r"encoder.stem=dictionary.*use safetensors or onnx or torch_export"):
+        compose_export(["run=outputs/x", f"format={format}"])
 
 
 @pytest.mark.slow

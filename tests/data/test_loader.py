@@ -211,7 +211,7 @@ def test_each_broken_sample_is_warned_of_once_with_its_name_and_reason(caplog):
             broken.add(torch.tensor(indices, dtype=torch.long))
     assert len(broken.indices) == 2
     assert [record.getMessage() for record in caplog.records] == [
-        f"skipped number {index}: cannot read number {index}" for index in (7, 8)
+        f"left out: number {index}: cannot read number {index}" for index in (7, 8)
     ]
 
 

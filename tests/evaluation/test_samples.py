@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 from toy_model import Crop, Images, seeded
 
+from jepa.data.loader import BrokenSamples
 from jepa.data.transforms import EvalTransform
 from jepa.encoders.spatial import SpatialEncoder
 from jepa.errors import RunError
@@ -35,6 +36,16 @@ def test_unreadable_samples_are_left_out_and_named_once(caplog):
     samples = samples_of(Images(10, broken=(3, 4)))
     sizes = [len(batch.labels) for _ in range(2) for batch in samples.batches()]
     assert sizes == [3, 3, 2] * 2
+    assert [record.message for record in caplog.records] == [
+        f"left out: picture {index}: cut short" for index in (3, 4)
+    ]
+
+
+def test_a_sample_that_the_loop_has_named_is_not_named_again(caplog):
+    dataset = Images(10, broken=(3, 4))
+    BrokenSamples(dataset).add(torch.tensor([3]))
+    for _ in range(2):
+        list(samples_of(dataset).batches())
     assert [record.message for record in caplog.records] == [
         f"left out: picture {index}: cut short" for index in (3, 4)
     ]

@@ -252,7 +252,10 @@ def run_folder(tmp_path: Path) -> Path:
         "dataset": {"_target_": "jepa.data.images.ImageFolder", "root_path": "/home/me/private"},
     }  # fmt: skip
     (last / "config.yaml").write_text(yaml.safe_dump(config))
-    (last / "state.json").write_text(json.dumps({"format": FORMAT, "step": 50, "digests": {}}))
+    data = {"num_samples": 4321, "classes": ["cat", "a|b", *map(str, range(30))], "digest": "0"}
+    (last / "state.json").write_text(json.dumps({"format": FORMAT, "step": 50, "data": data, "digests": {}}))
+    origin = {"device": "CPU", "versions": {"torch": "2.0"}, "sessions": [{"started": 1e9, "from_step": 0}]}
+    (last.parents[1] / "provenance.json").write_text(json.dumps(origin))
     rows = [
         {"step": 0, "probe/knn_top1": 11.1},
         {"step": 50, "probe/knn_top1": 44.4},
@@ -266,7 +269,8 @@ def test_provenance_says_how_the_checkpoint_was_trained_and_no_path(tmp_path: Pa
     provenance = read_provenance(str(run_folder(tmp_path)))
     text = " ".join([provenance.name, *provenance.facts.values(), provenance.results])
     words = ("shapes-run", "step 50", "1,600", "JEPA", "ImageFolder", "published.pt", "11.1", "44.4")
-    assert all(word in text for word in words)
+    words += ("4,321 samples in 32 classes (cat, a\\|b, 0, 1,", "17, ...)", "begun 2001-09-09, on CPU", "torch 2.0")
+    assert [word for word in words if word not in text] == []
     assert "55.5" not in text
     assert "private" not in text
 

@@ -18,7 +18,7 @@ TINY = [
     *("encoder.patch_size=8", "encoder.embed_dim=32", "encoder.depth=2", "encoder.num_heads=2", "image_size=32"),
     *("dataset.num_samples=96", "batch_size=12", "num_workers=0", "logger=none", "evaluator=[]", "log_every=1"),
     *("steps=8", "eval_every=8", "save_every=8", "evaluation.train_samples=8", "evaluation.val_samples=8"),
-    *("device=cpu", "precision=fp32", "schedule.warmup_ratio=0.1", "lr=1e-3"),
+    *("device=cpu", "precision=fp32", "schedule.warmup_ratio=0.1", "lr=1e-3", "save_minutes=1e-6"),
 ]
 PREDICTED = ["predictor.width=16", "predictor.depth=1", "mask.ratio=0.5"]
 VIDEO = ["encoder=temporal", "dataset=moving_digits", "num_frames=4", "predictor.width=16", "predictor.depth=1"]
@@ -106,6 +106,7 @@ def assert_same_numbers(one: Path, other: Path, tolerance: float = 1e-5) -> None
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize(("name", "way"), CASES)
 def test_two_ranks_train_as_one_process_does(name: str, way: str, one_process: Path, two_ranks: Path) -> None:
+    assert len(list((two_ranks / f"{name} {way}" / "checkpoints").glob("step_*"))) > 1, "rank 0's clock saves on both"
     # Muon orthogonalises matrices in bfloat16; small responses have steep square roots
     tolerance = {"muon": 1e-3, "dictionary": 1e-4}.get(name, 1e-5)
     assert_same_numbers(one_process / name, two_ranks / f"{name} {way}", tolerance)

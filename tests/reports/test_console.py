@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from jepa.reports.console import closing_lines, evaluation_rows, next_commands, opening_lines
 from jepa.reports.run_table import table_rows
@@ -25,10 +26,17 @@ SHAPES = {"_target_": "jepa.data.embedded.Shapes"}
 
 
 def test_the_first_lines_say_what_is_trained_where_it_is_seen_and_how_it_is_stopped() -> None:
-    text = "\n".join(opening_lines(config(**SHAPES), RUN))
+    text = "".join(opening_lines(config(**SHAPES), RUN))
     assert "outputs/cats: JEPA with SpatialEncoder on Shapes" in text
     assert "outputs/cats/report.html" in text
     assert "the same command goes on" in text
+
+
+@pytest.mark.parametrize(("lr", "count"), [(0.1, 0), (0.2, 3)])
+def test_a_finished_run_has_no_header_unless_its_keys_have_changed(lr: float, count: int, tmp_path: Path) -> None:
+    (tmp_path / "run.json").write_text('{"run_id": "a", "status": "finished", "message": ""}')
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config(**SHAPES) | {"lr": 0.1}))
+    assert len(opening_lines(config(**SHAPES) | {"lr": lr}, tmp_path)) == count
 
 
 def test_the_first_evaluation_has_a_head_and_the_floors() -> None:

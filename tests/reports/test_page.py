@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import base64
+import re
+from pathlib import Path
 
 import pytest
 from hostile_text import HOSTILE, count_as_text
@@ -10,6 +12,7 @@ from jinja2 import UndefinedError
 from markupsafe import Markup
 from synthetic_run import write_run
 
+from jepa.reports import page
 from jepa.reports.charts import Baseline, Chart, Line, line_chart, scatter
 from jepa.reports.page import Table, data_url, image, render
 from jepa.reports.run import write_report
@@ -107,3 +110,13 @@ def test_no_text_of_a_run_becomes_markup_on_its_report(tmp_path):
     assert count_as_text(html) >= 6  # title, name, message, configuration, metric and its legend
     assert count_as_text(html, picture) == 2
     assert count_as_text(html, "<script>caption") == 1
+
+
+def test_tables_scroll_in_their_box_while_their_first_column_stays():
+    templates = Path(page.__file__).with_name("templates")
+    tables = [path for path in templates.glob("*.html") if "<table" in path.read_text()]
+    assert tables == [templates / "table.html"]
+    assert "card scroll" in tables[0].read_text()
+    style = (templates / "page.css").read_text()
+    assert re.search(r"\.scroll \{[^}]*overflow-x: auto", style)
+    assert re.search(r"\.scroll th:first-child \{ position: sticky; left: 0;", style)

@@ -27,6 +27,7 @@ from jepa.resources.hardware import (
     fits,
     largest_micro_batch,
     memory,
+    most_seconds,
     rank_load,
     step_time,
     traffic,
@@ -258,3 +259,14 @@ def test_advice_has_no_numbers_where_the_model_cannot_be_traced(tiny: list[str])
 def test_small_numbers_are_not_shown_as_zero() -> None:
     assert [seconds_text(s) for s in (0.0, 3e-6, 0.002, 1.5)] == ["0.00 s", "3 us", "2.0 ms", "1.50 s"]
     assert [size_text(size) for size in (0.0, 0.0004, 0.12, 2.0)] == ["0.00", "<0.001", "0.12", "2.00"]
+
+
+@pytest.mark.parametrize("overrides", [[], ["objective=mae", "mask=random"], ["augment.views=2"]])
+def test_the_refusal_of_the_default_size_promises_no_less_than_the_estimate(overrides: list[str]) -> None:
+    config = compose([*overrides, "size=base"])
+    views, width, depth = config.augment.views, config.encoder["embed_dim"], config.encoder["depth"]
+    cluster = Cluster(gpu=GPUS["cpu"], count=2, per_node=2, utilisation=0.4, bf16=False)
+    cost = model_cost(config, IMAGES, 1, bf16=False)
+    counted = (cost.forward + cost.backward) / (cluster.flops * cluster.count)
+    bound = most_seconds(12 * depth * width**2, 14 * 14, views, cluster)
+    assert counted <= bound < 4 * counted

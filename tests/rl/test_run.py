@@ -93,6 +93,7 @@ def test_the_folder_has_page_video_and_films(trained: Path) -> None:
         page = (trained / "outputs" / world / "rl.html").read_text()
         assert "The imagined return is trustworthy" in page
         assert "data:image/png" in page
+        assert re.search(r"Where it ran.*CPU; .* CPU cores; python 3\.", page)
         assert (trained / "outputs" / world / "media" / "dreams.mp4").stat().st_size > 500
         assert "success" in (trained / "outputs" / world / "rl.md").read_text()
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import replace
+from itertools import pairwise
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,7 +15,7 @@ import torch
 from jepa.parallel.session import Session
 from jepa.parallel.signals import Interrupt
 from jepa.training import loop
-from jepa.training.loop import Meter, Plan, TrainingError, fit
+from jepa.training.loop import Meter, Plan, SaveClock, TrainingError, fit
 from jepa.training.step import StepOutput
 
 
@@ -82,6 +84,34 @@ def test_a_signal_ends_the_run_after_its_step_and_a_save(monkeypatch: pytest.Mon
     assert run.notes["saved"] == [4, 7]
     assert run.notes["evaluated"] == [5]
     assert run.interrupt.signum_on_all_ranks == 15
+
+
+def test_the_clock_saves_between_the_steps_that_are_due(monkeypatch: pytest.MonkeyPatch) -> None:
+    run = Notes(monkeypatch, save_every=100, save_seconds=25.0)
+    monkeypatch.setattr("jepa.training.loop.time.monotonic", lambda: 10.0 * len(run.notes["taken"]))
+    assert run.run() == 11
+    assert run.notes["saved"] == [3, 6, 9, 11]
+
+
+def test_slow_writing_makes_the_clock_strike_less_often(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+    monkeypatch.setattr("jepa.training.loop.time.monotonic", lambda: now)
+    clock = SaveClock(60.0)
+    struck = []
+    for second in range(2000):
+        now += 1.0
+        if clock.strikes():
+            struck.append(second)
+            with clock.saving():
+                now += 10.0  # 2 % of 500 seconds
+    assert struck[0] == 59
+    assert {b - a for a, b in pairwise(struck)} == {500}
+
+
+def test_without_minutes_the_clock_never_strikes(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = SaveClock(math.inf)
+    monkeypatch.setattr("jepa.training.loop.time.monotonic", lambda: 1e12)
+    assert not clock.strikes()
 
 
 def test_a_line_of_the_log_is_the_mean_of_the_steps_since_the_last(monkeypatch: pytest.MonkeyPatch) -> None:

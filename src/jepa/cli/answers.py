@@ -13,11 +13,13 @@ from jepa.errors import ConfigError
 
 FLAGS = """\
   --config-dir FOLDER     a folder with your own configuration groups, as FOLDER/{group}/mine.yaml
-  --cfg job               show the configuration instead of running it
+  --cfg job               show the configuration instead of running it; also hydra (its own settings) and all
   -sc install=bash        completion: eval "$({program} -sc install=bash)"; also zsh and fish
   --version               the versions of jepa-train, Python and Hydra
   -h, --help              this text, including the groups of --config-dir"""
 """The flags that all commands have."""
+SHOWN = ("job", "hydra", "all")
+"""What --cfg shows."""
 COMPLETION = {"--shell-completion", "-sc"}
 Configs = Callable[[Sequence[str], str | None], Iterable[tuple[str, dict[str, Any]]]]
 """(overrides, config_dir) -> a label and the configuration of each run that a command would start"""
@@ -37,22 +39,42 @@ def answer(program: str, primary: str, arguments: Sequence[str], configs: Config
         run_hydra(arguments, {}, primary)
         return 0
     parser = argparse.ArgumentParser(program, add_help=False, allow_abbrev=False)
-    parser.add_argument("--cfg", "-c", choices=["job"])
+    parser.add_argument("--cfg", "-c", choices=SHOWN)
     parser.add_argument("--config-dir")
     flags, rest = parser.parse_known_args(list(arguments))
     if flags.cfg is None or {"-h", "--help"} & {*rest}:
         return None
     overrides = [text for text in rest if not text.startswith("-")]
-    shown = list((configs or _configs_of(primary))(overrides, flags.config_dir))
+    if flags.cfg == "job":
+        show((configs or _configs_of(primary))(overrides, flags.config_dir))
+    else:
+        _show_hydra(flags.cfg, overrides, flags.config_dir, primary)
+    return 0
+
+
+def show(configs: Iterable[tuple[str, dict[str, Any]]]) -> None:
+    """Print the configurations as YAML; several as documents, each under its label."""
+    shown = list(configs)
     for label, config in shown:
         print(f"# {label}\n" * (len(shown) > 1) + as_text(config), end="---\n" * (len(shown) > 1))
-    return 0
+
+
+def _show_hydra(kind: str, overrides: Sequence[str], config_dir: str | None, primary: str) -> None:
+    """Print the settings of Hydra ("hydra"), or everything ("all"), of the first run that a command would start."""
+    from jepa.cli.train import run_hydra
+    from jepa.config import Composer, members, name_as_text
+
+    parsed, errors = Composer(config_dir, primary).parse([name_as_text(text) for text in overrides if "=" in text])
+    if errors:
+        raise ConfigError(errors)
+    folder = ["--config-dir", config_dir] if config_dir else []
+    run_hydra([*folder, "--cfg", kind, *next(iter(members(parsed)))], {}, primary)
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """Add the flags that all commands have to a parser with a --help of its own; `answer` reads most of them."""
     parser.add_argument("--config-dir", metavar="FOLDER", help="a folder with your own configuration groups")
-    parser.add_argument("--cfg", choices=["job"], help="show the configuration instead of running it")
+    parser.add_argument("--cfg", choices=SHOWN, help="show the configuration instead of running it")
     parser.add_argument("-sc", metavar="install=bash", help="completion for bash, zsh or fish")
     parser.add_argument("--version", action="store_true", help="the versions of jepa-train, Python and Hydra")
 
@@ -71,10 +93,12 @@ def _configs_of(primary: str) -> Configs:
     """The configurations that conf/PRIMARY.yaml and overrides compose, also with missing values and without data."""
 
     def configs(overrides: Sequence[str], config_dir: str | None) -> Iterable[tuple[str, dict[str, Any]]]:
-        from jepa.config import Composer, members, name_as_text
+        from jepa.config import Composer, members, name_as_text, with_run_data
 
         composer = Composer(config_dir, primary)
         composer.needs_data = False
+        if primary == "eval":
+            overrides = with_run_data(overrides, config_dir)
         parsed, errors = composer.parse([name_as_text(text) for text in overrides if "=" in text])
         shown = []
         for chosen in members(parsed):

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jepa.cli.answers import add_flags, answer
-from jepa.cli.terminal import STOPPED, run_command
+from jepa.cli.terminal import STOPPED, quick_imports, run_command
 from jepa.config.machine import check_writable
-from jepa.errors import RunError
+from jepa.errors import ConfigError, RunError
 
 if TYPE_CHECKING:
     from jepa.comparison.results import RunResult
@@ -77,12 +77,19 @@ def _run(flags: Namespace) -> int:
     from jepa.comparison.plan import choose_recipe, plan
     from jepa.comparison.results import find_runs
     from jepa.comparison.runs import TrainProcesses, run_all
-    from jepa.config import Composer
+    from jepa.config import Composer, to_dataclass
     from jepa.parallel.signals import STOPS, handlers
 
     composer = Composer(flags.config_dir)
     recipe, overrides = choose_recipe(flags.what, flags.methods, composer)
     folder, members = plan(overrides, recipe, composer, flags.seconds)
+    if any(member.config["estimate"] for member in members):
+        with quick_imports():
+            from jepa.resources.estimate import print_estimates
+        return print_estimates({member.label: to_dataclass(member.config) for member in members})
+    if [member.label for member in members] == [""]:
+        only = "there is only one run: give several values, as objective=jepa,mae, or folders of runs that exist"
+        raise ConfigError([only])
     check_writable(folder)
     processes = TrainProcesses(["--config-dir", flags.config_dir] if flags.config_dir else [])
     with handlers(STOPS, processes.receive):

@@ -21,7 +21,7 @@ usage: jepa-export run=RUN [format=FORMAT] [key=value ...] [flags]
   jepa-export run=outputs/x format=timm push_to_hub=me/my-encoder
 
 Each command writes a folder with a model card, checks that the exported encoder computes the same tokens, and prints a
-program that loads it."""
+program that loads it. timm and transformers have models of encoder.stem=linear only."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

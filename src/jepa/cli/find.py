@@ -47,6 +47,11 @@ def _find(flags: Namespace) -> int:
     config = compose(flags.overrides, flags.config_dir)
     typed = [*(["--config-dir", flags.config_dir] if flags.config_dir else []), *flags.overrides]
     setup_logging()
+    if config.estimate:
+        with quick_imports():
+            from jepa.resources.estimate import print_estimates
+
+        return print_estimates({"": config})
     with quick_imports(config):
         from jepa.training.find_batch import find_batch
         from jepa.training.find_lr import find_lr

@@ -84,7 +84,7 @@ def _train(config: TrainConfig, folder: Path, *, typed: list[str] | None) -> int
     check_writable(folder)
     check_costly_default(config, typed, folder)
     if rank() == 0:
-        print("\n".join(opening_lines(asdict(config), folder)), file=sys.stderr, flush=True)
+        print("".join(opening_lines(asdict(config), folder)), end="", file=sys.stderr, flush=True)
     with listen(signals=FROM_SCHEDULERS) as interrupt:
         with quick_imports():
             if (count := num_processes(config, os.environ)) == 1:

@@ -8,9 +8,10 @@ from typing import Any
 
 from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.types import Override
 
-from jepa.cli.answers import as_text
-from jepa.cli.sweep_plan import Sweep, missing_plugins, plan_sweep
+from jepa.cli.answers import as_text, show
+from jepa.cli.sweep_plan import Sweep, member_overrides, missing_plugins, plan_sweep, with_sweep_files
 from jepa.config import Composer, ConfigError, name_as_text
 from jepa.config.catalogue import find
 from jepa.config.compose import ABSENT
@@ -42,6 +43,8 @@ def preflight(arguments: Sequence[str]) -> tuple[list[str], Sweep | None, dict] 
     if plugin_errors := [*missing_plugins(composer, parsed)]:
         errors += plugin_errors
     elif flags.multirun or any(override.input_line == "hydra.mode=MULTIRUN" for override in parsed):
+        if flags.cfg:
+            return _show_sweep(flags.cfg, composer, parsed, errors)
         sweep, sweep_errors = plan_sweep(composer, parsed, settings)
         errors += sweep_errors
     else:
@@ -58,6 +61,18 @@ def preflight(arguments: Sequence[str]) -> tuple[list[str], Sweep | None, dict] 
         return None
     hydra_arguments = [argument for argument in arguments if argument not in given] + settings + overrides
     return hydra_arguments, None if flags.cfg or flags.info else sweep, config
+
+
+def _show_sweep(kind: str, composer: Composer, parsed: Sequence[Override], errors: list[str]) -> None:
+    """Print the configuration of every member of a sweep. Raises ConfigError for `errors` and those of the members."""
+    overrides, more = with_sweep_files(composer, parsed)
+    checked = {" ".join(chosen): composer.check(chosen) for chosen in member_overrides(composer, overrides)}
+    errors = [*errors, *more, *(error for result in checked.values() for error in result.errors)]
+    if kind != "job":
+        errors = [f"--cfg {kind}: shows one run; leave out --multirun, or use --cfg job"]
+    if errors := [error for error in errors if not error.endswith("=VALUE")]:
+        raise ConfigError(errors)
+    show((label, result.config) for label, result in checked.items())
 
 
 def _print_config(config: dict[str, Any], package: str | None) -> None:

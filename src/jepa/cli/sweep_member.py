@@ -13,9 +13,9 @@ from hydra.core.hydra_config import HydraConfig
 from jepa.cli.sweep_run import FAILURE
 from jepa.cli.terminal import rank, setup_logging
 from jepa.comparison.members import OUTPUT, begun_line, member_line, output_to
-from jepa.config import ConfigError, TrainConfig, changed_keys
+from jepa.config import ConfigError, TrainConfig
 from jepa.errors import RunError
-from jepa.runs.metrics import read_config, read_ending
+from jepa.runs.metrics import is_finished
 
 
 def train_member(config: TrainConfig, folder: Path, train: Callable[[TrainConfig, Path], int]) -> int:
@@ -24,7 +24,7 @@ def train_member(config: TrainConfig, folder: Path, train: Callable[[TrainConfig
         return train(config, folder)
     if rank() == 0:
         (folder / FAILURE).unlink(missing_ok=True)
-    if _is_finished(folder, config):
+    if is_finished(folder, asdict(config)):
         if rank() == 0:
             print(member_line(folder, "finished", None, config.evaluation.judge), flush=True)
         return 0
@@ -52,9 +52,3 @@ def _train_quietly(config: TrainConfig, folder: Path, train: Callable[[TrainConf
         except (ConfigError, RunError) as error:
             print(error, file=sys.stderr)
             raise
-
-
-def _is_finished(folder: Path, config: TrainConfig) -> bool:
-    """True if the run in the folder is finished and has this configuration."""
-    status = read_ending(folder).get("status")
-    return status == "finished" and not changed_keys(read_config(folder), asdict(config))

@@ -126,14 +126,10 @@ def plan(
             runs[member.label] = member
         except ConfigError as error:
             errors += [f"{candidate.method}: {text}" if candidate.method else text for text in error.errors]
-    if list(runs) == [""] and not errors:
-        errors.append(
-            "there is only one run: give several values, as objective=jepa,mae, or folders of runs that exist"
-        )
-    budget = read_budget(folder)
+    budget = read_budget(folder) if composer.needs_data else {}
     if budget and budget.get("seconds") != seconds:
         errors.append(f"{folder} holds a comparison with --seconds {budget.get('seconds')}: give another name=")
-    for member in runs.values():
+    for member in runs.values() if composer.needs_data else ():
         errors += _check_folder(member, ignore={"steps", "epochs"} if seconds else set())
     if errors:
         raise ConfigError(errors)
@@ -179,11 +175,14 @@ def _check(candidate: Candidate, comparison: str, all_keys: set[str], composer: 
     parts = [*filter(None, [method]), *sorted(varied.values())]
     label = ",".join(parts)
     overrides = [*texts, f"name={override_literal(f'{comparison}/{label}'.rstrip('/'))}"]
-    complete = composer.compose(overrides)
+    complete, errors = composer.check(overrides)
+    if errors := [error for error in errors if composer.needs_data or not error.endswith("=VALUE")]:
+        raise ConfigError(errors)
     folder = Path("outputs") / comparison / label
     return Member(
         label=label, method=",".join(part for part in parts if not part.startswith("seed=")), name=method,
-        folder=folder, overrides=tuple(overrides), config=asdict(to_dataclass(complete)),
+        folder=folder, overrides=tuple(overrides),
+        config=asdict(to_dataclass(complete)) if composer.needs_data else complete,  # shown with missing values, too
         dropped=tuple(text for _, text in candidate.overrides if text not in overrides),
         is_finished=read_ending(folder).get("status") == "finished",
     )  # fmt: skip
@@ -201,6 +200,6 @@ def _check_folder(member: Member, ignore: set[str]) -> list[str]:
     if not config or not (member.is_finished or newest(member.folder)):
         return []
     changes = [text for text in changed_keys(config, member.config) if text.partition(":")[0] not in ignore]
-    if not changes:
+    if not changes or member.config["estimate"]:
         return []
     return [f"{member.folder} holds a run of another configuration ({'; '.join(changes)}): give another name="]

@@ -38,7 +38,7 @@ from jepa.errors import ConfigError, as_config_errors
 __all__ = [
     "Composer", "ConfigError", "EvalConfig", "TrainConfig", "as_config_errors", "build_with", "changed_keys", "compose",
     "compose_collect", "compose_embed", "compose_eval", "compose_export", "compose_plan", "compose_predict", "factory",
-    "members", "name_as_text", "override_literal", "to_dataclass", "to_yaml",
+    "members", "name_as_text", "override_literal", "to_dataclass", "to_yaml", "with_run_data",
 ]  # fmt: skip
 
 
@@ -91,18 +91,18 @@ def compose(overrides: Sequence[str] = (), config_dir: str | os.PathLike | None 
 
 
 def compose_eval(overrides: Sequence[str] = (), config_dir: str | os.PathLike | None = None) -> EvalConfig:
-    """The configuration of `jepa-eval` with these overrides. Raises ConfigError with all errors.
-
-    Without `dataset=`, it evaluates on the data of the runs, and `name` is that of the first.
-    """
-    composer = Composer(config_dir, "eval")
-    if not names_data(overrides):
-        runs = [str(run) for run in as_list(composer.check(overrides).config.get("run"))]
-        if data := run_data(runs, config_dir):
-            name = f"name={override_literal(f'eval-{Path(runs[0]).name}')}"
-            overrides = [name, *data, *overrides]  # what is typed comes last and wins
-    config = composer.compose(overrides)
+    """The configuration of `jepa-eval` with these overrides. Raises ConfigError with all errors."""
+    config = Composer(config_dir, "eval").compose(with_run_data(overrides, config_dir))
     return EvalConfig(**{**config, "augment": CropConfig(**config["augment"]), "name": str(config["name"])})
+
+
+def with_run_data(overrides: Sequence[str], config_dir: str | os.PathLike | None = None) -> list[str]:
+    """The overrides of jepa-eval; without `dataset=`, after the data of the runs and a name."""
+    if names_data(overrides):
+        return list(overrides)
+    runs = [str(run) for run in as_list(Composer(config_dir, "eval").check(overrides).config.get("run"))]
+    data = run_data(runs, config_dir)
+    return [f"name={override_literal(f'eval-{Path(runs[0]).name}')}", *data, *overrides] if data else list(overrides)
 
 
 def compose_export(overrides: Sequence[str] = (), config_dir: str | os.PathLike | None = None) -> ExportConfig:

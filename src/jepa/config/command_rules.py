@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -12,6 +13,8 @@ from typing import Any
 
 from jepa.config import checkpoints, signatures
 from jepa.config.catalogue import Catalogue, conf_folder
+from jepa.config.files import as_mapping
+from jepa.config.heads import stored_config
 from jepa.config.paths import find_source
 from jepa.config.view import ConfigView, Rule, check_size
 from jepa.suggestions import suggestion
@@ -107,6 +110,9 @@ EVAL_RULES: tuple[Rule, ...] = (
 
 FORMATS = ("safetensors", "timm", "transformers", "onnx", "torch_export")
 
+OTHERS_MODELS = ("timm", "transformers")
+"""Formats that are models of another library; their patches are embedded linearly."""
+
 MARK = "<!-- written by jepa-export; a folder with this line is replaced when it is exported again -->"
 """A line of the README.md of every export."""
 
@@ -157,6 +163,11 @@ def _export_paths(view: ConfigView) -> Iterator[str]:
     except ValueError as error:
         yield f"{view.describe('run')}: {error}"
         return
+    with suppress(ValueError):  # of a run without a checkpoint, which is refused by its name when it is opened
+        stem = as_mapping(stored_config(run).get("encoder", {}), "encoder", {}).get("stem", "linear")
+        if stem != "linear" and format in OTHERS_MODELS:
+            formats = " or ".join(name for name in FORMATS if name not in OTHERS_MODELS)
+            yield f"{view.describe('format')}: the run has encoder.stem={stem}, no model of {format} has; use {formats}"
     folder = output_folder(run, format, view.get("output"))
     if folder is None:
         yield f"{view.describe('run')}: has no run folder to write into; give output=FOLDER"

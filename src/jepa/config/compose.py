@@ -68,7 +68,7 @@ class Composer:
     """Composes and checks configurations; caches the result of the same choices, for the members of a sweep."""
 
     needs_data = True
-    """False where a configuration is only shown: its data need not be on this machine"""
+    """False where a configuration is only shown: its data need not be on this machine, its folder may exist"""
 
     def __init__(self, config_dir: str | os.PathLike | None = None, config_name: str = "train") -> None:
         self.config_name = config_name.removesuffix(".yaml")
@@ -148,7 +148,7 @@ class Composer:
         assert schema is not None
         describe = partial(self._describe, config, (*implied, *values))
         errors += value_errors(resolved, schema, describe, needs_data=needs_data)
-        if self.schema is TrainConfig and resolved["resume"] is False:
+        if self.schema is TrainConfig and resolved["resume"] is False and needs_data:
             errors += _existing_run(config, sweep_folder)
         return resolved
 

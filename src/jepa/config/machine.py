@@ -14,16 +14,18 @@ from typing import Any
 
 from jepa.config import signatures
 from jepa.config.catalogue import components
+from jepa.config.command_rules import output_folder
 from jepa.config.layouts import IMAGE_SUFFIXES, VIDEO_SUFFIXES, holds_files, no_files
-from jepa.config.schema import TrainConfig
+from jepa.config.schema import ExportConfig, TrainConfig
 from jepa.config.view import pair_of
 from jepa.errors import ConfigError, RunError, explain
 from jepa.parallel.environment import num_cores
+from jepa.resources.hardware import GPUS, Cluster, most_seconds
 
 GPU_FILES = ("/dev/nvidiactl", "/dev/nvidia0", "/dev/nvmap", "/dev/kfd", "/dev/dxg", "/proc/driver/nvidia/gpus")
 """Files of the drivers of NVIDIA, also of Jetson and of WSL, and of AMD; without any there is no CUDA device."""
-CORE_FLOPS = 3e10
-"""Floating-point operations per second that a training reaches on one CPU core."""
+FORMAT_PACKAGES = {"transformers": ("transformers",), "onnx": ("onnx", "onnxscript", "onnxruntime")}
+"""Format of jepa-export -> the packages of the extra `export` that it imports."""
 SIZED = ("size", "experiment", "encoder.embed_dim", "encoder.depth")
 """Keys that choose the size of the encoder."""
 
@@ -40,12 +42,15 @@ def check_start(config: Any) -> None:
 
     Raises RunError if it cannot write where the results go.
     """
-    if errors := [*_device(getattr(config, "device", "auto")), *_empty_folders(config), *_missing_packages(config)]:
+    missing = [*_missing_packages(config), *_missing_tools(config)]
+    if errors := [*_device(getattr(config, "device", "auto")), *_empty_folders(config), *missing]:
         raise ConfigError(errors)
     if name := getattr(config, "name", None):
         check_writable(Path("outputs", name))
     if (out := getattr(config, "out", None)) and (config.images or config.videos):
         check_writable(Path(out).expanduser().parent, Path(out))
+    if isinstance(config, ExportConfig) and (folder := output_folder(config.run, config.format, config.output)):
+        check_writable(folder)
 
 
 def check_writable(folder: Path, named: Path | None = None) -> None:
@@ -70,6 +75,15 @@ def _missing_packages(config: Any) -> Iterator[str]:
         if missing:
             needed = " and ".join(names.replace("|", " or ") for names in missing)
             yield f"{path}: {node['_target_'].rpartition('.')[2]} needs {needed}: pip install 'jepa-train[{extra}]'"
+
+
+def _missing_tools(config: Any) -> Iterator[str]:
+    """An error for packages that no component requires but an export format, or the videos of a command."""
+    if (videos := getattr(config, "videos", None)) and find_spec("av") is None and find_spec("torchcodec") is None:
+        yield f"videos={videos}: videos need av or torchcodec: pip install 'jepa-train[video]'"
+    packages = FORMAT_PACKAGES.get(config.format, ()) if isinstance(config, ExportConfig) else ()
+    if missing := [name for name in packages if find_spec(name) is None]:
+        yield f"format={config.format}: needs {' and '.join(missing)}: pip install 'jepa-train[export]'"
 
 
 def _device(device: str) -> Iterator[str]:
@@ -114,14 +128,17 @@ def check_costly_default(config: TrainConfig, typed: Sequence[str] | None, folde
     steps = max(1, config.num_frames // config.encoder.get("tubelet_size", 1))
     tokens = steps * (height_width[0] // patch[0]) * (height_width[1] // patch[1])
     parameters = 12 * depth * width**2
-    samples = config.steps * config.batch_size if config.steps else 1000 * config.epochs
-    hours = 6 * parameters * tokens * samples / CORE_FLOPS / num_cores() / 3600
+    samples = (config.steps * config.batch_size if config.steps else 1000 * config.epochs) * config.augment.views
+    cores, utilisation = num_cores(), config.hardware.utilisation
+    cluster = Cluster(gpu=GPUS["cpu"], count=cores, per_node=cores, utilisation=utilisation, bf16=False)
+    hours = most_seconds(parameters, tokens, samples, cluster) / 3600
     work = f"{config.steps:,} steps" if config.steps else f"{config.epochs} epochs of every 1,000 samples"
     raise ConfigError(
         [
             f"size: no size is chosen, and this machine has no GPU: the default encoder of {parameters / 1e6:.0f}M "
-            f"parameters takes about {hours:,.1f} hours for {work} on {num_cores()} CPU cores. A smaller one: "
-            f"{_smaller(config, typed)} (size=base trains the default all the same)"
+            f"parameters takes up to {hours:,.1f} hours for {work} on {cores} CPU cores (what the method needs counts "
+            f"estimate=true hardware.gpu=cpu hardware.count={cores}). A smaller one: {_smaller(config, typed)} "
+            "(size=base trains the default all the same)"
         ]
     )
 

@@ -28,7 +28,7 @@ from jepa.types import (
 IRRELEVANT = {
     *("log_every", "eval_every", "save_every", "save_async", "keep", "num_workers", "keep_decoded", "resume", "name"),
     *("device", "strategy", "processes", "threads", "micro_batch_size", "estimate", "verbose", "baselines", "videos"),
-    "ppo_steps",
+    *("ppo_steps", "save_minutes"),
 }
 IRRELEVANT_SECTIONS = {"logger", "evaluator", "evaluation", "hardware"}
 """Keys and sections that may change when a run is resumed, because its result does not depend on them."""
@@ -106,6 +106,7 @@ class TrainConfig:
     log_every: PositiveInt
     eval_every: PositiveInt | None
     save_every: PositiveInt | None
+    save_minutes: Positive | None
     save_async: bool
     keep: PositiveInt
     estimate: bool

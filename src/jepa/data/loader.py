@@ -329,6 +329,15 @@ def _exit_on_sigterm_of_parent() -> None:
     os._exit(0)
 
 
+def name_unreadable(dataset: Dataset, index: int, reason: Callable[[int], str]) -> None:
+    """Warn of a sample, unless something else that reads the same data set has: loop, probes, dictionary."""
+    name = dataset.describe(index)
+    named = vars(dataset).setdefault("named_unreadable", set())
+    if name not in named:
+        named.add(name)
+        log.warning("left out: %s: %s", name, reason(index))
+
+
 class BrokenSamples:
     """The distinct unreadable samples of a data set; warns of each one once."""
 
@@ -341,7 +350,7 @@ class BrokenSamples:
         new = [index for index in dict.fromkeys(broken.tolist()) if index not in self.indices]
         for index in new:
             self.indices.add(index)
-            log.warning("skipped %s: %s", self.dataset.describe(index), self._reason(index))
+            name_unreadable(self.dataset, index, self._reason)
         if new and len(self.indices) > max(1, MAX_BROKEN_RATIO * len(self.dataset)):
             raise DataError(
                 f"{len(self.indices)} of {len(self.dataset)} samples can't be read, more than {MAX_BROKEN_RATIO:.0%}: "

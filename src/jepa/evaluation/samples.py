@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
@@ -13,7 +12,7 @@ from torch import Generator, Tensor
 from torch.nn import functional as F
 from torch.utils.data import Dataset as TorchDataset
 
-from jepa.data.loader import UNREADABLE, first_line, read_in_order
+from jepa.data.loader import UNREADABLE, first_line, name_unreadable, read_in_order
 from jepa.errors import RunError
 from jepa.parallel.bars import bar
 from jepa.types import Dataset, DatasetTraits, RawBatch, Sample
@@ -24,7 +23,6 @@ PIXELS_SIDE = 16
 """Longest side in pixels of the raw-pixel baseline's images: better than 32 on CIFAR-10, at a tenth of the cost."""
 Reduce = Callable[[Sequence[Tensor]], Any]
 """uint8 [C, T, H, W] of any size -> values of a batch, usually [b, ...]; runs in a worker"""
-log = logging.getLogger(__name__)
 
 
 class SampleBatch(NamedTuple):
@@ -52,7 +50,7 @@ class Split:
 
     def note_broken(self, index: int, reason: str) -> None:
         if index not in self.broken:
-            log.warning("left out: %s: %s", self.dataset.describe(index), reason)
+            name_unreadable(self.dataset, index, lambda _: reason)
         self.broken[index] = reason
 
 

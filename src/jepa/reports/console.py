@@ -10,6 +10,7 @@ from typing import Any
 from jepa.config.heads import head_of
 from jepa.reports.run_table import Column, table_columns, table_rows
 from jepa.reports.verdict import Rows, collapse_alarm, series, verdict
+from jepa.runs.metrics import is_finished
 
 LABEL = 8
 """Width of the labels of the header."""
@@ -28,13 +29,19 @@ def header_line(label: str, text: str) -> str:
 
 
 def opening_lines(config: Mapping[str, Any], folder: Path) -> list[str]:
-    """What is known before torch is imported: what is trained, where the report is, what Ctrl-C does."""
+    """Lines of what is known before torch is imported: what is trained, where the report is, what Ctrl-C does.
+
+    None for a run that is finished and has nothing to do.
+    """
+    if is_finished(folder, config):
+        return []
     names = {group: _class_name(config[group]) for group in ("objective", "encoder", "dataset")}
-    return [
+    lines = [
         header_line("run", f"{folder}: {names['objective']} with {names['encoder']} on {names['dataset']}"),
         header_line("report", f"{folder / 'report.html'}, written at each evaluation"),
         header_line("Ctrl-C", "saves after the step and stops; the same command goes on; a second one stops at once"),
     ]
+    return [f"{line}\n" for line in lines]
 
 
 def _class_name(node: Mapping[str, Any]) -> str:

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Mapping
-from contextlib import suppress
-from dataclasses import asdict, replace
+from contextlib import nullcontext, suppress
+from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import torch
+from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
 
-from jepa.config import ConfigError, TrainConfig, factory, signatures
+from jepa.config import TrainConfig, factory
 from jepa.data.loader import blank_fields
 from jepa.errors import RunError, as_config_errors
 from jepa.layers.attention import choose_attention
@@ -20,6 +20,7 @@ from jepa.layers.shapes import ShapesOnly, fake_init
 from jepa.reports.charts import number
 from jepa.reports.page import Table
 from jepa.reports.text import duration
+from jepa.resources.assumed import find_dataset
 from jepa.resources.footprint import block_sizes, measure, state_bytes
 from jepa.resources.hardware import (
     DISK_GB,
@@ -39,8 +40,8 @@ from jepa.resources.hardware import (
     traffic,
 )
 from jepa.seeding import generator
-from jepa.training.assemble import Phase, image_size, make_augment, make_dataset, make_objective, split_phases
-from jepa.types import Batch, Dataset, DatasetTraits, Field
+from jepa.training.assemble import Phase, image_size, make_augment, make_objective, split_phases
+from jepa.types import Batch, Dataset, DatasetTraits
 
 FILES = 200
 """Number of files of which the mean size is taken."""
@@ -51,13 +52,21 @@ UNTRACEABLE = (RuntimeError, TypeError, AttributeError, LookupError, AssertionEr
 """Errors that a foreign component may raise on fake tensors."""
 
 
-class FakeModel:
-    """The objective of a configuration on fake tensors, with masks of one sample; it takes no memory."""
+VALUES_NEEDED = (DynamicOutputShapeException, DataDependentOutputException)
+"""Errors on fake tensors of a model whose shapes depend on values, as the number of boxes that a detector proposes."""
 
-    def __init__(self, config: TrainConfig, dataset: Dataset) -> None:
-        self.config, self.shapes_only = config, ShapesOnly()
+
+class FakeModel:
+    """The objective of a configuration on fake tensors, with masks of one sample; it takes no memory.
+
+    With `has_values` on tensors with values, of noise.
+    """
+
+    def __init__(self, config: TrainConfig, dataset: Dataset, *, has_values: bool = False) -> None:
+        self.config, self.shapes_only = config, nullcontext() if has_values else ShapesOnly()
         plan = SimpleNamespace(batch_size=config.batch_size, total_steps=1)
-        with torch.random.fork_rng(devices=[]), fake_init(self.shapes_only):
+        init = fake_init(self.shapes_only) if isinstance(self.shapes_only, ShapesOnly) else nullcontext()
+        with torch.random.fork_rng(devices=[]), init:
             self.objective, _ = make_objective(config, dataset, plan)  # pyright: ignore[reportArgumentType]
             choose_attention(self.objective.train(), torch.device("cuda"), torch.bfloat16)
         masker = factory(config.mask)(grid=self.objective.backbone.grid)
@@ -73,7 +82,7 @@ class FakeModel:
         with self.shapes_only:
             size = self.local_size
             local = torch.empty(samples * augment.local_views, *shape[:2], *size) if size else None
-            batch = Batch(torch.empty(rows, *shape), blank_fields(self.fields, rows), augment.views, local)
+            batch = Batch(torch.rand(rows, *shape), blank_fields(self.fields, rows), augment.views, local)
             masks = self.masks.map(lambda indices: torch.empty(rows, *indices.shape[1:], dtype=torch.long))
             measured = measure(objective, batch, masks, bf16=bf16, backward=backward)
         block, outside_blocks = block_sizes(objective)
@@ -94,49 +103,15 @@ def model_cost(config: TrainConfig, dataset: Dataset, samples: int, *, bf16: boo
     """Raises ConfigError if a constructor refuses its arguments, RunError if a component fails on fake tensors."""
     try:
         with as_config_errors():
-            return FakeModel(config, dataset).cost(samples, bf16=bf16)
+            try:
+                return FakeModel(config, dataset).cost(samples, bf16=bf16)
+            except VALUES_NEEDED:
+                return FakeModel(config, dataset, has_values=True).cost(1, bf16=bf16)
     except UNTRACEABLE as error:
         raise RunError(
             f"estimate=true: this model cannot run on tensors without values ({error}); without estimate=true a run "
             "measures a step first and prints its time"
         ) from error
-
-
-class AssumedImages:
-    """Stands for data that are not on this machine, with the sizes of ImageNet-1k; it has no samples to read."""
-
-    fields: Mapping[str, Field] = {}
-
-    def __init__(self, node: Mapping[str, Any]) -> None:
-        self.channels = node.get("channels") or (1 if str(node.get("name")).endswith("mnist") else 3)
-        self.classes = tuple(map(str, range(1000)))
-        self.mean = self.std = (0.5,) * self.channels
-
-    def __len__(self) -> int:
-        return 1_281_167
-
-    def describe(self, index: int) -> str:
-        return f"sample {index}"
-
-
-def find_dataset(config: TrainConfig) -> tuple[Any, str]:
-    """The data set, which is not downloaded, or `AssumedImages` in its place with a line that says so and why.
-
-    Raises ConfigError if the objective learns from more than pixels and labels, of which nothing can be assumed.
-    """
-    node = config.dataset
-    try:
-        with as_config_errors():
-            if "path" in node and not Path(node["path"]).expanduser().exists():
-                raise ValueError(f"there is no {node['path']} on this machine")
-            return make_dataset(replace(config, dataset=node | {"download": False} if "download" in node else node)), ""
-    except ConfigError as error:
-        needs = {*signatures.traits(config.objective["_target_"]).get("needs", ())} - {"labels"}
-        if needs or not {"root_path", "path", "shards"} & node.keys():
-            raise
-        dataset = AssumedImages(node)
-        size = f"{len(dataset):,} samples of {dataset.channels} channels in {len(dataset.classes):,} classes"
-        return dataset, f"\nassumed: {size}, as the data are not here ({error.errors[0]})"
 
 
 def make_cluster(config: TrainConfig) -> Cluster:
@@ -153,6 +128,12 @@ def print_estimate(config: TrainConfig, folder: Path) -> int:
     for parent in (folder, *folder.parents):
         with suppress(OSError):
             parent.rmdir()  # fails, as it should, if the folder is not empty
+    return 0
+
+
+def print_estimates(configs: Mapping[str, TrainConfig]) -> int:
+    """Print the estimate of each run under its label; returns the exit status."""
+    print("\n\n".join(f"{label}\n" * bool(label) + estimate(config) for label, config in configs.items()), flush=True)
     return 0
 
 
@@ -241,7 +222,7 @@ def seconds_text(seconds: float) -> str:
         return duration(seconds)
     if seconds >= 1 or not seconds:
         return f"{seconds:.2f} s"
-    return f"{seconds * 1e3:.1f} ms" if seconds >= 1e-3 else f"{seconds * 1e6:.2g} us"
+    return f"{seconds * 1e3:.1f} ms" if seconds >= 1e-3 else f"{number_text(seconds * 1e6)} us"
 
 
 def size_text(size: float) -> str:

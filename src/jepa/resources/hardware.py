@@ -74,6 +74,15 @@ class Cluster:
         return LINK_SHARE * 1e9 * (self.gpu.link_gb if self.num_nodes == 1 else min(self.gpu.link_gb, network))
 
 
+def most_seconds(parameters: int, tokens: int, samples: int, cluster: Cluster) -> float:
+    """Upper bound of the training of an encoder, before a model is built.
+
+    All tokens pass the encoder forward and backward, and a target encoder forward: 8 FLOPs for each parameter of the
+    blocks. `estimate=true` counts at the same rate what the method really needs, which is less where tokens are hidden.
+    """
+    return 8 * parameters * tokens * samples / (cluster.flops * cluster.count)
+
+
 @dataclass(frozen=True, kw_only=True)
 class ModelCost:
     """Parameters (counts), memory (bytes) and FLOPs of a forward and a backward pass."""

@@ -20,7 +20,7 @@ from jepa.reports.console import header_line
 from jepa.reports.page import Table, picture, render
 from jepa.rl.evaluate import check_rows
 from jepa.rl.film import Film
-from jepa.runs.metrics import MEDIA, write_atomically
+from jepa.runs.metrics import MEDIA, read_provenance, write_atomically
 
 MAX_SHOWN = 50
 """Longest film."""
@@ -101,7 +101,7 @@ def write(folder: Path, name: str, results: Mapping[str, Any], films: Sequence[F
         write_video(folder / MEDIA / "dreams.mp4", [columns(one) for one in films])
     truth = results.get("truth")
     page = render(
-        "rl.html", name=name, result=table(results), truth=truth and truth_table(truth),
+        "rl.html", name=name, machine=machine(folder), result=table(results), truth=truth and truth_table(truth),
         verdict=truth and verdict(truth), strips=strips, charts=charts(results["history"]),
     )  # fmt: skip
     write_atomically(folder / "rl.html", page)
@@ -109,6 +109,14 @@ def write(folder: Path, name: str, results: Mapping[str, Any], films: Sequence[F
     if truth:
         text += ["## Is the dream true?", truth_table(truth).markdown(), f"The imagined return is {verdict(truth)}."]
     write_atomically(folder / "rl.md", "\n\n".join(text) + "\n")
+
+
+def machine(folder: Path) -> str:
+    """Device, machine and versions of a run, or of the first of several in its folder; empty if unknown."""
+    folders = [folder, *(path.parent for path in sorted(folder.glob("*/provenance.json")))]
+    provenance = next(filter(None, map(read_provenance, folders)), {})
+    versions = ", ".join(f"{name} {version}" for name, version in provenance.get("versions", {}).items())
+    return "; ".join(filter(None, [provenance.get("device"), provenance.get("machine"), versions]))
 
 
 def read(path: Path) -> dict[str, Any]:

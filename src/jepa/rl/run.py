@@ -35,6 +35,7 @@ from jepa.data.episode_store import Episode, EpisodeStore
 from jepa.envs.types import BatchedEnv
 from jepa.errors import Interrupted, RunError
 from jepa.evaluation.types import Logger
+from jepa.parallel.device import device_name
 from jepa.parallel.environment import requeue
 from jepa.parallel.session import Session
 from jepa.parallel.signals import FROM_SCHEDULERS, SIGNALS, Interrupt, listen
@@ -171,7 +172,7 @@ class Trainer:
             "folder": folder, "config": asdict(config), "run_id": run_dir.facts["run_id"],
             "resume_step": self.step if self.last else None,
         }  # fmt: skip
-        self.loggers: list[Logger] = [FolderLogger(**arguments)]
+        self.loggers: list[Logger] = [FolderLogger(**arguments, device=device_name(self.device))]
         self.loggers += [factory(node)(**arguments) for node in config.logger.values()]
 
     def train(self) -> None:

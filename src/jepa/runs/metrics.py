@@ -22,7 +22,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from jepa.config import files
+from jepa.config import changed_keys, files
 from jepa.errors import FileError
 from jepa.types import Within
 
@@ -202,6 +202,11 @@ def read_ending(folder: Path) -> dict[str, str]:
     return {name: value for name, value in stored.items() if value is not None}
 
 
+def is_finished(folder: Path, config: Mapping[str, Any]) -> bool:
+    """True if the run in the folder is finished and has this configuration."""
+    return read_ending(folder).get("status") == "finished" and not changed_keys(read_config(folder), config)
+
+
 def read_provenance(folder: Path) -> dict[str, Any]:
     """provenance.json of a run folder; empty if there is none."""
     try:
@@ -260,17 +265,17 @@ def _provenance(folder: Path, config: Mapping[str, Any], run_id: str, resume_ste
     sessions = read_provenance(folder).get("sessions", []) if resume_step is not None else []
     return {
         "name": str(config.get("name", folder.name)), "run_id": run_id, "status": "running",
-        "command": shlex.join(_command(folder)),
+        "command": shlex.join(_command(folder, config)),
         "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPU cores",
         "versions": {"python": platform.python_version(), **versions()},
         "sessions": [*sessions, {"started": time.time(), "from_step": resume_step or 0}],
     }  # fmt: skip
 
 
-def _command(folder: Path) -> list[str]:
+def _command(folder: Path, config: Mapping[str, Any]) -> list[str]:
     """The command that runs it again: that which was typed, or one with config.yaml where another program ran it."""
     program = Path(sys.argv[0]).stem.removeprefix("jepa-")
-    if program in ("train", "finetune"):
+    if program in ("train", "finetune") or (program == "rl" and "policy_steps" in config):
         return [f"jepa-{program}", *sys.argv[1:]]
     return ["jepa-train", "--config-dir", str(folder), "--config-name", "config"]
 

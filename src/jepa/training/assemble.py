@@ -202,7 +202,8 @@ def make_plan(phase: Phase, dataset_size: int, world_size: int = 1) -> Plan:
         total_steps=total, begin_step=phase.begin_step, end_step=phase.end_step, batch_size=config.batch_size,
         micro_batch_size=min(config.micro_batch_size or rank_batch_size, rank_batch_size), dataset_size=dataset_size,
         seed=config.seed, log_every=config.log_every, eval_every=config.eval_every or math.ceil(total / 5),
-        save_every=config.save_every or max(1, min(1000, total // 10)), clip_grad=config.clip_grad,
+        save_every=config.save_every or max(1, min(1000, total // 10)),
+        save_seconds=math.inf if config.save_minutes is None else 60 * config.save_minutes, clip_grad=config.clip_grad,
     )  # fmt: skip
 
 

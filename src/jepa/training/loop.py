@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -55,6 +56,8 @@ class Plan:
     log_every: int
     eval_every: int
     save_every: int
+    save_seconds: float = math.inf
+    """Seconds between checkpoints, where these are sooner than `save_every` steps."""
     clip_grad: float | None
 
     def position(self, step: int) -> dict[str, float]:
@@ -93,7 +96,7 @@ class TrainComponents:
 def fit(run: Run, batches: Iterator[RawBatch], interrupt: Interrupt, first_step: int) -> int:
     """Train from `first_step` to the end of the phase or to an interrupt; returns the number of finished steps."""
     plan, components, session = run.plan, run.components, run.components.session
-    meter, stop_signal = Meter(plan), StopSignal(session)
+    meter, stop_signal, clock = Meter(plan), StopSignal(session), SaveClock(plan.save_seconds)
     with Progress(first_step, plan.total_steps, plan.batch_size, is_shown=session.is_rank_zero) as progress:
         for step in range(first_step, plan.end_step):
             with meter.timer("data"):
@@ -106,23 +109,55 @@ def fit(run: Run, batches: Iterator[RawBatch], interrupt: Interrupt, first_step:
                 metrics = meter.read() | schedule | {"perf/peak_memory_gib": peak_memory_gib(session.device)}
                 progress.show(done, run.log_steps(done, metrics))
             with meter.timer("excluded"):
-                must_stop = end_of_step(run, done, interrupt, stop_signal)
+                must_stop = end_of_step(run, done, interrupt, stop_signal, clock)
             if must_stop:
                 return done
     return plan.end_step
 
 
-def end_of_step(run: Run, done: int, interrupt: Interrupt, stop_signal: StopSignal) -> bool:
-    """Evaluate and save if due; returns True if all ranks stop now, after saving."""
+def end_of_step(run: Run, done: int, interrupt: Interrupt, stop_signal: StopSignal, clock: SaveClock) -> bool:
+    """Evaluate and save if due; returns True if all ranks stop now, after saving.
+
+    Rank 0 decides when it is time to save: the number that all ranks exchange is odd then, and twice the signal.
+    """
     plan = run.plan
     is_evaluated = plan.is_due(plan.eval_every, done)
     if is_evaluated:
         run.evaluate(done, interrupt)
     exchange = stop_signal.exchange if is_evaluated else stop_signal.exchange_async
-    signum = interrupt.signum_on_all_ranks = exchange(interrupt.signum)  # a later signal counts in the next step
-    if plan.is_due(plan.save_every, done) or signum:
-        run.save(done)
+    is_time = run.components.session.is_rank_zero and clock.strikes()
+    signum, is_time = divmod(exchange(2 * interrupt.signum + is_time), 2)  # a later signal counts in the next step
+    interrupt.signum_on_all_ranks = signum
+    if plan.is_due(plan.save_every, done) or signum or is_time:
+        with clock.saving():
+            run.save(done)
     return signum != 0
+
+
+class SaveClock:
+    """Says when `seconds` have passed since the last checkpoint, or more where writing would take too large a share."""
+
+    MAX_SHARE = 0.02
+    """Of the time, that writing checkpoints by the clock may take."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds, self.begun, self.writing = seconds, time.monotonic(), 0.0
+
+    def strikes(self) -> bool:
+        """True once, then again after the next interval."""
+        now = time.monotonic()
+        if now - self.begun < max(self.seconds, self.writing / self.MAX_SHARE):
+            return False
+        self.begun = now
+        return True
+
+    @contextmanager
+    def saving(self) -> Iterator[None]:
+        """Measures how long writing takes; the next interval begins afterwards."""
+        before = time.monotonic()
+        yield
+        self.begun = time.monotonic()
+        self.writing = self.begun - before
 
 
 def one_step(plan: Plan, components: TrainComponents, raw: RawBatch, step: int) -> tuple[StepOutput, dict[str, float]]:
