@@ -30,7 +30,7 @@ from jepa.config.paths import find_shards
 from jepa.data.images import ImageFolder
 from jepa.data.loader import batches
 from jepa.data.mixture import Mixture
-from jepa.data.shard_index import members_of
+from jepa.data.shard_index import members_of, opened
 from jepa.data.shards import Shards, window_shuffle
 from jepa.runs.metrics import read_rows
 
@@ -128,8 +128,8 @@ def test_headers_are_read_as_by_tarfile(tmp_path, tar_format):
     )
     with tarfile.open(path) as tar:
         expected = [(m.name, m.offset_data, m.size) for m in tar if m.isfile()]
-    with open(path, "rb") as file:
-        assert [tuple(member) for member in members_of(file.fileno())] == expected
+    with opened(path) as tar:
+        assert [tuple(member) for member in members_of(*tar)] == expected
 
 
 def test_an_archive_of_gnu_tar_is_read(tmp_path):
@@ -295,8 +295,8 @@ def test_no_damage_to_a_header_hangs_or_raises_anything_but_value_error(tmp_path
         position = data.draw(st.integers(0, 4095))
         damaged[position] = data.draw(st.sampled_from(b"-0179\x00\x80\xff x="))
     path.write_bytes(damaged)
-    with open(path, "rb") as file, suppress(ValueError):
-        members = list(members_of(file.fileno()))
+    with opened(path) as tar, suppress(ValueError):
+        members = list(members_of(*tar))
         assert all(0 <= m.offset <= m.offset + m.size <= len(damaged) for m in members)
 
 
@@ -338,8 +338,8 @@ def test_a_shard_that_shrinks_during_a_run_is_an_error(tmp_path):
 
 
 def names_and_bytes(path: Path) -> list[tuple[str, bytes]]:
-    with open(path, "rb") as file:
-        return [(m.name, os.pread(file.fileno(), m.size, m.offset)) for m in members_of(file.fileno())]
+    with opened(path) as (read, length):
+        return [(m.name, read(m.size, m.offset)) for m in members_of(read, length)]
 
 
 @pytest.mark.parametrize("name", ["a.png", "n" * 150 + ".png"])
@@ -475,7 +475,7 @@ def test_concurrent_readers_read_the_headers_once(tmp_path, caplog):
 
 
 def test_few_files_are_open_at_a_time(tmp_path, monkeypatch):
-    monkeypatch.setattr("jepa.data.shards.MAX_OPEN_FILES", 2)
+    monkeypatch.setattr("jepa.data.shard_files.MAX_OPEN_FILES", 2)
     write_shards(tmp_path, (1,) * 6)
     data = Shards(shards=str(tmp_path))
     before = len(os.listdir("/proc/self/fd")) if sys.platform == "linux" else 0

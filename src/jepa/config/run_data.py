@@ -11,6 +11,7 @@ from typing import Any
 from jepa.config.catalogue import Catalogue, Choice, conf_folder
 from jepa.config.heads import stored_config
 from jepa.config.overrides import override_literal
+from jepa.config.urls import is_url, shown
 from jepa.errors import ConfigError, FileError
 
 
@@ -61,4 +62,6 @@ def describe_data(node: Mapping[str, Any]) -> str:
     part = node.get("image_folder") or node.get("video_folder") or ""
     place = node.get("path") or node.get("shards") or node.get("root_path")
     name = str(node.get("_target_", "")).rpartition(".")[2]
+    if is_url(place):
+        return f"{name} of {shown(str(place))}"
     return f"{name} {node['name']}" if node.get("name") else f"{name} of {Path(str(place)) / part}" if place else name

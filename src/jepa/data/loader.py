@@ -24,7 +24,7 @@ from torch.utils.data import DataLoader, get_worker_info
 from torch.utils.data import Dataset as TorchDataset
 
 from jepa.data.picture_cache import PictureCache, make_cache
-from jepa.errors import RunError
+from jepa.errors import RunError, SourceError
 from jepa.parallel.environment import num_cores, process_info
 from jepa.parallel.signals import no_interrupts
 from jepa.seeding import derive_seed, generator
@@ -184,7 +184,7 @@ class _BatchReader(TorchDataset[RawBatch | str]):
         try:
             samples = [self._read(index, seed, broken) for index, seed in requests]
             columns = {name: _column(name, field, samples) for name, field in self.fields.items()}
-        except DataError as error:
+        except (DataError, SourceError) as error:
             return str(error)
         labels = torch.tensor([sample.label for sample in samples])
         pixels, sizes = _pad([sample.clip for sample in samples])

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from jepa.config import ConfigError, TrainConfig, factory, signatures
+from jepa.config.urls import is_url
 from jepa.data.loader import blank_fields
 from jepa.errors import RunError, as_config_errors
 from jepa.layers.attention import choose_attention
@@ -131,6 +132,8 @@ def find_dataset(config: TrainConfig) -> tuple[Any, str]:
     node = config.dataset
     try:
         with as_config_errors():
+            if any(is_url(node.get(key)) for key in ("path", "shards")):
+                raise ValueError("an estimate asks no server")
             if "path" in node and not Path(node["path"]).expanduser().exists():
                 raise ValueError(f"there is no {node['path']} on this machine")
             return make_dataset(replace(config, dataset=node | {"download": False} if "download" in node else node)), ""
