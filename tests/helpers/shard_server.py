@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import socket
 import threading
@@ -45,6 +46,7 @@ class ShardServer:
         self._server.daemon_threads = True
         self._server.block_on_close = False
         self.port = self._server.server_address[1]
+        os.register_at_fork(after_in_child=self._server.socket.close)  # else it would accept after `stop`
         threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True).start()
 
     def stop(self) -> None:
@@ -52,7 +54,6 @@ class ShardServer:
         self._server.shutdown()
         self._server.server_close()
         self._server = None
-        self.answers = ["cut"] * 10_000  # connections that are kept open
 
     @property
     def url(self) -> str:
@@ -60,6 +61,9 @@ class ShardServer:
 
     def answer(self, handler: BaseHTTPRequestHandler) -> None:
         time.sleep(self.delay)
+        if self._server is None:  # a connection that was kept open
+            handler.close_connection = True
+            return
         path = self.folder / handler.path.partition("?")[0].lstrip("/")
         failure = self.answers.pop(0) if self.answers else None
         span = handler.headers.get("Range") or ""

@@ -15,7 +15,7 @@ LISTLESS = ("http", "https")
 
 
 def is_url(text: object) -> bool:
-    return isinstance(text, str) and re.match(r"([A-Za-z][\w+.-]*:)+/", text) is not None
+    return isinstance(text, str) and re.match(r"([A-Za-z][\w+.-]*::?)+/", text) is not None
 
 
 def protocol_of(url: str) -> str:

@@ -131,7 +131,7 @@ def _remembered(question: str, ask: Callable[[], T]) -> T:
     except UnreachableError as error:
         with suppress(OSError, ValueError):
             answer = json.loads(path.read_text())
-            log.warning("%s; going on with what it answered before", error)
+            log.warning("%s; what it answered at an earlier time is used", str(error).partition(", also at")[0])
             return answer
         raise
     with suppress(OSError):
@@ -338,7 +338,13 @@ def _explain(error: Any, protocol: str) -> tuple[str, str]:
         return f"the server answers {status} {text if kind != 'ClientResponseError' else error.message}", (
             "check the URL" if is_final else ""
         )
-    return ("the answer was cut off" if kind == "ClientPayloadError" else text), ""
+    if kind.startswith("ClientConnector"):
+        return f"cannot connect ({getattr(error, 'strerror', '') or text})", ""
+    return ("the answer was cut off" if kind in ("ClientPayloadError", "ServerDisconnectedError") else text), ""
+
+
+def size_text(size: float) -> str:
+    return f"{size / 1e9:,.1f} GB" if size >= 1e8 else f"{size / 1e6:,.1f} MB"
 
 
 def each(function: Callable[[S], T], items: Sequence[S], num_threads: int | None = None) -> list[T]:

@@ -26,6 +26,7 @@ from jepa.data.remote import (
     has_changed,
     read_range,
     read_whole,
+    size_text,
 )
 from jepa.errors import SourceError, explain
 
@@ -57,8 +58,8 @@ class ShardCache:
         self._threads: list[threading.Thread] = []
 
     def __str__(self) -> str:
-        used = sum(size for _, size, _ in self._entries()) / 1e9
-        return f"{self.folder} (holds {used:,.1f} of at most {self.limit / 1e9:g} GB)"
+        used = size_text(sum(size for _, size, _ in self._entries()))
+        return f"{self.folder} (holds {used} of at most {self.limit / 1e9:g} GB)"
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_wanted": [], "_threads": []}
@@ -169,15 +170,15 @@ class ShardCache:
                 return False
             if file.size > self.limit or time.monotonic() > give_up:
                 raise SourceError(
-                    f"{file}: can be copied whole only, and its {file.size / 1e9:.1f} GB have no room in the cache "
+                    f"{file}: can be copied whole only, and its {size_text(file.size)} have no room in the cache "
                     f"{self}: raise dataset.cache_size, lower dataset.shuffle_shards, or give another dataset.cache"
                 )
             time.sleep(1)
 
     def _make_room(self, file: RemoteFile) -> bool:
         if file.size > self.limit:
-            message = "%s: its %.1f GB are more than dataset.cache_size=%g; it is read sample by sample, which is slow"
-            self._say(message, file, file.size / 1e9, self.limit / 1e9)
+            message = "%s: its %s are more than dataset.cache_size=%g; it is read sample by sample, which is slow"
+            self._say(message, file, size_text(file.size), self.limit / 1e9)
             return False
         entries = sorted(self._entries(), key=lambda entry: entry[2])
         used, oldest = sum(size for _, size, _ in entries), time.time() - LEASE
@@ -192,8 +193,12 @@ class ShardCache:
             used -= size
         free = shutil.disk_usage(self.folder).free
         if free < file.size + SPARE_BYTES:
-            message = "%s: only %.1f GB are free on the disk of the cache, %s; samples are read one by one from there"
-            self._say(message, file, free / 1e9, self.folder)
+            message = "only %s are free on the disk of the cache, %s: the shards that have no room are read sample by "
+            self._say(
+                message + "sample, which is slow; make room, or give another dataset.cache",
+                size_text(free),
+                self.folder,
+            )
             return False
         if used + file.size > self.limit:
             message = "the cache %s is full of files in use, so others are read sample by sample, which is slow: raise "

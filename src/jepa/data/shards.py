@@ -18,7 +18,7 @@ from jepa.config.paths import find_shards
 from jepa.config.urls import is_url
 from jepa.data.folders import HEAD, FileDataset, class_names, class_numbers, is_useful_held_out
 from jepa.data.loader import Order
-from jepa.data.remote import RemoteFile, UnreachableError, find_files, list_files, read_text
+from jepa.data.remote import RemoteFile, UnreachableError, find_files, list_files, read_text, size_text
 from jepa.data.shard_cache import ShardCache, say_patience
 from jepa.data.shard_files import OpenFiles, RemoteFiles
 from jepa.data.shard_index import Shard, read_index
@@ -164,8 +164,8 @@ def say_where(paths: Sequence[Shard], cache: ShardCache) -> None:
     """Log where the shards are if they are on a server, and where they are copied to."""
     files = [path for path in paths if isinstance(path, RemoteFile)]
     if files:
-        total = sum(file.size for file in files) / 1e9
-        log.info("data: %d files of %.1f GB from %s; cache: %s", len(files), total, folder_of(files[0]), cache)
+        total = size_text(sum(file.size for file in files))
+        log.info("data: %d files of %s from %s; cache: %s", len(files), total, folder_of(files[0]), cache)
         say_patience()
 
 
