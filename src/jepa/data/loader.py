@@ -333,15 +333,18 @@ def _ignore_job_signals(worker: int) -> None:
     """Workers ignore signals sent to a whole job (Ctrl-C, a scheduler's warning); the main process handles them."""
     for signum in (signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(signum, signal.SIG_IGN)
-    if hasattr(signal, "sigwaitinfo"):
+    if hasattr(signal, "sigtimedwait"):
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-        threading.Thread(target=_exit_on_sigterm_of_parent, daemon=True).start()
+        threading.Thread(target=_exit_with_parent, daemon=True).start()
 
 
-def _exit_on_sigterm_of_parent() -> None:
-    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
-        pass
-    os._exit(0)
+def _exit_with_parent() -> None:
+    """End this worker when its parent asks for it or is gone, also while a server keeps it waiting."""
+    parent = multiprocessing.parent_process()
+    while parent is not None:
+        received = signal.sigtimedwait({signal.SIGTERM}, 1)
+        if os.getppid() != parent.pid or (received and received.si_pid == parent.pid):
+            os._exit(0)
 
 
 class BrokenSamples:

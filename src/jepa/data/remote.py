@@ -46,7 +46,7 @@ VERSIONS = (
 OTHER_ERRORS = (
     ("aiohttp", "ClientError"), ("httpx", "HTTPError"), ("botocore.exceptions", "BotoCoreError"),
     ("botocore.exceptions", "ClientError"), ("google.auth.exceptions", "GoogleAuthError"),
-    ("gcsfs.retry", "HttpError"),
+    ("gcsfs.retry", "HttpError"), ("huggingface_hub.errors", "HfUriError"),
 )  # fmt: skip
 """Exceptions of file systems besides OSError: module and class."""
 CREDENTIALS: Mapping[str, str] = {
@@ -200,7 +200,8 @@ def read_range(file: RemoteFile, offset: int, size: int) -> bytes:
 
     def read() -> bytes:
         files, path = _filesystem(file.url)
-        data = files.cat_file(path, start=offset, end=offset + size)
+        plain = {} if files.async_impl else {"cache_type": "none"}  # nothing is read ahead
+        data = files.cat_file(path, start=offset, end=offset + size, **plain)
         if len(data) != size:
             raise IncompleteError(f"sent {len(data):,} of the {size:,} bytes from byte {offset:,} on")
         return data
@@ -262,6 +263,8 @@ def _filesystem_of(protocol: str, host: str, whole: bool, pid: int) -> Any:
     """The file system of a protocol; one of each process, as the connections of fsspec do not survive a fork."""
     from fsspec.core import url_to_fs
 
+    for library in ("httpx", "botocore"):
+        logging.getLogger(library).setLevel(logging.WARNING)  # a line for each request otherwise
     options: dict[str, Any] = {}
     if protocol in LISTLESS:
         from aiohttp import ClientTimeout
@@ -329,6 +332,8 @@ def _explain(error: Any, protocol: str) -> tuple[str, str]:
         return f"the server refuses access{f' ({status})' if status else ''}", private
     if "Credentials" in kind or "no credentials" in text.lower() or "Unable to locate credentials" in text:
         return f"there are no credentials for {protocol}://", private
+    if kind == "HfUriError":
+        return "names nothing on the hub", "expected hf://datasets/ORG/NAME, or files in it"
     if isinstance(error, FileNotFoundError) or status in (404, 410) or kind == "RepositoryNotFoundError":
         return "there is no such file", "check the spelling"
     if isinstance(error, TimeoutError) or "Timeout" in kind:

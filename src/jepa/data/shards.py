@@ -212,9 +212,11 @@ def _neighbours(first: Shard) -> tuple[list[Shard], list[Shard]]:
         below = [path for name in VALIDATION_NAMES for path in sorted((parent / name).glob("*.tar"))]
         return [*sorted(first.parent.glob("*.tar"))], [*below]
     parent = first.folder.rpartition("/")[0]
-    patterns = [f"{first.folder}/*.tar", *([f"{parent}/[vtd]*/*.tar"] if not parent.endswith(":/") else [])]
+    depth = len(parent.partition("://")[2].split("/")) if "://" in parent else 0
+    is_inside = depth >= (3 if first.url.startswith("hf://") else 1)  # of the bucket, or the repository of the hub
+    patterns = [f"{first.folder}/*.tar", f"{parent}/[vtd]*/*.tar" if is_inside else ""]
     try:
-        beside, below = (list_files(pattern) for pattern in [*patterns, ""][:2])
+        beside, below = map(list_files, patterns)
     except UnreachableError:
         raise
     except SourceError as error:
