@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import multiprocessing
 import os
 import signal
@@ -117,6 +118,16 @@ def test_a_few_samples_do_not_cost_whole_shards(server, tmp_path):
         data[50]
     assert len(data.read(3)) == 20_000
     assert files_in(data.cache.folder) == []
+
+
+def test_the_log_says_where_the_data_and_the_cache_are(server, tmp_path, caplog):
+    with caplog.at_level(logging.INFO):
+        by_url(server, cache=str(tmp_path / "copies"), cache_size=3)
+    assert (
+        f"data: 4 files of 0.1 MB from {server.url}; cache: {tmp_path}/copies (holds 0.0 MB of at most 3 GB)"
+        in caplog.text
+    )
+    assert "6 attempts at each request, 15 s to connect and 30 s without a byte" in caplog.text
 
 
 def test_a_changed_shard_is_noticed(server, tmp_path):

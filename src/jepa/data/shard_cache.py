@@ -159,13 +159,7 @@ class ShardCache:
     def _reserve(self, file: RemoteFile, part: Path) -> bool:
         """Make room for the file and hold it by a part file of its size; False if it can be read by parts as well."""
         give_up = time.monotonic() + 1.5 * LEASE  # by then, files that were in use may be removed
-        while True:
-            with locked(self.folder / ".locks" / "room"):
-                part.unlink(missing_ok=True)
-                if self._make_room(file):
-                    with open(part, "wb") as output:
-                        output.truncate(file.size)
-                    return True
+        while not self._hold(file, part):
             if file.has_ranges and self.convert is None:
                 return False
             if file.size > self.limit or time.monotonic() > give_up:
@@ -174,6 +168,16 @@ class ShardCache:
                     f"{self}: raise dataset.cache_size, lower dataset.shuffle_shards, or give another dataset.cache"
                 )
             time.sleep(1)
+        return True
+
+    def _hold(self, file: RemoteFile, part: Path) -> bool:
+        with locked(self.folder / ".locks" / "room"):
+            part.unlink(missing_ok=True)
+            if not self._make_room(file):
+                return False
+            with open(part, "wb") as output:
+                output.truncate(file.size)
+            return True
 
     def _make_room(self, file: RemoteFile) -> bool:
         if file.size > self.limit:
