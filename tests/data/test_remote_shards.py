@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from itertools import islice
@@ -26,6 +27,7 @@ from jepa.data.remote import RemoteFile, find_files, stat
 from jepa.data.shard_cache import ShardCache
 from jepa.data.shards import Shards
 from jepa.errors import SourceError
+from jepa.resources.estimate import find_dataset
 
 pytest.importorskip("aiohttp")
 COUNTS = (12, 7, 20, 9)
@@ -234,6 +236,12 @@ def test_a_web_page_and_a_server_without_sizes_are_no_data(server):
         by_url(server)
 
 
+def test_a_cache_that_is_smaller_than_a_window_is_said(server, tmp_path, caplog):
+    expected = batch_values(Shards(shards=str(tmp_path / "web" / PATTERN), shuffle_shards=2), 14)
+    assert batch_values(by_url(server, cache_size=2.5e-5), 14) == expected
+    assert "the 2 shards that are shuffled together have 0.1 MB, more than dataset.cache_size=2.5e-05" in caplog.text
+
+
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_a_server_that_dies_ends_the_training_with_its_name(server, num_workers):
     data = by_url(server, cache_size=1e-6)  # no shard has room
@@ -248,7 +256,8 @@ def test_a_server_that_comes_back_is_waited_for(server, monkeypatch):
     data = by_url(server)
     server.stop()
     monkeypatch.setattr(remote, "PAUSE", 0.2)
-    multiprocessing.dummy.Process(target=lambda: (time.sleep(0.3), server.answers.clear(), server.start())).start()
+    again = threading.Thread(target=lambda: (time.sleep(0.3), server.start()))
+    again.start()
     assert value_of(data[3][0]) == 3
 
 
@@ -405,6 +414,15 @@ def test_a_missing_package_is_named_with_its_command(monkeypatch, protocol, pack
     monkeypatch.setattr("fsspec.get_filesystem_class", missing)
     with pytest.raises(ConfigError, match=f"{protocol}:// needs .*: pip install {package}"):
         compose(["dataset=webdataset", f"dataset.shards={protocol}://bucket/a.tar", "size=tiny"])
+
+
+@pytest.mark.parametrize("data", ["webdataset dataset.shards", "hf dataset.path"])
+def test_an_estimate_asks_no_server(monkeypatch, data):
+    monkeypatch.setattr(remote, "retried", lambda *_: pytest.fail("a server is asked"))
+    name, key = data.split()
+    dataset, assumed = find_dataset(compose([f"dataset={name}", f"{key}=https://host/a.tar", "estimate=true"]))
+    assert len(dataset) == 1_281_167
+    assert "an estimate asks no server" in assumed
 
 
 def test_secrets_of_a_url_are_not_shown():

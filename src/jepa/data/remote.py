@@ -263,7 +263,7 @@ def _filesystem_of(protocol: str, host: str, whole: bool, pid: int) -> Any:
     """The file system of a protocol; one of each process, as the connections of fsspec do not survive a fork."""
     from fsspec.core import url_to_fs
 
-    for library in ("httpx", "botocore"):
+    for library in ("httpx", "botocore", "aiobotocore"):
         logging.getLogger(library).setLevel(logging.WARNING)  # a line for each request otherwise
     options: dict[str, Any] = {}
     if protocol in LISTLESS:
@@ -271,7 +271,10 @@ def _filesystem_of(protocol: str, host: str, whole: bool, pid: int) -> Any:
 
         total = None if whole else REQUEST_SECONDS
         timeout = ClientTimeout(total=total, sock_connect=CONNECT_SECONDS, sock_read=STALL_SECONDS)
-        options = {"client_kwargs": {"timeout": timeout, "trust_env": True}}
+        options = {
+            "client_kwargs": {"timeout": timeout, "trust_env": True},
+            "headers": {"Accept-Encoding": "identity"},  # a range of a compressed answer is of no use
+        }
     return url_to_fs(f"{protocol}://{host}", **options)[0]
 
 

@@ -45,7 +45,7 @@ def local_or_hub(view: ConfigView, path: str) -> Iterator[str]:
     try:
         if is_url(place):
             check_url(place)
-        elif view.needs_data and on_this_machine(place) and view[f"{path}.stream"]:
+        elif view.needs_data and on_this_machine(place) and view.get(f"{path}.stream"):
             yield f"{view.describe(f'{path}.stream')}: {place} is on this machine and is read there; leave stream out"
     except ValueError as error:
         yield f"{view.describe(f'{path}.path')}: {error}"

@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -100,7 +101,7 @@ class ShardCache:
             if path.exists():
                 os.utime(path)
                 return True
-            part = path.with_name(f".{path.name}.part")
+            part = self._part(path)
             if not self._reserve(file, part):
                 return False
             started = time.monotonic()
@@ -110,6 +111,14 @@ class ShardCache:
             os.replace(part, path)
             log.debug("%s: copied %.1f MB in %.1f s", file, file.size / 1e6, time.monotonic() - started)
             return True
+
+    def _part(self, path: Path) -> Path:
+        """Name of a half copied file, of this thread alone as some file systems have no locks."""
+        begin = f".{path.name}.{os.uname().nodename}-"
+        for left in self.folder.iterdir() if self.folder.is_dir() else ():
+            if left.name.startswith(begin) and not _is_running(int(left.stem.rpartition("-")[2])):
+                left.unlink(missing_ok=True)
+        return self.folder / f"{begin}{threading.get_ident()}-{os.getpid()}.part"
 
     def _converted(self, file: RemoteFile, raw: Path) -> Path:
         assert self.convert is not None
@@ -123,14 +132,16 @@ class ShardCache:
 
     def prefetch(self, now: Sequence[RemoteFile], later: Sequence[RemoteFile]) -> None:
         """Copy files in the background: those read `now`, then those read `later` as far as the cache holds both."""
-        room = self.limit - sum(file.size for file in now)
-        wanted = list(now)
-        for file in later:
-            room -= file.size
-            if room < 0:
-                break
-            wanted.append(file)
-        self._wanted[:] = wanted
+        if (needed := sum(file.size for file in now)) > self.limit:
+            message = (
+                "the %d shards that are shuffled together have %s, more than dataset.cache_size=%g, so many are copied "
+            )
+            message += (
+                "again and again or read sample by sample, which is slow: raise it or lower dataset.shuffle_shards"
+            )
+            self._say(message, len(now), size_text(needed), self.limit / 1e9)
+        total = list(accumulate(file.size for file in (*now, *later)))
+        self._wanted[:] = [file for file, end in zip((*now, *later), total, strict=True) if end <= self.limit]
         self._threads = [thread for thread in self._threads if thread.is_alive()]  # none in a forked process
         while len(self._threads) < NUM_PREFETCHERS:
             self._threads.append(threading.Thread(target=self._prefetch_wanted, daemon=True))
@@ -237,6 +248,16 @@ class ShardCache:
             yield
         except OSError as error:
             raise SourceError(f"the cache of the shards, {self.folder}: {explain(error)} (dataset.cache)") from error
+
+
+def _is_running(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
 
 
 def say_patience() -> None:
