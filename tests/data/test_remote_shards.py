@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import multiprocessing
 import os
@@ -320,6 +321,17 @@ def test_the_disk_is_not_filled(server, tmp_path, monkeypatch, caplog):
     cache = ShardCache(str(tmp_path / "copies"), 1)
     assert not cache.fetch(remote_file(server, 0))
     assert "are free on the disk of the cache" in caplog.text
+
+
+def test_a_disk_that_is_full_is_not_blamed_on_the_server(server, tmp_path, monkeypatch):
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", "/disk")
+
+    server.has_ranges = False
+    file = remote_file(server, 0)
+    monkeypatch.setattr(remote._filesystem(file.url, whole=True)[0], "get_file", full)
+    with pytest.raises(SourceError, match=r"the cache of the shards, .*: /disk: No space left .* make room there"):
+        ShardCache(str(tmp_path / "copies"), 1).fetch(file)
 
 
 def test_one_process_copies_and_the_others_wait(server, tmp_path):

@@ -5,6 +5,7 @@ Every request is tried again after failures that may pass, a bounded number of t
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import logging
@@ -296,6 +297,8 @@ def retried(url: str, action: Callable[[], T], num_attempts: int | None = None) 
             _silent_hosts().discard(host_of(url))
             return result
         except _errors() as error:
+            if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+                raise  # of the disk, where the server is not at fault
             reason, advice = _explain(error, protocol_of(url))
             if advice:
                 raise SourceError(f"{shown(url)}: {reason}; {advice}") from error
