@@ -57,8 +57,17 @@ def as_run_errors() -> Iterator[None]:
     """Raise RunError for an error of a file, a disk or the network that nothing below has explained."""
     try:
         yield
+    except SourceError as error:
+        raise RunError(str(error)) from error
     except OSError as error:
         raise RunError(explain(error)) from error
+
+
+class SourceError(Exception):
+    """Data on a server cannot be read, after all attempts; the message says why and what to do.
+
+    It is no OSError, as the sample is not at fault and no other one may take its place.
+    """
 
 
 class FileError(RunError, ValueError):

@@ -370,6 +370,8 @@ class DatasetTraits(Traits):
     part_names: tuple[str, ...] = ()
     encoded: Callable[[int], bytes] | None = None
     """index -> encoded bytes of the sample or their beginning, the same wherever the data lie"""
+    prepare: Callable[[Sequence[int]], None] = lambda indices: None
+    """called before `encoded` is asked for these samples: data on a server are read many at a time"""
     outline: Callable[[int], Any] | None = None
     """index -> what is known of a sample of a file without its contents, as its size; the same wherever the data lie"""
     modified: Callable[[int], Any] = lambda index: None

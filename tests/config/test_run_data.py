@@ -86,3 +86,18 @@ def test_data_are_named_by_what_is_read() -> None:
     folder = {"_target_": "jepa.data.folders.ImageFolder", "root_path": "./data", "image_folder": "train"}
     assert describe_data(folder) == "ImageFolder of data/train"
     assert describe_data({"_target_": "jepa.data.embedded.Shapes"}) == "Shapes"
+
+
+def test_data_on_a_server_are_found_by_the_same_urls_whatever_the_folder_of_copies(stored) -> None:
+    pytest.importorskip("aiohttp")
+    url = "https://user:secret@host/train-{000..009}.tar"
+    shards = ["dataset=webdataset", f'dataset.shards="{url}"', "dataset.val_shards=https://host/val.tar"]
+    first, second = (
+        stored("first", *shards),
+        stored("second", *shards, "dataset.cache=/scratch", "dataset.cache_size=9"),
+    )
+    node = compose_eval([f"run={second}"]).dataset
+    assert (node["shards"], node["val_shards"]) == (url, "https://host/val.tar")
+    assert (node["cache"], node["cache_size"]) == ("/scratch", 9)
+    assert run_data([first, second]) == run_data([first])
+    assert describe_data(node) == "Shards of https://host/train-{000..009}.tar"

@@ -7,7 +7,9 @@ import pickle
 import signal
 import subprocess
 import sys
+import time
 from itertools import islice
+from pathlib import Path
 
 import pytest
 import torch
@@ -332,3 +334,31 @@ def test_ctrl_c_ends_the_program_with_one_traceback():
     ended = subprocess.run(command, capture_output=True, text=True, start_new_session=True, timeout=250)
     assert ended.stderr.count("Traceback") == 1
     assert ended.stderr.strip().endswith("KeyboardInterrupt")
+
+
+class NeverAnswers(Numbers):
+    """Names the process that reads, and waits."""
+
+    file = Path()
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+        self.file.write_text(str(os.getpid()))
+        time.sleep(60)
+        return super().__getitem__(index)
+
+
+def test_a_worker_that_waits_for_data_ends_with_its_parent(tmp_path):
+    file = tmp_path / "pid"
+    data = NeverAnswers(8)
+    data.file = file
+    stream = batches(data, batch_size=4, seed=0, num_workers=1)
+    parent = multiprocessing.get_context("fork").Process(target=next, args=(stream,))
+    parent.start()
+    deadline = time.monotonic() + 20
+    while not (file.exists() and file.read_text()) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    parent.kill()
+    parent.join()
+    while Path(f"/proc/{file.read_text()}").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not Path(f"/proc/{file.read_text()}").exists()

@@ -13,9 +13,7 @@ import tarfile
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
-from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -23,53 +21,16 @@ import torch
 from checked import checked
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from tar_shards import batch_values, numbered, png, value_of, write_shard, write_shards
 
 from jepa import JEPAAgent, JEPAConfig
 from jepa.config.paths import find_shards
 from jepa.data.images import ImageFolder
 from jepa.data.loader import batches
 from jepa.data.mixture import Mixture
-from jepa.data.shard_index import members_of
+from jepa.data.shard_index import members_of, opened
 from jepa.data.shards import Shards, window_shuffle
 from jepa.runs.metrics import read_rows
-
-Sample = dict[str, bytes]
-
-
-def png(value: int) -> bytes:
-    """A picture of one value and a width of its own."""
-    stream = io.BytesIO()
-    Image.fromarray(np.full((4, 4 + value % 5, 3), value % 256, np.uint8)).save(stream, "PNG")
-    return stream.getvalue()
-
-
-def write_shard(path: Path, samples: dict[str, Sample], tar_format: int = tarfile.GNU_FORMAT) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tarfile.open(path, "w", format=tar_format) as tar:
-        for key, members in samples.items():
-            for suffix, data in members.items():
-                entry = tarfile.TarInfo(f"{key}.{suffix}")
-                entry.size = len(data)
-                tar.addfile(entry, io.BytesIO(data))
-    return path
-
-
-def numbered(begin: int, count: int, classes: int = 3) -> dict[str, Sample]:
-    return {f"{n:05d}": {"png": png(n), "cls": str(n % classes).encode()} for n in range(begin, begin + count)}
-
-
-def write_shards(folder: Path, counts: tuple[int, ...], name: str = "train") -> Path:
-    begin = 0
-    for number, count in enumerate(counts):
-        write_shard(folder / f"{name}-{number:03d}.tar", numbered(begin, count))
-        begin += count
-    return folder
-
-
-def value_of(clip: torch.Tensor) -> int:
-    return int(clip[0, 0, 0, 0])
-
 
 # --- patterns ---
 
@@ -128,8 +89,8 @@ def test_headers_are_read_as_by_tarfile(tmp_path, tar_format):
     )
     with tarfile.open(path) as tar:
         expected = [(m.name, m.offset_data, m.size) for m in tar if m.isfile()]
-    with open(path, "rb") as file:
-        assert [tuple(member) for member in members_of(file.fileno())] == expected
+    with opened(path) as tar:
+        assert [tuple(member) for member in members_of(*tar)] == expected
 
 
 def test_an_archive_of_gnu_tar_is_read(tmp_path):
@@ -295,8 +256,8 @@ def test_no_damage_to_a_header_hangs_or_raises_anything_but_value_error(tmp_path
         position = data.draw(st.integers(0, 4095))
         damaged[position] = data.draw(st.sampled_from(b"-0179\x00\x80\xff x="))
     path.write_bytes(damaged)
-    with open(path, "rb") as file, suppress(ValueError):
-        members = list(members_of(file.fileno()))
+    with opened(path) as tar, suppress(ValueError):
+        members = list(members_of(*tar))
         assert all(0 <= m.offset <= m.offset + m.size <= len(damaged) for m in members)
 
 
@@ -338,8 +299,8 @@ def test_a_shard_that_shrinks_during_a_run_is_an_error(tmp_path):
 
 
 def names_and_bytes(path: Path) -> list[tuple[str, bytes]]:
-    with open(path, "rb") as file:
-        return [(m.name, os.pread(file.fileno(), m.size, m.offset)) for m in members_of(file.fileno())]
+    with opened(path) as (read, length):
+        return [(m.name, read(m.size, m.offset)) for m in members_of(read, length)]
 
 
 @pytest.mark.parametrize("name", ["a.png", "n" * 150 + ".png"])
@@ -475,7 +436,7 @@ def test_concurrent_readers_read_the_headers_once(tmp_path, caplog):
 
 
 def test_few_files_are_open_at_a_time(tmp_path, monkeypatch):
-    monkeypatch.setattr("jepa.data.shards.MAX_OPEN_FILES", 2)
+    monkeypatch.setattr("jepa.data.shard_files.MAX_OPEN_FILES", 2)
     write_shards(tmp_path, (1,) * 6)
     data = Shards(shards=str(tmp_path))
     before = len(os.listdir("/proc/self/fd")) if sys.platform == "linux" else 0
@@ -543,14 +504,6 @@ def test_within_a_window_all_samples_are_mixed():
 @pytest.fixture
 def uneven(tmp_path) -> Shards:
     return Shards(shards=str(write_shards(tmp_path, (5, 1, 9, 4, 12))), shuffle_shards=2)
-
-
-def batch_values(data: Shards, steps: int, **arguments) -> list[list[int]]:
-    defaults: dict[str, Any] = {"batch_size": 4, "seed": 0, "num_workers": 0}
-    stream = batches(data, **defaults | arguments)
-    values = [batch.pixels[:, 0, 0, 0, 0].tolist() for batch in islice(stream, steps)]
-    stream.close()
-    return values
 
 
 @pytest.mark.parametrize("first_step", [0, 1, 7, 8, 31])

@@ -143,7 +143,7 @@ def find_shards(pattern: str) -> list[Path]:
 
     Raises ValueError with a sentence that has neither key nor value.
     """
-    paths = [Path(name).expanduser().absolute() for name in _expand(pattern)]
+    paths = [Path(name).expanduser().absolute() for name in expand_braces(pattern)]
     shards = list(dict.fromkeys(file for path in paths for file in _files(path)))
     missing = [path for path in shards if not path.is_file()]
     if missing:
@@ -156,7 +156,7 @@ def find_shards(pattern: str) -> list[Path]:
     return shards
 
 
-def _expand(pattern: str) -> Iterator[str]:
+def expand_braces(pattern: str) -> Iterator[str]:
     """Brace expansion as in a shell, for {a,b} and {00..12}."""
     braces = re.search(r"\{([^{}]*)\}", pattern)
     if braces is None:
@@ -168,7 +168,7 @@ def _expand(pattern: str) -> Iterator[str]:
         width = max(len(first), len(last)) if first.startswith("0") else 0
         choices = [str(number).zfill(width) for number in range(int(first), int(last) + 1)]
     for choice in choices:
-        yield from _expand(f"{pattern[: braces.start()]}{choice}{pattern[braces.end() :]}")
+        yield from expand_braces(f"{pattern[: braces.start()]}{choice}{pattern[braces.end() :]}")
 
 
 def _files(path: Path) -> list[Path]:

@@ -11,6 +11,7 @@ from typing import Any
 from jepa.config.catalogue import Catalogue, Choice, conf_folder
 from jepa.config.heads import stored_config
 from jepa.config.overrides import override_literal
+from jepa.config.urls import is_url, shown
 from jepa.errors import ConfigError, FileError
 
 
@@ -34,10 +35,15 @@ def run_data(runs: Sequence[str], config_dir: str | os.PathLike | None = None) -
     if not nodes:
         return []
     first, *others = nodes
-    if different := next((run for run in others if nodes[run] != nodes[first]), None):
+    if different := next((run for run in others if _data_of(nodes[run]) != _data_of(nodes[first])), None):
         raise ConfigError([f"run: {first} and {different} were trained on different data; give dataset="])
     folders = [conf_folder()] if config_dir is None else [Path(config_dir).absolute(), conf_folder()]
     return _as_overrides(first, nodes[first], Catalogue(folders).groups["dataset"].values())
+
+
+def _data_of(node: Mapping[str, Any]) -> dict[str, Any]:
+    """What decides about the data: not the folder of copies."""
+    return {key: value for key, value in node.items() if key not in ("cache", "cache_size")}
 
 
 def _as_overrides(run: str, node: Mapping[str, Any], choices: Any) -> list[str]:
@@ -61,4 +67,6 @@ def describe_data(node: Mapping[str, Any]) -> str:
     part = node.get("image_folder") or node.get("video_folder") or ""
     place = node.get("path") or node.get("shards") or node.get("root_path")
     name = str(node.get("_target_", "")).rpartition(".")[2]
+    if is_url(place):
+        return f"{name} of {shown(str(place))}"
     return f"{name} {node['name']}" if node.get("name") else f"{name} of {Path(str(place)) / part}" if place else name

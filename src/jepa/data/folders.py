@@ -109,6 +109,10 @@ class FileDataset:
         return part
 
 
+def user_cache() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "jepa-train"
+
+
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
     """Hold the lock of a file, which is created; on a file system without locks nobody waits."""
@@ -116,7 +120,23 @@ def locked(path: Path) -> Iterator[None]:
     with path.open("w") as file:
         with suppress(OSError):
             fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+        try:
+            yield
+        finally:
+            with suppress(OSError):
+                fcntl.flock(file, fcntl.LOCK_UN)  # a process that was forked in the meantime holds the file open
+
+
+def is_locked(path: Path) -> bool:
+    """True if a process holds the lock of a file."""
+    try:
+        with path.open("r") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False
 
 
 def has_suffix(path: str, suffixes: tuple[str, ...]) -> bool:

@@ -3,25 +3,33 @@
 from __future__ import annotations
 
 import logging
+import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import numpy as np
 from torch import Tensor
 
 from jepa.config.layouts import VALIDATION_NAMES
-from jepa.config.paths import content, on_this_machine
+from jepa.config.paths import on_this_machine
+from jepa.config.urls import is_url, shown
 from jepa.data.folders import HEAD, FileDataset, class_names, class_numbers, is_useful_held_out
+from jepa.data.loader import Order
 from jepa.data.parquet import ERRORS, column_names
-from jepa.types import Channels, Positive
+from jepa.data.parquet_stream import StreamedImages, StreamedRows
+from jepa.data.remote import RemoteFile, find_files, list_files
+from jepa.data.shard_cache import ShardCache
+from jepa.data.shards import say_where, window_shuffle
+from jepa.types import Channels, Positive, PositiveInt
 
 if TYPE_CHECKING:
     import datasets
 
 log = logging.getLogger(__name__)
+File = TypeVar("File", str, RemoteFile)
 LABEL_NAMES = ("label", "labels", "fine_label", "class", "target")
 """Default names of the label column, in order of preference."""
 
@@ -30,11 +38,14 @@ class HuggingFaceImages(FileDataset):
     """A data set of the Hugging Face hub, a local parquet file, or a folder of parquet files named after their splits.
 
     `path` is the name on the hub or the local path; `val=None` takes a split with a default name as the held-out part;
-    columns that are None are detected by type and name.
+    columns that are None are detected by type and name. With `stream`, or if `path` is a URL, parquet files are copied
+    one by one when they are needed into the folder `cache`, of at most `cache_size` gigabytes; then the rows of
+    `shuffle_shards` files at a time are shuffled together, None for all, and probes see the first files only.
     """
 
     requires = ("hf", "datasets")
     rules = ("jepa.data.rules.local_or_hub",)
+    probe_dataset: Self | None = None
 
     def __init__(
         self,
@@ -47,13 +58,22 @@ class HuggingFaceImages(FileDataset):
         label_column: str | None = None,
         channels: Channels = 3,
         max_value: Positive | None = None,
+        stream: bool = False,
+        shuffle_shards: PositiveInt | None = 8,
+        cache: str | None = None,
+        cache_size: Positive = 100,
     ) -> None:
         super().__init__(channels, max_value=max_value)
-        splits = _find_splits(path, subset, names=(train, *filter(None, [val]), *VALIDATION_NAMES))
+        self.shuffle_shards = shuffle_shards
+        names = (train, *filter(None, [val]), *VALIDATION_NAMES)
+        if stream or is_url(path):
+            splits: dict[str, Callable[[], Any]] = find_streamed_splits(path, subset, names, (cache, cache_size))
+        else:
+            splits = _find_splits(path, subset, names)
         for key, split in (("train", train), ("val", val)):
             if split is not None and split not in splits:
                 raise ValueError(f"dataset.{key}={split}: {path} has no such split, but {', '.join(splits)}")
-        self.path = path
+        self.path = shown(path)
         rows = splits[train]()
         self.image_column = _image_column(rows, image_column)
         self.label_column, self.classes = _label_column(rows, label_column)
@@ -61,7 +81,12 @@ class HuggingFaceImages(FileDataset):
         self._load(train, rows)
         candidates = [name for name in VALIDATION_NAMES if name in splits and name != train]
         self.held_out = self._find_held_out({name: splits[name] for name in ([val] if val else candidates)}, bool(val))
-        self.warn_of_dark_images()
+        if not isinstance(rows, StreamedRows):
+            self.warn_of_dark_images()
+        elif len(rows.files) > (num_probed := shuffle_shards or len(rows.files)):
+            self.probe_dataset = self._part(train, rows.part(num_probed), True)
+            self.probe_dataset.held_out = self.held_out
+            log.info("probes use the first %d of %d files of the split %s", num_probed, len(rows.files), train)
 
     def _find_held_out(self, splits: Mapping[str, Callable[[], datasets.Dataset]], is_named: bool) -> Self | None:
         for name, load in splits.items():
@@ -71,8 +96,9 @@ class HuggingFaceImages(FileDataset):
                 return part
         return None
 
-    def _load(self, split: str, rows: datasets.Dataset, lenient: bool = False) -> None:
+    def _load(self, split: str, rows: Any, lenient: bool = False) -> None:
         self.split, self.rows = split, rows
+        self.images = _images(rows, self.image_column)
         self.labels = np.full(len(rows), -1)
         if self.label_column is not None:
             texts = _texts(rows, self.label_column, self._names | _names(rows, self.label_column))
@@ -89,14 +115,34 @@ class HuggingFaceImages(FileDataset):
 
     def read(self, index: int) -> bytes:
         # the arrow table itself: ten times faster than a row of `datasets`, and without its decoding
-        return _encoded(self.rows.data.column(self.image_column)[index].as_py())
+        return _encoded(self.images[index].as_py())
+
+    @property
+    def streamed(self) -> StreamedImages | None:
+        return self.images if isinstance(self.images, StreamedImages) else None
+
+    @property
+    def index_order(self) -> Callable[[int, int], Order] | None:
+        return None if self.streamed is None else self._order_of_files
+
+    def _order_of_files(self, batch_size: int, seed: int) -> Order:
+        assert self.streamed is not None
+        counts = self.rows.counts
+        return window_shuffle(counts, self.shuffle_shards or len(counts), seed, self.streamed.prefetch)
 
     def encoded(self, index: int) -> bytes:
+        """The beginning of the image; of a stream, which file it is in, so that no file is copied for it."""
+        if self.streamed is not None:
+            number, row = self.streamed.locate(index)
+            file = self.streamed.files[number]
+            return f"{file.name} {file.size} {file.version} {row}".encode()
         return self.read(index)[:HEAD]
 
     def outline(self, index: int) -> int:
-        """Number of bytes of the image, which are not copied."""
-        image = self.rows.data.column(self.image_column)[index]
+        """Number of bytes of the image, which are not copied; of a stream, those of its file."""
+        if self.streamed is not None:
+            return self.streamed.files[self.streamed.locate(index)[0]].size
+        image = self.images[index]
         data = image.get("bytes") if isinstance(image, Mapping) else image
         return -1 if data is None or not hasattr(data, "as_buffer") or not data.is_valid else data.as_buffer().size
 
@@ -104,9 +150,17 @@ class HuggingFaceImages(FileDataset):
         return self.rows._fingerprint
 
     def describe(self, index: int) -> str:
-        image = self.rows.data.column(self.image_column)[index].as_py()
+        if self.streamed is not None:
+            number, row = self.streamed.locate(index)
+            return f"{self.streamed.files[number]} row {row}"
+        image = self.images[index].as_py()
         name = image.get("path") if isinstance(image, dict) else None
         return f"{self.path} split {self.split} row {index}" + (f" ({name})" if name else "")
+
+
+def _images(rows: Any, column: str) -> Any:
+    """The encoded images, by number of the row."""
+    return rows.images(column) if isinstance(rows, StreamedRows) else rows.data.column(column)
 
 
 def _find_splits(path: str, subset: str | None, names: Sequence[str]) -> dict[str, Callable[[], datasets.Dataset]]:
@@ -171,24 +225,53 @@ def _unlike_the_first(files: Sequence[str], columns: Sequence[list[str]]) -> str
     return next(others, "")
 
 
-def _parquet_files(path: Path, subset: str | None, names: Sequence[str]) -> dict[str, list[str]]:
-    """Files of each split: the name of the file, or else of the nearest folder above it, begins with the split's.
+def find_streamed_splits(
+    path: str, subset: str | None, names: Sequence[str], cache: tuple[str | None, float]
+) -> dict[str, Callable[[], StreamedRows]]:
+    """Functions that open the splits of parquet files on a server; a name on the hub stands for those of its data set.
 
-    Files that name no split are those of the first if no file names that; else they are left out with a warning.
+    A data set of the hub of other files is read from the parquet files that the hub has made of it.
     """
+    if is_url(path):
+        files = find_files(path, "**/*.parquet")
+    else:
+        url = f"hf://datasets/{path}"
+        files = list_files(f"{url}/**/*.parquet") or find_files(f"{url}@refs%2Fconvert%2Fparquet", "**/*.parquet")
+    folders = [PurePosixPath("/", file.folder.partition("://")[2]) for file in files]
+    root = os.path.commonpath(folders)
+    by_parts = {(*folder.relative_to(root).parts, file.name): file for folder, file in zip(folders, files, strict=True)}
+    splits = split_files(by_parts, subset, names, shown(path))
+    say_where(files, ShardCache(*cache))
+    return {split: partial(StreamedRows, parts, cache) for split, parts in splits.items()}
+
+
+def _parquet_files(path: Path, subset: str | None, names: Sequence[str]) -> dict[str, list[str]]:
     files = [path] if path.is_file() else sorted(path.rglob("*.parquet"))
-    if subset is not None:
-        files = [file for file in files if subset in file.relative_to(path).parts[:-1]]
-        if not files:
-            raise ValueError(f"dataset.subset={subset}: no folder of this name with .parquet files; {content(path)}")
     if not files:
         raise ValueError(f"dataset.path={path}: no .parquet file in it")
-    splits: dict[str | None, list[str]] = {}
-    for file in files:
-        splits.setdefault(_split_of(file.relative_to(path).parts, names), []).append(str(file))
+    return split_files({file.relative_to(path).parts: str(file) for file in files}, subset, names, str(path))
+
+
+def split_files(
+    files: Mapping[tuple[str, ...], File], subset: str | None, names: Sequence[str], where: str
+) -> dict[str, list[File]]:
+    """Files of each split: the name of the file, or else of the nearest folder above it, begins with the split's.
+
+    `files` are given by the parts of their paths. Files that name no split are those of the first if no file names
+    that; else they are left out with a warning.
+    """
+    if subset is not None:
+        folders = sorted({part for parts in files for part in parts[:-1]})
+        files = {parts: file for parts, file in files.items() if subset in parts[:-1]}
+        if not files:
+            held = f"{where} holds {', '.join(f'{name}/' for name in folders) or 'no folder'}"
+            raise ValueError(f"dataset.subset={subset}: no folder of this name with .parquet files; {held}")
+    splits: dict[str | None, list[File]] = {}
+    for parts, file in files.items():
+        splits.setdefault(_split_of(parts, names), []).append(file)
     others = splits.pop(None, [])
     if others and names[0] in splits:
-        log.warning("%s: %d files that name no split are left out, as %s", path, len(others), others[0])
+        log.warning("%s: %d files that name no split are left out, as %s", where, len(others), others[0])
     elif others:
         splits[names[0]] = others
     return {split: paths for split, paths in splits.items() if split is not None}

@@ -56,11 +56,13 @@ def has_grown(before: Mapping[str, Any], dataset: Dataset) -> bool:
 def digest_of_samples(dataset: Dataset, indices: Sequence[int]) -> str:
     """Hash of the labels of these samples and of the contents of some of them, evenly spaced."""
     digest = hashlib.sha256(f"{len(indices)}".encode())
-    labels = DatasetTraits.of(dataset).labels
+    traits = DatasetTraits.of(dataset)
+    labels = traits.labels
     if labels is not None:
         digest.update(np.ascontiguousarray(np.asarray(labels, dtype=np.int64)[np.asarray(indices)]).tobytes())
-    num_samples = NUM_ENCODED if DatasetTraits.of(dataset).encoded else NUM_DECODED
-    for index in _spaced(indices, num_samples):
+    chosen = _spaced(indices, NUM_ENCODED if traits.encoded else NUM_DECODED)
+    traits.prepare(chosen)
+    for index in chosen:
         digest.update(content_of(dataset, index))
     return digest.hexdigest()[:16]
 
@@ -76,7 +78,9 @@ def digest_of_files(dataset: Dataset, indices: Sequence[int]) -> str | None:
             digest.update(repr(outline(index)).encode())
         except UNREADABLE:
             digest.update(b"unreadable")
-    for index in _spaced(indices, NUM_READ):
+    chosen = _spaced(indices, NUM_READ)
+    DatasetTraits.of(dataset).prepare(chosen)
+    for index in chosen:
         digest.update(hashlib.sha256(content_of(dataset, index)).digest())
     return digest.hexdigest()[:16]
 

@@ -24,7 +24,7 @@ from torch.utils.data import DataLoader, get_worker_info
 from torch.utils.data import Dataset as TorchDataset
 
 from jepa.data.picture_cache import PictureCache, make_cache
-from jepa.errors import RunError
+from jepa.errors import RunError, SourceError
 from jepa.parallel.environment import num_cores, process_info
 from jepa.parallel.signals import no_interrupts
 from jepa.seeding import derive_seed, generator
@@ -169,7 +169,7 @@ class _BatchReader(TorchDataset[RawBatch | str]):
         try:
             samples = [self._read(index, seed, broken) for index, seed in requests]
             columns = {name: _column(name, field, samples) for name, field in self.fields.items()}
-        except DataError as error:
+        except (DataError, SourceError) as error:
             return str(error)
         labels = torch.tensor([sample.label for sample in samples])
         pixels, sizes = _pad([sample.clip for sample in samples])
@@ -318,15 +318,18 @@ def _ignore_job_signals(worker: int) -> None:
     """Workers ignore signals sent to a whole job (Ctrl-C, a scheduler's warning); the main process handles them."""
     for signum in (signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(signum, signal.SIG_IGN)
-    if hasattr(signal, "sigwaitinfo"):
+    if hasattr(signal, "sigtimedwait"):
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-        threading.Thread(target=_exit_on_sigterm_of_parent, daemon=True).start()
+        threading.Thread(target=_exit_with_parent, daemon=True).start()
 
 
-def _exit_on_sigterm_of_parent() -> None:
-    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
-        pass
-    os._exit(0)
+def _exit_with_parent() -> None:
+    """End this worker when its parent asks for it or is gone, also while a server keeps it waiting."""
+    parent = multiprocessing.parent_process()
+    while parent is not None:
+        received = signal.sigtimedwait({signal.SIGTERM}, 1)
+        if os.getppid() != parent.pid or (received and received.si_pid == parent.pid):
+            os._exit(0)
 
 
 def name_unreadable(dataset: Dataset, index: int, reason: Callable[[int], str]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache, partial
 from itertools import accumulate
 from typing import Any
@@ -76,6 +76,10 @@ class Mixture:
     def encoded(self, index: int) -> bytes:
         number, indices = self.part_of(index)
         return content_of(self.parts[number], index - indices.start)
+
+    def prepare(self, indices: Sequence[int]) -> None:
+        for part, start in zip(self.parts, self.starts[:-1], strict=True):
+            DatasetTraits.of(part).prepare([index - start for index in indices if start <= index < start + len(part)])
 
     def part_of(self, index: int) -> tuple[int, range]:
         """The number of the part that an index belongs to, and that part's indices."""

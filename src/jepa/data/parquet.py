@@ -26,7 +26,7 @@ def read_arrow(path: Path, where: str, columns: Sequence[str] | None = None) -> 
     """A table of pyarrow with these columns. Raises ValueError that begins with `where`."""
     from pyarrow import parquet
 
-    with _as_value_errors(where):
+    with as_value_errors(where):
         names = _column_names(path)
         if missing := [name for name in columns or () if name not in names]:
             raise ValueError(f"it has no column {', '.join(missing)}")
@@ -37,7 +37,7 @@ def column_names(files: Sequence[str], what: str) -> list[list[str]]:
     """Names of the columns of each file. Raises ValueError that begins with `what` and names a damaged file."""
 
     def read(file: str) -> list[str]:
-        with _as_value_errors(f"{what} cannot be read: {file}"):
+        with as_value_errors(f"{what} cannot be read: {file}"):
             return _column_names(Path(file))
 
     with ThreadPoolExecutor(NUM_THREADS) as pool:
@@ -54,7 +54,7 @@ def _column_names(path: Path) -> list[str]:
 
 
 @contextmanager
-def _as_value_errors(where: str) -> Iterator[None]:
+def as_value_errors(where: str) -> Iterator[None]:
     from pyarrow import ArrowException
 
     try:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from jepa.config import signatures
 from jepa.config.paths import content, existing, find_shards, on_this_machine
+from jepa.config.urls import check_shard_url, check_url, is_url
 from jepa.config.view import ConfigView
 
 
@@ -39,18 +40,28 @@ def download(view: ConfigView, path: str) -> Iterator[str]:
 
 
 def local_or_hub(view: ConfigView, path: str) -> Iterator[str]:
+    """A file or folder that exists, a name on the hub, or a URL; a stream comes from a server."""
+    place = view[f"{path}.path"]
     try:
-        on_this_machine(view[f"{path}.path"] if view.needs_data else ".")
+        if is_url(place):
+            check_url(place)
+        elif view.needs_data and on_this_machine(place) and view.get(f"{path}.stream"):
+            yield f"{view.describe(f'{path}.stream')}: {place} is on this machine and is read there; leave stream out"
     except ValueError as error:
         yield f"{view.describe(f'{path}.path')}: {error}"
 
 
 def shards(view: ConfigView, path: str) -> Iterator[str]:
-    for key in filter(view.__contains__, (f"{path}.shards", f"{path}.val_shards") if view.needs_data else ()):
+    for key in filter(view.__contains__, (f"{path}.shards", f"{path}.val_shards")):
         try:
-            find_shards(view[key])
+            if is_url(view[key]):
+                check_shard_url(view[key])
+                continue
+            if view.needs_data:
+                find_shards(view[key])
         except ValueError as error:
-            yield f"{view.describe(key)}: {error}; {content(Path(view[key]).expanduser().absolute().parent)}"
+            where = "" if is_url(view[key]) else f"; {content(Path(view[key]).expanduser().absolute().parent)}"
+            yield f"{view.describe(key)}: {error}{where}"
 
 
 def episodes(view: ConfigView, path: str) -> Iterator[str]:

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from torch.utils.data import Dataset as TorchDataset
 
 from jepa.data.loader import UNREADABLE, first_line, name_unreadable, read_in_order
-from jepa.errors import RunError
+from jepa.errors import RunError, SourceError
 from jepa.parallel.bars import bar
 from jepa.types import Dataset, DatasetTraits, RawBatch, Sample
 
@@ -128,13 +128,15 @@ class _Reader(TorchDataset):
         self.dataset, self.indices = split.dataset, split.indices
         self.reduce, self.fields = reduce, fields
 
-    def __getitem__(self, rows: list[int]) -> tuple[SampleBatch | None, dict[int, str]]:
+    def __getitem__(self, rows: list[int]) -> tuple[SampleBatch | None, dict[int, str]] | str:
         samples, unread = {}, {}
         for row in rows:
             try:
                 samples[row] = Sample(*self.dataset[self.indices[row]])
             except UNREADABLE as error:
                 unread[row] = first_line(error)
+            except SourceError as error:
+                return str(error)
         if not samples:
             return None, unread
         clips, labels, values = zip(*samples.values(), strict=True)

@@ -94,7 +94,8 @@ class Embedding:
             if config.dataset:
                 num_frames = config.num_frames or self.clip_shape[1]
                 dataset = build_with(config.dataset, num_frames=num_frames)
-                dataset = DatasetTraits.of(dataset).probe_dataset or dataset
+                traits = DatasetTraits.of(dataset)
+                dataset = (traits.probe_dataset if traits.parts else None) or dataset
                 if config.part == "validation" and (dataset := dataset.validation()) is None:
                     raise ConfigError(["part=validation: the data set has no held-out part"])
             else:

@@ -10,6 +10,7 @@ from pkgutil import resolve_name
 from typing import Any
 
 from jepa.config import ConfigError, TrainConfig, build_with
+from jepa.config.urls import is_url
 from jepa.errors import as_config_errors
 from jepa.training.assemble import make_dataset, objective_needs
 from jepa.types import ActionSpace, Field
@@ -50,6 +51,8 @@ def find_dataset(config: TrainConfig) -> tuple[Any, str]:
     node = config.dataset
     try:
         with as_config_errors():
+            if any(is_url(node.get(key)) for key in ("path", "shards")):
+                raise ValueError("an estimate asks no server")
             if "path" in node and not Path(node["path"]).expanduser().exists():
                 raise ValueError(f"there is no {node['path']} on this machine")
             return make_dataset(replace(config, dataset=node | {"download": False} if "download" in node else node)), ""
