@@ -98,6 +98,19 @@ def test_a_damaged_file_raises_oserror(data: bytes) -> None:
         decode(data, channels=5)
 
 
+@pytest.mark.parametrize(
+    "data",
+    [
+        npy(values(4)).replace(b"(", b"[", 1),  # a head that is no Python any more
+        npy(values(4)).replace(b"'shape': (", b"'shape': (9999999999999,", 1),  # more than any memory holds
+        tif(values(5), compression="zlib").replace(b"\x78", b"\x00"),
+    ],
+)
+def test_what_numpy_and_tifffile_raise_of_damaged_files_is_an_oserror_too(data: bytes) -> None:
+    with pytest.raises(OSError):  # noqa: PT011
+        decode(data, channels=5)
+
+
 def write(folder: Path, channels: int, num: int = 6) -> None:
     for number in range(num):
         path = folder / "ab"[number % 2] / f"{number}.npy"

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import io
+import struct
+import tokenize
+import zlib
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -11,6 +14,11 @@ from torch import Tensor
 
 NPY = b"\x93NUMPY"
 MAX_CHANNELS = 16
+DAMAGE = (
+    *(ValueError, EOFError, TypeError, AttributeError, LookupError, RuntimeError, ArithmeticError, MemoryError),
+    *(struct.error, zlib.error, tokenize.TokenError),
+)
+"""Exceptions of numpy and tifffile on damaged files besides OSError; sizes in their heads may ask for any memory."""
 WHITES = {np.dtype(bool): 1, np.dtype(np.uint8): 255, np.dtype(np.uint16): 65535}
 """Type of the values -> the largest of them."""
 NUM_MEASURED = 256
@@ -34,7 +42,7 @@ def read_array(data: bytes) -> np.ndarray:
         return tifffile.imread(io.BytesIO(data))
     except ImportError as error:
         raise OSError(f"TIFF files of other channels than 1 and 3: pip install 'jepa-train[tiff]' ({error})") from error
-    except (ValueError, EOFError, TypeError, KeyError, IndexError, RuntimeError) as error:
+    except DAMAGE as error:
         raise OSError(f"not a readable array: {error}") from error
 
 
