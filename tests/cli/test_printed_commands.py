@@ -74,5 +74,5 @@ def test_a_run_that_another_program_started_is_run_again_by_its_configuration(
     monkeypatch.chdir(tmp_path)
     assert run("train", *TRAINING, "name=drawn") == 0
     monkeypatch.setattr("sys.argv", ["notebook.py"])
-    assert runs(_command(Path("outputs/drawn")))
+    assert runs(_command(Path("outputs/drawn"), {}))
     assert "outputs/drawn is finished" in capfd.readouterr().out

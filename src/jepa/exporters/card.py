@@ -60,7 +60,7 @@ def _origin(provenance: Mapping[str, Any]) -> dict[str, str]:
     """Date, device and versions of the training."""
     sessions, versions = provenance.get("sessions") or (), provenance.get("versions", {})
     days = [time.strftime("%Y-%m-%d", time.gmtime(session["started"])) for session in sessions[:1]]
-    device = f", on {provenance['device']}" * bool(provenance.get("device"))
+    device = f", on {provenance['device']}" if provenance.get("device") else ""
     names = ", ".join(f"{name} {version}" for name, version in versions.items())
     return ({"trained": f"begun {days[0]}{device}"} if days else {}) | ({"versions": names} if names else {})
 
