@@ -96,15 +96,26 @@ def test_the_value_of_a_grid_counts_the_steps_of_the_shortest_way() -> None:
     assert (values - expected).abs().mean() < 1
 
 
-def test_the_value_reads_predicted_states_as_it_reads_encoded_ones() -> None:
-    """Predictions drift along a third number, which encoded states hardly have."""
+def test_the_value_reads_imagined_states_as_it_reads_encoded_ones() -> None:
+    """Imagined states drift along a third number, which encoded states hardly have."""
     data, random = walks(), torch.Generator().manual_seed(0)
     noise = 0.1 * torch.randn(len(data.states), 1, generator=random)
     known = torch.cat([data.states, noise], dim=1)
     drifted = known + torch.tensor([0.0, 0.0, 1.0])
-    value = fit_head("value", data._replace(states=known, predicted=drifted), {}, 1000, 0)[0]
+    value = fit_head("value", data._replace(states=known, imagined=drifted), {}, 1000, 0)[0]
     own = torch.cat([torch.tensor(list(product(range(SIDE), repeat=2))).float(), torch.zeros(SIDE**2, 1)], dim=1)
     assert value(own + torch.tensor([0.0, 0.0, 1.0]), own).abs().mean() < 0.5
+
+
+def test_rewards_and_ends_are_read_from_states_one_step_ahead_and_not_from_encoded_or_imagined_ones() -> None:
+    data = walks()
+    given = (torch.rand(len(data.states), generator=torch.Generator().manual_seed(0)) < 0.5).float()
+    data = data._replace(states=torch.randn(len(given), 2, generator=torch.Generator().manual_seed(1)))
+    shown = torch.stack([given, torch.zeros_like(given)], dim=1)
+    data = data._replace(rewards=given, terminated=given, predicted=shown, imagined=1 - shown)
+    reward, goes_on = (fit_head(name, data, {}, 200, 0)[0](shown)[:, 0] for name in ("reward", "continuation"))
+    assert (reward - given).abs().mean() < 0.1
+    assert ((goes_on < 0) == given.bool()).all()
 
 
 def test_the_value_of_the_goal_itself_is_the_highest() -> None:

@@ -262,14 +262,15 @@ def test_recordings_pair_each_frame_with_the_action_after_it_and_the_reward_befo
 
 
 @pytest.mark.parametrize("history", [1, 3])
-@pytest.mark.parametrize("count", [2, 9, 20])
-def test_states_are_foreseen_from_some_steps_before(history: int, count: int) -> None:
+@pytest.mark.parametrize("count", [2, 9, 11, 20])
+@pytest.mark.parametrize("depth", [1, FORESIGHT])
+def test_states_are_foreseen_from_some_steps_before(history: int, count: int, depth: int) -> None:
     world = make_world(history=history, side=16)
     states, actions = torch.randn(count, 1, 6), torch.randn(count - 1, 2)
-    foreseen = foresee(world, states, actions)
+    foreseen = foresee(world, states, actions, depth)
     torch.testing.assert_close(foreseen[:history], states[:history])
     for frame in range(history, count):
-        steps = (frame - history) % FORESIGHT + 1
+        steps = (frame - history) % depth + 1
         begin = frame - steps - history + 1
         known, acted = states[begin : begin + history], actions[begin:frame]
         torch.testing.assert_close(foreseen[frame], world.rollout(known[None], acted[None])[0, -1])

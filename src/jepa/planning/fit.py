@@ -33,7 +33,7 @@ MAX_FRAMES = 100_000
 PICTURE_SIDE = 32
 """Pixels of a decoded picture."""
 FORESIGHT = 8
-"""Largest number of steps after which heads see predicted states."""
+"""Largest number of steps after which values see imagined states."""
 DEFAULT_STEPS = 4000
 
 
@@ -100,6 +100,7 @@ def record(world: World, store: EpisodeStore, *, pictures: bool = False, num_epi
         steps = len(frames) - 1
         actions = torch.from_numpy(arrays["actions"][: steps * block].copy())
         codes, states = world.predictor.actions.scale(actions), world.encode(frames)
+        acted = actions if block == 1 else actions.unflatten(0, (-1, block))
         transitions = [arrays[name][: steps * block].reshape(steps, block) for name in ("rewards", "terminated")]
         parts.append((
             states.flatten(1),
@@ -108,28 +109,30 @@ def record(world: World, store: EpisodeStore, *, pictures: bool = False, num_epi
             torch.from_numpy(np.append(0, transitions[1].any(axis=1)).astype(np.float32)),
             torch.from_numpy(arrays["states"][::block].copy()),
             small(frames) if pictures else torch.zeros(0, 0),
-            foresee(world, states, actions if block == 1 else actions.unflatten(0, (-1, block))).flatten(1),
+            *(foresee(world, states, acted, depth).flatten(1) for depth in (1, FORESIGHT)),
         ))  # fmt: skip
         total += steps + 1
         ends += [total - 1] * (steps + 1)
     columns = [torch.cat(part) for part in zip(*parts, strict=True)]
-    states, acted, rewards, terminated, simulator, small_frames, predicted = columns
+    states, taken, rewards, terminated, simulator, small_frames, predicted, imagined = columns
     space: ActionSpace = store.facts.actions
-    known = (states, torch.tensor(ends), acted, rewards, terminated, simulator, small_frames, space)
-    return Recordings(*known, world.history, predicted)
+    known = (states, torch.tensor(ends), taken, rewards, terminated, simulator, small_frames, space)
+    return Recordings(*known, world.history, predicted, imagined)
 
 
-def foresee(world: World, states: Tensor, actions: Tensor) -> Tensor:
-    """States [T, S, Z] and the actions between them -> each as predicted from one 1 to `FORESIGHT` steps before.
+def foresee(world: World, states: Tensor, actions: Tensor, depth: int) -> Tensor:
+    """States [T, S, Z] and the actions between them -> each as predicted from one 1 to `depth` steps before.
 
-    Every `FORESIGHT`th state begins a rollout. The first states, which have too few before them, stay as they are.
+    Every `depth`th state begins a rollout. The first states, which have too few before them, stay as they are.
     """
-    history, last = world.history, len(states) - 1
-    predicted = states.clone()
-    for first in range(history - 1, last, FORESIGHT):
-        after = slice(first + 1, min(first + FORESIGHT, last) + 1)
-        known, acted = states[first - history + 1 : first + 1], actions[first - history + 1 : after.stop - 1]
-        predicted[after] = world.rollout(known[None], acted[None])[0]
+    history, predicted = world.history, states.clone()
+    count, rest = divmod(max(0, len(states) - history), depth)
+    whole = history - 1 + depth * torch.arange(count)
+    for firsts, steps in ((whole, depth), (history - 1 + depth * torch.tensor([count]), rest)):
+        if len(firsts) and steps:
+            known, acted = (firsts[:, None] + torch.arange(1 - history, end) for end in (1, steps))
+            after = firsts[:, None] + torch.arange(1, steps + 1)
+            predicted[after] = world.rollout(states[known], actions[acted])
     return predicted
 
 

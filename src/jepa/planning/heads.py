@@ -68,6 +68,8 @@ class Recordings(NamedTuple):
     history: int = 1
     """Frames that heads read"""
     predicted: Tensor | None = None
+    """float32 [F, D]: each state as predicted from the one before it; None takes the states themselves"""
+    imagined: Tensor | None = None
     """float32 [F, D]: each state as predicted from one some steps before it; None takes the states themselves"""
 
     def seen(self, rows: Tensor) -> Tensor:
@@ -77,8 +79,15 @@ class Recordings(NamedTuple):
         return self.states[torch.maximum(past, first[:, None])].flatten(1)
 
     def foreseen(self, rows: Tensor) -> Tensor:
-        """As `seen`, with the state of the frame itself as it is predicted."""
-        last = self.states if self.predicted is None else self.predicted
+        """As `seen`, with the state of the frame itself as it is predicted one step before."""
+        return self._ending(rows, self.predicted)
+
+    def dreamt(self, rows: Tensor) -> Tensor:
+        """As `seen`, with the state of the frame itself as it is imagined some steps before, as the end of a plan."""
+        return self._ending(rows, self.imagined)
+
+    def _ending(self, rows: Tensor, states: Tensor | None) -> Tensor:
+        last = self.states if states is None else states
         return torch.cat([self.seen(rows)[:, : -last.shape[1]], last[rows]], dim=1)
 
     @property
@@ -216,7 +225,7 @@ def value_loss(fit: Fit, rows: Tensor) -> Tensor:
         following = -1 + GAMMA * fit.average(after, goal)[:, 0].clamp(-1 / (1 - GAMMA), 0)
         reached_in = torch.where((goals >= rows) & (goals <= data.ends[rows]), goals - rows, torch.inf)
         target = torch.maximum(following, -(1 - GAMMA**reached_in) / (1 - GAMMA))
-    errors = (target - fit.head(read(rows), goal)[:, 0] for read in (data.seen, data.foreseen))
+    errors = (target - fit.head(read(rows), goal)[:, 0] for read in (data.seen, data.dreamt))
     return torch.stack([expectile_loss(error, EXPECTILE) for error in errors]).mean()
 
 
@@ -228,7 +237,7 @@ def distance_loss(fit: Fit, rows: Tensor) -> Tensor:
     data = fit.data
     goals = later(data, rows, fit.random)
     steps = (goals - rows).float().log1p()
-    predicted = (F.softplus(fit.head(read(rows), data.states[goals])[:, 0]) for read in (data.seen, data.foreseen))
+    predicted = (F.softplus(fit.head(read(rows), data.states[goals])[:, 0]) for read in (data.seen, data.dreamt))
     return torch.stack([expectile_loss(steps - guess.log1p(), NEAR) for guess in predicted]).mean()
 
 
@@ -273,7 +282,7 @@ def return_loss(fit: Fit, rows: Tensor) -> Tensor:
     with torch.no_grad():
         following = (1 - data.terminated[after]) * fit.average(data.seen(after))[:, 0]
         target = data.rewards[after] + GAMMA * following
-    errors = (target - fit.head(read(rows))[:, 0] for read in (data.seen, data.foreseen))
+    errors = (target - fit.head(read(rows))[:, 0] for read in (data.seen, data.dreamt))
     return torch.stack([expectile_loss(error, EXPECTILE) for error in errors]).mean()
 
 
