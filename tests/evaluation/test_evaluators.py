@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from jepa.evaluation.diagnostics import Diagnostics, collapse, coverage, effective_rank, mean_cosine
 from jepa.evaluation.embeddings import Embeddings
 from jepa.evaluation.knn import KNN, knn_votes
-from jepa.evaluation.linear import L2_GRID, LinearProbe, fit_logistic, select_l2
+from jepa.evaluation.linear import L2_GRID, LinearProbe, fit_logistic, in_row_space, select_l2
 from jepa.evaluation.pictures import mask_overlay, montage, principal_colours, to_rgb
 from jepa.evaluation.probe import nearest, standardise
 from jepa.evaluation.types import Features
@@ -77,6 +77,25 @@ def test_the_linear_probe_scores_like_sklearn_at_the_chosen_l2():
     l2, _ = select_l2(train, num_classes=3)
     reference = LogisticRegression(C=1 / (600 * l2), max_iter=10000).fit(train.vectors.numpy(), train.labels.numpy())
     assert measured == pytest.approx(100 * reference.score(val.vectors.numpy(), val.labels.numpy()), abs=0.5)
+
+
+def test_the_linear_probe_of_more_dimensions_than_samples_scores_like_sklearn():
+    """Alike dimensions make the curvature so large that rounding once left it indefinite."""
+    base, widen = clusters(220, dim=16, spread=1.5), torch.randn(16, 4000, generator=seeded(1)) + 3
+    train, val = (Features(base.vectors[rows] @ widen, base.labels[rows]) for rows in (slice(0, 150), slice(150, 220)))
+    measured = LinearProbe()(snapshot_of(train, val)).metrics["probe/linear_top1"]
+    l2, _ = select_l2(in_row_space(*standardise(train, val))[0], num_classes=3)
+    scaled = standardise(train, val)
+    reference = LogisticRegression(C=1 / (150 * l2), max_iter=10000).fit(scaled[0].vectors.numpy(), train.labels.numpy())
+    assert measured == pytest.approx(100 * reference.score(scaled[1].vectors.numpy(), val.labels.numpy()), abs=1.5)
+    assert measured > 60
+
+
+def test_logistic_regression_stands_alike_dimensions():
+    train = clusters(150, dim=16)
+    vectors = train.vectors @ (torch.randn(16, 4000, generator=seeded(1)) + 3)
+    model = fit_logistic(vectors, train.labels, num_classes=3, l2=1e-6)
+    assert model.weight.isfinite().all()
 
 
 def test_the_l2_weight_is_chosen_without_the_validation_samples():

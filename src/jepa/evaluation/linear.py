@@ -17,6 +17,8 @@ L2_GRID = (1.0, 0.1, 0.01, 1e-3, 1e-4, 1e-5, 1e-6)
 PATIENCE = 2
 """Weaker L2 weights in a row without an improvement that end the search."""
 MIN_CURVATURE = 1e-5
+ROUNDING = 4 * torch.finfo(torch.float32).eps
+"""Of the sum of all curvatures: what rounding may take from the smallest of them."""
 
 
 class LinearModel(NamedTuple):
@@ -38,11 +40,23 @@ class LinearProbe(ClassProbe):
         super().__init__(name="linear", protocol=protocol, readout=readout)
 
     def predict(self, task: ProbeTask) -> Prediction:
-        train, val = standardise(task.train, task.val, task.device)
+        train, val = in_row_space(*standardise(task.train, task.val, task.device))
         l2, start = select_l2(train, num_classes=task.num_classes, seed=task.seed)
         model = fit_logistic(train.vectors, train.labels, num_classes=task.num_classes, l2=l2, start=start)
         logits = F.linear(val.vectors, *model).cpu()
         return Prediction(logits.argmax(1), {"l2": l2}, logits.softmax(1))
+
+
+def in_row_space(train: Features, val: Features) -> tuple[Features, Features]:
+    """The same samples in an orthonormal basis of the training samples if these have more dimensions than samples.
+
+    The weights of least L2 norm lie in that space (the representer theorem), so that nothing is lost.
+    """
+    if train.vectors.shape[1] <= len(train.vectors):
+        return train, val
+    basis = torch.linalg.svd(train.vectors, full_matrices=False).Vh.mT  # [D, n]
+    projected = [Features(part.vectors @ basis, part.labels, part.targets) for part in (train, val)]
+    return projected[0], projected[1]
 
 
 def select_l2(train: Features, *, num_classes: int, seed: int = 0) -> tuple[float, LinearModel]:
@@ -74,7 +88,8 @@ def fit_logistic(
     num, dim = vectors.shape
     identity = torch.eye(dim, dtype=vectors.dtype, device=vectors.device)
     curvature = (vectors.T @ vectors / num if second_moment is None else second_moment) / num_classes
-    factor = torch.linalg.cholesky(curvature + max(l2, MIN_CURVATURE) * identity)
+    least = max(l2, MIN_CURVATURE, ROUNDING * float(curvature.trace()))
+    factor = torch.linalg.cholesky(curvature + least * identity)
     inverse = torch.linalg.solve_triangular(factor, identity, upper=False)
     if start is None:
         start = LinearModel(vectors.new_zeros(num_classes, dim), vectors.new_zeros(num_classes))
