@@ -65,6 +65,21 @@ def test_runs_on_different_data_must_be_told_what_to_be_judged_on(stored) -> Non
     assert compose_eval([f"run=[{first},{second}]", "dataset=shapes"]).run == [first, second]
 
 
+def test_an_evaluation_reads_tokens_as_the_run_does_unless_told_otherwise(stored) -> None:
+    run = stored("mine", *CATS, "evaluator=[knn,linear]", "evaluator.linear.readout=tokens")
+    other = stored("other", *CATS, "evaluator=[knn,linear]", "evaluator.knn.readout=grid2")
+
+    def readouts(*overrides: str) -> dict[str, str]:
+        evaluators = compose_eval(overrides).evaluator
+        return {name: evaluators[name]["readout"] for name in ("knn", "linear")}
+
+    assert readouts(f"run={run}") == {"knn": "mean", "linear": "tokens"}
+    assert readouts(f"run={run}", "dataset=shapes") == {"knn": "mean", "linear": "tokens"}
+    assert readouts(f"run={run}", "evaluator.linear.readout=mean") == {"knn": "mean", "linear": "mean"}
+    assert readouts(f"run=[{run},{other}]") == {"knn": "mean", "linear": "mean"}
+    assert compose_eval([f"run={run}", "readout=cls"]).readout == "cls"
+
+
 def test_fine_tuning_uses_the_data_of_the_run(stored) -> None:
     run = stored("mine", *CATS)
     arguments = to_train_arguments([f"run={run}"])

@@ -16,7 +16,7 @@ from jepa.config import signatures
 from jepa.config.command_rules import as_list
 from jepa.config.compose import Composer
 from jepa.config.overrides import members, name_as_text, override_literal
-from jepa.config.run_data import names_data, run_data
+from jepa.config.run_data import names_data, run_data, run_readouts
 from jepa.config.schema import (
     CollectConfig,
     CropConfig,
@@ -97,12 +97,11 @@ def compose_eval(overrides: Sequence[str] = (), config_dir: str | os.PathLike | 
 
 
 def with_run_data(overrides: Sequence[str], config_dir: str | os.PathLike | None = None) -> list[str]:
-    """The overrides of jepa-eval; without `dataset=`, after the data of the runs and a name."""
-    if names_data(overrides):
-        return list(overrides)
+    """The overrides of jepa-eval after the readouts of the runs and, without `dataset=`, their data and a name."""
     runs = [str(run) for run in as_list(Composer(config_dir, "eval").check(overrides).config.get("run"))]
-    data = run_data(runs, config_dir)
-    return [f"name={override_literal(f'eval-{Path(runs[0]).name}')}", *data, *overrides] if data else list(overrides)
+    data = [] if names_data(overrides) else run_data(runs, config_dir)
+    name = [f"name={override_literal(f'eval-{Path(runs[0]).name}')}"] if data else []
+    return [*name, *data, *run_readouts(runs), *overrides]
 
 
 def compose_export(overrides: Sequence[str] = (), config_dir: str | os.PathLike | None = None) -> ExportConfig:

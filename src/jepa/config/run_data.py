@@ -1,4 +1,4 @@
-"""The data of a trained run: commands that are given a run begin from it unless `dataset=` is given. Without torch."""
+"""What commands take over from a trained run unless it is typed: its data, and how probes read tokens. Without torch."""
 
 from __future__ import annotations
 
@@ -39,6 +39,17 @@ def run_data(runs: Sequence[str], config_dir: str | os.PathLike | None = None) -
         raise ConfigError([f"run: {first} and {different} were trained on different data; give dataset="])
     folders = [conf_folder()] if config_dir is None else [Path(config_dir).absolute(), conf_folder()]
     return _as_overrides(first, nodes[first], Catalogue(folders).groups["dataset"].values())
+
+
+def run_readouts(runs: Sequence[str]) -> list[str]:
+    """Overrides by which probes read tokens as in these runs, as far as the runs agree."""
+    found: list[dict[str, str]] = []
+    for run in runs:
+        with suppress(ValueError, OSError, FileError):
+            evaluators = stored_config(run).get("evaluator") or {}
+            found.append({name: node["readout"] for name, node in evaluators.items() if "readout" in node})
+    agreed = set.intersection(*(set(readouts.items()) for readouts in found)) if found else set()
+    return [f"evaluator.{name}.readout={readout}" for name, readout in sorted(agreed)]
 
 
 def _data_of(node: Mapping[str, Any]) -> dict[str, Any]:
