@@ -156,11 +156,29 @@ def test_cells_are_standardised_and_tokens_embedded_by_principal_components(fram
 
 
 def test_an_embedding_that_is_wider_than_its_input_has_rows_of_zeros() -> None:
-    weight, bias = principal_embedding(torch.randn(50, 3), 5)
+    weight, bias = principal_embedding(torch.randn(50, 3), 5, torch.Generator())
     assert weight.shape == (5, 3)
     assert (weight[:3].abs().sum(1) > 0).all()
     assert not weight[3:].any()
     assert not bias[3:].any()
+
+
+def test_principal_components_of_wide_tokens_are_found_in_a_subspace(monkeypatch) -> None:
+    generator = torch.Generator().manual_seed(0)
+    tokens = torch.randn(4000, 400, generator=generator) @ torch.randn(400, 400, generator=generator)
+    tokens *= torch.linspace(1, 0.2, 400)
+    exact, _ = principal_embedding(tokens.clone(), 20, generator)
+    monkeypatch.setattr("jepa.layers.dictionary.EXACT_WIDTH", 300)
+    near, bias = principal_embedding(tokens + 5, 20, torch.Generator().manual_seed(1))
+    again, _ = principal_embedding(tokens + 5, 20, torch.Generator().manual_seed(1))
+    assert torch.equal(near, again)
+
+    def explained(weight: Tensor) -> float:
+        """Variance of the tokens along the directions of the rows."""
+        return float((tokens @ torch.linalg.qr(weight.T).Q).square().sum() / tokens.square().sum())
+
+    assert explained(near) > 0.97 * explained(exact)
+    torch.testing.assert_close((tokens + 5) @ near.T + bias, (tokens - tokens.mean(0)) @ near.T, atol=2e-3, rtol=1e-3)
 
 
 def test_filters_learn_after_the_share_of_the_run_for_which_they_are_frozen() -> None:

@@ -24,6 +24,9 @@ FLOOR = 1e-3
 ROUNDS = 8
 NUM_WINDOWS, NUM_CELLS = 60_000, 60_000
 """Windows that the filters are learned from, and cells that the statistics are measured on."""
+EXACT_WIDTH = 2048
+"""Width of tokens up to which all their principal components are found, instead of a subspace near the first ones."""
+OVERSAMPLED, SUBSPACE_ROUNDS = 32, 4
 CHUNK = {"cpu": 2**19, "accelerator": 2**26}
 """Responses computed at a time: they fit into a core's cache, or take 256 MB."""
 
@@ -109,18 +112,32 @@ class DictionaryStem(nn.Module):
         return first[:num_kept]
 
 
-def principal_embedding(tokens: Tensor, num: int, scale: float = 0.7, ridge: float = 0.1) -> tuple[Tensor, Tensor]:
+def principal_embedding(
+    tokens: Tensor, num: int, generator: Generator, scale: float = 0.7, ridge: float = 0.1
+) -> tuple[Tensor, Tensor]:
     """[n, P] -> weight [num, P] and bias [num] that map tokens to their first principal components, of like size.
 
     If there are fewer components than `num`, the other rows are 0. The tokens, which may fill the memory, are centred.
     """
     mean = tokens.mean(0)
     tokens -= mean
-    values, vectors = torch.linalg.eigh(tokens.T @ tokens / len(tokens))
+    width = tokens.shape[1]
+    basis = None if width <= EXACT_WIDTH else leading_subspace(tokens, min(width, num + OVERSAMPLED), generator)
+    seen = tokens if basis is None else tokens @ basis
+    values, vectors = torch.linalg.eigh(seen.T @ seen / len(seen))
     values, vectors = values.flip(0)[:num], vectors.flip(1)[:, :num]
-    weight = tokens.new_zeros(num, tokens.shape[1])
+    vectors = vectors if basis is None else basis @ vectors
+    weight = tokens.new_zeros(num, width)
     weight[: len(values)] = (scale * vectors / (values + ridge * values.mean()).sqrt()).T
     return weight, -weight @ mean
+
+
+def leading_subspace(rows: Tensor, num: int, generator: Generator) -> Tensor:
+    """Centred [n, P] -> [P, num], orthonormal, near the first principal directions (Halko et al. 2011, algorithm 4.4)."""
+    basis = torch.randn(rows.shape[1], num, generator=generator)
+    for _ in range(SUBSPACE_ROUNDS):
+        basis = torch.linalg.qr(rows.T @ (rows @ basis)).Q
+    return basis
 
 
 def sample(batches: Iterable[Tensor], num: int, num_kept: int, generator: Generator) -> tuple[Tensor, Tensor]:

@@ -147,7 +147,7 @@ def fit_stem(encoder: Any, batches: Iterable[Tensor], num_clips: int, generator:
     if num_kept:
         parts = chunks(first, len(encoder.stem.filters))
         tokens = torch.cat([encoder.stem(part).flatten(0, 1) for part in parts])
-        weight, bias = principal_embedding(tokens, encoder.embed_dim)
+        weight, bias = principal_embedding(tokens, encoder.embed_dim, generator)
         encoder.embed.weight.copy_(weight)
         encoder.embed.bias.copy_(bias)
 
