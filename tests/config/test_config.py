@@ -40,7 +40,7 @@ NEEDED = {
     "videofolder": ["dataset.root_path=.", "dataset.video_folder=."],
     "driving_turn": ["dataset.root_path=.", "dataset.video_folder=.", "dataset.val_folder=null"],
     "vjepa2_vitl16": ["dataset.root_path=.", "dataset.video_folder=."],
-    "small_folder": ["dataset.root_path=.", "dataset.image_folder=."],
+    "small_folder": [f"dataset.root_path={EMPTY.parents[2] / 'docs' / 'images'}", "dataset.image_folder=."],
     "sign_digits": ["dataset.root_path=.", "dataset.image_folder=."],
     "frames": ["dataset.root_path=.", "dataset.image_folder=."],
     "hf": ["dataset.path=somebody/something"],
