@@ -121,6 +121,8 @@ def faults(*overrides: str) -> list[str]:
         (["encoder.stem_width=64"], "encoder.stem=linear has no width"),
         (["encoder.stem=conv", "encoder.stem_frozen=0.5"], "encoder.stem=conv always learns"),
         (["objective.target_view=other"], "there is no other crop with augment.views=1"),
+        (["experiment=cifar10_cpu", "objective.target_view=other"], "with mask=none: there are no hidden tokens"),
+        (["experiment=cifar10_cpu", "objective.target_layers=2"], "with mask=none: there are no hidden tokens"),
         (["hydra/launcher=slrum"], "hydra/launcher=slrum: no such choice"),
         (["mask=temporal"], "needs 2 time steps, 1 of context and 1 to predict, the clip has 1: choose a dataset that"),
         ([*CLIPS, "mask=temporal", "num_frames=1"], "with num_frames=1 and encoder.tubelet_size=2"),
