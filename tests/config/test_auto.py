@@ -26,7 +26,7 @@ def images(path: Path, side: int, *, grey: bool = False, coloured: int = 0, name
     rng = np.random.default_rng(0)
     (path / name).mkdir(parents=True, exist_ok=True)
     for number in range(6 + coloured):
-        pixels = rng.integers(0, 256, (side, side + 4 * number, 3), dtype=np.uint8)
+        pixels = rng.integers(0, 256, (side, side + 4 + 4 * number, 3), dtype=np.uint8)
         pixels = pixels[..., :1].repeat(3, axis=2) if grey and number < 6 else pixels
         Image.fromarray(pixels if number % 2 else pixels.swapaxes(0, 1)).save(path / name / f"{side}-{number}.png")
     return f"dataset.root_path={path}"
