@@ -74,7 +74,7 @@ class JEPAAgent:
         self, config: JEPAConfig | TrainConfig | str | os.PathLike, folder: str | os.PathLike | None = None
     ) -> None:
         if isinstance(config, JEPAConfig | TrainConfig):
-            self.config = config.compose() if isinstance(config, JEPAConfig) else config
+            self.config = config.compose(folder) if isinstance(config, JEPAConfig) else config
             self._typed = config.overrides if isinstance(config, JEPAConfig) else None
             self.folder = Path(folder) if folder is not None else Path("outputs") / self.config.name
             return

@@ -130,7 +130,9 @@ def test_an_empty_folder_is_refused_before_the_start() -> None:
     lay_out(["train/notes.txt"])
     with pytest.raises(ConfigError, match="no images"):
         compose(OWN)
-    config = compose([*OWN, "dataset.image_folder=train"])
+    with pytest.raises(ConfigError, match=r"image_size=auto .*: no images"):
+        compose([*OWN, "dataset.image_folder=train"])
+    config = compose(["experiment=sign_digits", *OWN[1:], "dataset.image_folder=train"])
     with pytest.raises(ConfigError, match=r"dataset\.image_folder=train: no images"):
         check_start(config)
 

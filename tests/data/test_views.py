@@ -232,8 +232,9 @@ def test_the_regularizer_of_lejepa_can_be_replaced() -> None:
         ["experiment=cifar10_vit_tiny"],
         ["experiment=cifar10_vit_tiny", "objective.target=none", "regularizer=sigreg"],
         ["experiment=cifar10_vit_tiny", "objective.target=none", "regularizer=vicreg"],
+        ["experiment=cifar10_cpu", "mask=random", "predictor=transformer", "objective.target_view=other"],
     ],
-    ids=["lejepa", "ema", "sigreg", "vicreg"],
+    ids=["lejepa", "ema", "sigreg", "vicreg", "masks of other views"],
 )
 def test_methods_differ_in_overrides_and_train(overrides: list[str], tmp_path: Path, tiny: list[str]) -> None:
     small = [text for text in tiny if not text.startswith(("predictor", "encoder.patch_size"))]

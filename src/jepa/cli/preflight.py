@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from hydra._internal.utils import get_args_parser
@@ -95,4 +96,5 @@ def as_checked() -> dict[str, Any]:
     hydra = HydraConfig.get()
     folders = [source.path for source in hydra.runtime.config_sources if source.provider == "command-line"]
     composer = Composer(folders[0] if folders else None, hydra.job.config_name or "train")
+    composer.run_folder = Path(hydra.runtime.output_dir)
     return composer.compose(list(hydra.overrides.task))

@@ -85,9 +85,16 @@ def _is_node(value: Any) -> bool:
     return isinstance(value, Mapping) and "_target_" in value
 
 
-def compose(overrides: Sequence[str] = (), config_dir: str | os.PathLike | None = None) -> TrainConfig:
-    """The configuration that `jepa-train` would run with these overrides. Raises ConfigError with all errors."""
-    return to_dataclass(Composer(config_dir).compose(overrides))
+def compose(
+    overrides: Sequence[str] = (), config_dir: str | os.PathLike | None = None, folder: str | os.PathLike | None = None
+) -> TrainConfig:
+    """The configuration that `jepa-train` would run with these overrides, by default in outputs/NAME.
+
+    Raises ConfigError with all errors.
+    """
+    composer = Composer(config_dir)
+    composer.run_folder = None if folder is None else Path(folder)
+    return to_dataclass(composer.compose(overrides))
 
 
 def compose_eval(overrides: Sequence[str] = (), config_dir: str | os.PathLike | None = None) -> EvalConfig:

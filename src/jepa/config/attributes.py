@@ -45,9 +45,12 @@ class JEPAConfig:
         """The equivalent arguments of `jepa-train`."""
         return list(self._texts.values())
 
-    def compose(self) -> TrainConfig:
-        """The checked configuration, equal to that of the command line. Raises ConfigError with all errors."""
-        return compose(self.overrides, self._dir)
+    def compose(self, folder: str | os.PathLike | None = None) -> TrainConfig:
+        """The checked configuration, equal to that of the command line; `folder` is the run folder, if not the usual.
+
+        Raises ConfigError with all errors.
+        """
+        return compose(self.overrides, self._dir, folder)
 
     def __setattr__(self, name: str, value: Any) -> None:
         self._set(self._path(name), value)

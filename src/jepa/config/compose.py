@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cache, cached_property, partial
 from pathlib import Path
@@ -30,6 +30,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from jepa.config import signatures
+from jepa.config.auto import auto_keys, look, settled, still_chosen
 from jepa.config.catalogue import EXPERIMENTS, GLOBAL_GROUPS, Catalogue, Choice, conf_folder, find, naming_files
 from jepa.config.layouts import choose_folders
 from jepa.config.override_errors import hydra_message, needs_multirun, syntax_error
@@ -69,6 +70,8 @@ class Composer:
 
     needs_data = True
     """False where a configuration is only shown: its data need not be on this machine, its folder may exist"""
+    run_folder: Path | None = None
+    """of a run that is not in outputs/NAME or the folder of its sweep; settings that it has chosen are kept"""
 
     def __init__(self, config_dir: str | os.PathLike | None = None, config_name: str = "train") -> None:
         self.config_name = config_name.removesuffix(".yaml")
@@ -84,6 +87,7 @@ class Composer:
         self._bases: dict[tuple[str, ...], DictConfig] = {}
         self._shared = _compositions(self.config_name) if config_dir is None else {}
         self._parsed: dict[str, Override] = {}
+        self._look = cache(look)
 
     @cached_property
     def _primary(self) -> Choice | None:
@@ -136,20 +140,34 @@ class Composer:
         typed = {override.key_or_group: override.input_line or "" for override in values}
         if is_length_typed(typed) and config.get("steps") is not None:
             config.steps = None
+        describe = partial(self._describe, config.copy(), (*implied, *values))
+        verify = partial(self._verify, config, base, parsed, typed, errors, describe, sweep_folder)
+        keys = auto_keys(_plain(config)) if self.schema is TrainConfig else []
+        if not keys:
+            return verify()
+        folder = self.run_folder or _run_folder(config, sweep_folder)
+        return settled(config, keys, errors, verify, folder, self._look, needs_data=self.needs_data)
+
+    def _verify(
+        self, config: DictConfig, base: DictConfig, parsed: Sequence[Override], typed: Mapping[str, str],
+        errors: list[str], describe: Callable[[str], str], sweep_folder: str | None,
+    ) -> dict[str, Any]:  # fmt: skip
+        """The resolved configuration; adds to `errors`."""
         resolved = _resolved(config)
         errors += hidden_values(typed, resolved)
         if self.schema is TrainConfig:
             triples = ((o.key_or_group, o.value(), o.input_line or o.key_or_group) for o in parsed)
             errors += unused_overrides(triples, resolved, _chosen(base, "objective"), _chosen(base, "encoder"))
             resolved = without_unused(resolved)
+            if "chosen" in resolved:  # in config.yaml of a run
+                resolved["chosen"] = still_chosen(resolved, typed)
         needs_data = self.needs_data and not resolved.get("estimate")
         errors += [error for error in choose_folders(resolved) if needs_data]
         schema = signatures.read(f"jepa.config.schema.{self.schema.__name__}")
         assert schema is not None
-        describe = partial(self._describe, config, (*implied, *values))
         errors += value_errors(resolved, schema, describe, needs_data=needs_data)
         if self.schema is TrainConfig and resolved["resume"] is False and needs_data:
-            errors += _existing_run(config, sweep_folder)
+            errors += _existing_run(_run_folder(config, sweep_folder))
         return resolved
 
     def parse(self, overrides: Sequence[str]) -> tuple[list[Override], list[str]]:
@@ -355,14 +373,17 @@ def _plain(config: DictConfig) -> dict[str, Any]:
     return {str(key): value for key, value in plain.items()}
 
 
-def _existing_run(config: DictConfig, sweep_folder: str | None) -> list[str]:
+def _run_folder(config: DictConfig, sweep_folder: str | None) -> Path:
+    if sweep_folder is None:
+        return Path(config.hydra.run.dir)
+    OmegaConf.update(config, "hydra.job.override_dirname", sweep_folder, force_add=True)
+    return Path(config.hydra.sweep.dir) / config.hydra.sweep.subdir
+
+
+def _existing_run(folder: Path) -> list[str]:
     """An error for resume=false if the run folder exists; rank 0 alone checks, before it writes there."""
     if os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) != "0":
         return []
-    folder = Path(config.hydra.run.dir)
-    if sweep_folder is not None:
-        OmegaConf.update(config, "hydra.job.override_dirname", sweep_folder, force_add=True)
-        folder = Path(config.hydra.sweep.dir) / config.hydra.sweep.subdir
     files = [name for name in ("config.yaml", "metrics.jsonl", "checkpoints") if (folder / name).exists()]
     if not files:
         return []

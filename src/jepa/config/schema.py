@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Collection, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Annotated, Any, Literal
 
 import yaml
@@ -30,7 +30,7 @@ IRRELEVANT = {
     *("device", "strategy", "processes", "threads", "micro_batch_size", "estimate", "verbose", "baselines", "videos"),
     *("ppo_steps", "save_minutes"),
 }
-IRRELEVANT_SECTIONS = {"logger", "evaluator", "evaluation", "hardware"}
+IRRELEVANT_SECTIONS = {"logger", "evaluator", "evaluation", "hardware", "chosen"}
 """Keys and sections that may change when a run is resumed, because its result does not depend on them."""
 
 
@@ -49,7 +49,7 @@ class AugmentConfig(CropConfig):
 
     views: PositiveInt
     jitter: Annotated[float, Within(0, 2.5)]
-    grayscale: Share
+    grayscale: Annotated[Any, Share | Literal["auto"]]
     blur: Share
     solarize: Share
     local_views: NonNegativeInt
@@ -124,6 +124,8 @@ class TrainConfig:
     schedule: dict[str, Any]
     evaluator: dict[str, Any]
     logger: dict[str, Any]
+    chosen: dict[str, str] = field(default_factory=dict)
+    """keys that were auto -> why they have their values; see jepa.config.auto"""
 
 
 @dataclass(kw_only=True)

@@ -147,8 +147,10 @@ def _bounds_error(kind: Any, value: Any) -> str | None:
     if origin in SEQUENCES and arguments and isinstance(value, list | tuple):
         errors = (_bounds_error(arguments[0], item) for item in value)
         return next((f"each {error}" for error in errors if error), None)
-    if origin is not Annotated or not isinstance(bounds := arguments[1], Within):
+    if origin is not Annotated:
         return None
+    if not isinstance(bounds := arguments[1], Within):
+        return _bounds_error(bounds, value)
     if not fits(arguments[0], value) or value in bounds:
         return None
     if isinstance(value, list | tuple):

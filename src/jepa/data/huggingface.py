@@ -45,6 +45,7 @@ class HuggingFaceImages(FileDataset):
 
     requires = ("hf", "datasets")
     rules = ("jepa.data.rules.local_or_hub",)
+    survey = "jepa.data.survey.look"
     probe_dataset: Self | None = None
 
     def __init__(

@@ -27,6 +27,7 @@ class ImageFolder(FileDataset):
     """
 
     rules = ("jepa.data.rules.folders",)
+    survey = "jepa.data.survey.look"
 
     def __init__(
         self, *, root_path: str, image_folder: str | None = None, val_folder: str | None = None,

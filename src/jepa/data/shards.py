@@ -43,6 +43,7 @@ class Shards(FileDataset):
     """
 
     rules = ("jepa.data.rules.shards",)
+    survey = "jepa.data.survey.look"
 
     def __init__(
         self, *, shards: str, val_shards: str | None = None, shuffle_shards: PositiveInt | None = 16,

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any, NamedTuple
+import logging
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import numpy as np
 import torch
 
+from jepa.config import build_with
+from jepa.config.auto import NUM_LOOKED_AT, Survey
 from jepa.data.loader import UNREADABLE
 
-NUM_LOOKED_AT = 48
 GREY_RANGE = 6
 """Largest difference of the channels of a pixel that still counts as grey; JPEG makes small ones."""
 UNEVEN = 1.5
@@ -18,22 +20,21 @@ UNEVEN = 1.5
 FEW = 1000
 
 
-class Survey(NamedTuple):
-    num_images: int
-    height: int
-    """median of the images looked at, as is the width"""
-    width: int
-    grey: float
-    """share of images without colour"""
-    class_shares: np.ndarray
-    """share of each class among the labelled images, largest first"""
+def look(node: Mapping[str, Any]) -> Survey:
+    """The survey of the data set of a node; where its channels are auto, images are read in colour.
 
-    def __str__(self) -> str:
-        text = f"looked at {min(NUM_LOOKED_AT, self.num_images)} of {self.num_images:,} images: "
-        text += f"{self.width} x {self.height} pixels in the median, {self.grey:.0%} grey"
-        if len(self.class_shares) > 1:
-            text += f"; the classes have {self.class_shares[-1]:.0%} to {self.class_shares[0]:.0%} of them"
-        return text
+    Raises ValueError for a data set that cannot be opened, or whose images cannot be read.
+    """
+    channels, loaders = node.get("channels"), logging.getLogger("jepa.data")
+    level = loaders.level
+    loaders.setLevel(logging.ERROR)  # the run opens it again, and says what is to be said
+    try:
+        dataset = build_with({**node, "channels": 3 if channels == "auto" else channels}, num_frames=1)
+        if (found := survey(dataset, dataset.labels)) is None:
+            raise ValueError(f"no image of those looked at can be read, as {dataset.describe(0)}")
+    finally:
+        loaders.setLevel(level)
+    return found
 
 
 def survey(dataset: Any, labels: np.ndarray) -> Survey | None:
@@ -52,15 +53,17 @@ def survey(dataset: Any, labels: np.ndarray) -> Survey | None:
         return None
     counts = np.bincount(labels[labels >= 0]) if (labels >= 0).any() else np.zeros(0, dtype=int)
     shares = np.sort(counts[counts > 0])[::-1] / max(1, counts.sum())
-    height, width = np.median(np.array(sizes), axis=0).astype(int).tolist()
-    return Survey(len(dataset), height, width, sum(grey) / len(grey), shares)
+    pixels = np.array(sizes)  # [n, 2]
+    height, width = np.median(pixels, axis=0).astype(int).tolist()
+    side = int(np.median(pixels.min(axis=1)))
+    return Survey(len(dataset), height, width, side, sum(grey) / len(grey), dataset.channels, shares.tolist())
 
 
 def advice(found: Survey, *, image_size: tuple[int, int], channels: int, jitter: float) -> Iterator[str]:
     """What the images say about settings of the run: each with its reason."""
-    if min(found.height, found.width) * 1.5 <= min(image_size):
-        side = min(found.height, found.width)
-        yield f"image_size={image_size[0]} enlarges images of {side} pixels: a smaller one is faster and loses nothing"
+    if found.side * 1.5 <= min(image_size):
+        size = f"image_size={image_size[0]}"
+        yield f"{size} enlarges images of {found.side} pixels: a smaller one is faster and loses nothing"
     if channels == 3 and found.grey > 0.9:
         changes = "; augment.jitter changes their brightness and contrast alone" if jitter else ""
         yield f"the images have no colour: dataset.channels=1 reads them as one channel, a third of the pixels{changes}"

@@ -20,6 +20,9 @@ def jepa(view: ConfigView, path: str) -> Iterator[str]:
     if view.get(f"{path}.target_view") == "other" and view["augment.views"] < 2:
         yield f"{view.describe(f'{path}.target_view')}: there is no other crop with augment.views=1; use 2 or more"
     hides = hides_tokens(view)
+    for key, default in ((f"{path}.target_view", "same"), (f"{path}.target_layers", 1)):
+        if not hides and view.get(key, default) != default:
+            yield f"{view.describe(key)} with mask=none: there are no hidden tokens to predict; choose a mask"
     predicts = signatures.traits(view["predictor._target_"]).get("predicts_tokens", True)
     if hides and not predicts:
         yield "predictor=projector: predicts no hidden tokens but compares views: use mask=none"

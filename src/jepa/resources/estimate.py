@@ -13,6 +13,7 @@ import torch
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
 
 from jepa.config import TrainConfig, factory
+from jepa.config.auto import chosen_lines
 from jepa.data.loader import blank_fields
 from jepa.errors import RunError, as_config_errors
 from jepa.layers.attention import choose_attention
@@ -144,7 +145,7 @@ def estimate(config: TrainConfig) -> str:
     if strategy == "auto":
         strategy = "ddp" if cluster.count > 1 else "single"
     phases = split_phases(config, len(dataset))
-    texts, total = [_hardware(config, cluster) + assumed], 0.0
+    texts, total = ["\n".join([_hardware(config, cluster) + assumed, *chosen_lines(asdict(config))])], 0.0
     for place, phase in enumerate(phases, start=1):
         num_steps = phase.end_step - phase.begin_step
         if len(phases) > 1:

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from jepa.config import ConfigError, TrainConfig, build_with, factory, to_yaml
+from jepa.config.auto import chosen_lines
 from jepa.data.box_transforms import BoxAugment, Letterbox
 from jepa.data.identity import changes, has_grown, identity
 from jepa.data.images import ImageFolder
@@ -177,7 +178,9 @@ def check_phases(config: TrainConfig, encoder: Any) -> None:
 
 
 def log_survey(config: TrainConfig, dataset: Dataset) -> None:
-    """Say what a folder of images holds, and which settings it speaks against."""
+    """Say which settings were chosen, what a folder of images holds, and which settings it speaks against."""
+    for line in chosen_lines(asdict(config)):
+        log.info("%s", line)
     if isinstance(dataset, ImageFolder) and (found := survey(dataset, dataset.labels)):
         log.info("%s", found)
         size, jitter = image_size(config), config.augment.jitter
