@@ -86,7 +86,9 @@ def test_the_linear_probe_of_more_dimensions_than_samples_scores_like_sklearn():
     measured = LinearProbe()(snapshot_of(train, val)).metrics["probe/linear_top1"]
     l2, _ = select_l2(in_row_space(*standardise(train, val))[0], num_classes=3)
     scaled = standardise(train, val)
-    reference = LogisticRegression(C=1 / (150 * l2), max_iter=10000).fit(scaled[0].vectors.numpy(), train.labels.numpy())
+    reference = LogisticRegression(C=1 / (150 * l2), max_iter=10000).fit(
+        scaled[0].vectors.numpy(), train.labels.numpy()
+    )
     assert measured == pytest.approx(100 * reference.score(scaled[1].vectors.numpy(), val.labels.numpy()), abs=1.5)
     assert measured > 60
 

@@ -98,6 +98,22 @@ def test_features_without_the_quantities_explain_nothing():
     assert all(-20 < value < 10 for value in Regression()(snapshot_of(train, val)).metrics.values())
 
 
+def test_a_regression_of_time_steps_reads_what_their_mean_forgets():
+    """The quantity is that of one of four steps."""
+    parts = []
+    for num, seed in ((400, 0), (100, 5)):
+        tokens = torch.randn(num, 4, 3, generator=seeded(seed))
+        parts.append(
+            Features(tokens.mean(1), torch.full((num,), -1), tokens[:, 1], readouts={"steps": tokens.flatten(1)})
+        )
+    read = {name: Regression(readout=name) for name in ("mean", "steps")}
+    scores = {name: probe(snapshot_of(*parts)).metrics["probe/position_r2"] for name, probe in read.items()}
+    assert scores["steps"] > 99
+    assert scores["mean"] < 50
+    assert "readout=steps" in read["steps"].protocol
+    assert "readout" not in read["mean"].protocol
+
+
 def test_samples_with_an_unknown_quantity_are_left_out_of_its_group():
     train, val = measured(200), measured(50, seed=5)
     train.targets[::3, 2] = float("nan")

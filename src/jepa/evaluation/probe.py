@@ -40,6 +40,11 @@ class Prediction(NamedTuple):
     """float [n, classes] on the CPU, if the probe computes them"""
 
 
+def read_by(readout: str) -> str:
+    """The part of a protocol that names how tokens are read, empty for their mean."""
+    return "" if readout == "mean" else f"; tokens are read by readout={readout}: {READOUTS[readout]}"
+
+
 class ClassProbe:
     """A probe of class labels: subclasses implement `predict`. Without usable labels it warns once and reports nothing.
 
@@ -52,9 +57,9 @@ class ClassProbe:
         self.name = name
         self.method = protocol
         self.readout = readout
-        if readout != "mean":
-            protocol += f"; tokens are read by readout={readout}: {READOUTS[readout]}"
-        self.protocol = f"{protocol}; top-1 micro accuracy in percent on the validation samples{BALANCED}"
+        self.protocol = (
+            f"{protocol}{read_by(readout)}; top-1 micro accuracy in percent on the validation samples{BALANCED}"
+        )
         self._warned = False
 
     def __call__(self, snapshot: Snapshot) -> Evaluation:

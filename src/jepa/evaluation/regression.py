@@ -7,9 +7,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from jepa.evaluation.probe import SELECTION_SHARE, feature_pairs, select, selection_split, standardise
+from jepa.evaluation.probe import SELECTION_SHARE, feature_pairs, read_by, select, selection_split, standardise
 from jepa.evaluation.types import Evaluation, Features, Snapshot
 from jepa.parallel.device import double
+from jepa.types import Readout
 
 L2_GRID = tuple(10.0**power for power in range(1, -7, -1))
 MIN_SAMPLES = 10
@@ -20,12 +21,15 @@ class Regression:
     """One probe for each group of quantities, which share the part of the name before the slash."""
 
     judges = "features"
-    protocol = (
-        "regression, where the data set has measured quantities: ridge regression on standardised features in "
-        f"closed form; L2 weight chosen from {L2_GRID[0]:g} ... {L2_GRID[-1]:g} on {SELECTION_SHARE:.0%} of the "
-        "training samples, then fitted on all; R^2 in percent on the validation samples, the mean over the "
-        "quantities of a group"
-    )
+
+    def __init__(self, *, readout: Readout = "mean") -> None:
+        self.readout = readout
+        self.protocol = (
+            "regression, where the data set has measured quantities: ridge regression on standardised features in "
+            f"closed form; L2 weight chosen from {L2_GRID[0]:g} ... {L2_GRID[-1]:g} on {SELECTION_SHARE:.0%} of the "
+            f"training samples, then fitted on all{read_by(readout)}; R^2 in percent on the validation samples, the "
+            "mean over the quantities of a group"
+        )
 
     def __call__(self, snapshot: Snapshot) -> Evaluation:
         groups: dict[str, list[int]] = {}
@@ -34,9 +38,9 @@ class Regression:
         metrics = {}
         for prefix, train, val in feature_pairs(snapshot):
             for group, columns in groups.items():
-                parts = with_targets(train, columns), with_targets(val, columns)
+                parts = [with_targets(part.by(self.readout), columns) for part in (train, val)]
                 if min(len(part.vectors) for part in parts) >= MIN_SAMPLES:
-                    metrics[f"{prefix}/{group}_r2"] = ridge_score(*parts)
+                    metrics[f"{prefix}/{group}_r2"] = ridge_score(parts[0], parts[1])
         return Evaluation(metrics=metrics)
 
 
