@@ -17,6 +17,7 @@ from typing import Any
 import forked
 import numpy as np
 import pytest
+from omegaconf import OmegaConf
 from tiny_world import TINY, train_world
 
 from jepa.cli import train
@@ -253,12 +254,16 @@ def change_world(folder: Path, change: Any) -> None:
 
 @pytest.fixture(scope="module")
 def changed(home: Path) -> None:
-    """outputs/no_world and outputs/discrete, copies of outputs/a whose state.json says so."""
-    for name in ("no_world", "discrete"):
+    """outputs/no_world, outputs/discrete and outputs/trees, copies of outputs/a whose files say so."""
+    for name in ("no_world", "discrete", "trees"):
         shutil.copytree(home / "outputs/a", home / "outputs" / name, symlinks=True)
     change_world(home / "outputs/no_world", lambda state: state.pop("world"))
     discrete = {"low": [], "high": [], "num_actions": 3}
     change_world(home / "outputs/discrete", lambda state: state["world"].update(discrete))
+    for path in (home / "outputs/trees").glob("checkpoints/step_*/config.yaml"):
+        config = OmegaConf.load(path)
+        config.objective.heads = ["metric", "probe"]
+        OmegaConf.save(config, path)
 
 
 @pytest.mark.parametrize(
@@ -281,6 +286,10 @@ def test_mistakes_are_refused_in_one_line(
         (["run=[outputs/discrete,outputs/a]"], ["planner=categorical_cem"]),
         (["run=outputs/a"], []),
         (["experiment=two_rooms"], []),
+        (["experiment=two_rooms", "train=['objective.heads=[metric,probe]']"], ["planner=tree"]),
+        (["experiment=two_rooms", "train=['objective.heads=[metric,value]']"], []),
+        (["run=outputs/trees"], ["planner=tree"]),
+        (["run=outputs/trees", "planner=cem"], []),
         (["run=outputs/discrete", "planner=policy"], []),
         (["run=outputs/nothing"], []),
     ],
@@ -288,7 +297,7 @@ def test_mistakes_are_refused_in_one_line(
 def test_the_planner_follows_the_actions_if_none_is_named(
     overrides: list[str], added: list[str], here: Path, changed: None
 ) -> None:
-    assert with_planner(overrides, None) == [*overrides, *added]
+    assert with_planner(overrides, None)[0] == [*overrides, *added]
 
 
 def test_predictions_are_measured_on_the_episodes_of_the_training_alone(
