@@ -11,6 +11,7 @@ import torch
 from tiny_world import PIXELS, make_world
 from torch import Tensor
 
+from jepa.agent import load_planner
 from jepa.envs.two_rooms import MAX_STEP, TwoRooms
 from jepa.planning.control import Goals, Planning
 from jepa.planning.costs import MetricDistance
@@ -183,6 +184,12 @@ def test_steps_are_those_of_the_world_after_what_was_seen_and_done(
     expected = world.rollout(before.states, world.unscale(acted))[:, -1]
     torch.testing.assert_close(twice.states[:, -1], expected)
     torch.testing.assert_close(steps[1].places(twice), world.heads["metric"](expected.flatten(1)))
+
+
+def test_the_cost_of_a_tree_is_the_metric_unless_another_is_named() -> None:
+    assert list(load_planner("tree").costs) == ["metric_distance"]
+    assert list(load_planner("tree", "latent_l2").costs) == ["latent_l2"]
+    assert list(load_planner().costs) == ["gc_value"]
 
 
 def test_a_world_without_a_metric_is_refused() -> None:
