@@ -235,7 +235,7 @@ def test_configuration_side_is_imported_without(names: tuple[str, ...], packages
 def test_source_stays_small() -> None:
     lengths = {path.relative_to(SOURCE).as_posix(): path.read_text().count("\n") for path in FILES}
     assert not {path: length for path, length in lengths.items() if length > 400}
-    assert sum(lengths.values()) < 38_500
+    assert sum(lengths.values()) < 39_000
     assert not {p: n for p, n in lengths.items() if p.startswith("cli/") and n > 125}
 
 

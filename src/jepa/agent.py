@@ -184,13 +184,16 @@ def load_encoder(path_or_name: str | os.PathLike) -> nn.Module:
     return open_encoder(path_or_name)
 
 
-def load_planner(planner: str = "cem", cost: str | Sequence[str] = "gc_value", *, overrides: Sequence[str] = ()) -> Any:
+def load_planner(
+    planner: str = "cem", cost: str | Sequence[str] | None = None, *, overrides: Sequence[str] = ()
+) -> Any:
     """A planner of conf/planner with costs of conf/cost: `plan(world, goal, frame)` returns actions.
 
+    None takes the planner's own cost, which is gc_value for most.
     `overrides` are those of jepa-plan, as planner.horizon=24. Raises ConfigError for unknown names and wrong values.
     """
     costs = [cost] if isinstance(cost, str) else cost
-    choices = [f"planner={planner}", f"cost=[{','.join(costs)}]"]
+    choices = [f"planner={planner}", *([f"cost=[{','.join(costs)}]"] if costs else [])]
     config = compose_plan(["experiment=two_rooms", *choices, *overrides])  # jepa-plan would need an experiment or a run
     return GoalPlanner(factory(config.planner)(), {name: factory(node)() for name, node in config.cost.items()})
 

@@ -75,9 +75,9 @@ Readout = Literal["mean", "mean_std", "steps", "grid2", "layers", "tokens", "cls
 StemName = Literal["linear", "conv", "residual", "dictionary"]
 """What a token sees of its patch, before the transformer."""
 HeadName = Literal[
-    "dynamics", "probe", "value", "distance", "policy", "clone", "reward", "continuation", "return", "decoder"
+    "dynamics", "metric", "probe", "value", "distance", "policy", "clone", "reward", "continuation", "return", "decoder"
 ]
-"""A network on the frozen states of a world model; jepa.planning.heads and jepa.planning.refit explain each."""
+"""A network on the frozen states of a world model; jepa.planning.heads, .refit and .metric explain each."""
 
 ClipShape = tuple[int, int, int, int]
 """(C, T, H, W) of an augmented clip; an image has T = 1."""

@@ -195,6 +195,15 @@ def test_every_planner_plans_with_a_world(planner: str, here: Path) -> None:
     assert (row["policy"], row["cost"]) == (planner, "latent_l2+probe_distance+control")
 
 
+def test_a_world_with_a_metric_and_no_value_is_planned_with_a_tree(here: Path, changed: None) -> None:
+    small = ["episodes=3", "budget=8", "planner.horizon=8", "videos=2", "baselines=[]", "name=trees"]
+    assert main(["run=outputs/trees", *small]) == 0
+    (row,) = results("trees")["rows"]
+    assert (row["policy"], row["cost"]) == ("tree", "metric_distance")
+    assert row["predictor_rows"] > 8
+    assert "cost_correlation" in results("trees")["plannable"]["trees"]
+
+
 def test_other_tasks_in_the_same_folder_are_refused(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["run=outputs/a", "name=plans", *PLAN, "seed=3"]) == 2
     assert "seed=0, now 3; give another name=" in capsys.readouterr().err
@@ -253,12 +262,15 @@ def change_world(folder: Path, change: Any) -> None:
 
 @pytest.fixture(scope="module")
 def changed(home: Path) -> None:
-    """outputs/no_world and outputs/discrete, copies of outputs/a whose state.json says so."""
+    """outputs/no_world and outputs/discrete, copies of outputs/a whose state.json says so, and outputs/trees."""
     for name in ("no_world", "discrete"):
         shutil.copytree(home / "outputs/a", home / "outputs" / name, symlinks=True)
     change_world(home / "outputs/no_world", lambda state: state.pop("world"))
     discrete = {"low": [], "high": [], "num_actions": 3}
     change_world(home / "outputs/discrete", lambda state: state["world"].update(discrete))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(home)
+        train_world("trees", ["objective.heads=[metric,probe]"])
 
 
 @pytest.mark.parametrize(
@@ -281,6 +293,10 @@ def test_mistakes_are_refused_in_one_line(
         (["run=[outputs/discrete,outputs/a]"], ["planner=categorical_cem"]),
         (["run=outputs/a"], []),
         (["experiment=two_rooms"], []),
+        (["experiment=two_rooms", "train=['objective.heads=[metric,probe]']"], ["planner=tree"]),
+        (["experiment=two_rooms", "train=['objective.heads=[metric,value]']"], []),
+        (["run=outputs/trees"], ["planner=tree"]),
+        (["run=outputs/trees", "planner=cem"], []),
         (["run=outputs/discrete", "planner=policy"], []),
         (["run=outputs/nothing"], []),
     ],
@@ -288,7 +304,7 @@ def test_mistakes_are_refused_in_one_line(
 def test_the_planner_follows_the_actions_if_none_is_named(
     overrides: list[str], added: list[str], here: Path, changed: None
 ) -> None:
-    assert with_planner(overrides, None) == [*overrides, *added]
+    assert with_planner(overrides, None)[0] == [*overrides, *added]
 
 
 def test_predictions_are_measured_on_the_episodes_of_the_training_alone(

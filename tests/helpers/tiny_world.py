@@ -12,6 +12,7 @@ from jepa.cli import train
 from jepa.data.transforms import EvalTransform
 from jepa.encoders.spatial import SpatialEncoder
 from jepa.planning.heads import build_head
+from jepa.planning.metric import Metric
 from jepa.planning.world import World, WorldContract
 from jepa.predictors.action import ActionPredictor
 from jepa.types import ActionSpace, Field
@@ -43,7 +44,12 @@ def make_world(
         for parameter in predictor.dynamics.parameters():
             parameter.copy_(0.3 * torch.randn_like(parameter))
     contract = WorldContract(frame_shape=(1, side, side), actions=space, block=block, frame_skip=1, env=env or {})
-    built = {name: build_head(name, predictor.state_size, size, history) for name, size in (heads or {}).items()}
+    sizes_of = dict(heads or {})
+    width = sizes_of.pop("metric", 0)
+    built: dict[str, Any] = {name: build_head(name, predictor.state_size, n, history) for name, n in sizes_of.items()}
+    if width:
+        built["metric"] = Metric(predictor.state_size, width)
+        built["metric"].directions.normal_()
     return World(encoder, predictor, contract, built)
 
 

@@ -15,9 +15,10 @@ from jepa.envs.two_rooms import TwoRooms
 from jepa.envs.types import EnvTraits
 from jepa.planning.cem import CEM
 from jepa.planning.control import Blind, Function, Goals, HeadController, Planning, TruePlanning, policy_plan
-from jepa.planning.costs import Control, GCValue, LatentL2
+from jepa.planning.costs import Control, GCValue, LatentL2, MetricDistance
 from jepa.planning.policy import PolicyPlanner
 from jepa.planning.random_shooting import RandomShooting
+from jepa.planning.tree import Tree
 from jepa.planning.types import Search
 from jepa.types import ActionSpace
 
@@ -165,10 +166,11 @@ def test_the_cost_is_that_of_the_states_which_the_candidates_lead_to() -> None:
 def controller(kind: str) -> Any:
     env = TwoRooms()
     traits = EnvTraits.of(env)
-    world = make_world(heads={"value": 1, "policy": 2, "clone": 2})
+    world = make_world(heads={"value": 1, "policy": 2, "clone": 2, "metric": 2})
     kinds = {
         "planning": lambda: Planning(world, CEM(samples=16, iterations=2, elites=4, horizon=4), {"v": GCValue()}),
         "shooting": lambda: Planning(world, RandomShooting(samples=16, horizon=4), {"l2": LatentL2()}),
+        "tree": lambda: Planning(world, Tree(horizon=4), {"metric": MetricDistance()}),
         "policy": lambda: HeadController(world, "policy"),
         "random": lambda: Blind(StickyRandom(), env.actions),
         "expert": lambda: Function(env.expert),
@@ -193,7 +195,7 @@ def acted(kind: str, seeds: list[int], steps: int = 5, inactive: int | None = No
     return np.stack(actions)
 
 
-@pytest.mark.parametrize("kind", ["planning", "shooting", "policy", "random", "expert", "true"])
+@pytest.mark.parametrize("kind", ["planning", "shooting", "tree", "policy", "random", "expert", "true"])
 def test_actions_of_an_episode_do_not_depend_on_what_it_is_batched_with(kind: str) -> None:
     everything = acted(kind, list(range(20, 50)))
     for first, count in ((0, 1), (17, 1), (8, 8)):
@@ -201,7 +203,7 @@ def test_actions_of_an_episode_do_not_depend_on_what_it_is_batched_with(kind: st
         np.testing.assert_array_equal(part, everything[:, first : first + count])
 
 
-@pytest.mark.parametrize("kind", ["planning", "shooting", "policy", "random", "expert", "true"])
+@pytest.mark.parametrize("kind", ["planning", "shooting", "tree", "policy", "random", "expert", "true"])
 def test_an_episode_that_is_over_changes_no_other(kind: str) -> None:
     all_active, one_over = acted(kind, [3, 4, 5]), acted(kind, [3, 4, 5], inactive=1)
     np.testing.assert_array_equal(all_active[:, [0, 2]], one_over[:, [0, 2]])

@@ -197,9 +197,9 @@ def test_heads_that_are_there_are_not_fitted_again_and_missing_ones_are(run: Pat
     store = EpisodeStore(outputs / "episodes")
     before = load_world(run).heads.state_dict()
     assert fit_heads(run, store, ["probe", "value"], num_steps=2) == {}
-    assert fit_heads(run, store, ["value", "reward"], num_steps=2).keys() == {"reward"}
+    assert fit_heads(run, store, ["value", "reward", "metric"], num_steps=2).keys() == {"reward", "metric"}
     after = load_world(run).heads.state_dict()
-    assert set(load_world(run).heads) == {"probe", "value", "policy", "clone", "reward"}
+    assert set(load_world(run).heads) == {"probe", "value", "policy", "clone", "reward", "metric"}
     assert all(torch.equal(after[name], value) for name, value in before.items())
 
 

@@ -44,11 +44,11 @@ def _run(overrides: Sequence[str], config_dir: str | None) -> int:
     from jepa.config import Composer, as_config_errors, compose_plan
     from jepa.planning.worlds import experiment_runs, with_planner
 
-    chosen = with_planner(overrides, config_dir)
+    chosen, reason = with_planner(overrides, config_dir)
     config = compose_plan(chosen, config_dir)
     setup_logging()
-    if chosen != [*overrides]:
-        log.info("%s, since the actions are discrete", chosen[-1])
+    if reason:
+        log.info("%s, %s", chosen[-1], reason)
     composer = Composer(config_dir)
     planned = experiment_runs(config, composer) if config.experiment else []
     with quick_imports(config):

@@ -235,7 +235,7 @@ def _world(view: ConfigView, run: str) -> Iterator[str]:
 def planner_error(target: str, world: str, is_discrete: bool | None) -> Iterator[str]:
     """Why a planner does not plan the actions of a world; None stands for unknown ones."""
     name, plans_discrete = target.rpartition(".")[2], signatures.traits(target).get("is_discrete", False)
-    if is_discrete not in (None, plans_discrete) and name != "PolicyPlanner":
+    if None not in (is_discrete, plans_discrete) and is_discrete != plans_discrete:
         kind, other = ("discrete", "categorical_cem") if is_discrete else ("continuous", "cem")
         yield f"planner: {world} has {kind} actions, which {name} does not plan; use planner={other}"
 

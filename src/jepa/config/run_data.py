@@ -1,4 +1,4 @@
-"""What commands take over from a trained run unless it is typed: its data, and how probes read tokens. Without torch."""
+"""What commands take over from a trained run unless it is typed: data, and how probes read tokens. Without torch."""
 
 from __future__ import annotations
 

@@ -133,7 +133,7 @@ def principal_embedding(
 
 
 def leading_subspace(rows: Tensor, num: int, generator: Generator) -> Tensor:
-    """Centred [n, P] -> [P, num], orthonormal, near the first principal directions (Halko et al. 2011, algorithm 4.4)."""
+    """Centred [n, P] -> [P, num], orthonormal, near the first principal directions (Halko et al. 2011, section 4)."""
     basis = torch.randn(rows.shape[1], num, generator=generator)
     for _ in range(SUBSPACE_ROUNDS):
         basis = torch.linalg.qr(rows.T @ (rows @ basis)).Q

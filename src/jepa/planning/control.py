@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple, Protocol
 
@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from jepa.envs.types import EnvTraits
 from jepa.planning.costs import total
 from jepa.planning.fit import decoded
-from jepa.planning.types import Cost, Imagined, Planner, PlannerTraits, Search
+from jepa.planning.steps import WorldSteps
+from jepa.planning.types import Cost, Imagined, Moments, Planner, PlannerTraits, Search
 from jepa.planning.world import World
 from jepa.seeding import generator
 from jepa.types import ActionSpace
@@ -95,6 +96,7 @@ class Planning:
         self.world, self.planner, self.costs, self.seed = world, planner, costs, seed
         needs = [name for cost in costs.values() for name in cost.needs]
         needs += ["policy"] * (PlannerTraits.of(planner).warm_start == "policy")
+        needs += PlannerTraits.of(planner).needs
         if missing := [name for name in needs if name not in world.heads]:
             raise ValueError(f"planner, cost: the world has no head {missing[0]}; add it to objective.heads and fit it")
 
@@ -102,6 +104,7 @@ class Planning:
         self.goals = one_by_one(self.world.encode, goals.frames)
         self.seen: list[Tensor] = []
         self.done: list[Tensor] = []
+        self.moments: list[tuple[Tensor, Tensor]] = []
         self.plan: Tensor | None = None
         self.first: Tensor | None = None
         self.imagined: list[Tensor] = []
@@ -113,6 +116,7 @@ class Planning:
         position, part = divmod(step, self.world.contract.block)
         if part == 0:
             self.seen.append(one_by_one(self.world.encode, frames))
+            self.moments.append(self._history())
             if position % self.planner.execute == 0:
                 self._plan(step, active)
             assert self.plan is not None
@@ -124,11 +128,11 @@ class Planning:
     def _plan(self, step: int, active: np.ndarray) -> None:
         world, planner = self.world, self.planner
         generators = [generator(self.seed, step, seed, "plan") for seed in self.seeds]
-        history = self._history()
+        history = self.moments[-1]
         search = Search(
             cost=lambda candidates: self._cost(candidates, history, active), horizon=planner.horizon,
             size=plan_size(world), num_actions=world.contract.actions.num_actions, generators=generators,
-            warm_start=self._warm_start(history),
+            warm_start=self._warm_start(history), steps=list(self._steps(active)),
         )  # fmt: skip
         self.plan = planner(search)
         self.first = self.plan if self.first is None else self.first
@@ -146,6 +150,15 @@ class Planning:
             return None
         states = torch.stack([self.seen[0][episode], *(imagined[episode] for imagined in self.imagined)])[:num_frames]
         return decoded(self.world.heads["decoder"](states.flatten(1)), self.world.contract.frame_shape[0])
+
+    def _steps(self, active: np.ndarray) -> Iterator[WorldSteps | None]:
+        """Of each episode; None for those that are over."""
+        for row, goal in enumerate(self.goals):
+            if not active[row]:
+                yield None
+                continue
+            past = Moments(*(torch.stack([part[row] for part in parts]) for parts in zip(*self.moments, strict=True)))
+            yield WorldSteps(self.world, self.costs, goal, past, [action[row] for action in self.done])
 
     def _history(self) -> tuple[Tensor, Tensor]:
         """The last states [B, h, S, Z] and the actions between them [B, h - 1, A], zeros before the first."""

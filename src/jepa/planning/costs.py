@@ -57,7 +57,7 @@ class ProbeDistance:
 
     def __call__(self, world: Any, imagined: Imagined) -> Tensor:
         read = world.heads["probe"]
-        at_goal = imagined.goal.flatten().repeat(len(imagined.history))
+        at_goal = imagined.goal.flatten().repeat(imagined.history.shape[-3])
         states, goal = (read(seen)[..., : self.columns] for seen in (imagined.seen, at_goal))
         return self.weight * over_steps((states - goal).norm(dim=-1), self.over)
 
@@ -72,6 +72,20 @@ class LatentL2:
 
     def __call__(self, world: Any, imagined: Imagined) -> Tensor:
         return self.weight * over_steps((imagined.states - imagined.goal).square().mean(dim=(-2, -1)), self.over)
+
+
+class MetricDistance:
+    """The distance of the predicted states from the goal by the metric: in steps, straight through walls."""
+
+    needs = ("metric",)
+
+    def __init__(self, *, weight: NonNegative = 1.0, over: Over = "sum") -> None:
+        self.weight, self.over = weight, over
+
+    def __call__(self, world: Any, imagined: Imagined) -> Tensor:
+        places = world.heads["metric"](imagined.states.flatten(2))
+        steps = (places - world.heads["metric"](imagined.goal.flatten())).norm(dim=-1)
+        return self.weight * over_steps(steps, self.over)
 
 
 class Reward:
@@ -141,7 +155,7 @@ class Constraint:
         return self.weight * beyond.sum(dim=1)
 
 
-TOWARDS_GOALS = (GCValue, TemporalDistance, ProbeDistance, LatentL2)
+TOWARDS_GOALS = (GCValue, TemporalDistance, ProbeDistance, LatentL2, MetricDistance)
 """Costs that an environment without goals cannot have."""
 
 

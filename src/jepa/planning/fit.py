@@ -20,6 +20,7 @@ from jepa.data.episode_store import EpisodeStore
 from jepa.errors import ConfigError
 from jepa.parallel.bars import bar
 from jepa.planning.heads import MLPHead, Recordings, fit_head
+from jepa.planning.metric import fit_metric
 from jepa.planning.refit import DynamicsHead, fit_dynamics
 from jepa.planning.world import HEADS_FILE, World, build_predictor, digest_of, load_world
 from jepa.predictors.action import ActionPredictor
@@ -69,6 +70,8 @@ def fit_heads(
             losses[name] = fit_dynamics(fresh_dynamics(world, drawn), data, num_steps, drawn)
             world.heads[name] = DynamicsHead(world.predictor)
             data = record(world, store, pictures="decoder" in missing, num_episodes=num_episodes)
+        elif name == "metric":
+            world.heads[name], losses[name] = fit_metric(data)
         else:
             fitted: dict[str, MLPHead] = dict(world.heads.items())  # pyright: ignore[reportAssignmentType]
             world.heads[name], losses[name] = fit_head(name, data, fitted, num_steps, drawn)

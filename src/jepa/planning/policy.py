@@ -10,6 +10,7 @@ from jepa.planning.types import Search
 class PolicyPlanner:
     """The action of the policy head (goal-conditioned inverse dynamics), one in each step."""
 
+    is_discrete = None
     warm_start = "policy"
     horizon = 1
     execute = 1

@@ -31,6 +31,40 @@ class Search(NamedTuple):
     """One for each episode, so that a plan does not depend on what it is batched with."""
     warm_start: Tensor | None = None
     """[B, H, A] or [B, H, block]: the rest of the last plan, or the actions of a policy"""
+    steps: Sequence[Steps | None] = ()
+    """For planners that imagine step by step: one for each episode, None for those that are over"""
+
+
+class Moments(NamedTuple):
+    """What dynamics read at n times, before the action that is to come."""
+
+    states: Tensor
+    """[n, h, S, Z]: the last states"""
+    actions: Tensor
+    """[n, h - 1, A]: those between them"""
+
+
+class Steps(Protocol):
+    """Single steps of one episode, imagined by a world (jepa.planning.steps)."""
+
+    past: Moments
+    """Of all t decisions so far; the last one is to be made now."""
+    done: Sequence[Tensor]
+    """t - 1 of [A]: the actions taken before"""
+    choices: Tensor
+    """[n, A] in [-1, 1] or long [n, block]: full-size actions in all directions, or all discrete ones"""
+
+    def step(self, moments: Moments, actions: Tensor) -> Moments:
+        """n moments and the action after each, [n, A] in [-1, 1] or long [n, block] -> the next n moments"""
+        ...
+
+    def costs_of(self, moments: Moments, actions: Tensor, following: Moments) -> Tensor:
+        """Of being at the moments that follow: [n]"""
+        ...
+
+    def places(self, moments: Moments) -> Tensor:
+        """[n, k]: distances between them count steps"""
+        ...
 
 
 class Planner(Protocol):
@@ -48,8 +82,10 @@ class Planner(Protocol):
 class PlannerTraits(Traits):
     """Optional attributes of a planner."""
 
-    is_discrete: bool = False
-    """True if it plans discrete actions, and only those."""
+    is_discrete: bool | None = False
+    """True if it plans discrete actions, and only those; None if it plans any."""
+    needs: Sequence[str] = ()
+    """Names of the heads of the world that it reads itself."""
     warm_start: str = "plan"
     """"plan": the rest of the last plan; "policy": the actions of the world's policy head"""
 
@@ -60,7 +96,7 @@ class Imagined(NamedTuple):
     states: Tensor
     """[N, H, S, Z]: predicted states after each action"""
     history: Tensor
-    """[h, S, Z]: the last known states, before the first action"""
+    """[h, S, Z], or those of each candidate [N, h, S, Z]: the last known states, before the first action"""
     goal: Tensor
     """[S, Z]"""
     actions: Tensor
@@ -69,8 +105,9 @@ class Imagined(NamedTuple):
     @property
     def seen(self) -> Tensor:
         """What heads read after each action, [N, H, h S Z]: the states of the last frames, known and predicted ones."""
-        known = self.history[1:].expand(len(self.states), *self.history[1:].shape)
-        return windows_of(torch.cat([known, self.states], dim=1), len(self.history))
+        known = self.history[..., 1:, :, :]
+        known = known.expand(len(self.states), *known.shape[-3:])
+        return windows_of(torch.cat([known, self.states], dim=1), known.shape[1] + 1)
 
 
 class Cost(Protocol):

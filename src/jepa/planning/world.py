@@ -23,6 +23,7 @@ from jepa.errors import ConfigError, FileError
 from jepa.layers.shapes import ShapesOnly, fake_init
 from jepa.layers.tokens import make_grid
 from jepa.planning.heads import MLPHead, build_head
+from jepa.planning.metric import Metric
 from jepa.planning.refit import DynamicsHead
 from jepa.predictors.action import ActionPredictor
 from jepa.runs.checkpoint import CheckpointError, find, load_model, read_state
@@ -223,6 +224,8 @@ def read_heads(folder: Path, world: World, checkpoint: str) -> dict[str, MLPHead
         for name, size in facts["heads"].items():
             if name == "dynamics":
                 build = partial(DynamicsHead, world.predictor)
+            elif name == "metric":
+                build = partial(Metric, world.predictor.state_size, int(size))
             else:
                 build = partial(build_head, name, world.predictor.state_size, int(size), world.history)
             own = {k.removeprefix(f"{name}."): v for k, v in tensors.items() if k.startswith(f"{name}.")}

@@ -11,13 +11,16 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from jepa.config import Composer, ConfigError, PlanConfig, TrainConfig, build_with, override_literal, to_dataclass
-from jepa.config.command_rules import planner_error, runs_discrete
+from jepa.config.command_rules import as_list, planner_error, runs_discrete
+from jepa.config.heads import stored_config
 from jepa.data.episode_store import StoreFacts
+from jepa.errors import FileError
 
 PRETRAINED = {
     "mae": ("objective=mae", "mask=random"),
@@ -107,15 +110,32 @@ def without(overrides: Sequence[str], sections: Collection[str]) -> Iterator[str
     return (text for text in overrides if re.split(r"[.=]", text.lstrip("+~"), maxsplit=1)[0] not in sections)
 
 
-def with_planner(overrides: Sequence[str], config_dir: str | None) -> list[str]:
-    """The overrides, with a planner of discrete actions if none is named and the worlds act so."""
+def with_planner(overrides: Sequence[str], config_dir: str | None) -> tuple[list[str], str]:
+    """The overrides, with the planner that the worlds ask for if none is named, and the reason why."""
     if any(text.startswith("planner=") for text in overrides):
-        return list(overrides)
+        return list(overrides), ""
     config: Mapping[str, Any] = Composer(config_dir, "plan").check(overrides).config
-    is_discrete = runs_discrete(config.get("run"))
-    if is_discrete is None and config.get("experiment"):
-        is_discrete = acts_discretely(config["experiment"], config.get("train") or (), Composer(config_dir))
-    return [*overrides, "planner=categorical_cem"] if is_discrete else list(overrides)
+    run, experiment, train = config.get("run"), config.get("experiment"), config.get("train") or ()
+    is_discrete = runs_discrete(run)
+    if is_discrete is None and experiment:
+        is_discrete = acts_discretely(experiment, train, Composer(config_dir))
+    if is_discrete:
+        return [*overrides, "planner=categorical_cem"], "since the actions are discrete"
+    heads = heads_of(run, experiment, train, Composer(config_dir))
+    if "metric" in heads and "value" not in heads:
+        return [*overrides, "planner=tree"], "since the worlds have a metric and no value"
+    return list(overrides), ""
+
+
+def heads_of(run: Any, experiment: str | None, train: Sequence[str], composer: Composer) -> Collection[str]:
+    """The heads that the first run or the experiment names; errors are left to those who need them."""
+    config: Mapping[str, Any] = {}
+    if run is not None:
+        with suppress(ValueError, FileError):
+            config = stored_config(str(as_list(run)[0]))
+    elif experiment:
+        config = composer.check([f"experiment={experiment}", *train]).config
+    return (config.get("objective") or {}).get("heads") or ()
 
 
 def acts_discretely(experiment: str | None, train: Sequence[str], composer: Composer) -> bool | None:

@@ -90,9 +90,11 @@ def next_commands(config: Mapping[str, Any], folder: Path) -> list[tuple[str, st
     if objective == "IRIS":
         return []
     if objective == "Dynamics":
+        heads = config["objective"].get("heads") or ()
+        cost = " cost=metric_distance" if "metric" in heads and "value" not in heads else ""
         return [
             (f"jepa-plan {run}", "reach goals with this world model"),
-            (f"jepa-plan {run} planner=icem name={quote(folder.name)}-icem", "with another planner"),
+            (f"jepa-plan {run} planner=icem{cost} name={quote(folder.name)}-icem", "with another planner"),
             (f"jepa-export {run} format=safetensors", "the encoder for other programs"),
         ]
     if head_of(dict(config)):
