@@ -78,6 +78,8 @@ def test_an_evaluation_reads_tokens_as_the_run_does_unless_told_otherwise(stored
     assert readouts(f"run={run}", "evaluator.linear.readout=mean") == {"knn": "mean", "linear": "mean"}
     assert readouts(f"run=[{run},{other}]") == {"knn": "mean", "linear": "mean"}
     assert compose_eval([f"run={run}", "readout=cls"]).readout == "cls"
+    every = stored("every", *CATS, "evaluator.regression.readout=steps")  # a probe that jepa-eval does not have
+    assert readouts(f"run={every}") == {"knn": "mean", "linear": "mean"}
 
 
 def test_fine_tuning_uses_the_data_of_the_run(stored) -> None:

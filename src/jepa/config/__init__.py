@@ -105,10 +105,16 @@ def compose_eval(overrides: Sequence[str] = (), config_dir: str | os.PathLike | 
 
 def with_run_data(overrides: Sequence[str], config_dir: str | os.PathLike | None = None) -> list[str]:
     """The overrides of jepa-eval after the readouts of the runs and, without `dataset=`, their data and a name."""
-    runs = [str(run) for run in as_list(Composer(config_dir, "eval").check(overrides).config.get("run"))]
+    config = Composer(config_dir, "eval").check(overrides).config
+    runs = [str(run) for run in as_list(config.get("run"))]
     data = [] if names_data(overrides) else run_data(runs, config_dir)
     name = [f"name={override_literal(f'eval-{Path(runs[0]).name}')}"] if data else []
-    return [*name, *data, *run_readouts(runs), *overrides]
+    probes = [
+        probe
+        for probe, node in (config.get("evaluator") or {}).items()
+        if isinstance(node, Mapping) and "readout" in node
+    ]
+    return [*name, *data, *run_readouts(runs, probes), *overrides]
 
 
 def compose_export(overrides: Sequence[str] = (), config_dir: str | os.PathLike | None = None) -> ExportConfig:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -41,13 +41,13 @@ def run_data(runs: Sequence[str], config_dir: str | os.PathLike | None = None) -
     return _as_overrides(first, nodes[first], Catalogue(folders).groups["dataset"].values())
 
 
-def run_readouts(runs: Sequence[str]) -> list[str]:
-    """Overrides by which probes read tokens as in these runs, as far as the runs agree."""
+def run_readouts(runs: Sequence[str], probes: Collection[str]) -> list[str]:
+    """Overrides by which these probes read tokens as in these runs, as far as the runs agree."""
     found: list[dict[str, str]] = []
     for run in runs:
         with suppress(ValueError, OSError, FileError):
             evaluators = stored_config(run).get("evaluator") or {}
-            found.append({name: node["readout"] for name, node in evaluators.items() if "readout" in node})
+            found.append({name: evaluators[name].get("readout", "mean") for name in probes if name in evaluators})
     agreed = set.intersection(*(set(readouts.items()) for readouts in found)) if found else set()
     return [f"evaluator.{name}.readout={readout}" for name, readout in sorted(agreed)]
 
