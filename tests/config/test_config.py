@@ -39,6 +39,7 @@ NEEDED = {
     "imagefolder": ["dataset.root_path=.", "dataset.image_folder=."],
     "videofolder": ["dataset.root_path=.", "dataset.video_folder=."],
     "driving_turn": ["dataset.root_path=.", "dataset.video_folder=.", "dataset.val_folder=null"],
+    "steering": ["dataset.root_path=.", "dataset.image_folder=.", "dataset.annotations=null", "dataset.columns=[]"],
     "vjepa2_vitl16": ["dataset.root_path=.", "dataset.video_folder=."],
     "small_folder": [f"dataset.root_path={EMPTY.parents[2] / 'docs' / 'images'}", "dataset.image_folder=."],
     "sign_digits": ["dataset.root_path=.", "dataset.image_folder=."],

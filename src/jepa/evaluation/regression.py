@@ -36,11 +36,12 @@ class Regression:
         for column, name in enumerate(snapshot.quantities):
             groups.setdefault(name.partition("/")[0], []).append(column)
         metrics = {}
-        for prefix, train, val in feature_pairs(snapshot):
+        for prefix, *pair in feature_pairs(snapshot):
+            train, val = (part.by(self.readout) for part in pair)
             for group, columns in groups.items():
-                parts = [with_targets(part.by(self.readout), columns) for part in (train, val)]
+                parts = with_targets(train, columns), with_targets(val, columns)
                 if min(len(part.vectors) for part in parts) >= MIN_SAMPLES:
-                    metrics[f"{prefix}/{group}_r2"] = ridge_score(parts[0], parts[1])
+                    metrics[f"{prefix}/{group}_r2"] = ridge_score(*parts)
         return Evaluation(metrics=metrics)
 
 

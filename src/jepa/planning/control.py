@@ -104,7 +104,6 @@ class Planning:
         self.goals = one_by_one(self.world.encode, goals.frames)
         self.seen: list[Tensor] = []
         self.done: list[Tensor] = []
-        self.moments: list[tuple[Tensor, Tensor]] = []
         self.plan: Tensor | None = None
         self.first: Tensor | None = None
         self.imagined: list[Tensor] = []
@@ -116,7 +115,6 @@ class Planning:
         position, part = divmod(step, self.world.contract.block)
         if part == 0:
             self.seen.append(one_by_one(self.world.encode, frames))
-            self.moments.append(self._history())
             if position % self.planner.execute == 0:
                 self._plan(step, active)
             assert self.plan is not None
@@ -128,11 +126,12 @@ class Planning:
     def _plan(self, step: int, active: np.ndarray) -> None:
         world, planner = self.world, self.planner
         generators = [generator(self.seed, step, seed, "plan") for seed in self.seeds]
-        history = self.moments[-1]
+        history = self._history()
         search = Search(
             cost=lambda candidates: self._cost(candidates, history, active), horizon=planner.horizon,
             size=plan_size(world), num_actions=world.contract.actions.num_actions, generators=generators,
-            warm_start=self._warm_start(history), steps=list(self._steps(active)),
+            warm_start=self._warm_start(history),
+            steps=list(self._steps(active)) if "metric" in PlannerTraits.of(planner).needs else (),
         )  # fmt: skip
         self.plan = planner(search)
         self.first = self.plan if self.first is None else self.first
@@ -153,21 +152,23 @@ class Planning:
 
     def _steps(self, active: np.ndarray) -> Iterator[WorldSteps | None]:
         """Of each episode; None for those that are over."""
+        moments = zip(*(self._history(decision) for decision in range(len(self.seen))), strict=True)
+        states, actions = (torch.stack(parts, dim=1) for parts in moments)  # [B, t, h, S, Z], [B, t, h - 1, A]
         for row, goal in enumerate(self.goals):
-            if not active[row]:
-                yield None
-                continue
-            past = Moments(*(torch.stack([part[row] for part in parts]) for parts in zip(*self.moments, strict=True)))
-            yield WorldSteps(self.world, self.costs, goal, past, [action[row] for action in self.done])
+            past, done = Moments(states[row], actions[row]), [action[row] for action in self.done]
+            yield WorldSteps(self.world, self.costs, goal, past, done) if active[row] else None
 
-    def _history(self) -> tuple[Tensor, Tensor]:
-        """The last states [B, h, S, Z] and the actions between them [B, h - 1, A], zeros before the first."""
-        count = self.world.history
+    def _history(self, decision: int | None = None) -> tuple[Tensor, Tensor]:
+        """At a decision, by default now: the last states [B, h, S, Z] and the actions between them [B, h - 1, A].
+
+        Actions before the first are 0.
+        """
+        count, decision = self.world.history, len(self.done) if decision is None else decision
         idle = torch.zeros(len(self.seeds), plan_size(self.world))
         if self.world.contract.actions.is_discrete:
             idle = idle.long()
-        done = [*[idle] * (count - 1), *self.done][len(self.done) :]
-        return last_states(self.seen, count), torch.stack(done, dim=1) if done else idle[:, None][:, :0]
+        done = [*[idle] * (count - 1), *self.done[:decision]][decision:]
+        return last_states(self.seen[: decision + 1], count), torch.stack(done, dim=1) if done else idle[:, None][:, :0]
 
     def _warm_start(self, history: tuple[Tensor, Tensor]) -> Tensor | None:
         if PlannerTraits.of(self.planner).warm_start == "policy":

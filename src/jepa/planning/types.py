@@ -32,7 +32,7 @@ class Search(NamedTuple):
     warm_start: Tensor | None = None
     """[B, H, A] or [B, H, block]: the rest of the last plan, or the actions of a policy"""
     steps: Sequence[Steps | None] = ()
-    """For planners that imagine step by step: one for each episode, None for those that are over"""
+    """For planners that need the head metric: one for each episode, None for those that are over"""
 
 
 class Moments(NamedTuple):
