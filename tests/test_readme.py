@@ -169,6 +169,13 @@ def output_of(main: Callable[[list[str]], int], arguments: list[str], cwd: Path)
     return printed.getvalue()
 
 
+def projects(arguments: list[str]) -> bool:
+    preset = [text for text in arguments if text.startswith(("experiment=", "dataset.root_path="))]
+    if not any(text.startswith("experiment=") for text in preset):
+        return False
+    return Composer().compose(preset)["predictor"]["_target_"].endswith(".Projector")
+
+
 def jepa_train(arguments: list[str], tiny: list[str], cwd: Path) -> None:
     command = [str(Path(sys.executable).parent / "jepa-train")]
     if {"--help", "-sc"} & set(arguments):
@@ -184,7 +191,7 @@ def jepa_train(arguments: list[str], tiny: list[str], cwd: Path) -> None:
         if parquet := [text.partition("=")[2] for text in arguments if text.endswith(".parquet")]:
             write_parquet(cwd / parquet[0])
         other = ("encoder.",) if "encoder=pretrained" in arguments else ()
-        other += ("predictor.",) if "experiment=small_folder" in arguments else ()  # a projector has no such keys
+        other += ("predictor.",) if projects(arguments) else ()  # a projector has no such keys
         sized = [text for text in tiny if not text.startswith(other)]
         shrunken = [re.sub("^(lr=[^,]+),.*", r"\1", text) for text in shrunk(arguments, sized)]
         if (
