@@ -170,10 +170,9 @@ def output_of(main: Callable[[list[str]], int], arguments: list[str], cwd: Path)
 
 
 def projects(arguments: list[str]) -> bool:
-    preset = [text for text in arguments if text.startswith(("experiment=", "dataset.root_path="))]
-    if not any(text.startswith("experiment=") for text in preset):
-        return False
-    return Composer().compose(preset)["predictor"]["_target_"].endswith(".Projector")
+    presets = [text.partition("=")[2] for text in arguments if text.startswith("experiment=")]
+    texts = [(ROOT / "conf" / "experiment" / f"{preset}.yaml").read_text() for preset in presets]
+    return any("override /predictor: projector" in text for text in texts)
 
 
 def jepa_train(arguments: list[str], tiny: list[str], cwd: Path) -> None:
