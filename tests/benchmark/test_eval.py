@@ -20,10 +20,11 @@ from tiny_agent import agent
 
 from jepa.benchmark.protocol import Benchmark
 from jepa.benchmark.report import html, markdown, terminal
-from jepa.benchmark.results import Results, Row, wilson
+from jepa.benchmark.results import Results, Row
 from jepa.cli.eval import main
 from jepa.errors import RunError
 from jepa.evaluation.samples import Samples
+from jepa.statistics import wilson
 
 QUICK = [
     "num_workers=0", "dataset.num_samples=80", "dataset.val_samples=40", "evaluator.finetune.epochs=1",
@@ -76,7 +77,7 @@ def test_every_row_says_how_it_came_about(here):
     assert "http" not in page.replace("http://www.w3.org", "")
     assert "Confusion" in page
     for row in rows_of().values():
-        assert (row["low"], row["high"]) == pytest.approx(wilson(row["top1"], 40))
+        assert (row["low"], row["high"]) == pytest.approx([100 * end for end in wilson(row["top1"] / 100, 40)])
 
 
 def test_what_is_random_is_repeated_and_the_rest_is_not(here):

@@ -21,7 +21,7 @@ from jepa.envs.types import Task
 from jepa.planning import plannability as module
 from jepa.planning.costs import LatentL2
 from jepa.planning.fit import record
-from jepa.planning.plannability import plannability, spearman, verdict, windows
+from jepa.planning.plannability import plannability, verdict, windows
 from jepa.types import ActionSpace
 
 SPACE = ActionSpace(low=(-4.0, -4.0), high=(4.0, 4.0))
@@ -96,6 +96,11 @@ class Nearness(LatentL2):
         return -super().__call__(world, imagined)
 
 
+class Indifference(LatentL2):
+    def __call__(self, world: Any, imagined: Any) -> Tensor:
+        return torch.zeros_like(super().__call__(world, imagined))
+
+
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "NUM_PAIRS", 100)
@@ -128,9 +133,9 @@ def test_a_cost_that_grows_with_the_way_has_correlation_one_and_its_opposite_min
     assert figures == {"cost_correlation": pytest.approx(expected)}
 
 
-def test_equal_values_share_their_rank() -> None:
-    assert spearman(np.array([1, 2, 2, 3]), np.array([1, 2, 3, 4])) == pytest.approx(0.9486833)
-    assert spearman(np.array([5, 5, 5]), np.array([1, 2, 3])) == 0
+def test_a_cost_that_is_the_same_everywhere_has_correlation_zero() -> None:
+    figures = plannability(Plane(SPACE), {"cost": Indifference()}, Field(), None)  # pyright: ignore
+    assert figures == {"cost_correlation": 0}
 
 
 def test_a_probe_that_reads_everything_has_r2_one_and_one_that_reads_the_mean_zero(tmp_path: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -18,11 +17,10 @@ from jepa.config.files import as_mapping
 from jepa.errors import FileError, RunError
 from jepa.evaluation.probe import balanced, confusion_counts, is_imbalanced, top1
 from jepa.runs.metrics import read_json, write_atomically
+from jepa.statistics import wilson
 
 RESULTS_FILE = "eval.json"
 FORMAT = "jepa-eval 2"
-NORMAL_QUANTILE = 1.959964
-"""Quantile of the standard normal distribution for a two-sided 95 % interval."""
 MAX_STORED_CLASSES = 100
 """Number of classes up to which confusion matrices are stored."""
 
@@ -70,14 +68,6 @@ class Row:
     run: str = ""
 
 
-def wilson(accuracy: float, num: int) -> tuple[float, float]:
-    """The 95 % score interval in percent of an accuracy on `num` samples (Wilson 1927)."""
-    share, z = accuracy / 100, NORMAL_QUANTILE
-    centre = (share + z**2 / (2 * num)) / (1 + z**2 / num)
-    half = z / (1 + z**2 / num) * math.sqrt(share * (1 - share) / num + z**2 / (4 * num**2))
-    return 100 * max(0.0, centre - half), 100 * min(1.0, centre + half)
-
-
 def trial(
     predicted: Tensor, labels: Tensor, train_labels: Tensor, num_classes: int, seed: int, chosen: Mapping
 ) -> Trial:
@@ -92,14 +82,14 @@ def trial(
 def summary(trials: Sequence[Trial], num_test: int) -> dict[str, Any]:
     """The fields of a row that follow from its trials; `num_test` is the number of independent test samples."""
     mean = fmean(trial.top1 for trial in trials)
-    low, high = wilson(mean, num_test)
+    low, high = (100 * end for end in wilson(mean / 100, num_test))
     counts = torch.tensor([trial.confusion for trial in trials]).sum(0)
     recalls = [100 * int(row[k]) / int(row.sum()) if row.sum() else None for k, row in enumerate(counts)]
-    recalls_trial_fieldss = [trial.balanced for trial in trials if trial.balanced is not None]
+    balanced_accuracies = [trial.balanced for trial in trials if trial.balanced is not None]
     return {
         "top1": mean, "low": low, "high": high, "num_test": num_test, "per_class": recalls,
         "deviation": stdev(trial.top1 for trial in trials) if len(trials) > 1 else None,
-        "balanced": fmean(recalls_trial_fieldss) if recalls_trial_fieldss else None,
+        "balanced": fmean(balanced_accuracies) if balanced_accuracies else None,
         "confusion": counts.tolist() if len(counts) <= MAX_STORED_CLASSES else None,
         "trials": [{k: v for k, v in asdict(trial).items() if k != "confusion"} for trial in trials],
     }  # fmt: skip

@@ -25,6 +25,7 @@ from jepa.errors import FileError, RunError
 from jepa.reports.run_table import Column, table_columns
 from jepa.reports.verdict import NUM_EVALUATED, initial_weights, margin, series
 from jepa.runs.metrics import METRICS, Row, clock, read_config, read_ending, read_json, read_rows
+from jepa.statistics import spearman
 
 BUDGET_FILE, MEASUREMENT_FOLDER = "budget.json", ".measure"
 BUDGET_FIELDS: Fields = {
@@ -325,17 +326,6 @@ def _notes(methods: Sequence[Method], left_out: Sequence[tuple[str, str]]) -> li
     if left_out:
         notes.append(f"Left out, since not finished: {_with_reasons(left_out)}.")
     return notes
-
-
-def spearman(first: Sequence[float], second: Sequence[float]) -> float:
-    """Rank correlation, with ties at their mean rank; nan if one side is constant."""
-    ranks = []
-    for values in (first, second):
-        _, inverse, counts = np.unique(np.asarray(values, dtype=float), return_inverse=True, return_counts=True)
-        ranks.append((np.cumsum(counts) - (counts - 1) / 2)[inverse])
-    if min(rank.std() for rank in ranks) == 0:
-        return math.nan
-    return float(np.corrcoef(*ranks)[0, 1])
 
 
 def _correlations(runs: Sequence[RunResult], probes: Sequence[Column]) -> list[Correlation]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,6 +16,7 @@ from jepa.planning.costs import cost_at_rest
 from jepa.planning.heads import windows_of
 from jepa.planning.types import Cost
 from jepa.planning.world import World
+from jepa.statistics import spearman
 
 NUM_PAIRS, NUM_STEPS = 1000, 40
 """Pairs of a state and a goal; random steps from a start to the state."""
@@ -62,18 +64,8 @@ def cost_correlation(world: World, costs: Mapping[str, Cost], traits: EnvTraits)
     starts, goals, lengths = starts[counts], goals[counts], lengths[counts]
     states, targets = (world.encode(traits.render(values)) for values in (starts, goals))
     values = [cost_at_rest(costs, world, state, target) for state, target in zip(states, targets, strict=True)]
-    return spearman(np.array(values), lengths)
-
-
-def spearman(a: np.ndarray, b: np.ndarray) -> float:
-    """Correlation of ranks; equal values have their mean rank. 0 if all values of one are equal, or there are none."""
-    if not len(a):
-        return 0.0
-    ranks = []
-    for values in (a, b):
-        _, places, counts = np.unique(values, return_inverse=True, return_counts=True)
-        ranks.append((np.cumsum(counts) - (counts + 1) / 2)[places])
-    return float(np.corrcoef(np.stack(ranks))[0, 1]) if min(map(np.ptp, ranks)) else 0.0
+    correlation = spearman(values, lengths)
+    return 0.0 if math.isnan(correlation) else correlation
 
 
 def prediction(world: World, data: Episodes) -> dict[str, float]:
@@ -155,5 +147,8 @@ def verdict(figures: Mapping[str, Any]) -> str:
             "predictions are hardly better than copying the last frame: train longer, or raise regularizer and history"
         )
     if figures.get("cost_correlation", 1) < 0.7:
-        return "the cost rises and falls otherwise than the way that is left: plans may stop at walls"
+        return (
+            "the cost rises and falls otherwise than the way that is left: a plan that only lowers it may stop at walls "
+            "(planner=tree looks for ways around them)"
+        )
     return "nothing stands in the way: actions matter, predictions hold, and the cost falls along the way to the goal"

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -24,10 +23,9 @@ from jepa.errors import ConfigError, FileError
 from jepa.planning.control import Controller, Goals
 from jepa.runs.metrics import write_atomically
 from jepa.seeding import derive_seed
+from jepa.statistics import mean_interval, wilson
 
 SCHEMA = 1
-Z = 1.959964
-"""Quantile of the normal distribution for 95 % intervals."""
 NUM_TIMED = 3
 """Episodes that are run alone to measure the seconds of an episode."""
 
@@ -225,21 +223,12 @@ def scores(outcomes: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         return mean_return([outcome["reward"] for outcome in outcomes])
     wins = {name: sum(outcome[name] for outcome in outcomes) for name in ("moderate", "strict")}
     shares = {f"success_{name}": won / count for name, won in wins.items()}
-    return shares | {f"interval_{name}": wilson(won, count) for name, won in wins.items()}
+    return shares | {f"interval_{name}": list(wilson(won / count, count)) for name, won in wins.items()}
 
 
 def mean_return(returns: Sequence[float]) -> dict[str, Any]:
     """The mean of the returns of episodes, with its 95 % interval."""
-    mean, half = float(np.mean(returns)), float(Z * np.std(returns) / math.sqrt(len(returns)))
-    return {"mean_return": mean, "interval_return": [mean - half, mean + half]}
-
-
-def wilson(wins: int, count: int) -> list[float]:
-    """Wilson score interval of a share, at 95 % (Wilson 1927)."""
-    share, spread = wins / count, Z**2 / count
-    centre = (share + spread / 2) / (1 + spread)
-    half = Z * math.sqrt(share * (1 - share) / count + spread / (4 * count)) / (1 + spread)
-    return [max(0.0, centre - half), min(1.0, centre + half)]
+    return {"mean_return": float(np.mean(returns)), "interval_return": list(mean_interval(returns))}
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:

@@ -12,9 +12,10 @@ from jepa.data.collect import rollouts
 from jepa.data.episode_store import Episode
 from jepa.envs.policies import BatchedPolicy
 from jepa.envs.types import BatchedEnv
-from jepa.planning.protocol import mean_return, wilson
+from jepa.planning.protocol import mean_return
 from jepa.rl.replay import GROUP
 from jepa.seeding import derive_seed
+from jepa.statistics import wilson
 
 
 def play_episodes(
@@ -48,7 +49,7 @@ def scores(outcomes: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     result["mean_steps"] = float(np.mean([outcome["steps"] for outcome in outcomes]))
     if "success" in outcomes[0]:
         won = sum(outcome["success"] for outcome in outcomes)
-        result |= {"success": won / len(outcomes), "interval": wilson(won, len(outcomes))}
+        result |= {"success": won / len(outcomes), "interval": list(wilson(won / len(outcomes), len(outcomes)))}
     return result
 
 
