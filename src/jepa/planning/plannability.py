@@ -148,7 +148,7 @@ def verdict(figures: Mapping[str, Any]) -> str:
         )
     if figures.get("cost_correlation", 1) < 0.7:
         return (
-            "the cost rises and falls otherwise than the way that is left: a plan that only lowers it may stop at walls "
-            "(planner=tree looks for ways around them)"
+            "the cost rises and falls otherwise than the way that is left: a plan that only lowers it may stop at walls"
+            "; planner=tree looks for ways around them"
         )
     return "nothing stands in the way: actions matter, predictions hold, and the cost falls along the way to the goal"
