@@ -24,7 +24,7 @@ from jepa.benchmark.results import Results, Row
 from jepa.cli.eval import main
 from jepa.errors import RunError
 from jepa.evaluation.samples import Samples
-from jepa.statistics import wilson
+from jepa.reports.statistics import wilson
 
 QUICK = [
     "num_workers=0", "dataset.num_samples=80", "dataset.val_samples=40", "evaluator.finetune.epochs=1",

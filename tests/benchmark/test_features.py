@@ -31,8 +31,8 @@ from jepa.evaluation.readout import pool_tokens
 from jepa.evaluation.samples import raw_pixels
 from jepa.evaluation.splits import few_shot_rows, labelled_splits
 from jepa.parallel.session import Session
+from jepa.reports.statistics import wilson
 from jepa.schedules import cosine
-from jepa.statistics import wilson
 
 CPU = Session(device=torch.device("cpu"), bf16=False)
 

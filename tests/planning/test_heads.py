@@ -23,7 +23,7 @@ from jepa.planning.heads import (
     mixed_goals,
     windows_of,
 )
-from jepa.statistics import spearman
+from jepa.reports.statistics import spearman
 from jepa.types import ActionSpace
 
 SIDE = 5

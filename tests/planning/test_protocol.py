@@ -16,14 +16,13 @@ from jepa.planning.protocol import (
     Gain,
     Outcome,
     Played,
-    Z,
     frozen_tasks,
     make_tasks,
     mean_row,
     play,
     row,
 )
-from jepa.statistics import wilson
+from jepa.reports.statistics import NORMAL_QUANTILE, wilson
 from jepa.types import ActionSpace
 
 FIELDS = {
@@ -296,7 +295,8 @@ def test_a_row_without_goals_has_the_mean_return_and_no_success() -> None:
     gains = [Gain([0.0], 1.0, 4), Gain([1.0], 3.0, 4)]
     found = row("cem", "return", 0, Played(gains, 4, 1.0), seconds_per_episode=1.0, predictor_rows=1)
     assert found["mean_return"] == 2
-    assert found["interval_return"] == pytest.approx([2 - Z / 2**0.5, 2 + Z / 2**0.5])
+    half = NORMAL_QUANTILE / 2**0.5
+    assert found["interval_return"] == pytest.approx([2 - half, 2 + half])
     assert not [name for name in found if name.startswith("success")]
     assert mean_row([found, found])["mean_return"] == 2
     assert mean_row([found, found])["episodes"] == 4

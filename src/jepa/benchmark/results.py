@@ -16,8 +16,8 @@ from jepa.config import signatures
 from jepa.config.files import as_mapping
 from jepa.errors import FileError, RunError
 from jepa.evaluation.probe import balanced, confusion_counts, is_imbalanced, top1
+from jepa.reports.statistics import wilson
 from jepa.runs.metrics import read_json, write_atomically
-from jepa.statistics import wilson
 
 RESULTS_FILE = "eval.json"
 FORMAT = "jepa-eval 2"

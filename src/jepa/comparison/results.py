@@ -23,9 +23,9 @@ from jepa.config.files import Fields
 from jepa.config.schema import IRRELEVANT, IRRELEVANT_SECTIONS, show_value
 from jepa.errors import FileError, RunError
 from jepa.reports.run_table import Column, table_columns
+from jepa.reports.statistics import spearman
 from jepa.reports.verdict import NUM_EVALUATED, initial_weights, margin, series
 from jepa.runs.metrics import METRICS, Row, clock, read_config, read_ending, read_json, read_rows
-from jepa.statistics import spearman
 
 BUDGET_FILE, MEASUREMENT_FOLDER = "budget.json", ".measure"
 BUDGET_FIELDS: Fields = {

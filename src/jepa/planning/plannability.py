@@ -16,7 +16,7 @@ from jepa.planning.costs import cost_at_rest
 from jepa.planning.heads import windows_of
 from jepa.planning.types import Cost
 from jepa.planning.world import World
-from jepa.statistics import spearman
+from jepa.reports.statistics import spearman
 
 NUM_PAIRS, NUM_STEPS = 1000, 40
 """Pairs of a state and a goal; random steps from a start to the state."""

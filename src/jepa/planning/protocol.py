@@ -21,9 +21,9 @@ from jepa.config.files import Fields, as_mapping, read_json
 from jepa.envs.types import BatchedEnv, EnvTraits, Task, node_of
 from jepa.errors import ConfigError, FileError
 from jepa.planning.control import Controller, Goals
+from jepa.reports.statistics import mean_interval, wilson
 from jepa.runs.metrics import write_atomically
 from jepa.seeding import derive_seed
-from jepa.statistics import mean_interval, wilson
 
 SCHEMA = 1
 NUM_TIMED = 3

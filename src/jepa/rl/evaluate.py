@@ -13,9 +13,9 @@ from jepa.data.episode_store import Episode
 from jepa.envs.policies import BatchedPolicy
 from jepa.envs.types import BatchedEnv
 from jepa.planning.protocol import mean_return
+from jepa.reports.statistics import wilson
 from jepa.rl.replay import GROUP
 from jepa.seeding import derive_seed
-from jepa.statistics import wilson
 
 
 def play_episodes(

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from jepa.statistics import mean_interval, spearman, wilson
+from jepa.reports.statistics import mean_interval, spearman, wilson
 
 
 @pytest.mark.parametrize(
