@@ -13,7 +13,7 @@ from markupsafe import Markup
 from synthetic_run import write_run
 
 from jepa.reports import page
-from jepa.reports.charts import Baseline, Chart, Line, line_chart, scatter
+from jepa.reports.charts import Chart, Line, ReferenceLine, line_chart, scatter
 from jepa.reports.page import Table, data_url, image, render
 from jepa.reports.run import write_report
 from jepa.runs.metrics import FolderLogger
@@ -93,7 +93,7 @@ def test_a_value_that_a_template_lacks_is_an_error():
 
 def test_no_word_of_a_chart_becomes_markup():
     chart = Chart(title=HOSTILE, unit=HOSTILE, hint=HOSTILE, axis=HOSTILE)
-    line, level = Line(name=HOSTILE, points=[(0, 1.0), (1, 2.0)]), Baseline(name=HOSTILE, value=1.5)
+    line, level = Line(name=HOSTILE, points=[(0, 1.0), (1, 2.0)]), ReferenceLine(name=HOSTILE, value=1.5)
     assert count_as_text(line_chart(chart, [line], [level])) > 8
     assert count_as_text(scatter([(0, 0), (1, 1)], [HOSTILE, "b"])) == 2
 

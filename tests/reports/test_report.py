@@ -20,9 +20,9 @@ from synthetic_run import write_run
 from jepa.reports.charts import (
     MAX_HOVER_COLUMNS,
     MAX_POINTS,
-    Baseline,
     Chart,
     Line,
+    ReferenceLine,
     downsample,
     line_chart,
     nice_ticks,
@@ -264,7 +264,7 @@ def test_thinning_keeps_the_extremes_the_end_and_the_limit(values):
 )
 def test_any_values_can_be_drawn(values, level, log_if_wide):
     lines = [Line(name="a", points=list(enumerate(values)))]
-    figure = line_chart(Chart(title="t", log_if_wide=log_if_wide), lines, [Baseline(name="l", value=level)])
+    figure = line_chart(Chart(title="t", log_if_wide=log_if_wide), lines, [ReferenceLine(name="l", value=level)])
     root = ElementTree.fromstring(figure)
     assert root.tag == "figure"
     assert figure.count('class="strip"') <= MAX_HOVER_COLUMNS
@@ -341,7 +341,7 @@ def pixels_of(figure) -> list[float]:
 @pytest.mark.parametrize("level", [5000.0, -5000.0, 40.0])
 def test_no_baseline_flattens_a_curve_and_each_has_its_value_in_the_legend(level):
     lines = [Line(name="a", points=[(0, 20.0), (1, 30.0), (2, 45.0)])]
-    figure = line_chart(Chart(title="t"), lines, [Baseline(name="raw pixels", value=level)])
+    figure = line_chart(Chart(title="t"), lines, [ReferenceLine(name="raw pixels", value=level)])
     heights = pixels_of(figure)
     assert max(heights) - min(heights) > 50
     assert f"raw pixels <b>{number(level)}" in figure

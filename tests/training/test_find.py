@@ -17,7 +17,7 @@ from voc_folder import write_voc, xml
 from jepa.cli.find import main
 from jepa.reports.page import Table
 from jepa.training import find_batch
-from jepa.training.find_batch import Trial, divisors, fastest
+from jepa.training.find_batch import MeasuredSize, divisors, fastest
 from jepa.training.find_lr import Point, choose, draw_charts, rerun_command, smooth, write_result
 from jepa.types import LossOutput
 
@@ -77,8 +77,11 @@ def test_smoothing_keeps_a_constant():
 
 
 def test_the_smallest_of_the_fastest_sizes_is_taken():
-    assert fastest([Trial(1, 50.0, 1), Trial(2, 99.0, 1), Trial(4, 100.0, 2), Trial(8, None, 4)]).size == 2
-    assert fastest([Trial(1, None, 1)]) is None
+    rates = [(1, 50.0), (2, 99.0), (4, 100.0), (8, None)]
+    best = fastest([MeasuredSize(size, rate, 1) for size, rate in rates])
+    assert best is not None
+    assert best.size == 2
+    assert fastest([MeasuredSize(1, None, 1)]) is None
     assert divisors(12) == [1, 2, 3, 4, 6, 12]
 
 
@@ -243,7 +246,7 @@ def test_the_page_marks_what_was_chosen_and_has_the_command(tmp_path, monkeypatc
 
 
 def test_rows_that_are_printed_one_by_one_stand_under_their_heads():
-    trials = [Trial(1, 50.0, 0.25), Trial(64, None, 1.5, "out of memory")]
+    trials = [MeasuredSize(1, 50.0, 0.25), MeasuredSize(64, None, 1.5, "out of memory")]
     whole = find_batch._table(trials).terminal(find_batch.WIDTH)
     lines = [find_batch._table([]).terminal(find_batch.WIDTH), *map(find_batch._line, trials)]
     assert lines == whole.splitlines()

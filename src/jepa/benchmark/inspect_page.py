@@ -61,7 +61,7 @@ class Tile(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Section:
+class PageSection:
     """An introduction, and the pictures, tables and plots under it; if there are none, `lead` is the reason."""
 
     lead: str
@@ -106,9 +106,9 @@ def _facts(subject: Subject, observed: Observed, neighbours: Tensor) -> dict[str
     }  # fmt: skip
 
 
-def feature_maps(subject: Subject, observed: Observed) -> Section:
+def feature_maps(subject: Subject, observed: Observed) -> PageSection:
     if not observed.tokens.isfinite().all():
-        return Section(lead="The features are not finite.")
+        return PageSection(lead="The features are not finite.")
     colours, shares = principal_colours(observed.tokens, observed.grid)  # [P, 3, t, h, w]
     lead = (
         "Each patch in the colour of its features: their first three principal components over all these pictures are "
@@ -118,10 +118,10 @@ def feature_maps(subject: Subject, observed: Observed) -> Section:
     return _with_pictures(subject, lead, [[("features", enlarge(maps.transpose(0, 1)))] for maps in colours])
 
 
-def attention_maps(subject: Subject, observed: Observed) -> Section:
+def attention_maps(subject: Subject, observed: Observed) -> PageSection:
     attention, grid = observed.attention, observed.grid
     if isinstance(attention, str):
-        return Section(lead=attention)
+        return PageSection(lead=attention)
     lead = (
         "Attention of the last block, mean over its heads. Colours run from dark (none) to bright (the maximum of the "
         "map); the number is the attention to the brightest patch as a multiple of the mean. First the attention that "
@@ -154,7 +154,7 @@ def _heat_map(name: str, values: Tensor, grid: PatchGrid, query: int | None) -> 
     return title, frames
 
 
-def _with_pictures(subject: Subject, lead: str, rows: Sequence[Sequence[tuple[str, Tensor]]]) -> Section:
+def _with_pictures(subject: Subject, lead: str, rows: Sequence[Sequence[tuple[str, Tensor]]]) -> PageSection:
     """A row for each of the first pictures: the picture, then its named maps uint8 [t, 3, H, W]."""
     cards = []
     for picture, label, maps in zip(subject.pictures, subject.test.labels.tolist(), rows, strict=False):
@@ -169,10 +169,10 @@ def _with_pictures(subject: Subject, lead: str, rows: Sequence[Sequence[tuple[st
         strips = [(text, resize_nearest(values[steps], frames.shape[-2:])) for text, values in maps]
         pictures = [(montage([images]).permute(2, 0, 1), text) for text, images in [(name, frames), *strips]]
         cards.append([picture_tile(picture, text) for picture, text in pictures])
-    return Section(lead=lead, rows=cards, has_strips=subject.pictures.shape[2] > 1)
+    return PageSection(lead=lead, rows=cards, has_strips=subject.pictures.shape[2] > 1)
 
 
-def neighbour_rows(subject: Subject, neighbours: Tensor, similarity: Tensor) -> Section:
+def neighbour_rows(subject: Subject, neighbours: Tensor, similarity: Tensor) -> PageSection:
     lead = (
         "Each row starts with a test picture, followed by the training pictures with the most similar features "
         "(cosine), best first. Green ones are of its class, red ones of another."
@@ -186,16 +186,16 @@ def neighbour_rows(subject: Subject, neighbours: Tensor, similarity: Tensor) -> 
             text, tone = f"{subject.classes[other]} {cosine:.3f}", "good" if other == label else "bad"
             tiles.append(picture_tile(small(subject.train_thumbnails[index]), text, tone=tone))
         rows.append(tiles)
-    return Section(lead=lead, rows=rows)
+    return PageSection(lead=lead, rows=rows)
 
 
-def embedding(subject: Subject) -> Section:
+def embedding(subject: Subject) -> PageSection:
     """A scatter plot of the test samples, and beside it thumbnails at their positions."""
     num = len(subject.test.labels)
     rows = torch.linspace(0, num - 1, min(num, MAX_DOTS)).round().long()
     vectors = subject.test.vectors[rows]
     if len(vectors) < 3 or not vectors.isfinite().all():
-        return Section(lead="There are fewer than three test samples, or their features are not finite.")
+        return PageSection(lead="There are fewer than three test samples, or their features are not finite.")
     plane, shares = principal_plane(vectors.numpy())
     points = [(x, y) for x, y in plane.tolist()]
     names = [subject.classes[label] for label in subject.test.labels[rows].tolist()]
@@ -205,7 +205,7 @@ def embedding(subject: Subject) -> Section:
     )
     thumbnails = _thumbnails_in_plane(subject.test_thumbnails[rows], points, names)
     card = Markup('<div class="card plane">{}</div>')
-    return Section(lead=lead, cards=[card.format(scatter(points, names)), card.format(thumbnails)])
+    return PageSection(lead=lead, cards=[card.format(scatter(points, names)), card.format(thumbnails)])
 
 
 def _thumbnails_in_plane(thumbnails: Tensor, points: Sequence[tuple[float, float]], names: Sequence[str]) -> Markup:
@@ -221,7 +221,7 @@ def _thumbnails_in_plane(thumbnails: Tensor, points: Sequence[tuple[float, float
     return render("thumbnails.html", side=WIDTH + 4, size=THUMBNAIL_SIDE, pictures=pictures)
 
 
-def class_bars(subject: Subject) -> Section:
+def class_bars(subject: Subject) -> PageSection:
     """Recall of each class, the worst first."""
     totals = subject.confusion.sum(dim=1)
     recalls = subject.confusion.diag() / totals.clamp_min(1)
@@ -235,10 +235,10 @@ def class_bars(subject: Subject) -> Section:
         for index, recall in ((index, float(recalls[index])) for index in order)
     ]
     table = Table(heads=["", "recall", "test samples"], rows=rows, text_columns={1})
-    return Section(lead=f"{lead}.", cards=[table.html("recalls")])
+    return PageSection(lead=f"{lead}.", cards=[table.html("recalls")])
 
 
-def confusion_matrix(subject: Subject) -> Section:
+def confusion_matrix(subject: Subject) -> PageSection:
     counts = subject.confusion
     lead = "Predictions of the linear probe: a row for each true class, a column for each predicted class."
     if len(counts) <= MAX_CONFUSION_CLASSES:
@@ -248,7 +248,7 @@ def confusion_matrix(subject: Subject) -> Section:
         matrix = image(_encode(enlarge(heatmap(shares[None]), MATRIX_SIDE)[0]), "confusion matrix")
         lead += " The colour is the share of the true class, from dark (none) to bright (all)."
     card = Markup('<div class="card scroll">{}</div>').format(matrix)
-    return Section(lead=lead, cards=[card, _most_frequent_confusions(subject, counts)])
+    return PageSection(lead=lead, cards=[card, _most_frequent_confusions(subject, counts)])
 
 
 def _most_frequent_confusions(subject: Subject, counts: Tensor) -> Markup:
@@ -265,20 +265,20 @@ def _most_frequent_confusions(subject: Subject, counts: Tensor) -> Markup:
     return Table(heads=heads, rows=rows, text_columns={1}).html()
 
 
-def hardest_pictures(subject: Subject) -> Section:
+def hardest_pictures(subject: Subject) -> PageSection:
     """The wrong predictions with the highest confidence."""
     rows = hardest(subject.probabilities, subject.test.labels, NUM_MISTAKES)
     if not len(rows):
-        return Section(lead="The probe makes no mistake.")
+        return PageSection(lead="The probe makes no mistake.")
     lead = "The wrong predictions of which the linear probe is most confident: its prediction, then the label."
-    return Section(lead=lead, tiles=_prediction_tiles(subject, rows, num_classes=1, tone="bad"))
+    return PageSection(lead=lead, tiles=_prediction_tiles(subject, rows, num_classes=1, tone="bad"))
 
 
-def ambiguous_pictures(subject: Subject) -> Section:
+def ambiguous_pictures(subject: Subject) -> PageSection:
     """The samples whose two likeliest classes have nearly equal probabilities."""
     rows = most_ambiguous(subject.probabilities, NUM_MISTAKES)
     lead = "The pictures whose two likeliest classes are nearly equally likely to the linear probe."
-    return Section(lead=lead, tiles=_prediction_tiles(subject, rows, num_classes=2))
+    return PageSection(lead=lead, tiles=_prediction_tiles(subject, rows, num_classes=2))
 
 
 def _prediction_tiles(subject: Subject, rows: Tensor, *, num_classes: int, tone: str = "") -> list[Tile]:

@@ -31,7 +31,7 @@ from jepa.errors import ConfigError
 from jepa.evaluation.finetune import FineTuning
 from jepa.evaluation.frozen import FrozenEncoder, Tuning
 from jepa.evaluation.linear import LinearProbe
-from jepa.evaluation.probe import ClassProbe, Prediction, ProbeTask, select
+from jepa.evaluation.probe import ClassProbe, ProbePrediction, ProbeTask, select
 from jepa.evaluation.samples import Reduce, Samples, thumbnails
 from jepa.evaluation.splits import LabelledSplit, few_shot_rows, labelled_splits
 from jepa.evaluation.stems import fit_stems
@@ -320,7 +320,7 @@ class Benchmark:
 
     def _tune(
         self, encoder: FrozenEncoder, probe: FineTuning, train: LabelledSplit, test: LabelledSplit, seed: int
-    ) -> tuple[Prediction, Tensor, int]:
+    ) -> tuple[ProbePrediction, Tensor, int]:
         """The prediction, the rows of readable test samples and the number of readable training samples."""
         options: dict[str, Any] = {"batch_size": self.config.batch_size, "max_bytes": MAX_CACHED_BYTES}
         train_samples, test_samples = (
@@ -332,7 +332,7 @@ class Benchmark:
         task = ProbeTask(Features(empty, train.labels), Features(empty, test.labels), len(self.splits.classes))
         predicted = probe.tune(Tuning(encoder, train_samples, test_samples, augment, seed), task)
         num_train = sum(index not in train.broken for index in train.indices)
-        return Prediction(predicted), test_samples.rows, num_train
+        return ProbePrediction(predicted), test_samples.rows, num_train
 
     def _protocol(self, entry: Entry, task: str, probe: ClassProbe, seeds: Sequence[int]) -> list[str]:
         """Sentences on the data, features, probe and seeds of a row."""

@@ -40,7 +40,7 @@ class Recipe:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Member:
+class PlannedRun:
     """A run: `label` is its folder below that of the comparison, `method` the label without the seed."""
 
     label: str
@@ -95,7 +95,7 @@ def choose_recipe(arguments: Sequence[str], file: Path | None, composer: Compose
 
 def plan(
     arguments: Sequence[str], recipe: Recipe, composer: Composer, seconds: float | None
-) -> tuple[Path, list[Member]]:
+) -> tuple[Path, list[PlannedRun]]:
     """The folder of the comparison and its runs. Raises ConfigError with the errors of all runs."""
     if seconds is not None and not seconds > 0:
         raise ConfigError([f"--seconds {seconds:g}: must be above 0"])
@@ -119,7 +119,7 @@ def plan(
         candidates += _candidates(method, parsed, composer)
         errors += parse_errors
     all_keys = {key for candidate in candidates for key in _objective_keys(candidate.config)}
-    runs: dict[str, Member] = {}
+    runs: dict[str, PlannedRun] = {}
     for candidate in candidates:
         try:
             member = _check(candidate, name, all_keys, composer)
@@ -158,7 +158,7 @@ def _candidates(method: str, parsed: Sequence[Any], composer: Composer) -> Itera
         yield Candidate(method, overrides, configs[choices])
 
 
-def _check(candidate: Candidate, comparison: str, all_keys: set[str], composer: Composer) -> Member:
+def _check(candidate: Candidate, comparison: str, all_keys: set[str], composer: Composer) -> PlannedRun:
     """The run of a candidate. Raises ConfigError; `all_keys` are the objective keys of all candidates."""
     method, config = candidate.method, candidate.config
     ignored = all_keys - _objective_keys(config)
@@ -179,7 +179,7 @@ def _check(candidate: Candidate, comparison: str, all_keys: set[str], composer: 
     if errors := [error for error in errors if composer.needs_data or not error.endswith("=VALUE")]:
         raise ConfigError(errors)
     folder = Path("outputs") / comparison / label
-    return Member(
+    return PlannedRun(
         label=label, method=",".join(part for part in parts if not part.startswith("seed=")), name=method,
         folder=folder, overrides=tuple(overrides),
         config=asdict(to_dataclass(complete)) if composer.needs_data else complete,  # shown with missing values, too
@@ -194,7 +194,7 @@ def _objective_keys(config: Mapping[str, Any]) -> set[str]:
     return {f"objective.{name}" for name in signature.parameters} if signature else set()
 
 
-def _check_folder(member: Member, ignore: set[str]) -> list[str]:
+def _check_folder(member: PlannedRun, ignore: set[str]) -> list[str]:
     """An error if the folder of the member holds a run of another configuration."""
     config = read_config(member.folder)
     if not config or not (member.is_finished or newest(member.folder)):

@@ -16,7 +16,7 @@ from markupsafe import Markup
 from jepa.comparison.headline import headline
 from jepa.comparison.results import Comparison, Correlation, Method, Spread, spread
 from jepa.config.catalogue import Choice, conf_folder
-from jepa.reports.charts import NUM_COLOURS, Baseline, Chart, Line, line_chart, number
+from jepa.reports.charts import NUM_COLOURS, Chart, Line, ReferenceLine, line_chart, number
 from jepa.reports.page import Table, bullets, escape_markdown, picture, render
 from jepa.reports.text import duration
 from jepa.reports.verdict import NOT_MEASURED, series
@@ -166,7 +166,9 @@ def _charts(comparison: Comparison, axis: str) -> tuple[str, str, list[Markup]]:
     for index, column in enumerate(comparison.columns):
         if column in comparison.probes:
             lines = [line for method in methods if (line := curve(method, column.metric, axis)).points]
-            baselines = [Baseline(name=title, value=v.mean) for title, row in comparison.baselines if (v := row[index])]
+            baselines = [
+                ReferenceLine(name=title, value=v.mean) for title, row in comparison.baselines if (v := row[index])
+            ]
             figures.append(line_chart(Chart(title=column.head, unit="%", axis=axis), lines, baselines))
     has_seeds = any(len(method.runs) > 1 for method in methods)
     lead = "The mean of the seeds, in a band from the lowest to the highest." if has_seeds else ""

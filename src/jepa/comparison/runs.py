@@ -17,7 +17,7 @@ from types import FrameType
 from typing import Any
 
 from jepa.comparison.members import OUTPUT, begun_line, member_line
-from jepa.comparison.plan import Member
+from jepa.comparison.plan import PlannedRun
 from jepa.comparison.results import BUDGET_FILE, MEASUREMENT_FOLDER, read_budget
 from jepa.config import override_literal
 from jepa.parallel.signals import AGAIN, no_interrupts, say
@@ -65,7 +65,7 @@ class TrainProcesses:
 
 
 def run_all(
-    folder: Path, members: Sequence[Member], seconds: float | None, processes: TrainProcesses
+    folder: Path, members: Sequence[PlannedRun], seconds: float | None, processes: TrainProcesses
 ) -> dict[str, str]:
     """Train the unfinished runs until a signal arrives; returns the folders of failed runs with the reasons."""
     budget = {"seconds": seconds, "steps": {}, "samples_per_s": {}, "members": {}} | read_budget(folder)
@@ -93,7 +93,7 @@ def run_all(
     return failed
 
 
-def _run(folder: Path, member: Member, budget: dict[str, Any], processes: TrainProcesses) -> tuple[int, list[str]]:
+def _run(folder: Path, member: PlannedRun, budget: dict[str, Any], processes: TrainProcesses) -> tuple[int, list[str]]:
     overrides = list(member.overrides)
     if budget["seconds"] is not None:
         if member.method not in budget["steps"]:
@@ -108,7 +108,9 @@ def _run(folder: Path, member: Member, budget: dict[str, Any], processes: TrainP
     return processes.train(overrides, member.folder / OUTPUT)
 
 
-def _measure(folder: Path, member: Member, budget: dict[str, Any], processes: TrainProcesses) -> tuple[int, list[str]]:
+def _measure(
+    folder: Path, member: PlannedRun, budget: dict[str, Any], processes: TrainProcesses
+) -> tuple[int, list[str]]:
     """Train a few steps and delete that run; sets the steps of the method that fill the budget."""
     run = folder / MEASUREMENT_FOLDER
     size = member.config["batch_size"]

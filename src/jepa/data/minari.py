@@ -35,7 +35,7 @@ METADATA = {"data_format": str | None, "action_space": str, "state_names": list 
 TRANSITIONS = ("rewards", "terminations", "truncations")
 
 
-class Steps(NamedTuple):
+class EpisodeSteps(NamedTuple):
     """Of one episode, without its observations."""
 
     name: str
@@ -93,7 +93,7 @@ def read(path: Path, key: str) -> Recording:
     return Recording(facts, [len(steps.actions) for steps in episodes], episode, left_out)
 
 
-def _steps(group: Any, where: str, start: int | None) -> Steps:
+def _steps(group: Any, where: str, start: int | None) -> EpisodeSteps:
     """Actions and results; discrete actions are counted from `start`."""
     if lacking := [name for name in ("observations", "actions", *TRANSITIONS) if name not in group]:
         raise FileError(f"{where} has no {', '.join(lacking)}")
@@ -111,7 +111,7 @@ def _steps(group: Any, where: str, start: int | None) -> Steps:
         actions = actions.reshape(length).astype(np.int64) - start
     rewards, terminated, truncated = (np.asarray(group[name]) for name in TRANSITIONS)
     name = group.name.strip("/")
-    return Steps(name, actions, rewards.astype(np.float32), terminated.astype(bool), truncated.astype(bool))
+    return EpisodeSteps(name, actions, rewards.astype(np.float32), terminated.astype(bool), truncated.astype(bool))
 
 
 def _space(text: str, where: str) -> tuple[ActionSpace, int]:

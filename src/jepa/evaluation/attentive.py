@@ -9,18 +9,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from jepa.evaluation.probe import SELECTION_SHARE, ClassProbe, Prediction, ProbeTask, selection_split, top1
+from jepa.evaluation.probe import SELECTION_SHARE, ClassProbe, ProbePrediction, ProbeTask, selection_split, top1
 from jepa.evaluation.types import Evaluation, Features, Snapshot
 from jepa.layers.attention import CrossAttention, CrossAttentionBlock, num_heads
 from jepa.types import PositiveInt
 
 
-class Trial(NamedTuple):
+class Setting(NamedTuple):
     lr: float
     weight_decay: float
 
 
-TRIALS = (Trial(3e-4, 0.01), Trial(1e-3, 0.01), Trial(3e-3, 0.01), Trial(1e-3, 0.3))
+SETTINGS = (Setting(3e-4, 0.01), Setting(1e-3, 0.01), Setting(3e-3, 0.01), Setting(1e-3, 0.3))
 
 
 class AttentiveProbe(ClassProbe):
@@ -30,11 +30,11 @@ class AttentiveProbe(ClassProbe):
         self.epochs = epochs
         self.batch_size = batch_size
         self.needs_tokens = max_tokens
-        trials = ", ".join(f"{trial.lr:g}/{trial.weight_decay:g}" for trial in TRIALS)
+        settings = ", ".join(f"{setting.lr:g}/{setting.weight_decay:g}" for setting in SETTINGS)
         protocol = (
             f"attentive: a learned query, a cross-attention block and a linear layer on at most {max_tokens} tokens of "
             f"a sample (neighbours averaged), standardised by the training samples; {epochs} epochs of AdamW with a "
-            f"cosine schedule, no augmentation; learning rate and weight decay of {trials} chosen on "
+            f"cosine schedule, no augmentation; learning rate and weight decay of {settings} chosen on "
             f"{SELECTION_SHARE:.0%} of the training samples, then trained on all"
         )
         super().__init__(name="attentive", protocol=protocol)
@@ -42,19 +42,21 @@ class AttentiveProbe(ClassProbe):
     def __call__(self, snapshot: Snapshot) -> Evaluation:
         return super().__call__(snapshot) if snapshot.train.tokens is not None else Evaluation()
 
-    def predict(self, task: ProbeTask) -> Prediction:
+    def predict(self, task: ProbeTask) -> ProbePrediction:
         fitted, selection = selection_split(task.train, task.seed)
-        scores = [top1(self._fit(fitted, trial, task).predict(selection), selection.labels) for trial in TRIALS]
-        best = TRIALS[scores.index(max(scores))]
-        return Prediction(self._fit(task.train, best, task).predict(task.val), best._asdict())
+        scores = [top1(self._fit(fitted, setting, task).predict(selection), selection.labels) for setting in SETTINGS]
+        best = SETTINGS[scores.index(max(scores))]
+        return ProbePrediction(self._fit(task.train, best, task).predict(task.val), best._asdict())
 
-    def _fit(self, train: Features, trial: Trial, task: ProbeTask) -> AttentiveHead:
+    def _fit(self, train: Features, setting: Setting, task: ProbeTask) -> AttentiveHead:
         """Pure in the seed; restores the global random state."""
         generator = torch.Generator().manual_seed(task.seed)
         with torch.random.fork_rng(devices=[]), torch.enable_grad():
             torch.manual_seed(task.seed)
             head = AttentiveHead(tokens=tokens_of(train), num_classes=task.num_classes).to(task.device)
-            optimizer = torch.optim.AdamW(head.parameters(), lr=trial.lr, weight_decay=trial.weight_decay, fused=True)
+            optimizer = torch.optim.AdamW(
+                head.parameters(), lr=setting.lr, weight_decay=setting.weight_decay, fused=True
+            )
             num_batches = math.ceil(len(train.labels) / self.batch_size)
             schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=self.epochs * num_batches)
             for _ in range(self.epochs):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from jepa.evaluation.probe import ClassProbe, Prediction, ProbeTask, nearest
+from jepa.evaluation.probe import ClassProbe, ProbePrediction, ProbeTask, nearest
 from jepa.types import Positive, PositiveInt, Readout
 
 
@@ -20,12 +20,12 @@ class KNN(ClassProbe):
         )
         super().__init__(name="knn", protocol=protocol, readout=readout)
 
-    def predict(self, task: ProbeTask) -> Prediction:
+    def predict(self, task: ProbeTask) -> ProbePrediction:
         queries, bank, labels = (
             part.to(task.device) for part in (task.val.vectors, task.train.vectors, task.train.labels)
         )
         votes = knn_votes(queries, bank, labels, num_classes=task.num_classes, k=self.k, temperature=self.temperature)
-        return Prediction(votes.argmax(1).cpu())
+        return ProbePrediction(votes.argmax(1).cpu())
 
 
 def knn_votes(queries: Tensor, bank: Tensor, labels: Tensor, *, num_classes: int, k: int, temperature: float) -> Tensor:

@@ -8,7 +8,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from jepa.evaluation.probe import SELECTION_SHARE, ClassProbe, Prediction, ProbeTask, selection_split, standardise, top1
+from jepa.evaluation.probe import (
+    SELECTION_SHARE,
+    ClassProbe,
+    ProbePrediction,
+    ProbeTask,
+    selection_split,
+    standardise,
+    top1,
+)
 from jepa.evaluation.types import Features
 from jepa.types import Readout
 
@@ -39,12 +47,12 @@ class LinearProbe(ClassProbe):
         )
         super().__init__(name="linear", protocol=protocol, readout=readout)
 
-    def predict(self, task: ProbeTask) -> Prediction:
+    def predict(self, task: ProbeTask) -> ProbePrediction:
         train, val = in_row_space(*standardise(task.train, task.val, task.device))
         l2, start = select_l2(train, num_classes=task.num_classes, seed=task.seed)
         model = fit_logistic(train.vectors, train.labels, num_classes=task.num_classes, l2=l2, start=start)
         logits = F.linear(val.vectors, *model).cpu()
-        return Prediction(logits.argmax(1), {"l2": l2}, logits.softmax(1))
+        return ProbePrediction(logits.argmax(1), {"l2": l2}, logits.softmax(1))
 
 
 def in_row_space(train: Features, val: Features) -> tuple[Features, Features]:

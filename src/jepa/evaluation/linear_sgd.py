@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from jepa.evaluation.probe import SELECTION_SHARE, ClassProbe, Prediction, ProbeTask, selection_split, standardise
+from jepa.evaluation.probe import SELECTION_SHARE, ClassProbe, ProbePrediction, ProbeTask, selection_split, standardise
 from jepa.evaluation.types import Features
 from jepa.schedules import cosine
 from jepa.types import NonNegative, Positive, PositiveInt, Readout
@@ -57,13 +57,13 @@ class SGDProbe(ClassProbe):
         )
         super().__init__(name="linear_sgd", protocol=protocol, readout=readout)
 
-    def predict(self, task: ProbeTask) -> Prediction:
+    def predict(self, task: ProbeTask) -> ProbePrediction:
         train, val = standardise(task.train, task.val, task.device)
         fitted, selection = selection_split(train, task.seed)
         num_right = predict(self.fit(fitted, self.grid, task), selection.vectors).eq(selection.labels).sum(1)  # [H]
         lr, weight_decay = self.grid[int(num_right.argmax())]
         heads = self.fit(train, [(lr, weight_decay)], task)
-        return Prediction(predict(heads, val.vectors)[0].cpu(), {"lr": lr, "weight_decay": weight_decay})
+        return ProbePrediction(predict(heads, val.vectors)[0].cpu(), {"lr": lr, "weight_decay": weight_decay})
 
     def fit(self, train: Features, grid: Sequence[tuple[float, float]], task: ProbeTask) -> Heads:
         """A head for each (lr, weight decay), initialised to zero, all on the same batches; pure in the seed.

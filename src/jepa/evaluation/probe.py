@@ -31,7 +31,7 @@ class ProbeTask(NamedTuple):
     device: torch.device = torch.device("cpu")
 
 
-class Prediction(NamedTuple):
+class ProbePrediction(NamedTuple):
     predicted: Tensor
     """long [n] on the CPU: class of each validation sample"""
     chosen: Mapping[str, float] = {}
@@ -81,7 +81,7 @@ class ClassProbe:
         self._warned = True
         return None
 
-    def predict(self, task: ProbeTask) -> Prediction:
+    def predict(self, task: ProbeTask) -> ProbePrediction:
         raise NotImplementedError
 
 

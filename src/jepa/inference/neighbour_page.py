@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from jepa.benchmark.inspect_page import Section, Tile, picture_tile, small
+from jepa.benchmark.inspect_page import PageSection, Tile, picture_tile, small
 from jepa.data.loader import UNREADABLE
 from jepa.inference.embed import Neighbours
 from jepa.inference.files import all_files, is_video_file
@@ -19,7 +19,7 @@ def write_neighbour_page(target: Path, picture: str, found: Neighbours) -> None:
         path = Path(name)
         tiles.append(_tile(found, str(Path(found.folder) / path), path.name, f"{cosine:.3f}", str(path.parent)))
     lead = f"The picture, then the files in {found.folder} with the most similar features (cosine), best first."
-    section = Section(lead=lead, rows=[tiles])
+    section = PageSection(lead=lead, rows=[tiles])
     text = render("inspect.html", name=Path(picture).name, facts={}, protocol=(), sections={"Neighbours": section})
     target.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(target, text)

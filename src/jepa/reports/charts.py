@@ -40,8 +40,8 @@ class Line:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Baseline:
-    """A horizontal line: one value for the whole run."""
+class ReferenceLine:
+    """A value that others are compared with, as a line through the whole chart."""
 
     name: str
     value: float
@@ -60,7 +60,7 @@ class Chart:
     """quantity on the horizontal axis"""
     has_powers: bool = False
     """whether horizontal positions are powers of ten"""
-    mark: Baseline | None = None
+    mark: ReferenceLine | None = None
     """a vertical line at this position"""
 
     def position(self, x: float) -> str:
@@ -95,7 +95,7 @@ def linear_scale(values: Sequence[float], start: float, end: float) -> Scale:
     return Scale(low, high, start, end) if high > low else Scale(low - 0.5, high + 0.5, start, end)
 
 
-def line_chart(chart: Chart, lines: Sequence[Line], baselines: Sequence[Baseline] = ()) -> Markup:
+def line_chart(chart: Chart, lines: Sequence[Line], baselines: Sequence[ReferenceLine] = ()) -> Markup:
     """A figure with legend, axes, curves, baselines and hint; long curves are downsampled to means with a band."""
     curves = [downsample(line.points, band=line.band) for line in lines]
     buckets = [bucket for curve in curves for bucket in curve]
@@ -174,7 +174,7 @@ def tick_labels(ticks: Sequence[float]) -> list[str]:
     return next((labels for labels in texts if len(set(labels)) == len(labels)), [f"{tick:g}" for tick in ticks])
 
 
-def _is_near(baseline: Baseline, buckets: Sequence[Bucket], least: float) -> bool:
+def _is_near(baseline: ReferenceLine, buckets: Sequence[Bucket], least: float) -> bool:
     """Whether the curves keep a third of the height or more beside the baseline; level curves have no height."""
     means = [bucket.mean for bucket in buckets] or [baseline.value]
     low, high = min(means), max(means)

@@ -16,7 +16,7 @@ from markupsafe import Markup
 
 from jepa.config.run_data import describe_data
 from jepa.errors import FileError
-from jepa.reports.charts import Baseline, Chart, Line, Point, line_chart, number, scatter
+from jepa.reports.charts import Chart, Line, Point, ReferenceLine, line_chart, number, scatter
 from jepa.reports.page import Table, picture, principal_plane, render
 from jepa.reports.run_table import Column, table_columns, table_rows
 from jepa.reports.sections import DETECTION, MOTION, SECTIONS, SELECTION, TRAINING, Curve, class_curves, probe_curve
@@ -198,9 +198,9 @@ def _chart(curve: Curve, columns: Mapping[str, list[Point]], initial: str) -> Ma
         if name in columns
     ]
     first_step, start = lines[0].points[0]
-    baselines = [Baseline(name=initial, value=start)] if curve.with_start and first_step == 0 else []
+    baselines = [ReferenceLine(name=initial, value=start)] if curve.with_start and first_step == 0 else []
     for name, label in curve.baselines.items():
-        baselines += [Baseline(name=label, value=value) for _, value in columns.get(name, [])[-1:]]
+        baselines += [ReferenceLine(name=label, value=value) for _, value in columns.get(name, [])[-1:]]
     return line_chart(curve, lines, baselines)
 
 

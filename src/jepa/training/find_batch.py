@@ -31,7 +31,7 @@ EQUAL = 0.97
 """Fraction of the best speed that counts as equal; the smallest size with such a speed is chosen."""
 
 
-class Trial(NamedTuple):
+class MeasuredSize(NamedTuple):
     size: int
     samples_per_s: float | None
     """None if the size does not fit."""
@@ -43,22 +43,22 @@ def divisors(number: int) -> list[int]:
     return [size for size in range(1, number + 1) if number % size == 0]
 
 
-def try_sizes(plan: Plan, components: TrainComponents, raw: RawBatch, sizes: Sequence[int]) -> Iterator[Trial]:
+def try_sizes(plan: Plan, components: TrainComponents, raw: RawBatch, sizes: Sequence[int]) -> Iterator[MeasuredSize]:
     """Trials from the smallest size to the first that does not fit; the model must not be used afterwards."""
     device, last = components.session.device, None
     base = peak_memory_gib(device)
     for size in sorted(sizes):
         growth = (last.memory_gib - base) * (size / last.size - 1) if last else 0.0
         if device.type == "cpu" and last and growth > MEMORY_SHARE * (free := free_memory() / 2**30):
-            yield Trial(size, None, last.memory_gib + growth, f"not tried: {free:.1f} GiB are free")
+            yield MeasuredSize(size, None, last.memory_gib + growth, f"not tried: {free:.1f} GiB are free")
             return
         try:
-            last = Trial(size, *_measure(replace(plan, micro_batch_size=size), components, raw))
+            last = MeasuredSize(size, *_measure(replace(plan, micro_batch_size=size), components, raw))
         except torch.OutOfMemoryError:
-            yield Trial(size, None, peak_memory_gib(device), "out of memory")
+            yield MeasuredSize(size, None, peak_memory_gib(device), "out of memory")
             return
         except ValueError as error:
-            yield Trial(size, None, 0.0, str(error))
+            yield MeasuredSize(size, None, 0.0, str(error))
             continue
         finally:
             components.optimizer.zero_grad(set_to_none=True)
@@ -90,7 +90,7 @@ def _seconds(plan: Plan, components: TrainComponents, raw: RawBatch, count: int)
     return time.perf_counter() - begun
 
 
-def fastest(trials: Sequence[Trial]) -> Trial | None:
+def fastest(trials: Sequence[MeasuredSize]) -> MeasuredSize | None:
     """The smallest size that is about as fast as the fastest."""
     best = max((trial.samples_per_s or 0.0 for trial in trials), default=0.0)
     return next((trial for trial in trials if trial.samples_per_s and trial.samples_per_s >= EQUAL * best), None)
@@ -98,7 +98,7 @@ def fastest(trials: Sequence[Trial]) -> Trial | None:
 
 def find_batch(config: TrainConfig, overrides: Sequence[str], *, largest: bool) -> int:
     """Print a table and the choice, write find.html and find.json; returns the exit status."""
-    trials: list[Trial] = []
+    trials: list[MeasuredSize] = []
     print(_table([]).terminal(WIDTH), flush=True)
     with prepare(config) as (plan, components, stream, num_samples):
         raw, batch = next(stream), plan.batch_size
@@ -128,12 +128,12 @@ def find_batch(config: TrainConfig, overrides: Sequence[str], *, largest: bool) 
     return INTERRUPTED if stopped else 0
 
 
-def _table(trials: Sequence[Trial]) -> Table:
+def _table(trials: Sequence[MeasuredSize]) -> Table:
     speeds = [f"{trial.samples_per_s:.1f}" if trial.samples_per_s else "-" for trial in trials]
     rows = [[str(t.size), speed, f"{t.memory_gib:.2f}", t.note] for t, speed in zip(trials, speeds, strict=True)]
     return Table(heads=["size", "samples/s", "memory GiB", ""], rows=rows, text_columns={3})
 
 
-def _line(trial: Trial) -> str:
+def _line(trial: MeasuredSize) -> str:
     """The row of one size, aligned as in the whole table."""
     return _table([trial]).terminal(WIDTH).splitlines()[1]

@@ -18,7 +18,7 @@ from markupsafe import Markup
 from jepa.config import TrainConfig
 from jepa.errors import RunError, as_config_errors
 from jepa.parallel.session import open_session
-from jepa.reports.charts import Baseline, Chart, Line, line_chart
+from jepa.reports.charts import Chart, Line, ReferenceLine, line_chart
 from jepa.reports.page import Table, render
 from jepa.runs.metrics import write_atomically
 from jepa.training.assemble import make_components, make_dataset, make_plan, split_phases, start_batches
@@ -53,7 +53,7 @@ class Point(NamedTuple):
     """Standard deviation of the embedding over the batch, mean over its dimensions."""
 
 
-class Choice(NamedTuple):
+class ChosenRate(NamedTuple):
     lr: float
     reason: str
     limits: dict[str, float]
@@ -79,7 +79,7 @@ def ramp(plan: Plan, components: TrainComponents, batches: Iterator[RawBatch], l
         yield Point(lr, loss, spread)
 
 
-def choose(points: Sequence[Point]) -> Choice | None:
+def choose(points: Sequence[Point]) -> ChosenRate | None:
     """The smallest safe learning rate; None if there are too few points or the loss did not fall."""
     if len(points) < 10:
         return None
@@ -97,7 +97,7 @@ def choose(points: Sequence[Point]) -> Choice | None:
     limits |= {name: lrs[i] for name, i in (("collapse", collapsed), ("turn", turned)) if i is not None}
     name = min(limits, key=lambda name: LIMITS[name][0] * limits[name])
     safety, reason = LIMITS[name]
-    return Choice(float(f"{safety * limits[name]:.1e}"), reason.format(limits[name]), limits)
+    return ChosenRate(float(f"{safety * limits[name]:.1e}"), reason.format(limits[name]), limits)
 
 
 def smooth(values: Sequence[float]) -> list[float]:
@@ -152,7 +152,7 @@ def draw_charts(points: Sequence[Point], lr: float | None) -> list[Markup]:
     """Loss and spread over the logarithm of the learning rate."""
     if not points:
         return []
-    mark = Baseline(name=f"chosen: lr={lr:g}", value=math.log10(lr)) if lr else None
+    mark = ReferenceLine(name=f"chosen: lr={lr:g}", value=math.log10(lr)) if lr else None
     hint = "The vertical line is the chosen lr." if lr else ""
     charts = []
     for title, column in (("Loss, smoothed", 1), ("Spread of the features, smoothed", 2)):
