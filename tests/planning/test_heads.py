@@ -14,6 +14,8 @@ from torch import Tensor
 from jepa.planning import heads
 from jepa.planning.heads import (
     GAMMA,
+    READ_DREAMS,
+    STATES_IN,
     MLPHead,
     Recordings,
     build_head,
@@ -289,6 +291,15 @@ def test_windows_of_consecutive_frames_are_what_recordings_give(history: int) ->
     data = record(list(states.flatten(2)), [torch.zeros(6, 2)] * 2, PLANE)._replace(history=history)
     expected = data.seen(torch.arange(14)).unflatten(0, (2, 7))[:, history - 1 :]
     assert torch.equal(windows_of(states, history), expected)
+
+
+@pytest.mark.parametrize("name", STATES_IN)
+def test_imagined_states_change_the_heads_that_are_said_to_read_them(name: str) -> None:
+    data = walks()._replace(frames=walks().states)
+    fitted = {"value": build_head("value", 2, 1)}
+    one, other = (fit_head(name, data._replace(imagined=states), fitted, 8, 0)[0] for states in (None, -data.states))
+    are_equal = all(torch.equal(*both) for both in zip(one.parameters(), other.parameters(), strict=True))
+    assert are_equal == (name not in READ_DREAMS)
 
 
 def test_a_history_changes_no_head_that_reads_one_frame() -> None:

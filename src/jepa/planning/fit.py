@@ -19,7 +19,7 @@ from torch import Tensor
 from jepa.data.episode_store import EpisodeStore
 from jepa.errors import ConfigError
 from jepa.parallel.bars import bar
-from jepa.planning.heads import MLPHead, Recordings, fit_head
+from jepa.planning.heads import READ_DREAMS, MLPHead, Recordings, fit_head
 from jepa.planning.metric import fit_metric
 from jepa.planning.refit import DynamicsHead, fit_dynamics
 from jepa.planning.world import HEADS_FILE, World, build_predictor, digest_of, load_world
@@ -60,7 +60,8 @@ def fit_heads(
     if "policy" in missing and "value" not in names and "value" not in world.heads:
         raise ConfigError(["objective.heads: policy needs value, which weights its actions; add value"])
     begun = time.perf_counter()
-    data = record(world, store, pictures="decoder" in missing, num_episodes=num_episodes)
+    wanted = {"pictures": "decoder" in missing, "dreams": not READ_DREAMS.isdisjoint(missing)}
+    data = record(world, store, num_episodes=num_episodes, **wanted)
     log.info("encoded %s frames in %.0f s", f"{len(data.states):,}", time.perf_counter() - begun)
     losses = {}
     for name in bar(missing, desc="heads"):
@@ -69,7 +70,7 @@ def fit_heads(
         if name == "dynamics":
             losses[name] = fit_dynamics(fresh_dynamics(world, drawn), data, num_steps, drawn)
             world.heads[name] = DynamicsHead(world.predictor)
-            data = record(world, store, pictures="decoder" in missing, num_episodes=num_episodes)
+            data = record(world, store, num_episodes=num_episodes, **wanted)
         elif name == "metric":
             world.heads[name], losses[name] = fit_metric(data)
         else:
@@ -90,8 +91,10 @@ def fresh_dynamics(world: World, seed: int) -> ActionPredictor:
 
 
 @torch.no_grad()
-def record(world: World, store: EpisodeStore, *, pictures: bool = False, num_episodes: int | None = None) -> Recordings:
-    """Encode the frames of the first episodes."""
+def record(
+    world: World, store: EpisodeStore, *, pictures: bool = False, dreams: bool = False, num_episodes: int | None = None
+) -> Recordings:
+    """Encode the frames of the first episodes; `pictures` and `dreams` are for the heads that read them."""
     counts = np.cumsum(store.lengths[:num_episodes] + 1)
     number = max(1, int(np.searchsorted(counts, MAX_FRAMES, side="right")))
     block = world.contract.block
@@ -112,15 +115,15 @@ def record(world: World, store: EpisodeStore, *, pictures: bool = False, num_epi
             torch.from_numpy(np.append(0, transitions[1].any(axis=1)).astype(np.float32)),
             torch.from_numpy(arrays["states"][::block].copy()),
             small(frames) if pictures else torch.zeros(0, 0),
-            *(foresee(world, states, acted, depth).flatten(1) for depth in (1, FORESIGHT)),
+            *(foresee(world, states, acted, depth).flatten(1) for depth in ((1, FORESIGHT) if dreams else (1,))),
         ))  # fmt: skip
         total += steps + 1
         ends += [total - 1] * (steps + 1)
     columns = [torch.cat(part) for part in zip(*parts, strict=True)]
-    states, taken, rewards, terminated, simulator, small_frames, predicted, imagined = columns
+    states, taken, rewards, terminated, simulator, small_frames, *foreseen = columns
     space: ActionSpace = store.facts.actions
     known = (states, torch.tensor(ends), taken, rewards, terminated, simulator, small_frames, space)
-    return Recordings(*known, world.history, predicted, imagined)
+    return Recordings(*known, world.history, *foreseen)
 
 
 def foresee(world: World, states: Tensor, actions: Tensor, depth: int) -> Tensor:

@@ -45,6 +45,8 @@ The state is that of the last frames, as many as the world's history; goals and 
 
 LEARNT_SOON = {"probe", "decoder"}
 """Heads that are fitted for a quarter of the steps."""
+READ_DREAMS = {"value", "distance", "return"}
+"""Heads that are fitted on states imagined some steps before, too."""
 
 
 class Recordings(NamedTuple):
