@@ -91,6 +91,17 @@ def test_fine_tuning_uses_the_data_of_the_run(stored) -> None:
     assert "dataset=imagefolder" not in to_train_arguments([f"run={run}", "experiment=bccd_detection"])
 
 
+def test_what_a_run_does_not_mirror_is_not_mirrored_when_its_labels_are_learnt(stored) -> None:
+    run, other = stored("turns", *CATS, "augment.flip=false"), stored("mirrored", *CATS)
+    assert "augment.flip=false" in to_train_arguments([f"run={run}"])
+    typed = to_train_arguments([f"run={run}", "augment.flip=true"])
+    assert typed.index("augment.flip=true") > typed.index("augment.flip=false")
+    assert compose_eval([f"run={run}", "task=finetune"]).augment.flip is False
+    assert compose_eval([f"run={run}", "task=finetune", "augment.flip=true"]).augment.flip is True
+    assert compose_eval([f"run={other}", "task=finetune"]).augment.flip is True
+    assert compose_eval([f"run=[{other},{run}]", "task=finetune"]).augment.flip is False
+
+
 def test_data_of_another_package_are_asked_for(stored, tmp_path: Path) -> None:
     run = stored("other")
     path = tmp_path / run / "checkpoints" / "step_00000001" / "config.yaml"

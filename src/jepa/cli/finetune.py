@@ -26,7 +26,9 @@ usage: jepa-finetune run=WEIGHTS [key=value ...] [group=choice ...] [flags]
 
 run=WEIGHTS is short for encoder.weights=WEIGHTS: a run or checkpoint, an exported folder, published weights, timm:NAME.
 image_size and num_frames default to the values that a run, an exported folder or a folder of transformers was trained
-with. Everything else is as in jepa-train --help; the defaults that differ are below."""
+with. Without dataset= the data are those of the run, and augment.flip=false is taken over from it too: where left and
+right are labels, a mirrored sample has another one. Everything else is as in jepa-train --help; the defaults that
+differ are below."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -24,21 +24,25 @@ def names_data(overrides: Sequence[str]) -> bool:
 def run_data(runs: Sequence[str], config_dir: str | os.PathLike | None = None) -> list[str]:
     """Overrides that choose the data set of these runs, with its number of frames; none of sources that are no runs.
 
-    Raises ConfigError if they were trained on different data, or on a data set that is no choice of `dataset=`.
+    Where a run mirrors nothing, as where left and right are labels, `augment.flip=false` is among them. Raises
+    ConfigError if they were trained on different data, or on a data set that is no choice of `dataset=`.
     """
     nodes: dict[str, Mapping[str, Any]] = {}
+    mirrors = True
     for run in runs:
         with suppress(ValueError, OSError, FileError):  # the check of the configuration reports what is wrong with it
             config = stored_config(run)
             if "_target_" in config.get("dataset", {}):
                 nodes[run] = {"num_frames": config.get("num_frames", 1), **config["dataset"]}
+                mirrors = mirrors and (config.get("augment") or {}).get("flip", True)
     if not nodes:
         return []
     first, *others = nodes
     if different := next((run for run in others if _data_of(nodes[run]) != _data_of(nodes[first])), None):
         raise ConfigError([f"run: {first} and {different} were trained on different data; give dataset="])
     folders = [conf_folder()] if config_dir is None else [Path(config_dir).absolute(), conf_folder()]
-    return _as_overrides(first, nodes[first], Catalogue(folders).groups["dataset"].values())
+    overrides = _as_overrides(first, nodes[first], Catalogue(folders).groups["dataset"].values())
+    return overrides if mirrors else [*overrides, "augment.flip=false"]
 
 
 def run_readouts(runs: Sequence[str], probes: Collection[str]) -> list[str]:
