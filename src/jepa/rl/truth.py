@@ -103,5 +103,6 @@ def doubts(figures: Mapping[str, float]) -> list[str]:
         reasons.append(f"{figures['reward_recall']:.0%} of the rewards are expected")
     imagined, real = figures["imagined_return"], figures["real_return"]
     if abs(imagined - real) > GAP * max(abs(imagined), abs(real)):
-        reasons.append(f"dreams return {imagined:.3g}, episodes {real:.3g}")
+        advice = " (a smaller horizon leaves the policy fewer errors of the world to find)" if imagined > real else ""
+        reasons.append(f"dreams return {imagined:.3g}, episodes {real:.3g}{advice}")
     return reasons
