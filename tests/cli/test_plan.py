@@ -25,8 +25,8 @@ from jepa.config import ConfigError, compose_plan
 from jepa.objectives.dynamics import Dynamics
 from jepa.planning import fit
 from jepa.planning import run as planning
-from jepa.planning.protocol import wilson
 from jepa.planning.worlds import with_planner
+from jepa.reports.statistics import wilson
 
 PLAN = [
     *("episodes=4", "budget=8", "videos=2", "planner.samples=8", "planner.elites=4", "planner.iterations=2"),
@@ -78,7 +78,7 @@ def test_results_have_the_fields_of_the_contract(here: Path) -> None:
         for name in ("moderate", "strict"):
             wins = sum(outcome[name] for outcome in row["outcomes"])
             assert row[f"success_{name}"] == wins / 4
-            assert row[f"interval_{name}"] == wilson(wins, 4)
+            assert row[f"interval_{name}"] == list(wilson(wins / 4, 4))
     planned = found["rows"][-1]
     assert (planned["policy"], planned["cost"], planned["seed"]) == ("cem", "gc_value", 0)
     assert planned["predictor_rows"] > 0

@@ -18,9 +18,9 @@ from jepa.cli.plan import main
 from jepa.config import Composer, ConfigError, compose_plan
 from jepa.planning import plannability
 from jepa.planning import run as planning
-from jepa.planning.protocol import wilson
 from jepa.planning.run import by_encoder, with_means
 from jepa.planning.worlds import experiment_runs
+from jepa.reports.statistics import wilson
 
 SMALL = [
     *("episodes=2", "budget=4", "videos=0", "baselines=[random]", "planner.samples=4", "planner.elites=2"),
@@ -120,7 +120,7 @@ def test_seeds_of_one_encoder_are_taken_together_and_encoders_stay_apart() -> No
     figures = {"mae0": {"a": 1.0, "b": 5.0}, "mae1": {"a": 3.0}, "vae0": {"a": 0.0}, "vae1": {"a": 1.0}}
     mae, vae = by_encoder(rows, "cem", figures)
     assert (mae["encoder"], mae["worlds"], mae["episodes"], mae["success_strict"]) == ("mae", ["mae0", "mae1"], 20, 0.6)
-    assert mae["interval_strict"] == wilson(12, 20)
+    assert mae["interval_strict"] == list(wilson(12 / 20, 20))
     assert (mae["plannable"], vae["plannable"]) == ({"a": 2.0}, {"a": 0.5})
     means = with_means(rows)[4:]
     assert [(mean["encoder"], mean["seed"], mean["success_strict"]) for mean in means] == [
