@@ -22,6 +22,7 @@ from jepa.planning.protocol import (
     play,
     row,
 )
+from jepa.planning.report import returned
 from jepa.reports.statistics import NORMAL_QUANTILE, wilson
 from jepa.types import ActionSpace
 
@@ -297,6 +298,7 @@ def test_a_row_without_goals_has_the_mean_return_and_no_success() -> None:
     assert found["mean_return"] == 2
     half = NORMAL_QUANTILE / 2**0.5
     assert found["interval_return"] == pytest.approx([2 - half, 2 + half])
+    assert returned({"mean_return": -142.26, "interval_return": [-179.44, -105.08]}) == "-142.26 (-179.44 to -105.08)"
     assert not [name for name in found if name.startswith("success")]
     assert mean_row([found, found])["mean_return"] == 2
     assert mean_row([found, found])["episodes"] == 4

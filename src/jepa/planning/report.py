@@ -91,9 +91,9 @@ def encoder_table(results: Mapping[str, Any]) -> Table | None:
 
 
 def returned(found: Mapping[str, Any]) -> str:
-    """Mean return and its interval: 8.6 (8.1-9.1)"""
+    """Mean return and its interval: 8.60 (8.12 to 9.08)"""
     low, high = found["interval_return"]
-    return f"{found['mean_return']:.2f} ({low:.2f}-{high:.2f})"
+    return f"{found['mean_return']:.2f} ({low:.2f} to {high:.2f})"
 
 
 def plannable_table(results: Mapping[str, Any]) -> Table:
