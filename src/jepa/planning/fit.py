@@ -61,7 +61,8 @@ def fit_heads(
         raise ConfigError(["objective.heads: policy needs value, which weights its actions; add value"])
     begun = time.perf_counter()
     wanted = {"pictures": "decoder" in missing, "dreams": not READ_DREAMS.isdisjoint(missing)}
-    data = record(world, store, num_episodes=num_episodes, **wanted)
+    relearns = "dynamics" in missing  # it comes first, and all else is recorded again after it
+    data = record(world, store, num_episodes=num_episodes, **({} if relearns else wanted))
     log.info("encoded %s frames in %.0f s", f"{len(data.states):,}", time.perf_counter() - begun)
     losses = {}
     for name in bar(missing, desc="heads"):
