@@ -143,7 +143,6 @@ def states(monkeypatch: pytest.MonkeyPatch) -> None:
         ([], "run and experiment: give one of them"),
         (["run=plane", "experiment=two_rooms"], "run and experiment: give one of them"),
         (["experiment=two_rooms"], ""),
-        (["experiment=two_room"], 'no such experiment; did you mean "two_rooms"?'),
         (["run=plane", "baselines=[]"], ""),
         (["run=plane", "baselines=[randm]"], 'did you mean "random"?'),
         (["run=plane", "planner.horizon=60", "budget=60"], ""),

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from torch import Tensor
 
-from jepa.rl.actor_critic import ActorCritic, DreamtSteps, loss
+from jepa.rl.actor_critic import ActorCritic, DreamtSteps, divergence, loss
 from jepa.types import ActionSpace
 
 DISCRETE = ActionSpace(num_actions=3)
@@ -113,14 +115,22 @@ def test_continuous_choices_fill_the_bounds_of_the_environment() -> None:
     assert (drawn <= torch.tensor(CONTINUOUS.high)).all()
 
 
-def test_probabilities_and_densities_are_those_of_torch() -> None:
-    policy, features = model(), torch.randn(6, F)
-    logs, entropies = policy.log_prob_and_entropy(features, torch.tensor([0, 1, 2, 0, 1, 2]))
-    known = torch.distributions.Categorical(policy.probabilities(features))
-    assert torch.allclose(logs, known.log_prob(torch.tensor([0, 1, 2, 0, 1, 2])), atol=1e-6)
-    assert torch.allclose(entropies, known.entropy(), atol=1e-6)
-    policy, choices = model(CONTINUOUS), torch.rand(6, 2)
-    normal = torch.distributions.Normal(*policy.normal(features))
-    logs, entropies = policy.log_prob_and_entropy(features, choices)
-    assert torch.allclose(logs, normal.log_prob(choices).sum(-1), atol=1e-5)
-    assert torch.allclose(entropies, normal.entropy().sum(-1), atol=1e-5)
+def test_the_numbers_of_an_action_count_together() -> None:
+    policy, features, choices = model(CONTINUOUS), torch.randn(6, F), torch.rand(6, 2)
+    mean, std = policy.normal(features)
+    squares = -(((choices - mean) / std).square() / 2 + std.log() + 0.5 * math.log(2 * math.pi))
+    assert torch.allclose(policy.actions_at(features).log_prob(choices), squares.sum(dim=-1), atol=1e-5)
+    policy = model()
+    found = policy.actions_at(features).log_prob(torch.tensor([0, 1, 2, 0, 1, 2])).exp()
+    assert torch.allclose(found, policy.probabilities(features)[range(6), [0, 1, 2, 0, 1, 2]], atol=1e-6)
+
+
+@pytest.mark.parametrize("space", [DISCRETE, CONTINUOUS])
+def test_policies_diverge_by_what_they_do_and_by_what_they_expect(space: ActionSpace) -> None:
+    known, other, features = model(space), model(space), torch.randn(6, F)
+    assert divergence(known, other, features, features).item() == pytest.approx(0, abs=1e-6)
+    for head in (other.actor, other.critic):
+        before = head.layers[-1].bias.clone()  # pyright: ignore
+        head.layers[-1].bias.data[len(before) // 2] += 3  # pyright: ignore
+        assert divergence(known, other, features, features) > 0.005
+        head.layers[-1].bias.data.copy_(before)  # pyright: ignore

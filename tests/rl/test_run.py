@@ -214,7 +214,9 @@ def test_the_shares_of_the_rounds_add_up() -> None:
     assert Parts.of(replace(config, first_steps=None)).env_steps == [250, 501, 752, 1003]
 
 
-def test_what_the_policy_has_collected_is_learnt_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_the_policy_has_collected_is_learnt_from(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Rounds: later episodes are the policy's and better, earlier ones stay, the world has seen all."""
     monkeypatch.chdir(tmp_path)
     assert (
@@ -233,6 +235,7 @@ def test_what_the_policy_has_collected_is_learnt_from(tmp_path: Path, monkeypatc
     last = np.load(sorted(Path("outputs/rounds/replay").glob("group-*/lengths.npy"))[-1])
     assert last.mean() < lengths.mean()
     assert "Over the run" in Path("outputs/rounds/rl.html").read_text()
+    assert capsys.readouterr().err.count("the policy follows its world") == 2
 
 
 def test_runs_of_several_seeds_stand_in_one_table(

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from jepa.config import checkpoints, signatures
-from jepa.config.catalogue import Catalogue, conf_folder
 from jepa.config.files import as_mapping
 from jepa.config.heads import stored_config
 from jepa.config.paths import find_source
@@ -209,9 +208,6 @@ def _worlds(view: ConfigView) -> Iterator[str]:
     runs, experiment = view.get("run"), view.get("experiment")
     if (runs is None) == (experiment is None):
         yield "run and experiment: give one of them, as run=outputs/NAME or experiment=two_rooms"
-    if experiment is not None and runs is None and experiment not in Catalogue([conf_folder()]).groups["experiment"]:
-        choices = sorted(Catalogue([conf_folder()]).groups["experiment"])
-        yield f"{view.describe('experiment')}: no such experiment{suggestion(experiment, choices)}"
     for run in as_list(runs) if runs is not None else ():
         yield from _world(view, str(run))
 

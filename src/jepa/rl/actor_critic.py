@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Generator, Tensor, nn
+from torch.distributions import Categorical, Distribution, Independent, Normal, kl_divergence
 
 from jepa.layers.two_hot import NUM_BINS, TwoHot
 from jepa.planning.heads import MLPHead
@@ -86,20 +87,32 @@ class ActorCritic(nn.Module):
             return mean
         return mean + std * torch.randn(mean.shape, generator=random, device=random.device).to(mean.device)
 
-    def log_prob_and_entropy(self, features: Tensor, choices: Tensor) -> tuple[Tensor, Tensor]:
-        """[.., F], choices -> [..], [..]"""
+    def actions_at(self, features: Tensor) -> Distribution:
+        """Of the actions at features [.., F]."""
         if self.space.is_discrete:
-            logs = self.probabilities(features).log()
-            return logs.gather(-1, choices[..., None])[..., 0], -(logs.exp() * logs).sum(dim=-1)
-        mean, std = self.normal(features)
-        logs = -((choices - mean) / std).square() / 2 - std.log() - math.log(2 * math.pi) / 2
-        return logs.sum(dim=-1), (std.log() + math.log(2 * math.pi * math.e) / 2).sum(dim=-1)
+            return Categorical(probs=self.probabilities(features), validate_args=False)
+        return Independent(Normal(*self.normal(features), validate_args=False), 1, validate_args=False)
+
+    def returns_at(self, features: Tensor) -> Distribution:
+        """Of the returns at features [.., F], over the bins of the critic."""
+        return Categorical(logits=self.critic(features) + self.code.prior, validate_args=False)
 
     @torch.no_grad()
     def after_step(self) -> None:
         """The slow critic follows the critic."""
         slow, fast = list(self.slow_critic.parameters()), list(self.critic.parameters())
         torch._foreach_lerp_(slow, fast, 1 - SLOW)  # pyright: ignore
+
+
+def divergence(known: ActorCritic, model: ActorCritic, before: Tensor, after: Tensor) -> Tensor:
+    """How far `model` on the features `after` [n, F] is from `known` on the features `before` [n, F], a scalar.
+
+    The sum of the Kullback-Leibler divergences of the actions and of the distributions of returns.
+    """
+    with torch.no_grad():
+        wanted, worth = known.actions_at(before), known.returns_at(before)
+    actions, returns = model.actions_at(after), model.returns_at(after)
+    return (kl_divergence(wanted, actions) + kl_divergence(worth, returns)).mean()
 
 
 def loss(
@@ -119,7 +132,8 @@ def loss(
         low, high = returns.flatten().quantile(torch.tensor([LOW, HIGH], device=returns.device))
         model.spread.lerp_(high - low, 1 - SPREAD)
         advantages = (returns - values[:-1]) / model.spread.clamp(min=1)
-    log_probs, entropies = model.log_prob_and_entropy(states, imagined.choices)
+    actions = model.actions_at(states)
+    log_probs, entropies = actions.log_prob(imagined.choices), actions.entropy()
     actor = -(alive * (log_probs * advantages + entropy * entropies)).sum() / alive.sum()
     critic = (alive * model.code.loss(model.critic(states), returns)).sum() / alive.sum()
     metrics = {

@@ -43,6 +43,7 @@ from jepa.planning.protocol import SCHEMA, write_json
 from jepa.rl import evaluate, report
 from jepa.rl.dreams import DreamWorld, load_dream_world
 from jepa.rl.film import film
+from jepa.rl.follow import follow
 from jepa.rl.learn import learn, make_learner
 from jepa.rl.policy import Actor
 from jepa.rl.replay import extend, first_frames, remember
@@ -167,7 +168,7 @@ class Trainer:
         state = checkpoint.peek(self.last) if self.last else {}
         self.step: int = state.get("step", 0)
         self.actor: Actor | None = None
-        self.world_name, self.has_printed = "", False
+        self.world_name, self.has_printed = "", False  # the checkpoint of the world that the actor knows
         arguments: dict[str, Any] = {
             "folder": folder, "config": asdict(config), "run_id": run_dir.facts["run_id"],
             "resume_step": self.step if self.last else None,
@@ -184,8 +185,7 @@ class Trainer:
                 self.evaluate_if_due(number - 1)
         for current in range(number, self.config.rounds):
             self.collect(current)
-            world = self.train_world(current)
-            self.train_policy(current, world)
+            self.train_policy(current, *self.train_world(current))
             self.evaluate_if_due(current)
 
     def collect(self, number: int) -> None:
@@ -203,8 +203,8 @@ class Trainer:
         actor = self.actor
         return Actor(actor.world, actor.model, history=actor.history, sees=actor.sees, explore=self.config.explore)
 
-    def train_world(self, number: int) -> DreamWorld:
-        """The world after its part of the training in this round."""
+    def train_world(self, number: int) -> tuple[DreamWorld, str]:
+        """The world after its part of the training in this round, and the name of its checkpoint."""
         config = world_config(self.config, number, self.composer, self.env.frame_shape)
         status = train(config, self.folder / "world", self.interrupt)
         if status - 128 in SIGNALS:
@@ -213,8 +213,7 @@ class Trainer:
         if status:
             raise RunError(f"{self.folder / 'world'}: its training ended with status {status}; see the messages above")
         last = checkpoint.find(self.folder / "world")
-        self.world_name = last.name
-        return load_dream_world(last).to(self.device)
+        return load_dream_world(last).to(self.device), last.name
 
     def load(self, place: Path) -> None:
         """The policy of the last checkpoint, in the world that it was trained in."""
@@ -230,17 +229,20 @@ class Trainer:
         config = self.config
         self.actor = Actor(world, model, history=config.history, sees=config.sees, greedy=config.greedy)
 
-    def train_policy(self, number: int, world: DreamWorld) -> None:
+    def train_policy(self, number: int, world: DreamWorld, world_name: str) -> None:
         """From the weights of the round before, or from those of a checkpoint within this one."""
-        config, store = self.config, EpisodeStore(self.folder / "replay")
+        config, store, before = self.config, EpisodeStore(self.folder / "replay"), self.actor
         model, optimizer = make_learner(config, world, self.device)
-        if self.actor is not None:
-            model.load_state_dict(self.actor.model.state_dict())
+        if before is not None:
+            model.load_state_dict(before.model.state_dict())
             optimizer.load_state_dict(self.optimizer.state_dict())
         elif self.last is not None:
             checkpoint.restore(self.last, model, optimizer, None)
         with self.interrupt.at_once():
             memory = remember(world, store, range(len(store)), self.device)
+            if before is not None and world_name != self.world_name:
+                follow(model, before, world, store, seed=config.seed, step=self.step)
+        self.world_name = world_name
         self.set_actor(world, model)
         self.optimizer = optimizer
         self.step = learn(
