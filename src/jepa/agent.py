@@ -279,8 +279,9 @@ def _fit_heads(config: TrainConfig, folder: Path) -> None:
     if names := config.objective.get("heads"):
         with as_config_errors():
             dataset: Any = make_dataset(config)
-            sizes = {"num_steps": config.objective["head_steps"], "num_episodes": len(dataset.numbers)}
-            fit_heads(folder, dataset.store, names, **sizes, seed=config.seed)
+            names_of = {"num_steps": "head_steps", "max_frames": "head_frames", "gamma": "head_gamma"}
+            chosen = {name: config.objective[key] for name, key in names_of.items() if key in config.objective}
+            fit_heads(folder, dataset.store, names, **chosen, num_episodes=len(dataset.numbers), seed=config.seed)
 
 
 def _close(folder: RunFolder, run: Run, stopped_by: int) -> None:

@@ -114,6 +114,9 @@ def test_a_return_adds_what_is_expected_after_the_last_step_unless_the_world_has
         alive = seen.states[n].flatten(1)[:, 1].sigmoid().prod()
         expected[n] -= 2 * 0.9**H * alive * seen.states[n, -1].flatten()[2]
     torch.testing.assert_close(Return(weight=2.0, gamma=0.9)(world(**heads), seen), expected)
+    fitted = world(**heads)
+    fitted.gamma = 0.9
+    torch.testing.assert_close(Return(weight=2.0)(fitted, seen), expected)
 
 
 def test_control_is_the_mean_square_of_actions() -> None:

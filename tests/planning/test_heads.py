@@ -193,15 +193,18 @@ def test_a_reward_is_read_from_what_the_action_led_to_and_not_from_what_came_nex
     torch.testing.assert_close(reward, torch.tensor([1.0, 0.0]), atol=0.2, rtol=0)
 
 
-def test_the_return_falls_with_the_steps_to_a_reward_that_ends_the_world(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("gamma", [GAMMA, 0.7])
+def test_the_return_falls_with_the_steps_to_a_reward_that_ends_the_world(
+    gamma: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """One reward in the corner; the way there is at most as good as the best one."""
     monkeypatch.setattr(heads, "AVERAGE", 0.97)
     data = walks()
     is_corner = (data.states == SIDE - 1).all(dim=1).float()
-    value = fit_head("return", data._replace(rewards=is_corner, terminated=is_corner), {}, 500, 0)[0]
+    value = fit_head("return", data._replace(rewards=is_corner, terminated=is_corner), {}, 500, 0, gamma)[0]
     values = value(torch.tensor([[4.0, 3.0], [3.0, 3.0], [2.0, 2.0], [0.0, 0.0]]))[:, 0]
     assert (values.diff() < 0).all()
-    assert (values < GAMMA ** torch.tensor([0.0, 1.0, 3.0, 7.0]) + 0.05).all()
+    assert (values < gamma ** torch.tensor([0.0, 1.0, 3.0, 7.0]) + 0.05).all()
     assert values[0] > 0.75
 
 

@@ -16,7 +16,9 @@ from tiny_world import make_world, train_world
 from jepa.data.episode_store import EpisodeStore
 from jepa.envs.two_rooms import TwoRooms
 from jepa.errors import ConfigError, FileError
+from jepa.planning import fit
 from jepa.planning.fit import FORESIGHT, fit_heads, foresee, record
+from jepa.planning.heads import GAMMA
 from jepa.planning.world import load_world
 from jepa.runs.checkpoint import CheckpointError, load_model, with_checksum
 from jepa.types import ActionSpace
@@ -201,6 +203,30 @@ def test_heads_that_are_there_are_not_fitted_again_and_missing_ones_are(run: Pat
     after = load_world(run).heads.state_dict()
     assert set(load_world(run).heads) == {"probe", "value", "policy", "clone", "reward", "metric"}
     assert all(torch.equal(after[name], value) for name, value in before.items())
+
+
+def test_heads_keep_the_discount_that_they_were_fitted_with(run: Path, outputs: Path) -> None:
+    store = EpisodeStore(outputs / "episodes")
+    assert load_world(run).gamma == GAMMA
+    fit_heads(run, store, ["reward"], num_steps=2, gamma=0.5)
+    assert load_world(run).gamma == GAMMA
+    fit_heads(run, store, ["return"], num_steps=2, gamma=0.5)
+    assert load_world(run).gamma == 0.5
+    change_json(run / "heads.json", lambda facts: facts.update(gamma="half"))
+    with pytest.raises(CheckpointError, match="remove it, and the heads are fitted again"):
+        load_world(run)
+
+
+def test_heads_are_fitted_on_no_more_frames_than_they_are_given(
+    run: Path, outputs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, seen = EpisodeStore(outputs / "episodes"), []
+    monkeypatch.setattr(fit, "fit_head", lambda name, data, *_: (seen.append(len(data.states)), (None, 0.0))[1])
+    monkeypatch.setattr(fit, "save_heads", lambda *_: None)
+    lengths = np.cumsum(store.lengths + 1)
+    for limit, expected in ((1, lengths[0]), (lengths[2], lengths[2]), (lengths[2] + 1, lengths[2])):
+        fit_heads(run, store, ["reward"], num_steps=2, max_frames=int(limit))
+        assert seen.pop() == expected
 
 
 def test_dynamics_that_are_fitted_again_are_those_of_the_world_and_other_heads_follow(run: Path, outputs: Path) -> None:

@@ -26,6 +26,7 @@ from jepa.types import (
     PatchGrid,
     PositiveInt,
     Share,
+    ShareBelowOne,
 )
 
 
@@ -40,8 +41,9 @@ class Dynamics(Objective):
     steps later; `similarity_weight` adds the squared difference of consecutive states (EB-JEPA). `reward_weight` adds
     the cross-entropies of rewards and ends, read from the states that are predicted from the first frames, so that
     states hold what decides them. With `freeze` the encoder stays as it is, e.g. encoder=pretrained. After the training
-    the `heads` are fitted on its frozen states for `head_steps` steps each (jepa.planning.heads); the head `dynamics`
-    is the predictor's own, learnt anew now that its targets no longer change.
+    the `heads` are fitted on its frozen states for `head_steps` steps each (jepa.planning.heads), on `head_frames`
+    frames at most; values and returns discount a step by `head_gamma`. The head `dynamics` is the predictor's own,
+    learnt anew now that its targets no longer change.
     """
 
     predicts = "states"
@@ -57,6 +59,7 @@ class Dynamics(Objective):
         freeze: bool = False,
         momentum: Share = 0.99, final_momentum: Share = 1.0,
         heads: Sequence[HeadName] = ("probe", "value", "policy", "clone"), head_steps: PositiveInt = 4000,
+        head_frames: PositiveInt = 100_000, head_gamma: ShareBelowOne = 0.97,
         total_steps: PositiveInt,
     ) -> None:  # fmt: skip
         super().__init__()
@@ -78,7 +81,7 @@ class Dynamics(Objective):
         self.inverse_weight, self.inverse_steps = inverse_weight, inverse_steps
         self.reward_weight, self.similarity_weight = reward_weight, similarity_weight
         self.momentum, self.final_momentum, self.total_steps = momentum, final_momentum, total_steps
-        self.heads, self.head_steps = heads, head_steps
+        self.heads, self.head_steps, self.head_frames, self.head_gamma = heads, head_steps, head_frames, head_gamma
         average = nn.ModuleDict({"encoder": encoder, "projector": predictor.projector})
         self.average: Any = deepcopy(average).requires_grad_(False).eval() if target == "ema" else None
         actions, sizes = predictor.actions, predictor.settings

@@ -8,7 +8,6 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from jepa.planning.heads import GAMMA
 from jepa.planning.types import Cost, Imagined
 from jepa.types import NonNegative, Share
 
@@ -96,27 +95,37 @@ class Reward:
     def __init__(self, *, weight: NonNegative = 1.0, gamma: Share = 0.99) -> None:
         self.weight, self.gamma = weight, gamma
 
+    def discount(self, world: Any) -> float:
+        return self.gamma
+
     def __call__(self, world: Any, imagined: Imagined) -> Tensor:
         states = imagined.seen
         rewards = world.heads["reward"](states)[..., 0]  # [N, H]
         goes_on = world.heads["continuation"](states)[..., 0].sigmoid()
         alive = torch.cat([torch.ones_like(goes_on[:, :1]), goes_on[:, :-1]], dim=1).cumprod(dim=1)
-        discounts = self.gamma ** torch.arange(rewards.shape[1])
+        discounts = self.discount(world) ** torch.arange(rewards.shape[1])
         return -self.weight * (discounts * alive * rewards).sum(dim=1)
 
 
 class Return(Reward):
-    """Minus the predicted rewards, and the return that is expected after the last predicted state (as in TD-MPC)."""
+    """Minus the predicted rewards, and the return that is expected after the last predicted state (as in TD-MPC).
+
+    Without a `gamma` of its own, a step is discounted as in the head.
+    """
 
     needs = (*Reward.needs, "return")
 
-    def __init__(self, *, weight: NonNegative = 1.0, gamma: Share = GAMMA) -> None:
-        super().__init__(weight=weight, gamma=gamma)
+    def __init__(self, *, weight: NonNegative = 1.0, gamma: Share | None = None) -> None:
+        super().__init__(weight=weight)
+        self.own = gamma
+
+    def discount(self, world: Any) -> float:
+        return world.gamma if self.own is None else self.own
 
     def __call__(self, world: Any, imagined: Imagined) -> Tensor:
         last = imagined.seen[:, -1]
         goes_on = world.heads["continuation"](imagined.seen)[..., 0].sigmoid().prod(dim=1)
-        rest = self.gamma ** imagined.states.shape[1] * goes_on * world.heads["return"](last)[:, 0]
+        rest = self.discount(world) ** imagined.states.shape[1] * goes_on * world.heads["return"](last)[:, 0]
         return super().__call__(world, imagined) - self.weight * rest
 
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from jepa.data.episode_store import EpisodeStore
 from jepa.errors import ConfigError
 from jepa.parallel.bars import bar
-from jepa.planning.heads import READ_DREAMS, MLPHead, Recordings, fit_head
+from jepa.planning.heads import DISCOUNTED, GAMMA, READ_DREAMS, MLPHead, Recordings, fit_head
 from jepa.planning.metric import fit_metric
 from jepa.planning.refit import DynamicsHead, fit_dynamics
 from jepa.planning.world import HEADS_FILE, World, build_predictor, digest_of, load_world
@@ -29,24 +29,23 @@ from jepa.seeding import derive_seed
 from jepa.types import ActionSpace
 
 log = logging.getLogger(__name__)
-MAX_FRAMES = 100_000
-"""Largest number of frames that heads are fitted on; of more, the first episodes are taken."""
 PICTURE_SIDE = 32
 """Pixels of a decoded picture."""
 FORESIGHT = 8
 """Largest number of steps after which values see imagined states."""
 DEFAULT_STEPS = 4000
+DEFAULT_FRAMES = 100_000
 
 
 def fit_heads(
     folder: Path, store: EpisodeStore, names: Sequence[str], *, num_steps: int = DEFAULT_STEPS,
-    num_episodes: int | None = None, seed: int = 0,
+    num_episodes: int | None = None, max_frames: int = DEFAULT_FRAMES, gamma: float = GAMMA, seed: int = 0,
 ) -> dict[str, float]:  # fmt: skip
     """Fit those heads that the world in `folder` lacks, each saved as soon as it is fitted; returns their last losses.
 
-    They see the first `num_episodes` at most, so that those held out are new to them too. The dynamics are fitted
-    before all others, the value before the policy, which needs it. Raises ConfigError if the episodes lack what a head
-    needs.
+    They see the first `num_episodes` at most, so that those held out are new to them too, and no more than `max_frames`
+    of them. Values and returns discount a step by `gamma`. The dynamics are fitted before all others, the value before
+    the policy, which needs it. Raises ConfigError if the episodes lack what a head needs.
     """
     world = load_world(folder)
     ordered = sorted(names, key=lambda name: (name != "dynamics", name == "policy"))
@@ -59,10 +58,12 @@ def fit_heads(
         raise ConfigError([f"objective.heads: probe reads the simulator's state, and {store.folder} has none"])
     if "policy" in missing and "value" not in names and "value" not in world.heads:
         raise ConfigError(["objective.heads: policy needs value, which weights its actions; add value"])
+    if not DISCOUNTED.isdisjoint(missing):
+        world.gamma = gamma
     begun = time.perf_counter()
     wanted = {"pictures": "decoder" in missing, "dreams": not READ_DREAMS.isdisjoint(missing)}
     relearns = "dynamics" in missing  # it comes first, and all else is recorded again after it
-    data = record(world, store, num_episodes=num_episodes, **({} if relearns else wanted))
+    data = record(world, store, num_episodes=num_episodes, max_frames=max_frames, **({} if relearns else wanted))
     log.info("encoded %s frames in %.0f s", f"{len(data.states):,}", time.perf_counter() - begun)
     losses = {}
     for name in bar(missing, desc="heads"):
@@ -71,12 +72,12 @@ def fit_heads(
         if name == "dynamics":
             losses[name] = fit_dynamics(fresh_dynamics(world, drawn), data, num_steps, drawn)
             world.heads[name] = DynamicsHead(world.predictor)
-            data = record(world, store, num_episodes=num_episodes, **wanted)
+            data = record(world, store, num_episodes=num_episodes, max_frames=max_frames, **wanted)
         elif name == "metric":
             world.heads[name], losses[name] = fit_metric(data)
         else:
             fitted: dict[str, MLPHead] = dict(world.heads.items())  # pyright: ignore[reportAssignmentType]
-            world.heads[name], losses[name] = fit_head(name, data, fitted, num_steps, drawn)
+            world.heads[name], losses[name] = fit_head(name, data, fitted, num_steps, drawn, gamma)
         save_heads(folder, world)
         log.info("head %s: loss %.4g, %.0f s", name, losses[name], time.perf_counter() - begun)
     return losses
@@ -93,11 +94,12 @@ def fresh_dynamics(world: World, seed: int) -> ActionPredictor:
 
 @torch.no_grad()
 def record(
-    world: World, store: EpisodeStore, *, pictures: bool = False, dreams: bool = False, num_episodes: int | None = None
-) -> Recordings:
+    world: World, store: EpisodeStore, *, pictures: bool = False, dreams: bool = False, num_episodes: int | None = None,
+    max_frames: int = DEFAULT_FRAMES,
+) -> Recordings:  # fmt: skip
     """Encode the frames of the first episodes; `pictures` and `dreams` are for the heads that read them."""
     counts = np.cumsum(store.lengths[:num_episodes] + 1)
-    number = max(1, int(np.searchsorted(counts, MAX_FRAMES, side="right")))
+    number = max(1, int(np.searchsorted(counts, max_frames, side="right")))
     block = world.contract.block
     parts: list[tuple[Tensor, ...]] = []
     ends, total = [], 0
@@ -153,7 +155,7 @@ def save_heads(folder: Path, world: World) -> None:
     """Write heads.safetensors, then heads.json, each atomically."""
     tensors = {f"{name}.{key}": value for name, head in world.heads.items() for key, value in head.state_dict().items()}
     sizes, digests = ({name: of(head) for name, head in world.heads.items()} for of in (attrgetter("size"), digest_of))
-    facts = {"checkpoint": find(folder).name, "heads": sizes, "digests": digests}
+    facts = {"checkpoint": find(folder).name, "heads": sizes, "digests": digests, "gamma": world.gamma}
     temporary = folder / f".{HEADS_FILE}.{os.getpid()}"
     save_file(tensors, temporary)
     os.replace(temporary, folder / f"{HEADS_FILE}.safetensors")

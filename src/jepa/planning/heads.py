@@ -21,7 +21,7 @@ WIDTH, DEPTH = 256, 2
 LR = 1e-3
 BATCH_SIZE = 512
 GAMMA = 0.97
-"""Discount of a step in the value."""
+"""Discount of a step in values and returns, unless a run says another."""
 EXPECTILE = 0.9
 """Of values and returns: they are optimistic about which action is taken."""
 NEAR = 0.1
@@ -45,6 +45,8 @@ The state is that of the last frames, as many as the world's history; goals and 
 
 LEARNT_SOON = {"probe", "decoder"}
 """Heads that are fitted for a quarter of the steps."""
+DISCOUNTED = {"value", "return"}
+"""Heads that count what is far ahead less."""
 READ_DREAMS = {"value", "distance", "return"}
 """Heads that are fitted on states imagined some steps before, too."""
 
@@ -209,6 +211,8 @@ class Fit(NamedTuple):
     """Of the head of a value."""
     target: Tensor | None
     """float32 [F, Q]: what a head without a loss of its own predicts of each frame"""
+    gamma: float
+    """Discount of a step"""
 
 
 def value_loss(fit: Fit, rows: Tensor) -> Tensor:
@@ -224,9 +228,9 @@ def value_loss(fit: Fit, rows: Tensor) -> Tensor:
     goals = torch.where(is_last, rows, mixed_goals(data, rows, fit.random))
     after, goal = data.seen(torch.where(is_last, rows, rows + 1)), data.states[goals]
     with torch.no_grad():
-        following = -1 + GAMMA * fit.average(after, goal)[:, 0].clamp(-1 / (1 - GAMMA), 0)
+        following = -1 + fit.gamma * fit.average(after, goal)[:, 0].clamp(-1 / (1 - fit.gamma), 0)
         reached_in = torch.where((goals >= rows) & (goals <= data.ends[rows]), goals - rows, torch.inf)
-        target = torch.maximum(following, -(1 - GAMMA**reached_in) / (1 - GAMMA))
+        target = torch.maximum(following, -(1 - fit.gamma**reached_in) / (1 - fit.gamma))
     errors = (target - fit.head(read(rows), goal)[:, 0] for read in (data.seen, data.dreamt))
     return torch.stack([expectile_loss(error, EXPECTILE) for error in errors]).mean()
 
@@ -283,7 +287,7 @@ def return_loss(fit: Fit, rows: Tensor) -> Tensor:
     data, after = fit.data, rows + 1
     with torch.no_grad():
         following = (1 - data.terminated[after]) * fit.average(data.seen(after))[:, 0]
-        target = data.rewards[after] + GAMMA * following
+        target = data.rewards[after] + fit.gamma * following
     errors = (target - fit.head(read(rows))[:, 0] for read in (data.seen, data.dreamt))
     return torch.stack([expectile_loss(error, EXPECTILE) for error in errors]).mean()
 
@@ -316,7 +320,7 @@ OF_TRANSITIONS = {"distance", "policy", "clone", "return"}
 
 
 def fit_head(
-    name: str, data: Recordings, fitted: Mapping[str, MLPHead], num_steps: int, seed: int
+    name: str, data: Recordings, fitted: Mapping[str, MLPHead], num_steps: int, seed: int, gamma: float = GAMMA
 ) -> tuple[MLPHead, float]:
     """A fitted head, and its last loss. `fitted` has the heads before it; a policy needs the value."""
     target = {"probe": data.simulator, "decoder": data.frames}.get(name)
@@ -331,7 +335,7 @@ def fit_head(
         head.offset.copy_(target.mean(dim=0))
         head.scale.copy_(target.std(dim=0).clamp(min=1e-4))
     average = deepcopy(head).requires_grad_(False) if name in ("value", "return") else None
-    loss = partial(LOSSES.get(name, regression_loss), Fit(head, data, random, fitted, average, target))
+    loss = partial(LOSSES.get(name, regression_loss), Fit(head, data, random, fitted, average, target, gamma))
     rows = data.transitions if name in OF_TRANSITIONS else torch.arange(len(data.states))
     steps = -(-num_steps // 4) if name in LEARNT_SOON else num_steps
     last = fit(head, loss, rows, steps, random, average)

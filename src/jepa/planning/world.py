@@ -22,7 +22,7 @@ from jepa.envs.types import BatchedEnv
 from jepa.errors import ConfigError, FileError
 from jepa.layers.shapes import ShapesOnly, fake_init
 from jepa.layers.tokens import make_grid
-from jepa.planning.heads import MLPHead, build_head
+from jepa.planning.heads import GAMMA, MLPHead, build_head
 from jepa.planning.metric import Metric
 from jepa.planning.refit import DynamicsHead
 from jepa.predictors.action import ActionPredictor
@@ -96,6 +96,8 @@ class World(nn.Module):
         self.heads = nn.ModuleDict(heads)
         self.num_rows = 0
         """Rows of states that the predictor has stepped so far."""
+        self.gamma = GAMMA
+        """Discount of a step in its heads of values and returns."""
 
     @property
     def history(self) -> int:
@@ -220,6 +222,7 @@ def read_heads(folder: Path, world: World, checkpoint: str) -> dict[str, MLPHead
         return {}
     heads = {}
     try:
+        world.gamma = float(facts.get("gamma", GAMMA))
         tensors = load_file(path.with_suffix(".safetensors"))
         for name, size in facts["heads"].items():
             if name == "dynamics":
