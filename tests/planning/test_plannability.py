@@ -162,3 +162,9 @@ def test_heads_do_not_see_held_out_episodes(tmp_path: Path) -> None:
     world.contract = replace(world.contract, actions=data.store.facts.actions)
     recorded = record(world, data.store, num_episodes=len(data.numbers))
     assert set(recorded.simulator[:, 0].tolist()) == {0, 1, 2}
+
+
+def test_a_world_without_goals_is_not_said_to_lead_to_one() -> None:
+    measured = {"shuffled_ratio": 2.0, "rollout_h5": 0.5}
+    assert "goal" not in verdict(measured)
+    assert "the cost falls along the way to the goal" in verdict(measured | {"cost_correlation": 0.9})

@@ -151,4 +151,6 @@ def verdict(figures: Mapping[str, Any]) -> str:
             "the cost rises and falls otherwise than the way that is left: a plan that only lowers it may stop at walls"
             "; planner=tree looks for ways around them"
         )
+    if "cost_correlation" not in figures:  # the environment has no goals
+        return "nothing stands in the way: actions matter, and predictions hold"
     return "nothing stands in the way: actions matter, predictions hold, and the cost falls along the way to the goal"
