@@ -10,9 +10,10 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.optim import AdamW
 
 from jepa.data.episode_store import EpisodeStore
+from jepa.planning.heads import fit
+from jepa.planning.world import ROWS
 from jepa.rl.actor_critic import ActorCritic, divergence
 from jepa.rl.dreams import DreamWorld
 from jepa.rl.policy import Actor
@@ -22,7 +23,7 @@ from jepa.seeding import generator
 log = logging.getLogger(__name__)
 MAX_FRAMES = 20_000
 """Remembered frames on which the policies are compared."""
-STEPS, BATCH_SIZE, LR = 400, 512, 1e-3
+STEPS = 400
 
 
 def follow(model: ActorCritic, before: Actor, world: DreamWorld, store: EpisodeStore, *, seed: int, step: int) -> None:
@@ -31,33 +32,26 @@ def follow(model: ActorCritic, before: Actor, world: DreamWorld, store: EpisodeS
     In remembered frames it has the actions and values that the policy `before` has in its own world (policy
     distillation, Rusu et al. 2016). It is a function of `seed` and `step`, the steps of the policy so far.
     """
-    device = before.model.spread.device
     numbers = some_episodes(store.lengths.tolist(), MAX_FRAMES)
-    old, new = (remember(one, store, numbers, device) for one in (before.world, world))
-    random = generator(seed, step, 0, "follow")
+    known, seen = (features_of(one, before, store, numbers) for one in (before.world, world))
+    model.standardise_by(seen)
 
-    def compared(rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Features of the same frames in both worlds, [n, F] each"""
-        pairs = ((before.world, old), (world, new))
-        with torch.no_grad():
-            known, seen = (one.features(memory.windows(rows, before.history)[0], before.sees) for one, memory in pairs)
-        return known, seen
+    def loss(rows: Tensor) -> Tensor:
+        return divergence(before.model, model, known[rows], seen[rows])
 
-    model.standardise_by(torch.cat([compared(part)[1] for part in new.starts.split(BATCH_SIZE)]))
-    learnt = [*model.actor.parameters(), *model.critic.parameters()]
-    optimizer = AdamW(learnt, lr=LR, weight_decay=0.0)
-    losses = []
-    for number in range(STEPS):
-        for group in optimizer.param_groups:
-            group["lr"] = LR * (1 - number / STEPS)
-        loss = divergence(before.model, model, *compared(new.draw(BATCH_SIZE, random)))
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.detach())
+    with torch.no_grad():
+        first = loss(torch.arange(len(seen))).item()
+    last = fit(model, loss, torch.arange(len(seen)), STEPS, generator(seed, step, 0, "follow"))
     model.slow_critic.load_state_dict(model.critic.state_dict())
-    first, last = losses[0].item(), torch.stack(losses[-STEPS // 10 :]).mean().item()
     log.info("the policy follows its world: divergence from what it did before %.3g, at first %.3g", last, first)
+
+
+@torch.no_grad()
+def features_of(world: DreamWorld, actor: Actor, store: EpisodeStore, numbers: Sequence[int]) -> Tensor:
+    """What the policy reads in these episodes, if it sees them in `world`: [n, F]"""
+    memory = remember(world, store, numbers, actor.model.spread.device)
+    parts = memory.starts.split(ROWS)
+    return torch.cat([world.features(memory.windows(rows, actor.history)[0], actor.sees) for rows in parts])
 
 
 def some_episodes(lengths: Sequence[int], max_frames: int) -> Sequence[int]:
