@@ -11,11 +11,11 @@ import pytest
 import torch
 from stored_episodes import DISCRETE, write_store
 
-from jepa.data.episode_store import EpisodeStore
+from jepa.data.episode_store import Episode, EpisodeStore
 from jepa.rl.dreams import DreamWorld, StepOutcome
 from jepa.rl.replay import remember
 from jepa.rl.report import verdict
-from jepa.rl.truth import doubts, truth
+from jepa.rl.truth import doubts, own_rewards, truth
 
 
 class Told(DreamWorld):
@@ -82,6 +82,28 @@ def test_frames_that_share_their_tokens_are_counted(tmp_path: Path) -> None:
     assert figures(tmp_path, Told(torch.long, rewards=[0.0] * 6))["distinct"] == 1
 
 
+def test_rewards_of_the_policys_episodes_are_compared_with_what_single_steps_expect(tmp_path: Path) -> None:
+    write_store(tmp_path, [3, 3], actions=DISCRETE)  # their rewards are 0, 1, 2 and 100, 101, 102
+    store = EpisodeStore(tmp_path)
+    episodes = [Episode(**store.read(number)) for number in range(2)]
+    device = torch.device("cpu")
+    all_of_them = Told(torch.float32, rewards=[7.0, 1, 2, 100, 101, 102])  # what is expected for nothing does not count
+    assert own_rewards(all_of_them, episodes, device) == {"reward_size": pytest.approx(1)}
+    thirds = Told(torch.float32, rewards=[0.0, 0, 0, 34, 34, 34])
+    assert own_rewards(thirds, episodes, device) == {"reward_size": pytest.approx(1 / 3)}
+    nothing = [one._replace(rewards=0 * one.rewards) for one in episodes]
+    assert own_rewards(all_of_them, nothing, device) == {}
+
+
+def test_enough_of_the_policys_episodes_are_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_store(tmp_path, [3, 3, 3], actions=DISCRETE)
+    store = EpisodeStore(tmp_path)
+    episodes = [Episode(**store.read(number)) for number in range(3)]
+    monkeypatch.setattr("jepa.rl.truth.MAX_FRAMES", 4)
+    first_four = Told(torch.float32, rewards=[0.0, 1, 2, 50])  # of 100, in the second episode
+    assert own_rewards(first_four, episodes, torch.device("cpu")) == {"reward_size": pytest.approx(53 / 103)}
+
+
 SHORTER = "a smaller horizon leaves the policy fewer errors of the world to find"
 GOOD = {
     "distinct": 1.0, "false_rewards": 0.0, "reward_recall": 1.0, "exact_frames": 1.0, "imagined_return": 0.9,
@@ -97,6 +119,15 @@ GOOD = {
         ({"false_rewards": 0.1}, "10.0% of the steps without a reward promise one"),
         ({"reward_recall": 0.3}, "30% of the rewards are expected"),
         ({"imagined_return": 0.8, "real_return": 0.3}, f"dreams return 0.8, episodes 0.3 ({SHORTER})"),
+        (
+            {"imagined_return": 0.3, "real_return": 0.9, "reward_size": 0.32},
+            "dreams return 0.3, episodes 0.9 (single steps expect 32% of the rewards that the policy's episodes "
+            "brought: few like them were collected, or they depend on what frames do not show, as the time)",
+        ),
+        (
+            {"imagined_return": 0.8, "real_return": 0.3, "reward_size": 0.9},
+            f"dreams return 0.8, episodes 0.3 ({SHORTER})",
+        ),
         ({"imagined_return": -0.2, "real_return": 0.9}, "dreams return -0.2, episodes 0.9"),
     ],
 )

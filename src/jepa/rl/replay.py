@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -104,13 +104,19 @@ def idle_action(space: ActionSpace) -> Tensor:
 
 def remember(world: DreamWorld, store: EpisodeStore, numbers: Sequence[int], device: torch.device) -> Memory:
     """The encoded frames of these episodes."""
+    names = ("frames", "actions")
+    read = (store.read(number, names=names) for number in bar(numbers, desc="encode", unit="episode"))
+    return remembered(world, ((arrays["frames"], arrays["actions"]) for arrays in read), device)
+
+
+def remembered(world: DreamWorld, episodes: Iterable[tuple[np.ndarray, np.ndarray]], device: torch.device) -> Memory:
+    """The encoded frames of episodes, given as frames and actions."""
     idle, parts, firsts, starts, total = idle_action(world.actions), [], [], [], 0
-    for number in bar(numbers, desc="encode", unit="episode"):
-        arrays = store.read(number, names=("frames", "actions"))
-        steps = len(arrays["actions"])
-        taken = torch.from_numpy(np.array(arrays["actions"]))
+    for frames, actions in episodes:
+        steps = len(actions)
+        taken = torch.from_numpy(np.array(actions))
         acted = torch.cat([taken, idle[None].to(taken.dtype)])
-        parts.append((world.encode(np.ascontiguousarray(arrays["frames"])), acted))
+        parts.append((world.encode(np.ascontiguousarray(frames)), acted))
         firsts.append(torch.full((steps + 1,), total))
         starts.append(torch.arange(total, total + steps))
         total += steps + 1

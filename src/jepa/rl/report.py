@@ -34,6 +34,7 @@ MEANINGS = {
     "false_rewards": "steps without a reward that promise one", "reward_error": "mean error of the expected reward",
     "imagined_return": "return of dreams from the first frames of the evaluated episodes",
     "real_return": "return of these episodes over as many steps",
+    "reward_size": "share of the rewards of these episodes that single dreamt steps expect",
 }  # fmt: skip
 
 

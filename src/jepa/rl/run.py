@@ -47,7 +47,7 @@ from jepa.rl.follow import follow
 from jepa.rl.learn import learn, make_learner
 from jepa.rl.policy import Actor
 from jepa.rl.replay import extend, first_frames, remember
-from jepa.rl.truth import compared_returns, doubts, truth
+from jepa.rl.truth import compared_returns, doubts, own_rewards, truth
 from jepa.runs import checkpoint
 from jepa.runs.folder import RunFolder, open_folder
 from jepa.runs.metrics import FolderLogger
@@ -316,6 +316,7 @@ class Trainer:
         figures = truth(actor.world, store, held_out, remember(actor.world, store, held_out, self.device))
         begun = first_frames(actor.world, episodes, self.device)
         figures |= compared_returns(actor, episodes, begun, seed=config.seed, steps=config.episode_steps)
+        figures |= own_rewards(actor.world, episodes, self.device)
         return found, figures
 
     @property
