@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from jepa.cli.plan import main
 
@@ -40,4 +41,8 @@ def test_a_world_with_rewards_and_no_goals_is_trained_and_planned_with(
     page = Path("outputs/plan/plan.html").read_text()
     assert "Sum of the rewards in 6 steps" in page
     assert "Success over distance" not in page
+    assert "goal" not in page
     assert len(list(Path("outputs/plan/media").glob("strip-*.png"))) == 2
+    frames = [Image.open(path) for path in sorted(Path("outputs/plan/media").glob("strip-*.png"))]
+    assert len({image.width for image in frames}) == 1
+    assert frames[0].width < 8 * 64  # seven frames, and no goal beside them

@@ -127,25 +127,28 @@ def save_strips(
     films = []
     for number, frames in enumerate(played.frames):
         agent = to_rgb(torch.from_numpy(frames))
-        end = agent[-1] if goals is None else to_rgb(torch.from_numpy(goals[number]))
-        columns = [agent, end[None].expand(len(agent), -1, -1, -1)]
+        columns = [agent]
+        if goals is not None:
+            columns.append(to_rgb(torch.from_numpy(goals[number]))[None].expand(len(agent), -1, -1, -1))
         if isinstance(controller, Planning) and (imagined := controller.film(number, len(agent))) is not None:
             columns.append(resize_nearest(to_rgb(imagined)[None], agent.shape[-2:])[0])
         films.append(columns)
     stem = "-".join(filter(None, (contender.policy, contender.cost, contender.label.replace("/", "_"))))
-    write_png(strip(films).permute(2, 0, 1), str(media / f"strip-{stem}.png"))
+    write_png(strip(films, has_goals=goals is not None).permute(2, 0, 1), str(media / f"strip-{stem}.png"))
     if isinstance(controller, Planning):
         write_video(media / f"{stem}.mp4", films)
 
 
-def strip(films: Sequence[Sequence[Tensor]]) -> Tensor:
-    """Films of columns [T, 3, h, w] -> [H, W, 3]: evenly spaced frames of each column in a row, the goal at the end."""
+def strip(films: Sequence[Sequence[Tensor]], *, has_goals: bool) -> Tensor:
+    """Films of columns [T, 3, h, w] -> [H, W, 3]: evenly spaced frames of each column in a row.
+
+    The first column is the agent. With goals the second one is the goal, which ends each row instead of having one.
+    """
     rows = []
-    for columns in films:
-        agent, goal, *imagined = columns
+    for agent, *others in films:
         picks = np.linspace(0, len(agent) - 1, min(NUM_STRIP, len(agent))).round().astype(int)
-        rows.append(enlarge(torch.cat([agent[picks], goal[:1]]), 64))
-        rows += [enlarge(torch.cat([film[picks], goal[:1]]), 64) for film in imagined]
+        goal, imagined = (others[0][:1], others[1:]) if has_goals else (agent[:0], others)
+        rows += [enlarge(torch.cat([film[picks], goal]), 64) for film in (agent, *imagined)]
     return montage(rows)
 
 
@@ -159,7 +162,7 @@ def _named_errors(path: Path) -> Iterator[None]:
 
 
 def write_video(path: Path, films: Sequence[Sequence[Tensor]]) -> None:
-    """agent | goal | imagined side by side, one episode after the other, as h264."""
+    """agent | goal (if there is one) | imagined side by side, one episode after the other, as h264."""
     try:
         import av
     except ImportError:
@@ -191,6 +194,7 @@ def write(
     page = render(
         "planning.html", name=config.name, result=table(results), plannable=plannable_table(results), encoders=encoders,
         tasks=results["tasks"], budget=config.budget, landscapes=landscapes, strips=strips,
+        has_goals=EnvTraits.of(env).task is not None,
         charts=[chart for chart in [success_chart(results, env)] if chart],
     )  # fmt: skip
     write_atomically(folder / "plan.html", page)
