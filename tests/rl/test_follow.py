@@ -37,11 +37,14 @@ class Projection(DreamWorld):
         return encoded
 
 
-@pytest.mark.parametrize(("history", "continuous"), [(1, False), (2, True)])
+@pytest.mark.parametrize(
+    ("history", "continuous", "max_frames"), [(1, False, 20_000), (2, True, 20_000), (2, False, 150)]
+)
 def test_a_policy_does_in_a_changed_world_what_it_did_before(
-    history: int, continuous: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    history: int, continuous: bool, max_frames: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("jepa.rl.follow.STEPS", 200)
+    monkeypatch.setattr("jepa.rl.follow.MAX_FRAMES", max_frames)
     env = Corridor(continuous=continuous)
     store = extend(tmp_path, env=env, policy=Random, num_steps=300, episode_steps=9, seed=0)
     before, world = Projection(0, env.actions), Projection(1, env.actions)
@@ -60,7 +63,7 @@ def test_a_policy_does_in_a_changed_world_what_it_did_before(
     for _ in range(2):
         model = ActorCritic(num_features=6 * history, space=env.actions)
         model.load_state_dict(known.state_dict())
-        follow(model, Actor(before, known, history=history, sees="states"), world, store, seed=0, step=7)
+        follow(model, Actor(before, known, history=history, sees="states"), world, memories[1], store, seed=0, step=7)
         followers.append(model)
     assert divergence(known, followers[0], *features) < 0.15 * at_first
     pairs = zip(followers[0].state_dict().values(), followers[1].state_dict().values(), strict=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -17,7 +18,7 @@ from jepa.planning.world import ROWS
 from jepa.rl.actor_critic import ActorCritic, divergence
 from jepa.rl.dreams import DreamWorld
 from jepa.rl.policy import Actor
-from jepa.rl.replay import remember
+from jepa.rl.replay import Memory, remember
 from jepa.seeding import generator
 
 log = logging.getLogger(__name__)
@@ -26,14 +27,21 @@ MAX_FRAMES = 20_000
 STEPS = 400
 
 
-def follow(model: ActorCritic, before: Actor, world: DreamWorld, store: EpisodeStore, *, seed: int, step: int) -> None:
+def follow(
+    model: ActorCritic, before: Actor, world: DreamWorld, memory: Memory, store: EpisodeStore, *, seed: int, step: int
+) -> None:
     """Change the weights of `model`, which are those of the policy `before`, until it agrees with it in `world`.
 
-    In remembered frames it has the actions and values that the policy `before` has in its own world (policy
-    distillation, Rusu et al. 2016). It is a function of `seed` and `step`, the steps of the policy so far.
+    In remembered frames it then has the actions and values that `before` has in its own world (policy distillation,
+    Rusu et al. 2016). `memory` holds all episodes of the store, encoded by `world`. The result is a function of `seed`
+    and `step`, the steps of the policy so far.
     """
     numbers = some_episodes(store.lengths.tolist(), MAX_FRAMES)
-    known, seen = (features_of(one, before, store, numbers) for one in (before.world, world))
+    compared = remember(before.world, store, numbers, memory.encoded.device)
+    known = features_of(before.world, before, compared, compared.starts)
+    firsts = np.cumsum([0, *store.lengths + 1])[numbers]
+    is_compared = torch.isin(memory.firsts[memory.starts], torch.from_numpy(firsts).to(memory.firsts.device))
+    seen = features_of(world, before, memory, memory.starts[is_compared])
     model.standardise_by(seen)
 
     def loss(rows: Tensor) -> Tensor:
@@ -47,11 +55,10 @@ def follow(model: ActorCritic, before: Actor, world: DreamWorld, store: EpisodeS
 
 
 @torch.no_grad()
-def features_of(world: DreamWorld, actor: Actor, store: EpisodeStore, numbers: Sequence[int]) -> Tensor:
-    """What the policy reads in these episodes, if it sees them in `world`: [n, F]"""
-    memory = remember(world, store, numbers, actor.model.spread.device)
-    parts = memory.starts.split(ROWS)
-    return torch.cat([world.features(memory.windows(rows, actor.history)[0], actor.sees) for rows in parts])
+def features_of(world: DreamWorld, actor: Actor, memory: Memory, starts: Tensor) -> Tensor:
+    """What the policy reads at these frames of a memory of `world`: [n, F]"""
+    windows = (memory.windows(rows, actor.history)[0] for rows in starts.split(ROWS))
+    return torch.cat([world.features(seen, actor.sees) for seen in windows])
 
 
 def some_episodes(lengths: Sequence[int], max_frames: int) -> Sequence[int]:

@@ -241,7 +241,7 @@ class Trainer:
         with self.interrupt.at_once():
             memory = remember(world, store, range(len(store)), self.device)
             if before is not None and world_name != self.world_name:
-                follow(model, before, world, store, seed=config.seed, step=self.step)
+                follow(model, before, world, memory, store, seed=config.seed, step=self.step)
         self.world_name = world_name
         self.set_actor(world, model)
         self.optimizer = optimizer
