@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -26,7 +27,9 @@ from jepa.objectives.dynamics import Dynamics
 from jepa.planning import fit
 from jepa.planning import run as planning
 from jepa.planning.worlds import with_planner
+from jepa.reports.console import next_commands
 from jepa.reports.statistics import wilson
+from jepa.runs.metrics import read_config
 
 PLAN = [
     *("episodes=4", "budget=8", "videos=2", "planner.samples=8", "planner.elites=4", "planner.iterations=2"),
@@ -133,6 +136,15 @@ def test_the_video_shows_agent_and_goal(here: Path) -> None:
     assert len(frames) >= 9
     assert frames[0].shape[1] >= 2 * 192 - 2
     assert frames[0].max() > 200
+
+
+def test_the_commands_that_the_world_printed_when_it_was_trained_run(here: Path) -> None:
+    first, other, _ = [
+        shlex.split(command) for command, _ in next_commands(read_config(Path("outputs/a")), Path("outputs/a"))
+    ]
+    assert main([*first[1:], "name=first", "baselines=[]", *PLAN]) == 0
+    assert main([*other[1:], "baselines=[]", *PLAN]) == 0
+    assert [row["policy"] for name in ("first", "a-icem") for row in results(name)["rows"]] == ["cem", "icem"]
 
 
 def test_the_same_command_runs_nothing_again(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +74,6 @@ def test_later_rows_have_the_verdict_so_far_and_what_is_normal_now() -> None:
         ("jepa.objectives.jepa.JEPA", FOLDER, ["jepa-eval", "jepa-finetune", "jepa-embed"]),
         ("jepa.objectives.classify.Classification", FOLDER, ["jepa-predict", "jepa-embed", "jepa-export"]),
         ("jepa.objectives.detect.Detector", FOLDER, ["jepa-predict", "jepa-embed", "jepa-export"]),
-        ("jepa.objectives.dynamics.Dynamics", SHAPES, ["jepa-plan", "jepa-plan", "jepa-export"]),
     ],
 )
 def test_three_next_commands_fit_the_run(objective: str, dataset: dict[str, Any], commands: list[str]) -> None:
@@ -83,6 +83,48 @@ def test_three_next_commands_fit_the_run(objective: str, dataset: dict[str, Any]
     if dataset is FOLDER and "JEPA" in objective:
         assert "images='/data/my cats/train'" in found[-1], "its own pictures, quoted for the shell"
     assert len(closing_lines(config(objective, **dataset), RUN)) == 4
+
+
+TWO_ROOMS = {"_target_": "jepa.envs.two_rooms.TwoRooms"}
+
+
+@pytest.mark.parametrize(
+    ("heads", "world", "plans"),
+    [
+        (["probe", "value", "policy"], {"env": TWO_ROOMS, "num_actions": 0}, ["", "planner=icem name=world-icem"]),
+        (["metric"], {"env": TWO_ROOMS, "num_actions": 0}, ["", "planner=icem cost=metric_distance name=world-icem"]),
+        (["value", "policy"], {"env": TWO_ROOMS, "num_actions": 7}, ["", "planner=policy name=world-policy"]),
+        (["value"], {"env": TWO_ROOMS, "num_actions": 7}, [""]),
+        (["reward", "continuation", "return"], {"env": TWO_ROOMS, "num_actions": 7}, ["cost=return"]),
+        (["reward", "continuation"], {"env": TWO_ROOMS, "num_actions": 0}, ["cost=reward"]),
+        (["decoder"], {"env": TWO_ROOMS, "num_actions": 0}, []),
+        (["value", "policy"], {"env": {}, "num_actions": 0}, []),
+    ],
+)
+def test_the_next_commands_of_a_world_are_those_that_its_heads_and_actions_allow(
+    heads: list[str], world: dict[str, Any], plans: list[str], tmp_path: Path
+) -> None:
+    folder = tmp_path / "world"
+    written(folder, world)
+    made = config("jepa.objectives.dynamics.Dynamics")
+    made["objective"]["heads"] = heads
+    *planned, last = [command for command, _ in next_commands(made, folder)]
+    assert planned == [f"jepa-plan run={folder} {plan}".strip() for plan in plans]
+    assert last == f"jepa-export run={folder} format=safetensors"
+
+
+def written(folder: Path, world: dict[str, Any]) -> None:
+    checkpoint = folder / "checkpoints" / "step_00000009"
+    checkpoint.mkdir(parents=True)
+    (checkpoint / "state.json").write_text(json.dumps({"world": world}))
+
+
+def test_the_world_of_a_run_of_jepa_rl_has_no_next_commands(tmp_path: Path) -> None:
+    written(tmp_path / "world", {"env": TWO_ROOMS, "num_actions": 7})
+    (tmp_path / "replay").mkdir()
+    made = config("jepa.objectives.dynamics.Dynamics")
+    made["objective"]["heads"] = ["reward", "continuation"]
+    assert closing_lines(made, tmp_path / "world") == []
 
 
 def test_the_table_of_a_run_stopped_before_an_evaluation_says_so() -> None:

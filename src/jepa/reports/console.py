@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from shlex import quote
 from typing import Any
 
+from jepa.config import checkpoints
 from jepa.config.heads import head_of
 from jepa.reports.run_table import Column, table_columns, table_rows
 from jepa.reports.verdict import Rows, collapse_alarm, series, verdict
@@ -22,6 +23,8 @@ MIN_LOSSES = 4
 """Logged losses before anything is said of them."""
 FOLDERS = {"ImageFolder": "images", "VideoFolder": "videos"}
 """Data set of files -> the key of jepa-embed and jepa-predict for such files."""
+REPLAY = "replay"
+"""Folder of the episodes of a run of jepa-rl, beside that of its world."""
 
 
 def header_line(label: str, text: str) -> str:
@@ -81,7 +84,7 @@ def _comment(rows: Rows, step: int, total_steps: int, initial: str) -> str:
 
 
 def next_commands(config: Mapping[str, Any], folder: Path) -> list[tuple[str, str]]:
-    """Three commands that fit a finished run, each with what it does: look, own data, use it."""
+    """Commands that fit a finished run, each with what it does: look, own data, use it."""
     inside = quote(str(folder))
     run = f"run={inside}"
     objective, dataset = (_class_name(config.get(group) or {}) for group in ("objective", "dataset"))
@@ -90,13 +93,7 @@ def next_commands(config: Mapping[str, Any], folder: Path) -> list[tuple[str, st
     if objective == "IRIS":
         return []
     if objective == "Dynamics":
-        heads = config["objective"].get("heads") or ()
-        cost = " cost=metric_distance" if "metric" in heads and "value" not in heads else ""
-        return [
-            (f"jepa-plan {run}", "reach goals with this world model"),
-            (f"jepa-plan {run} planner=icem{cost} name={quote(folder.name)}-icem", "with another planner"),
-            (f"jepa-export {run} format=safetensors", "the encoder for other programs"),
-        ]
+        return _commands_of_world(config["objective"].get("heads") or (), folder)
     if head_of(dict(config)):
         return [
             (
@@ -118,6 +115,28 @@ def next_commands(config: Mapping[str, Any], folder: Path) -> list[tuple[str, st
         else (f"jepa-train {own}", "train on your own pictures, in ./data/train"),
         (f"jepa-embed {run} {source} out={inside}/features.npz", "use it: features of files"),
     ]
+
+
+def _commands_of_world(heads: Collection[str], folder: Path) -> list[tuple[str, str]]:
+    """Those that its heads and the actions of its environment allow; none for the world of a run of jepa-rl."""
+    if (folder.parent / REPLAY).is_dir():
+        return []
+    place = checkpoints.locate(folder)
+    world = (checkpoints.quiet_state(place).get("world") if place else None) or {}
+    run = f"run={quote(str(folder))}"
+    plan, commands = f"jepa-plan {run}", []
+    if not world.get("env"):  # of recordings
+        heads = ()
+    if "value" in heads or "metric" in heads:
+        commands.append((plan, "reach goals with this world model"))
+        if not world.get("num_actions"):
+            cost = "" if "value" in heads else " cost=metric_distance"
+            commands.append((f"{plan} planner=icem{cost} name={quote(folder.name)}-icem", "with another planner"))
+        elif "policy" in heads:
+            commands.append((f"{plan} planner=policy name={quote(folder.name)}-policy", "without a search"))
+    elif costs := [name for name in ("return", "reward") if name in heads]:
+        commands.append((f"{plan} cost={costs[0]}", "earn rewards with this world model"))
+    return [*commands, (f"jepa-export {run} format=safetensors", "the encoder for other programs")]
 
 
 def _data_folder(config: Mapping[str, Any]) -> str:
