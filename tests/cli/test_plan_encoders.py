@@ -83,6 +83,18 @@ def test_seeds_and_sources_have_worlds_of_their_own() -> None:
     ]
 
 
+def test_weights_that_read_other_channels_are_refused_before_the_first_world(tmp_path: Path) -> None:
+    checkpoint = tmp_path / "photographs" / "checkpoints" / "step_00000001"
+    checkpoint.mkdir(parents=True)
+    state = checkpoint / "state.json"
+    state.write_text(json.dumps({"clip_shape": [3, 1, 64, 64]}))
+    source = str(tmp_path / "photographs")
+    with pytest.raises(ConfigError, match=r"dataset.env.channels=1 .*photographs reads 3 channels, the data set has 1"):
+        runs(f"encoders=[jepa,mae,{source}]")
+    state.write_text(json.dumps({"clip_shape": [1, 1, 64, 64]}))
+    assert [run.encoder for run in runs(f"encoders=[jepa,{source}]")] == ["jepa", source]
+
+
 def test_a_comparison_without_a_number_of_steps_is_refused() -> None:
     with pytest.raises(ConfigError, match="says no steps"):
         runs(train="train=['steps=null']")

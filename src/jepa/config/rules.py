@@ -13,7 +13,7 @@ from typing import Any
 from jepa.config import signatures
 from jepa.config.catalogue import Catalogue, components, conf_folder, find
 from jepa.config.command_rules import COLLECT_RULES, EVAL_RULES, EXPORT_RULES, PLAN_RULES
-from jepa.config.paths import find_source
+from jepa.config.paths import find_source, shape_of
 from jepa.config.rl_rules import RL_RULES
 from jepa.config.schema import show_value
 from jepa.config.use_rules import USE_RULES
@@ -125,11 +125,18 @@ def _check_heads(view: ConfigView, heads_key: str, width_key: str) -> Iterator[s
 
 
 def _weights(view: ConfigView) -> Iterator[str]:
-    """The weights that an encoder starts from exist, judging by names and small files."""
+    """The weights that an encoder starts from exist and read as many channels, judging by names and small files."""
     try:
-        find_source(view["encoder.weights"])
+        source = find_source(view["encoder.weights"])
+        shape = shape_of(source)
     except ValueError as error:
         yield f"{view.describe('encoder.weights')}: {error}"
+        return
+    keys = ("dataset.env.channels", "dataset.channels")
+    key, channels = next(((key, view[key]) for key in keys if isinstance(view.get(key), int)), ("", None))
+    if shape and channels and shape[0] != channels:
+        both = view.describe("encoder.weights", key)
+        yield f"{both}: {source} reads {shape[0]} channels, the data set has {channels}: choose a data set with as many"
 
 
 def _decoder(view: ConfigView) -> Iterator[str]:
