@@ -56,6 +56,11 @@ def results_of(name: str) -> dict[str, Any]:
     return json.loads(Path("outputs", name, "results.json").read_text())
 
 
+@pytest.fixture(autouse=True)
+def _quick_follow(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("jepa.rl.follow.STEPS", 60)  # of 400; tests/rl/test_follow.py has what it takes to follow
+
+
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder in which a policy of each world was trained."""
