@@ -125,7 +125,7 @@ GOOD = {
             "brought: few like them were collected, or they depend on what frames do not show, as the time)",
         ),
         (
-            {"imagined_return": 0.8, "real_return": 0.3, "reward_size": 0.9},
+            {"imagined_return": 0.8, "real_return": 0.3, "reward_size": 0.4},
             f"dreams return 0.8, episodes 0.3 ({SHORTER})",
         ),
         ({"imagined_return": -0.2, "real_return": 0.9}, "dreams return -0.2, episodes 0.9"),

@@ -129,10 +129,11 @@ def doubts(figures: Mapping[str, float]) -> list[str]:
 
 def _advice(figures: Mapping[str, float]) -> str:
     """What speaks for one cause of the gap between imagined and real returns; empty if nothing does."""
-    if abs(figures.get("reward_size", 1) - 1) > GAP:
+    if figures["imagined_return"] > figures["real_return"]:
+        return " (a smaller horizon leaves the policy fewer errors of the world to find)"
+    if figures.get("reward_size", 1) < 1 - GAP:
         return (
             f" (single steps expect {figures['reward_size']:.0%} of the rewards that the policy's episodes brought: "
             "few like them were collected, or they depend on what frames do not show, as the time)"
         )
-    is_too_good = figures["imagined_return"] > figures["real_return"]
-    return " (a smaller horizon leaves the policy fewer errors of the world to find)" if is_too_good else ""
+    return ""
